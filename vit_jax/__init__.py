@@ -1,0 +1,3 @@
+"""Train, fine-tune and explain Vision Transformers in JAX/Flax."""
+
+__version__ = "0.1.0"

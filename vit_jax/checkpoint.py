@@ -1,0 +1,156 @@
+"""Checkpoints of a run: the latest two and the best. The only file that knows orbax."""
+
+import dataclasses
+import functools
+import pathlib
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from vit_jax.errors import UserError
+
+
+@jax.jit
+def checksum(tree) -> jax.Array:
+    """Returns a uint32 that changes with any bit of a tree of 16- and 32-bit arrays.
+
+    The sum of the bit patterns times odd weights, modulo 2^32: exact, and so the same however
+    the arrays are laid out over devices.
+    """
+    total = jnp.zeros((), jnp.uint32)
+    for leaf in jax.tree.leaves(tree):
+        unsigned = {2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+        bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32).reshape(-1)
+        weights = 2 * jax.lax.iota(jnp.uint32, bits.size) + 1
+        total = total * jnp.uint32(2654435761) + (bits * weights).sum(dtype=jnp.uint32)
+    return total
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint read back: the state, and what was noted beside it."""
+
+    step: int
+    state: Any
+    notes: dict
+
+
+class Checkpoints:
+    """The checkpoints in one folder, written in the background.
+
+    A checkpoint holds a state, notes (JSON) and, when it was evaluated, the validation accuracy,
+    by which the best one is chosen; of equals, the latest.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        """Opens or makes the folder; what a killed save left half-made is removed."""
+        self._folder = folder
+        policies = checkpoint_managers
+        options = ocp.CheckpointManagerOptions(
+            best_fn=_accuracy,
+            cleanup_tmp_directories=True,
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(n=2),
+                    policies.BestN(
+                        get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False
+                    ),
+                ]
+            ),
+        )
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def save(self, step: int, state, notes: dict, val_accuracy: float | None) -> None:
+        """Starts to save a state; one that exists at this step is replaced."""
+        if step in self._manager.all_steps():
+            self._manager.delete(step)
+        notes = notes | {"checksum": int(checksum(state))}
+        metrics = None if val_accuracy is None else {"val_accuracy": val_accuracy}
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)
+        )
+        if not self._manager.save(step, args=args, metrics=metrics, force=True):
+            raise RuntimeError(f"orbax refused to save step {step} in {self._folder}")
+
+    def restore_latest(self, abstract_state) -> Restored | None:
+        """Returns the latest intact checkpoint; None if nothing was saved yet.
+
+        A damaged one is removed with a warning and the one before it taken.
+
+        Args:
+          abstract_state: tree of `jax.ShapeDtypeStruct` with the shardings to restore into.
+
+        Raises:
+          UserError: checkpoints exist and none is intact.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                return self._restore(step, abstract_state)
+            except Exception as error:  # damage shows as many types in orbax and tensorstore
+                self._manager.delete(step)
+                warnings.warn(
+                    f"{self._folder / str(step)} is damaged ({_first_line(error)}): going back to "
+                    "the checkpoint before it",
+                    stacklevel=2,
+                )
+        if steps:
+            raise UserError(
+                f"no checkpoint in {self._folder} could be read: remove the run's folder to start "
+                "it again"
+            )
+        return None
+
+    def restore_best(self, abstract_state) -> Restored:
+        """Returns the checkpoint with the highest validation accuracy.
+
+        Raises UserError if it is damaged.
+        """
+        self.wait()
+        step = self._manager.best_step()
+        try:
+            return self._restore(step, abstract_state)
+        except Exception as error:
+            raise UserError(
+                f"the best checkpoint, {self._folder / str(step)}, is damaged "
+                f"({_first_line(error)}): remove the run's folder to train it again"
+            ) from None
+
+    def _restore(self, step, abstract_state):
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract_state), notes=ocp.args.JsonRestore()
+        )
+        restored = self._manager.restore(step, args=args)
+        notes = dict(restored.notes)
+        expected = notes.pop("checksum")
+        # Catches flipped bits, and the casts that orbax makes silently.
+        if int(checksum(restored.state)) != expected:
+            raise ValueError("its checksum does not match")
+        return Restored(step, restored.state, notes)
+
+    def wait(self) -> None:
+        """Returns when everything saved so far is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and ends the background threads."""
+        self._manager.close()
+
+
+def _accuracy(metrics) -> float:
+    return metrics["val_accuracy"]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def abstract(tree, sharding: jax.sharding.Sharding):
+    """Returns the shapes, dtypes and sharding that a tree is to be restored into."""
+    shape = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
+    return jax.tree.map(lambda x: shape(np.shape(x), x.dtype), tree)

@@ -1,0 +1,351 @@
+"""Every setting of a run, once, with its default and meaning, and the rules they must obey."""
+
+import difflib
+import math
+import re
+
+from ml_collections import ConfigDict
+
+from vit_jax.errors import UserError
+
+# hidden_size, depth, num_heads, mlp_dim: Dosovitskiy et al. 2021, table 1; Ti and S from
+# Touvron et al. 2021 (DeiT), table 1.
+MODEL_SIZES = {
+    "Ti": (192, 12, 3, 768),
+    "S": (384, 12, 6, 1536),
+    "B": (768, 12, 12, 3072),
+    "L": (1024, 24, 16, 4096),
+}
+DIMENSIONS = ("hidden_size", "depth", "num_heads", "mlp_dim")
+
+# The allowed values of every key that names a choice.
+CHOICES = {
+    "data.resident": ("auto", "always", "never"),
+    "augment.kind": ("none", "baseline"),
+    "model.patchify": ("conv", "manual"),
+    "model.pos_embed": ("none", "learned_1d", "learned_2d", "sinusoidal", "sincos_2d"),
+    "model.pool": ("cls", "mean"),
+    "model.gelu": ("tanh", "erf"),
+    "train.dtype": ("auto", "float32", "bfloat16"),
+    "optim.name": ("adamw", "adam", "sgd"),
+    "optim.schedule": ("constant", "cosine", "linear", "step"),
+}
+
+
+def get_config() -> ConfigDict:
+    """Returns the documented defaults; an experiment's config file changes some of them."""
+    config = ConfigDict()
+    config.seed = 0  # of the first run; further seeds count up from it
+
+    config.data = data = ConfigDict()
+    data.name = "cifar10"  # a TFDS name ("eurosat/rgb"), "folder" or "digits"
+    data.dir = ""  # TFDS data dir ("": TFDS_DATA_DIR, then ~/tensorflow_datasets), or the folder
+    data.train_split = "train"  # TFDS split string, or folder; flat folders and digits: unused
+    data.val_split = "auto"  # "auto": the set's own if it has one, else carved from train
+    data.test_split = "auto"  # likewise
+    data.val_size = 0.1  # carved: below 1 a share of the training examples, else a number
+    data.test_size = 0.2  # likewise; carved before the validation part
+    data.split_seed = 0  # of the carving and the subsets; apart from `seed`, so runs share splits
+    data.train_examples = 0  # keep that many training examples, classes in proportion; 0: all
+    data.examples_per_class = 0  # keep that many training examples of each class; 0: all
+    data.image_size = 32  # pixels; other sizes are resized (shorter side) and centre-cropped
+    data.channels = 3  # 3: RGB, 1: greyscale; images are converted
+    data.mean = (0.5,)  # of the pixels in [0, 1], subtracted; one value, or one per channel
+    data.std = (0.5,)  # likewise, divided by
+    data.resident = "auto"  # "always": decoded once, held on the device; "never": streamed
+    data.resident_max_gib = 2.0  # GiB of uint8 pixels up to which "auto" is resident
+    data.skip_corrupt = False  # leave unreadable files of a folder out, and count them
+    data.num_threads = 8  # that read and decode images
+    data.download = True  # fetch and prepare a missing known set
+
+    config.augment = augment = ConfigDict()
+    augment.kind = "baseline"  # "none"; "baseline": random crop after padding, horizontal flip
+    augment.crop_padding = 4  # pixels of zero padding on each side
+    augment.flip = True  # mirror half of the images
+
+    config.model = model = ConfigDict()
+    model.size = ""  # "Ti/16", "S/16", "B/16", "L/16", with any patch size: fills the keys at 0
+    model.patch_size = 0  # pixels
+    model.hidden_size = 0  # width of a token
+    model.depth = 0  # number of encoder blocks
+    model.num_heads = 0  # attention heads per block
+    model.mlp_dim = 0  # width of the MLP's hidden layer
+    model.patchify = "conv"  # "manual": reshape into patches, then a dense layer
+    model.pos_embed = "learned_1d"  # none, learned_1d, learned_2d, sinusoidal, sincos_2d
+    model.pool = "cls"  # "cls": class token; "mean": mean of the patch tokens
+    model.dropout_rate = 0.0  # after the embedding, attention and both MLP layers
+    model.attention_dropout_rate = 0.0  # on the attention weights
+    model.drop_path_rate = 0.0  # stochastic depth of the last block; linear from 0 at the first
+    model.qkv_bias = True  # bias of the query, key and value layers
+    model.gelu = "tanh"  # "erf" is the exact form
+    model.norm_eps = 1e-6  # of every LayerNorm
+    model.representation_size = 0  # width of a tanh layer before the head; 0: none
+
+    config.optim = optim = ConfigDict()
+    optim.name = "adamw"  # adamw, adam, sgd (with momentum)
+    optim.learning_rate = 1e-3  # peak
+    optim.schedule = "cosine"  # constant, cosine, linear, step; all after the warm-up
+    optim.end_learning_rate = 0.0  # reached by cosine and linear at the last step
+    optim.warmup_steps = 0  # linear from 0; give at most one of the three
+    optim.warmup_epochs = 0.0
+    optim.warmup_percent = 0.0  # of the whole run
+    optim.decay_at_percent = (50.0, 75.0)  # step: where in the run the rate is multiplied
+    optim.decay_factor = 0.1  # step: by what
+    optim.weight_decay = 0.0  # on kernels; adamw: decoupled, adam and sgd: added to the gradient
+    optim.b1 = 0.9  # adam, adamw
+    optim.b2 = 0.999  # adam, adamw
+    optim.eps = 1e-8  # adam, adamw
+    optim.momentum = 0.9  # sgd
+    optim.nesterov = False  # sgd
+    optim.grad_clip_norm = 0.0  # clip the global norm of the gradients to this; 0: off
+    optim.ema_decay = 0.0  # moving average of the weights, used by evaluation; 0: off
+
+    config.train = train = ConfigDict()
+    train.epochs = 0.0  # length of the run; give one of the two
+    train.steps = 0
+    train.num_seeds = 1  # runs per variant, with seeds seed, seed + 1, ...
+    train.batch_size = 128  # over all devices and processes; one optimizer update
+    train.accumulation_steps = 1  # split the batch into this many, to save memory
+    train.label_smoothing = 0.0
+    train.dtype = "auto"  # of the computation; auto: bfloat16 on GPU and TPU, float32 on CPU
+    train.eval_every_steps = 0  # validate and checkpoint; none of the three given: every epoch
+    train.eval_every_epochs = 0.0
+    train.eval_every_percent = 0.0
+    train.eval_batch_size = 256
+
+    config.log = log = ConfigDict()
+    log.every_steps = 50  # a row of training metrics; none of the three given: at evaluations only
+    log.every_epochs = 0.0
+    log.every_percent = 0.0
+    log.tensorboard = True  # write event files
+
+    config.sharding = sharding = ConfigDict()
+    sharding.distributed = False  # one of several processes (SLURM, TPU pod, ...) of a single run
+    sharding.cpu_devices = 0  # CPU only: devices to split the cores into; 0: one per core
+    return config.lock()
+
+
+def flatten(config, prefix: str = "") -> dict:
+    """Returns {"section.key": value} of a (nested) config."""
+    flat = {}
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def check_key(key: str, what: str) -> None:
+    """Raises UserError, with a suggestion, if `key` is no setting; `what` names its source."""
+    known = flatten(get_config())
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1)
+        leaf = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
+        hint = (leaf or near or [""])[0]
+        hint = f"; did you mean {hint}?" if hint else "; vit_jax/config.py lists them"
+        raise UserError(f"unknown config key {key} in {what}{hint}")
+
+
+def with_overrides(config: ConfigDict, overrides: dict, what: str) -> ConfigDict:
+    """Returns a copy of `config` changed by {"section.key": value}.
+
+    Raises UserError if a key is unknown or a value has the wrong type; `what` names the source.
+    """
+    config = config.copy_and_resolve_references()
+    for key, value in overrides.items():
+        check_key(key, what)
+        try:
+            config.update_from_flattened_dict({key: value})
+        except (TypeError, ValueError):
+            want = type(flatten(config)[key]).__name__
+            raise UserError(f"config key {key} in {what} takes a {want}, got {value!r}") from None
+    return config
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """Returns a copy in which a named model size has filled the dimensions left at 0."""
+    config = config.copy_and_resolve_references()
+    model = config.model
+    if not model.size:
+        return config
+    match = re.fullmatch(r"(\w+)/(\d+)", model.size)
+    if not match or match[1] not in MODEL_SIZES:
+        names = ", ".join(MODEL_SIZES)
+        raise UserError(
+            f"model.size={model.size!r} is unknown: give one of {names}, a slash and "
+            "the patch size, such as S/16"
+        )
+    filled = dict(zip(DIMENSIONS, MODEL_SIZES[match[1]], strict=True), patch_size=int(match[2]))
+    if all(model[key] not in (0, value) for key, value in filled.items()):
+        raise UserError(
+            f"model.size={model.size!r} does nothing, because {', '.join(filled)} "
+            "are all set: leave one or the other out"
+        )
+    for key, value in filled.items():
+        model[key] = model[key] or value
+    model.size = ""
+    return config
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises UserError for the first value or combination of a resolved config that is wrong."""
+    flat = flatten(config)
+    for key, allowed in CHOICES.items():
+        if flat[key] not in allowed:
+            raise UserError(f"{key}={flat[key]!r} is not one of {', '.join(allowed)}")
+    for key, value in flat.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise UserError(f"{key}={value} is not a finite number")
+        if any(isinstance(number, int | float) and number < 0 for number in numbers):
+            raise UserError(f"{key}={value} is negative")
+    _validate_data(config)
+    _validate_model(config)
+    _validate_train(config)
+
+
+def _validate_data(config):
+    data, augment = config.data, config.augment
+    if not data.name:
+        raise UserError("data.name is empty: give a TFDS name, folder or digits")
+    if data.name == "folder" and not data.dir:
+        raise UserError("data.name=folder needs data.dir, the folder of images")
+    if data.channels not in (1, 3):
+        raise UserError(f"data.channels={data.channels} is neither 1 (greyscale) nor 3 (RGB)")
+    _at_least_one(config, "data.image_size", "data.num_threads")
+    for key in ("mean", "std"):
+        if len(data[key]) not in (1, data.channels):
+            raise UserError(
+                f"data.{key}={tuple(data[key])} has {len(data[key])} values for "
+                f"{data.channels} channels: give one, or one per channel"
+            )
+    if 0 in data.std:
+        raise UserError(f"data.std={tuple(data.std)} holds a 0, by which pixels would be divided")
+    for key in ("val_size", "test_size"):
+        if data[key] == 0 or (data[key] > 1 and data[key] != int(data[key])):
+            raise UserError(
+                f"data.{key}={data[key]} is neither a share between 0 and 1 nor a number of images"
+            )
+    if data.train_examples and data.examples_per_class:
+        raise UserError("give data.train_examples or data.examples_per_class, not both")
+    if augment.kind == "baseline" and augment.crop_padding >= data.image_size:
+        raise UserError(
+            f"augment.crop_padding={augment.crop_padding} must be smaller than "
+            f"data.image_size={data.image_size}"
+        )
+
+
+def _validate_model(config):
+    model, image_size = config.model, config.data.image_size
+    for key in (*DIMENSIONS, "patch_size"):
+        if model[key] == 0:
+            raise UserError(f"model.{key} is not set: set it, or a named size in model.size")
+    if image_size % model.patch_size:
+        divisors = [n for n in range(1, image_size + 1) if image_size % n == 0]
+        raise UserError(
+            f"model.patch_size={model.patch_size} does not divide "
+            f"data.image_size={image_size}: use one of {', '.join(map(str, divisors))}"
+        )
+    if model.hidden_size % model.num_heads:
+        raise UserError(
+            f"model.hidden_size={model.hidden_size} is not divisible by "
+            f"model.num_heads={model.num_heads}"
+        )
+    if model.pos_embed == "sincos_2d" and (model.hidden_size % 4 or model.hidden_size < 8):
+        raise UserError(
+            f"model.pos_embed=sincos_2d needs a model.hidden_size of at least 8 that 4 divides, "
+            f"not {model.hidden_size}"
+        )
+    if model.pos_embed == "sinusoidal" and model.hidden_size % 2:
+        raise UserError(
+            f"model.pos_embed=sinusoidal needs an even model.hidden_size, not {model.hidden_size}"
+        )
+    if model.norm_eps == 0:
+        raise UserError("model.norm_eps=0 would divide by zero: use 1e-6, say")
+    for key in ("dropout_rate", "attention_dropout_rate", "drop_path_rate"):
+        _below_one(config, f"model.{key}")
+
+
+def _validate_train(config):
+    train, optim = config.train, config.optim
+    _at_least_one(
+        config,
+        "train.num_seeds",
+        "train.batch_size",
+        "train.accumulation_steps",
+        "train.eval_batch_size",
+    )
+    _only_one(config, "train.epochs", "train.steps")
+    if not train.epochs and not train.steps:
+        raise UserError("train.epochs and train.steps are both 0: set one, the run's length")
+    for stem in ("optim.warmup", "train.eval_every", "log.every"):
+        _only_one(config, *(f"{stem}_{unit}" for unit in ("steps", "epochs", "percent")))
+    if train.batch_size % train.accumulation_steps:
+        raise UserError(
+            f"train.batch_size={train.batch_size} is not divisible by "
+            f"train.accumulation_steps={train.accumulation_steps}"
+        )
+    _below_one(
+        config,
+        "train.label_smoothing",
+        "optim.b1",
+        "optim.b2",
+        "optim.momentum",
+        "optim.ema_decay",
+    )
+    if optim.eps == 0:
+        raise UserError("optim.eps=0 would divide by zero: use 1e-8, say")
+    percents = tuple(optim.decay_at_percent)
+    if list(percents) != sorted(set(percents)) or any(p >= 100 for p in percents):
+        raise UserError(f"optim.decay_at_percent={percents} must rise, and stay below 100")
+    for key in ("warmup_percent",):
+        if optim[key] > 100:
+            raise UserError(f"optim.{key}={optim[key]} is above 100")
+    if optim.schedule in ("cosine", "linear") and optim.end_learning_rate > optim.learning_rate:
+        raise UserError(
+            f"optim.end_learning_rate={optim.end_learning_rate} is above "
+            f"optim.learning_rate={optim.learning_rate}"
+        )
+
+
+def _at_least_one(config, *keys):
+    for key in keys:
+        if flatten(config)[key] < 1:
+            raise UserError(f"{key}={flatten(config)[key]} must be at least 1")
+
+
+def _below_one(config, *keys):
+    for key in keys:
+        if flatten(config)[key] >= 1:
+            raise UserError(f"{key}={flatten(config)[key]} must be below 1")
+
+
+def _only_one(config, *keys):
+    given = {key: flatten(config)[key] for key in keys if flatten(config)[key]}
+    if len(given) > 1:
+        listed = " and ".join(f"{key}={value}" for key, value in given.items())
+        raise UserError(f"{listed} contradict each other: set all but one to 0")
+
+
+def steps_of(section, stem: str, steps_per_epoch: int, total_steps: int) -> int:
+    """Returns a duration in steps, from whichever of its keys is set; 0 if none is.
+
+    Args:
+      section: part of the config that holds `{stem}_steps`, `_epochs` and `_percent`.
+      stem: e.g. "warmup".
+      steps_per_epoch: optimizer updates per pass over the training data.
+      total_steps: optimizer updates of the whole run, for `_percent`.
+    """
+    if section[f"{stem}_steps"]:
+        return section[f"{stem}_steps"]
+    if section[f"{stem}_epochs"]:
+        return max(1, round(section[f"{stem}_epochs"] * steps_per_epoch))
+    if section[f"{stem}_percent"]:
+        return max(1, round(section[f"{stem}_percent"] / 100 * total_steps))
+    return 0
+
+
+def total_steps(config: ConfigDict, steps_per_epoch: int) -> int:
+    """Returns the run's length in optimizer updates."""
+    return config.train.steps or max(1, round(config.train.epochs * steps_per_epoch))

@@ -1,0 +1,41 @@
+"""Data sets: opened, divided, and fed to the devices in batches."""
+
+import dataclasses
+
+from jax.sharding import Mesh
+
+from vit_jax.data.batches import ResidentBatches, StreamingBatches
+from vit_jax.data.sources import open_source
+from vit_jax.data.splits import make_splits
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A data set ready for use; each part yields batches and has a length."""
+
+    class_names: list[str]
+    train: ResidentBatches | StreamingBatches
+    val: ResidentBatches | StreamingBatches
+    test: ResidentBatches | StreamingBatches
+
+
+def load_data(config, mesh: Mesh) -> Data:
+    """Opens the set that `config` (the settings `config.data`) describes.
+
+    Raises:
+      UserError: the set is missing, unreadable, or too small for its splits.
+    """
+    splits = make_splits(open_source(config), config)
+    parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
+    num_bytes = sum(map(len, parts.values())) * config.image_size**2 * config.channels
+    fits = num_bytes <= config.resident_max_gib * 2**30
+    resident = config.resident == "always" or (config.resident == "auto" and fits)
+    kind = ResidentBatches if resident else StreamingBatches
+    batches = {name: kind(part, mesh, config.num_threads) for name, part in parts.items()}
+    print(
+        f"{config.name}: {len(splits.class_names)} classes, "
+        + ", ".join(f"{len(part):,} {name}" for name, part in parts.items())
+        + f" examples, {'resident on the device' if resident else 'streamed'}",
+        flush=True,
+    )
+    return Data(splits.class_names, **batches)

@@ -1,0 +1,123 @@
+"""Batches on the devices; the batch of step s is a function of (seed, s) alone."""
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from vit_jax import sharding
+from vit_jax.data.sources import Examples
+
+
+@functools.lru_cache(maxsize=4)
+def order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """Returns the permutation of `count` examples that epoch `epoch` goes through."""
+    return np.random.default_rng((seed, epoch)).permutation(count).astype(np.int32)
+
+
+def batch_indices(seed: int, step: int, count: int, batch_size: int) -> np.ndarray:
+    """Returns the examples [batch_size] of training step `step`.
+
+    Each epoch is a fresh permutation; its last, incomplete batch is left out.
+    """
+    epoch, position = divmod(step, count // batch_size)
+    return order(seed, epoch, count)[position * batch_size : (position + 1) * batch_size]
+
+
+def padded_indices(start: int, count: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns evaluation indices [batch_size] from `start` on, and the mask of the real ones."""
+    indices = np.arange(start, start + batch_size, dtype=np.int32)
+    return np.minimum(indices, count - 1), indices < count
+
+
+class _Batches:
+    """What resident and streaming batches share: the number of examples and the batch shapes."""
+
+    def __init__(self, examples: Examples, mesh: Mesh):
+        self._mesh, self._count = mesh, len(examples)
+
+    def __len__(self):
+        return self._count
+
+    def _eval_starts(self, batch_size):
+        # A multiple of the devices, and no larger than the set needs.
+        devices = self._mesh.size
+        batch_size = -(-min(batch_size, self._count) // devices) * devices
+        return batch_size, range(0, self._count, batch_size)
+
+
+class ResidentBatches(_Batches):
+    """Batches of a set that is decoded once and lives on every device as uint8."""
+
+    def __init__(self, examples: Examples, mesh: Mesh, num_threads: int):
+        """Decodes all examples and copies them to the devices of `mesh`."""
+        super().__init__(examples, mesh)
+        self._arrays = sharding.put_replicated(mesh, examples.decode_all(num_threads))
+        split = sharding.split(mesh)
+
+        def gather(arrays, indices, mask):
+            return {"image": arrays[0][indices], "label": arrays[1][indices], "mask": mask}
+
+        self._gather = jax.jit(gather, out_shardings=split)
+
+    def train(self, seed: int, start: int, stop: int, batch_size: int) -> Iterator[dict]:
+        """Yields the batches of steps start ... stop - 1, split over the devices."""
+        mask = jnp.ones(batch_size, bool)
+        for step in range(start, stop):
+            indices = batch_indices(seed, step, self._count, batch_size)
+            yield self._gather(self._arrays, indices, mask)
+
+    def evaluate(self, batch_size: int) -> Iterator[dict]:
+        """Yields every example once; the last batch is padded, its mask False there."""
+        batch_size, starts = self._eval_starts(batch_size)
+        for start in starts:
+            yield self._gather(self._arrays, *padded_indices(start, self._count, batch_size))
+
+
+class StreamingBatches(_Batches):
+    """Batches of a set that is read and decoded on the fly, by Grain, in threads."""
+
+    def __init__(self, examples: Examples, mesh: Mesh, num_threads: int):
+        """Reads nothing yet."""
+        super().__init__(examples, mesh)
+        self._examples, self._num_threads = examples, num_threads
+
+    def train(self, seed: int, start: int, stop: int, batch_size: int) -> Iterator[dict]:
+        """Yields the batches of steps start ... stop - 1, split over the devices."""
+
+        def example(step, row):
+            return int(batch_indices(seed, step, self._count, batch_size)[row]), True
+
+        return self._stream(example, start, stop, batch_size)
+
+    def evaluate(self, batch_size: int) -> Iterator[dict]:
+        """Yields every example once; the last batch is padded, its mask False there."""
+        batch_size, starts = self._eval_starts(batch_size)
+
+        def example(step, row):
+            indices, mask = padded_indices(step * batch_size, self._count, batch_size)
+            return int(indices[row]), mask[row]
+
+        return self._stream(example, 0, len(starts), batch_size)
+
+    def _stream(self, example, start, stop, batch_size):
+        import grain  # costs a second, so only where it is used
+
+        rows = batch_size // jax.process_count()  # that this process reads
+        first = jax.process_index() * rows
+
+        def load(position):
+            step, row = divmod(position, rows)
+            index, mask = example(step, first + row)
+            image, label = self._examples.read([index])[0]
+            return {"image": image, "label": np.int32(label), "mask": np.bool_(mask)}
+
+        options = grain.ReadOptions(
+            num_threads=self._num_threads, prefetch_buffer_size=max(64, 2 * rows)
+        )
+        stream = grain.MapDataset.range(start * rows, stop * rows).map(load)
+        for batch in stream.to_iter_dataset(options).batch(rows):
+            yield sharding.put_split(self._mesh, batch)

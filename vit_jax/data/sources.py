@@ -1,0 +1,298 @@
+"""Where labelled images come from: TFDS array_record sets, image folders, embedded digits."""
+
+import functools
+import io
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vit_jax.data import prepare
+from vit_jax.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+VALIDATION_NAMES = ("validation", "valid", "val")
+
+
+class Examples:
+    """Random access to labelled images.
+
+    Attributes:
+      labels: int32 [n].
+    """
+
+    def __init__(
+        self,
+        count: int,
+        read: Callable[[Sequence[int]], list[tuple[np.ndarray, int]]],
+        labels: Callable[[], np.ndarray],
+    ):
+        """Wraps a reader.
+
+        Args:
+          count: number of examples.
+          read: indices -> (uint8 [height, width, channels], label) each.
+          labels: -> int32 [count]; called only when labels are needed without the pixels.
+        """
+        self._count, self._read, self._labels = count, read, labels
+
+    def __len__(self):
+        return self._count
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """The labels, int32 [n]."""
+        return self._labels()
+
+    def read(self, indices: Sequence[int]) -> list[tuple[np.ndarray, int]]:
+        """Reads and decodes some examples: (uint8 [height, width, channels], label) each."""
+        return self._read(indices)
+
+    def take(self, indices: np.ndarray) -> "Examples":
+        """Returns the examples at `indices`, in that order."""
+        return Examples(
+            len(indices),
+            lambda wanted: self._read([int(indices[i]) for i in wanted]),
+            lambda: self.labels[indices],
+        )
+
+    def decode_all(self, num_threads: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns all images, uint8 [n, height, width, channels], and labels, int32 [n]."""
+        chunks = [range(i, min(i + 256, len(self))) for i in range(0, len(self), 256)]
+        images, labels = None, np.empty(len(self), np.int32)
+        with ThreadPoolExecutor(num_threads) as pool:
+            for chunk, examples in zip(chunks, pool.map(self.read, chunks), strict=True):
+                if images is None:  # filled in place: a stack at the end would need twice the room
+                    images = np.empty((len(self), *examples[0][0].shape), np.uint8)
+                for i, (image, label) in zip(chunk, examples, strict=True):
+                    images[i], labels[i] = image, label
+        return images, labels
+
+
+class Source(Protocol):
+    """A data set with named classes and, perhaps, named splits."""
+
+    class_names: list[str]
+    split_names: list[str]  # empty if the set comes in one piece
+
+    def examples(self, split: str) -> Examples:
+        """Returns the examples of a split ("" for the one piece)."""
+        ...
+
+
+def open_source(config) -> Source:
+    """Opens the set that `config.data` names; raises UserError if that cannot be done."""
+    if config.name == "digits":
+        return Digits(config)
+    if config.name == "folder":
+        return Folder(config)
+    return Tfds(config)
+
+
+def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
+    """Returns uint8 [size, size, channels]: upright, converted, resized, centre-cropped."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":  # 16 bits: Pillow would clip, not scale
+        image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype(np.uint8))
+    image = image.convert("RGB" if channels == 3 else "L")
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image).reshape(size, size, channels)
+
+
+class Digits:
+    """scikit-learn's embedded handwritten digits: 1,797 images of 8x8 pixels."""
+
+    def __init__(self, config):
+        """Loads the digits at the wanted size and number of channels."""
+        from sklearn.datasets import load_digits  # costs a second, so only where it is used
+
+        digits = load_digits()
+        pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+        self.class_names, self.split_names = [str(name) for name in digits.target_names], []
+        self._labels = digits.target.astype(np.int32)
+        self._images = [
+            to_array(Image.fromarray(image), config.image_size, config.channels) for image in pixels
+        ]
+
+    def examples(self, split: str) -> Examples:
+        """Returns all digits."""
+        labels = self._labels
+        return Examples(
+            len(labels), lambda wanted: [(self._images[i], labels[i]) for i in wanted], lambda: labels
+        )
+
+
+class Folder:
+    """An image folder, `{train,valid,test}/<class>/*` or flat `<class>/*`."""
+
+    def __init__(self, config):
+        """Lists the classes and files; raises UserError where they make no data set."""
+        self._config, self._root = config, pathlib.Path(config.dir).expanduser()
+        if not self._root.is_dir():
+            raise UserError(f"data.dir={config.dir} is not a folder")
+        top = _folders(self._root)
+        split_layout = config.train_split in top
+        known = {"train", "test", *VALIDATION_NAMES, config.train_split}
+        if not split_layout and known & set(top):
+            raise UserError(
+                f"{self._root} holds {', '.join(sorted(known & set(top)))} but no folder "
+                f"{config.train_split!r} of training images (data.train_split)"
+            )
+        self.split_names = [name for name in top if name in known] if split_layout else []
+        first = self._root / config.train_split if split_layout else self._root
+        self.class_names = _folders(first)
+        if len(self.class_names) < 2:
+            raise UserError(
+                f"{first} holds {len(self.class_names)} class folders: at least 2 are needed, "
+                "one folder of images per class"
+            )
+
+    def examples(self, split: str) -> Examples:
+        """Returns the images of `split`, "" for a flat folder."""
+        root = self._root / split
+        if not root.is_dir():
+            raise UserError(f"{root} is not a folder of images")
+        if _folders(root) != self.class_names:
+            differing = ", ".join(sorted(set(_folders(root)) ^ set(self.class_names)))
+            raise UserError(f"{root} and the training images differ in their classes: {differing}")
+        files, labels = [], []
+        for label, name in enumerate(self.class_names):
+            found = sorted(
+                path for path in (root / name).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES
+            )
+            if not found:
+                kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+                raise UserError(f"class folder {root / name} holds no image ({kinds})")
+            files += found
+            labels += [label] * len(found)
+        if self._config.skip_corrupt:
+            files, labels = self._readable(root, files, labels)
+        labels = np.array(labels, np.int32)
+        return Examples(
+            len(files),
+            lambda wanted: [(self._read(files[i]), labels[i]) for i in wanted],
+            lambda: labels,
+        )
+
+    def _read(self, path):
+        try:
+            with Image.open(path) as image:
+                return to_array(image, self._config.image_size, self._config.channels)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UserError(
+                f"{path} cannot be read as an image ({error}): mend or remove it, "
+                "or set data.skip_corrupt=True"
+            ) from None
+
+    def _readable(self, root, files, labels):
+        def readable(path):
+            try:
+                self._read(path)
+            except UserError:
+                return False
+            return True
+
+        with ThreadPoolExecutor(self._config.num_threads) as pool:
+            good = list(pool.map(readable, files))
+        skipped = [str(path) for path, ok in zip(files, good, strict=True) if not ok]
+        if skipped:
+            print(f"{root}: skipped {len(skipped)} unreadable of {len(files)} files: {skipped[0]}")
+        left = {label for label, ok in zip(labels, good, strict=True) if ok}
+        for label, name in enumerate(self.class_names):
+            if label not in left:
+                raise UserError(f"class folder {root / name} holds no readable image")
+        return (
+            [path for path, ok in zip(files, good, strict=True) if ok],
+            [label for label, ok in zip(labels, good, strict=True) if ok],
+        )
+
+
+def _folders(root: pathlib.Path) -> list[str]:
+    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+class Tfds:
+    """A TFDS image-classification set prepared as array_record."""
+
+    def __init__(self, config):
+        """Opens the set, preparing a known one if it is missing and there is a network."""
+        # Both cost seconds, so only where they are used.
+        from tensorflow_datasets.core import read_only_builder
+
+        self._config = config
+        directory = os.path.expanduser(
+            config.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+        )
+        self._builder = _open_builder(read_only_builder, config, directory)
+        features = self._builder.info.features
+        if "image" not in features or not hasattr(features.get("label"), "names"):
+            raise UserError(
+                f"data.name={config.name} is no image-classification set: it has the features "
+                f"{', '.join(features)}, and 'image' and 'label' are needed"
+            )
+        self.class_names = list(features["label"].names)
+        self.split_names = list(self._builder.info.splits)
+
+    def examples(self, split: str) -> Examples:
+        """Returns the examples of a TFDS split string such as "train[:90%]"."""
+        import tensorflow_datasets as tfds
+
+        try:
+            # The pixels are decoded by Pillow, as for folders.
+            source = self._builder.as_data_source(
+                split=split, decoders={"image": tfds.decode.SkipDecoding()}
+            )
+        except NotImplementedError:
+            raise UserError(
+                f"{self._builder.data_dir} is not stored as array_record: prepare it with "
+                'file_format="array_record"'
+            ) from None
+        except Exception as error:  # tfds raises many types for a wrong split string
+            raise UserError(
+                f"split {split!r} of {self._config.name} cannot be read: "
+                f"{str(error).splitlines()[0]} (it has {', '.join(self.split_names)})"
+            ) from None
+        size, channels = self._config.image_size, self._config.channels
+
+        def read(wanted):
+            examples = source.__getitems__(wanted)
+            try:
+                return [
+                    (to_array(Image.open(io.BytesIO(e["image"])), size, channels), int(e["label"]))
+                    for e in examples
+                ]
+            except OSError as error:
+                raise UserError(f"{self._config.name}: a record holds no image: {error}") from None
+
+        def labels():
+            chunks = [range(i, min(i + 4096, len(source))) for i in range(0, len(source), 4096)]
+            found = [e["label"] for chunk in chunks for e in source.__getitems__(chunk)]
+            return np.array(found, np.int32)
+
+        return Examples(len(source), read, labels)
+
+
+def _open_builder(read_only_builder, config, directory):
+    def find():
+        try:
+            return read_only_builder.builder_from_files(config.name, data_dir=directory)
+        except Exception:  # several types, none of which tells more than "not found"
+            return None
+
+    builder = find()
+    if builder is None and config.download and config.name.split("/")[0] in prepare.NAMES:
+        print(f"{config.name} is not in {directory}: preparing it", flush=True)
+        prepare.prepare(config.name.split("/")[0], directory)
+        builder = find()
+    if builder is None:
+        raise UserError(
+            f"data set {config.name!r} is not in {directory} (data.dir or TFDS_DATA_DIR): prepare "
+            'it there with TFDS, file_format="array_record", or with scripts/prepare_data.py '
+            f"({', '.join(prepare.NAMES)}); data.name=digits needs no files"
+        )
+    return builder

@@ -1,0 +1,99 @@
+"""Runs an experiment: trains every variant and seed of a config, then writes the table.
+
+    python -m vit_jax.main --config=configs/cifar_patch.py
+    python -m vit_jax.main --config=configs/cifar_patch.py --variant=patch_4
+    python -m vit_jax.main --config=configs/cifar_patch.py --config.train.epochs=5
+
+--config.SECTION.KEY=VALUE changes one setting; vit_jax/config.py lists them all. The same command
+run again continues where it stopped; finished runs are not trained again.
+"""
+
+import errno
+import importlib.util
+import pathlib
+import re
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from vit_jax import config as settings
+from vit_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file of the experiment; --config.SECTION.KEY=VALUE overrides it."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for all that the experiment leaves. Default: runs/<config's name>."
+)
+_VARIANT = flags.DEFINE_string(
+    "variant", None, "Train this variant of the sweep alone, and write no table."
+)
+
+
+def run() -> None:
+    """The command line's entry point."""
+    app.run(_main, flags_parser=_parse)
+
+
+def _parse(argv):
+    try:
+        for argument in argv[1:]:
+            if match := re.match(r"--?(?:no)?config\.([\w.]+)", argument):
+                settings.check_key(match[1], "the command line")
+        if not any(re.match(r"--?(config\b|help)", argument) for argument in argv[1:]):
+            raise UserError("--config=FILE is missing, such as --config=configs/cifar_patch.py")
+        for argument in argv[1:]:
+            match = re.match(r"--?config=(.*)", argument)
+            if match and not pathlib.Path(match[1]).is_file():
+                raise UserError(f"--config={match[1]} is not a file")
+        rest = flags.FLAGS(argv)[1:]
+        if rest:
+            raise UserError(f"{rest[0]!r} is no flag; flags begin with --, --help lists them")
+        return argv[:1]
+    except flags.IllegalFlagValueError as error:
+        match = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error))
+        if match is None:
+            _die(str(error))
+        want = type(settings.flatten(settings.get_config()).get(match[1], {})).__name__
+        _die(f"config key {match[1]} takes a {want}, got {match[2]!r}")
+    except (UserError, flags.Error) as error:
+        _die(str(error))
+
+
+def _main(argv):
+    del argv
+    logging.set_verbosity(logging.WARNING)  # JAX and orbax tell their insides at INFO
+    try:
+        # Imported here, so that --help and a mistyped flag answer at once.
+        from vit_jax import sweep, train
+
+        stop = train.StopSignal()
+        flag = flags.FLAGS["config"]
+        path = pathlib.Path(flag.config_filename)
+        variants = _load_sweep(path)
+        configs = sweep.make_variants(_CONFIG.value, variants, set(flag.override_values))
+        workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / path.stem)
+        sweep.run_sweep(path.stem, configs, variants, workdir, _VARIANT.value, stop)
+    except UserError as error:
+        _die(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise
+        _die(str(error))
+
+
+def _load_sweep(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.sweep() if hasattr(module, "sweep") else {}
+
+
+def _die(message):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    run()

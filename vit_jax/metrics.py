@@ -1,0 +1,233 @@
+"""Sums over examples, and the writers of what is measured: JSONL, TensorBoard, console."""
+
+import json
+import os
+import pathlib
+import re
+import sys
+import time
+
+import flax.struct
+import numpy as np
+from clu import metrics as clu_metrics
+from tqdm import tqdm
+
+
+@flax.struct.dataclass
+class Sums(clu_metrics.Collection):
+    """Sums of per-example loss and correctness, with the number of examples."""
+
+    loss: clu_metrics.Average.from_output("loss")
+    accuracy: clu_metrics.Accuracy
+
+
+def read_jsonl(path: pathlib.Path) -> list[dict]:
+    """Returns the rows of a JSON-lines file; a last line cut off by a kill is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes a file so that a kill leaves either the old or the new text."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+class JsonlWriter:
+    """One row per call in `metrics.jsonl`: {"step": int, name: number, ...}."""
+
+    def __init__(self, path: pathlib.Path, step: int):
+        """Opens the file to go on after `step`; rows of later steps are dropped."""
+        rows = [row for row in read_jsonl(path) if row["step"] <= step]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._file = path.open("a")
+
+    def write_scalars(self, step: int, scalars: dict) -> None:
+        """Appends a row."""
+        self._file.write(json.dumps({"step": step} | scalars) + "\n")
+
+    def write_images(self, step: int, images: dict) -> None:
+        """Leaves images to TensorBoard."""
+
+    def write_texts(self, step: int, texts: dict) -> None:
+        """Leaves texts to TensorBoard."""
+
+    def write_hparams(self, hparams: dict) -> None:
+        """Leaves hyperparameters to TensorBoard and config.json."""
+
+    def flush(self) -> None:
+        """Returns when the rows are on disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        self.flush()
+        self._file.close()
+
+
+class TensorBoardWriter:
+    """Event files, written by the `tensorboard` package without TensorFlow."""
+
+    def __init__(self, folder: pathlib.Path, step: int):
+        """Opens a new event file; TensorBoard will hide earlier files' events after `step`."""
+        # Imported here, because it costs half a second.
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.plugins.hparams import summary_v2 as hparams_summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.util import tensor_util
+
+        self._event, self._summary, self._hparams = event_pb2, summary_pb2, hparams_summary
+        self._make_tensor = tensor_util.make_tensor_proto
+        self._writer = EventFileWriter(str(folder))
+        started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._writer.add_event(
+            event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=started)
+        )
+
+    def _add(self, step, values):
+        summary = self._summary.Summary(value=values)
+        self._writer.add_event(self._event.Event(wall_time=time.time(), step=step, summary=summary))
+
+    def write_scalars(self, step: int, scalars: dict) -> None:
+        """Writes numbers; "train/loss" and "val/loss" land in groups of their own."""
+        self._add(
+            step,
+            [self._summary.Summary.Value(tag=k, simple_value=float(v)) for k, v in scalars.items()],
+        )
+
+    def write_images(self, step: int, images: dict) -> None:
+        """Writes pictures: uint8 [height, width, 3 or 1] each."""
+        import io
+
+        from PIL import Image
+
+        values = []
+        for tag, pixels in images.items():
+            buffer = io.BytesIO()
+            Image.fromarray(np.squeeze(pixels)).save(buffer, "png")
+            picture = self._summary.Summary.Image(
+                height=pixels.shape[0],
+                width=pixels.shape[1],
+                encoded_image_string=buffer.getvalue(),
+            )
+            values.append(self._summary.Summary.Value(tag=tag, image=picture))
+        self._add(step, values)
+
+    def write_texts(self, step: int, texts: dict) -> None:
+        """Writes Markdown texts."""
+        plugin = self._summary.SummaryMetadata.PluginData(plugin_name="text")
+        metadata = self._summary.SummaryMetadata(plugin_data=plugin)
+        self._add(
+            step,
+            [
+                self._summary.Summary.Value(
+                    tag=tag, metadata=metadata, tensor=self._make_tensor(text, dtype=object)
+                )
+                for tag, text in texts.items()
+            ],
+        )
+
+    def write_hparams(self, hparams: dict) -> None:
+        """Writes the hyperparameters, numbers, strings and bools, of this run."""
+        plain = {k: v if isinstance(v, int | float | bool) else str(v) for k, v in hparams.items()}
+        summary = self._hparams.hparams_pb(plain)
+        self._add(0, list(summary.value))
+
+    def flush(self) -> None:
+        """Returns when the events are on disk."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        self._writer.close()
+
+
+class MultiWriter:
+    """Passes every call on to several writers."""
+
+    def __init__(self, writers: list):
+        """Takes the writers; none at all is fine, as in all but the first process."""
+        self._writers = writers
+
+    def __getattr__(self, method):
+        if method.startswith("__"):
+            raise AttributeError(method)
+
+        def call(*args, **kwargs):
+            for writer in self._writers:
+                getattr(writer, method)(*args, **kwargs)
+
+        return call
+
+
+def make_writer(folder: pathlib.Path, step: int, tensorboard: bool, active: bool) -> MultiWriter:
+    """Returns the writer of a run that goes on after `step`.
+
+    Args:
+      folder: of the run.
+      step: the last step whose rows are kept.
+      tensorboard: whether to write event files too.
+      active: False in all processes but the first, which then write nothing.
+    """
+    writers = []
+    if active:
+        writers.append(JsonlWriter(folder / "metrics.jsonl", step))
+        if tensorboard:
+            writers.append(TensorBoardWriter(folder, step))
+    return MultiWriter(writers)
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a plain line at most every `line_seconds`."""
+
+    def __init__(self, name: str, start: int, total: int, active: bool, line_seconds: float = 15.0):
+        """Shows `total` steps of which `start` are done; silent unless `active`."""
+        self._name, self._total, self._line_seconds = name, total, line_seconds
+        self._active, self._last_line = active, time.monotonic()
+        self._first = (start, time.monotonic())
+        terminal = active and sys.stderr.isatty()
+        self._bar = (
+            tqdm(total=total, initial=start, desc=name, unit="step", dynamic_ncols=True)
+            if terminal
+            else None
+        )
+
+    def update(self, step: int, text: str, line: bool = False) -> None:
+        """Shows `text` at `step`; `line` asks for a line of its own that stays."""
+        if not self._active:
+            return
+        if self._bar is not None:
+            self._bar.n = step
+            self._bar.set_postfix_str(text)
+            if line:
+                self._bar.write(f"{self._name} step {step}/{self._total}: {text}")
+            return
+        now = time.monotonic()
+        if line or now - self._last_line >= self._line_seconds:
+            self._last_line = now
+            start, began = self._first
+            left = (now - began) / max(1, step - start) * (self._total - step)
+            print(
+                f"{self._name} step {step}/{self._total}: {text}, {format_seconds(left)} left",
+                flush=True,
+            )
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def format_seconds(seconds: float) -> str:
+    """Returns e.g. "3:07" or "1:02:05"."""
+    return re.sub(r"^0:0?(?=\d+:)", "", tqdm.format_interval(seconds))

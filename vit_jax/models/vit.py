@@ -1,0 +1,235 @@
+"""Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), with the official names."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.models.attention import MultiHeadDotProductAttention
+
+
+def sinusoidal_1d(length: int, width: int) -> np.ndarray:
+    """Returns the fixed position table [length, width] of Vaswani et al. 2017, section 3.5."""
+    frequencies = 10000.0 ** (-np.arange(0, width, 2) / width)
+    angles = np.arange(length)[:, None] * frequencies  # [length, width / 2]
+    return np.stack([np.sin(angles), np.cos(angles)], -1).reshape(length, width).astype(np.float32)
+
+
+def sincos_2d(rows: int, columns: int, width: int) -> np.ndarray:
+    """Returns the fixed position table [rows * columns, width] of MoCo v3 and big_vision.
+
+    With w_i = 10000^(-i / (width / 4 - 1)): sin and cos of w_i * column, then of w_i * row.
+    """
+    frequencies = 10000.0 ** -np.linspace(0, 1, width // 4)
+    y, x = np.mgrid[:rows, :columns]
+    x, y = x.reshape(-1, 1) * frequencies, y.reshape(-1, 1) * frequencies
+    return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], 1).astype(np.float32)
+
+
+class PositionEmbedding(nn.Module):
+    """Adds a position to every token.
+
+    Attributes:
+      kind: "learned_1d" (one table, class token included), "learned_2d" (a table of rows plus
+        one of columns), "sinusoidal" (fixed, 1-D order, class token first) or "sincos_2d"
+        (fixed). The 2-D kinds leave the class token as it is: its own parameter serves.
+      grid: rows and columns of patches.
+      has_cls: whether the first token is the class token.
+    """
+
+    kind: str
+    grid: tuple[int, int]
+    has_cls: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps tokens [b, n, d] to tokens [b, n, d]."""
+        (rows, columns), (_, n, d) = self.grid, x.shape
+        init = nn.initializers.normal(0.02)
+        if self.kind == "learned_1d":
+            table = self.param("pos_embedding", init, (1, n, d))[0]
+        elif self.kind == "sinusoidal":
+            table = sinusoidal_1d(n, d)
+        else:
+            if self.kind == "learned_2d":
+                by_row = self.param("row_embedding", init, (rows, d))
+                by_column = self.param("column_embedding", init, (columns, d))
+                table = (by_row[:, None] + by_column[None]).reshape(-1, d)
+            else:
+                table = sincos_2d(rows, columns, d)
+            table = jnp.pad(table, ((int(self.has_cls), 0), (0, 0)))
+        return x + jnp.asarray(table, x.dtype)
+
+
+class MlpBlock(nn.Module):
+    """Two dense layers with GELU between, on every token."""
+
+    mlp_dim: int
+    dropout_rate: float
+    exact_gelu: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Maps tokens [b, n, d] to tokens [b, n, d]."""
+        dense = functools.partial(
+            nn.Dense,
+            kernel_init=nn.initializers.xavier_uniform(),
+            bias_init=nn.initializers.normal(1e-6),
+            dtype=self.dtype,
+        )
+        b, n, d = x.shape
+        x = dense(self.mlp_dim)(x.reshape(b * n, d))
+        x = nn.gelu(x, approximate=not self.exact_gelu)
+        x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
+        x = dense(d)(x)
+        x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
+        return x.reshape(b, n, d)
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm transformer block with stochastic depth (Huang et al. 2016)."""
+
+    num_heads: int
+    mlp_dim: int
+    dropout_rate: float
+    attention_dropout_rate: float
+    drop_path_rate: float
+    qkv_bias: bool
+    exact_gelu: bool
+    norm_eps: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Maps tokens [b, n, d] to tokens [b, n, d] and attention weights [b, h, n, n]."""
+        norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
+        # One draw per image: the whole branch is left out.
+        drop_path = functools.partial(nn.Dropout, self.drop_path_rate, broadcast_dims=(1, 2))
+        y, weights = MultiHeadDotProductAttention(
+            self.num_heads, self.qkv_bias, self.attention_dropout_rate, self.dtype
+        )(norm()(x), train)
+        y = nn.Dropout(self.dropout_rate)(y, deterministic=not train)
+        x = x + drop_path()(y, deterministic=not train)
+        y = MlpBlock(self.mlp_dim, self.dropout_rate, self.exact_gelu, self.dtype)(norm()(x), train)
+        return x + drop_path()(y, deterministic=not train), weights
+
+
+class Encoder(nn.Module):
+    """Position embedding, blocks and the last norm."""
+
+    pos_embed: str
+    grid: tuple[int, int]
+    has_cls: bool
+    depth: int
+    dropout_rate: float
+    drop_path_rate: float
+    norm_eps: float
+    dtype: jnp.dtype
+    block: dict
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, dict]:
+        """Maps tokens [b, n, d] to tokens [b, n, d] and the intermediates."""
+        if self.pos_embed != "none":
+            x = PositionEmbedding(self.pos_embed, self.grid, self.has_cls, name="posembed_input")(x)
+        x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
+        tokens, attention = [x], []
+        for i in range(self.depth):
+            x, weights = EncoderBlock(
+                dropout_rate=self.dropout_rate,
+                drop_path_rate=self.drop_path_rate * i / max(1, self.depth - 1),
+                norm_eps=self.norm_eps,
+                dtype=self.dtype,
+                name=f"encoderblock_{i}",
+                **self.block,
+            )(x, train)
+            tokens.append(x)
+            attention.append(weights)
+        x = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name="encoder_norm")(x)
+        return x, {"tokens": tokens, "attention": attention}
+
+
+class VisionTransformer(nn.Module):
+    """Image classifier; the attributes are those of `config.model`.
+
+    Attributes:
+      num_classes: width of the head.
+      dtype: of the computation; parameters and logits are float32.
+    """
+
+    num_classes: int
+    patch_size: int
+    hidden_size: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    patchify: str = "conv"
+    pos_embed: str = "learned_1d"
+    pool: str = "cls"
+    dropout_rate: float = 0.0
+    attention_dropout_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    qkv_bias: bool = True
+    gelu: str = "tanh"
+    norm_eps: float = 1e-6
+    representation_size: int = 0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False, capture: bool = False):
+        """Classifies normalised images.
+
+        Args:
+          images: float [b, height, width, channels], both sides divisible by the patch size.
+          train: whether dropout and drop path are on; they need a "dropout" key.
+          capture: whether to return the intermediates too.
+
+        Returns:
+          float32 logits [b, num_classes]; with `capture` also a dict of "tokens" (depth + 1
+          arrays [b, n, d]: after the embedding and after each block), "attention" (depth arrays
+          [b, h, n, n], rows are queries) and "features" [b, d'], the head's input.
+        """
+        x = self._patches(images.astype(self.dtype))  # [b, rows, columns, d]
+        b, rows, columns, d = x.shape
+        x = x.reshape(b, rows * columns, d)
+        if self.pool == "cls":
+            cls = self.param("cls", nn.initializers.zeros, (1, 1, d))
+            x = jnp.concatenate([jnp.tile(cls.astype(x.dtype), (b, 1, 1)), x], 1)
+        x, intermediates = Encoder(
+            pos_embed=self.pos_embed,
+            grid=(rows, columns),
+            has_cls=self.pool == "cls",
+            depth=self.depth,
+            dropout_rate=self.dropout_rate,
+            drop_path_rate=self.drop_path_rate,
+            norm_eps=self.norm_eps,
+            dtype=self.dtype,
+            block=dict(
+                num_heads=self.num_heads,
+                mlp_dim=self.mlp_dim,
+                attention_dropout_rate=self.attention_dropout_rate,
+                qkv_bias=self.qkv_bias,
+                exact_gelu=self.gelu == "erf",
+            ),
+            name="Transformer",
+        )(x, train)
+        x = x[:, 0] if self.pool == "cls" else x.mean(1)
+        if self.representation_size:
+            x = nn.Dense(self.representation_size, dtype=self.dtype, name="pre_logits")(x)
+            x = jnp.tanh(x)
+        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")
+        logits = head(x.astype(jnp.float32))
+        return (logits, intermediates | {"features": x}) if capture else logits
+
+    def _patches(self, images):
+        p, (b, height, width, channels) = self.patch_size, images.shape
+        if self.patchify == "conv":
+            conv = nn.Conv(self.hidden_size, (p, p), (p, p), "VALID", dtype=self.dtype)
+            return conv.copy(name="embedding")(images)
+        x = images.reshape(b, height // p, p, width // p, p, channels)
+        x = x.swapaxes(2, 3).reshape(b * height * width // p**2, p * p * channels)
+        x = nn.Dense(self.hidden_size, dtype=self.dtype, name="embedding")(x)
+        return x.reshape(b, height // p, width // p, self.hidden_size)

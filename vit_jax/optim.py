@@ -1,0 +1,74 @@
+"""Learning-rate schedules and optimizers."""
+
+import jax
+import optax
+
+
+def make_schedule(config, warmup_steps: int, total_steps: int) -> optax.Schedule:
+    """Returns step -> learning rate.
+
+    Args:
+      config: the settings `config.optim`.
+      warmup_steps: linear from 0 to the peak; the rate of step 0 is peak / warmup_steps.
+      total_steps: of the run; cosine and linear reach their end there.
+    """
+    peak, end = config.learning_rate, config.end_learning_rate
+    rest = max(1, total_steps - warmup_steps)
+    if config.schedule == "constant":
+        main = optax.constant_schedule(peak)
+    elif config.schedule == "cosine":
+        main = optax.cosine_decay_schedule(peak, rest, alpha=end / peak if peak else 0.0)
+    elif config.schedule == "linear":
+        main = optax.linear_schedule(peak, end, rest)
+    elif config.schedule == "step":
+        steps = [round(percent / 100 * total_steps) for percent in config.decay_at_percent]
+        main = optax.piecewise_constant_schedule(
+            peak, {max(0, step - warmup_steps): config.decay_factor for step in steps}
+        )
+    else:
+        raise ValueError(f"unknown schedule {config.schedule!r}")
+    if not warmup_steps:
+        return main
+    first = peak / warmup_steps  # a first step at rate 0 would be lost
+    warmup = optax.linear_schedule(first, peak, max(1, warmup_steps - 1))
+    return optax.join_schedules([warmup, main], [warmup_steps])
+
+
+def decay_mask(params) -> dict:
+    """Returns a tree of bools: True where weight decay applies, which is on kernels only.
+
+    Biases, norm scales, the class token and position embeddings are left alone.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def make_optimizer(config, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Returns the optimizer that `config.optim` describes.
+
+    AdamW's decay is decoupled and scaled by the learning rate (Loshchilov & Hutter 2019, as in
+    optax and PyTorch). Adam and SGD add weight_decay * w to the gradient, as PyTorch does.
+    """
+    parts = []
+    if config.grad_clip_norm:
+        parts.append(optax.clip_by_global_norm(config.grad_clip_norm))
+    if config.name == "adamw":
+        parts.append(
+            optax.adamw(
+                schedule,
+                b1=config.b1,
+                b2=config.b2,
+                eps=config.eps,
+                weight_decay=config.weight_decay,
+                mask=decay_mask,
+            )
+        )
+        return optax.chain(*parts)
+    if config.weight_decay:
+        parts.append(optax.add_decayed_weights(config.weight_decay, mask=decay_mask))
+    if config.name == "adam":
+        parts.append(optax.adam(schedule, b1=config.b1, b2=config.b2, eps=config.eps))
+    elif config.name == "sgd":
+        parts.append(optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov))
+    else:
+        raise ValueError(f"unknown optimizer {config.name!r}")
+    return optax.chain(*parts)

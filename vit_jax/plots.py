@@ -1,0 +1,83 @@
+"""Figures from arrays, with matplotlib."""
+
+import pathlib
+
+import matplotlib.figure
+import matplotlib.ticker
+
+# Okabe & Ito 2008: told apart with any common form of colour-blindness.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", "-.", ":")
+
+
+def _figure(width, height, columns=1):
+    figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", color="#dddddd", linewidth=0.8)
+        axis.set_axisbelow(True)
+    return figure, axes
+
+
+def save_curves(path: pathlib.Path, runs: dict[str, list[dict]]) -> None:
+    """Draws loss and accuracy over epochs: validation as marked lines, training thin.
+
+    Args:
+      path: of the PNG.
+      runs: name -> rows of metrics.jsonl.
+    """
+    figure, axes = _figure(11, 4.2, 2)
+    for i, (name, rows) in enumerate(runs.items()):
+        color, style = COLORS[i % len(COLORS)], STYLES[i // len(COLORS) % len(STYLES)]
+        for axis, quantity in zip(axes, ("loss", "accuracy"), strict=True):
+            for part, options in (
+                ("train", dict(linewidth=1.0, alpha=0.55)),
+                ("val", dict(linewidth=1.8, marker="o", markersize=3.5)),
+            ):
+                points = [(r["epoch"], r[k]) for r in rows if (k := f"{part}/{quantity}") in r]
+                if points:
+                    label = f"{name}, {part}" if axis is axes[0] else None
+                    axis.plot(*zip(*points, strict=True), style, color=color, label=label, **options)
+            axis.set_xlabel("epoch")
+            axis.set_ylabel(quantity)
+            axis.set_title(quantity)
+    axes[1].yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+    figure.legend(loc="outside right center", frameon=False, fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def save_bars(path: pathlib.Path, title: str, rows: list[dict]) -> None:
+    """Draws mean test accuracy per variant, with the standard deviation and every seed's value.
+
+    Args:
+      path: of the PNG.
+      title: above the chart.
+      rows: of results.json.
+    """
+    figure, (axis,) = _figure(max(4.5, 1.5 + 1.1 * len(rows)), 4)
+    names = [row["variant"] for row in rows]
+    tests = [row["test_accuracy"] for row in rows]
+    axis.bar(names, [t["mean"] for t in tests], width=0.6, color=COLORS[0], alpha=0.75)
+    for i, test in enumerate(tests):
+        if test["std"] is not None:
+            axis.errorbar(i, test["mean"], test["std"], color="black", capsize=6, linewidth=1.5)
+        axis.scatter([i] * len(test["values"]), test["values"], s=18, color=COLORS[1], zorder=3)
+        spread = "" if test["std"] is None else f" ± {100 * test['std']:.1f}"
+        top = max([test["mean"] + (test["std"] or 0), *test["values"]])
+        axis.annotate(
+            f"{100 * test['mean']:.1f}{spread}",
+            (i, top),
+            xytext=(0, 5),
+            textcoords="offset points",
+            ha="center",
+        )
+    low = min(min(t["values"]) for t in tests)
+    axis.set_ylim(0 if low < 0.5 else 0.9 * low, None)
+    axis.margins(y=0.12)
+    axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+    axis.set_ylabel("test accuracy")
+    axis.set_title(title)
+    if len(names) > 4:
+        axis.tick_params(axis="x", rotation=30)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,68 @@
+"""Devices: their start, the mesh, and which array lies where."""
+
+import math
+import os
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def start(distributed: bool, cpu_devices: int, divides: int) -> None:
+    """Prepares JAX's devices; call it before anything else touches them.
+
+    Args:
+      distributed: join the other processes of this run. JAX finds them by itself under SLURM,
+        Open MPI, Kubernetes and on TPU pods; elsewhere it reads JAX_COORDINATOR_ADDRESS,
+        JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+      cpu_devices: devices that the CPU is split into; 0 takes one per core, which trains faster
+        than one device with as many threads.
+      divides: the number of CPU devices must divide this (the batch size).
+    """
+    # Reads as "1 device per core, unless the batch would not split evenly".
+    wanted = cpu_devices or math.gcd(divides, len(os.sched_getaffinity(0)))
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        try:
+            jax.config.update("jax_num_cpu_devices", wanted)
+        except RuntimeError:
+            pass  # JAX is running already, as in a notebook: keep the devices that it has
+    if distributed:
+        number = os.environ.get("JAX_NUM_PROCESSES")
+        rank = os.environ.get("JAX_PROCESS_ID")
+        jax.distributed.initialize(
+            num_processes=int(number) if number else None, process_id=int(rank) if rank else None
+        )
+
+
+def make_mesh() -> Mesh:
+    """Returns a mesh of all devices with one axis, `data`.
+
+    Auto axes: the compiler chooses intermediate layouts; JAX's default, explicit axes, would
+    demand a sharding at every tile and concatenation of the model.
+    """
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array of which every device holds a copy."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array whose first axis is split over `data`."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def put_replicated(mesh: Mesh, tree):
+    """Copies a tree of arrays, equal in every process, to every device of the mesh."""
+    return jax.device_put(tree, replicated(mesh))
+
+
+def put_split(mesh: Mesh, tree):
+    """Makes global arrays from this process's rows, split over `data` along the first axis."""
+    sharding = split(mesh)
+
+    def put(rows):
+        return jax.make_array_from_process_local_data(sharding, np.asarray(rows))
+
+    return jax.tree.map(put, tree)

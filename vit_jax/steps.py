@@ -1,0 +1,152 @@
+"""One training step and one evaluation step, as pure functions of a state."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_jax.augment import augment
+from vit_jax.metrics import Sums
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a run carries from step to step.
+
+    Attributes:
+      step: int32, number of updates done.
+      params: nested dict of float32 arrays.
+      opt_state: of the optimizer.
+      ema_params: moving average of `params`, or None.
+      sums: training loss and accuracy since the last log row.
+      grad_norm: of the last step, before clipping.
+      bad_step: int32, number of the first update with a non-finite loss or gradient, else -1.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    ema_params: Any
+    sums: Sums
+    grad_norm: jax.Array
+    bad_step: jax.Array
+
+    @property
+    def eval_params(self):
+        """The parameters to evaluate: the moving average where there is one."""
+        return self.params if self.ema_params is None else self.ema_params
+
+
+def make_init(model, optimizer: optax.GradientTransformation, config):
+    """Returns (key, images) -> the TrainState before the first step.
+
+    `images` is one batch [1, height, width, channels], of which only the shape matters.
+    """
+
+    def init(key, images):
+        params = model.init(key, images)["params"]
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=optimizer.init(params),
+            ema_params=jax.tree.map(jnp.copy, params) if config.optim.ema_decay else None,
+            sums=Sums.empty(),
+            grad_norm=jnp.zeros(()),
+            bad_step=jnp.full((), -1, jnp.int32),
+        )
+
+    return init
+
+
+def normalize(images: jax.Array, config) -> jax.Array:
+    """Maps uint8 pixels to (x / 255 - mean) / std, float32, with `config.data`'s mean and std."""
+    mean, std = (jnp.asarray(tuple(config.data[key]), jnp.float32) for key in ("mean", "std"))
+    return (images.astype(jnp.float32) / 255.0 - mean) / std
+
+
+def make_train_step(model, optimizer: optax.GradientTransformation, config):
+    """Returns (state, key, batch) -> state, one optimizer update.
+
+    `key` is the run's; the step's own is folded from it, so nothing random is stored. `batch`
+    holds uint8 "image" [b, h, w, c] and int32 "label" [b].
+    """
+
+    def loss_fn(params, key, images, labels):
+        logits = model.apply({"params": params}, images, train=True, rngs={"dropout": key})
+        targets = jax.nn.one_hot(labels, logits.shape[-1])
+        targets = optax.smooth_labels(targets, config.train.label_smoothing)
+        losses = optax.softmax_cross_entropy(logits, targets)  # [b]
+        return losses.mean(), Sums.single_from_model_output(
+            loss=losses, logits=logits, labels=labels
+        )
+
+    def gradients(params, key, images, labels):
+        (_, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, key, images, labels)
+        return grads, sums
+
+    def accumulated(params, key, images, labels):
+        parts = config.train.accumulation_steps
+        if parts == 1:
+            return gradients(params, key, images, labels)
+
+        # Part i takes examples i, i + parts, ...: each device keeps the examples that it has.
+        def spread(x):
+            return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+        def add(total, part):
+            i, part_images, part_labels = part
+            new = gradients(params, jax.random.fold_in(key, i), part_images, part_labels)
+            return (jax.tree.map(jnp.add, total[0], new[0]), total[1].merge(new[1])), None
+
+        zero = (jax.tree.map(jnp.zeros_like, params), Sums.empty())
+        parts_of_batch = (jnp.arange(parts), spread(images), spread(labels))
+        (grads, sums), _ = jax.lax.scan(add, zero, parts_of_batch)
+        return jax.tree.map(lambda g: g / parts, grads), sums
+
+    def train_step(state: TrainState, key: jax.Array, batch: dict) -> TrainState:
+        augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+        images = normalize(augment(augment_key, batch["image"], config.augment), config)
+        grads, sums = accumulated(state.params, dropout_key, images, batch["label"])
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        grad_norm = optax.global_norm(grads)
+        bad = ~(jnp.isfinite(sums.loss.total) & jnp.isfinite(grad_norm))
+        return TrainState(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema_params=_moving_average(state, params, config.optim.ema_decay),
+            sums=state.sums.merge(sums),
+            grad_norm=grad_norm,
+            bad_step=jnp.where(bad & (state.bad_step < 0), state.step + 1, state.bad_step),
+        )
+
+    return train_step
+
+
+def _moving_average(state, params, decay):
+    if state.ema_params is None:
+        return None
+    # A short memory at first, so that the random start does not linger (as in TensorFlow's EMA).
+    decay = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+    return optax.incremental_update(params, state.ema_params, 1.0 - decay)
+
+
+def make_eval_step(model, config):
+    """Returns (params, sums, batch) -> sums with the batch's unmasked examples added.
+
+    `batch` is a training batch with a bool "mask" [b], False for padding.
+    """
+
+    def eval_step(params, sums: Sums, batch: dict) -> Sums:
+        logits = model.apply({"params": params}, normalize(batch["image"], config))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return sums.merge(
+            Sums.single_from_model_output(
+                loss=losses, logits=logits, labels=batch["label"], mask=batch["mask"]
+            )
+        )
+
+    return eval_step

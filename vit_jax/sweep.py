@@ -1,0 +1,148 @@
+"""Every variant and seed of an experiment, and the table that compares them."""
+
+import json
+import math
+import pathlib
+import re
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from vit_jax import config as settings
+from vit_jax import sharding, train
+from vit_jax.data import load_data
+from vit_jax.errors import UserError
+from vit_jax.metrics import write_atomically
+from vit_jax.report import write_report
+
+ACCURACIES = ("train_accuracy", "val_accuracy", "test_accuracy")
+
+
+def make_variants(config: ConfigDict, sweep: dict[str, dict], given: set[str]) -> dict:
+    """Returns {variant: resolved, valid config}.
+
+    Args:
+      config: the experiment's, with the command line's overrides.
+      sweep: {variant: {"section.key": value}}; empty for a single variant called "base".
+      given: the keys that the command line overrides.
+
+    Raises:
+      UserError: a variant is invalid, badly named, or overrides a key of the command line.
+    """
+    sweep = sweep or {"base": {}}
+    configs = {}
+    for name, overrides in sweep.items():
+        if not re.fullmatch(r"[\w.+-]+", name):
+            raise UserError(f"variant {name!r} must be named with letters, digits, '_.+-' only")
+        variant = settings.with_overrides(config, overrides, f"variant {name}")
+        configs[name] = settings.resolve(variant)
+        settings.validate(configs[name])
+        if clash := given & set(overrides):
+            raise UserError(
+                f"--config.{min(clash)} has no effect, because variant {name} sets {min(clash)} "
+                "itself"
+            )
+    return configs
+
+
+def run_sweep(
+    experiment: str,
+    configs: dict[str, ConfigDict],
+    sweep: dict[str, dict],
+    workdir: pathlib.Path,
+    only: str | None,
+    stop: train.StopSignal,
+) -> None:
+    """Trains what is not finished yet and writes the results.
+
+    Args:
+      experiment: the name that results.json carries.
+      configs: {variant: resolved, valid config}.
+      sweep: {variant: overrides}, for results.json.
+      workdir: of the experiment.
+      only: train this variant alone and write no results; None for all.
+      stop: the signals' state.
+
+    Raises:
+      UserError: bad input, in one sentence.
+    """
+    if only is not None and only not in configs:
+        raise UserError(f"--variant={only} is unknown: use one of {', '.join(configs)}")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / ".writable").touch()
+        (workdir / ".writable").unlink()
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written to: {error.strerror}") from None
+    chosen = {name: c for name, c in configs.items() if only in (None, name)}
+    summaries, runner = {}, _Runner(chosen, stop)
+    for name, config in chosen.items():
+        summaries[name] = [
+            runner.summary(workdir / name / f"seed_{seed}", name, config, seed)
+            for seed in range(config.seed, config.seed + config.train.num_seeds)
+        ]
+    if not runner.is_first_process():
+        return
+    if only is not None:
+        accuracies = ", ".join(f"{summary['test_accuracy']:.4f}" for summary in summaries[only])
+        print(f"{only}: test accuracy {accuracies}; without --variant the table is written")
+        return
+    rows = [make_row(name, sweep.get(name, {}), summaries[name]) for name in configs]
+    results = {"experiment": experiment, "rows": rows}
+    write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+    table = write_report(workdir, results, summaries)
+    print(f"\n{table}\n\n{workdir / 'results.md'}", flush=True)
+
+
+def make_row(name: str, overrides: dict, summaries: list[dict]) -> dict:
+    """Returns a variant's row of results.json from its seeds' summaries."""
+    row = {"variant": name, "overrides": overrides, "num_params": summaries[0]["num_params"]}
+    for key in ACCURACIES:
+        values = [summary[key] for summary in summaries]
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        row[key] = {"mean": float(np.mean(values)), "std": std, "values": values}
+    speeds = [s["images_per_second"] for s in summaries if s["images_per_second"] is not None]
+    return row | {"images_per_second": float(np.mean(speeds)) if speeds else None}
+
+
+class _Runner:
+    """Starts the devices, loads the data and builds programs, each when first needed."""
+
+    def __init__(self, configs, stop):
+        self._stop, self._mesh, self._data, self._program = stop, None, {}, {}
+        self._configs = configs
+
+    def is_first_process(self):
+        if self._mesh is None:
+            return True
+        import jax
+
+        return jax.process_index() == 0
+
+    def summary(self, folder, name, config, seed):
+        """Returns the summary of one seed, training it if it is not finished."""
+        finished = train.read_summary(folder, config, seed)
+        if finished is not None:
+            print(f"{name} seed {seed}: finished before, not trained again", flush=True)
+            return finished
+        self._start(config)
+        data = self._load(config)
+        if name not in self._program:
+            self._program = {name: train.build_program(config, data, self._mesh)}
+            if self.is_first_process():
+                train.print_parameters(self._program[name])
+        return train.run(self._program[name], data, folder, name, seed, self._stop)
+
+    def _start(self, config):
+        if self._mesh is None:
+            parts = [c.train.batch_size // c.train.accumulation_steps for c in self._configs.values()]
+            sharding.start(
+                config.sharding.distributed, config.sharding.cpu_devices, math.gcd(*parts)
+            )
+            self._mesh = sharding.make_mesh()
+
+    def _load(self, config):
+        key = json.dumps(config.data.to_dict(), sort_keys=True)
+        if key not in self._data:
+            self._data = {key: load_data(config.data, self._mesh)}
+        return self._data[key]

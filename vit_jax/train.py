@@ -1,0 +1,418 @@
+"""One run: restore, then step, log, validate and save until the end; then the summary."""
+
+import contextlib
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import math
+import pathlib
+import platform
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from clu import parameter_overview
+from jax.sharding import Mesh
+
+from vit_jax import models, optim, plots, sharding, steps
+from vit_jax.checkpoint import Checkpoints, abstract
+from vit_jax.config import flatten, steps_of, total_steps
+from vit_jax.data import Data
+from vit_jax.errors import UserError
+from vit_jax.evaluate import evaluate
+from vit_jax.metrics import Progress, Sums, make_writer, read_jsonl, write_atomically
+
+# Settings that a run may be continued with although they differ: they change no result.
+FREE_KEYS = (
+    "data.dir",
+    "data.download",
+    "data.num_threads",
+    "data.resident",
+    "data.resident_max_gib",
+    "log.tensorboard",
+    "sharding.cpu_devices",
+    "sharding.distributed",
+    "train.num_seeds",
+)
+
+
+class StopSignal:
+    """SIGTERM and SIGINT: end the program at once, or, while deferred, at the next good moment.
+
+    The exit status is 128 + the signal's number, as the shell has it: 143 for SIGTERM.
+    """
+
+    def __init__(self):
+        """Installs the handlers (the main thread must do this)."""
+        self.number, self._deferred = 0, False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number, frame):
+        if not self._deferred or self.number:  # a second signal means now
+            raise SystemExit(128 + number)
+        self.number = number
+
+    @contextlib.contextmanager
+    def deferred(self):
+        """Within this context a first signal only sets `number`."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What all seeds of one config share: the model, the jitted steps and the lengths."""
+
+    config: object
+    mesh: Mesh
+    init: Callable
+    train_step: Callable
+    eval_step: Callable
+    schedule: Callable
+    steps_per_epoch: int
+    total_steps: int
+    eval_every: int
+    log_every: int
+
+
+def build_program(config, data: Data, mesh: Mesh) -> Program:
+    """Builds the program of a resolved, valid config.
+
+    Raises:
+      UserError: the batch is larger than the training set, or does not split over the devices.
+    """
+    train, devices = config.train, mesh.size
+    if train.batch_size > len(data.train):
+        raise UserError(
+            f"train.batch_size={train.batch_size} is larger than the training set of "
+            f"{len(data.train)} images"
+        )
+    if train.batch_size // train.accumulation_steps % devices:
+        raise UserError(
+            f"train.batch_size={train.batch_size} in {train.accumulation_steps} part(s) does not "
+            f"split evenly over {devices} devices"
+        )
+    per_epoch = len(data.train) // train.batch_size
+    total = total_steps(config, per_epoch)
+    dtype = train.dtype
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    model = models.build(config.model, len(data.class_names), jnp.dtype(dtype))
+    warmup = steps_of(config.optim, "warmup", per_epoch, total)
+    schedule = optim.make_schedule(config.optim, warmup, total)
+    optimizer = optim.make_optimizer(config.optim, schedule)
+    whole, split = sharding.replicated(mesh), sharding.split(mesh)
+    return Program(
+        config=config,
+        mesh=mesh,
+        init=jax.jit(steps.make_init(model, optimizer, config), out_shardings=whole),
+        train_step=jax.jit(
+            steps.make_train_step(model, optimizer, config),
+            in_shardings=(whole, whole, split),
+            out_shardings=whole,
+            donate_argnums=0,
+        ),
+        eval_step=jax.jit(
+            steps.make_eval_step(model, config),
+            in_shardings=(whole, whole, split),
+            out_shardings=whole,
+        ),
+        schedule=schedule,
+        steps_per_epoch=per_epoch,
+        total_steps=total,
+        eval_every=steps_of(train, "eval_every", per_epoch, total) or per_epoch,
+        log_every=steps_of(config.log, "every", per_epoch, total) or total,
+    )
+
+
+def read_summary(folder: pathlib.Path, config, seed: int) -> dict | None:
+    """Returns the summary of a finished run, None if it is unfinished or not begun.
+
+    Raises:
+      UserError: the folder belongs to a run with other settings.
+    """
+    saved = folder / "config.json"
+    if not saved.exists():
+        return None
+    before = json.loads(saved.read_text())["config"]
+    now = _settings(config, seed)
+    for key in now:
+        if key not in FREE_KEYS and before.get(key) != now[key]:
+            raise UserError(
+                f"{folder} was trained with {key}={before.get(key)}, now {key}={now[key]}: go on "
+                "with the same settings, or choose another --workdir"
+            )
+    summary = folder / "summary.json"
+    return json.loads(summary.read_text()) if summary.exists() else None
+
+
+def run(
+    program: Program,
+    data: Data,
+    folder: pathlib.Path,
+    name: str,
+    seed: int,
+    stop: StopSignal,
+) -> dict:
+    """Trains one seed, or goes on with it, and returns its summary.
+
+    Args:
+      program: of the variant.
+      data: to train, validate and test on.
+      folder: of the run; made if missing.
+      name: of the variant, for people.
+      seed: of initialisation, order, augmentation and dropout.
+      stop: asked after every step.
+
+    Raises:
+      UserError: the folder is in use or damaged, or the loss became non-finite.
+      SystemExit: stopped by a signal, after saving.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder), stop.deferred():
+        _write_config(folder, program.config, name, seed)
+        current = _Run(program, data, folder, name, seed, stop)
+        try:
+            current.loop()
+            return current.finish()
+        finally:
+            current.close()
+
+
+class _Run:
+    """The stateful side of a run: files, clocks, progress."""
+
+    def __init__(self, program, data, folder, name, seed, stop):
+        self.program, self.data, self.folder, self.stop = program, data, folder, stop
+        self.name, self.seed, self.title = name, seed, f"{name} seed {seed}"
+        self.first_process = jax.process_index() == 0
+        self.checkpoints = Checkpoints(folder / "checkpoints")
+        self.key = jax.random.key(seed)
+        self._restore()
+        tensorboard = program.config.log.tensorboard
+        self.writer = make_writer(folder, self.step, tensorboard, self.first_process)
+        if self.step == 0:
+            self.writer.write_hparams(_settings(program.config, seed))
+        self.progress = Progress(self.title, self.step, program.total_steps, self.first_process)
+        self.row_start, self.row_seconds = self.step, 0.0
+
+    def _restore(self):
+        data = self.program.config.data
+        images = np.zeros((1, data.image_size, data.image_size, data.channels), np.float32)
+        init = self.program.init
+        shapes = jax.eval_shape(init, self.key, images)
+        self.abstract = abstract(shapes, sharding.replicated(self.program.mesh))
+        restored = self.checkpoints.restore_latest(self.abstract)
+        if restored is None:
+            self.state, self.step = init(self.key, images), 0
+            self.evaluated, self.wall_before = True, 0.0
+        else:
+            self.state, self.step = restored.state, restored.step
+            self.evaluated = restored.notes["evaluated"]
+            self.wall_before = restored.notes["wall_seconds"]
+            if self.first_process:
+                print(f"{self.title}: going on from step {self.step}", flush=True)
+        self.began = time.monotonic()
+
+    def wall_seconds(self):
+        return self.wall_before + time.monotonic() - self.began
+
+    def loop(self):
+        """Trains to the end; every checkpoint has the rows up to its step before it on disk."""
+        program, step_key = self.program, jax.random.fold_in(self.key, 1)
+        if not self.evaluated:  # stopped within this evaluation
+            self._evaluate_and_save()
+        batches = self.data.train.train(
+            self.seed, self.step, program.total_steps, program.config.train.batch_size
+        )
+        clock = None
+        for batch in batches:
+            self.state = program.train_step(self.state, step_key, batch)
+            self.step += 1
+            if clock is None:  # the first step compiles: keep it out of images/s
+                jax.block_until_ready(self.state)
+                clock, self.row_start = time.monotonic(), self.step
+            evaluate_now = self.step % program.eval_every == 0 or self.step == program.total_steps
+            if evaluate_now or self.step % program.log_every == 0:
+                self._log_row(clock)
+                if evaluate_now:
+                    self._evaluate_and_save()
+                clock, self.row_start = time.monotonic(), self.step
+            elif self.stop.number:
+                self._save(None)
+            self._exit_if_stopped()
+
+    def _log_row(self, clock):
+        values = (self.state.sums, self.state.grad_norm, self.state.bad_step)
+        sums, grad_norm, bad_step = jax.device_get(values)
+        self._check_finite(int(bad_step))
+        seconds, count = time.monotonic() - clock, self.step - self.row_start
+        row = {f"train/{k}": float(v) for k, v in sums.compute().items()}
+        text = f"loss {row['train/loss']:.3f}, accuracy {row['train/accuracy']:.3f}"
+        row |= {
+            "train/grad_norm": float(grad_norm),
+            "train/learning_rate": float(self.program.schedule(self.step - 1)),
+            "epoch": self.step / self.program.steps_per_epoch,
+            "wall_seconds": self.wall_seconds(),
+        }
+        if count:
+            speed = count * self.program.config.train.batch_size / seconds
+            row["train/images_per_second"] = speed
+            text += f", {speed:,.0f} images/s"
+        self.writer.write_scalars(self.step, row)
+        self.progress.update(self.step, text)
+        self.state = self.state.replace(sums=sharding.put_replicated(self.program.mesh, Sums.empty()))
+
+    def _check_finite(self, bad_step):
+        if bad_step >= 0:
+            raise UserError(
+                f"{self.title}: the loss or its gradient became non-finite at step {bad_step}; the "
+                f"last good checkpoint is in {self.folder / 'checkpoints'}: try a lower "
+                "optim.learning_rate, a longer warm-up or optim.grad_clip_norm"
+            )
+
+    def _evaluate_and_save(self):
+        batch_size = self.program.config.train.eval_batch_size
+        result = evaluate(
+            self.program.eval_step,
+            self.state.eval_params,
+            self.data.val.evaluate(batch_size),
+            lambda: bool(self.stop.number),
+        )
+        if result is None:
+            self._save(None, evaluated=False)
+            self._exit_if_stopped()
+            return
+        if not math.isfinite(result["loss"]):
+            self._check_finite(self.step)
+        row = {"val/loss": result["loss"], "val/accuracy": result["accuracy"]}
+        row |= {"epoch": self.step / self.program.steps_per_epoch}
+        self.writer.write_scalars(self.step, row | {"wall_seconds": self.wall_seconds()})
+        text = f"val loss {result['loss']:.3f}, val accuracy {result['accuracy']:.3f}"
+        self.progress.update(self.step, text, line=True)
+        self._save(result["accuracy"])
+
+    def _save(self, val_accuracy, evaluated=True):
+        self._check_finite(int(self.state.bad_step))
+        self.writer.flush()
+        notes = {"evaluated": evaluated, "wall_seconds": self.wall_seconds()}
+        self.checkpoints.save(self.step, self.state, notes, val_accuracy)
+
+    def _exit_if_stopped(self):
+        if self.stop.number:
+            self.checkpoints.wait()
+            if self.first_process:
+                print(
+                    f"{self.title}: stopped by {signal.Signals(self.stop.number).name} at step "
+                    f"{self.step}, saved; the same command goes on from there",
+                    flush=True,
+                )
+            raise SystemExit(128 + self.stop.number)
+
+    def finish(self) -> dict:
+        """Evaluates the best checkpoint on all three parts, test for the only time."""
+        best = self.checkpoints.restore_best(self.abstract)
+        params, results = best.state.eval_params, {}
+        for part in ("train", "val", "test"):
+            batches = getattr(self.data, part).evaluate(self.program.config.train.eval_batch_size)
+            results[part] = evaluate(
+                self.program.eval_step, params, batches, lambda: bool(self.stop.number)
+            )
+            self._exit_if_stopped()
+        rows = read_jsonl(self.folder / "metrics.jsonl")
+        speeds = [row[k] for row in rows if (k := "train/images_per_second") in row]
+        num_params = sum(x.size for x in jax.tree.leaves(self.abstract.params))
+        summary = {
+            "name": self.name,
+            "seed": self.seed,
+            "num_params": num_params,
+            "num_trainable_params": num_params,
+            "epochs": self.program.total_steps / self.program.steps_per_epoch,
+            "steps": self.program.total_steps,
+            **{f"{part}_accuracy": result["accuracy"] for part, result in results.items()},
+            "test_loss": results["test"]["loss"],
+            "best_step": best.step,
+            "wall_seconds": self.wall_seconds(),
+            "images_per_second": float(np.median(speeds)) if speeds else None,
+            "device": describe_devices(),
+        }
+        if self.first_process:
+            figures = self.folder / "figures"
+            figures.mkdir(exist_ok=True)
+            plots.save_curves(figures / "curves.png", {self.title: rows})
+            write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        return summary
+
+    def close(self):
+        """Ends the progress bar and the background writers."""
+        self.progress.close()
+        self.writer.close()
+        self.checkpoints.close()
+
+
+def print_parameters(program: Program) -> None:
+    """Prints the table of parameters, from shapes alone."""
+    data = program.config.data
+    images = np.zeros((1, data.image_size, data.image_size, data.channels), np.float32)
+    params = jax.eval_shape(program.init, jax.random.key(0), images).params
+    print(parameter_overview.get_parameter_overview(params, include_stats=False), flush=True)
+
+
+def describe_devices() -> str:
+    """Returns e.g. "8 x NVIDIA H100" or "2 x cpu (AMD EPYC)"."""
+    kind = jax.devices()[0].device_kind
+    if jax.default_backend() == "cpu":
+        cpu = pathlib.Path("/proc/cpuinfo")
+        lines = cpu.read_text().splitlines() if cpu.exists() else []
+        models_found = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+        kind = f"cpu ({(models_found or [platform.processor() or platform.machine()])[0]})"
+    return f"{jax.device_count()} x {kind}"
+
+
+@contextlib.contextmanager
+def _lock(folder):
+    if jax.process_index():
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder} is in use by another process") from None
+        yield
+
+
+def _settings(config, seed):
+    flat = {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(config).items()}
+    return flat | {"seed": seed}
+
+
+def _write_config(folder, config, name, seed):
+    path = folder / "config.json"
+    if jax.process_index() or path.exists():
+        return
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        cwd=pathlib.Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    record = {
+        "variant": name,
+        "config": _settings(config, seed),
+        "versions": {"python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in packages},
+        "git_commit": git.stdout.strip() or None,
+    }
+    write_atomically(path, json.dumps(record, indent=2) + "\n")
