@@ -230,7 +230,8 @@ class Tfds:
         )
         self._builder = _open_builder(read_only_builder, config, directory)
         features = self._builder.info.features
-        if "image" not in features or not hasattr(features.get("label"), "names"):
+        labelled = "label" in features and hasattr(features["label"], "names")
+        if "image" not in features or not labelled:
             raise UserError(
                 f"data.name={config.name} is no image-classification set: it has the features "
                 f"{', '.join(features)}, and 'image' and 'label' are needed"

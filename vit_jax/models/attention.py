@@ -34,14 +34,15 @@ class MultiHeadDotProductAttention(nn.Module):
                 dtype=self.dtype,
                 name=name,
             )
-            return layer(flat).reshape(b, n, self.num_heads, -1)
+            # Heads before tokens: the batched products below then run on matrices as they lie.
+            return layer(flat).reshape(b, n, self.num_heads, -1).swapaxes(1, 2)
 
-        query, key, value = project("query"), project("key"), project("value")  # [b, n, h, d/h]
+        query, key, value = project("query"), project("key"), project("value")  # [b, h, n, d/h]
         query = query * (query.shape[-1] ** -0.5)
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key)  # [b, h, n, n]
+        scores = query @ key.swapaxes(-1, -2)  # [b, h, n, n]
         weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(self.dtype)
         dropped = nn.Dropout(self.dropout_rate)(weights, deterministic=not train)
-        out = jnp.einsum("bhqk,bkhd->bqhd", dropped, value)
+        out = (dropped @ value).swapaxes(1, 2)  # [b, n, h, d/h]
         out = nn.DenseGeneral(
             d,
             axis=(-2, -1),
