@@ -221,7 +221,7 @@ class _Run:
             self.wall_before = restored.notes["wall_seconds"]
             if self.first_process:
                 print(f"{self.title}: going on from step {self.step}", flush=True)
-        self.began = time.monotonic()
+        self.began, self.saved_step = time.monotonic(), self.step
 
     def wall_seconds(self):
         return self.wall_before + time.monotonic() - self.began
@@ -231,6 +231,7 @@ class _Run:
         program, step_key = self.program, jax.random.fold_in(self.key, 1)
         if not self.evaluated:  # stopped within this evaluation
             self._evaluate_and_save()
+            self._exit_if_stopped()
         batches = self.data.train.train(
             self.seed, self.step, program.total_steps, program.config.train.batch_size
         )
@@ -247,8 +248,6 @@ class _Run:
                 if evaluate_now:
                     self._evaluate_and_save()
                 clock, self.row_start = time.monotonic(), self.step
-            elif self.stop.number:
-                self._save(None)
             self._exit_if_stopped()
 
     def _log_row(self, clock):
@@ -290,7 +289,6 @@ class _Run:
         )
         if result is None:
             self._save(None, evaluated=False)
-            self._exit_if_stopped()
             return
         if not math.isfinite(result["loss"]):
             self._check_finite(self.step)
@@ -306,17 +304,21 @@ class _Run:
         self.writer.flush()
         notes = {"evaluated": evaluated, "wall_seconds": self.wall_seconds()}
         self.checkpoints.save(self.step, self.state, notes, val_accuracy)
+        self.saved_step = self.step
 
     def _exit_if_stopped(self):
-        if self.stop.number:
-            self.checkpoints.wait()
-            if self.first_process:
-                print(
-                    f"{self.title}: stopped by {signal.Signals(self.stop.number).name} at step "
-                    f"{self.step}, saved; the same command goes on from there",
-                    flush=True,
-                )
-            raise SystemExit(128 + self.stop.number)
+        if not self.stop.number:
+            return
+        if self.saved_step != self.step:
+            self._save(None)
+        self.checkpoints.wait()
+        if self.first_process:
+            print(
+                f"{self.title}: stopped by {signal.Signals(self.stop.number).name} at step "
+                f"{self.step}, saved; the same command goes on from there",
+                flush=True,
+            )
+        raise SystemExit(128 + self.stop.number)
 
     def finish(self) -> dict:
         """Evaluates the best checkpoint on all three parts, test for the only time."""
