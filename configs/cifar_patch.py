@@ -1,6 +1,6 @@
 """Patch sizes 2, 4 and 8 of a small ViT on CIFAR-10.
 
-    python -m vit_jax.main --config=configs/cifar_patch.py
+python -m vit_jax.main --config=configs/cifar_patch.py
 """
 
 from vit_jax import config as defaults

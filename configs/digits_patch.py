@@ -1,6 +1,6 @@
 """Patch sizes 1, 2 and 4 on scikit-learn's 8x8 digits: the whole path with no download.
 
-    python -m vit_jax.main --config=configs/digits_patch.py
+python -m vit_jax.main --config=configs/digits_patch.py
 """
 
 from vit_jax import config as defaults

@@ -126,12 +126,12 @@ class Checkpoints:
             state=ocp.args.StandardRestore(abstract_state), notes=ocp.args.JsonRestore()
         )
         restored = self._manager.restore(step, args=args)
-        notes = dict(restored.notes)
+        notes = dict(restored["notes"])
         expected = notes.pop("checksum")
         # Catches flipped bits, and the casts that orbax makes silently.
-        if int(checksum(restored.state)) != expected:
+        if int(checksum(restored["state"])) != expected:
             raise ValueError("its checksum does not match")
-        return Restored(step, restored.state, notes)
+        return Restored(step, restored["state"], notes)
 
     def wait(self) -> None:
         """Returns when everything saved so far is on disk."""

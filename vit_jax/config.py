@@ -3,10 +3,13 @@
 import difflib
 import math
 import re
+from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
 from vit_jax.errors import UserError
+
+Config: TypeAlias = Any  # a ConfigDict; type checkers cannot know its attributes
 
 # hidden_size, depth, num_heads, mlp_dim: Dosovitskiy et al. 2021, table 1; Ti and S from
 # Touvron et al. 2021 (DeiT), table 1.
@@ -32,12 +35,13 @@ CHOICES = {
 }
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     """Returns the documented defaults; an experiment's config file changes some of them."""
-    config = ConfigDict()
+    config: Config = ConfigDict()
     config.seed = 0  # of the first run; further seeds count up from it
 
-    config.data = data = ConfigDict()
+    config.data = ConfigDict()
+    data = config.data
     data.name = "cifar10"  # a TFDS name ("eurosat/rgb"), "folder" or "digits"
     data.dir = ""  # TFDS data dir ("": TFDS_DATA_DIR, then ~/tensorflow_datasets), or the folder
     data.train_split = "train"  # TFDS split string, or folder; flat folders and digits: unused
@@ -58,12 +62,14 @@ def get_config() -> ConfigDict:
     data.num_threads = 8  # that read and decode images
     data.download = True  # fetch and prepare a missing known set
 
-    config.augment = augment = ConfigDict()
+    config.augment = ConfigDict()
+    augment = config.augment
     augment.kind = "baseline"  # "none"; "baseline": random crop after padding, horizontal flip
     augment.crop_padding = 4  # pixels of zero padding on each side
     augment.flip = True  # mirror half of the images
 
-    config.model = model = ConfigDict()
+    config.model = ConfigDict()
+    model = config.model
     model.size = ""  # "Ti/16", "S/16", "B/16", "L/16", with any patch size: fills the keys at 0
     model.patch_size = 0  # pixels
     model.hidden_size = 0  # width of a token
@@ -81,7 +87,8 @@ def get_config() -> ConfigDict:
     model.norm_eps = 1e-6  # of every LayerNorm
     model.representation_size = 0  # width of a tanh layer before the head; 0: none
 
-    config.optim = optim = ConfigDict()
+    config.optim = ConfigDict()
+    optim = config.optim
     optim.name = "adamw"  # adamw, adam, sgd (with momentum)
     optim.learning_rate = 1e-3  # peak
     optim.schedule = "cosine"  # constant, cosine, linear, step; all after the warm-up
@@ -100,7 +107,8 @@ def get_config() -> ConfigDict:
     optim.grad_clip_norm = 0.0  # clip the global norm of the gradients to this; 0: off
     optim.ema_decay = 0.0  # moving average of the weights, used by evaluation; 0: off
 
-    config.train = train = ConfigDict()
+    config.train = ConfigDict()
+    train = config.train
     train.epochs = 0.0  # length of the run; give one of the two
     train.steps = 0
     train.num_seeds = 1  # runs per variant, with seeds seed, seed + 1, ...
@@ -113,13 +121,15 @@ def get_config() -> ConfigDict:
     train.eval_every_percent = 0.0
     train.eval_batch_size = 256
 
-    config.log = log = ConfigDict()
+    config.log = ConfigDict()
+    log = config.log
     log.every_steps = 50  # a row of training metrics; none of the three given: at evaluations only
     log.every_epochs = 0.0
     log.every_percent = 0.0
     log.tensorboard = True  # write event files
 
-    config.sharding = sharding = ConfigDict()
+    config.sharding = ConfigDict()
+    sharding = config.sharding
     sharding.distributed = False  # one of several processes (SLURM, TPU pod, ...) of a single run
     sharding.cpu_devices = 0  # CPU only: devices to split the cores into; 0: one per core
     return config.lock()
@@ -147,7 +157,7 @@ def check_key(key: str, what: str) -> None:
         raise UserError(f"unknown config key {key} in {what}{hint}")
 
 
-def with_overrides(config: ConfigDict, overrides: dict, what: str) -> ConfigDict:
+def with_overrides(config: Config, overrides: dict, what: str) -> Config:
     """Returns a copy of `config` changed by {"section.key": value}.
 
     Raises UserError if a key is unknown or a value has the wrong type; `what` names the source.
@@ -163,7 +173,7 @@ def with_overrides(config: ConfigDict, overrides: dict, what: str) -> ConfigDict
     return config
 
 
-def resolve(config: ConfigDict) -> ConfigDict:
+def resolve(config: Config) -> Config:
     """Returns a copy in which a named model size has filled the dimensions left at 0."""
     config = config.copy_and_resolve_references()
     model = config.model
@@ -188,7 +198,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: Config) -> None:
     """Raises UserError for the first value or combination of a resolved config that is wrong."""
     flat = flatten(config)
     for key, allowed in CHOICES.items():
@@ -346,6 +356,6 @@ def steps_of(section, stem: str, steps_per_epoch: int, total_steps: int) -> int:
     return 0
 
 
-def total_steps(config: ConfigDict, steps_per_epoch: int) -> int:
+def total_steps(config: Config, steps_per_epoch: int) -> int:
     """Returns the run's length in optimizer updates."""
     return config.train.steps or max(1, round(config.train.epochs * steps_per_epoch))

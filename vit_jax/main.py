@@ -9,10 +9,11 @@ run again continues where it stopped; finished runs are not trained again.
 """
 
 import errno
-import importlib.util
 import pathlib
 import re
+import runpy
 import sys
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -69,7 +70,7 @@ def _main(argv):
         from vit_jax import sweep, train
 
         stop = train.StopSignal()
-        flag = flags.FLAGS["config"]
+        flag: Any = flags.FLAGS["config"]
         path = pathlib.Path(flag.config_filename)
         variants = _load_sweep(path)
         configs = sweep.make_variants(_CONFIG.value, variants, set(flag.override_values))
@@ -84,13 +85,11 @@ def _main(argv):
 
 
 def _load_sweep(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.sweep() if hasattr(module, "sweep") else {}
+    contents = runpy.run_path(str(path))
+    return contents["sweep"]() if "sweep" in contents else {}
 
 
-def _die(message):
+def _die(message) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)
 

@@ -6,6 +6,7 @@ import pathlib
 import re
 import sys
 import time
+from typing import Any
 
 import flax.struct
 import numpy as np
@@ -17,7 +18,7 @@ from tqdm import tqdm
 class Sums(clu_metrics.Collection):
     """Sums of per-example loss and correctness, with the number of examples."""
 
-    loss: clu_metrics.Average.from_output("loss")
+    loss: clu_metrics.Average.from_output("loss")  # pyright: ignore[reportInvalidTypeForm]
     accuracy: clu_metrics.Accuracy
 
 
@@ -86,12 +87,13 @@ class TensorBoardWriter:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
         from tensorboard.util import tensor_util
 
-        self._event, self._summary, self._hparams = event_pb2, summary_pb2, hparams_summary
+        self._event: Any = event_pb2
+        self._summary, self._hparams = summary_pb2, hparams_summary
         self._make_tensor = tensor_util.make_tensor_proto
         self._writer = EventFileWriter(str(folder))
-        started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        started = self._event.SessionLog(status=self._event.SessionLog.START)
         self._writer.add_event(
-            event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=started)
+            self._event.Event(wall_time=time.time(), step=step + 1, session_log=started)
         )
 
     def _add(self, step, values):

@@ -38,7 +38,9 @@ def save_curves(path: pathlib.Path, runs: dict[str, list[dict]]) -> None:
                 points = [(r["epoch"], r[k]) for r in rows if (k := f"{part}/{quantity}") in r]
                 if points:
                     label = f"{name}, {part}" if axis is axes[0] else None
-                    axis.plot(*zip(*points, strict=True), style, color=color, label=label, **options)
+                    axis.plot(
+                        *zip(*points, strict=True), style, color=color, label=label, **options
+                    )
             axis.set_xlabel("epoch")
             axis.set_ylabel(quantity)
             axis.set_title(quantity)

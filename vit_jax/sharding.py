@@ -19,7 +19,6 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
         than one device with as many threads.
       divides: the number of CPU devices must divide this (the batch size).
     """
-    # Reads as "1 device per core, unless the batch would not split evenly".
     wanted = cpu_devices or math.gcd(divides, len(os.sched_getaffinity(0)))
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         try:
@@ -32,6 +31,11 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
         jax.distributed.initialize(
             num_processes=int(number) if number else None, process_id=int(rank) if rank else None
         )
+
+
+def is_first_process() -> bool:
+    """Returns whether this process is the one that prints and writes files."""
+    return jax.process_index() == 0
 
 
 def make_mesh() -> Mesh:

@@ -1,15 +1,16 @@
 """Every variant and seed of an experiment, and the table that compares them."""
 
+import functools
 import json
 import math
 import pathlib
 import re
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from vit_jax import config as settings
 from vit_jax import sharding, train
+from vit_jax.config import Config
 from vit_jax.data import load_data
 from vit_jax.errors import UserError
 from vit_jax.metrics import write_atomically
@@ -18,7 +19,7 @@ from vit_jax.report import write_report
 ACCURACIES = ("train_accuracy", "val_accuracy", "test_accuracy")
 
 
-def make_variants(config: ConfigDict, sweep: dict[str, dict], given: set[str]) -> dict:
+def make_variants(config: Config, sweep: dict[str, dict], given: set[str]) -> dict:
     """Returns {variant: resolved, valid config}.
 
     Args:
@@ -47,7 +48,7 @@ def make_variants(config: ConfigDict, sweep: dict[str, dict], given: set[str]) -
 
 def run_sweep(
     experiment: str,
-    configs: dict[str, ConfigDict],
+    configs: dict[str, Config],
     sweep: dict[str, dict],
     workdir: pathlib.Path,
     only: str | None,
@@ -81,7 +82,7 @@ def run_sweep(
             runner.summary(workdir / name / f"seed_{seed}", name, config, seed)
             for seed in range(config.seed, config.seed + config.train.num_seeds)
         ]
-    if not runner.is_first_process():
+    if not sharding.is_first_process():
         return
     if only is not None:
         accuracies = ", ".join(f"{summary['test_accuracy']:.4f}" for summary in summaries[only])
@@ -106,18 +107,25 @@ def make_row(name: str, overrides: dict, summaries: list[dict]) -> dict:
 
 
 class _Runner:
-    """Starts the devices, loads the data and builds programs, each when first needed."""
+    """Starts the devices, loads the data and builds programs, each when first needed.
+
+    A sweep that is finished needs none of them, and so answers at once.
+    """
 
     def __init__(self, configs, stop):
-        self._stop, self._mesh, self._data, self._program = stop, None, {}, {}
-        self._configs = configs
+        self._configs, self._stop = configs, stop
+        self._data, self._program = {}, {}  # one entry each: the last one used
 
-    def is_first_process(self):
-        if self._mesh is None:
-            return True
-        import jax
-
-        return jax.process_index() == 0
+    @functools.cached_property
+    def mesh(self):
+        trains = [config.train for config in self._configs.values()]
+        sharding_config = next(iter(self._configs.values())).sharding
+        sharding.start(
+            sharding_config.distributed,
+            sharding_config.cpu_devices,
+            math.gcd(*(train.batch_size // train.accumulation_steps for train in trains)),
+        )
+        return sharding.make_mesh()
 
     def summary(self, folder, name, config, seed):
         """Returns the summary of one seed, training it if it is not finished."""
@@ -125,24 +133,15 @@ class _Runner:
         if finished is not None:
             print(f"{name} seed {seed}: finished before, not trained again", flush=True)
             return finished
-        self._start(config)
         data = self._load(config)
         if name not in self._program:
-            self._program = {name: train.build_program(config, data, self._mesh)}
-            if self.is_first_process():
+            self._program = {name: train.build_program(config, data, self.mesh)}
+            if sharding.is_first_process():
                 train.print_parameters(self._program[name])
         return train.run(self._program[name], data, folder, name, seed, self._stop)
-
-    def _start(self, config):
-        if self._mesh is None:
-            parts = [c.train.batch_size // c.train.accumulation_steps for c in self._configs.values()]
-            sharding.start(
-                config.sharding.distributed, config.sharding.cpu_devices, math.gcd(*parts)
-            )
-            self._mesh = sharding.make_mesh()
 
     def _load(self, config):
         key = json.dumps(config.data.to_dict(), sort_keys=True)
         if key not in self._data:
-            self._data = {key: load_data(config.data, self._mesh)}
+            self._data = {key: load_data(config.data, self.mesh)}
         return self._data[key]

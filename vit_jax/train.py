@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from vit_jax import models, optim, plots, sharding, steps
 from vit_jax.checkpoint import Checkpoints, abstract
-from vit_jax.config import flatten, steps_of, total_steps
+from vit_jax.config import Config, flatten, steps_of, total_steps
 from vit_jax.data import Data
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate
@@ -72,7 +72,7 @@ class StopSignal:
 class Program:
     """What all seeds of one config share: the model, the jitted steps and the lengths."""
 
-    config: object
+    config: Config
     mesh: Mesh
     init: Callable
     train_step: Callable
@@ -194,7 +194,7 @@ class _Run:
     def __init__(self, program, data, folder, name, seed, stop):
         self.program, self.data, self.folder, self.stop = program, data, folder, stop
         self.name, self.seed, self.title = name, seed, f"{name} seed {seed}"
-        self.first_process = jax.process_index() == 0
+        self.first_process = sharding.is_first_process()
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.key = jax.random.key(seed)
         self._restore()
@@ -269,7 +269,9 @@ class _Run:
             text += f", {speed:,.0f} images/s"
         self.writer.write_scalars(self.step, row)
         self.progress.update(self.step, text)
-        self.state = self.state.replace(sums=sharding.put_replicated(self.program.mesh, Sums.empty()))
+        self.state = self.state.replace(
+            sums=sharding.put_replicated(self.program.mesh, Sums.empty())
+        )
 
     def _check_finite(self, bad_step):
         if bad_step >= 0:
@@ -375,14 +377,16 @@ def describe_devices() -> str:
     if jax.default_backend() == "cpu":
         cpu = pathlib.Path("/proc/cpuinfo")
         lines = cpu.read_text().splitlines() if cpu.exists() else []
-        models_found = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+        models_found = [
+            line.split(":")[1].strip() for line in lines if line.startswith("model name")
+        ]
         kind = f"cpu ({(models_found or [platform.processor() or platform.machine()])[0]})"
     return f"{jax.device_count()} x {kind}"
 
 
 @contextlib.contextmanager
 def _lock(folder):
-    if jax.process_index():
+    if not sharding.is_first_process():
         yield
         return
     with (folder / ".lock").open("w") as file:
@@ -400,7 +404,7 @@ def _settings(config, seed):
 
 def _write_config(folder, config, name, seed):
     path = folder / "config.json"
-    if jax.process_index() or path.exists():
+    if path.exists() or not sharding.is_first_process():
         return
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     git = subprocess.run(

@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -63,11 +63,11 @@ class Examples:
     def decode_all(self, num_threads: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns all images, uint8 [n, height, width, channels], and labels, int32 [n]."""
         chunks = [range(i, min(i + 256, len(self))) for i in range(0, len(self), 256)]
-        images, labels = None, np.empty(len(self), np.int32)
+        # Filled in place: a stack at the end would need twice the room.
+        images = np.empty((len(self), *self.read([0])[0][0].shape), np.uint8)
+        labels = np.empty(len(self), np.int32)
         with ThreadPoolExecutor(num_threads) as pool:
             for chunk, examples in zip(chunks, pool.map(self.read, chunks), strict=True):
-                if images is None:  # filled in place: a stack at the end would need twice the room
-                    images = np.empty((len(self), *examples[0][0].shape), np.uint8)
                 for i, (image, label) in zip(chunk, examples, strict=True):
                     images[i], labels[i] = image, label
         return images, labels
@@ -111,7 +111,7 @@ class Digits:
         """Loads the digits at the wanted size and number of channels."""
         from sklearn.datasets import load_digits  # costs a second, so only where it is used
 
-        digits = load_digits()
+        digits: Any = load_digits()
         pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
         self.class_names, self.split_names = [str(name) for name in digits.target_names], []
         self._labels = digits.target.astype(np.int32)
@@ -123,7 +123,9 @@ class Digits:
         """Returns all digits."""
         labels = self._labels
         return Examples(
-            len(labels), lambda wanted: [(self._images[i], labels[i]) for i in wanted], lambda: labels
+            len(labels),
+            lambda wanted: [(self._images[i], labels[i]) for i in wanted],
+            lambda: labels,
         )
 
 
@@ -228,7 +230,7 @@ class Tfds:
         directory = os.path.expanduser(
             config.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
         )
-        self._builder = _open_builder(read_only_builder, config, directory)
+        self._builder: Any = _open_builder(read_only_builder, config, directory)
         features = self._builder.info.features
         labelled = "label" in features and hasattr(features["label"], "names")
         if "image" not in features or not labelled:
