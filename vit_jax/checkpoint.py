@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-import warnings
+import sys
 from typing import Any
 
 import jax
@@ -94,10 +94,10 @@ class Checkpoints:
                 return self._restore(step, abstract_state)
             except Exception as error:  # damage shows as many types in orbax and tensorstore
                 self._manager.delete(step)
-                warnings.warn(
-                    f"{self._folder / str(step)} is damaged ({_first_line(error)}): going back to "
-                    "the checkpoint before it",
-                    stacklevel=2,
+                print(
+                    f"warning: {self._folder / str(step)} is damaged ({_first_line(error)}): going "
+                    "back to the checkpoint before it",
+                    file=sys.stderr,
                 )
         if steps:
             raise UserError(

@@ -116,14 +116,14 @@ def get_config() -> Config:
     train.accumulation_steps = 1  # split the batch into this many, to save memory
     train.label_smoothing = 0.0
     train.dtype = "auto"  # of the computation; auto: bfloat16 on GPU and TPU, float32 on CPU
-    train.eval_every_steps = 0  # validate and checkpoint; none of the three given: every epoch
-    train.eval_every_epochs = 0.0
+    train.eval_every_steps = 0  # validate and checkpoint; none of the three: at the end only
+    train.eval_every_epochs = 1.0
     train.eval_every_percent = 0.0
     train.eval_batch_size = 256
 
     config.log = ConfigDict()
     log = config.log
-    log.every_steps = 50  # a row of training metrics; none of the three given: at evaluations only
+    log.every_steps = 50  # a row of training metrics; none of the three: at evaluations only
     log.every_epochs = 0.0
     log.every_percent = 0.0
     log.tensorboard = True  # write event files
@@ -168,9 +168,15 @@ def with_overrides(config: Config, overrides: dict, what: str) -> Config:
         try:
             config.update_from_flattened_dict({key: value})
         except (TypeError, ValueError):
-            want = type(flatten(config)[key]).__name__
-            raise UserError(f"config key {key} in {what} takes a {want}, got {value!r}") from None
+            raise UserError(wrong_type(key, value, what)) from None
     return config
+
+
+def wrong_type(key: str, value, what: str) -> str:
+    """Returns the sentence for a value that `key` cannot take; `what` names its source."""
+    kinds = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+    kind = kinds.get(type(flatten(get_config()).get(key)), "a tuple such as (0.5,)")
+    return f"config key {key} in {what} takes {kind}, not {value!r}"
 
 
 def resolve(config: Config) -> Config:

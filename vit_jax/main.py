@@ -38,11 +38,13 @@ def run() -> None:
 
 
 def _parse(argv):
+    if {"--help", "-help", "-h"} & set(argv):
+        app.usage(writeto_stdout=True, exitcode=0)
     try:
         for argument in argv[1:]:
             if match := re.match(r"--?(?:no)?config\.([\w.]+)", argument):
                 settings.check_key(match[1], "the command line")
-        if not any(re.match(r"--?(config\b|help)", argument) for argument in argv[1:]):
+        if not any(re.match(r"--?config(=|$)", argument) for argument in argv[1:]):
             raise UserError("--config=FILE is missing, such as --config=configs/cifar_patch.py")
         for argument in argv[1:]:
             match = re.match(r"--?config=(.*)", argument)
@@ -56,8 +58,7 @@ def _parse(argv):
         match = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error))
         if match is None:
             _die(str(error))
-        want = type(settings.flatten(settings.get_config()).get(match[1], {})).__name__
-        _die(f"config key {match[1]} takes a {want}, got {match[2]!r}")
+        _die(settings.wrong_type(match[1], match[2], "the command line"))
     except (UserError, flags.Error) as error:
         _die(str(error))
 

@@ -39,6 +39,7 @@ def make_variants(config: Config, sweep: dict[str, dict], given: set[str]) -> di
         configs[name] = settings.resolve(variant)
         settings.validate(configs[name])
         if clash := given & set(overrides):
+            settings.validate(settings.resolve(config))  # a wrong value is the better complaint
             raise UserError(
                 f"--config.{min(clash)} has no effect, because variant {name} sets {min(clash)} "
                 "itself"

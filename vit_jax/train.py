@@ -129,7 +129,7 @@ def build_program(config, data: Data, mesh: Mesh) -> Program:
         schedule=schedule,
         steps_per_epoch=per_epoch,
         total_steps=total,
-        eval_every=steps_of(train, "eval_every", per_epoch, total) or per_epoch,
+        eval_every=steps_of(train, "eval_every", per_epoch, total) or total,
         log_every=steps_of(config.log, "every", per_epoch, total) or total,
     )
 

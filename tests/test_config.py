@@ -1,0 +1,107 @@
+"""Every contradiction in a config is refused in one sentence that names the key."""
+
+import importlib
+
+import pytest
+
+from vit_jax import config as settings
+from vit_jax import sweep
+from vit_jax.errors import UserError
+
+VALID = {
+    "model.patch_size": 4,
+    "model.hidden_size": 64,
+    "model.depth": 2,
+    "model.num_heads": 4,
+    "model.mlp_dim": 128,
+    "train.epochs": 2.0,
+}
+
+
+def make(**overrides):
+    keys = VALID | {key.replace("__", "."): value for key, value in overrides.items()}
+    return settings.resolve(settings.with_overrides(settings.get_config(), keys, "a test"))
+
+
+def test_valid_config_passes():
+    settings.validate(make())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"model__patch_size": 5}, "model.patch_size=5 does not divide data.image_size=32: use"),
+        ({"model__hidden_size": 66}, "model.hidden_size=66 is not divisible by model.num_heads=4"),
+        ({"model__depth": 0}, "model.depth is not set"),
+        ({"model__pool": "max"}, "model.pool='max' is not one of cls, mean"),
+        ({"model__pos_embed": "sincos_2d", "model__hidden_size": 4}, "needs a model.hidden_size"),
+        ({"model__dropout_rate": 1.0}, "model.dropout_rate=1.0 must be below 1"),
+        ({"model__norm_eps": 0.0}, "model.norm_eps=0"),
+        ({"model__size": "XL/4"}, "model.size='XL/4' is unknown: give one of Ti, S, B, L"),
+        ({"model__size": "S/8"}, "model.size='S/8' does nothing"),
+        ({"train__epochs": 0.0}, "train.epochs and train.steps are both 0"),
+        ({"train__steps": 3}, "train.epochs=2.0 and train.steps=3 contradict each other"),
+        ({"train__batch_size": 0}, "train.batch_size=0 must be at least 1"),
+        ({"train__accumulation_steps": 3}, "is not divisible by train.accumulation_steps=3"),
+        ({"train__label_smoothing": 1.5}, "train.label_smoothing=1.5 must be below 1"),
+        ({"optim__warmup_steps": 3, "optim__warmup_percent": 2.0}, "contradict each other"),
+        ({"optim__learning_rate": -1.0}, "optim.learning_rate=-1.0 is negative"),
+        ({"optim__learning_rate": float("inf")}, "is not a finite number"),
+        ({"optim__end_learning_rate": 1.0}, "is above optim.learning_rate"),
+        ({"optim__decay_at_percent": (80.0, 50.0)}, "must rise"),
+        ({"data__mean": (0.5, 0.5)}, "data.mean=(0.5, 0.5) has 2 values for 3 channels"),
+        ({"data__std": (0.0,)}, "data.std=(0.0,) holds a 0"),
+        ({"data__channels": 4}, "data.channels=4 is neither"),
+        ({"data__val_size": 1.5}, "data.val_size=1.5 is neither"),
+        ({"data__name": "folder"}, "data.name=folder needs data.dir"),
+        ({"data__train_examples": 9, "data__examples_per_class": 1}, "not both"),
+        ({"augment__crop_padding": 32}, "augment.crop_padding=32 must be smaller"),
+    ],
+)
+def test_wrong_config_is_refused(overrides, sentence):
+    with pytest.raises(UserError) as error:
+        settings.validate(make(**overrides))
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_keys_and_wrong_types_are_refused():
+    with pytest.raises(UserError, match="did you mean train.epochs"):
+        make(train__epoch=3)
+    with pytest.raises(UserError, match="train.batch_size in a test takes a whole number"):
+        make(train__batch_size="many")
+
+
+def test_named_size_fills_what_is_left_out():
+    sizes = {key: 0 for key in VALID if key.startswith("model")}
+    config = settings.with_overrides(
+        settings.get_config(), sizes | {"model.size": "S/16", "model.depth": 2}, "a test"
+    )
+    model = settings.resolve(config).model
+    assert (model.hidden_size, model.num_heads, model.mlp_dim) == (384, 6, 1536)
+    assert (model.patch_size, model.depth) == (16, 2)
+
+
+def test_durations_in_any_unit():
+    config = make(optim__warmup_epochs=0.5)
+    assert settings.total_steps(config, 30) == 60
+    assert settings.steps_of(config.optim, "warmup", 30, 60) == 15
+    assert settings.steps_of(make(optim__warmup_percent=10.0).optim, "warmup", 30, 60) == 6
+    assert settings.steps_of(make(optim__warmup_steps=7).optim, "warmup", 30, 60) == 7
+    assert settings.steps_of(make().optim, "warmup", 30, 60) == 0
+
+
+@pytest.mark.parametrize("name", ["cifar_patch", "digits_patch"])
+def test_every_config_file_is_valid(name):
+    module = importlib.import_module(f"configs.{name}")
+    variants = sweep.make_variants(module.get_config(), module.sweep(), set())
+    assert list(variants) == list(module.sweep())
+    assert module.__doc__ and f"--config=configs/{name}.py" in module.__doc__
+
+
+def test_command_line_cannot_set_what_the_sweep_sets():
+    variants = {"small": {"model.depth": 1}}
+    with pytest.raises(UserError, match="--config.model.depth has no effect"):
+        sweep.make_variants(make(), variants, {"model.depth"})
+    with pytest.raises(UserError, match="variant 'a/b'"):
+        sweep.make_variants(make(), {"a/b": {}}, set())

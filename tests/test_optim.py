@@ -1,0 +1,93 @@
+"""Schedules hit their values; weight decay, clipping and momentum do what they say."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax import config as settings
+from vit_jax import optim
+
+
+def config(**overrides):
+    keys = {f"optim.{key}": value for key, value in overrides.items()}
+    return settings.with_overrides(settings.get_config(), keys, "a test").optim
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"schedule": "constant"}, {0: 0.1, 4: 0.5, 5: 0.5, 99: 0.5}),
+        ({"schedule": "cosine"}, {0: 0.1, 4: 0.5, 5: 0.5, 55: 0.25, 105: 0.0}),
+        ({"schedule": "cosine", "end_learning_rate": 0.1}, {5: 0.5, 55: 0.3, 105: 0.1}),
+        ({"schedule": "linear"}, {4: 0.5, 5: 0.5, 30: 0.375, 105: 0.0}),
+        (
+            {"schedule": "step", "decay_at_percent": (50.0, 80.0), "decay_factor": 0.1},
+            {5: 0.5, 51: 0.5, 52: 0.05, 83: 0.05, 84: 0.005},
+        ),
+    ],
+)
+def test_schedule_with_warmup(overrides, expected):
+    schedule = optim.make_schedule(config(learning_rate=0.5, **overrides), 5, 105)
+    found = {step: float(schedule(step)) for step in expected}
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_no_warmup_starts_at_the_peak():
+    schedule = optim.make_schedule(config(schedule="cosine", learning_rate=0.5), 0, 10)
+    assert float(schedule(0)) == pytest.approx(0.5)
+
+
+PARAMS = {
+    "head": {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full(2, 2.0)},
+    "LayerNorm_0": {"scale": jnp.full(2, 2.0)},
+    "posembed_input": {"pos_embedding": jnp.full((1, 3, 2), 2.0)},
+    "cls": jnp.full((1, 1, 2), 2.0),
+}
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_weight_decay_shrinks_kernels_only(name):
+    optimizer = optim.make_optimizer(config(name=name, weight_decay=0.1), lambda step: 0.01)
+    zeros = {key: 0 * value for key, value in _flat(PARAMS).items()}
+    updates, _ = optimizer.update(_like(PARAMS, zeros), optimizer.init(PARAMS), PARAMS)
+    for name_of, update in _flat(updates).items():
+        assert bool((update < 0).all()) == name_of.endswith("kernel"), name_of
+        assert bool((update == 0).all()) != name_of.endswith("kernel"), name_of
+
+
+def test_adamw_decay_is_decoupled():
+    optimizer = optim.make_optimizer(config(name="adamw", weight_decay=0.1), lambda step: 0.01)
+    zeros = _like(PARAMS, {key: 0 * value for key, value in _flat(PARAMS).items()})
+    updates, _ = optimizer.update(zeros, optimizer.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(updates["head"]["kernel"], -0.01 * 0.1 * 2.0, rtol=1e-6)
+
+
+def test_clipping_bounds_the_global_norm():
+    optimizer = optim.make_optimizer(
+        config(name="sgd", momentum=0.0, grad_clip_norm=1.0), lambda step: 1.0
+    )
+    grads = {"a": jnp.array([30.0]), "b": jnp.array([40.0])}
+    updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
+    np.testing.assert_allclose([updates["a"][0], updates["b"][0]], [-0.6, -0.8], rtol=1e-5)
+
+
+def test_sgd_has_momentum():
+    optimizer = optim.make_optimizer(config(name="sgd", momentum=0.5), lambda step: 1.0)
+    grads = {"a": jnp.array([1.0])}
+    state = optimizer.init(grads)
+    _, state = optimizer.update(grads, state, grads)
+    updates, _ = optimizer.update(grads, state, grads)
+    assert float(updates["a"][0]) == pytest.approx(-1.5)
+
+
+def _flat(tree):
+    return settings.flatten(tree)
+
+
+def _like(tree, flat, prefix=""):
+    return {
+        key: _like(value, flat, f"{prefix}{key}.")
+        if isinstance(value, dict)
+        else flat[prefix + key]
+        for key, value in tree.items()
+    }
