@@ -93,3 +93,99 @@ def test_killed_run_resumes_exactly(command, undisturbed, tmp_path, signal, mome
     if signal == "SIGTERM":
         assert f"going on from step {step}" in resumed.stdout
     assert_same_run(tmp_path / RUN, undisturbed)
+
+
+SWEEP = ("--config.train.num_seeds=2", "--config.train.epochs=1", "--config.optim.warmup_epochs=0")
+
+
+@pytest.fixture(scope="module")
+def finished(command, tmp_path_factory):
+    """Returns the folder and the output of a finished sweep of three variants and two seeds."""
+    workdir = tmp_path_factory.mktemp("sweep")
+    arguments = [
+        argument for argument in TINY if "variant" not in argument and "seeds" not in argument
+    ]
+    arguments = [*arguments, *SWEEP, f"--workdir={workdir}"]
+    # Runs the command and then tells what it imported.
+    listing = (
+        "import sys, atexit; from vit_jax import main; "
+        "atexit.register(lambda: print('modules:', *sys.modules)); "
+        "sys.argv = ['main', *sys.argv[1:]]; main.run()"
+    )
+    done = command("-c", listing, *arguments)
+    assert done.returncode == 0, done.stderr
+    return workdir, arguments, done.stdout
+
+
+def test_sweep_leaves_the_documented_files(finished):
+    workdir, _, output = finished
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["experiment"] == "digits_patch"
+    assert [row["variant"] for row in results["rows"]] == ["patch_1", "patch_2", "patch_4"]
+    for row in results["rows"]:
+        assert row["overrides"] == {"model.patch_size": int(row["variant"][-1])}
+        for part in ("train", "val", "test"):
+            assert len(row[f"{part}_accuracy"]["values"]) == 2
+            assert 0 <= row[f"{part}_accuracy"]["mean"] <= 1
+    for name in ("results.md", "results.png", "curves.png"):
+        assert (workdir / name).stat().st_size > 100
+    folder = workdir / "patch_2" / "seed_1"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["config"]["model.patch_size"] == 2 and config["config"]["seed"] == 1
+    assert "jax" in config["versions"] and "git_commit" in config
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary) == [
+        *("name", "seed", "num_params", "num_trainable_params", "epochs", "steps"),
+        *("train_accuracy", "val_accuracy", "test_accuracy", "test_loss", "best_step"),
+        *("wall_seconds", "images_per_second", "device"),
+    ]
+    assert (folder / "figures" / "curves.png").exists()
+    assert list(folder.glob("events.out.tfevents.*"))
+    assert "Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel" in output  # parameter table
+    assert "| patch_4 |" in output
+
+
+def test_nothing_imports_tensorflow_or_torch(finished):
+    modules = finished[2].split("modules:")[1].split()
+    assert "jax" in modules
+    assert not {"tensorflow", "torch"} & set(modules)
+
+
+def test_finished_runs_are_not_trained_again(finished, command):
+    workdir, arguments, _ = finished
+    before = (workdir / "results.json").read_text()
+    again = command("-m", "vit_jax.main", *arguments)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("finished before, not trained again") == 6
+    assert (workdir / "results.json").read_text() == before
+
+
+def test_other_settings_in_the_same_workdir_are_refused(finished, command):
+    _, arguments, _ = finished
+    done = command("-m", "vit_jax.main", *arguments, "--config.model.mlp_dim=32")
+    assert done.returncode == 1
+    assert "was trained with model.mlp_dim=16, now model.mlp_dim=32" in done.stderr
+
+
+def test_a_run_folder_in_use_is_refused(command, tmp_path):
+    import fcntl
+
+    (tmp_path / RUN).mkdir(parents=True)
+    with (tmp_path / RUN / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = command("-m", "vit_jax.main", *TINY, f"--workdir={tmp_path}")
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("is in use by another process")
+
+
+def test_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(command, tmp_path):
+    options = ("--config.optim.name=sgd", "--config.optim.learning_rate=1e6")
+    done = command(
+        *("-m", "vit_jax.main", *TINY, *options, f"--workdir={tmp_path}"),
+        *("--config.train.eval_every_epochs=0", "--config.train.eval_every_steps=1"),
+    )
+    assert done.returncode == 1
+    assert "became non-finite at step" in done.stderr and "Traceback" not in done.stderr
+    step = int(done.stderr.split("at step ")[1].split(";")[0])
+    kept = [int(p.name) for p in (tmp_path / RUN / "checkpoints").iterdir() if p.name.isdigit()]
+    assert max(kept) == step - 1

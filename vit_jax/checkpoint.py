@@ -147,7 +147,7 @@ def _accuracy(metrics) -> float:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
 
 
 def abstract(tree, sharding: jax.sharding.Sharding):

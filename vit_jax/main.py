@@ -65,7 +65,7 @@ def _parse(argv):
 
 def _main(argv):
     del argv
-    logging.set_verbosity(logging.WARNING)  # JAX and orbax tell their insides at INFO
+    logging.set_verbosity(logging.ERROR)  # below it, JAX and orbax tell of their insides
     try:
         # Imported here, so that --help and a mistyped flag answer at once.
         from vit_jax import sweep, train

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import re
 import sys
 import time
 from typing import Any
@@ -133,7 +132,7 @@ class TensorBoardWriter:
             step,
             [
                 self._summary.Summary.Value(
-                    tag=tag, metadata=metadata, tensor=self._make_tensor(text, dtype=object)
+                    tag=tag, metadata=metadata, tensor=self._make_tensor(np.array(text, object))
                 )
                 for tag, text in texts.items()
             ],
@@ -220,7 +219,7 @@ class Progress:
             start, began = self._first
             left = (now - began) / max(1, step - start) * (self._total - step)
             print(
-                f"{self._name} step {step}/{self._total}: {text}, {format_seconds(left)} left",
+                f"{self._name} step {step}/{self._total}: {text}, {tqdm.format_interval(left)} left",
                 flush=True,
             )
 
@@ -228,8 +227,3 @@ class Progress:
         """Ends the bar."""
         if self._bar is not None:
             self._bar.close()
-
-
-def format_seconds(seconds: float) -> str:
-    """Returns e.g. "3:07" or "1:02:05"."""
-    return re.sub(r"^0:0?(?=\d+:)", "", tqdm.format_interval(seconds))

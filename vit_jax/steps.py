@@ -111,7 +111,7 @@ def make_train_step(model, optimizer: optax.GradientTransformation, config):
         grads, sums = accumulated(state.params, dropout_key, images, batch["label"])
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         bad = ~(jnp.isfinite(sums.loss.total) & jnp.isfinite(grad_norm))
         return TrainState(
             step=state.step + 1,

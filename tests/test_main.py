@@ -1,0 +1,84 @@
+"""A mistake on the command line ends in one sentence, status 1 and no traceback."""
+
+import os
+
+import pytest
+
+DIGITS = "--config=configs/digits_patch.py"
+
+
+def assert_refused(done, *sentences):
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line]
+    assert line.startswith("error: ")
+    for sentence in sentences:
+        assert sentence in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "--config=FILE is missing"),
+        (["--config=none.py"], "--config=none.py is not a file"),
+        ([DIGITS, "--workdri=x"], "Unknown command line flag 'workdri'. Did you mean: workdir"),
+        ([DIGITS, "--config.train.epoch=3"], "train.epoch in the command line; did you mean"),
+        ([DIGITS, "--config.train.batch_size=x"], "train.batch_size in the command line takes a"),
+        ([DIGITS, "--config.model.patch_size=3"], "model.patch_size=3 does not divide"),
+        ([DIGITS, "--config.model.hidden_size=30"], "is not divisible by model.num_heads=4"),
+        ([DIGITS, "--variant=patch_9"], "use one of patch_1, patch_2, patch_4"),
+        ([DIGITS, "--config.data.val_size=9999"], "data.val_size=9999 asks for 9999 of 1438"),
+        ([DIGITS, "--config.train.batch_size=2000"], "is larger than the training set of 1294"),
+        (
+            [DIGITS, "--config.data.name=cifar10", "--config.data.download=False"],
+            "scripts/prepare_data.py",
+        ),
+    ],
+)
+def test_mistakes(command, tmp_path, arguments, sentence):
+    if arguments:
+        arguments = [*arguments, f"--workdir={tmp_path / 'runs'}"]
+    done = command("-m", "vit_jax.main", *arguments, TFDS_DATA_DIR=str(tmp_path))
+    assert_refused(done, sentence)
+
+
+def test_missing_set_without_network_says_what_to_do(command, tmp_path):
+    done = command(
+        *("-m", "vit_jax.main", DIGITS, f"--workdir={tmp_path / 'runs'}"),
+        *("--config.data.name=mnist", f"--config.data.dir={tmp_path}"),
+        https_proxy="http://127.0.0.1:9",  # nobody listens there
+    )
+    assert_refused(done, "scripts/prepare_data.py mnist --archive")
+
+
+def test_text_renamed_to_jpg(command, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(20):
+            (tmp_path / "images" / name / f"{i}.jpg").write_text("no image")
+    done = command(
+        *("-m", "vit_jax.main", DIGITS, f"--workdir={tmp_path / 'runs'}"),
+        *("--config.data.name=folder", f"--config.data.dir={tmp_path / 'images'}"),
+        "--config.train.batch_size=4",
+    )
+    assert_refused(done, ".jpg cannot be read as an image", "data.skip_corrupt=True")
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="the superuser may write anywhere")
+def test_workdir_without_permission(command, tmp_path):
+    tmp_path.chmod(0o500)
+    done = command("-m", "vit_jax.main", DIGITS, f"--workdir={tmp_path / 'runs'}")
+    assert_refused(done, "cannot be written to: Permission denied")
+
+
+def test_workdir_that_is_a_file(command, tmp_path):
+    (tmp_path / "runs").touch()
+    done = command("-m", "vit_jax.main", DIGITS, f"--workdir={tmp_path / 'runs'}")
+    assert_refused(done, "cannot be written to")
+
+
+def test_help_explains_itself(command):
+    done = command("-m", "vit_jax.main", "--help")
+    assert done.returncode == 0
+    for word in ("--config=configs/cifar_patch.py", "--workdir", "--variant", "vit_jax/config.py"):
+        assert word in done.stdout

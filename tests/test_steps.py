@@ -1,0 +1,152 @@
+"""A step is the same arithmetic on any number of devices and in any number of parts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+
+from vit_jax import config as settings
+from vit_jax import data, models, optim, sharding, steps
+from vit_jax.evaluate import evaluate
+from vit_jax.metrics import Sums
+
+RNG = np.random.default_rng(0)
+BATCH = {
+    "image": RNG.integers(0, 256, (32, 8, 8, 1), np.uint8),
+    "label": RNG.integers(0, 10, 32).astype(np.int32),
+}
+
+
+def make_config(**overrides):
+    keys = {
+        "data.name": "digits",
+        "data.image_size": 8,
+        "data.channels": 1,
+        "augment.crop_padding": 1,
+        "model.patch_size": 4,
+        "model.hidden_size": 16,
+        "model.depth": 1,
+        "model.num_heads": 2,
+        "model.mlp_dim": 32,
+        "optim.name": "sgd",
+        "optim.learning_rate": 0.1,
+        "train.epochs": 1.0,
+    }
+    keys |= {key.replace("__", "."): value for key, value in overrides.items()}
+    return settings.with_overrides(settings.get_config(), keys, "a test")
+
+
+def make_mesh(devices):
+    return jax.make_mesh(
+        (devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
+    )
+
+
+def train(config, devices=1, num_steps=3):
+    """Returns the states before and after each of some steps on one batch, and their losses."""
+    mesh = make_mesh(devices)
+    model = models.build(config.model, 10)
+    optimizer = optim.make_optimizer(config.optim, lambda step: config.optim.learning_rate)
+    whole = sharding.replicated(mesh)
+    init = jax.jit(steps.make_init(model, optimizer, config), out_shardings=whole)
+    step = jax.jit(steps.make_train_step(model, optimizer, config), out_shardings=whole)
+    states = [init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))]
+    for _ in range(num_steps):
+        states.append(step(states[-1], jax.random.key(1), sharding.put_split(mesh, BATCH)))
+    totals = [float(state.sums.loss.total) for state in states]
+    return states, np.diff(totals) / len(BATCH["label"])
+
+
+def assert_close(one, other, tolerance=1e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance), one, other)
+
+
+def test_eight_devices_train_like_one():
+    config = make_config(model__dropout_rate=0.2, train__accumulation_steps=2)
+    ((*_, one), losses), ((*_, eight), same) = train(config), train(config, devices=8)
+    assert len(eight.params["cls"].sharding.device_set) == 8
+    np.testing.assert_allclose(losses, same, rtol=1e-5)
+    assert_close(one.params, eight.params)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("kind", [data.ResidentBatches, data.StreamingBatches])
+def test_every_example_is_evaluated_once_on_one_device_and_on_eight(kind):
+    config = make_config()
+    splits = data.make_splits(data.open_source(config.data), config.data)
+    model = models.build(config.model, 10)
+    params = model.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))["params"]
+    params["head"]["kernel"] = jax.random.normal(jax.random.key(1), (16, 10))
+    step = jax.jit(steps.make_eval_step(model, config))
+    found = {}
+    for devices in (1, 8):
+        mesh = make_mesh(devices)
+        batches = kind(splits.test, mesh, num_threads=2)
+        found[devices] = evaluate(
+            step, sharding.put_replicated(mesh, params), batches.evaluate(50 * devices)
+        )
+        print(f"{kind.__name__} on {devices} devices: {found[devices]['count']} examples counted")
+    images, labels = splits.test.decode_all(1)
+    assert len(labels) % 50 and len(labels) % 400  # the last batch is incomplete for both
+    assert found[1]["count"] == found[8]["count"] == len(labels) == 359
+    logits = model.apply({"params": params}, steps.normalize(images, config))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    for result in found.values():
+        assert result["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
+        assert result["accuracy"] == pytest.approx(float((logits.argmax(1) == labels).mean()))
+
+
+def test_accumulation_changes_nothing():
+    ((*_, one), losses), ((*_, four), same) = (
+        train(make_config(augment__kind="none", train__accumulation_steps=parts))
+        for parts in (1, 4)
+    )
+    np.testing.assert_allclose(losses, same, rtol=1e-5)
+    assert_close(one.params, four.params)
+    assert int(one.sums.loss.count) == int(four.sums.loss.count) == 3 * 32
+
+
+def test_label_smoothing_and_loss():
+    config = make_config(augment__kind="none", train__label_smoothing=0.1)
+    _, losses = train(config, num_steps=1)
+    assert losses[0] == pytest.approx(np.log(10), rel=1e-5)  # the head starts at zero
+
+
+def test_moving_average_follows_the_weights():
+    states, _ = train(make_config(optim__ema_decay=0.9))
+    expected = states[0].params
+    assert_close(states[0].ema_params, expected, 0)
+    for n, state in enumerate(states[1:], 1):
+        decay = min(0.9, n / (9 + n))
+        expected = jax.tree.map(
+            lambda average, new, d=decay: d * average + (1 - d) * new, expected, state.params
+        )
+        assert_close(state.ema_params, expected, 1e-6)
+        assert state.eval_params is state.ema_params
+
+
+def test_non_finite_loss_is_marked_with_its_step():
+    states, losses = train(make_config(optim__learning_rate=1e30), num_steps=4)
+    first = int(states[-1].bad_step)
+    assert 1 < first <= 1 + int(np.argmin(np.isfinite(losses)))
+    assert [int(state.bad_step) for state in states] == [-1] * first + [first] * (5 - first)
+
+
+def test_normalisation():
+    config = make_config(data__mean=(0.5,), data__std=(0.25,))
+    pixels = np.array([0, 255], np.uint8).reshape(1, 1, 2, 1)
+    np.testing.assert_allclose(steps.normalize(pixels, config).reshape(-1), [-2, 2])
+
+
+def test_sums_ignore_masked_examples():
+    sums = Sums.empty().merge(
+        Sums.single_from_model_output(
+            loss=jnp.array([1.0, 2.0, 100.0]),
+            logits=jnp.eye(3),
+            labels=jnp.array([0, 0, 2]),
+            mask=jnp.array([True, True, False]),
+        )
+    )
+    assert {k: float(v) for k, v in sums.compute().items()} == {"loss": 1.5, "accuracy": 0.5}
