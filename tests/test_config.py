@@ -1,6 +1,8 @@
 """Every contradiction in a config is refused in one sentence that names the key."""
 
 import importlib
+import pathlib
+import re
 
 import pytest
 
@@ -105,3 +107,15 @@ def test_command_line_cannot_set_what_the_sweep_sets():
         sweep.make_variants(make(), variants, {"model.depth"})
     with pytest.raises(UserError, match="variant 'a/b'"):
         sweep.make_variants(make(), {"a/b": {}}, set())
+
+
+def test_readme_lists_every_setting_with_its_default():
+    root = pathlib.Path(__file__).parent.parent
+    readme = (root / "README.md").read_text()
+    source = (root / "vit_jax" / "config.py").read_text()
+    for key, value in settings.flatten(settings.get_config()).items():
+        default = f'"{value}"' if isinstance(value, str) else re.escape(str(value))
+        row = re.search(rf"^\| `{re.escape(key)}` \| `({default}|\S+)` \| (.+) \|$", readme, re.M)
+        assert row, f"README.md has no row for {key}"
+        name = key if "." in key else f"config.{key}"
+        assert f"{name} = {row[1]}  # {row[2]}\n" in source, f"{key} differs from config.py"

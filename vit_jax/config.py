@@ -46,9 +46,9 @@ def get_config() -> Config:
     data.dir = ""  # TFDS data dir ("": TFDS_DATA_DIR, then ~/tensorflow_datasets), or the folder
     data.train_split = "train"  # TFDS split string, or folder; flat folders and digits: unused
     data.val_split = "auto"  # "auto": the set's own if it has one, else carved from train
-    data.test_split = "auto"  # likewise
+    data.test_split = "auto"  # likewise; carved before the validation part
     data.val_size = 0.1  # carved: below 1 a share of the training examples, else a number
-    data.test_size = 0.2  # likewise; carved before the validation part
+    data.test_size = 0.2  # likewise
     data.split_seed = 0  # of the carving and the subsets; apart from `seed`, so runs share splits
     data.train_examples = 0  # keep that many training examples, classes in proportion; 0: all
     data.examples_per_class = 0  # keep that many training examples of each class; 0: all
@@ -77,7 +77,7 @@ def get_config() -> Config:
     model.num_heads = 0  # attention heads per block
     model.mlp_dim = 0  # width of the MLP's hidden layer
     model.patchify = "conv"  # "manual": reshape into patches, then a dense layer
-    model.pos_embed = "learned_1d"  # none, learned_1d, learned_2d, sinusoidal, sincos_2d
+    model.pos_embed = "learned_1d"  # none, learned_1d, learned_2d, sinusoidal or sincos_2d
     model.pool = "cls"  # "cls": class token; "mean": mean of the patch tokens
     model.dropout_rate = 0.0  # after the embedding, attention and both MLP layers
     model.attention_dropout_rate = 0.0  # on the attention weights
@@ -94,7 +94,7 @@ def get_config() -> Config:
     optim.schedule = "cosine"  # constant, cosine, linear, step; all after the warm-up
     optim.end_learning_rate = 0.0  # reached by cosine and linear at the last step
     optim.warmup_steps = 0  # linear from 0; give at most one of the three
-    optim.warmup_epochs = 0.0
+    optim.warmup_epochs = 0.0  # passes over the training data
     optim.warmup_percent = 0.0  # of the whole run
     optim.decay_at_percent = (50.0, 75.0)  # step: where in the run the rate is multiplied
     optim.decay_factor = 0.1  # step: by what
@@ -109,23 +109,23 @@ def get_config() -> Config:
 
     config.train = ConfigDict()
     train = config.train
-    train.epochs = 0.0  # length of the run; give one of the two
-    train.steps = 0
+    train.epochs = 0.0  # length of the run in passes over the training data; or give train.steps
+    train.steps = 0  # optimizer updates
     train.num_seeds = 1  # runs per variant, with seeds seed, seed + 1, ...
     train.batch_size = 128  # over all devices and processes; one optimizer update
     train.accumulation_steps = 1  # split the batch into this many, to save memory
-    train.label_smoothing = 0.0
+    train.label_smoothing = 0.0  # share of the target spread over all classes
     train.dtype = "auto"  # of the computation; auto: bfloat16 on GPU and TPU, float32 on CPU
     train.eval_every_steps = 0  # validate and checkpoint; none of the three: at the end only
-    train.eval_every_epochs = 1.0
-    train.eval_every_percent = 0.0
-    train.eval_batch_size = 256
+    train.eval_every_epochs = 1.0  # likewise, in passes over the training data
+    train.eval_every_percent = 0.0  # likewise, in percent of the whole run
+    train.eval_batch_size = 256  # changes no result
 
     config.log = ConfigDict()
     log = config.log
     log.every_steps = 50  # a row of training metrics; none of the three: at evaluations only
-    log.every_epochs = 0.0
-    log.every_percent = 0.0
+    log.every_epochs = 0.0  # likewise, in passes over the training data
+    log.every_percent = 0.0  # likewise, in percent of the whole run
     log.tensorboard = True  # write event files
 
     config.sharding = ConfigDict()

@@ -217,11 +217,9 @@ class Progress:
         if line or now - self._last_line >= self._line_seconds:
             self._last_line = now
             start, began = self._first
-            left = (now - began) / max(1, step - start) * (self._total - step)
-            print(
-                f"{self._name} step {step}/{self._total}: {text}, {tqdm.format_interval(left)} left",
-                flush=True,
-            )
+            seconds = (now - began) / max(1, step - start) * (self._total - step)
+            left = tqdm.format_interval(seconds)
+            print(f"{self._name} step {step}/{self._total}: {text}, {left} left", flush=True)
 
     def close(self) -> None:
         """Ends the bar."""
