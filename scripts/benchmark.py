@@ -107,7 +107,7 @@ def start_ours(config):
     key = jax.random.key(0)
     state = [program.init(key, np.zeros((1, 32, 32, 3), np.float32))]
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state[0].params))
-    print(f"vit_jax: {parameters:,} parameters, {train.describe_devices()}")
+    print(f"vit_jax: {parameters:,} parameters, {sharding.describe_devices()}")
 
     def step():
         start = time.perf_counter()

@@ -46,9 +46,8 @@ def _parse(argv):
                 settings.check_key(match[1], "the command line")
         if not any(re.match(r"--?config(=|$)", argument) for argument in argv[1:]):
             raise UserError("--config=FILE is missing, such as --config=configs/cifar_patch.py")
-        for argument in argv[1:]:
-            match = re.match(r"--?config=(.*)", argument)
-            if match and not pathlib.Path(match[1]).is_file():
+        for match in re.finditer(r"(?:^|\n)--?config[=\n](.*)", "\n".join(argv[1:])):
+            if not pathlib.Path(match[1]).is_file():
                 raise UserError(f"--config={match[1]} is not a file")
         rest = flags.FLAGS(argv)[1:]
         if rest:

@@ -1,9 +1,16 @@
-"""What a sweep shows at its end: results.md and its charts."""
+"""What runs and sweeps show at their end: results.md and the charts."""
 
 import pathlib
 
 from vit_jax import plots
 from vit_jax.metrics import read_jsonl, write_atomically
+
+
+def write_figures(run: pathlib.Path) -> None:
+    """Draws the figures of one run from its metrics.jsonl."""
+    (run / "figures").mkdir(exist_ok=True)
+    name = f"{run.parent.name} {run.name.replace('_', ' ')}"
+    plots.save_curves(run / "figures" / "curves.png", {name: read_jsonl(run / "metrics.jsonl")})
 
 
 def write_report(workdir: pathlib.Path, results: dict, summaries: dict[str, list[dict]]) -> str:

@@ -2,6 +2,8 @@
 
 import math
 import os
+import pathlib
+import platform
 
 import jax
 import numpy as np
@@ -70,3 +72,16 @@ def put_split(mesh: Mesh, tree):
         return jax.make_array_from_process_local_data(sharding, np.asarray(rows))
 
     return jax.tree.map(put, tree)
+
+
+def describe_devices() -> str:
+    """Returns e.g. "8 x NVIDIA H100" or "2 x cpu (AMD EPYC)"."""
+    kind = jax.devices()[0].device_kind
+    if jax.default_backend() == "cpu":
+        cpu = pathlib.Path("/proc/cpuinfo")
+        lines = cpu.read_text().splitlines() if cpu.exists() else []
+        models_found = [
+            line.split(":")[1].strip() for line in lines if line.startswith("model name")
+        ]
+        kind = f"cpu ({(models_found or [platform.processor() or platform.machine()])[0]})"
+    return f"{jax.device_count()} x {kind}"

@@ -14,7 +14,7 @@ from vit_jax.config import Config
 from vit_jax.data import load_data
 from vit_jax.errors import UserError
 from vit_jax.metrics import write_atomically
-from vit_jax.report import write_report
+from vit_jax.report import write_figures, write_report
 
 ACCURACIES = ("train_accuracy", "val_accuracy", "test_accuracy")
 
@@ -139,7 +139,10 @@ class _Runner:
             self._program = {name: train.build_program(config, data, self.mesh)}
             if sharding.is_first_process():
                 train.print_parameters(self._program[name])
-        return train.run(self._program[name], data, folder, name, seed, self._stop)
+        summary = train.run(self._program[name], data, folder, name, seed, self._stop)
+        if sharding.is_first_process():
+            write_figures(folder)
+        return summary
 
     def _load(self, config):
         key = json.dumps(config.data.to_dict(), sort_keys=True)

@@ -19,7 +19,7 @@ import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from vit_jax import models, optim, plots, sharding, steps
+from vit_jax import models, optim, sharding, steps
 from vit_jax.checkpoint import Checkpoints, abstract
 from vit_jax.config import Config, flatten, steps_of, total_steps
 from vit_jax.data import Data
@@ -219,9 +219,12 @@ class _Run:
             self.state, self.step = restored.state, restored.step
             self.evaluated = restored.notes["evaluated"]
             self.wall_before = restored.notes["wall_seconds"]
-            if self.first_process:
-                print(f"{self.title}: going on from step {self.step}", flush=True)
+            self._print(f"going on from step {self.step}")
         self.began, self.saved_step = time.monotonic(), self.step
+
+    def _print(self, text):
+        if self.first_process:
+            print(f"{self.title}: {text}", flush=True)
 
     def wall_seconds(self):
         return self.wall_before + time.monotonic() - self.began
@@ -235,13 +238,14 @@ class _Run:
         batches = self.data.train.train(
             self.seed, self.step, program.total_steps, program.config.train.batch_size
         )
-        clock = None
+        clock, started = None, time.monotonic()
         for batch in batches:
             self.state = program.train_step(self.state, step_key, batch)
             self.step += 1
             if clock is None:  # the first step compiles: keep it out of images/s
                 jax.block_until_ready(self.state)
                 clock, self.row_start = time.monotonic(), self.step
+                self._print(f"first step, with compilation: {clock - started:.1f} s")
             evaluate_now = self.step % program.eval_every == 0 or self.step == program.total_steps
             if evaluate_now or self.step % program.log_every == 0:
                 self._log_row(clock)
@@ -314,17 +318,16 @@ class _Run:
         if self.saved_step != self.step:
             self._save(None)
         self.checkpoints.wait()
-        if self.first_process:
-            print(
-                f"{self.title}: stopped by {signal.Signals(self.stop.number).name} at step "
-                f"{self.step}, saved; the same command goes on from there",
-                flush=True,
-            )
+        name = signal.Signals(self.stop.number).name
+        self._print(
+            f"stopped by {name} at step {self.step}, saved; the same command goes on from there"
+        )
         raise SystemExit(128 + self.stop.number)
 
     def finish(self) -> dict:
         """Evaluates the best checkpoint on all three parts, test for the only time."""
         best = self.checkpoints.restore_best(self.abstract)
+        self._print(f"evaluating the best checkpoint, of step {best.step}, on all parts")
         params, results = best.state.eval_params, {}
         for part in ("train", "val", "test"):
             batches = getattr(self.data, part).evaluate(self.program.config.train.eval_batch_size)
@@ -347,12 +350,9 @@ class _Run:
             "best_step": best.step,
             "wall_seconds": self.wall_seconds(),
             "images_per_second": float(np.median(speeds)) if speeds else None,
-            "device": describe_devices(),
+            "device": sharding.describe_devices(),
         }
         if self.first_process:
-            figures = self.folder / "figures"
-            figures.mkdir(exist_ok=True)
-            plots.save_curves(figures / "curves.png", {self.title: rows})
             write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
 
@@ -369,19 +369,6 @@ def print_parameters(program: Program) -> None:
     images = np.zeros((1, data.image_size, data.image_size, data.channels), np.float32)
     params = jax.eval_shape(program.init, jax.random.key(0), images).params
     print(parameter_overview.get_parameter_overview(params, include_stats=False), flush=True)
-
-
-def describe_devices() -> str:
-    """Returns e.g. "8 x NVIDIA H100" or "2 x cpu (AMD EPYC)"."""
-    kind = jax.devices()[0].device_kind
-    if jax.default_backend() == "cpu":
-        cpu = pathlib.Path("/proc/cpuinfo")
-        lines = cpu.read_text().splitlines() if cpu.exists() else []
-        models_found = [
-            line.split(":")[1].strip() for line in lines if line.startswith("model name")
-        ]
-        kind = f"cpu ({(models_found or [platform.processor() or platform.machine()])[0]})"
-    return f"{jax.device_count()} x {kind}"
 
 
 @contextlib.contextmanager

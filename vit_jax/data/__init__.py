@@ -30,12 +30,12 @@ def load_data(config, mesh: Mesh) -> Data:
     num_bytes = sum(map(len, parts.values())) * config.image_size**2 * config.channels
     fits = num_bytes <= config.resident_max_gib * 2**30
     resident = config.resident == "always" or (config.resident == "auto" and fits)
-    kind = ResidentBatches if resident else StreamingBatches
-    batches = {name: kind(part, mesh, config.num_threads) for name, part in parts.items()}
     print(
         f"{config.name}: {len(splits.class_names)} classes, "
         + ", ".join(f"{len(part):,} {name}" for name, part in parts.items())
-        + f" examples, {'resident on the device' if resident else 'streamed'}",
+        + f" examples, {'to be held on the device' if resident else 'streamed'}",
         flush=True,
     )
+    kind = ResidentBatches if resident else StreamingBatches
+    batches = {name: kind(part, mesh, config.num_threads) for name, part in parts.items()}
     return Data(splits.class_names, **batches)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
 from vit_jax.data import prepare
 from vit_jax.errors import UserError
@@ -66,10 +67,12 @@ class Examples:
         # Filled in place: a stack at the end would need twice the room.
         images = np.empty((len(self), *self.read([0])[0][0].shape), np.uint8)
         labels = np.empty(len(self), np.int32)
-        with ThreadPoolExecutor(num_threads) as pool:
+        bar = tqdm(total=len(self), desc="decoding", unit="image", leave=False, disable=None)
+        with ThreadPoolExecutor(num_threads) as pool, bar:
             for chunk, examples in zip(chunks, pool.map(self.read, chunks), strict=True):
                 for i, (image, label) in zip(chunk, examples, strict=True):
                     images[i], labels[i] = image, label
+                bar.update(len(chunk))
         return images, labels
 
 
