@@ -167,6 +167,16 @@ def test_other_settings_in_the_same_workdir_are_refused(finished, command):
     assert "was trained with model.mlp_dim=16, now model.mlp_dim=32" in done.stderr
 
 
+def test_a_run_that_saved_nothing_may_be_started_with_other_settings(command, tmp_path):
+    options = (f"--workdir={tmp_path}", "--config.train.epochs=1", "--config.optim.warmup_epochs=0")
+    killed = command("tests/kill_at.py", "SIGKILL", "step", 3, *TINY, *options)
+    assert killed.returncode == -9
+    done = command("-m", "vit_jax.main", *TINY, *options, "--config.model.mlp_dim=32")
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / RUN / "config.json").read_text())
+    assert config["config"]["model.mlp_dim"] == 32
+
+
 def test_a_run_folder_in_use_is_refused(command, tmp_path):
     import fcntl
 

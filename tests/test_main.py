@@ -48,7 +48,7 @@ def test_missing_set_without_network_says_what_to_do(command, tmp_path):
         *("--config.data.name=mnist", f"--config.data.dir={tmp_path}"),
         https_proxy="http://127.0.0.1:9",  # nobody listens there
     )
-    assert_refused(done, "scripts/prepare_data.py mnist --archive")
+    assert_refused(done, "run the same command again, or give it to scripts/prepare_data.py")
 
 
 def test_text_renamed_to_jpg(command, tmp_path):

@@ -54,7 +54,8 @@ def train(config, devices=1, num_steps=3):
     step = jax.jit(steps.make_train_step(model, optimizer, config), out_shardings=whole)
     states = [init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))]
     for _ in range(num_steps):
-        states.append(step(states[-1], jax.random.key(1), sharding.put_split(mesh, BATCH)))
+        batch = sharding.put_split(mesh, BATCH)
+        states.append(sharding.settle(step(states[-1], jax.random.key(1), batch)))
     totals = [float(state.sums.loss.total) for state in states]
     return states, np.diff(totals) / len(BATCH["label"])
 

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import itertools
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from tqdm import tqdm
 from vit_jax.data import prepare
 from vit_jax.errors import UserError
 
+# What Pillow raises for files that are no image, or a broken one.
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 VALIDATION_NAMES = ("validation", "valid", "val")
 
@@ -86,6 +89,10 @@ class Source(Protocol):
         """Returns the examples of a split ("" for the one piece)."""
         ...
 
+    def overlap(self, one: str, other: str) -> bool:
+        """Returns whether two splits share examples."""
+        ...
+
 
 def open_source(config) -> Source:
     """Opens the set that `config.data` names; raises UserError if that cannot be done."""
@@ -101,6 +108,8 @@ def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits: Pillow would clip, not scale
         image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype(np.uint8))
+    if "transparency" in image.info:  # of a palette: Pillow wants this step in between
+        image = image.convert("RGBA")
     image = image.convert("RGB" if channels == 3 else "L")
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
@@ -130,6 +139,10 @@ class Digits:
             lambda wanted: [(self._images[i], labels[i]) for i in wanted],
             lambda: labels,
         )
+
+    def overlap(self, one: str, other: str) -> bool:
+        """Returns True: there is one split only."""
+        return True
 
 
 class Folder:
@@ -168,7 +181,9 @@ class Folder:
         files, labels = [], []
         for label, name in enumerate(self.class_names):
             found = sorted(
-                path for path in (root / name).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES
+                path
+                for path in (root / name).rglob("[!.]*")
+                if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
             )
             if not found:
                 kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
@@ -184,11 +199,15 @@ class Folder:
             lambda: labels,
         )
 
+    def overlap(self, one: str, other: str) -> bool:
+        """Returns whether two splits share images."""
+        return one == other
+
     def _read(self, path):
         try:
             with Image.open(path) as image:
                 return to_array(image, self._config.image_size, self._config.channels)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise UserError(
                 f"{path} cannot be read as an image ({error}): mend or remove it, "
                 "or set data.skip_corrupt=True"
@@ -226,14 +245,9 @@ class Tfds:
 
     def __init__(self, config):
         """Opens the set, preparing a known one if it is missing and there is a network."""
-        # Both cost seconds, so only where they are used.
-        from tensorflow_datasets.core import read_only_builder
-
         self._config = config
-        directory = os.path.expanduser(
-            config.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-        )
-        self._builder: Any = _open_builder(read_only_builder, config, directory)
+        directory = os.path.expanduser(config.dir or prepare.default_data_dir())
+        self._builder: Any = _open_builder(config, directory)
         features = self._builder.info.features
         labelled = "label" in features and hasattr(features["label"], "names")
         if "image" not in features or not labelled:
@@ -272,7 +286,7 @@ class Tfds:
                     (to_array(Image.open(io.BytesIO(e["image"])), size, channels), int(e["label"]))
                     for e in examples
                 ]
-            except OSError as error:
+            except UNREADABLE as error:
                 raise UserError(f"{self._config.name}: a record holds no image: {error}") from None
 
         def labels():
@@ -282,8 +296,25 @@ class Tfds:
 
         return Examples(len(source), read, labels)
 
+    def overlap(self, one: str, other: str) -> bool:
+        """Returns whether two split strings share examples."""
 
-def _open_builder(read_only_builder, config, directory):
+        def spans(split):  # (file, first, last + 1)
+            return [
+                (i.filename, i.skip, i.skip + i.take if i.take >= 0 else i.examples_in_shard)
+                for i in self._builder.info.splits[split].file_instructions
+            ]
+
+        try:
+            pairs = itertools.product(spans(one), spans(other))
+        except Exception:  # a wrong split string: `examples` tells of it
+            return False
+        return any(a[0] == b[0] and a[1] < b[2] and b[1] < a[2] for a, b in pairs)
+
+
+def _open_builder(config, directory):
+    from tensorflow_datasets.core import read_only_builder  # costs a second
+
     def find():
         try:
             return read_only_builder.builder_from_files(config.name, data_dir=directory)
@@ -291,9 +322,11 @@ def _open_builder(read_only_builder, config, directory):
             return None
 
     builder = find()
-    if builder is None and config.download and config.name.split("/")[0] in prepare.NAMES:
+    name, _, variant = config.name.partition("/")
+    known = name in prepare.NAMES and variant in ("", prepare.SETS[name].config)
+    if builder is None and config.download and known:
         print(f"{config.name} is not in {directory}: preparing it", flush=True)
-        prepare.prepare(config.name.split("/")[0], directory)
+        prepare.prepare(name, directory)
         builder = find()
     if builder is None:
         raise UserError(

@@ -1,6 +1,7 @@
 """Seeded, stratified choices of examples: the train, validation and test parts."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -40,12 +41,12 @@ def stratified(labels: np.ndarray, count: int, seed) -> tuple[np.ndarray, np.nda
     return np.sort(ranked[:count]), np.sort(ranked[count:])
 
 
-def first_of_each_class(labels: np.ndarray, per_class: int, seed) -> np.ndarray:
+def some_of_each_class(labels: np.ndarray, num_classes: int, per_class: int, seed) -> np.ndarray:
     """Returns the sorted indices of `per_class` random examples of every class.
 
     Raises UserError if a class has fewer.
     """
-    fewest = np.bincount(labels).min()
+    fewest = np.bincount(labels, minlength=num_classes).min()
     if fewest < per_class:
         raise UserError(
             f"data.examples_per_class={per_class}, but a class has only {fewest} training examples"
@@ -65,16 +66,19 @@ def make_splits(source: Source, config) -> Splits:
       UserError: a part would be empty, or larger than what it is taken from.
     """
     has = source.split_names
-    train = source.examples(config.train_split if has else "")
-    test = val = None
-    if config.test_split != "auto" and has:
-        test = source.examples(config.test_split)
-    elif "test" in has:
-        test = source.examples("test")
-    if config.val_split != "auto" and has:
-        val = source.examples(config.val_split)
-    elif found := [name for name in VALIDATION_NAMES if name in has]:
-        val = source.examples(found[0])
+    names = {
+        "train": config.train_split if has else "",
+        "val": _split_name(config, "val_split", has, VALIDATION_NAMES),
+        "test": _split_name(config, "test_split", has, ("test",)),
+    }
+    for one, other in itertools.combinations([part for part in names if names[part]], 2):
+        if source.overlap(names[one], names[other]):
+            raise UserError(
+                f"data.{one}_split={names[one]!r} and data.{other}_split={names[other]!r} share "
+                "examples"
+            )
+    train = source.examples(names["train"])
+    val, test = (source.examples(names[part]) if names[part] else None for part in ("val", "test"))
     if test is None:
         test, train = _carve(train, "test_size", config, 0)
     if val is None:
@@ -88,10 +92,25 @@ def make_splits(source: Source, config) -> Splits:
         chosen, _ = stratified(train.labels, config.train_examples, (config.split_seed, 2))
         train = train.take(chosen)
     elif config.examples_per_class:
-        train = train.take(
-            first_of_each_class(train.labels, config.examples_per_class, (config.split_seed, 2))
+        chosen = some_of_each_class(
+            train.labels,
+            len(source.class_names),
+            config.examples_per_class,
+            (config.split_seed, 2),
         )
+        train = train.take(chosen)
     return Splits(source.class_names, train, val, test)
+
+
+def _split_name(config, key, has, standard):
+    """Returns the split of the source to use, "" if the part is to be carved."""
+    if config[key] != "auto" and not has:
+        raise UserError(
+            f"data.{key}={config[key]!r}, but {config.name} comes in one piece: leave it at 'auto'"
+        )
+    if config[key] != "auto":
+        return config[key]
+    return next((name for name in standard if name in has), "")
 
 
 def _carve(train, key, config, stream):

@@ -1,0 +1,52 @@
+"""The package's imports run one way, and each heavy dependency has one home."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = {path.stem for path in (ROOT / "vit_jax").iterdir() if path.name[0] not in "_."}
+
+# What each module may import of ours; a package may always import its own parts, anyone `errors`.
+ALLOWED = {name: set() for name in OURS} | {
+    "main": {"sweep", "train", "config"},
+    "sweep": OURS - {"main", "sweep"},
+    "train": OURS - {"main", "sweep", "train", "report"},
+    "evaluate": {"metrics", "steps", "sharding"},
+    "steps": {"augment", "metrics"},
+    "report": {"plots", "metrics"},
+    "data": {"sharding"},
+    "configs": {"config"},
+}
+HOMES = {
+    "orbax": {"checkpoint"},
+    "tensorflow_datasets": {"data"},
+    "grain": {"data"},
+    "tensorboard": {"metrics"},
+    "ml_collections": {"config", "main", "sweep", "configs"},
+    "tensorflow": set(),
+    "torch": set(),
+}
+FILES = [*sorted((ROOT / "vit_jax").rglob("*.py")), *sorted((ROOT / "configs").glob("*.py"))]
+
+
+def imported(path):
+    """Yields the dotted names that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno} imports relatively"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    package, *parts = path.relative_to(ROOT).with_suffix("").parts
+    module = parts[0] if package == "vit_jax" else package
+    allowed = ALLOWED.get(module, set()) | {module, "errors"}
+    for name in imported(path):
+        top, *rest = name.split(".")
+        assert top not in HOMES or module in HOMES[top], f"{module} imports {name}"
+        assert top != "vit_jax" or rest[0] in allowed, f"{module} imports {name}"

@@ -1,0 +1,86 @@
+"""Small archives in the official formats of CIFAR-10, MNIST and EuroSAT, for the tests."""
+
+import gzip
+import io
+import struct
+import tarfile
+import zipfile
+
+import numpy as np
+from PIL import Image
+
+from vit_jax.data.prepare import SETS
+
+
+def make_tar(path, members):
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def make_zip(path, members):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def cifar10_members(per_batch=20):
+    """Returns the archive's members and {split: (images [n, 32, 32, 3], labels [n])}."""
+    rng = np.random.default_rng(0)
+    files, parts = {}, {"train": [], "test": []}
+    for name in [f"data_batch_{number}.bin" for number in range(1, 6)] + ["test_batch.bin"]:
+        images = rng.integers(0, 256, (per_batch, 32, 32, 3), np.uint8)
+        labels = rng.permutation(np.arange(per_batch) % 10).astype(np.uint8)
+        pixels = images.transpose(0, 3, 1, 2).reshape(per_batch, -1)
+        files[name] = np.concatenate([labels[:, None], pixels], axis=1).tobytes()
+        parts["test" if name == "test_batch.bin" else "train"].append((images, labels))
+    # The official archive does not hold the batches in order either.
+    members = {f"cifar-10-batches-bin/{name}": files[name] for name in sorted(files, reverse=True)}
+    members["cifar-10-batches-bin/readme.html"] = b"<html>"
+    content = {
+        split: tuple(np.concatenate(column) for column in zip(*batches, strict=True))
+        for split, batches in parts.items()
+    }
+    return members, content
+
+
+def make_cifar10(path, per_batch=20):
+    """Writes an archive of 5 * per_batch training and per_batch test images; returns its path."""
+    return make_tar(path, cifar10_members(per_batch)[0])
+
+
+def idx(array):
+    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    return gzip.compress(header + array.tobytes())
+
+
+def mnist_files():
+    """Returns {file name: bytes} and {split: (images [n, 28, 28], labels [n])}."""
+    rng = np.random.default_rng(1)
+    files, content = {}, {}
+    for split, prefix, count in (("train", "train", 30), ("test", "t10k", 10)):
+        images = rng.integers(0, 256, (count, 28, 28), np.uint8)
+        labels = rng.integers(0, 10, count).astype(np.uint8)
+        files[f"{prefix}-images-idx3-ubyte.gz"] = idx(images)
+        files[f"{prefix}-labels-idx1-ubyte.gz"] = idx(labels)
+        content[split] = (images, labels)
+    return files, content
+
+
+def jpeg(size=(64, 64), seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "jpeg")
+    return file.getvalue()
+
+
+def eurosat_members(folder="2750"):
+    return {
+        f"{folder}/{name}/{name}_{number}.jpg": jpeg(seed=2 * label + number)
+        for label, name in enumerate(SETS["eurosat"].class_names)
+        for number in (1, 2)
+    }

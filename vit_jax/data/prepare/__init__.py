@@ -1,0 +1,136 @@
+"""Turns the official archives of CIFAR-10, MNIST and EuroSAT into TFDS `array_record` sets.
+
+The stock TFDS builders need TensorFlow to encode images. Here every image reaches the TFDS
+writer as PNG or JPEG bytes, so TensorFlow is never imported. Names, versions, features, example
+keys (and with them the order on disk) are those of TFDS: `tfds.data_source(name)` reads the
+result.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from vit_jax.data.prepare.download import download_all, sha256
+from vit_jax.data.prepare.sets import SETS, ImageSet
+from vit_jax.errors import UserError
+
+NAMES = tuple(SETS)
+
+
+def default_data_dir() -> Path:
+    """Returns the folder of all sets, as TFDS has it: $TFDS_DATA_DIR, ~/tensorflow_datasets."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def find_prepared(name: str, data_dir: str | Path) -> Path | None:
+    """Returns the folder of the whole `array_record` set `name` below `data_dir`, or None."""
+    folder = _set_dir(_lookup(name), Path(data_dir).expanduser())
+    return folder if _is_whole(folder) else None
+
+
+def prepare(name: str, data_dir: str | Path, archive: str | Path | None = None) -> Path:
+    """Prepares the set `name` (one of `NAMES`) below `data_dir` and returns its folder.
+
+    Without `archive` the official files are downloaded to `data_dir`/downloads/`name` and stay
+    there; a broken download continues where it stopped. With `archive` nothing is downloaded: it
+    is the official file or a folder, zip or tar with the same content, which is checked by its
+    structure. A set that is there already is left as it is. The set appears under its name only
+    when it is whole; several processes may prepare the same set at once.
+
+    Raises `UserError` for an unknown name, a failed download, a wrong checksum, an archive that
+    is damaged or of another set, or a folder that cannot be written.
+    """
+    return prepare_set(_lookup(name), data_dir, archive)
+
+
+def prepare_set(
+    image_set: ImageSet, data_dir: str | Path, archive: str | Path | None = None
+) -> Path:
+    """Does what `prepare` does, for a set that need not be one of `NAMES`."""
+    data_dir = Path(data_dir).expanduser().absolute()
+    target = _set_dir(image_set, data_dir)
+    title = f"{image_set.name} {image_set.version}"
+    if _is_whole(target):
+        print(f"{title} is already prepared in {target}", flush=True)
+        return target
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with _lock(data_dir / f".prepare-{image_set.name}.lock", title):
+            if not _is_whole(target):
+                _prepare_locked(image_set, data_dir, target, archive)
+    except OSError as error:
+        raise UserError(f"{title} cannot be prepared in {data_dir}: {error}") from error
+    print(f"{title} is prepared in {target}", flush=True)
+    return target
+
+
+def _prepare_locked(
+    image_set: ImageSet, data_dir: Path, target: Path, archive: str | Path | None
+) -> None:
+    from vit_jax.data.prepare.writer import write  # imports TFDS, which costs a second
+
+    if target.exists():
+        raise UserError(
+            f"{target} exists but is no complete array_record set; move it away or choose another"
+            " data_dir"
+        )
+    if archive is None:
+        source = download_all(image_set.name, image_set.archives, data_dir)
+    elif not (source := Path(archive).expanduser()).exists():
+        raise UserError(f"the archive {source} does not exist")
+    splits = image_set.parse(source)
+    if source.is_file() and sha256(source) not in {file.sha256 for file in image_set.archives}:
+        print(f"note: {source} is not the official file; its structure is right", flush=True)
+
+    scratch = data_dir / f".prepare-{image_set.name}"
+    shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
+    try:
+        written = write(image_set, splits, scratch)
+        if image_set.config:
+            # TFDS reads the name of the default config from a file beside the configs.
+            metadata = Path(image_set.name, ".config", "metadata.json")
+            (data_dir / metadata).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(scratch / metadata, data_dir / metadata)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(written, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _lookup(name: str) -> ImageSet:
+    if name not in SETS:
+        raise UserError(f"unknown set {name!r}: it can be one of {', '.join(NAMES)}")
+    return SETS[name]
+
+
+def _set_dir(image_set: ImageSet, data_dir: Path) -> Path:
+    return data_dir / image_set.name / image_set.config / image_set.version
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        info = json.loads((folder / "dataset_info.json").read_text())
+        num_shards = sum(len(split["shardLengths"]) for split in info["splits"])
+    except (OSError, ValueError, KeyError):
+        return False
+    shards = list(folder.glob("*.array_record-*-of-*"))
+    return info.get("fileFormat") == "array_record" and len(shards) == num_shards
+
+
+@contextlib.contextmanager
+def _lock(path: Path, title: str) -> Iterator[None]:
+    """Holds the lock file `path`, which the kernel lets go of however the process ends.
+
+    The file stays: were it removed, two processes could each lock a file of that name.
+    """
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that prepares {title}", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

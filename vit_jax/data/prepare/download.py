@@ -1,0 +1,132 @@
+"""Resumable downloads of files whose size and sha256 are known."""
+
+import hashlib
+import os
+import sys
+import time
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from ssl import SSLError
+from urllib.error import HTTPError, URLError
+
+from tqdm import tqdm
+
+from vit_jax.errors import UserError
+
+CHUNK_BYTES = 1 << 20
+TIMEOUT_SECONDS = 30.0
+ATTEMPTS = 5
+PAUSE_SECONDS = 0.5  # before the second attempt; doubled before each further one
+
+# Other OSErrors, such as a full disk, are not the network's.
+NETWORK_ERRORS = (URLError, HTTPException, SSLError, ConnectionError, TimeoutError)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One official file: its addresses (tried in order), sha256 and size in bytes."""
+
+    urls: tuple[str, ...]
+    sha256: str
+    size: int
+
+    @property
+    def filename(self) -> str:
+        """The file's name, as the first address has it."""
+        return self.urls[0].rsplit("/", 1)[-1]
+
+
+class DownloadError(Exception):
+    """A download that trying again will not save; the message says why."""
+
+
+def download_all(name: str, archives: Sequence[Archive], data_dir: Path) -> Path:
+    """Downloads what is missing; returns the file, or the folder of several files."""
+    folder = data_dir / "downloads" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        files = [download(archive, folder) for archive in archives]
+    except DownloadError as error:
+        raise UserError(
+            f"{name} could not be downloaded ({error}); get"
+            f" {' '.join(archive.urls[0] for archive in archives)} on another machine, put it into"
+            f" {folder} and run the same command again, or give it to scripts/prepare_data.py"
+            f" {name} --archive"
+        ) from error
+    return folder if len(files) > 1 else files[0]
+
+
+def download(archive: Archive, folder: Path) -> Path:
+    """Returns the verified file in `folder`; raises `DownloadError` if no address gives it."""
+    target = folder / archive.filename
+    if target.exists() and sha256(target) == archive.sha256:
+        return target
+    part = target.with_name(target.name + ".part")
+    problems = []
+    for url in archive.urls:
+        try:
+            _fetch_patiently(url, archive, part)
+        except DownloadError as error:
+            problems.append(f"{url}: {error}")
+            continue
+        if (found := sha256(part)) == archive.sha256:
+            os.replace(part, target)
+            return target
+        part.unlink()
+        problems.append(f"{url}: its sha256 is {found}, the official one {archive.sha256}")
+    raise DownloadError("; ".join(problems))
+
+
+def sha256(path: Path) -> str:
+    """Returns the file's sha256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def progress(*args, **options) -> tqdm:
+    """Returns a progress bar on stderr; where that is a log, it speaks every ten seconds only."""
+    return tqdm(*args, mininterval=0.1 if sys.stderr.isatty() else 10.0, **options)
+
+
+def _fetch_patiently(url: str, archive: Archive, part: Path) -> None:
+    problem = ""
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
+        try:
+            return _fetch(url, archive, part)
+        except HTTPError as error:
+            error.close()
+            problem = f"HTTP status {error.code}"
+            if error.code < 500 and error.code not in (408, 425, 429):
+                break
+        except NETWORK_ERRORS as error:
+            problem = str(getattr(error, "reason", error))
+    raise DownloadError(problem)
+
+
+def _fetch(url: str, archive: Archive, part: Path) -> None:
+    """Appends to `part` what it lacks, or starts it over if the server ignores the range."""
+    have = part.stat().st_size if part.exists() else 0
+    if have >= archive.size:
+        return
+    headers = {"User-Agent": "vit_jax"} | ({"Range": f"bytes={have}-"} if have else {})
+    request = urllib.request.Request(url, headers=headers)
+    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+        have = have if response.status == 206 else 0
+        if response.length is not None and have + response.length != archive.size:
+            raise DownloadError(
+                f"the server offers {have + response.length:,} bytes, the official file has"
+                f" {archive.size:,}"
+            )
+        bar = progress(desc=part.stem, total=archive.size, initial=have, unit="B", unit_scale=True)
+        with part.open("ab" if have else "wb") as file, bar:
+            while chunk := response.read(min(CHUNK_BYTES, archive.size - have)):
+                file.write(chunk)
+                have += len(chunk)
+                bar.update(len(chunk))
+    if have < archive.size:
+        raise ConnectionError(f"the connection ended after {have:,} of {archive.size:,} bytes")
