@@ -15,15 +15,15 @@ def get_config():
     config.augment.kind = "none"  # a shifted or mirrored digit can be another digit
     config.model.patch_size = 2
     config.model.hidden_size = 64
-    config.model.depth = 3
+    config.model.depth = 2
     config.model.num_heads = 4
     config.model.mlp_dim = 128
     config.optim.learning_rate = 2e-3
     config.optim.warmup_epochs = 5.0
     config.optim.weight_decay = 0.05
-    config.train.epochs = 40.0
+    config.train.epochs = 30.0
     config.train.batch_size = 64
-    config.train.eval_every_epochs = 4.0
+    config.train.eval_every_epochs = 5.0
     config.train.num_seeds = 2
     return config
 

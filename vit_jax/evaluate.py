@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 import jax
 
+from vit_jax import sharding
 from vit_jax.metrics import Sums
 
 
@@ -25,7 +26,7 @@ def evaluate(
     for batch in batches:
         if stop():
             return None
-        sums = eval_step(params, sums, batch)
+        sums = sharding.settle(eval_step(params, sums, batch))
     sums = jax.device_get(sums)
     means = {name: float(value) for name, value in sums.compute().items()}
     return means | {"count": int(sums.loss.count)}

@@ -22,7 +22,14 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
       divides: the number of CPU devices must divide this (the batch size).
     """
     wanted = cpu_devices or math.gcd(divides, len(os.sched_getaffinity(0)))
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "collective_call_terminate_timeout" not in flags:
+        # XLA would abort when a device waits 40 s for another, which happens on a busy machine.
+        os.environ["XLA_FLAGS"] = (
+            f"{flags} --xla_cpu_collective_call_terminate_timeout_seconds={24 * 3600}"
+            f" --xla_cpu_collective_call_warn_stuck_timeout_seconds={3600}"
+        )
+    if "xla_force_host_platform_device_count" not in flags:
         try:
             jax.config.update("jax_num_cpu_devices", wanted)
         except RuntimeError:
@@ -57,6 +64,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def split(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of an array whose first axis is split over `data`."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def settle(tree):
+    """Returns `tree`, on the CPU when it has been computed.
+
+    Steps that run ahead on several CPU devices fill XLA's few threads with computations that wait
+    for a collective, whose other side then finds no thread: an evaluation of 40 batches hung so.
+    Elsewhere running ahead is what keeps the device busy.
+    """
+    return jax.block_until_ready(tree) if jax.default_backend() == "cpu" else tree
 
 
 def put_replicated(mesh: Mesh, tree):

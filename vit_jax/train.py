@@ -147,6 +147,9 @@ def read_summary(folder: pathlib.Path, config, seed: int) -> dict | None:
     now = _settings(config, seed)
     for key in now:
         if key not in FREE_KEYS and before.get(key) != now[key]:
+            if not any((folder / "checkpoints").glob("[0-9]*")):  # nothing to go on from
+                saved.unlink()
+                return None
             raise UserError(
                 f"{folder} was trained with {key}={before.get(key)}, now {key}={now[key]}: go on "
                 "with the same settings, or choose another --workdir"
@@ -240,7 +243,7 @@ class _Run:
         )
         clock, started = None, time.monotonic()
         for batch in batches:
-            self.state = program.train_step(self.state, step_key, batch)
+            self.state = sharding.settle(program.train_step(self.state, step_key, batch))
             self.step += 1
             if clock is None:  # the first step compiles: keep it out of images/s
                 jax.block_until_ready(self.state)
