@@ -44,7 +44,7 @@ def save_curves(path: pathlib.Path, runs: dict[str, list[dict]]) -> None:
             axis.set_xlabel("epoch")
             axis.set_ylabel(quantity)
             axis.set_title(quantity)
-    axes[1].yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+    axes[1].yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
     figure.legend(loc="outside right center", frameon=False, fontsize="small")
     figure.savefig(path, dpi=120)
 
@@ -78,7 +78,8 @@ def save_bars(path: pathlib.Path, title: str, rows: list[dict]) -> None:
     cut = low > 0.5  # else differences of a few points could not be seen
     axis.margins(y=0.12)
     axis.set_ylim(0.9 * low if cut else 0, None)
-    axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+    axis.set_yticks([tick for tick in axis.get_yticks() if axis.get_ylim()[0] <= tick <= 1.001])
+    axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
     axis.set_ylabel("test accuracy (axis does not begin at 0)" if cut else "test accuracy")
     axis.set_title(title)
     if len(names) > 4:
