@@ -188,6 +188,12 @@ def make_writer(folder: pathlib.Path, step: int, tensorboard: bool, active: bool
     return MultiWriter(writers)
 
 
+def say(text: str) -> None:
+    """Prints a line, above the progress bar where there is one."""
+    tqdm.write(text)
+    sys.stdout.flush()
+
+
 class Progress:
     """A bar on a terminal; elsewhere a plain line at most every `line_seconds`."""
 
@@ -211,7 +217,7 @@ class Progress:
             self._bar.n = step
             self._bar.set_postfix_str(text)
             if line:
-                self._bar.write(f"{self._name} step {step}/{self._total}: {text}")
+                say(f"{self._name} step {step}/{self._total}: {text}")
             return
         now = time.monotonic()
         if line or now - self._last_line >= self._line_seconds:
@@ -219,7 +225,7 @@ class Progress:
             start, began = self._first
             seconds = (now - began) / max(1, step - start) * (self._total - step)
             left = tqdm.format_interval(seconds)
-            print(f"{self._name} step {step}/{self._total}: {text}, {left} left", flush=True)
+            say(f"{self._name} step {step}/{self._total}: {text}, {left} left")
 
     def close(self) -> None:
         """Ends the bar."""

@@ -25,7 +25,7 @@ from vit_jax.config import Config, flatten, steps_of, total_steps
 from vit_jax.data import Data
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate
-from vit_jax.metrics import Progress, Sums, make_writer, read_jsonl, write_atomically
+from vit_jax.metrics import Progress, Sums, make_writer, read_jsonl, say, write_atomically
 
 # Settings that a run may be continued with although they differ: they change no result.
 FREE_KEYS = (
@@ -227,7 +227,7 @@ class _Run:
 
     def _print(self, text):
         if self.first_process:
-            print(f"{self.title}: {text}", flush=True)
+            say(f"{self.title}: {text}")
 
     def wall_seconds(self):
         return self.wall_before + time.monotonic() - self.began
@@ -242,6 +242,7 @@ class _Run:
             self.seed, self.step, program.total_steps, program.config.train.batch_size
         )
         clock, started = None, time.monotonic()
+        self.progress.update(self.step, "compiling")
         for batch in batches:
             self.state = sharding.settle(program.train_step(self.state, step_key, batch))
             self.step += 1
