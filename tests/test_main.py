@@ -42,6 +42,31 @@ def test_mistakes(command, tmp_path, arguments, sentence):
     assert_refused(done, sentence)
 
 
+DEFAULTS = "from vit_jax import config\nget_config = config.get_config\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("def get_config(:", "line 1: SyntaxError"),
+        ("x = 1", "has no function get_config()"),
+        ("def get_config():\n  return {}", "returns no ConfigDict"),
+        (
+            "from vit_jax import config\ndef get_config():\n  c = config.get_config()\n"
+            "  c.model.patchsize = 4\n  return c",
+            'line 4: AttributeError: Key "patchsize" does not exist',
+        ),
+        (DEFAULTS + "def sweep():\n  return {'a': {'model.dept': 1}}", "did you mean model.depth"),
+        (DEFAULTS + "def sweep():\n  return {'a': 1}", "variant 'a' must be a dict"),
+    ],
+)
+def test_mistakes_in_a_config_file(command, tmp_path, text, sentence):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    done = command("-m", "vit_jax.main", f"--config={path}", f"--workdir={tmp_path / 'runs'}")
+    assert_refused(done, sentence)
+
+
 def test_missing_set_without_network_says_what_to_do(command, tmp_path):
     done = command(
         *("-m", "vit_jax.main", DIGITS, f"--workdir={tmp_path / 'runs'}"),

@@ -13,10 +13,11 @@ import pathlib
 import re
 import runpy
 import sys
+import traceback
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from vit_jax import config as settings
 from vit_jax.errors import UserError
@@ -47,8 +48,7 @@ def _parse(argv):
         if not any(re.match(r"--?config(=|$)", argument) for argument in argv[1:]):
             raise UserError("--config=FILE is missing, such as --config=configs/cifar_patch.py")
         for match in re.finditer(r"(?:^|\n)--?config[=\n](.*)", "\n".join(argv[1:])):
-            if not pathlib.Path(match[1]).is_file():
-                raise UserError(f"--config={match[1]} is not a file")
+            load_config_file(pathlib.Path(match[1]))
         rest = flags.FLAGS(argv)[1:]
         if rest:
             raise UserError(f"{rest[0]!r} is no flag; flags begin with --, --help lists them")
@@ -72,7 +72,7 @@ def _main(argv):
         stop = train.StopSignal()
         flag: Any = flags.FLAGS["config"]
         path = pathlib.Path(flag.config_filename)
-        variants = _load_sweep(path)
+        _, variants = load_config_file(path)
         configs = sweep.make_variants(_CONFIG.value, variants, set(flag.override_values))
         workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / path.stem)
         sweep.run_sweep(path.stem, configs, variants, workdir, _VARIANT.value, stop)
@@ -84,9 +84,37 @@ def _main(argv):
         _die(str(error))
 
 
-def _load_sweep(path):
-    contents = runpy.run_path(str(path))
-    return contents["sweep"]() if "sweep" in contents else {}
+def load_config_file(path: pathlib.Path) -> tuple[settings.Config, dict[str, dict]]:
+    """Returns what a config file's get_config() and, if it has one, sweep() return.
+
+    Raises UserError if it is missing, fails, or returns something else.
+    """
+    if not path.is_file():
+        raise UserError(f"--config={path} is not a file")
+    try:
+        contents = runpy.run_path(str(path))
+        if "get_config" not in contents:
+            raise UserError(f"--config={path} has no function get_config()")
+        config = contents["get_config"]()
+        variants = contents["sweep"]() if "sweep" in contents else {}
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's code may raise
+        lines = [
+            f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
+        ]
+        line = error.lineno if isinstance(error, SyntaxError) else (lines or ["?"])[-1]
+        reason = str(error).strip("'\"").splitlines()[0].split(" and cannot be added")[0]
+        raise UserError(f"--config={path}, line {line}: {type(error).__name__}: {reason}") from None
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config() of --config={path} returns no ConfigDict")
+    differing = set(settings.flatten(config)) ^ set(settings.flatten(settings.get_config()))
+    if differing:
+        raise UserError(
+            f"get_config() of --config={path} must return vit_jax.config.get_config() with some "
+            f"values changed, but {min(differing)} was added or is missing"
+        )
+    return config, variants
 
 
 def _die(message) -> NoReturn:

@@ -35,6 +35,8 @@ def make_variants(config: Config, sweep: dict[str, dict], given: set[str]) -> di
     for name, overrides in sweep.items():
         if not re.fullmatch(r"[\w.+-]+", name):
             raise UserError(f"variant {name!r} must be named with letters, digits, '_.+-' only")
+        if not isinstance(overrides, dict):
+            raise UserError(f"variant {name!r} must be a dict of settings, not {overrides!r}")
         variant = settings.with_overrides(config, overrides, f"variant {name}")
         configs[name] = settings.resolve(variant)
         settings.validate(configs[name])
