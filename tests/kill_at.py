@@ -1,7 +1,8 @@
 """Runs `vit_jax.main` and sends this process a signal at a chosen moment.
 
 python tests/kill_at.py SIGNAL MOMENT STEP ARGS...: MOMENT is "step" (after training step STEP),
-"save" (in the background of the save at step STEP) or "eval" (in the validation after it).
+"row" (when the validation row of STEP has been written), "save" (in the background of the save at
+STEP) or "eval" (in the validation at STEP).
 """
 
 import os
@@ -24,6 +25,9 @@ def _exit_if_stopped(run):
 
 
 def _save(run, *args, **kwargs):
+    if MOMENT == "row" and run.step == STEP:
+        run.writer.flush()
+        _kill()
     original["save"](run, *args, **kwargs)
     if MOMENT == "save" and run.step == STEP:
         _kill()

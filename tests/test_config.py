@@ -54,6 +54,8 @@ def test_valid_config_passes():
         ({"data__mean": (0.5, 0.5)}, "data.mean=(0.5, 0.5) has 2 values for 3 channels"),
         ({"data__std": (0.0,)}, "data.std=(0.0,) holds a 0"),
         ({"data__channels": 4}, "data.channels=4 is neither"),
+        ({"data__mean": ("a",)}, "data.mean=('a',) holds something that is no number"),
+        ({"seed": 2**33}, "is too large"),
         ({"data__val_size": 1.5}, "data.val_size=1.5 is neither"),
         ({"data__name": "folder"}, "data.name=folder needs data.dir"),
         ({"data__train_examples": 9, "data__examples_per_class": 1}, "not both"),

@@ -154,6 +154,8 @@ def test_hidden_files_and_folders_are_passed_over(tmp_path):
     (tmp_path / "ant/._0.png").write_text("what macOS writes beside 0.png")
     (tmp_path / "ant/folder.png").mkdir()
     (tmp_path / ".cache").mkdir()
+    (tmp_path / "ant/.copies").mkdir()
+    (tmp_path / "ant/.copies/0.png").write_bytes((tmp_path / "ant/0.png").read_bytes())
     examples = open_source(settings(name="folder", dir=str(tmp_path))).examples("")
     assert levels(examples) == list(range(12))
 
@@ -458,7 +460,7 @@ def test_splits_that_share_examples_are_refused(tfds_dir, tmp_path):
     splits = make_splits(open_source(apart), apart)
     assert (len(splits.train), len(splits.val), len(splits.test)) == (90, 10, 20)
     make_folder(tmp_path, ("train", "test"))
-    twice = settings(name="folder", dir=str(tmp_path), val_split="test")
+    twice = settings(name="folder", dir=str(tmp_path), val_split="test/")
     with pytest.raises(UserError, match="share examples"):
         make_splits(open_source(twice), twice)
 

@@ -88,6 +88,9 @@ def test_killed_run_resumes_exactly(command, undisturbed, tmp_path, signal, mome
     assert not (tmp_path / RUN / "summary.json").exists()
     if signal == "SIGTERM":
         assert f"stopped by SIGTERM at step {step}, saved" in killed.stdout
+    if moment == "eval":  # and once more, between the row of the repeated evaluation and its save
+        killed = command("tests/kill_at.py", "SIGKILL", "row", step, *arguments)
+        assert killed.returncode == -9, killed.stderr
     resumed = command("-m", "vit_jax.main", *arguments)
     assert resumed.returncode == 0, resumed.stderr
     if signal == "SIGTERM":

@@ -7,9 +7,11 @@ import pytest
 
 from vit_jax import config as settings
 from vit_jax import models
-from vit_jax.models.vit import sincos_2d, sinusoidal_1d
+from vit_jax.models.vit import PositionEmbedding, sincos_2d, sinusoidal_1d
 
-SMALL = dict(patch_size=4, hidden_size=16, depth=2, num_heads=2, mlp_dim=24)
+SMALL = settings.get_config().model.to_dict() | dict(
+    patch_size=4, hidden_size=16, depth=2, num_heads=2, mlp_dim=24
+)
 IMAGES = np.random.default_rng(0).normal(size=(3, 8, 12, 3)).astype(np.float32)
 
 
@@ -137,6 +139,32 @@ def test_position_embeddings(kind, pool):
     swapped = np.concatenate([IMAGES[:, :, 4:8], IMAGES[:, :, :4], IMAGES[:, :, 8:]], 2)
     one, other = (model.apply({"params": params}, x) for x in (IMAGES, swapped))
     assert np.allclose(one, other, atol=1e-5) == (kind == "none")
+
+
+def test_learned_2d_adds_row_and_column():
+    layer = PositionEmbedding("learned_2d", grid=(2, 3), has_cls=True)
+    tokens = jnp.zeros((1, 7, 4))
+    params = layer.init(jax.random.key(0), tokens)["params"]
+    table = layer.apply({"params": params}, tokens)[0]
+    np.testing.assert_array_equal(table[0], 0)  # the class token has no place in the grid
+    for row in range(2):
+        for column in range(3):
+            expected = params["row_embedding"][row] + params["column_embedding"][column]
+            np.testing.assert_array_equal(table[1 + 3 * row + column], expected)
+
+
+def test_drop_path_leaves_out_whole_branches_and_rescales_the_rest():
+    model, params = init(drop_path_rate=0.5)
+    variables = {"params": randomized(params)}
+    images = np.repeat(IMAGES[:1], 200, 0)
+    _, seen = model.apply(
+        variables, images, train=True, capture=True, rngs={"dropout": jax.random.key(0)}
+    )
+    first, second, third = seen["tokens"]
+    np.testing.assert_allclose(second, np.repeat(second[:1], 200, 0), atol=1e-6)  # rate 0
+    attention_branch = {tuple(np.round(x, 3)) for x in np.asarray(third - second)[:, 0]}
+    assert len(attention_branch) == 4  # the second block's two branches, each in or out
+    assert tuple(np.zeros(16)) in attention_branch
 
 
 def test_fixed_position_tables():

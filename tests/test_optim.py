@@ -24,6 +24,8 @@ def config(**overrides):
             {"schedule": "step", "decay_at_percent": (50.0, 80.0), "decay_factor": 0.1},
             {5: 0.5, 51: 0.5, 52: 0.05, 83: 0.05, 84: 0.005},
         ),
+        # Both decays fall within the warm-up: both count after it.
+        ({"schedule": "step", "decay_at_percent": (1.0, 2.0)}, {4: 0.5, 6: 0.005}),
     ],
 )
 def test_schedule_with_warmup(overrides, expected):

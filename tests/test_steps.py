@@ -111,8 +111,13 @@ def test_accumulation_changes_nothing():
 
 def test_label_smoothing_and_loss():
     config = make_config(augment__kind="none", train__label_smoothing=0.1)
-    _, losses = train(config, num_steps=1)
+    states, losses = train(config, num_steps=2)
     assert losses[0] == pytest.approx(np.log(10), rel=1e-5)  # the head starts at zero
+    images = steps.normalize(BATCH["image"], config)
+    logits = models.build(config.model, 10).apply({"params": states[1].params}, images)
+    targets = 0.9 * np.eye(10)[BATCH["label"]] + 0.1 / 10
+    expected = -(targets * np.asarray(jax.nn.log_softmax(logits))).sum(1).mean()
+    assert losses[1] == pytest.approx(expected, rel=1e-4)
 
 
 def test_moving_average_follows_the_weights():

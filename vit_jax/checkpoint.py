@@ -80,7 +80,7 @@ class Checkpoints:
     def restore_latest(self, abstract_state) -> Restored | None:
         """Returns the latest intact checkpoint; None if nothing was saved yet.
 
-        A damaged one is removed with a warning and the one before it taken.
+        A damaged one is passed over with a warning, and removed once an older one has been read.
 
         Args:
           abstract_state: tree of `jax.ShapeDtypeStruct` with the shardings to restore into.
@@ -88,21 +88,27 @@ class Checkpoints:
         Raises:
           UserError: checkpoints exist and none is intact.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        damaged = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return self._restore(step, abstract_state)
+                restored = self._restore(step, abstract_state)
+            except MemoryError:
+                raise
             except Exception as error:  # damage shows as many types in orbax and tensorstore
-                self._manager.delete(step)
+                damaged.append(step)
                 print(
                     f"warning: {self._folder / str(step)} is damaged ({_first_line(error)}): going "
                     "back to the checkpoint before it",
                     file=sys.stderr,
                 )
-        if steps:
+                continue
+            for bad in damaged:  # only now: if none can be read, the fault may lie elsewhere
+                self._manager.delete(bad)
+            return restored
+        if damaged:
             raise UserError(
-                f"no checkpoint in {self._folder} could be read: remove the run's folder to start "
-                "it again"
+                f"no checkpoint in {self._folder} could be read (see above): if they are beyond "
+                "help, remove the run's folder to start it again"
             )
         return None
 

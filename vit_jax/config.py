@@ -44,7 +44,7 @@ def get_config() -> Config:
     data = config.data
     data.name = "cifar10"  # a TFDS name ("eurosat/rgb"), "folder" or "digits"
     data.dir = ""  # TFDS data dir ("": TFDS_DATA_DIR, then ~/tensorflow_datasets), or the folder
-    data.train_split = "train"  # TFDS split string, or folder; flat folders and digits: unused
+    data.train_split = "train"  # TFDS split string, or folder; flat folders and digits have none
     data.val_split = "auto"  # "auto": the set's own if it has one, else carved from train
     data.test_split = "auto"  # likewise; carved before the validation part
     data.val_size = 0.1  # carved: below 1 a share of the training examples, else a number
@@ -92,8 +92,8 @@ def get_config() -> Config:
     optim.name = "adamw"  # adamw, adam, sgd (with momentum)
     optim.learning_rate = 1e-3  # peak
     optim.schedule = "cosine"  # constant, cosine, linear, step; all after the warm-up
-    optim.end_learning_rate = 0.0  # reached by cosine and linear at the last step
-    optim.warmup_steps = 0  # linear from 0; give at most one of the three
+    optim.end_learning_rate = 0.0  # where cosine and linear end
+    optim.warmup_steps = 0  # linear, from peak / steps; give at most one of the three
     optim.warmup_epochs = 0.0  # passes over the training data
     optim.warmup_percent = 0.0  # of the whole run
     optim.decay_at_percent = (50.0, 75.0)  # step: where in the run the rate is multiplied
@@ -212,10 +212,14 @@ def validate(config: Config) -> None:
             raise UserError(f"{key}={flat[key]!r} is not one of {', '.join(allowed)}")
     for key, value in flat.items():
         numbers = value if isinstance(value, tuple) else (value,)
+        if isinstance(value, tuple) and not all(type(number) in (int, float) for number in value):
+            raise UserError(f"{key}={value!r} holds something that is no number")
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise UserError(f"{key}={value} is not a finite number")
         if any(isinstance(number, int | float) and number < 0 for number in numbers):
             raise UserError(f"{key}={value} is negative")
+    if config.seed + config.train.num_seeds > 2**32:
+        raise UserError(f"seed={config.seed} is too large: seeds stay below 2**32")
     _validate_data(config)
     _validate_model(config)
     _validate_train(config)
@@ -315,9 +319,6 @@ def _validate_train(config):
     percents = tuple(optim.decay_at_percent)
     if list(percents) != sorted(set(percents)) or any(p >= 100 for p in percents):
         raise UserError(f"optim.decay_at_percent={percents} must rise, and stay below 100")
-    for key in ("warmup_percent",):
-        if optim[key] > 100:
-            raise UserError(f"optim.{key}={optim[key]} is above 100")
     if optim.schedule in ("cosine", "linear") and optim.end_learning_rate > optim.learning_rate:
         raise UserError(
             f"optim.end_learning_rate={optim.end_learning_rate} is above "

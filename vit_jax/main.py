@@ -2,7 +2,7 @@
 
     python -m vit_jax.main --config=configs/cifar_patch.py
     python -m vit_jax.main --config=configs/cifar_patch.py --variant=patch_4
-    python -m vit_jax.main --config=configs/cifar_patch.py --config.train.epochs=5
+    python -m vit_jax.main --config=configs/cifar_patch.py --config.train.epochs=50
 
 --config.SECTION.KEY=VALUE changes one setting; vit_jax/config.py lists them all. The same command
 run again continues where it stopped; finished runs are not trained again.

@@ -45,9 +45,13 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 class JsonlWriter:
     """One row per call in `metrics.jsonl`: {"step": int, name: number, ...}."""
 
-    def __init__(self, path: pathlib.Path, step: int):
-        """Opens the file to go on after `step`; rows of later steps are dropped."""
-        rows = [row for row in read_jsonl(path) if row["step"] <= step]
+    def __init__(self, path: pathlib.Path, step: int, evaluated: bool):
+        """Opens the file to go on after `step`; rows of what is yet to be done are dropped."""
+        rows = [
+            row
+            for row in read_jsonl(path)
+            if row["step"] < step or (row["step"] == step and (evaluated or "val/loss" not in row))
+        ]
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = path.open("a")
 
@@ -171,7 +175,9 @@ class MultiWriter:
         return call
 
 
-def make_writer(folder: pathlib.Path, step: int, tensorboard: bool, active: bool) -> MultiWriter:
+def make_writer(
+    folder: pathlib.Path, step: int, tensorboard: bool, active: bool, evaluated: bool = True
+) -> MultiWriter:
     """Returns the writer of a run that goes on after `step`.
 
     Args:
@@ -179,10 +185,11 @@ def make_writer(folder: pathlib.Path, step: int, tensorboard: bool, active: bool
       step: the last step whose rows are kept.
       tensorboard: whether to write event files too.
       active: False in all processes but the first, which then write nothing.
+      evaluated: whether the validation row of `step` is kept too.
     """
     writers = []
     if active:
-        writers.append(JsonlWriter(folder / "metrics.jsonl", step))
+        writers.append(JsonlWriter(folder / "metrics.jsonl", step, evaluated))
         if tensorboard:
             writers.append(TensorBoardWriter(folder, step))
     return MultiWriter(writers)

@@ -9,8 +9,8 @@ def make_schedule(config, warmup_steps: int, total_steps: int) -> optax.Schedule
 
     Args:
       config: the settings `config.optim`.
-      warmup_steps: linear from 0 to the peak; the rate of step 0 is peak / warmup_steps.
-      total_steps: of the run; cosine and linear reach their end there.
+      warmup_steps: linear to the peak; the rate of step 0 is peak / warmup_steps.
+      total_steps: of the run; cosine and linear end there, one step after the last.
     """
     peak, end = config.learning_rate, config.end_learning_rate
     rest = max(1, total_steps - warmup_steps)
@@ -21,10 +21,11 @@ def make_schedule(config, warmup_steps: int, total_steps: int) -> optax.Schedule
     elif config.schedule == "linear":
         main = optax.linear_schedule(peak, end, rest)
     elif config.schedule == "step":
-        steps = [round(percent / 100 * total_steps) for percent in config.decay_at_percent]
-        main = optax.piecewise_constant_schedule(
-            peak, {max(0, step - warmup_steps): config.decay_factor for step in steps}
-        )
+        factors = {}
+        for percent in config.decay_at_percent:
+            step = max(0, round(percent / 100 * total_steps) - warmup_steps)
+            factors[step] = factors.get(step, 1.0) * config.decay_factor
+        main = optax.piecewise_constant_schedule(peak, factors)
     else:
         raise ValueError(f"unknown schedule {config.schedule!r}")
     if not warmup_steps:

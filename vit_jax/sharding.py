@@ -21,7 +21,11 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
         than one device with as many threads.
       divides: the number of CPU devices must divide this (the batch size).
     """
-    wanted = cpu_devices or math.gcd(divides, len(os.sched_getaffinity(0)))
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:  # macOS
+        cores = os.cpu_count() or 1
+    wanted = cpu_devices or math.gcd(divides, cores)
     flags = os.environ.get("XLA_FLAGS", "")
     if "collective_call_terminate_timeout" not in flags:
         # XLA would abort when a device waits 40 s for another, which happens on a busy machine.
@@ -78,7 +82,8 @@ def settle(tree):
 
 def put_replicated(mesh: Mesh, tree):
     """Copies a tree of arrays, equal in every process, to every device of the mesh."""
-    return jax.device_put(tree, replicated(mesh))
+    # From NumPy, because over several processes JAX cannot copy arrays of one device.
+    return jax.device_put(jax.tree.map(np.asarray, tree), replicated(mesh))
 
 
 def put_split(mesh: Mesh, tree):

@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 import re
+import tempfile
 
 import numpy as np
 
@@ -74,11 +75,13 @@ def run_sweep(
         raise UserError(f"--variant={only} is unknown: use one of {', '.join(configs)}")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / ".writable").touch()
-        (workdir / ".writable").unlink()
+        tempfile.TemporaryFile(dir=workdir).close()
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written to: {error.strerror}") from None
     chosen = {name: c for name, c in configs.items() if only in (None, name)}
+    for name, config in chosen.items():  # settings that clash are told before hours are spent
+        for seed in range(config.seed, config.seed + config.train.num_seeds):
+            train.read_summary(workdir / name / f"seed_{seed}", config, seed)
     summaries, runner = {}, _Runner(chosen, stop)
     for name, config in chosen.items():
         summaries[name] = [
@@ -135,6 +138,8 @@ class _Runner:
         finished = train.read_summary(folder, config, seed)
         if finished is not None:
             print(f"{name} seed {seed}: finished before, not trained again", flush=True)
+            if not (folder / "figures").exists():  # killed before they were drawn
+                write_figures(folder)
             return finished
         data = self._load(config)
         if name not in self._program:
@@ -149,5 +154,6 @@ class _Runner:
     def _load(self, config):
         key = json.dumps(config.data.to_dict(), sort_keys=True)
         if key not in self._data:
+            self._data.clear()  # before the next set takes its room
             self._data = {key: load_data(config.data, self.mesh)}
         return self._data[key]

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from vit_jax import models, optim, sharding, steps
 from vit_jax.checkpoint import Checkpoints, abstract
-from vit_jax.config import Config, flatten, steps_of, total_steps
+from vit_jax.config import Config, flatten, get_config, steps_of, total_steps
 from vit_jax.data import Data
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate
@@ -37,6 +37,7 @@ FREE_KEYS = (
     "log.tensorboard",
     "sharding.cpu_devices",
     "sharding.distributed",
+    "train.eval_batch_size",
     "train.num_seeds",
 )
 
@@ -66,6 +67,8 @@ class StopSignal:
             yield
         finally:
             self._deferred = False
+        if self.number:  # it came when nothing was left to stop
+            raise SystemExit(128 + self.number)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +91,8 @@ def build_program(config, data: Data, mesh: Mesh) -> Program:
     """Builds the program of a resolved, valid config.
 
     Raises:
-      UserError: the batch is larger than the training set, or does not split over the devices.
+      UserError: the batch is larger than the training set or does not split over the devices, or
+        the warm-up never ends.
     """
     train, devices = config.train, mesh.size
     if train.batch_size > len(data.train):
@@ -108,6 +112,11 @@ def build_program(config, data: Data, mesh: Mesh) -> Program:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     model = models.build(config.model, len(data.class_names), jnp.dtype(dtype))
     warmup = steps_of(config.optim, "warmup", per_epoch, total)
+    if warmup >= total:
+        raise UserError(
+            f"the warm-up of {warmup} steps is as long as the whole run of {total}: lower "
+            "optim.warmup_steps, _epochs or _percent, whichever is set"
+        )
     schedule = optim.make_schedule(config.optim, warmup, total)
     optimizer = optim.make_optimizer(config.optim, schedule)
     whole, split = sharding.replicated(mesh), sharding.split(mesh)
@@ -141,18 +150,19 @@ def read_summary(folder: pathlib.Path, config, seed: int) -> dict | None:
       UserError: the folder belongs to a run with other settings.
     """
     saved = folder / "config.json"
-    if not saved.exists():
+    if not _has_checkpoints(folder):  # nothing to go on from
         return None
+    if not saved.exists():
+        raise UserError(f"{saved} is missing: remove {folder} to train that run again")
     before = json.loads(saved.read_text())["config"]
-    now = _settings(config, seed)
+    now, default = _settings(config, seed), flatten(get_config())
     for key in now:
-        if key not in FREE_KEYS and before.get(key) != now[key]:
-            if not any((folder / "checkpoints").glob("[0-9]*")):  # nothing to go on from
-                saved.unlink()
-                return None
+        # A key that was added since then had the effect of its default.
+        if key not in FREE_KEYS and before.get(key, default[key]) != now[key]:
+            old = before.get(key, default[key])
             raise UserError(
-                f"{folder} was trained with {key}={before.get(key)}, now {key}={now[key]}: go on "
-                "with the same settings, or choose another --workdir"
+                f"{folder} was trained with {key}={old}, now {key}={now[key]}: go on with the same "
+                "settings, or choose another --workdir"
             )
     summary = folder / "summary.json"
     return json.loads(summary.read_text()) if summary.exists() else None
@@ -202,7 +212,9 @@ class _Run:
         self.key = jax.random.key(seed)
         self._restore()
         tensorboard = program.config.log.tensorboard
-        self.writer = make_writer(folder, self.step, tensorboard, self.first_process)
+        self.writer = make_writer(
+            folder, self.step, tensorboard, self.first_process, self.evaluated
+        )
         if self.step == 0:
             self.writer.write_hparams(_settings(program.config, seed))
         self.progress = Progress(self.title, self.step, program.total_steps, self.first_process)
@@ -393,23 +405,29 @@ def _settings(config, seed):
     return flat | {"seed": seed}
 
 
+def _has_checkpoints(folder):
+    return any((folder / "checkpoints").glob("[0-9]*"))
+
+
+def _git_commit():
+    command, here = ["git", "rev-parse", "HEAD"], pathlib.Path(__file__).parent
+    try:
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    except OSError:  # no git here
+        return None
+    return done.stdout.strip() or None
+
+
 def _write_config(folder, config, name, seed):
     path = folder / "config.json"
-    if path.exists() or not sharding.is_first_process():
+    if _has_checkpoints(folder) or not sharding.is_first_process():
         return
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=pathlib.Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     record = {
         "variant": name,
         "config": _settings(config, seed),
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in packages},
-        "git_commit": git.stdout.strip() or None,
+        "git_commit": _git_commit(),
     }
     write_atomically(path, json.dumps(record, indent=2) + "\n")

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 from jax.sharding import Mesh
 
 from vit_jax.data.batches import ResidentBatches, StreamingBatches
@@ -28,6 +29,8 @@ def load_data(config, mesh: Mesh) -> Data:
     splits = make_splits(open_source(config), config)
     parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
     num_bytes = sum(map(len, parts.values())) * config.image_size**2 * config.channels
+    if jax.default_backend() == "cpu":
+        num_bytes *= mesh.size  # whose copies share one memory
     fits = num_bytes <= config.resident_max_gib * 2**30
     resident = config.resident == "always" or (config.resident == "auto" and fits)
     print(

@@ -16,8 +16,6 @@ from tqdm import tqdm
 from vit_jax.data import prepare
 from vit_jax.errors import UserError
 
-# What Pillow raises for files that are no image, or a broken one.
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 VALIDATION_NAMES = ("validation", "valid", "val")
 
@@ -156,9 +154,10 @@ class Folder:
         top = _folders(self._root)
         split_layout = config.train_split in top
         known = {"train", "test", *VALIDATION_NAMES, config.train_split}
-        if not split_layout and known & set(top):
+        like_splits = [n for n in top if n.lower() in {"training", "testing", *known}]
+        if not split_layout and like_splits:
             raise UserError(
-                f"{self._root} holds {', '.join(sorted(known & set(top)))} but no folder "
+                f"{self._root} holds {', '.join(like_splits)} but no folder "
                 f"{config.train_split!r} of training images (data.train_split)"
             )
         self.split_names = [name for name in top if name in known] if split_layout else []
@@ -182,8 +181,10 @@ class Folder:
         for label, name in enumerate(self.class_names):
             found = sorted(
                 path
-                for path in (root / name).rglob("[!.]*")
-                if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+                for path in (root / name).rglob("*")
+                if path.suffix.lower() in IMAGE_SUFFIXES
+                and path.is_file()
+                and not any(part.startswith(".") for part in path.relative_to(root).parts)
             )
             if not found:
                 kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
@@ -201,13 +202,15 @@ class Folder:
 
     def overlap(self, one: str, other: str) -> bool:
         """Returns whether two splits share images."""
-        return one == other
+        return (self._root / one).resolve() == (self._root / other).resolve()
 
     def _read(self, path):
         try:
             with Image.open(path) as image:
                 return to_array(image, self._config.image_size, self._config.channels)
-        except UNREADABLE as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow raises many types for a broken file
             raise UserError(
                 f"{path} cannot be read as an image ({error}): mend or remove it, "
                 "or set data.skip_corrupt=True"
@@ -280,18 +283,32 @@ class Tfds:
         size, channels = self._config.image_size, self._config.channels
 
         def read(wanted):
-            examples = source.__getitems__(wanted)
             try:
+                examples = source.__getitems__(wanted)
+                if any(e["label"] < 0 for e in examples):
+                    raise UserError(f"split {split!r} of {self._config.name} has no labels")
                 return [
                     (to_array(Image.open(io.BytesIO(e["image"])), size, channels), int(e["label"]))
                     for e in examples
                 ]
-            except UNREADABLE as error:
-                raise UserError(f"{self._config.name}: a record holds no image: {error}") from None
+            except (UserError, MemoryError):
+                raise
+            except Exception as error:  # Pillow and array_record raise many types
+                reason = str(error).splitlines()[0]
+                raise UserError(
+                    f"split {split!r} of {self._config.name} cannot be read: {reason}"
+                ) from None
 
         def labels():
             chunks = [range(i, min(i + 4096, len(source))) for i in range(0, len(source), 4096)]
-            found = [e["label"] for chunk in chunks for e in source.__getitems__(chunk)]
+            try:
+                found = [e["label"] for chunk in chunks for e in source.__getitems__(chunk)]
+            except RuntimeError as error:
+                raise UserError(
+                    f"split {split!r} of {self._config.name} cannot be read: {error}"
+                ) from None
+            if min(found) < 0:
+                raise UserError(f"split {split!r} of {self._config.name} has no labels")
             return np.array(found, np.int32)
 
         return Examples(len(source), read, labels)

@@ -16,9 +16,9 @@ class MultiHeadDotProductAttention(nn.Module):
     """
 
     num_heads: int
-    qkv_bias: bool = True
-    dropout_rate: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    qkv_bias: bool
+    dropout_rate: float
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:

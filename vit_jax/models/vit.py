@@ -166,17 +166,17 @@ class VisionTransformer(nn.Module):
     depth: int
     num_heads: int
     mlp_dim: int
-    patchify: str = "conv"
-    pos_embed: str = "learned_1d"
-    pool: str = "cls"
-    dropout_rate: float = 0.0
-    attention_dropout_rate: float = 0.0
-    drop_path_rate: float = 0.0
-    qkv_bias: bool = True
-    gelu: str = "tanh"
-    norm_eps: float = 1e-6
-    representation_size: int = 0
-    dtype: jnp.dtype = jnp.float32
+    patchify: str
+    pos_embed: str
+    pool: str
+    dropout_rate: float
+    attention_dropout_rate: float
+    drop_path_rate: float
+    qkv_bias: bool
+    gelu: str
+    norm_eps: float
+    representation_size: int
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, capture: bool = False):
