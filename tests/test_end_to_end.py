@@ -170,6 +170,29 @@ def test_other_settings_in_the_same_workdir_are_refused(finished, command):
     assert "was trained with model.mlp_dim=16, now model.mlp_dim=32" in done.stderr
 
 
+def test_other_images_in_the_same_workdir_are_refused(finished, command):
+    """A run that is not finished does not go on with data other than it began with."""
+    workdir, arguments, _ = finished
+    config = workdir / "patch_4" / "seed_1" / "config.json"
+    record, summary = config.read_text(), config.with_name("summary.json").read_text()
+    changed = json.loads(record)
+    changed["data"]["checksum"] += 1
+    config.write_text(json.dumps(changed))
+    config.with_name("summary.json").unlink()
+    done = command("-m", "vit_jax.main", *arguments)
+    config.write_text(record)
+    config.with_name("summary.json").write_text(summary)
+    assert done.returncode == 1
+    assert "was trained on other images" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_workdir_of_another_experiment_is_refused(finished, command):
+    workdir, _, _ = finished
+    done = command("-m", "vit_jax.main", "--config=configs/cifar_patch.py", f"--workdir={workdir}")
+    assert done.returncode == 1
+    assert "holds the results of digits_patch, which cifar_patch would overwrite" in done.stderr
+
+
 def test_a_run_that_saved_nothing_may_be_started_with_other_settings(command, tmp_path):
     options = (f"--workdir={tmp_path}", "--config.train.epochs=1", "--config.optim.warmup_epochs=0")
     killed = command("tests/kill_at.py", "SIGKILL", "step", 3, *TINY, *options)

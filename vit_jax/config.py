@@ -39,9 +39,18 @@ def get_config() -> Config:
     """Returns the documented defaults; an experiment's config file changes some of them."""
     config: Config = ConfigDict()
     config.seed = 0  # of the first run; further seeds count up from it
+    config.data = _data()
+    config.augment = _augment()
+    config.model = _model()
+    config.optim = _optim()
+    config.train = _train()
+    config.log = _log()
+    config.sharding = _sharding()
+    return config.lock()
 
-    config.data = ConfigDict()
-    data = config.data
+
+def _data():
+    data: Config = ConfigDict()
     data.name = "cifar10"  # a TFDS name ("eurosat/rgb"), "folder" or "digits"
     data.dir = ""  # TFDS data dir ("": TFDS_DATA_DIR, then ~/tensorflow_datasets), or the folder
     data.train_split = "train"  # TFDS split string, or folder; flat folders and digits have none
@@ -61,15 +70,19 @@ def get_config() -> Config:
     data.skip_corrupt = False  # leave unreadable files of a folder out, and count them
     data.num_threads = 8  # that read and decode images
     data.download = True  # fetch and prepare a missing known set
+    return data
 
-    config.augment = ConfigDict()
-    augment = config.augment
+
+def _augment():
+    augment: Config = ConfigDict()
     augment.kind = "baseline"  # "none"; "baseline": random crop after padding, horizontal flip
     augment.crop_padding = 4  # pixels of zero padding on each side
     augment.flip = True  # mirror half of the images
+    return augment
 
-    config.model = ConfigDict()
-    model = config.model
+
+def _model():
+    model: Config = ConfigDict()
     model.size = ""  # "Ti/16", "S/16", "B/16", "L/16", with any patch size: fills the keys at 0
     model.patch_size = 0  # pixels
     model.hidden_size = 0  # width of a token
@@ -86,9 +99,11 @@ def get_config() -> Config:
     model.gelu = "tanh"  # "erf" is the exact form
     model.norm_eps = 1e-6  # of every LayerNorm
     model.representation_size = 0  # width of a tanh layer before the head; 0: none
+    return model
 
-    config.optim = ConfigDict()
-    optim = config.optim
+
+def _optim():
+    optim: Config = ConfigDict()
     optim.name = "adamw"  # adamw, adam, sgd (with momentum)
     optim.learning_rate = 1e-3  # peak
     optim.schedule = "cosine"  # constant, cosine, linear, step; all after the warm-up
@@ -106,9 +121,11 @@ def get_config() -> Config:
     optim.nesterov = False  # sgd
     optim.grad_clip_norm = 0.0  # clip the global norm of the gradients to this; 0: off
     optim.ema_decay = 0.0  # moving average of the weights, used by evaluation; 0: off
+    return optim
 
-    config.train = ConfigDict()
-    train = config.train
+
+def _train():
+    train: Config = ConfigDict()
     train.epochs = 0.0  # length of the run in passes over the training data; or give train.steps
     train.steps = 0  # optimizer updates
     train.num_seeds = 1  # runs per variant, with seeds seed, seed + 1, ...
@@ -120,19 +137,23 @@ def get_config() -> Config:
     train.eval_every_epochs = 1.0  # likewise, in passes over the training data
     train.eval_every_percent = 0.0  # likewise, in percent of the whole run
     train.eval_batch_size = 256  # changes no result
+    return train
 
-    config.log = ConfigDict()
-    log = config.log
+
+def _log():
+    log: Config = ConfigDict()
     log.every_steps = 50  # a row of training metrics; none of the three: at evaluations only
     log.every_epochs = 0.0  # likewise, in passes over the training data
     log.every_percent = 0.0  # likewise, in percent of the whole run
     log.tensorboard = True  # write event files
+    return log
 
-    config.sharding = ConfigDict()
-    sharding = config.sharding
+
+def _sharding():
+    sharding: Config = ConfigDict()
     sharding.distributed = False  # one of several processes (SLURM, TPU pod, ...) of a single run
     sharding.cpu_devices = 0  # CPU only: devices to split the cores into; 0: one per core
-    return config.lock()
+    return sharding
 
 
 def flatten(config, prefix: str = "") -> dict:
@@ -166,6 +187,8 @@ def with_overrides(config: Config, overrides: dict, what: str) -> Config:
     for key, value in overrides.items():
         check_key(key, what)
         try:
+            if value is None:  # which ml_collections would take for any type
+                raise TypeError
             config.update_from_flattened_dict({key: value})
         except (TypeError, ValueError):
             raise UserError(wrong_type(key, value, what)) from None
@@ -327,19 +350,22 @@ def _validate_train(config):
 
 
 def _at_least_one(config, *keys):
+    flat = flatten(config)
     for key in keys:
-        if flatten(config)[key] < 1:
-            raise UserError(f"{key}={flatten(config)[key]} must be at least 1")
+        if flat[key] < 1:
+            raise UserError(f"{key}={flat[key]} must be at least 1")
 
 
 def _below_one(config, *keys):
+    flat = flatten(config)
     for key in keys:
-        if flatten(config)[key] >= 1:
-            raise UserError(f"{key}={flatten(config)[key]} must be below 1")
+        if flat[key] >= 1:
+            raise UserError(f"{key}={flat[key]} must be below 1")
 
 
 def _only_one(config, *keys):
-    given = {key: flatten(config)[key] for key in keys if flatten(config)[key]}
+    flat = flatten(config)
+    given = {key: flat[key] for key in keys if flat[key]}
     if len(given) > 1:
         listed = " and ".join(f"{key}={value}" for key, value in given.items())
         raise UserError(f"{listed} contradict each other: set all but one to 0")

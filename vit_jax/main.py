@@ -39,14 +39,16 @@ def run() -> None:
 
 
 def _parse(argv):
-    if {"--help", "-help", "-h"} & set(argv):
+    if {"--help", "-help", "-h", "--helpfull", "-helpfull", "--helpshort"} & set(argv):
         app.usage(writeto_stdout=True, exitcode=0)
     try:
         for argument in argv[1:]:
             if match := re.match(r"--?(?:no)?config\.([\w.]+)", argument):
                 settings.check_key(match[1], "the command line")
-        if not any(re.match(r"--?config(=|$)", argument) for argument in argv[1:]):
-            raise UserError("--config=FILE is missing, such as --config=configs/cifar_patch.py")
+        given = sum(bool(re.match(r"--?config(=|$)", argument)) for argument in argv[1:])
+        if given != 1:
+            problem = "missing" if not given else f"given {given} times"
+            raise UserError(f"--config=FILE is {problem}: give one, as configs/cifar_patch.py")
         for match in re.finditer(r"(?:^|\n)--?config[=\n](.*)", "\n".join(argv[1:])):
             load_config_file(pathlib.Path(match[1]))
         rest = flags.FLAGS(argv)[1:]
@@ -113,6 +115,11 @@ def load_config_file(path: pathlib.Path) -> tuple[settings.Config, dict[str, dic
         raise UserError(
             f"get_config() of --config={path} must return vit_jax.config.get_config() with some "
             f"values changed, but {min(differing)} was added or is missing"
+        )
+    if not isinstance(variants, dict) or not all(isinstance(name, str) for name in variants):
+        raise UserError(
+            f"sweep() of --config={path} must return a dict of named variants, such as "
+            "{'deep': {'model.depth': 12}}"
         )
     return config, variants
 

@@ -10,7 +10,7 @@ import tempfile
 import numpy as np
 
 from vit_jax import config as settings
-from vit_jax import sharding, train
+from vit_jax import run_folder, sharding, train
 from vit_jax.config import Config
 from vit_jax.data import load_data
 from vit_jax.errors import UserError
@@ -39,6 +39,11 @@ def make_variants(config: Config, sweep: dict[str, dict], given: set[str]) -> di
         if not isinstance(overrides, dict):
             raise UserError(f"variant {name!r} must be a dict of settings, not {overrides!r}")
         variant = settings.with_overrides(config, overrides, f"variant {name}")
+        if variant.sharding != config.sharding:
+            raise UserError(
+                f"variant {name} changes the sharding settings, but all variants share one set of "
+                "devices: give them on the command line"
+            )
         configs[name] = settings.resolve(variant)
         settings.validate(configs[name])
         if clash := given & set(overrides):
@@ -78,10 +83,11 @@ def run_sweep(
         tempfile.TemporaryFile(dir=workdir).close()
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written to: {error.strerror}") from None
+    _check_experiment(workdir, experiment)
     chosen = {name: c for name, c in configs.items() if only in (None, name)}
     for name, config in chosen.items():  # settings that clash are told before hours are spent
         for seed in range(config.seed, config.seed + config.train.num_seeds):
-            train.read_summary(workdir / name / f"seed_{seed}", config, seed)
+            run_folder.read_summary(workdir / name / f"seed_{seed}", config, seed)
     summaries, runner = {}, _Runner(chosen, stop)
     for name, config in chosen.items():
         summaries[name] = [
@@ -99,6 +105,18 @@ def run_sweep(
     write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
     table = write_report(workdir, results, summaries)
     print(f"\n{table}\n\n{workdir / 'results.md'}", flush=True)
+
+
+def _check_experiment(workdir, experiment):
+    try:
+        before = json.loads((workdir / "results.json").read_text())["experiment"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # no table yet, or none that would be missed
+    if before != experiment:
+        raise UserError(
+            f"--workdir={workdir} holds the results of {before}, which {experiment} would "
+            "overwrite: choose another"
+        )
 
 
 def make_row(name: str, overrides: dict, summaries: list[dict]) -> dict:
@@ -135,7 +153,7 @@ class _Runner:
 
     def summary(self, folder, name, config, seed):
         """Returns the summary of one seed, training it if it is not finished."""
-        finished = train.read_summary(folder, config, seed)
+        finished = run_folder.read_summary(folder, config, seed)
         if finished is not None:
             print(f"{name} seed {seed}: finished before, not trained again", flush=True)
             if not (folder / "figures").exists():  # killed before they were drawn
@@ -156,4 +174,7 @@ class _Runner:
         if key not in self._data:
             self._data.clear()  # before the next set takes its room
             self._data = {key: load_data(config.data, self.mesh)}
+            for other in self._configs.values():  # before hours are spent on the first of them
+                if other.data == config.data:
+                    train.build_program(other, self._data[key], self.mesh)
         return self._data[key]

@@ -2,14 +2,10 @@
 
 import contextlib
 import dataclasses
-import fcntl
-import importlib.metadata
 import json
 import math
 import pathlib
-import platform
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 
@@ -19,27 +15,13 @@ import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from vit_jax import models, optim, sharding, steps
+from vit_jax import models, optim, run_folder, sharding, steps
 from vit_jax.checkpoint import Checkpoints, abstract
-from vit_jax.config import Config, flatten, get_config, steps_of, total_steps
+from vit_jax.config import Config, steps_of, total_steps
 from vit_jax.data import Data
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate
 from vit_jax.metrics import Progress, Sums, make_writer, read_jsonl, say, write_atomically
-
-# Settings that a run may be continued with although they differ: they change no result.
-FREE_KEYS = (
-    "data.dir",
-    "data.download",
-    "data.num_threads",
-    "data.resident",
-    "data.resident_max_gib",
-    "log.tensorboard",
-    "sharding.cpu_devices",
-    "sharding.distributed",
-    "train.eval_batch_size",
-    "train.num_seeds",
-)
 
 
 class StopSignal:
@@ -143,31 +125,6 @@ def build_program(config, data: Data, mesh: Mesh) -> Program:
     )
 
 
-def read_summary(folder: pathlib.Path, config, seed: int) -> dict | None:
-    """Returns the summary of a finished run, None if it is unfinished or not begun.
-
-    Raises:
-      UserError: the folder belongs to a run with other settings.
-    """
-    saved = folder / "config.json"
-    if not _has_checkpoints(folder):  # nothing to go on from
-        return None
-    if not saved.exists():
-        raise UserError(f"{saved} is missing: remove {folder} to train that run again")
-    before = json.loads(saved.read_text())["config"]
-    now, default = _settings(config, seed), flatten(get_config())
-    for key in now:
-        # A key that was added since then had the effect of its default.
-        if key not in FREE_KEYS and before.get(key, default[key]) != now[key]:
-            old = before.get(key, default[key])
-            raise UserError(
-                f"{folder} was trained with {key}={old}, now {key}={now[key]}: go on with the same "
-                "settings, or choose another --workdir"
-            )
-    summary = folder / "summary.json"
-    return json.loads(summary.read_text()) if summary.exists() else None
-
-
 def run(
     program: Program,
     data: Data,
@@ -191,8 +148,8 @@ def run(
       SystemExit: stopped by a signal, after saving.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder), stop.deferred():
-        _write_config(folder, program.config, name, seed)
+    with run_folder.lock(folder), stop.deferred():
+        run_folder.write_config(folder, program.config, data.fingerprint, name, seed)
         current = _Run(program, data, folder, name, seed, stop)
         try:
             current.loop()
@@ -216,7 +173,7 @@ class _Run:
             folder, self.step, tensorboard, self.first_process, self.evaluated
         )
         if self.step == 0:
-            self.writer.write_hparams(_settings(program.config, seed))
+            self.writer.write_hparams(run_folder.plain_settings(program.config, seed))
         self.progress = Progress(self.title, self.step, program.total_steps, self.first_process)
         self.row_start, self.row_seconds = self.step, 0.0
 
@@ -261,6 +218,7 @@ class _Run:
             if clock is None:  # the first step compiles: keep it out of images/s
                 jax.block_until_ready(self.state)
                 clock, self.row_start = time.monotonic(), self.step
+                self.progress.update(self.step, "compiled")
                 self._print(f"first step, with compilation: {clock - started:.1f} s")
             evaluate_now = self.step % program.eval_every == 0 or self.step == program.total_steps
             if evaluate_now or self.step % program.log_every == 0:
@@ -385,49 +343,3 @@ def print_parameters(program: Program) -> None:
     images = np.zeros((1, data.image_size, data.image_size, data.channels), np.float32)
     params = jax.eval_shape(program.init, jax.random.key(0), images).params
     print(parameter_overview.get_parameter_overview(params, include_stats=False), flush=True)
-
-
-@contextlib.contextmanager
-def _lock(folder):
-    if not sharding.is_first_process():
-        yield
-        return
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder} is in use by another process") from None
-        yield
-
-
-def _settings(config, seed):
-    flat = {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(config).items()}
-    return flat | {"seed": seed}
-
-
-def _has_checkpoints(folder):
-    return any((folder / "checkpoints").glob("[0-9]*"))
-
-
-def _git_commit():
-    command, here = ["git", "rev-parse", "HEAD"], pathlib.Path(__file__).parent
-    try:
-        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
-    except OSError:  # no git here
-        return None
-    return done.stdout.strip() or None
-
-
-def _write_config(folder, config, name, seed):
-    path = folder / "config.json"
-    if _has_checkpoints(folder) or not sharding.is_first_process():
-        return
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    record = {
-        "variant": name,
-        "config": _settings(config, seed),
-        "versions": {"python": platform.python_version()}
-        | {package: importlib.metadata.version(package) for package in packages},
-        "git_commit": _git_commit(),
-    }
-    write_atomically(path, json.dumps(record, indent=2) + "\n")
