@@ -62,7 +62,7 @@ def assert_same_run(folder, undisturbed):
     assert {step for step, is_val in steps if is_val} == {20, 40, 60}
     expected, found = read_state(undisturbed), read_state(folder)
     assert expected.keys() == found.keys()
-    assert any("ema_params" in key for key in expected)
+    assert any("ema" in key for key in expected)
     for key, value in expected.items():
         np.testing.assert_array_equal(found[key], value, err_msg=key)
     one, other = (json.loads((f / "summary.json").read_text()) for f in (undisturbed, folder))

@@ -25,13 +25,20 @@ DIMENSIONS = ("hidden_size", "depth", "num_heads", "mlp_dim")
 CHOICES = {
     "data.resident": ("auto", "always", "never"),
     "augment.kind": ("none", "baseline"),
+    "model.name": ("vit", "resnet18"),
     "model.patchify": ("conv", "manual"),
-    "model.pos_embed": ("none", "learned_1d", "learned_2d", "sinusoidal", "sincos_2d"),
+    "model.pos_embed": (
+        *("none", "learned_1d", "learned_2d", "sinusoidal", "sincos_2d"),
+        *("rope_2d", "relative_bias"),
+    ),
+    "model.attention": ("softmax", "differential"),
     "model.pool": ("cls", "mean"),
     "model.gelu": ("tanh", "erf"),
+    "model.stem": ("cifar", "imagenet"),
+    "train.select": ("best", "last"),
     "train.dtype": ("auto", "float32", "bfloat16"),
     "optim.name": ("adamw", "adam", "sgd"),
-    "optim.schedule": ("constant", "cosine", "linear", "step"),
+    "optim.schedule": ("constant", "cosine", "linear", "step", "reduce_on_plateau"),
 }
 
 
@@ -83,22 +90,26 @@ def _augment():
 
 def _model():
     model: Config = ConfigDict()
+    model.name = "vit"  # "resnet18": only hidden_size, stem and zero_init_residual concern it
     model.size = ""  # "Ti/16", "S/16", "B/16", "L/16", with any patch size: fills the keys at 0
     model.patch_size = 0  # pixels
-    model.hidden_size = 0  # width of a token
+    model.hidden_size = 0  # width of a token; resnet18: channels of its first stage, 0: 64
     model.depth = 0  # number of encoder blocks
     model.num_heads = 0  # attention heads per block
     model.mlp_dim = 0  # width of the MLP's hidden layer
+    model.attention = "softmax"  # "differential": each head subtracts one softmax from another
     model.patchify = "conv"  # "manual": reshape into patches, then a dense layer
-    model.pos_embed = "learned_1d"  # none, learned_1d, learned_2d, sinusoidal or sincos_2d
+    model.pos_embed = "learned_1d"  # none, learned_2d, sinusoidal/sincos_2d, rope_2d, relative_bias
     model.pool = "cls"  # "cls": class token; "mean": mean of the patch tokens
     model.dropout_rate = 0.0  # after the embedding, attention and both MLP layers
     model.attention_dropout_rate = 0.0  # on the attention weights
     model.drop_path_rate = 0.0  # stochastic depth of the last block; linear from 0 at the first
-    model.qkv_bias = True  # bias of the query, key and value layers
+    model.qkv_bias = True  # bias of query, key and value; differential: of the output layer too
     model.gelu = "tanh"  # "erf" is the exact form
     model.norm_eps = 1e-6  # of every LayerNorm
     model.representation_size = 0  # width of a tanh layer before the head; 0: none
+    model.stem = "cifar"  # resnet18: 3x3 convolution; "imagenet": 7x7, stride 2, max pooling
+    model.zero_init_residual = False  # resnet18: blocks begin as identity
     return model
 
 
@@ -106,13 +117,16 @@ def _optim():
     optim: Config = ConfigDict()
     optim.name = "adamw"  # adamw, adam, sgd (with momentum)
     optim.learning_rate = 1e-3  # peak
-    optim.schedule = "cosine"  # constant, cosine, linear, step; all after the warm-up
-    optim.end_learning_rate = 0.0  # where cosine and linear end
+    optim.schedule = "cosine"  # constant, cosine, linear, step, reduce_on_plateau; after warm-up
+    optim.end_learning_rate = 0.0  # where cosine and linear end; the least of reduce_on_plateau
     optim.warmup_steps = 0  # linear, from peak / steps; give at most one of the three
     optim.warmup_epochs = 0.0  # passes over the training data
     optim.warmup_percent = 0.0  # of the whole run
     optim.decay_at_percent = (50.0, 75.0)  # step: where in the run the rate is multiplied
-    optim.decay_factor = 0.1  # step: by what
+    optim.decay_factor = 0.1  # step, reduce_on_plateau: by what
+    optim.plateau_patience = 10  # evaluations without a lower validation loss that are borne
+    optim.plateau_cooldown = 0  # evaluations after a reduction that are not counted
+    optim.plateau_threshold = 1e-4  # a loss is lower if it is by this share
     optim.weight_decay = 0.0  # on kernels; adamw: decoupled, adam and sgd: added to the gradient
     optim.b1 = 0.9  # adam, adamw
     optim.b2 = 0.999  # adam, adamw
@@ -137,6 +151,7 @@ def _train():
     train.eval_every_epochs = 1.0  # likewise, in passes over the training data
     train.eval_every_percent = 0.0  # likewise, in percent of the whole run
     train.eval_batch_size = 256  # changes no result
+    train.select = "best"  # the checkpoint of the results: "best" (validation accuracy) or "last"
     return train
 
 
@@ -146,6 +161,7 @@ def _log():
     log.every_epochs = 0.0  # likewise, in passes over the training data
     log.every_percent = 0.0  # likewise, in percent of the whole run
     log.tensorboard = True  # write event files
+    log.kernel_magnitudes = False  # of every layer before and after, to summary.json and a figure
     return log
 
 
@@ -203,9 +219,12 @@ def wrong_type(key: str, value, what: str) -> str:
 
 
 def resolve(config: Config) -> Config:
-    """Returns a copy in which a named model size has filled the dimensions left at 0."""
+    """Returns a copy in which the dimensions that a name implies are filled in where they are 0."""
     config = config.copy_and_resolve_references()
     model = config.model
+    if model.name == "resnet18":
+        model.hidden_size = model.hidden_size or 64  # He et al. 2016, table 1
+        return config
     if not model.size:
         return config
     match = re.fullmatch(r"(\w+)/(\d+)", model.size)
@@ -280,7 +299,25 @@ def _validate_data(config):
 
 
 def _validate_model(config):
+    if config.model.name == "resnet18":
+        _validate_resnet(config.model)
+        return
+    _validate_vit(config)
+    _validate_positions(config.model)
+
+
+def _validate_resnet(model):
+    default = _model()
+    for key, value in default.items():
+        if key not in ("name", "hidden_size", "stem", "zero_init_residual") and model[key] != value:
+            raise UserError(f"model.{key}={model[key]} has no effect on model.name=resnet18")
+
+
+def _validate_vit(config):
     model, image_size = config.model, config.data.image_size
+    for key in ("stem", "zero_init_residual"):
+        if model[key] != _model()[key]:
+            raise UserError(f"model.{key}={model[key]} has no effect on model.name=vit")
     for key in (*DIMENSIONS, "patch_size"):
         if model[key] == 0:
             raise UserError(f"model.{key} is not set: set it, or a named size in model.size")
@@ -295,6 +332,18 @@ def _validate_model(config):
             f"model.hidden_size={model.hidden_size} is not divisible by "
             f"model.num_heads={model.num_heads}"
         )
+    if model.attention == "differential" and model.hidden_size % (2 * model.num_heads):
+        raise UserError(
+            f"model.hidden_size={model.hidden_size} is not divisible by twice "
+            f"model.num_heads={model.num_heads}, which model.attention=differential needs"
+        )
+    if model.norm_eps == 0:
+        raise UserError("model.norm_eps=0 would divide by zero: use 1e-6, say")
+    for key in ("dropout_rate", "attention_dropout_rate", "drop_path_rate"):
+        _below_one(config, f"model.{key}")
+
+
+def _validate_positions(model):
     if model.pos_embed == "sincos_2d" and (model.hidden_size % 4 or model.hidden_size < 8):
         raise UserError(
             f"model.pos_embed=sincos_2d needs a model.hidden_size of at least 8 that 4 divides, "
@@ -304,10 +353,12 @@ def _validate_model(config):
         raise UserError(
             f"model.pos_embed=sinusoidal needs an even model.hidden_size, not {model.hidden_size}"
         )
-    if model.norm_eps == 0:
-        raise UserError("model.norm_eps=0 would divide by zero: use 1e-6, say")
-    for key in ("dropout_rate", "attention_dropout_rate", "drop_path_rate"):
-        _below_one(config, f"model.{key}")
+    maps = model.num_heads * (2 if model.attention == "differential" else 1)
+    if model.pos_embed == "rope_2d" and model.hidden_size // maps % 4:
+        raise UserError(
+            f"model.pos_embed=rope_2d needs a width per attention map that 4 divides, not "
+            f"{model.hidden_size // maps} (model.hidden_size={model.hidden_size} over {maps} maps)"
+        )
 
 
 def _validate_train(config):
@@ -342,7 +393,18 @@ def _validate_train(config):
     percents = tuple(optim.decay_at_percent)
     if list(percents) != sorted(set(percents)) or any(p >= 100 for p in percents):
         raise UserError(f"optim.decay_at_percent={percents} must rise, and stay below 100")
-    if optim.schedule in ("cosine", "linear") and optim.end_learning_rate > optim.learning_rate:
+    if optim.schedule == "reduce_on_plateau":
+        if not 0 < optim.decay_factor < 1:
+            raise UserError(
+                f"optim.decay_factor={optim.decay_factor} must lie between 0 and 1 for "
+                "optim.schedule=reduce_on_plateau"
+            )
+        if not 0 < optim.plateau_threshold < 1:
+            raise UserError(
+                f"optim.plateau_threshold={optim.plateau_threshold} must lie between 0 and 1"
+            )
+    ends = ("cosine", "linear", "reduce_on_plateau")
+    if optim.schedule in ends and optim.end_learning_rate > optim.learning_rate:
         raise UserError(
             f"optim.end_learning_rate={optim.end_learning_rate} is above "
             f"optim.learning_rate={optim.learning_rate}"

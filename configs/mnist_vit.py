@@ -1,0 +1,11 @@
+"""A small ViT on MNIST.
+
+python -m vit_jax.main --config=configs/mnist_vit.py
+"""
+
+from configs import common
+
+
+def get_config():
+    """Returns the experiment's settings."""
+    return common.mnist_vit()
