@@ -50,11 +50,12 @@ def mnist_vit():
     config.model.depth = 4
     config.model.num_heads = 4
     config.model.mlp_dim = 128
+    config.model.pos_embed = "rope_2d"
     config.model.pool = "mean"
-    config.optim.learning_rate = 2e-3
+    config.optim.learning_rate = 1.5e-3
     config.optim.warmup_epochs = 1.0
     config.optim.weight_decay = 0.05
     config.optim.grad_clip_norm = 1.0
     config.train.epochs = 10.0
-    config.train.batch_size = 128
+    config.train.batch_size = 64
     return config

@@ -73,6 +73,41 @@ def test_eight_devices_train_like_one():
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_batch_statistics_are_those_of_all_devices(parts):
+    config = make_config(
+        model__name="resnet18",
+        model__patch_size=0,
+        model__hidden_size=4,
+        model__depth=0,
+        model__num_heads=0,
+        model__mlp_dim=0,
+        optim__ema_decay=0.9,
+        train__accumulation_steps=parts,
+    )
+    ((*_, one), losses), ((*_, eight), same) = train(config), train(config, devices=8)
+    np.testing.assert_allclose(losses, same, rtol=1e-3)
+    assert_close(one.batch_stats, eight.batch_stats, 1e-3)
+    assert_close(one.ema, eight.ema, 1e-3)
+    assert np.abs(np.asarray(one.batch_stats["bn1"]["mean"])).sum() > 0
+
+
+def test_plateau_scales_the_updates():
+    config = make_config(optim__schedule="reduce_on_plateau", augment__kind="none")
+    plateau = optim.make_plateau(config.optim)
+    model = models.build(config.model, 10)
+    optimizer = optim.make_optimizer(config.optim, lambda step: 0.1)
+    init = steps.make_init(model, optimizer, config, plateau)
+    state = jax.jit(init)(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
+    step = jax.jit(steps.make_train_step(model, optimizer, config))
+    whole = step(state, jax.random.key(1), BATCH).params
+    state = state.replace(plateau=state.plateau._replace(scale=jnp.float32(0.25)))
+    quarter = step(state, jax.random.key(1), BATCH).params
+    expected = jax.tree.map(lambda a, b: a + 0.25 * (b - a), state.params, whole)
+    assert_close(quarter, expected, 1e-6)
+    assert np.abs(whole["head"]["bias"]).sum() > 0
+
+
 @pytest.mark.parametrize("kind", [data.ResidentBatches, data.StreamingBatches])
 def test_every_example_is_evaluated_once_on_one_device_and_on_eight(kind):
     config = make_config()

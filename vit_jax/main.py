@@ -74,10 +74,10 @@ def _main(argv):
         stop = train.StopSignal()
         flag: Any = flags.FLAGS["config"]
         path = pathlib.Path(flag.config_filename)
-        _, variants = load_config_file(path)
+        _, variants, published = load_config_file(path)
         configs = sweep.make_variants(_CONFIG.value, variants, set(flag.override_values))
         workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / path.stem)
-        sweep.run_sweep(path.stem, configs, variants, workdir, _VARIANT.value, stop)
+        sweep.run_sweep(path.stem, configs, variants, published, workdir, _VARIANT.value, stop)
     except UserError as error:
         _die(str(error))
     except OSError as error:
@@ -86,8 +86,11 @@ def _main(argv):
         _die(str(error))
 
 
-def load_config_file(path: pathlib.Path) -> tuple[settings.Config, dict[str, dict]]:
-    """Returns what a config file's get_config() and, if it has one, sweep() return.
+def load_config_file(path: pathlib.Path) -> tuple[settings.Config, dict[str, dict], dict]:
+    """Returns what a config file's get_config() and sweep() return, and its PUBLISHED.
+
+    sweep() is {variant: {"section.key": value}}, PUBLISHED is {source: the order that it found};
+    both may be missing, and are then {}.
 
     Raises UserError if it is missing, fails, or returns something else.
     """
@@ -121,7 +124,7 @@ def load_config_file(path: pathlib.Path) -> tuple[settings.Config, dict[str, dic
             f"sweep() of --config={path} must return a dict of named variants, such as "
             "{'deep': {'model.depth': 12}}"
         )
-    return config, variants
+    return config, variants, contents.get("PUBLISHED", {})
 
 
 def _die(message) -> NoReturn:

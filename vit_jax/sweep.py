@@ -59,6 +59,7 @@ def run_sweep(
     experiment: str,
     configs: dict[str, Config],
     sweep: dict[str, dict],
+    published: dict[str, str],
     workdir: pathlib.Path,
     only: str | None,
     stop: train.StopSignal,
@@ -69,6 +70,7 @@ def run_sweep(
       experiment: the name that results.json carries.
       configs: {variant: resolved, valid config}.
       sweep: {variant: overrides}, for results.json.
+      published: {source: the order that it found}, to stand beside ours.
       workdir: of the experiment.
       only: train this variant alone and write no results; None for all.
       stop: the signals' state.
@@ -103,7 +105,7 @@ def run_sweep(
     rows = [make_row(name, sweep.get(name, {}), summaries[name]) for name in configs]
     results = {"experiment": experiment, "rows": rows}
     write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
-    table = write_report(workdir, results, summaries)
+    table = write_report(workdir, results, summaries, published)
     print(f"\n{table}\n\n{workdir / 'results.md'}", flush=True)
 
 
