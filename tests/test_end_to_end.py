@@ -21,6 +21,9 @@ TINY = (
     "--config.train.accumulation_steps=2",
     "--config.optim.ema_decay=0.99",
     "--config.optim.warmup_epochs=1",
+    "--config.optim.schedule=reduce_on_plateau",
+    "--config.optim.plateau_patience=0",
+    "--config.optim.plateau_threshold=0.9",  # so that every evaluation is a plateau
     "--config.log.every_steps=7",
 )
 RUN = pathlib.Path("patch_4", "seed_0")
@@ -70,6 +73,16 @@ def assert_same_run(folder, undisturbed):
         assert one[key] == other[key]
 
 
+def test_the_rate_falls_on_a_plateau_and_the_best_checkpoint_is_evaluated(undisturbed):
+    rows = read_rows(undisturbed)
+    rates = {row["step"]: row["train/learning_rate"] for row in rows if "train/loss" in row}
+    assert rates[20] == rates[40] == pytest.approx(10 * rates[60])  # the first is no plateau
+    val = {row["step"]: row["val/accuracy"] for row in rows if "val/loss" in row}
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert summary["best_step"] == max(val, key=lambda step: (val[step], step))
+    assert summary["val_accuracy"] == val[summary["best_step"]]
+
+
 @pytest.mark.parametrize(
     ("signal", "moment", "step", "status"),
     [
@@ -91,7 +104,9 @@ def test_killed_run_resumes_exactly(command, undisturbed, tmp_path, signal, mome
     if moment == "eval":  # and once more, between the row of the repeated evaluation and its save
         killed = command("tests/kill_at.py", "SIGKILL", "row", step, *arguments)
         assert killed.returncode == -9, killed.stderr
-    resumed = command("-m", "vit_jax.main", *arguments)
+    # Streamed batches are the same as resident ones: once, the run goes on with them.
+    resident = "never" if step == 33 else "always"
+    resumed = command("-m", "vit_jax.main", *arguments, f"--config.data.resident={resident}")
     assert resumed.returncode == 0, resumed.stderr
     if signal == "SIGTERM":
         assert f"going on from step {step}" in resumed.stdout
