@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax.augment import augment
+from vit_jax.augment import augment, preprocess
 from vit_jax.metrics import Sums
 
 
@@ -60,55 +60,52 @@ def make_init(model, optimizer: optax.GradientTransformation, config):
     return init
 
 
-def normalize(images: jax.Array, config) -> jax.Array:
-    """Maps uint8 pixels to (x / 255 - mean) / std, float32, with `config.data`'s mean and std."""
-    mean, std = (jnp.asarray(tuple(config.data[key]), jnp.float32) for key in ("mean", "std"))
-    return (images.astype(jnp.float32) / 255.0 - mean) / std
-
-
 def make_train_step(model, optimizer: optax.GradientTransformation, config):
     """Returns (state, key, batch) -> state, one optimizer update.
 
     `key` is the run's; the step's own is folded from it, so nothing random is stored. `batch`
-    holds uint8 "image" [b, h, w, c] and int32 "label" [b].
+    holds uint8 "image" [b, h, w, c] and int32 "label" [b]. The training accuracy of mixed images
+    counts the class with the larger share.
     """
 
-    def loss_fn(params, key, images, labels):
+    def loss_fn(params, key, images, targets):
         logits = model.apply({"params": params}, images, train=True, rngs={"dropout": key})
-        targets = jax.nn.one_hot(labels, logits.shape[-1])
-        targets = optax.smooth_labels(targets, config.train.label_smoothing)
-        losses = optax.softmax_cross_entropy(logits, targets)  # [b]
+        # Smoothing the mixed targets is the same as mixing smoothed ones.
+        smooth = optax.smooth_labels(targets, config.train.label_smoothing)
+        losses = optax.softmax_cross_entropy(logits, smooth)  # [b]
         return losses.mean(), Sums.single_from_model_output(
-            loss=losses, logits=logits, labels=labels
+            loss=losses, logits=logits, labels=targets.argmax(-1)
         )
 
-    def gradients(params, key, images, labels):
-        (_, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, key, images, labels)
+    def gradients(params, key, images, targets):
+        (_, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, key, images, targets)
         return grads, sums
 
-    def accumulated(params, key, images, labels):
+    def accumulated(params, key, images, targets):
         parts = config.train.accumulation_steps
         if parts == 1:
-            return gradients(params, key, images, labels)
+            return gradients(params, key, images, targets)
 
         # Part i takes examples i, i + parts, ...: each device keeps the examples that it has.
         def spread(x):
             return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
         def add(total, part):
-            i, part_images, part_labels = part
-            new = gradients(params, jax.random.fold_in(key, i), part_images, part_labels)
+            i, part_images, part_targets = part
+            new = gradients(params, jax.random.fold_in(key, i), part_images, part_targets)
             return (jax.tree.map(jnp.add, total[0], new[0]), total[1].merge(new[1])), None
 
         zero = (jax.tree.map(jnp.zeros_like, params), Sums.empty())
-        parts_of_batch = (jnp.arange(parts), spread(images), spread(labels))
+        parts_of_batch = (jnp.arange(parts), spread(images), spread(targets))
         (grads, sums), _ = jax.lax.scan(add, zero, parts_of_batch)
         return jax.tree.map(lambda g: g / parts, grads), sums
 
     def train_step(state: TrainState, key: jax.Array, batch: dict) -> TrainState:
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-        images = normalize(augment(augment_key, batch["image"], config.augment), config)
-        grads, sums = accumulated(state.params, dropout_key, images, batch["label"])
+        images, targets = augment(
+            augment_key, batch["image"], batch["label"], model.num_classes, config
+        )
+        grads, sums = accumulated(state.params, dropout_key, images, targets)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         grad_norm = optax.tree.norm(grads)
@@ -141,7 +138,7 @@ def make_eval_step(model, config):
     """
 
     def eval_step(params, sums: Sums, batch: dict) -> Sums:
-        logits = model.apply({"params": params}, normalize(batch["image"], config))
+        logits = model.apply({"params": params}, preprocess(batch["image"], config))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         return sums.merge(
             Sums.single_from_model_output(
