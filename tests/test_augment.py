@@ -1,19 +1,67 @@
-"""Crop and flip move pixels as said, whatever the number of devices."""
+"""Every pixel goes where it should, whatever the number of devices: Pillow is the judge."""
+
+import importlib
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image, ImageEnhance, ImageOps
+from scipy import stats
+from sklearn.datasets import load_sample_images
 
-from vit_jax import sharding
-from vit_jax.augment import augment, crop_and_flip
-from vit_jax.config import get_config
+from vit_jax import config as settings
+from vit_jax import models, optim, sharding, steps, sweep
+from vit_jax.augment import augment, normalize, policies, preprocess
+from vit_jax.augment.geometry import center_crop, crop_and_flip, random_resized_crop, rotate
+from vit_jax.augment.jitter import color_jitter
+from vit_jax.augment.mixing import cutout, erase, mix
+from vit_jax.augment.ops import GEOMETRIC, apply_ops, make_ops
+from vit_jax.data.sources import open_source
 
-IMAGES = np.random.default_rng(0).integers(1, 256, (64, 6, 7, 3), np.uint8)
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(1, 256, (64, 6, 7, 3), np.uint8)
 
 
-def placements(image, result, padding):
+def make_config(**overrides):
+    keys = {
+        "data.image_size": 8,
+        "data.channels": 1,
+        "augment.crop_padding": 1,
+        "model.patch_size": 4,
+        "model.hidden_size": 16,
+        "model.depth": 1,
+        "model.num_heads": 2,
+        "model.mlp_dim": 32,
+        "train.epochs": 1.0,
+    }
+    keys |= {key.replace("__", "."): value for key, value in overrides.items()}
+    config = settings.with_overrides(settings.get_config(), keys, "a test")
+    config = settings.resolve(config)
+    settings.validate(config)
+    return config
+
+
+def run(function, *args):
+    """Returns a function's arrays; compiled whole, which is faster than one operation at a time.
+
+    Arguments that are no arrays are constants of the program.
+    """
+    static = [i for i, arg in enumerate(args) if isinstance(arg, int | float)]
+    return jax.tree.map(np.asarray, jax.jit(function, static_argnums=static)(*args))
+
+
+def two_meshes():
+    auto = (jax.sharding.AxisType.Auto,)
+    one = jax.make_mesh((1,), ("data",), axis_types=auto, devices=jax.devices()[:1])
+    eight = sharding.make_mesh()
+    assert eight.size == 8
+    return one, eight
+
+
+def placements(image, result, padding, fill):
     """Returns every (row offset, column offset, flipped) that turns `image` into `result`."""
-    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+    sides = ((padding, padding), (padding, padding), (0, 0))
+    padded = np.pad(image, sides, constant_values=fill)
     return [
         (i, j, flipped)
         for i in range(2 * padding + 1)
@@ -23,10 +71,11 @@ def placements(image, result, padding):
     ]
 
 
-def test_every_image_is_a_crop_of_itself():
-    results = np.asarray(crop_and_flip(jax.random.key(0), IMAGES, padding=2, flip=True))
+@pytest.mark.parametrize("fill", [0, 128])
+def test_every_image_is_a_crop_of_itself(fill):
+    results = run(crop_and_flip, jax.random.key(0), IMAGES, 2, True, fill)
     assert results.dtype == np.uint8
-    found = [placements(*pair, 2) for pair in zip(IMAGES, results, strict=True)]
+    found = [placements(*pair, 2, fill) for pair in zip(IMAGES, results, strict=True)]
     assert all(len(options) == 1 for options in found)
     rows, columns, flips = zip(*(options[0] for options in found), strict=True)
     assert set(rows) == set(columns) == set(range(5))
@@ -34,24 +83,395 @@ def test_every_image_is_a_crop_of_itself():
 
 
 def test_without_flip_nothing_is_mirrored():
-    results = np.asarray(crop_and_flip(jax.random.key(0), IMAGES, padding=1, flip=False))
+    results = run(crop_and_flip, jax.random.key(0), IMAGES, 1, False)
     for pair in zip(IMAGES, results, strict=True):
-        assert [flipped for *_, flipped in placements(*pair, 1)] == [False]
+        assert [flipped for *_, flipped in placements(*pair, 1, 0)] == [False]
 
 
-def test_same_pixels_on_one_device_and_on_eight():
-    mesh = sharding.make_mesh()
-    assert mesh.size == 8
-    split = jax.jit(
-        lambda key, images: crop_and_flip(key, images, 2, True), out_shardings=sharding.split(mesh)
+def sample_images():
+    """200 random and 50 photographed images, 32 x 32 x 3; some of low contrast, some flat."""
+    random = RNG.integers(0, 256, (150, 32, 32, 3))
+    weak = RNG.integers(0, 200, (40, 1, 1, 3)) + RNG.integers(0, 40, (40, 32, 32, 3))
+    flat = np.tile(RNG.integers(0, 256, (5, 1, 1, 3)), (1, 32, 32, 1))
+    levels = RNG.integers(0, 256, (2, 5, 1, 1, 3))
+    two_levels = np.where(RNG.random((5, 32, 32, 1)) < 0.3, *levels)
+    photos = [
+        photo[y : y + 32, x : x + 32]
+        for photo in load_sample_images().images
+        for y, x in RNG.integers(0, 390, (25, 2))
+    ]
+    return np.concatenate([random, weak, flat, two_levels, photos]).astype(np.uint8)
+
+
+def with_pillow(name, magnitude, pixels, fill):
+    """Returns the operation's result by Pillow, through the calls that torchvision makes."""
+    image = Image.fromarray(pixels.squeeze())
+    fill = (fill,) * len(image.getbands()) if image.mode == "RGB" else fill
+    matrix = {
+        "ShearX": (1, magnitude, 0, 0, 1, 0),
+        "ShearY": (1, 0, 0, magnitude, 1, 0),
+        "TranslateX": (1, 0, -int(magnitude), 0, 1, 0),
+        "TranslateY": (1, 0, 0, 0, 1, -int(magnitude)),
+    }
+    if name in matrix:
+        nearest = Image.Resampling.NEAREST
+        affine = Image.Transform.AFFINE
+        result = image.transform(image.size, affine, matrix[name], nearest, fillcolor=fill)
+    elif name == "Rotate":
+        result = image.rotate(magnitude, Image.Resampling.NEAREST, fillcolor=fill)
+    elif name == "Posterize":
+        result = ImageOps.posterize(image, int(magnitude))
+    elif name == "Solarize":
+        result = ImageOps.solarize(image, magnitude)
+    elif name in policies.ENHANCEMENTS:
+        result = getattr(ImageEnhance, name)(image).enhance(1 + magnitude)
+    else:
+        result = getattr(ImageOps, name.lower())(image)
+    return np.asarray(result).reshape(pixels.shape)
+
+
+MAGNITUDES = {
+    **dict.fromkeys(("Invert", "AutoContrast", "Equalize"), (0,)),
+    "Solarize": (0, 28.333, 128, 255),
+    "Posterize": (1, 4, 7, 8),
+    **dict.fromkeys(("Brightness", "Contrast", "Color", "Sharpness"), (-0.9, -0.3, 0.1, 0.99)),
+    **dict.fromkeys(("ShearX", "ShearY"), (-0.99, -0.3, 0.1, 0.3)),
+    **dict.fromkeys(("TranslateX", "TranslateY"), (-14.5, -1.6, 9, 32)),
+    "Rotate": (-135, -10 / 3, 5, 30, 90),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_operations_are_those_of_pillow(channels):
+    images = sample_images()[..., :channels]
+    operations = [(name, float(m)) for name, list_ in MAGNITUDES.items() for m in list_]
+    ops = make_ops(operations, 32, 32)
+    apply = jax.jit(lambda images, row: apply_ops(images, ops, row, 77))
+    for row, (name, magnitude) in enumerate(operations):
+        result = np.asarray(apply(images, np.full((len(images), 1), row))).astype(int)
+        expected = np.stack([with_pillow(name, magnitude, image, 77) for image in images])
+        # Moves are exact, ties included: the coordinates are Pillow's, in 16-bit fixed point.
+        most = int(name in ("Contrast", "Color", "Sharpness"))
+        assert abs(result - expected).max() <= most, (name, magnitude)
+        assert (result != expected).mean() < 1e-4 * most + 1e-9, (name, magnitude)
+
+
+def test_slots_follow_one_another_and_images_have_their_own():
+    images = sample_images()[:40, :20, :31]
+    names = ["Rotate", "Equalize", "Sharpness", "Invert", "ShearX"]
+    operations = [("Identity", 0.0)] + [(name, 0.3) for name in names]
+    rows = RNG.integers(0, len(operations), (40, 3))
+    ops = make_ops(operations, 20, 31)
+    results = run(lambda images, rows: apply_ops(images, ops, rows, 0), images, rows)
+    for image, row, changed in zip(images, rows, results, strict=True):
+        for number in row[row > 0]:
+            image = with_pillow(*operations[number], image, 0)
+        np.testing.assert_allclose(changed.astype(int), image, atol=1)
+
+
+# (weakest, strongest) by torchvision's convention, for images 32 high and 64 wide.
+RANGES = {
+    **dict.fromkeys(("ShearX", "ShearY"), ((0, 0.3), (0, 0.99))),
+    "TranslateX": ((0, 64 * 150 / 331), (0, 32)),
+    "TranslateY": ((0, 32 * 150 / 331), (0, 32)),
+    "Rotate": ((0, 30), (0, 135)),
+    **dict.fromkeys(("Brightness", "Contrast", "Color", "Sharpness"), ((0, 0.9), (0, 0.99))),
+    "Solarize": ((255, 0), (255, 0)),
+}
+
+
+def magnitude_of(name, level, levels, wide):
+    if name == "Posterize":
+        return 8 - round(level * (6 if wide else 4) / (levels - 1))
+    low, high = RANGES.get(name, ((0, 0), (0, 0)))[wide]
+    return low + (high - low) * level / (levels - 1)
+
+
+def assert_rows_are(policy, choice, slot, name, magnitude):
+    signed = name in GEOMETRIC or name in policies.ENHANCEMENTS
+    for negative in (0, 1):
+        expected = make_ops([(name, -magnitude if signed and negative else magnitude)], 32, 64)
+        row = policy.rows[choice, slot, negative]
+        for column in vars(expected):
+            found = getattr(policy.ops, column)[row]
+            np.testing.assert_array_equal(found, getattr(expected, column)[0])
+
+
+def draw(seed, policy):
+    return run(lambda key: policies.draw(key, policy, 100_000), jax.random.key(seed))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenet"])
+def test_autoaugment_follows_its_table(name):
+    policy = policies.make_autoaugment(name, 32, 64)
+    assert policy.rates.shape == (25, 2)
+    for choice, pair in enumerate(policies.POLICIES[name]):
+        for slot, (op, _, level) in enumerate(pair):
+            assert_rows_are(policy, choice, slot, op, magnitude_of(op, level, 10, False))
+    choices, applied, negative = draw(0, policy)
+    assert (choices[:, 0] == choices[:, 1]).all()
+    counts = np.zeros((25, 2, 2))
+    np.add.at(counts, (choices[:, 0], *applied.T.astype(int)), 1)
+    rates = np.array([[rate for _, rate, _ in pair] for pair in policies.POLICIES[name]])
+    chances = np.stack([1 - rates, rates], -1)  # [sub-policy, slot, applied]
+    expected = 100_000 / 25 * chances[:, 0, :, None] * chances[:, 1, None, :]
+    possible = expected > 0
+    assert not counts[~possible].any()
+    assert stats.chisquare(counts[possible], expected[possible]).pvalue > 0.01
+    assert abs(negative.mean(0) - 0.5).max() < 0.01
+
+
+@pytest.mark.parametrize(("num_ops", "level"), [(2, 9), (3, 30)])
+def test_randaugment_draws_each_operation_alike(num_ops, level):
+    policy = policies.make_randaugment(num_ops, level, 32, 64)
+    assert set(policies.ALL) == {"Identity", "Posterize", "AutoContrast", "Equalize"} | set(RANGES)
+    for choice, op in enumerate(policies.ALL):
+        for slot in range(num_ops):
+            assert_rows_are(policy, choice, slot, op, magnitude_of(op, level, 31, False))
+    choices, applied, _ = draw(1, policy)
+    assert applied.all()
+    pairs = np.zeros((14, 14))
+    np.add.at(pairs, (choices[:, 0], choices[:, 1]), 1)
+    assert stats.chisquare(pairs.ravel()).pvalue > 0.01
+
+
+def test_trivialaugment_draws_each_operation_and_level_alike():
+    policy = policies.make_trivialaugment(32, 64)
+    pairs = [(op, level) for op in policies.ALL for level in range(31)]
+    for choice, (op, level) in enumerate(pairs):
+        assert_rows_are(policy, choice, 0, op, magnitude_of(op, level, 31, True))
+    choices, applied, _ = draw(2, policy)
+    assert applied.all() and choices.shape == (100_000, 1)
+    assert stats.chisquare(np.bincount(choices[:, 0], minlength=14 * 31)).pvalue > 0.01
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"augment__kind": "strong"},
+        {
+            "augment__kind": "randaugment",
+            "augment__crop_min_area": 0.3,
+            "augment__rotation_degrees": 20.0,
+            "augment__brightness": 0.3,
+            "augment__contrast": 0.3,
+            "augment__saturation": 0.3,
+            "augment__cutout_length": 4,
+        },
+    ],
+    ids=["strong", "all"],
+)
+def test_same_pixels_on_one_device_and_on_eight(overrides):
+    config = make_config(data__channels=3, data__image_size=12, **overrides)
+    images = RNG.integers(0, 256, (32, 12, 12, 3), np.uint8)
+    labels = RNG.integers(0, 10, 32).astype(np.int32)
+    results = []
+    for mesh in two_meshes():
+        split = sharding.split(mesh)
+        program = jax.jit(lambda k, x, y: augment(k, x, y, 10, config), out_shardings=split)
+        batch = sharding.put_split(mesh, (images, labels))
+        key = jax.device_put(jax.random.key(3), sharding.replicated(mesh))
+        pixels, targets = program(key, *batch)
+        assert pixels.shape == (32, 12, 12, 3) and targets.shape == (32, 10)
+        np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-6)
+        results.append((pixels, targets))
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def make_step(config):
+    """Returns functions that make the first state and do one step, not compiled yet."""
+    model = models.build(config.model, 10)
+    optimizer = optim.make_optimizer(config.optim, lambda step: 1e-3)
+    data = config.data
+    images = np.zeros((1, data.image_size, data.image_size, data.channels), np.float32)
+    init = steps.make_init(model, optimizer, config)
+    return lambda: init(jax.random.key(0), images), steps.make_train_step(model, optimizer, config)
+
+
+def test_resumed_run_sees_the_same_pixels():
+    init, step = make_step(make_config(augment__kind="strong", optim__name="sgd"))
+    step = jax.jit(step, compiler_options={"xla_backend_optimization_level": 0})
+    batches = [
+        {
+            "image": RNG.integers(0, 256, (16, 8, 8, 1), np.uint8),
+            "label": RNG.integers(0, 10, 16).astype(np.int32),
+        }
+        for _ in range(3)
+    ]
+    states = [jax.jit(init)()]
+    for batch in batches:
+        states.append(step(states[-1], jax.random.key(1), batch))
+    resumed = jax.device_put(jax.device_get(states[1]))
+    for batch in batches[1:]:
+        resumed = step(resumed, jax.random.key(1), batch)
+    jax.tree.map(np.testing.assert_array_equal, resumed, states[-1])
+    assert float(states[1].sums.loss.total) != float(states[2].sums.loss.total)
+
+
+@pytest.mark.parametrize("length", [5, 16])
+def test_cutout_is_a_square_cut_at_the_border(length):
+    result = run(cutout, jax.random.key(0), np.ones((4000, 32, 32, 2), np.float32), length)
+    assert ((result == 0) | (result == 1)).all() and (result[..., 0] == result[..., 1]).all()
+    holes = result[..., 0] == 0
+    rows, columns = holes.any(2).sum(1), holes.any(1).sum(1)  # of the hole
+    np.testing.assert_array_equal(holes.sum((1, 2)), rows * columns)
+    assert rows.max() == columns.max() == length
+    assert rows.min() == columns.min() == length - length // 2  # the centre is in the image
+    # Each of the 32 centres: `length` at most, less one for every step too close to the border.
+    middle = np.arange(32) - length // 2
+    expected = np.mean(np.minimum(middle + length, 32) - np.maximum(middle, 0))
+    assert rows.mean() == pytest.approx(expected, rel=0.02)
+
+
+def test_erasing_hits_its_share_of_the_images():
+    result = run(erase, jax.random.key(0), np.ones((4000, 32, 32, 1), np.float32), 0.25)
+    holes = result[..., 0] == 0
+    erased = holes.any((1, 2))
+    assert erased.mean() == pytest.approx(0.25, abs=0.03)
+    area = holes[erased].mean((1, 2))
+    rows, columns = holes[erased].any(2).sum(1), holes[erased].any(1).sum(1)
+    np.testing.assert_array_equal(holes[erased].sum((1, 2)), rows * columns)
+    assert 0.01 < area.min() < 0.03 and 0.36 < area.max() < 0.44
+    assert area.mean() == pytest.approx(0.21, abs=0.02)
+    assert (rows > 2 * columns).any() and (columns > 2 * rows).any()
+
+
+def numbered_images(count):
+    """Images [count, 8, 12, 1] that hold their own number, and their targets."""
+    numbers = np.arange(count, dtype=np.float32)
+    return np.broadcast_to(numbers[:, None, None, None], (count, 8, 12, 1)), np.eye(count)
+
+
+def test_cutmix_keeps_the_share_that_it_says():
+    images, targets = numbered_images(300)
+    mixed, soft = run(mix, jax.random.key(0), images, targets, 0.0, 1.0, 0.5, 1.0)
+    own = np.arange(300)
+    partner = (own + 1) % 300
+    kept = (mixed == images).mean((1, 2, 3))
+    pasted = (mixed == images[partner]).mean((1, 2, 3))
+    np.testing.assert_array_equal(kept + pasted, 1)
+    np.testing.assert_array_equal(soft[own, own], kept.astype(np.float32))
+    np.testing.assert_allclose(soft.sum(1), 1, rtol=1e-6)
+    assert kept.min() < 0.2 and kept.max() > 0.95 and len(set(kept)) > 40
+    boxes = (mixed != images)[..., 0]
+    np.testing.assert_array_equal(boxes.sum((1, 2)), boxes.any(2).sum(1) * boxes.any(1).sum(1))
+
+
+def test_mixup_adds_as_much_of_both():
+    images, targets = numbered_images(3000)
+    mixed, soft = run(mix, jax.random.key(0), images, targets, 0.4, 0.0, 0.5, 1.0)
+    kept = np.diag(soft)
+    expected = kept * np.arange(3000) + (1 - kept) * (np.arange(1, 3001) % 3000)
+    np.testing.assert_allclose(mixed[:, 0, 0, 0], expected, atol=1e-3)
+    assert np.ptp(mixed, axis=(1, 2, 3)).max() == 0
+    np.testing.assert_allclose(soft.sum(1), 1, rtol=1e-6)
+    assert stats.kstest(kept, stats.beta(0.4, 0.4).cdf).pvalue > 0.01
+
+
+def test_mixing_and_switching_rates():
+    images, targets = numbered_images(4000)
+    mixed, soft = run(mix, jax.random.key(0), images, targets, 1.0, 1.0, 0.3, 0.5)
+    uniform = np.ptp(mixed, axis=(1, 2, 3)) == 0
+    untouched = np.diag(soft) == 1
+    np.testing.assert_array_equal(mixed[untouched], images[untouched])
+    # A box without area leaves some more images as they are, 1 in 30 of those for CutMix.
+    assert untouched.mean() == pytest.approx(0.5, abs=0.03)
+    assert (uniform & ~untouched).sum() / (~untouched).sum() == pytest.approx(0.7, abs=0.04)
+
+
+def test_random_resized_crop_of_a_ramp_is_a_part_of_it():
+    ramp = np.broadcast_to(np.arange(0, 240, 4, dtype=np.uint8)[:, None, None], (200, 60, 60, 1))
+    ramp = np.concatenate([ramp, ramp.swapaxes(1, 2)], -1)  # the value tells row and column
+    result = run(random_resized_crop, jax.random.key(0), ramp, 24, 0.25, False).astype(int)
+    assert result.shape == (200, 24, 24, 2)
+    for channel, axis in ((0, 1), (1, 2)):
+        lines = result[..., channel].mean(3 - axis)
+        steps_ = np.diff(lines, axis=1)[:, 2:-2]
+        assert steps_.min() > 0  # no wrap, no mirror, nothing outside
+        assert (np.ptp(steps_, axis=1) <= 2).all()
+    sides = [np.diff(result[..., c].mean(2 - c), axis=1)[:, 2:-2].mean(1) * 24 / 4 for c in (0, 1)]
+    share = sides[0] * sides[1] / 60**2
+    assert share.min() > 0.22 and share.max() < 1.05 and 0.5 < share.mean() < 0.7
+    assert 0.7 < (sides[0] / sides[1]).min() < 0.85 and 1.2 < (sides[0] / sides[1]).max() < 1.4
+    flipped = run(random_resized_crop, jax.random.key(0), ramp, 24, 0.25, True).astype(int)
+    falls = flipped[:, 12, -1, 1] < flipped[:, 12, 0, 1]
+    assert 0.4 < falls.mean() < 0.6
+
+
+def test_rotation_turns_about_the_centre():
+    images = np.zeros((200, 21, 21, 1), np.uint8)
+    images[:, 10, 10:] = 255  # a hand that points right
+    result = run(rotate, jax.random.key(0), images, 30.0, 0).astype(float)[..., 0]
+    assert result[:, 10, 10].min() > 250
+    y, x = np.mgrid[:21, :21] - 10
+    angles = np.degrees(np.arctan2((result * y).sum((1, 2)), (result * x).sum((1, 2))))
+    assert -30.5 < angles.min() < -27 and 27 < angles.max() < 30.5 and abs(angles.mean()) < 3
+    border = run(rotate, jax.random.key(0), images, 180.0, 77)[:, 0, 0, 0]
+    assert np.median(border) == 77
+
+
+@pytest.mark.parametrize("part", ["brightness", "contrast", "saturation"])
+def test_colour_jitter_scales_the_distance_from_grey(part):
+    images = RNG.integers(100, 150, (300, 9, 9, 3), np.uint8)  # no factor leaves 0 ... 255
+    ranges = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0} | {part: 0.4}
+    result = run(color_jitter, jax.random.key(0), images, *ranges.values()).astype(float)
+    grey = images @ np.array([0.299, 0.587, 0.114])
+    centre = {
+        "brightness": np.zeros((300, 1, 1, 1)),
+        "contrast": grey.mean((1, 2))[:, None, None, None],
+        "saturation": grey[..., None],
+    }[part]
+    away = images - centre
+    factor = ((result - centre) * away).sum((1, 2, 3)) / (away**2).sum((1, 2, 3))
+    expected = centre + factor[:, None, None, None] * away
+    assert abs(result - expected).max() < 1.6  # result, grey and mean are rounded
+    assert 0.59 < factor.min() < 0.63 and 1.37 < factor.max() < 1.41
+
+
+def test_center_crop_keeps_the_middle():
+    images = RNG.integers(0, 256, (3, 20, 20, 3), np.uint8)
+    np.testing.assert_array_equal(run(center_crop, images, 20), images)
+    np.testing.assert_array_equal(run(center_crop, images, 10, 0.5), images[:, 5:15, 5:15])
+    bilinear = Image.Resampling.BILINEAR  # antialiased, unlike that of most other libraries
+    smaller = [np.asarray(Image.fromarray(image).resize((10, 10), bilinear)) for image in images]
+    np.testing.assert_allclose(run(center_crop, images, 10).astype(int), smaller, atol=1)
+    flat = np.full((1, 16, 16, 1), 77, np.uint8)
+    np.testing.assert_array_equal(run(center_crop, flat, 40, 0.875), 77)
+
+
+def test_sizes_that_differ_from_the_stored_one():
+    sizes = {"data__image_size": 16, "data__stored_size": 24, "data__eval_crop": 0.5}
+    config = make_config(data__name="digits", **sizes)
+    images, _ = open_source(config.data).examples("").take(np.array([3, 5])).decode_all(1)
+    assert images.shape == (2, 24, 24, 1)
+    labels = np.array([1, 2])
+    pixels, _ = jax.eval_shape(lambda k: augment(k, images, labels, 10, config), jax.random.key(0))
+    assert pixels.shape == (2, 16, 16, 1)
+    middle = run(center_crop, images, 16, 0.5)
+    np.testing.assert_array_equal(preprocess(images, config), normalize(middle, config))
+
+
+def test_none_only_normalises():
+    config = make_config(augment__kind="none")
+    images = RNG.integers(0, 256, (4, 8, 8, 1), np.uint8)
+    pixels, targets = augment(jax.random.key(0), images, np.arange(4), 10, config)
+    np.testing.assert_array_equal(pixels, normalize(images, config))
+    np.testing.assert_array_equal(targets, np.eye(10)[:4])
+
+
+@pytest.mark.parametrize("name", ["cifar_augment", "digits_augment"])
+def test_each_config_can_be_trained(name):
+    module = importlib.import_module(f"configs.{name}")
+    tiny = {"hidden_size": 16, "depth": 1, "num_heads": 2, "mlp_dim": 16}
+    base = settings.with_overrides(
+        module.get_config(), {f"model.{key}": value for key, value in tiny.items()}, "a test"
     )
-    one = crop_and_flip(jax.random.key(3), IMAGES, 2, True)
-    np.testing.assert_array_equal(one, split(jax.random.key(3), sharding.put_split(mesh, IMAGES)))
-
-
-@pytest.mark.parametrize("kind", ["none", "baseline"])
-def test_kinds(kind):
-    config = get_config().augment
-    config.kind = kind
-    same = np.array_equal(augment(jax.random.key(0), IMAGES, config), IMAGES)
-    assert same == (kind == "none")
+    for config in sweep.make_variants(base, module.sweep(), set()).values():
+        init, step = make_step(config)
+        side, channels = config.data.image_size, config.data.channels
+        batch = {
+            "image": np.zeros((8, side, side, channels), np.uint8),
+            "label": np.zeros(8, np.int32),
+        }
+        first = jax.eval_shape(init)
+        assert jax.eval_shape(step, first, jax.random.key(1), batch) == first

@@ -58,7 +58,15 @@ def test_valid_config_passes():
         ({"data__val_size": 1.5}, "data.val_size=1.5 is neither"),
         ({"data__name": "folder"}, "data.name=folder needs data.dir"),
         ({"data__train_examples": 9, "data__examples_per_class": 1}, "not both"),
+        ({"data__eval_crop": 1.5}, "data.eval_crop=1.5 is no share"),
         ({"augment__crop_padding": 32}, "augment.crop_padding=32 must be smaller"),
+        ({"augment__kind": "strongest"}, "is not one of none, baseline, cutout, autoaugment"),
+        ({"augment__policy": "svhn"}, "augment.policy='svhn' is not one of cifar10, imagenet"),
+        ({"augment__kind": "none", "augment__mixup_alpha": 1.0}, "augment.kind=none contradicts"),
+        ({"augment__magnitude": 31}, "augment.magnitude=31 is above 30"),
+        ({"augment__num_ops": 0}, "augment.num_ops=0 must be at least 1"),
+        ({"augment__brightness": 1.5}, "augment.brightness=1.5 is above 1"),
+        ({"augment__saturation": 0.5, "data__channels": 1}, "needs data.channels=3"),
     ],
 )
 def test_wrong_config_is_refused(overrides, sentence):
@@ -83,6 +91,15 @@ def test_named_size_fills_what_is_left_out():
     model = settings.resolve(config).model
     assert (model.hidden_size, model.num_heads, model.mlp_dim) == (384, 6, 1536)
     assert (model.patch_size, model.depth) == (16, 2)
+
+
+def test_kinds_of_augmentation_fill_what_is_left_out():
+    augment = make(augment__kind="cutout", data__image_size=64).augment
+    assert (augment.cutout_length, augment.mixup_alpha) == (32, 0)
+    assert make(augment__kind="cutout", augment__cutout_length=8).augment.cutout_length == 8
+    augment = make(augment__kind="strong", augment__mixup_alpha=0.2).augment
+    assert (augment.erasing_rate, augment.mixup_alpha, augment.cutmix_alpha) == (0.25, 0.2, 1.0)
+    assert make().augment == settings.get_config().augment
 
 
 def test_durations_in_any_unit():

@@ -24,7 +24,16 @@ DIMENSIONS = ("hidden_size", "depth", "num_heads", "mlp_dim")
 # The allowed values of every key that names a choice.
 CHOICES = {
     "data.resident": ("auto", "always", "never"),
-    "augment.kind": ("none", "baseline"),
+    "augment.kind": (
+        "none",
+        "baseline",
+        "cutout",
+        "autoaugment",
+        "randaugment",
+        "trivialaugment",
+        "strong",
+    ),
+    "augment.policy": ("cifar10", "imagenet"),
     "model.name": ("vit", "resnet18"),
     "model.patchify": ("conv", "manual"),
     "model.pos_embed": (
@@ -69,6 +78,8 @@ def _data():
     data.train_examples = 0  # keep that many training examples, classes in proportion; 0: all
     data.examples_per_class = 0  # keep that many training examples of each class; 0: all
     data.image_size = 32  # pixels; other sizes are resized (shorter side) and centre-cropped
+    data.stored_size = 0  # pixels of the images held; the device resizes them; 0: image_size
+    data.eval_crop = 1.0  # side of the central square that evaluation sees, as a share
     data.channels = 3  # 3: RGB, 1: greyscale; images are converted
     data.mean = (0.5,)  # of the pixels in [0, 1], subtracted; one value, or one per channel
     data.std = (0.5,)  # likewise, divided by
@@ -82,9 +93,24 @@ def _data():
 
 def _augment():
     augment: Config = ConfigDict()
-    augment.kind = "baseline"  # "none"; "baseline": random crop after padding, horizontal flip
-    augment.crop_padding = 4  # pixels of zero padding on each side
-    augment.flip = True  # mirror half of the images
+    augment.kind = "baseline"  # none, baseline, cutout, strong, or {auto,rand,trivial}augment
+    augment.crop_padding = 4  # pixels on each side, before a random crop; in all kinds but none
+    augment.crop_min_area = 0.0  # instead, resize a random part of at least this share; 0: off
+    augment.flip = True  # mirror half of the images; in all kinds but none
+    augment.fill = 0  # grey level, 0 to 255, of the padding and of what moved pixels uncover
+    augment.policy = "cifar10"  # autoaugment and strong: "cifar10" or "imagenet"
+    augment.num_ops = 2  # randaugment: operations per image
+    augment.magnitude = 9  # randaugment: their level, 0 to 30
+    augment.rotation_degrees = 0.0  # rotate by up to this, either way; 0: off
+    augment.brightness = 0.0  # multiply by a factor between 1 - this and 1 + this; 0: off
+    augment.contrast = 0.0  # likewise, of the distance from the image's mean grey
+    augment.saturation = 0.0  # likewise, of the distance from each pixel's grey
+    augment.cutout_length = 0  # pixels a side of a square set to the mean; cutout: 0 is half a side
+    augment.erasing_rate = 0.0  # share of the images with a random rectangle set to the mean
+    augment.mixup_alpha = 0.0  # blend two images, shares from Beta(alpha, alpha); 0: off
+    augment.cutmix_alpha = 0.0  # paste a box of another image, its share likewise; 0: off
+    augment.cutmix_rate = 0.5  # share of CutMix among the mixed images, where both alphas are set
+    augment.mix_rate = 0.5  # share of the images that are mixed
     return augment
 
 
@@ -219,8 +245,9 @@ def wrong_type(key: str, value, what: str) -> str:
 
 
 def resolve(config: Config) -> Config:
-    """Returns a copy in which the dimensions that a name implies are filled in where they are 0."""
+    """Returns a copy in which named sizes and kinds have filled the keys left at 0."""
     config = config.copy_and_resolve_references()
+    _resolve_augment(config)
     model = config.model
     if model.name == "resnet18":
         model.hidden_size = model.hidden_size or 64  # He et al. 2016, table 1
@@ -246,6 +273,17 @@ def resolve(config: Config) -> Config:
     return config
 
 
+def _resolve_augment(config):
+    augment = config.augment
+    filled = {}
+    if augment.kind == "cutout":
+        filled = {"cutout_length": config.data.image_size // 2}
+    elif augment.kind == "strong":
+        filled = {"erasing_rate": 0.25, "mixup_alpha": 1.0, "cutmix_alpha": 1.0}
+    for key, value in filled.items():
+        augment[key] = augment[key] or value
+
+
 def validate(config: Config) -> None:
     """Raises UserError for the first value or combination of a resolved config that is wrong."""
     flat = flatten(config)
@@ -263,12 +301,13 @@ def validate(config: Config) -> None:
     if config.seed + config.train.num_seeds > 2**32:
         raise UserError(f"seed={config.seed} is too large: seeds stay below 2**32")
     _validate_data(config)
+    _validate_augment(config)
     _validate_model(config)
     _validate_train(config)
 
 
 def _validate_data(config):
-    data, augment = config.data, config.augment
+    data = config.data
     if not data.name:
         raise UserError("data.name is empty: give a TFDS name, folder or digits")
     if data.name == "folder" and not data.dir:
@@ -291,11 +330,34 @@ def _validate_data(config):
             )
     if data.train_examples and data.examples_per_class:
         raise UserError("give data.train_examples or data.examples_per_class, not both")
-    if augment.kind == "baseline" and augment.crop_padding >= data.image_size:
+    if not 0 < data.eval_crop <= 1:
+        raise UserError(f"data.eval_crop={data.eval_crop} is no share above 0 and up to 1")
+
+
+def _validate_augment(config):
+    augment, size = config.augment, config.data.image_size
+    extras = ("rotation_degrees", "brightness", "contrast", "saturation", "cutout_length")
+    extras += ("crop_min_area", "erasing_rate", "mixup_alpha", "cutmix_alpha")
+    given = [key for key in extras if augment[key]]
+    if augment.kind == "none" and given:
+        raise UserError(
+            f"augment.kind=none contradicts augment.{given[0]}={augment[given[0]]}: use baseline, "
+            "with augment.crop_padding=0 and augment.flip=False if need be"
+        )
+    if augment.kind != "none" and augment.crop_padding >= size and not augment.crop_min_area:
         raise UserError(
             f"augment.crop_padding={augment.crop_padding} must be smaller than "
-            f"data.image_size={data.image_size}"
+            f"data.image_size={size}"
         )
+    if augment.saturation and config.data.channels == 1:
+        raise UserError(f"augment.saturation={augment.saturation} needs data.channels=3 (colours)")
+    _at_least_one(config, "augment.num_ops")
+    limits = {"fill": 255, "magnitude": 30, "rotation_degrees": 180, "cutout_length": 2 * size}
+    limits |= dict.fromkeys(("brightness", "contrast", "saturation", "crop_min_area"), 1)
+    limits |= dict.fromkeys(("erasing_rate", "cutmix_rate", "mix_rate"), 1)
+    for key, limit in limits.items():
+        if augment[key] > limit:
+            raise UserError(f"augment.{key}={augment[key]} is above {limit}")
 
 
 def _validate_model(config):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax.augment import augment
+from vit_jax.augment import augment, preprocess
 from vit_jax.metrics import Sums
 
 
@@ -70,20 +70,15 @@ def make_init(model, optimizer: optax.GradientTransformation, config, plateau=No
     return init
 
 
-def normalize(images: jax.Array, config) -> jax.Array:
-    """Maps uint8 pixels to (x / 255 - mean) / std, float32, with `config.data`'s mean and std."""
-    mean, std = (jnp.asarray(tuple(config.data[key]), jnp.float32) for key in ("mean", "std"))
-    return (images.astype(jnp.float32) / 255.0 - mean) / std
-
-
 def make_train_step(model, optimizer: optax.GradientTransformation, config):
     """Returns (state, key, batch) -> state, one optimizer update.
 
     `key` is the run's; the step's own is folded from it, so nothing random is stored. `batch`
-    holds uint8 "image" [b, h, w, c] and int32 "label" [b].
+    holds uint8 "image" [b, h, w, c] and int32 "label" [b]. The training accuracy of mixed images
+    counts the class with the larger share.
     """
 
-    def loss_fn(params, batch_stats, key, images, labels):
+    def loss_fn(params, batch_stats, key, images, targets):
         logits, changed = model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
@@ -91,41 +86,43 @@ def make_train_step(model, optimizer: optax.GradientTransformation, config):
             rngs={"dropout": key},
             mutable=["batch_stats"],
         )
-        targets = jax.nn.one_hot(labels, logits.shape[-1])
-        targets = optax.smooth_labels(targets, config.train.label_smoothing)
-        losses = optax.softmax_cross_entropy(logits, targets)  # [b]
-        sums = Sums.single_from_model_output(loss=losses, logits=logits, labels=labels)
+        # Smoothing the mixed targets is the same as mixing smoothed ones.
+        smooth = optax.smooth_labels(targets, config.train.label_smoothing)
+        losses = optax.softmax_cross_entropy(logits, smooth)  # [b]
+        sums = Sums.single_from_model_output(loss=losses, logits=logits, labels=targets.argmax(-1))
         return losses.mean(), (changed.get("batch_stats", {}), sums)
 
     def gradients(*args):
         grads, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(*args)
         return grads, batch_stats, sums
 
-    def accumulated(params, batch_stats, key, images, labels):
+    def accumulated(params, batch_stats, key, images, targets):
         parts = config.train.accumulation_steps
         if parts == 1:
-            return gradients(params, batch_stats, key, images, labels)
+            return gradients(params, batch_stats, key, images, targets)
 
         # Part i takes examples i, i + parts, ...: each device keeps the examples that it has.
         def spread(x):
             return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
         def add(total, part):
-            i, part_images, part_labels = part
+            i, part_images, part_targets = part
             key_i = jax.random.fold_in(key, i)
-            grads, stats, sums = gradients(params, total[1], key_i, part_images, part_labels)
+            grads, stats, sums = gradients(params, total[1], key_i, part_images, part_targets)
             return (jax.tree.map(jnp.add, total[0], grads), stats, total[2].merge(sums)), None
 
         zero = (jax.tree.map(jnp.zeros_like, params), batch_stats, Sums.empty())
-        parts_of_batch = (jnp.arange(parts), spread(images), spread(labels))
+        parts_of_batch = (jnp.arange(parts), spread(images), spread(targets))
         (grads, batch_stats, sums), _ = jax.lax.scan(add, zero, parts_of_batch)
         return jax.tree.map(lambda g: g / parts, grads), batch_stats, sums
 
     def train_step(state: TrainState, key: jax.Array, batch: dict) -> TrainState:
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-        images = normalize(augment(augment_key, batch["image"], config.augment), config)
+        images, targets = augment(
+            augment_key, batch["image"], batch["label"], model.num_classes, config
+        )
         grads, batch_stats, sums = accumulated(
-            state.params, state.batch_stats, dropout_key, images, batch["label"]
+            state.params, state.batch_stats, dropout_key, images, targets
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         if state.plateau is not None:
@@ -164,7 +161,7 @@ def make_eval_step(model, config):
     """
 
     def eval_step(variables: dict, sums: Sums, batch: dict) -> Sums:
-        logits = model.apply(variables, normalize(batch["image"], config))
+        logits = model.apply(variables, preprocess(batch["image"], config))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         return sums.merge(
             Sums.single_from_model_output(

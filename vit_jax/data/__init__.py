@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vit_jax.data.batches import ResidentBatches, StreamingBatches
-from vit_jax.data.sources import open_source
+from vit_jax.data.sources import open_source, stored_size
 from vit_jax.data.splits import make_splits
 
 
@@ -34,7 +34,7 @@ def load_data(config, mesh: Mesh) -> Data:
     """
     splits = make_splits(open_source(config), config)
     parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
-    num_bytes = sum(map(len, parts.values())) * config.image_size**2 * config.channels
+    num_bytes = sum(map(len, parts.values())) * stored_size(config) ** 2 * config.channels
     if jax.default_backend() == "cpu":
         num_bytes *= mesh.size  # whose copies share one memory
     fits = num_bytes <= config.resident_max_gib * 2**30

@@ -101,6 +101,11 @@ def open_source(config) -> Source:
     return Tfds(config)
 
 
+def stored_size(config) -> int:
+    """Returns the side, in pixels, that images have until they are on the device."""
+    return config.stored_size or config.image_size
+
+
 def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
     """Returns uint8 [size, size, channels]: upright, converted, resized, centre-cropped."""
     image = ImageOps.exif_transpose(image)
@@ -125,9 +130,8 @@ class Digits:
         pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
         self.class_names, self.split_names = [str(name) for name in digits.target_names], []
         self._labels = digits.target.astype(np.int32)
-        self._images = [
-            to_array(Image.fromarray(image), config.image_size, config.channels) for image in pixels
-        ]
+        size, channels = stored_size(config), config.channels
+        self._images = [to_array(Image.fromarray(image), size, channels) for image in pixels]
 
     def examples(self, split: str) -> Examples:
         """Returns all digits."""
@@ -211,7 +215,7 @@ class Folder:
     def _read(self, path):
         try:
             with Image.open(path) as image:
-                return to_array(image, self._config.image_size, self._config.channels)
+                return to_array(image, stored_size(self._config), self._config.channels)
         except MemoryError:
             raise
         except Exception as error:  # Pillow raises many types for a broken file
@@ -284,7 +288,7 @@ class Tfds:
                 f"split {split!r} of {self._config.name} cannot be read: "
                 f"{str(error).splitlines()[0]} (it has {', '.join(self.split_names)})"
             ) from None
-        size, channels = self._config.image_size, self._config.channels
+        size, channels = stored_size(self._config), self._config.channels
 
         def read(wanted):
             try:

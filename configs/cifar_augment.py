@@ -1,0 +1,42 @@
+"""Augmentations from crop and flip to AutoAugment, mixup and CutMix, for one ViT on CIFAR-10.
+
+python -m vit_jax.main --config=configs/cifar_augment.py
+
+Shows what stronger augmentation is worth to the patch 4 model of configs/cifar_patch.py. Published
+results for convolutional networks order them baseline < cutout < randaugment, autoaugment; the gain
+comes with long training, and after 50 epochs or less the strong ones can still be behind.
+Expected: accuracies have not been measured yet.
+"""
+
+from configs import common
+
+PUBLISHED = {
+    "WRN-28-10 (Lim et al. 2019; RandAugment: github.com/ildoonet/pytorch-randaugment)": (
+        "autoaugment 97.4 = randaugment 97.3 > cutout 96.9 > baseline 96.1"
+    ),
+}
+
+
+def get_config():
+    """Returns the experiment's settings."""
+    config = common.cifar10_vit()
+    config.train.epochs = 200.0
+    return config
+
+
+def sweep():
+    """Returns the variants."""
+    grey = {"augment.fill": 128}  # what moved pixels uncover; black borders would stand out
+    return {
+        "baseline": {"augment.kind": "baseline"},
+        "strong": {"augment.kind": "strong", "model.drop_path_rate": 0.1} | grey,
+        "cutout": {"augment.kind": "cutout"},
+        "autoaugment": {"augment.kind": "autoaugment"} | grey,
+        "randaugment": {"augment.kind": "randaugment"} | grey,
+        "mixup_cutmix": {
+            "augment.kind": "baseline",
+            "augment.mixup_alpha": 0.8,
+            "augment.cutmix_alpha": 1.0,
+            "augment.mix_rate": 1.0,
+        },
+    }

@@ -1,0 +1,278 @@
+"""The image operations of AutoAugment and its kin: Pillow's arithmetic, for whole batches.
+
+An operation is a row of numbers (`Ops`), not a branch: a move of pixels (an affine map), a table of
+256 values, or a blend with the grey or the smoothed image. A batch in which every image has its own
+operation costs one gather, one look-up and two blends, whichever was drawn. All of it is in whole
+numbers, so that no compiler's arrangement of a sum, and so no number of devices, changes a pixel.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+FIXED = 1 << 16  # Pillow's affine maps count in units of 1 / FIXED pixels
+UNIT = 1 << 21  # what a blend's factor of 1 is; int32 has room for 3 * 255 * UNIT
+
+
+@dataclasses.dataclass(frozen=True)
+class Ops:
+    """Operations in numbers, one per row; a row is the identity in all columns but one.
+
+    Attributes:
+      affine: int32 [n, 6], (a, b, c, d, e, f): the output pixel (column x, row y) is taken from
+        column (a x + b y + c) >> 16 and row (d x + e y + f) >> 16 of the input.
+      table: uint8 [n, 256], the new value of every old one.
+      contrast: int32 [n], factor of the distance from the image's mean grey, times UNIT.
+      color: int32 [n], likewise from the pixel's grey.
+      sharpness: int32 [n], likewise from the smoothed image.
+      autocontrast: bool [n], whether every channel is stretched to 0 ... 255.
+      equalize: bool [n], whether every channel's histogram is made flat.
+    """
+
+    affine: np.ndarray
+    table: np.ndarray
+    contrast: np.ndarray
+    color: np.ndarray
+    sharpness: np.ndarray
+    autocontrast: np.ndarray
+    equalize: np.ndarray
+
+
+def make_ops(operations: list[tuple[str, float]], height: int, width: int) -> Ops:
+    """Returns the operations (name, magnitude) in numbers.
+
+    Names and meaning of the magnitude are torchvision's: shear as a tangent, translation in pixels
+    (its fraction is dropped), rotation in degrees counter-clockwise, for Brightness, Contrast,
+    Color and Sharpness the factor minus 1, the number of bits that Posterize keeps, the value from
+    which Solarize inverts; Identity, Invert, AutoContrast and Equalize have none.
+
+    Args:
+      operations: a name and a magnitude each.
+      height: of the images, pixels.
+      width: of the images, pixels.
+    """
+    names = [name for name, _ in operations]
+
+    def factors(wanted):
+        factor = [1 + m if name == wanted else 1 for name, m in operations]
+        return np.rint(np.array(factor) * UNIT).astype(np.int32)
+
+    return Ops(
+        affine=np.stack([affine_row(*operation, height, width) for operation in operations]),
+        table=np.stack([_table(*operation) for operation in operations]),
+        contrast=factors("Contrast"),
+        color=factors("Color"),
+        sharpness=factors("Sharpness"),
+        autocontrast=np.array([name == "AutoContrast" for name in names]),
+        equalize=np.array([name == "Equalize" for name in names]),
+    )
+
+
+def affine_row(name: str, magnitude: float, height: int, width: int) -> np.ndarray:
+    """Returns a row of `Ops.affine`: the map as Pillow holds it, from and to the pixels' centres.
+
+    The arguments are those of `make_ops`; other operations than the geometric give the identity.
+    """
+    a, b, c, d, e, f = 1.0, 0.0, 0.0, 0.0, 1.0, 0.0
+    if name == "ShearX":  # about the upper left corner, like ShearY
+        b = magnitude
+    elif name == "ShearY":
+        d = magnitude
+    elif name == "TranslateX":
+        c = -int(magnitude)
+    elif name == "TranslateY":
+        f = -int(magnitude)
+    elif name == "Rotate":  # about the centre
+        sine, cosine = (round(g(-math.radians(magnitude)), 15) for g in (math.sin, math.cos))
+        a, b, d, e = cosine, sine, -sine, cosine
+        c = width / 2 - a * width / 2 - b * height / 2
+        f = height / 2 - d * width / 2 - e * height / 2
+    row = np.array([a, b, c + (a + b) / 2, d, e, f + (d + e) / 2])
+    return np.floor(row * FIXED + 0.5).astype(np.int32)
+
+
+def _table(name, magnitude):
+    values = np.arange(256)
+    if name == "Invert":
+        values = 255 - values
+    elif name == "Solarize":
+        values = np.where(values < magnitude, values, 255 - values)
+    elif name == "Posterize":
+        values = values & -(2 ** (8 - int(magnitude)))
+    elif name == "Brightness":  # a blend with black
+        values = np.clip(np.float32(1 + magnitude) * values.astype(np.float32), 0, 255)
+    return values.astype(np.uint8)
+
+
+def apply_ops(images: jax.Array, ops: Ops, rows: jax.Array, fill: int) -> jax.Array:
+    """Applies to every image its own operations, one after the other.
+
+    Args:
+      images: uint8 [b, height, width, channels], 1 channel (Color then changes nothing) or 3.
+      ops: made for this height and width.
+      rows: int32 [b, slots], the operations' rows in `ops`, in order.
+      fill: value of pixels that a geometric operation takes from outside the image.
+
+    Returns:
+      uint8 images of the same shape: exactly Pillow's (NEAREST), but Contrast, Color and Sharpness
+      may differ by 1 where its float32 sum falls on the other side of a whole number.
+    """
+    b, height, width, channels = images.shape
+    planes = images.transpose(3, 0, 1, 2).reshape(channels, b, height * width)
+
+    def slot(planes, row):
+        return _apply(planes, ops, row, fill, (height, width)), None
+
+    planes, _ = jax.lax.scan(slot, planes, rows.T)
+    return planes.reshape(channels, b, height, width).transpose(1, 2, 3, 0)
+
+
+def _apply(planes, ops, row, fill, size):
+    """Applies one operation to uint8 [channels, b, height * width]."""
+    source, inside = _sources(jnp.asarray(ops.affine)[row], size)  # [b, height * width]
+
+    # Channel by channel in a loop, and the tables in a loop before: XLA would fuse it all into one
+    # kernel on the CPU, which then makes tables and gathers again for every pixel that needs them.
+    def read(plane_and_table):
+        plane, table = plane_and_table
+        moved = jnp.take_along_axis(plane, source, 1, mode="promise_in_bounds")
+        moved = jnp.where(inside, moved, jnp.uint8(fill))
+        return jnp.take_along_axis(table, moved.astype(jnp.int32), 1, mode="promise_in_bounds")
+
+    result = jax.lax.map(read, (planes, _tables(planes, ops, row)))
+    # The blends are of the unchanged planes, because their rows change nothing above.
+    if (ops.color != UNIT).any():
+        result = _enhance(result, planes, grey(planes), jnp.asarray(ops.color)[row])
+    if (ops.sharpness != UNIT).any():
+        smooth = _smooth(planes, size)
+        result = _enhance(result, planes, smooth, jnp.asarray(ops.sharpness)[row])
+    return result
+
+
+def _sources(affine, size):
+    """Returns the index of the pixel that each one is read from, and whether there is one."""
+    height, width = size
+    x, y = jnp.arange(width), jnp.arange(height)[:, None]
+    a, b, c, d, e, f = (column[:, None, None] for column in affine.T)
+    x, y = (a * x + b * y + c) >> 16, (d * x + e * y + f) >> 16  # [b, height, width]
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    shape = (len(affine), height * width)
+    return jnp.where(inside, y * width + x, 0).reshape(shape), inside.reshape(shape)
+
+
+def _tables(planes, ops, row):
+    """Returns the operations' tables, uint8 [channels, b, 256]."""
+    table = jnp.asarray(ops.table)[row]
+    if (ops.contrast != UNIT).any():
+        factor = jnp.asarray(ops.contrast)[row][:, None]
+        table = jnp.where(factor != UNIT, _contrast_table(planes, factor), table)
+    stretch, flatten = (jnp.asarray(c)[row][:, None] for c in (ops.autocontrast, ops.equalize))
+
+    def of_channel(plane):
+        result = table
+        if ops.autocontrast.any():
+            result = jnp.where(stretch, _autocontrast_table(plane), result)
+        if ops.equalize.any():
+            result = jnp.where(flatten, _equalize_table(plane), result)
+        return result
+
+    return jax.lax.map(of_channel, planes)
+
+
+def _contrast_table(planes, factor):
+    count = planes.shape[2]
+    mean = (2 * grey(planes).sum(1, keepdims=True) + count) // (2 * count)  # [b, 1]
+    return blend(mean, jnp.arange(256), factor)
+
+
+def _autocontrast_table(plane):
+    low, high = (g(plane, 1, keepdims=True).astype(jnp.int32) for g in (jnp.min, jnp.max))
+    values, span = jnp.arange(256), jnp.maximum(high - low, 1)
+    stretched = _divide(jnp.clip(values - low, 0, span) * 255, span)
+    stretched -= jnp.unpackbits(jnp.asarray(_rounding_losses())[low[:, 0], high[:, 0]], axis=-1)
+    return jnp.where(high > low, stretched, values).astype(jnp.uint8)
+
+
+def _rounding_losses():
+    """Returns where Pillow's autocontrast loses 1 by rounding, packed bits uint8 [256, 256, 32].
+
+    Of low, high and value. It computes int(value * scale - low * scale) with the rounded scale
+    255 / (high - low) in float64, which can fall just short of a whole number.
+    """
+    values = np.arange(256)
+    losses = np.zeros((256, 256, 32), np.uint8)
+    for low in range(255):
+        span = np.arange(1, 256 - low)[:, None]  # high - low
+        scale = 255.0 / span
+        short = (values * scale - low * scale).astype(int) < (values - low) * 255 // span
+        short &= (values >= low) & (values <= low + span)
+        losses[low, low + 1 :] = np.packbits(short, axis=-1)
+    return losses
+
+
+def _equalize_table(plane):
+    def count(pixels):
+        return jnp.zeros(256, jnp.int32).at[pixels].add(1, mode="promise_in_bounds")
+
+    counts = jax.vmap(count)(plane)
+    before = jax.lax.associative_scan(jnp.add, counts, axis=1) - counts  # pixels of less value
+    largest = plane.max(1, keepdims=True).astype(jnp.int32)
+    # The pixels but those of the largest value are spread over 255 steps.
+    step = (plane.shape[1] - jnp.take_along_axis(counts, largest, 1)) // 255
+    table = jnp.minimum(_divide(step // 2 + before, jnp.maximum(step, 1)), 255)
+    return jnp.where(step > 0, table, jnp.arange(256)).astype(jnp.uint8)
+
+
+def _divide(number, by):
+    """Returns number // by of int32 from 0 on, with a quotient up to 256, in float32.
+
+    The half keeps the quotient 1 / (2 by) away from whole numbers: more than float32's error as
+    long as `by` is below 10,000. CPUs have no vector instruction for whole numbers.
+    """
+    return ((number.astype(jnp.float32) + 0.5) / by.astype(jnp.float32)).astype(jnp.int32)
+
+
+def _enhance(result, planes, blurred, factor):
+    """Returns `result`, but where the factor is not 1 the planes at that distance to `blurred`."""
+    factor = factor[:, None]
+    return jnp.where(factor != UNIT, blend(blurred, planes, factor), result)
+
+
+def grey(planes: jax.Array) -> jax.Array:
+    """Returns the luma of ITU-R 601, int32 [b, pixels], of uint8 [channels, b, pixels]."""
+    if len(planes) == 1:
+        return planes[0].astype(jnp.int32)
+    red, green, blue = planes.astype(jnp.int32)
+    return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
+
+
+def _smooth(planes, size):
+    """Returns the mean over 3 x 3 pixels in which the middle counts 5 times; the rim unchanged."""
+    height, width = size
+    reach = width + 1
+    padded = jnp.pad(planes, ((0, 0), (0, 0), (reach, reach))).astype(jnp.int16)
+    total = 4 * planes.astype(jnp.int16)
+    for offset in (y * width + x for y in (-1, 0, 1) for x in (-1, 0, 1)):
+        total += padded[..., reach + offset : reach + offset + height * width]
+    mean = (2 * total.astype(jnp.uint16) + 13) // 26  # rounded
+    y, x = np.divmod(np.arange(height * width), width)
+    rim = (y == 0) | (y == height - 1) | (x == 0) | (x == width - 1)
+    return jnp.where(rim, planes, mean.astype(jnp.uint8))
+
+
+def blend(one: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
+    """Returns one + factor / UNIT * (other - one), cut to 0 ... 255 and rounded down, as uint8.
+
+    Args:
+      one: whole numbers from 0 to 255.
+      other: likewise.
+      factor: int32, from 0 to 2 * UNIT.
+    """
+    one, other = one.astype(jnp.int32), other.astype(jnp.int32)
+    # The last term, because a factor such as 1.1 can be a little too small once it is rounded.
+    total = UNIT * one + factor * (other - one) + UNIT // 8192
+    return jnp.clip(total // UNIT, 0, 255).astype(jnp.uint8)
