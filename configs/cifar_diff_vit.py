@@ -3,7 +3,7 @@
 python -m vit_jax.main --config=configs/cifar_diff_vit.py
 
 As in the paper (Ye et al. 2024), a differential head takes two softmax maps, so there are half as
-many, and there are no biases; the parameters differ by less than 1 %.
+many, and no biases, which the plain model has; the parameters differ by less than 1 %.
 """
 
 from configs import common

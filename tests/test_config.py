@@ -8,6 +8,7 @@ import pytest
 from vit_jax import config as settings
 from vit_jax import sweep
 from vit_jax.errors import UserError
+from vit_jax.validation import validate
 
 VALID = {
     "model.patch_size": 4,
@@ -24,8 +25,11 @@ def make(**overrides):
     return settings.resolve(settings.with_overrides(settings.get_config(), keys, "a test"))
 
 
+PLATEAU = {"optim__schedule": "reduce_on_plateau"}
+
+
 def test_valid_config_passes():
-    settings.validate(make())
+    validate(make())
 
 
 @pytest.mark.parametrize(
@@ -67,11 +71,21 @@ def test_valid_config_passes():
         ({"augment__num_ops": 0}, "augment.num_ops=0 must be at least 1"),
         ({"augment__brightness": 1.5}, "augment.brightness=1.5 is above 1"),
         ({"augment__saturation": 0.5, "data__channels": 1}, "needs data.channels=3"),
+        ({"model__stem": "imagenet"}, "model.stem=imagenet has no effect with model.name=vit"),
+        ({"model__name": "resnet18"}, "has no effect with model.name=resnet18"),
+        ({"optim__momentum": 0.5}, "optim.momentum=0.5 has no effect with optim.name=adamw"),
+        ({"optim__plateau_patience": 3}, "has no effect with optim.schedule=cosine"),
+        ({**PLATEAU, "optim__learning_rate": 0.0}, "needs an optim.learning_rate above"),
+        ({**PLATEAU, "train__eval_every_epochs": 0.0}, "needs evaluations"),
+        ({**PLATEAU, "optim__decay_factor": 1.0}, "optim.decay_factor=1.0 must lie between"),
+        ({**PLATEAU, "optim__plateau_threshold": 0.0}, "optim.plateau_threshold=0.0 must lie"),
+        ({"model__attention": "differential", "model__hidden_size": 36}, "divisible by twice"),
+        ({"model__pos_embed": "rope_2d", "model__hidden_size": 24}, "needs a width per attention"),
     ],
 )
 def test_wrong_config_is_refused(overrides, sentence):
     with pytest.raises(UserError) as error:
-        settings.validate(make(**overrides))
+        validate(make(**overrides))
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -10,6 +10,7 @@ import pytest
 
 from vit_jax import config as settings
 from vit_jax import data, models, sharding, sweep, train
+from vit_jax.validation import validate
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common")
@@ -51,13 +52,14 @@ def test_config_trains_two_steps(name):
     trained = set()
     for full in variants_of(name).values():
         config = shrunk(full)
-        settings.validate(config)
+        validate(config)
         key = {k: v for k, v in settings.flatten(config).items() if k.startswith("data.")}
         digits = load_data(tuple(key.items()))
         program = train.build_program(config, digits, MESH)
         size, channels = config.data.image_size, config.data.channels
         image = np.zeros((1, size, size, channels), np.float32)
-        structure = tuple(v for v in settings.flatten(config).values() if isinstance(v, str))
+        flat = settings.flatten(config).values()
+        structure = tuple(v if isinstance(v, str) else bool(v) for v in flat)
         if structure in trained:
             jax.eval_shape(program.init, jax.random.key(0), image)
             continue

@@ -37,9 +37,9 @@ def read_rows(folder):
     return [{key: value for key, value in row.items() if key not in clock} for row in rows]
 
 
-def read_state(folder):
+def read_state(folder, step=3 * STEPS_PER_EPOCH):
     """Returns the arrays of the last checkpoint."""
-    last = folder / "checkpoints" / str(3 * STEPS_PER_EPOCH) / "state"
+    last = folder / "checkpoints" / str(step) / "state"
     import jax
 
     with ocp.StandardCheckpointer() as checkpointer:
@@ -113,7 +113,41 @@ def test_killed_run_resumes_exactly(command, undisturbed, tmp_path, signal, mome
     assert_same_run(tmp_path / RUN, undisturbed)
 
 
-SWEEP = ("--config.train.num_seeds=2", "--config.train.epochs=1", "--config.optim.warmup_epochs=0")
+RESNET = (
+    "--config=configs/cifar_resnet18_overfit.py",
+    *("--config.data.name=digits", "--config.data.image_size=8", "--config.data.channels=1"),
+    *("--config.data.mean=(0.5,)", "--config.data.std=(0.5,)", "--config.model.hidden_size=4"),
+    *("--config.data.examples_per_class=10", "--config.optim.ema_decay=0.9"),
+    *("--config.train.epochs=3", "--config.train.eval_every_epochs=1"),
+)
+
+
+def test_resnet_resumes_exactly_and_records_its_kernels(command, tmp_path):
+    """The statistics of BatchNorm and their average are a part of the state."""
+    folders = tmp_path / "whole", tmp_path / "stopped"
+    done = command("-m", "vit_jax.main", *RESNET, f"--workdir={folders[0]}")
+    assert done.returncode == 0, done.stderr
+    stopped = command("tests/kill_at.py", "SIGTERM", "step", 3, *RESNET, f"--workdir={folders[1]}")
+    assert stopped.returncode == 143, stopped.stderr
+    done = command("-m", "vit_jax.main", *RESNET, f"--workdir={folders[1]}")
+    assert done.returncode == 0, done.stderr
+    states = [read_state(folder / "base" / "seed_0", 6) for folder in folders]
+    assert any("batch_stats" in key and "ema" in key for key in states[0])
+    for key, value in states[0].items():
+        np.testing.assert_array_equal(states[1][key], value, err_msg=key)
+    summary = json.loads((folders[1] / "base" / "seed_0" / "summary.json").read_text())
+    magnitudes = summary["kernel_magnitudes"]
+    assert list(magnitudes["before"])[0] == "conv1" and list(magnitudes["after"])[-1] == "head"
+    assert magnitudes["before"] != magnitudes["after"]
+    assert summary["best_step"] == summary["steps"] == 6  # train.select=last
+    assert "from the last checkpoint" in (folders[1] / "results.md").read_text()
+    assert (folders[1] / "base" / "seed_0" / "figures" / "kernel_magnitudes.png").exists()
+
+
+SWEEP = (
+    *("--config.train.num_seeds=2", "--config.train.epochs=1", "--config.optim.warmup_epochs=0"),
+    "--config.model.attention=differential",
+)
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +182,7 @@ def test_sweep_leaves_the_documented_files(finished):
     for name in ("results.md", "results.png", "curves.png"):
         assert (workdir / name).stat().st_size > 100
     folder = workdir / "patch_2" / "seed_1"
+    assert 0 < read_rows(folder)[0]["lambda/encoderblock_0"] < 1
     config = json.loads((folder / "config.json").read_text())
     assert config["config"]["model.patch_size"] == 2 and config["config"]["seed"] == 1
     assert "jax" in config["versions"] and "git_commit" in config

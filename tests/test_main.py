@@ -59,6 +59,8 @@ DEFAULTS = "from vit_jax import config\nget_config = config.get_config\n"
         (DEFAULTS + "def sweep():\n  return {'a': {'model.dept': 1}}", "did you mean model.depth"),
         (DEFAULTS + "def sweep():\n  return {'a': 1}", "variant 'a' must be a dict"),
         (DEFAULTS + "def sweep():\n  pass", "sweep() of --config="),
+        (DEFAULTS + "PUBLISHED = ['a > b']", "PUBLISHED of --config="),
+        (DEFAULTS + "assert not get_config", "line 3: AssertionError"),
         (
             DEFAULTS + "def sweep():\n  return {'a': {'seed': None}}",
             "config key seed in variant a takes a whole number, not None",

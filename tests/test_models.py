@@ -8,6 +8,7 @@ import pytest
 from vit_jax import config as settings
 from vit_jax import models
 from vit_jax.models.vit import PositionEmbedding, sincos_2d, sinusoidal_1d
+from vit_jax.validation import CHOICES
 
 SMALL = settings.get_config().model.to_dict() | dict(
     patch_size=4, hidden_size=16, depth=2, num_heads=2, mlp_dim=24
@@ -129,7 +130,7 @@ def test_logits_follow_the_paper():
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-@pytest.mark.parametrize("kind", settings.CHOICES["model.pos_embed"])
+@pytest.mark.parametrize("kind", CHOICES["model.pos_embed"])
 def test_position_embeddings(kind, pool):
     model, params = init(pos_embed=kind, pool=pool)
     own = {"learned_1d": (6 + (pool == "cls")) * 16, "learned_2d": (2 + 3) * 16}
@@ -305,3 +306,35 @@ def test_zero_init_makes_blocks_the_identity():
         _, seen = model.apply(model.init(jax.random.key(0), images), images, capture=True)
         maps = seen["feature_maps"]
         assert np.array_equal(maps["layer1_0"], maps["layer1_1"]) == zero
+
+
+def test_differential_blocks_know_their_layer():
+    """The rows of block i's weights sum to 1 - its lambda, whose start depends on i."""
+    model, params = init(attention="differential")
+    _, seen = model.apply({"params": params}, IMAGES, capture=True)
+    strengths = models.differential_lambdas(params)
+    assert len(strengths) == len(seen["attention"]) == 2
+    for i, weights in enumerate(seen["attention"]):
+        strength = strengths[f"encoderblock_{i}"]
+        np.testing.assert_allclose(weights.sum(-1), 1 - strength, atol=1e-5)
+        assert strength == pytest.approx(0.8 - 0.6 * np.exp(-0.3 * i), abs=0.25)
+    assert models.differential_lambdas(init()[1]) == {}
+
+
+def test_resnet18_pads_as_pytorch_does():
+    """With stride 2, three pixels of padding on every side; then pooling with one."""
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    model = resnet(hidden_size=4, stem="imagenet")
+    variables = model.init(jax.random.key(0), images)
+    _, seen = model.apply(variables, images, capture=True)
+    kernel = np.asarray(variables["params"]["conv1"]["kernel"])
+    padded = np.pad(images, ((0, 0), (3, 3), (3, 3), (0, 0)))
+    expected = [
+        [
+            np.einsum("bhwc,hwcd->bd", padded[:, y : y + 7, x : x + 7], kernel)
+            for x in range(0, 16, 2)
+        ]
+        for y in range(0, 16, 2)
+    ]
+    expected = np.array(expected).transpose(2, 0, 1, 3) / np.sqrt(1 + 1e-5)
+    np.testing.assert_allclose(seen["feature_maps"]["stem"], expected.clip(0), atol=1e-4)

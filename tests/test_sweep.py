@@ -68,7 +68,7 @@ def test_report_files(tmp_path):
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     results = {"experiment": "demo", "rows": [make_row(n, {}, g) for n, g in groups.items()]}
     results["rows"].reverse()
-    table = write_report(tmp_path, results, groups, {"A Paper": "b > a"})
+    table = write_report(tmp_path, results, groups, {"A Paper": "b > a"}, "best")
     text = (tmp_path / "results.md").read_text()
     assert text.startswith("# demo\n") and table in text and "seeds 0, 1" in text
     assert text.index("| a |") < text.index("| b |")  # the best first
@@ -82,9 +82,14 @@ def test_one_seed_is_not_called_a_spread(tmp_path):
     (tmp_path / "a" / "seed_0").mkdir(parents=True)
     groups = {"a": [summary(0, 0.8)]}
     results = {"experiment": "demo", "rows": [make_row("a", {}, groups["a"])]}
-    write_report(tmp_path, results, groups, {})
+    write_report(tmp_path, results, groups, {}, "last")
     text = (tmp_path / "results.md").read_text()
-    assert "of one run, seed 0" in text and "±" not in text and "this run" not in text
+    assert (
+        "from the last checkpoint" in text
+        and "of one run, seed 0" in text
+        and "±" not in text
+        and "this run" not in text
+    )
 
 
 def test_kernel_magnitudes_before_and_after(tmp_path):
@@ -96,6 +101,15 @@ def test_kernel_magnitudes_before_and_after(tmp_path):
     }
     found = kernel_magnitudes(params)
     assert list(found) == ["conv1", "layer2_0/conv1", "layer10_0/conv1", "head"]
+    block = {
+        "MlpBlock_0": {"Dense_0": {"kernel": jnp.zeros(1)}},
+        "MultiHeadDotProductAttention_0": {
+            name: {"kernel": jnp.zeros(1)} for name in ("key", "out", "query", "value")
+        },
+    }
+    vit = {"Transformer": {"encoderblock_0": block}, "embedding": {"kernel": jnp.zeros(1)}}
+    layers = [name.split("/")[-1] for name in kernel_magnitudes(vit)]
+    assert layers == ["embedding", "query", "key", "value", "out", "Dense_0"]
     assert found["conv1"] == {"mean_abs": 0.5, "l2": 1.0}
     assert found["head"] == {"mean_abs": 3.5, "l2": 5.0}
     (tmp_path / "seed_0").mkdir()

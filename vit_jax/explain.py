@@ -5,7 +5,9 @@ import re
 import jax
 import jax.numpy as jnp
 
-_ENDS = {"embedding": 0, "conv1": 0, "pre_logits": 2, "head": 3}  # others lie between: 1
+# Where the alphabet would misplace a layer among its neighbours; others have rank 0.
+_RANKS = {"embedding": -4, "conv1": -4, "query": -3, "key": -2, "value": -1}
+_RANKS |= {"MlpBlock_0": 1, "out": 1, "downsample_conv": 1, "pre_logits": 2, "head": 3}
 
 
 def kernel_magnitudes(params: dict) -> dict[str, dict[str, float]]:
@@ -22,9 +24,10 @@ def kernel_magnitudes(params: dict) -> dict[str, dict[str, float]]:
         if path[-1].key == "kernel"
     }
 
-    def place(name):
-        numbers = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
-        return _ENDS.get(name.split("/")[0], 1), numbers
+    def place(layer):
+        name = layer.split("/")
+        numbers = [[int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p)] for p in name]
+        return [(_RANKS.get(part, 0), split) for part, split in zip(name, numbers, strict=True)]
 
     found = jax.device_get(
         {

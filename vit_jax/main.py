@@ -109,7 +109,8 @@ def load_config_file(path: pathlib.Path) -> tuple[settings.Config, dict[str, dic
             f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
         ]
         line = error.lineno if isinstance(error, SyntaxError) else (lines or ["?"])[-1]
-        reason = str(error).strip("'\"").splitlines()[0].split(" and cannot be added")[0]
+        text = (str(error).strip("'\"").splitlines() or ["no reason given"])[0]
+        reason = text.split(" and cannot be added")[0]
         raise UserError(f"--config={path}, line {line}: {type(error).__name__}: {reason}") from None
     if not isinstance(config, ConfigDict):
         raise UserError(f"get_config() of --config={path} returns no ConfigDict")
@@ -124,7 +125,12 @@ def load_config_file(path: pathlib.Path) -> tuple[settings.Config, dict[str, dic
             f"sweep() of --config={path} must return a dict of named variants, such as "
             "{'deep': {'model.depth': 12}}"
         )
-    return config, variants, contents.get("PUBLISHED", {})
+    published = contents.get("PUBLISHED", {})
+    if not isinstance(published, dict) or not all(
+        isinstance(text, str) for pair in published.items() for text in pair
+    ):
+        raise UserError(f"PUBLISHED of --config={path} must be a dict of texts: source to order")
+    return config, variants, published
 
 
 def _die(message) -> NoReturn:

@@ -73,7 +73,8 @@ def make_plateau(config) -> Plateau | None:
 def decay_mask(params) -> dict:
     """Returns a tree of bools: True where weight decay applies, which is on kernels only.
 
-    Biases, norm scales, the class token and position embeddings are left alone.
+    Biases, norm scales, the class token, positions (added or relative) and the vectors behind
+    differential attention's lambda are left alone.
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 

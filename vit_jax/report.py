@@ -24,6 +24,7 @@ def write_report(
     results: dict,
     summaries: dict[str, list[dict]],
     published: dict[str, str],
+    select: str,
 ) -> str:
     """Writes results.md, results.png and curves.png, and returns the table.
 
@@ -32,14 +33,15 @@ def write_report(
       results: the contents of results.json.
       summaries: variant -> summary.json of each seed.
       published: source -> the order that it found.
+      select: `train.select`, which checkpoint was evaluated.
     """
     rows = sorted(results["rows"], key=lambda row: -row["test_accuracy"]["mean"])
     table = results_table(rows)
     some = [summary for group in summaries.values() for summary in group]
     seeds = sorted({summary["seed"] for summary in some})
-    text = [f"# {results['experiment']}", "", table, "", _legend(rows, seeds), ""]
+    text = [f"# {results['experiment']}", "", table, "", _legend(rows, seeds, select), ""]
     if published:
-        text += ["| source | order of test accuracy, % |", "|---|---|"]
+        text += ["| source | test accuracy, %, neighbours compared |", "|---|---|"]
         text += [f"| {source} | {order} |" for source, order in published.items()]
         text += [f"| this run | {_order(rows)} |", ""]
     text += [
@@ -64,15 +66,19 @@ def write_report(
     return table
 
 
-def _legend(rows, seeds):
+def _legend(rows, seeds, select):
     spread = (
         f"mean ± standard deviation over seeds {', '.join(map(str, seeds))} (ddof 1)"
         if len(seeds) > 1
         else f"of one run, seed {seeds[0]}, so no difference can be told from chance"
     )
+    checkpoint = {
+        "best": "checkpoint with the best validation accuracy",
+        "last": "last checkpoint",
+    }[select]
     text = (
-        f"Accuracies in %, {spread}, best first. Test is read once per run, from the checkpoint "
-        "that the validation part selects; train is that checkpoint without augmentation."
+        f"Accuracies in %, {spread}, best first. Test is read once per run, from the "
+        f"{checkpoint}; train is that checkpoint without augmentation."
     )
     if len(seeds) > 1 and len(rows) > 1:
         text += (
@@ -83,22 +89,27 @@ def _legend(rows, seeds):
 
 
 def same(one: dict, other: dict) -> bool:
-    """Returns whether two accuracies of results.json differ by less than their spread.
+    """Returns whether two accuracies of results.json differ by no more than their spread.
 
     The measure is sqrt(s1^2 + s2^2), the standard deviation of the difference of two single runs;
     False where there is only one seed.
     """
     if one["std"] is None or other["std"] is None:
         return False
-    return abs(one["mean"] - other["mean"]) < math.hypot(one["std"], other["std"])
+    return abs(one["mean"] - other["mean"]) <= math.hypot(one["std"], other["std"])
 
 
 def _order(rows):
-    """Returns e.g. "a 81.0 ≈ b 80.5 > c 70.1" of rows from best to worst."""
+    """Returns e.g. "a 81.0 ≈ b 80.5 > c 70.1" of rows from best to worst, neighbours compared.
+
+    With one seed, of which no order follows, commas stand between them.
+    """
     text = ""
     for before, row in zip([None, *rows], rows, strict=False):
         if before is not None:
-            text += " ≈ " if same(before["test_accuracy"], row["test_accuracy"]) else " > "
+            one, other = before["test_accuracy"], row["test_accuracy"]
+            text += ", " if None in (one["std"], other["std"]) else " > "
+            text = text[:-3] + " ≈ " if same(one, other) else text
         text += f"{row['variant']} {100 * row['test_accuracy']['mean']:.1f}"
     return text
 

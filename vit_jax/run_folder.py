@@ -42,7 +42,8 @@ def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None
     record = _read_config(folder)
     if record is None:
         return None
-    before, now, default = record["config"], plain_settings(config, seed), flatten(get_config())
+    before, now = record["config"], plain_settings(config, seed)
+    default = plain_settings(get_config(), seed)
     # A prepared set may have moved, and its contents are compared; a folder is known by its place.
     free = FREE_KEYS if config.data.name == "folder" else (*FREE_KEYS, "data.dir")
     for key in now:
@@ -55,6 +56,19 @@ def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None
             )
     summary = folder / "summary.json"
     return json.loads(summary.read_text()) if summary.exists() else None
+
+
+def check_data(folder: pathlib.Path, fingerprint: dict) -> bool:
+    """Returns whether the run has begun; raises UserError if it has, on data other than this."""
+    record = _read_config(folder)
+    if record is None:
+        return False
+    if record.get("data") != fingerprint:
+        raise UserError(
+            f"{folder} was trained on other images than those that are there now: bring the former "
+            "ones back, or choose another --workdir"
+        )
+    return True
 
 
 def write_config(
@@ -72,15 +86,7 @@ def write_config(
     Raises:
       UserError: the run has begun, on other data.
     """
-    record = _read_config(folder)
-    if record is not None:
-        if record["data"] != fingerprint:
-            raise UserError(
-                f"{folder} was trained on other images than data.name={config.data.name} now has: "
-                "bring the former ones back, or choose another --workdir"
-            )
-        return
-    if not sharding.is_first_process():
+    if check_data(folder, fingerprint) or not sharding.is_first_process():
         return
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     record = {

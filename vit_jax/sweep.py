@@ -16,6 +16,7 @@ from vit_jax.data import load_data
 from vit_jax.errors import UserError
 from vit_jax.metrics import write_atomically
 from vit_jax.report import write_figures, write_report
+from vit_jax.validation import validate
 
 ACCURACIES = ("train_accuracy", "val_accuracy", "test_accuracy")
 
@@ -45,9 +46,9 @@ def make_variants(config: Config, sweep: dict[str, dict], given: set[str]) -> di
                 "devices: give them on the command line"
             )
         configs[name] = settings.resolve(variant)
-        settings.validate(configs[name])
+        validate(configs[name])
         if clash := given & set(overrides):
-            settings.validate(settings.resolve(config))  # a wrong value is the better complaint
+            validate(settings.resolve(config))  # a wrong value is the better complaint
             raise UserError(
                 f"--config.{min(clash)} has no effect, because variant {name} sets {min(clash)} "
                 "itself"
@@ -88,13 +89,15 @@ def run_sweep(
     _check_experiment(workdir, experiment)
     chosen = {name: c for name, c in configs.items() if only in (None, name)}
     for name, config in chosen.items():  # settings that clash are told before hours are spent
-        for seed in range(config.seed, config.seed + config.train.num_seeds):
+        for seed in seeds_of(config):
             run_folder.read_summary(workdir / name / f"seed_{seed}", config, seed)
-    summaries, runner = {}, _Runner(chosen, stop)
+    summaries, runner = {}, _Runner(chosen, workdir, stop)
+    if next(iter(configs.values())).sharding.distributed:
+        runner.start()  # for this process to know whether it is the first, even if all is finished
     for name, config in chosen.items():
         summaries[name] = [
             runner.summary(workdir / name / f"seed_{seed}", name, config, seed)
-            for seed in range(config.seed, config.seed + config.train.num_seeds)
+            for seed in seeds_of(config)
         ]
     if not sharding.is_first_process():
         return
@@ -104,9 +107,15 @@ def run_sweep(
         return
     rows = [make_row(name, sweep.get(name, {}), summaries[name]) for name in configs]
     results = {"experiment": experiment, "rows": rows}
+    select = next(iter(configs.values())).train.select
     write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
-    table = write_report(workdir, results, summaries, published)
+    table = write_report(workdir, results, summaries, published, select)
     print(f"\n{table}\n\n{workdir / 'results.md'}", flush=True)
+
+
+def seeds_of(config: Config) -> range:
+    """Returns the seeds of a config's runs."""
+    return range(config.seed, config.seed + config.train.num_seeds)
 
 
 def _check_experiment(workdir, experiment):
@@ -138,8 +147,8 @@ class _Runner:
     A sweep that is finished needs none of them, and so answers at once.
     """
 
-    def __init__(self, configs, stop):
-        self._configs, self._stop = configs, stop
+    def __init__(self, configs, workdir, stop):
+        self._configs, self._workdir, self._stop = configs, workdir, stop
         self._data, self._program = {}, {}  # one entry each: the last one used
 
     @functools.cached_property
@@ -152,6 +161,10 @@ class _Runner:
             math.gcd(*(train.batch_size // train.accumulation_steps for train in trains)),
         )
         return sharding.make_mesh()
+
+    def start(self):
+        """Starts the devices, where they are not needed yet."""
+        return self.mesh
 
     def summary(self, folder, name, config, seed):
         """Returns the summary of one seed, training it if it is not finished."""
@@ -179,4 +192,9 @@ class _Runner:
             for other in self._configs.values():  # before hours are spent on the first of them
                 if other.data == config.data:
                     train.build_program(other, self._data[key], self.mesh)
+            for name, other in self._configs.items():  # nor a table made of two sets
+                if other.data == config.data:
+                    for seed in seeds_of(other):
+                        folder = self._workdir / name / f"seed_{seed}"
+                        run_folder.check_data(folder, self._data[key].fingerprint)
         return self._data[key]

@@ -16,7 +16,7 @@ from vit_jax.data.splits import make_splits
 class Data:
     """A data set ready for use; each part yields batches and has a length.
 
-    `fingerprint` differs, as good as certainly, for any other set or division of it.
+    `fingerprint` differs for another set or another division, as far as a sample of it shows.
     """
 
     class_names: list[str]

@@ -1,4 +1,4 @@
-"""ResNet18 (He et al. 2016, arXiv:1512.03385), with torchvision's names."""
+"""ResNet18 (He et al. 2016, arXiv:1512.03385), its names after torchvision's."""
 
 import functools
 
@@ -96,7 +96,7 @@ class ResNet18(nn.Module):
 
 
 def _conv(channels, size, stride, dtype, name):
-    # Padding as in PyTorch; "SAME" would differ at stride 2. Initialised as in He et al. 2015.
+    # Padding as in PyTorch; "SAME" would differ at stride 2. The spread of He et al. 2015, fan-out.
     return nn.Conv(
         channels,
         (size, size),
