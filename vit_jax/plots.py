@@ -43,7 +43,7 @@ def save_curves(path: pathlib.Path, title: str, runs: dict[str, list[dict]]) -> 
                 axis.plot(*zip(*points, strict=True), style, color=color, label=label, **options)
             axis.set_xlabel("epoch")
             axis.set_ylabel(quantity)
-    axes[1].yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
+    axes[1].yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
     if axes[0].lines:
         figure.legend(loc="outside right center", frameon=False, fontsize="small")
     figure.suptitle(title)
@@ -108,7 +108,7 @@ def save_bars(path: pathlib.Path, title: str, rows: list[dict]) -> None:
     axis.margins(y=0.12)
     axis.set_ylim(0.9 * low if cut else 0, None)
     axis.set_yticks([tick for tick in axis.get_yticks() if axis.get_ylim()[0] <= tick <= 1.001])
-    axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
+    axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
     axis.set_ylabel("test accuracy (axis does not begin at 0)" if cut else "test accuracy")
     axis.set_title(title)
     if len(names) > 4:
