@@ -18,10 +18,10 @@ def get_config():
     config.model.name = "resnet18"
     config.model.stem = "cifar"
     config.optim.name = "sgd"
-    config.optim.learning_rate = 0.05
-    config.optim.warmup_epochs = 2.0
-    config.train.epochs = 30.0
-    config.train.batch_size = 50
+    config.optim.learning_rate = 0.02
+    config.optim.warmup_epochs = 1.0
+    config.train.epochs = 15.0
+    config.train.batch_size = 20
     config.train.eval_every_epochs = 5.0
     config.train.select = "last"
     config.log.every_steps = 10

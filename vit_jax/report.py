@@ -67,17 +67,19 @@ def write_report(
 
 
 def _legend(rows, seeds, select):
-    spread = (
-        f"mean ± standard deviation over seeds {', '.join(map(str, seeds))} (ddof 1)"
-        if len(seeds) > 1
-        else f"of one run, seed {seeds[0]}, so no difference can be told from chance"
-    )
+    if len(seeds) > 1:
+        spread = f"mean ± standard deviation over seeds {', '.join(map(str, seeds))} (ddof 1)"
+    else:
+        spread = f"of one run, seed {seeds[0]}"
+    if len(rows) > 1:
+        chance = ", which alone cannot tell a difference from chance" if len(seeds) == 1 else ""
+        spread += f"{chance}; the best first"
     checkpoint = {
         "best": "checkpoint with the best validation accuracy",
         "last": "last checkpoint",
     }[select]
     text = (
-        f"Accuracies in %, {spread}, best first. Test is read once per run, from the "
+        f"Accuracies in %, {spread}. Test is read once per run, from the "
         f"{checkpoint}; train is that checkpoint without augmentation."
     )
     if len(seeds) > 1 and len(rows) > 1:
