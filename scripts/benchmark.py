@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 from configs import cifar_patch  # noqa: E402
 from vit_jax import config as settings  # noqa: E402
 from vit_jax import sharding, train  # noqa: E402
+from vit_jax.validation import validate  # noqa: E402
 
 # Runs in the peer's interpreter: one line on standard input asks for one step, and its seconds are
 # the answer.
@@ -190,7 +191,7 @@ def make_config(kind):
     config = settings.resolve(
         settings.with_overrides(cifar_patch.get_config(), overrides, "the benchmark")
     )
-    settings.validate(config)
+    validate(config)
     return config
 
 

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         prepare.prepare(args.name, args.data_dir, args.archive)
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)

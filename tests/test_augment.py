@@ -17,6 +17,7 @@ from vit_jax.augment.jitter import color_jitter
 from vit_jax.augment.mixing import cutout, erase, mix
 from vit_jax.augment.ops import GEOMETRIC, apply_ops, make_ops
 from vit_jax.data.sources import open_source
+from vit_jax.validation import validate
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(1, 256, (64, 6, 7, 3), np.uint8)
@@ -37,7 +38,7 @@ def make_config(**overrides):
     keys |= {key.replace("__", "."): value for key, value in overrides.items()}
     config = settings.with_overrides(settings.get_config(), keys, "a test")
     config = settings.resolve(config)
-    settings.validate(config)
+    validate(config)
     return config
 
 

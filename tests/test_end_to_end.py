@@ -21,6 +21,9 @@ TINY = (
     "--config.train.accumulation_steps=2",
     "--config.optim.ema_decay=0.99",
     "--config.optim.warmup_epochs=1",
+    "--config.optim.schedule=reduce_on_plateau",
+    "--config.optim.plateau_patience=0",
+    "--config.optim.plateau_threshold=0.9",  # so that every evaluation is a plateau
     "--config.log.every_steps=7",
 )
 RUN = pathlib.Path("patch_4", "seed_0")
@@ -34,9 +37,9 @@ def read_rows(folder):
     return [{key: value for key, value in row.items() if key not in clock} for row in rows]
 
 
-def read_state(folder):
+def read_state(folder, step=3 * STEPS_PER_EPOCH):
     """Returns the arrays of the last checkpoint."""
-    last = folder / "checkpoints" / str(3 * STEPS_PER_EPOCH) / "state"
+    last = folder / "checkpoints" / str(step) / "state"
     import jax
 
     with ocp.StandardCheckpointer() as checkpointer:
@@ -62,12 +65,22 @@ def assert_same_run(folder, undisturbed):
     assert {step for step, is_val in steps if is_val} == {20, 40, 60}
     expected, found = read_state(undisturbed), read_state(folder)
     assert expected.keys() == found.keys()
-    assert any("ema_params" in key for key in expected)
+    assert any("ema" in key for key in expected)
     for key, value in expected.items():
         np.testing.assert_array_equal(found[key], value, err_msg=key)
     one, other = (json.loads((f / "summary.json").read_text()) for f in (undisturbed, folder))
     for key in ("train_accuracy", "val_accuracy", "test_accuracy", "test_loss", "best_step"):
         assert one[key] == other[key]
+
+
+def test_the_rate_falls_on_a_plateau_and_the_best_checkpoint_is_evaluated(undisturbed):
+    rows = read_rows(undisturbed)
+    rates = {row["step"]: row["train/learning_rate"] for row in rows if "train/loss" in row}
+    assert rates[20] == rates[40] == pytest.approx(10 * rates[60])  # the first is no plateau
+    val = {row["step"]: row["val/accuracy"] for row in rows if "val/loss" in row}
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert summary["best_step"] == max(val, key=lambda step: (val[step], step))
+    assert summary["val_accuracy"] == val[summary["best_step"]]
 
 
 @pytest.mark.parametrize(
@@ -91,14 +104,50 @@ def test_killed_run_resumes_exactly(command, undisturbed, tmp_path, signal, mome
     if moment == "eval":  # and once more, between the row of the repeated evaluation and its save
         killed = command("tests/kill_at.py", "SIGKILL", "row", step, *arguments)
         assert killed.returncode == -9, killed.stderr
-    resumed = command("-m", "vit_jax.main", *arguments)
+    # Streamed batches are the same as resident ones: once, the run goes on with them.
+    resident = "never" if step == 33 else "always"
+    resumed = command("-m", "vit_jax.main", *arguments, f"--config.data.resident={resident}")
     assert resumed.returncode == 0, resumed.stderr
     if signal == "SIGTERM":
         assert f"going on from step {step}" in resumed.stdout
     assert_same_run(tmp_path / RUN, undisturbed)
 
 
-SWEEP = ("--config.train.num_seeds=2", "--config.train.epochs=1", "--config.optim.warmup_epochs=0")
+RESNET = (
+    "--config=configs/cifar_resnet18_overfit.py",
+    *("--config.data.name=digits", "--config.data.image_size=8", "--config.data.channels=1"),
+    *("--config.data.mean=(0.5,)", "--config.data.std=(0.5,)", "--config.model.hidden_size=4"),
+    *("--config.data.examples_per_class=10", "--config.optim.ema_decay=0.9"),
+    *("--config.train.epochs=3", "--config.train.eval_every_epochs=1"),
+)
+
+
+def test_resnet_resumes_exactly_and_records_its_kernels(command, tmp_path):
+    """The statistics of BatchNorm and their average are a part of the state."""
+    folders = tmp_path / "whole", tmp_path / "stopped"
+    done = command("-m", "vit_jax.main", *RESNET, f"--workdir={folders[0]}")
+    assert done.returncode == 0, done.stderr
+    stopped = command("tests/kill_at.py", "SIGTERM", "step", 3, *RESNET, f"--workdir={folders[1]}")
+    assert stopped.returncode == 143, stopped.stderr
+    done = command("-m", "vit_jax.main", *RESNET, f"--workdir={folders[1]}")
+    assert done.returncode == 0, done.stderr
+    states = [read_state(folder / "base" / "seed_0", 6) for folder in folders]
+    assert any("batch_stats" in key and "ema" in key for key in states[0])
+    for key, value in states[0].items():
+        np.testing.assert_array_equal(states[1][key], value, err_msg=key)
+    summary = json.loads((folders[1] / "base" / "seed_0" / "summary.json").read_text())
+    magnitudes = summary["kernel_magnitudes"]
+    assert list(magnitudes["before"])[0] == "conv1" and list(magnitudes["after"])[-1] == "head"
+    assert magnitudes["before"] != magnitudes["after"]
+    assert summary["best_step"] == summary["steps"] == 6  # train.select=last
+    assert "from the last checkpoint" in (folders[1] / "results.md").read_text()
+    assert (folders[1] / "base" / "seed_0" / "figures" / "kernel_magnitudes.png").exists()
+
+
+SWEEP = (
+    *("--config.train.num_seeds=2", "--config.train.epochs=1", "--config.optim.warmup_epochs=0"),
+    "--config.model.attention=differential",
+)
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +182,7 @@ def test_sweep_leaves_the_documented_files(finished):
     for name in ("results.md", "results.png", "curves.png"):
         assert (workdir / name).stat().st_size > 100
     folder = workdir / "patch_2" / "seed_1"
+    assert 0 < read_rows(folder)[0]["lambda/encoderblock_0"] < 1
     config = json.loads((folder / "config.json").read_text())
     assert config["config"]["model.patch_size"] == 2 and config["config"]["seed"] == 1
     assert "jax" in config["versions"] and "git_commit" in config
@@ -168,6 +218,29 @@ def test_other_settings_in_the_same_workdir_are_refused(finished, command):
     done = command("-m", "vit_jax.main", *arguments, "--config.model.mlp_dim=32")
     assert done.returncode == 1
     assert "was trained with model.mlp_dim=16, now model.mlp_dim=32" in done.stderr
+
+
+def test_other_images_in_the_same_workdir_are_refused(finished, command):
+    """A run that is not finished does not go on with data other than it began with."""
+    workdir, arguments, _ = finished
+    config = workdir / "patch_4" / "seed_1" / "config.json"
+    record, summary = config.read_text(), config.with_name("summary.json").read_text()
+    changed = json.loads(record)
+    changed["data"]["checksum"] += 1
+    config.write_text(json.dumps(changed))
+    config.with_name("summary.json").unlink()
+    done = command("-m", "vit_jax.main", *arguments)
+    config.write_text(record)
+    config.with_name("summary.json").write_text(summary)
+    assert done.returncode == 1
+    assert "was trained on other images" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_workdir_of_another_experiment_is_refused(finished, command):
+    workdir, _, _ = finished
+    done = command("-m", "vit_jax.main", "--config=configs/cifar_patch.py", f"--workdir={workdir}")
+    assert done.returncode == 1
+    assert "holds the results of digits_patch, which cifar_patch would overwrite" in done.stderr
 
 
 def test_a_run_that_saved_nothing_may_be_started_with_other_settings(command, tmp_path):

@@ -13,6 +13,8 @@ ALLOWED = {name: set() for name in OURS} | {
     "main": {"sweep", "train", "config"},
     "sweep": OURS - {"main", "sweep"},
     "train": OURS - {"main", "sweep", "train", "report"},
+    "validation": {"config"},
+    "run_folder": {"config", "metrics", "sharding"},
     "evaluate": {"metrics", "steps", "sharding"},
     "steps": {"augment", "metrics"},
     "report": {"plots", "metrics"},

@@ -18,6 +18,7 @@ def assert_refused(done, *sentences):
     ("arguments", "sentence"),
     [
         ([], "--config=FILE is missing"),
+        ([DIGITS, DIGITS], "--config=FILE is given 2 times"),
         (["--config=none.py"], "--config=none.py is not a file"),
         ([DIGITS, "--workdri=x"], "Unknown command line flag 'workdri'. Did you mean: workdir"),
         ([DIGITS, "--config.train.epoch=3"], "train.epoch in the command line; did you mean"),
@@ -57,6 +58,17 @@ DEFAULTS = "from vit_jax import config\nget_config = config.get_config\n"
         ),
         (DEFAULTS + "def sweep():\n  return {'a': {'model.dept': 1}}", "did you mean model.depth"),
         (DEFAULTS + "def sweep():\n  return {'a': 1}", "variant 'a' must be a dict"),
+        (DEFAULTS + "def sweep():\n  pass", "sweep() of --config="),
+        (DEFAULTS + "PUBLISHED = ['a > b']", "PUBLISHED of --config="),
+        (DEFAULTS + "assert not get_config", "line 3: AssertionError"),
+        (
+            DEFAULTS + "def sweep():\n  return {'a': {'seed': None}}",
+            "config key seed in variant a takes a whole number, not None",
+        ),
+        (
+            DEFAULTS + "def sweep():\n  return {'b': {'sharding.cpu_devices': 1}}",
+            "variant b changes the sharding settings",
+        ),
     ],
 )
 def test_mistakes_in_a_config_file(command, tmp_path, text, sentence):

@@ -93,3 +93,42 @@ def _like(tree, flat, prefix=""):
         else flat[prefix + key]
         for key, value in tree.items()
     }
+
+
+PLATEAU_LOSSES = (
+    *(1.0, 0.9, 0.95, 0.89995, 0.91, 0.85, 0.86, 0.87, 0.88, 0.89, 0.9, 0.5),
+    *[0.6] * 10,
+)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rates"),
+    [
+        (
+            {"decay_factor": 0.1, "plateau_patience": 2, "end_learning_rate": 1e-4},
+            [0.1] * 4 + [0.01] * 4 + [0.001] * 6 + [0.0001] * 8,
+        ),
+        (
+            {"decay_factor": 0.5, "plateau_patience": 1, "plateau_cooldown": 2},
+            [0.1] * 3 + [0.05] * 4 + [0.025] * 6 + [0.0125] * 4 + [0.00625] * 4 + [0.003125],
+        ),
+        (
+            {
+                **{"decay_factor": 0.3, "plateau_patience": 0, "plateau_cooldown": 1},
+                **{"plateau_threshold": 0.05, "end_learning_rate": 0.02},
+            },
+            [0.1] * 2 + [0.03] * 2 + [0.02] * 18,
+        ),
+    ],
+)
+def test_plateau_lowers_the_rate_as_pytorch_does(overrides, rates):
+    """The rates are those of torch.optim.lr_scheduler.ReduceLROnPlateau (2.13) after each loss."""
+    plateau = optim.make_plateau(
+        config(schedule="reduce_on_plateau", learning_rate=0.1, **overrides)
+    )
+    state, found = plateau.init(), []
+    for loss in PLATEAU_LOSSES:
+        state = plateau.update(state, loss)
+        found.append(0.1 * float(state.scale))
+    np.testing.assert_allclose(found, rates, rtol=1e-5)
+    assert optim.make_plateau(config(schedule="constant")) is None

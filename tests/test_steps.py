@@ -74,26 +74,61 @@ def test_eight_devices_train_like_one():
     assert len(set(losses)) == 3
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_batch_statistics_are_those_of_all_devices(parts):
+    config = make_config(
+        model__name="resnet18",
+        model__patch_size=0,
+        model__hidden_size=4,
+        model__depth=0,
+        model__num_heads=0,
+        model__mlp_dim=0,
+        optim__ema_decay=0.9,
+        train__accumulation_steps=parts,
+    )
+    ((*_, one), losses), ((*_, eight), same) = train(config), train(config, devices=8)
+    np.testing.assert_allclose(losses, same, rtol=1e-3)
+    assert_close(one.batch_stats, eight.batch_stats, 1e-3)
+    assert_close(one.ema, eight.ema, 1e-3)
+    assert np.abs(np.asarray(one.batch_stats["bn1"]["mean"])).sum() > 0
+
+
+def test_plateau_scales_the_updates():
+    config = make_config(optim__schedule="reduce_on_plateau", augment__kind="none")
+    plateau = optim.make_plateau(config.optim)
+    model = models.build(config.model, 10)
+    optimizer = optim.make_optimizer(config.optim, lambda step: 0.1)
+    init = steps.make_init(model, optimizer, config, plateau)
+    state = jax.jit(init)(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
+    step = jax.jit(steps.make_train_step(model, optimizer, config))
+    whole = step(state, jax.random.key(1), BATCH).params
+    state = state.replace(plateau=state.plateau._replace(scale=jnp.float32(0.25)))
+    quarter = step(state, jax.random.key(1), BATCH).params
+    expected = jax.tree.map(lambda a, b: a + 0.25 * (b - a), state.params, whole)
+    assert_close(quarter, expected, 1e-6)
+    assert np.abs(whole["head"]["bias"]).sum() > 0
+
+
 @pytest.mark.parametrize("kind", [data.ResidentBatches, data.StreamingBatches])
 def test_every_example_is_evaluated_once_on_one_device_and_on_eight(kind):
     config = make_config()
     splits = data.make_splits(data.open_source(config.data), config.data)
     model = models.build(config.model, 10)
-    params = model.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))["params"]
-    params["head"]["kernel"] = jax.random.normal(jax.random.key(1), (16, 10))
+    variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
+    variables["params"]["head"]["kernel"] = jax.random.normal(jax.random.key(1), (16, 10))
     step = jax.jit(steps.make_eval_step(model, config))
     found = {}
     for devices in (1, 8):
         mesh = make_mesh(devices)
         batches = kind(splits.test, mesh, num_threads=2)
         found[devices] = evaluate(
-            step, sharding.put_replicated(mesh, params), batches.evaluate(50 * devices)
+            step, sharding.put_replicated(mesh, variables), batches.evaluate(50 * devices)
         )
         print(f"{kind.__name__} on {devices} devices: {found[devices]['count']} examples counted")
     images, labels = splits.test.decode_all(1)
     assert len(labels) % 50 and len(labels) % 400  # the last batch is incomplete for both
     assert found[1]["count"] == found[8]["count"] == len(labels) == 359
-    logits = model.apply({"params": params}, normalize(images, config))
+    logits = model.apply(variables, normalize(images, config))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     for result in found.values():
         assert result["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
@@ -124,14 +159,14 @@ def test_label_smoothing_and_loss():
 def test_moving_average_follows_the_weights():
     states, _ = train(make_config(optim__ema_decay=0.9))
     expected = states[0].params
-    assert_close(states[0].ema_params, expected, 0)
+    assert_close(states[0].ema["params"], expected, 0)
     for n, state in enumerate(states[1:], 1):
         decay = min(0.9, n / (9 + n))
         expected = jax.tree.map(
             lambda average, new, d=decay: d * average + (1 - d) * new, expected, state.params
         )
-        assert_close(state.ema_params, expected, 1e-6)
-        assert state.eval_params is state.ema_params
+        assert_close(state.ema["params"], expected, 1e-6)
+        assert state.eval_variables is state.ema
 
 
 def test_non_finite_loss_is_marked_with_its_step():

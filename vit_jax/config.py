@@ -1,7 +1,6 @@
-"""Every setting of a run, once, with its default and meaning, and the rules they must obey."""
+"""Every setting of a run, once, with its default and meaning."""
 
 import difflib
-import math
 import re
 from typing import Any, TypeAlias
 
@@ -21,36 +20,23 @@ MODEL_SIZES = {
 }
 DIMENSIONS = ("hidden_size", "depth", "num_heads", "mlp_dim")
 
-# The allowed values of every key that names a choice.
-CHOICES = {
-    "data.resident": ("auto", "always", "never"),
-    "augment.kind": (
-        "none",
-        "baseline",
-        "cutout",
-        "autoaugment",
-        "randaugment",
-        "trivialaugment",
-        "strong",
-    ),
-    "augment.policy": ("cifar10", "imagenet"),
-    "model.patchify": ("conv", "manual"),
-    "model.pos_embed": ("none", "learned_1d", "learned_2d", "sinusoidal", "sincos_2d"),
-    "model.pool": ("cls", "mean"),
-    "model.gelu": ("tanh", "erf"),
-    "train.dtype": ("auto", "float32", "bfloat16"),
-    "optim.name": ("adamw", "adam", "sgd"),
-    "optim.schedule": ("constant", "cosine", "linear", "step"),
-}
-
 
 def get_config() -> Config:
     """Returns the documented defaults; an experiment's config file changes some of them."""
     config: Config = ConfigDict()
     config.seed = 0  # of the first run; further seeds count up from it
+    config.data = _data()
+    config.augment = _augment()
+    config.model = _model()
+    config.optim = _optim()
+    config.train = _train()
+    config.log = _log()
+    config.sharding = _sharding()
+    return config.lock()
 
-    config.data = ConfigDict()
-    data = config.data
+
+def _data():
+    data: Config = ConfigDict()
     data.name = "cifar10"  # a TFDS name ("eurosat/rgb"), "folder" or "digits"
     data.dir = ""  # TFDS data dir ("": TFDS_DATA_DIR, then ~/tensorflow_datasets), or the folder
     data.train_split = "train"  # TFDS split string, or folder; flat folders and digits have none
@@ -72,9 +58,11 @@ def get_config() -> Config:
     data.skip_corrupt = False  # leave unreadable files of a folder out, and count them
     data.num_threads = 8  # that read and decode images
     data.download = True  # fetch and prepare a missing known set
+    return data
 
-    config.augment = ConfigDict()
-    augment = config.augment
+
+def _augment():
+    augment: Config = ConfigDict()
     augment.kind = "baseline"  # none, baseline, cutout, strong, or {auto,rand,trivial}augment
     augment.crop_padding = 4  # pixels on each side, before a random crop; in all kinds but none
     augment.crop_min_area = 0.0  # instead, resize a random part of at least this share; 0: off
@@ -93,37 +81,48 @@ def get_config() -> Config:
     augment.cutmix_alpha = 0.0  # paste a box of another image, its share likewise; 0: off
     augment.cutmix_rate = 0.5  # share of CutMix among the mixed images, where both alphas are set
     augment.mix_rate = 0.5  # share of the images that are mixed
+    return augment
 
-    config.model = ConfigDict()
-    model = config.model
+
+def _model():
+    model: Config = ConfigDict()
+    model.name = "vit"  # "resnet18": only hidden_size, stem and zero_init_residual concern it
     model.size = ""  # "Ti/16", "S/16", "B/16", "L/16", with any patch size: fills the keys at 0
     model.patch_size = 0  # pixels
-    model.hidden_size = 0  # width of a token
+    model.hidden_size = 0  # width of a token; resnet18: channels of its first stage, 0: 64
     model.depth = 0  # number of encoder blocks
     model.num_heads = 0  # attention heads per block
     model.mlp_dim = 0  # width of the MLP's hidden layer
+    model.attention = "softmax"  # "differential": each head subtracts one softmax from another
     model.patchify = "conv"  # "manual": reshape into patches, then a dense layer
-    model.pos_embed = "learned_1d"  # none, learned_1d, learned_2d, sinusoidal or sincos_2d
+    model.pos_embed = "learned_1d"  # none, learned_2d, sinusoidal/sincos_2d, rope_2d, relative_bias
     model.pool = "cls"  # "cls": class token; "mean": mean of the patch tokens
     model.dropout_rate = 0.0  # after the embedding, attention and both MLP layers
     model.attention_dropout_rate = 0.0  # on the attention weights
     model.drop_path_rate = 0.0  # stochastic depth of the last block; linear from 0 at the first
-    model.qkv_bias = True  # bias of the query, key and value layers
+    model.qkv_bias = True  # bias of query, key and value; differential: of the output layer too
     model.gelu = "tanh"  # "erf" is the exact form
     model.norm_eps = 1e-6  # of every LayerNorm
     model.representation_size = 0  # width of a tanh layer before the head; 0: none
+    model.stem = "cifar"  # resnet18: 3x3 convolution; "imagenet": 7x7, stride 2, max pooling
+    model.zero_init_residual = False  # resnet18: blocks begin as identity
+    return model
 
-    config.optim = ConfigDict()
-    optim = config.optim
+
+def _optim():
+    optim: Config = ConfigDict()
     optim.name = "adamw"  # adamw, adam, sgd (with momentum)
     optim.learning_rate = 1e-3  # peak
-    optim.schedule = "cosine"  # constant, cosine, linear, step; all after the warm-up
-    optim.end_learning_rate = 0.0  # where cosine and linear end
+    optim.schedule = "cosine"  # constant, cosine, linear, step, reduce_on_plateau; after warm-up
+    optim.end_learning_rate = 0.0  # where cosine and linear end; the least of reduce_on_plateau
     optim.warmup_steps = 0  # linear, from peak / steps; give at most one of the three
     optim.warmup_epochs = 0.0  # passes over the training data
     optim.warmup_percent = 0.0  # of the whole run
     optim.decay_at_percent = (50.0, 75.0)  # step: where in the run the rate is multiplied
-    optim.decay_factor = 0.1  # step: by what
+    optim.decay_factor = 0.1  # step, reduce_on_plateau: by what
+    optim.plateau_patience = 10  # evaluations without a lower validation loss that are borne
+    optim.plateau_cooldown = 0  # evaluations after a reduction that are not counted
+    optim.plateau_threshold = 1e-4  # a loss is lower if it is by this share
     optim.weight_decay = 0.0  # on kernels; adamw: decoupled, adam and sgd: added to the gradient
     optim.b1 = 0.9  # adam, adamw
     optim.b2 = 0.999  # adam, adamw
@@ -132,9 +131,11 @@ def get_config() -> Config:
     optim.nesterov = False  # sgd
     optim.grad_clip_norm = 0.0  # clip the global norm of the gradients to this; 0: off
     optim.ema_decay = 0.0  # moving average of the weights, used by evaluation; 0: off
+    return optim
 
-    config.train = ConfigDict()
-    train = config.train
+
+def _train():
+    train: Config = ConfigDict()
     train.epochs = 0.0  # length of the run in passes over the training data; or give train.steps
     train.steps = 0  # optimizer updates
     train.num_seeds = 1  # runs per variant, with seeds seed, seed + 1, ...
@@ -146,19 +147,25 @@ def get_config() -> Config:
     train.eval_every_epochs = 1.0  # likewise, in passes over the training data
     train.eval_every_percent = 0.0  # likewise, in percent of the whole run
     train.eval_batch_size = 256  # changes no result
+    train.select = "best"  # the checkpoint of the results: "best" (validation accuracy) or "last"
+    return train
 
-    config.log = ConfigDict()
-    log = config.log
+
+def _log():
+    log: Config = ConfigDict()
     log.every_steps = 50  # a row of training metrics; none of the three: at evaluations only
     log.every_epochs = 0.0  # likewise, in passes over the training data
     log.every_percent = 0.0  # likewise, in percent of the whole run
     log.tensorboard = True  # write event files
+    log.kernel_magnitudes = False  # of every layer before and after, to summary.json and a figure
+    return log
 
-    config.sharding = ConfigDict()
-    sharding = config.sharding
+
+def _sharding():
+    sharding: Config = ConfigDict()
     sharding.distributed = False  # one of several processes (SLURM, TPU pod, ...) of a single run
     sharding.cpu_devices = 0  # CPU only: devices to split the cores into; 0: one per core
-    return config.lock()
+    return sharding
 
 
 def flatten(config, prefix: str = "") -> dict:
@@ -192,6 +199,8 @@ def with_overrides(config: Config, overrides: dict, what: str) -> Config:
     for key, value in overrides.items():
         check_key(key, what)
         try:
+            if value is None:  # which ml_collections would take for any type
+                raise TypeError
             config.update_from_flattened_dict({key: value})
         except (TypeError, ValueError):
             raise UserError(wrong_type(key, value, what)) from None
@@ -210,6 +219,9 @@ def resolve(config: Config) -> Config:
     config = config.copy_and_resolve_references()
     _resolve_augment(config)
     model = config.model
+    if model.name == "resnet18":
+        model.hidden_size = model.hidden_size or 64  # He et al. 2016, table 1
+        return config
     if not model.size:
         return config
     match = re.fullmatch(r"(\w+)/(\d+)", model.size)
@@ -240,171 +252,6 @@ def _resolve_augment(config):
         filled = {"erasing_rate": 0.25, "mixup_alpha": 1.0, "cutmix_alpha": 1.0}
     for key, value in filled.items():
         augment[key] = augment[key] or value
-
-
-def validate(config: Config) -> None:
-    """Raises UserError for the first value or combination of a resolved config that is wrong."""
-    flat = flatten(config)
-    for key, allowed in CHOICES.items():
-        if flat[key] not in allowed:
-            raise UserError(f"{key}={flat[key]!r} is not one of {', '.join(allowed)}")
-    for key, value in flat.items():
-        numbers = value if isinstance(value, tuple) else (value,)
-        if isinstance(value, tuple) and not all(type(number) in (int, float) for number in value):
-            raise UserError(f"{key}={value!r} holds something that is no number")
-        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-            raise UserError(f"{key}={value} is not a finite number")
-        if any(isinstance(number, int | float) and number < 0 for number in numbers):
-            raise UserError(f"{key}={value} is negative")
-    if config.seed + config.train.num_seeds > 2**32:
-        raise UserError(f"seed={config.seed} is too large: seeds stay below 2**32")
-    _validate_data(config)
-    _validate_augment(config)
-    _validate_model(config)
-    _validate_train(config)
-
-
-def _validate_data(config):
-    data = config.data
-    if not data.name:
-        raise UserError("data.name is empty: give a TFDS name, folder or digits")
-    if data.name == "folder" and not data.dir:
-        raise UserError("data.name=folder needs data.dir, the folder of images")
-    if data.channels not in (1, 3):
-        raise UserError(f"data.channels={data.channels} is neither 1 (greyscale) nor 3 (RGB)")
-    _at_least_one(config, "data.image_size", "data.num_threads")
-    for key in ("mean", "std"):
-        if len(data[key]) not in (1, data.channels):
-            raise UserError(
-                f"data.{key}={tuple(data[key])} has {len(data[key])} values for "
-                f"{data.channels} channels: give one, or one per channel"
-            )
-    if 0 in data.std:
-        raise UserError(f"data.std={tuple(data.std)} holds a 0, by which pixels would be divided")
-    for key in ("val_size", "test_size"):
-        if data[key] == 0 or (data[key] > 1 and data[key] != int(data[key])):
-            raise UserError(
-                f"data.{key}={data[key]} is neither a share between 0 and 1 nor a number of images"
-            )
-    if data.train_examples and data.examples_per_class:
-        raise UserError("give data.train_examples or data.examples_per_class, not both")
-    if not 0 < data.eval_crop <= 1:
-        raise UserError(f"data.eval_crop={data.eval_crop} is no share above 0 and up to 1")
-
-
-def _validate_augment(config):
-    augment, size = config.augment, config.data.image_size
-    extras = ("rotation_degrees", "brightness", "contrast", "saturation", "cutout_length")
-    extras += ("crop_min_area", "erasing_rate", "mixup_alpha", "cutmix_alpha")
-    given = [key for key in extras if augment[key]]
-    if augment.kind == "none" and given:
-        raise UserError(
-            f"augment.kind=none contradicts augment.{given[0]}={augment[given[0]]}: use baseline, "
-            "with augment.crop_padding=0 and augment.flip=False if need be"
-        )
-    if augment.kind != "none" and augment.crop_padding >= size and not augment.crop_min_area:
-        raise UserError(
-            f"augment.crop_padding={augment.crop_padding} must be smaller than "
-            f"data.image_size={size}"
-        )
-    if augment.saturation and config.data.channels == 1:
-        raise UserError(f"augment.saturation={augment.saturation} needs data.channels=3 (colours)")
-    _at_least_one(config, "augment.num_ops")
-    limits = {"fill": 255, "magnitude": 30, "rotation_degrees": 180, "cutout_length": 2 * size}
-    limits |= dict.fromkeys(("brightness", "contrast", "saturation", "crop_min_area"), 1)
-    limits |= dict.fromkeys(("erasing_rate", "cutmix_rate", "mix_rate"), 1)
-    for key, limit in limits.items():
-        if augment[key] > limit:
-            raise UserError(f"augment.{key}={augment[key]} is above {limit}")
-
-
-def _validate_model(config):
-    model, image_size = config.model, config.data.image_size
-    for key in (*DIMENSIONS, "patch_size"):
-        if model[key] == 0:
-            raise UserError(f"model.{key} is not set: set it, or a named size in model.size")
-    if image_size % model.patch_size:
-        divisors = [n for n in range(1, image_size + 1) if image_size % n == 0]
-        raise UserError(
-            f"model.patch_size={model.patch_size} does not divide "
-            f"data.image_size={image_size}: use one of {', '.join(map(str, divisors))}"
-        )
-    if model.hidden_size % model.num_heads:
-        raise UserError(
-            f"model.hidden_size={model.hidden_size} is not divisible by "
-            f"model.num_heads={model.num_heads}"
-        )
-    if model.pos_embed == "sincos_2d" and (model.hidden_size % 4 or model.hidden_size < 8):
-        raise UserError(
-            f"model.pos_embed=sincos_2d needs a model.hidden_size of at least 8 that 4 divides, "
-            f"not {model.hidden_size}"
-        )
-    if model.pos_embed == "sinusoidal" and model.hidden_size % 2:
-        raise UserError(
-            f"model.pos_embed=sinusoidal needs an even model.hidden_size, not {model.hidden_size}"
-        )
-    if model.norm_eps == 0:
-        raise UserError("model.norm_eps=0 would divide by zero: use 1e-6, say")
-    for key in ("dropout_rate", "attention_dropout_rate", "drop_path_rate"):
-        _below_one(config, f"model.{key}")
-
-
-def _validate_train(config):
-    train, optim = config.train, config.optim
-    _at_least_one(
-        config,
-        "train.num_seeds",
-        "train.batch_size",
-        "train.accumulation_steps",
-        "train.eval_batch_size",
-    )
-    _only_one(config, "train.epochs", "train.steps")
-    if not train.epochs and not train.steps:
-        raise UserError("train.epochs and train.steps are both 0: set one, the run's length")
-    for stem in ("optim.warmup", "train.eval_every", "log.every"):
-        _only_one(config, *(f"{stem}_{unit}" for unit in ("steps", "epochs", "percent")))
-    if train.batch_size % train.accumulation_steps:
-        raise UserError(
-            f"train.batch_size={train.batch_size} is not divisible by "
-            f"train.accumulation_steps={train.accumulation_steps}"
-        )
-    _below_one(
-        config,
-        "train.label_smoothing",
-        "optim.b1",
-        "optim.b2",
-        "optim.momentum",
-        "optim.ema_decay",
-    )
-    if optim.eps == 0:
-        raise UserError("optim.eps=0 would divide by zero: use 1e-8, say")
-    percents = tuple(optim.decay_at_percent)
-    if list(percents) != sorted(set(percents)) or any(p >= 100 for p in percents):
-        raise UserError(f"optim.decay_at_percent={percents} must rise, and stay below 100")
-    if optim.schedule in ("cosine", "linear") and optim.end_learning_rate > optim.learning_rate:
-        raise UserError(
-            f"optim.end_learning_rate={optim.end_learning_rate} is above "
-            f"optim.learning_rate={optim.learning_rate}"
-        )
-
-
-def _at_least_one(config, *keys):
-    for key in keys:
-        if flatten(config)[key] < 1:
-            raise UserError(f"{key}={flatten(config)[key]} must be at least 1")
-
-
-def _below_one(config, *keys):
-    for key in keys:
-        if flatten(config)[key] >= 1:
-            raise UserError(f"{key}={flatten(config)[key]} must be below 1")
-
-
-def _only_one(config, *keys):
-    given = {key: flatten(config)[key] for key in keys if flatten(config)[key]}
-    if len(given) > 1:
-        listed = " and ".join(f"{key}={value}" for key, value in given.items())
-        raise UserError(f"{listed} contradict each other: set all but one to 0")
 
 
 def steps_of(section, stem: str, steps_per_epoch: int, total_steps: int) -> int:

@@ -9,13 +9,16 @@ from vit_jax.metrics import Sums
 
 
 def evaluate(
-    eval_step: Callable, params, batches: Iterable[dict], stop: Callable[[], bool] = lambda: False
+    eval_step: Callable,
+    variables: dict,
+    batches: Iterable[dict],
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict | None:
-    """Evaluates parameters on batches, every unmasked example once.
+    """Evaluates a model on batches, every unmasked example once.
 
     Args:
-      eval_step: jitted (params, sums, batch) -> sums.
-      params: of the model.
+      eval_step: jitted (variables, sums, batch) -> sums.
+      variables: of the model, {"params", "batch_stats"}.
       batches: with "image", "label" and "mask".
       stop: asked before every batch; True abandons the evaluation.
 
@@ -26,7 +29,7 @@ def evaluate(
     for batch in batches:
         if stop():
             return None
-        sums = sharding.settle(eval_step(params, sums, batch))
+        sums = sharding.settle(eval_step(variables, sums, batch))
     sums = jax.device_get(sums)
     means = {name: float(value) for name, value in sums.compute().items()}
     return means | {"count": int(sums.loss.count)}

@@ -39,14 +39,16 @@ def run() -> None:
 
 
 def _parse(argv):
-    if {"--help", "-help", "-h"} & set(argv):
+    if {"--help", "-help", "-h", "--helpfull", "-helpfull", "--helpshort"} & set(argv):
         app.usage(writeto_stdout=True, exitcode=0)
     try:
         for argument in argv[1:]:
             if match := re.match(r"--?(?:no)?config\.([\w.]+)", argument):
                 settings.check_key(match[1], "the command line")
-        if not any(re.match(r"--?config(=|$)", argument) for argument in argv[1:]):
-            raise UserError("--config=FILE is missing, such as --config=configs/cifar_patch.py")
+        given = sum(bool(re.match(r"--?config(=|$)", argument)) for argument in argv[1:])
+        if given != 1:
+            problem = "missing" if not given else f"given {given} times"
+            raise UserError(f"--config=FILE is {problem}: give one, as configs/cifar_patch.py")
         for match in re.finditer(r"(?:^|\n)--?config[=\n](.*)", "\n".join(argv[1:])):
             load_config_file(pathlib.Path(match[1]))
         rest = flags.FLAGS(argv)[1:]
@@ -72,10 +74,10 @@ def _main(argv):
         stop = train.StopSignal()
         flag: Any = flags.FLAGS["config"]
         path = pathlib.Path(flag.config_filename)
-        _, variants = load_config_file(path)
+        _, variants, published = load_config_file(path)
         configs = sweep.make_variants(_CONFIG.value, variants, set(flag.override_values))
         workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / path.stem)
-        sweep.run_sweep(path.stem, configs, variants, workdir, _VARIANT.value, stop)
+        sweep.run_sweep(path.stem, configs, variants, published, workdir, _VARIANT.value, stop)
     except UserError as error:
         _die(str(error))
     except OSError as error:
@@ -84,8 +86,11 @@ def _main(argv):
         _die(str(error))
 
 
-def load_config_file(path: pathlib.Path) -> tuple[settings.Config, dict[str, dict]]:
-    """Returns what a config file's get_config() and, if it has one, sweep() return.
+def load_config_file(path: pathlib.Path) -> tuple[settings.Config, dict[str, dict], dict]:
+    """Returns what a config file's get_config() and sweep() return, and its PUBLISHED.
+
+    sweep() is {variant: {"section.key": value}}, PUBLISHED is {source: the order that it found};
+    both may be missing, and are then {}.
 
     Raises UserError if it is missing, fails, or returns something else.
     """
@@ -104,7 +109,8 @@ def load_config_file(path: pathlib.Path) -> tuple[settings.Config, dict[str, dic
             f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
         ]
         line = error.lineno if isinstance(error, SyntaxError) else (lines or ["?"])[-1]
-        reason = str(error).strip("'\"").splitlines()[0].split(" and cannot be added")[0]
+        text = (str(error).strip("'\"").splitlines() or ["no reason given"])[0]
+        reason = text.split(" and cannot be added")[0]
         raise UserError(f"--config={path}, line {line}: {type(error).__name__}: {reason}") from None
     if not isinstance(config, ConfigDict):
         raise UserError(f"get_config() of --config={path} returns no ConfigDict")
@@ -114,7 +120,17 @@ def load_config_file(path: pathlib.Path) -> tuple[settings.Config, dict[str, dic
             f"get_config() of --config={path} must return vit_jax.config.get_config() with some "
             f"values changed, but {min(differing)} was added or is missing"
         )
-    return config, variants
+    if not isinstance(variants, dict) or not all(isinstance(name, str) for name in variants):
+        raise UserError(
+            f"sweep() of --config={path} must return a dict of named variants, such as "
+            "{'deep': {'model.depth': 12}}"
+        )
+    published = contents.get("PUBLISHED", {})
+    if not isinstance(published, dict) or not all(
+        isinstance(text, str) for pair in published.items() for text in pair
+    ):
+        raise UserError(f"PUBLISHED of --config={path} must be a dict of texts: source to order")
+    return config, variants, published
 
 
 def _die(message) -> NoReturn:

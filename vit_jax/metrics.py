@@ -164,15 +164,35 @@ class MultiWriter:
         """Takes the writers; none at all is fine, as in all but the first process."""
         self._writers = writers
 
-    def __getattr__(self, method):
-        if method.startswith("__"):
-            raise AttributeError(method)
+    def write_scalars(self, step: int, scalars: dict) -> None:
+        """Passes numbers on."""
+        for writer in self._writers:
+            writer.write_scalars(step, scalars)
 
-        def call(*args, **kwargs):
-            for writer in self._writers:
-                getattr(writer, method)(*args, **kwargs)
+    def write_images(self, step: int, images: dict) -> None:
+        """Passes uint8 images on."""
+        for writer in self._writers:
+            writer.write_images(step, images)
 
-        return call
+    def write_texts(self, step: int, texts: dict) -> None:
+        """Passes Markdown texts on."""
+        for writer in self._writers:
+            writer.write_texts(step, texts)
+
+    def write_hparams(self, hparams: dict) -> None:
+        """Passes hyperparameters on."""
+        for writer in self._writers:
+            writer.write_hparams(hparams)
+
+    def flush(self) -> None:
+        """Returns when everything is on disk."""
+        for writer in self._writers:
+            writer.flush()
+
+    def close(self) -> None:
+        """Closes all."""
+        for writer in self._writers:
+            writer.close()
 
 
 def make_writer(
@@ -207,8 +227,8 @@ class Progress:
     def __init__(self, name: str, start: int, total: int, active: bool, line_seconds: float = 15.0):
         """Shows `total` steps of which `start` are done; silent unless `active`."""
         self._name, self._total, self._line_seconds = name, total, line_seconds
-        self._active, self._last_line = active, time.monotonic()
-        self._first = (start, time.monotonic())
+        self._active, self._last_line, self._start = active, time.monotonic(), start
+        self._first = None  # (step, time) of the first step done, when compilation was over
         terminal = active and sys.stderr.isatty()
         self._bar = (
             tqdm(total=total, initial=start, desc=name, unit="step", dynamic_ncols=True)
@@ -227,12 +247,16 @@ class Progress:
                 say(f"{self._name} step {step}/{self._total}: {text}")
             return
         now = time.monotonic()
+        if self._first is None and step > self._start:
+            self._first = (step, now)
         if line or now - self._last_line >= self._line_seconds:
             self._last_line = now
-            start, began = self._first
-            seconds = (now - began) / max(1, step - start) * (self._total - step)
-            left = tqdm.format_interval(seconds)
-            say(f"{self._name} step {step}/{self._total}: {text}, {left} left")
+            start, began = self._first or (step, now)
+            left = ""
+            if step > start:
+                seconds = (now - began) / (step - start) * (self._total - step)
+                left = f", {tqdm.format_interval(seconds)} left"
+            say(f"{self._name} step {step}/{self._total}: {text}{left}")
 
     def close(self) -> None:
         """Ends the bar."""

@@ -1,7 +1,9 @@
 """Learning-rate schedules and optimizers."""
 
 import jax
+import jax.numpy as jnp
 import optax
+from optax import contrib
 
 
 def make_schedule(config, warmup_steps: int, total_steps: int) -> optax.Schedule:
@@ -14,7 +16,7 @@ def make_schedule(config, warmup_steps: int, total_steps: int) -> optax.Schedule
     """
     peak, end = config.learning_rate, config.end_learning_rate
     rest = max(1, total_steps - warmup_steps)
-    if config.schedule == "constant":
+    if config.schedule in ("constant", "reduce_on_plateau"):  # the plateau's scale comes on top
         main = optax.constant_schedule(peak)
     elif config.schedule == "cosine":
         main = optax.cosine_decay_schedule(peak, rest, alpha=end / peak if peak else 0.0)
@@ -35,10 +37,44 @@ def make_schedule(config, warmup_steps: int, total_steps: int) -> optax.Schedule
     return optax.join_schedules([warmup, main], [warmup_steps])
 
 
+class Plateau:
+    """Lowers the learning rate when the validation loss stops falling, as PyTorch's scheduler.
+
+    The state is a tree of arrays, whose `scale` multiplies the schedule's rate. An evaluation
+    counts as better if its loss is below (1 - threshold) times the best; of those in a row that do
+    not, the (patience + 1)th multiplies the scale by the factor, as does
+    `torch.optim.lr_scheduler.ReduceLROnPlateau` in its default mode.
+    """
+
+    def __init__(self, config):
+        """Takes the settings `config.optim`."""
+        self._transform = contrib.reduce_on_plateau(
+            factor=config.decay_factor,
+            patience=config.plateau_patience + 1,  # optax reduces at the count, PyTorch above it
+            rtol=config.plateau_threshold,
+            cooldown=config.plateau_cooldown,
+            min_scale=config.end_learning_rate / config.learning_rate,
+        )
+
+    def init(self):
+        """Returns the state before the first evaluation."""
+        return self._transform.init(jnp.zeros(()))
+
+    def update(self, state, val_loss: float):
+        """Returns the state after an evaluation."""
+        return self._transform.update(jnp.zeros(()), state, value=jnp.float32(val_loss))[1]
+
+
+def make_plateau(config) -> Plateau | None:
+    """Returns what `config.optim` asks for, None for other schedules."""
+    return Plateau(config) if config.schedule == "reduce_on_plateau" else None
+
+
 def decay_mask(params) -> dict:
     """Returns a tree of bools: True where weight decay applies, which is on kernels only.
 
-    Biases, norm scales, the class token and position embeddings are left alone.
+    Biases, norm scales, the class token, positions (added or relative) and the vectors behind
+    differential attention's lambda are left alone.
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 

@@ -21,12 +21,13 @@ def _figure(width, height, columns=1):
     return figure, axes
 
 
-def save_curves(path: pathlib.Path, runs: dict[str, list[dict]]) -> None:
+def save_curves(path: pathlib.Path, title: str, runs: dict[str, list[dict]]) -> None:
     """Draws loss and accuracy over epochs: validation as marked lines, training thin.
 
     Args:
       path: of the PNG.
-      runs: name -> rows of metrics.jsonl.
+      title: above the figure.
+      runs: name for the legend ("" for a single run) -> rows of metrics.jsonl.
     """
     figure, axes = _figure(11, 4.2, 2)
     for i, (name, rows) in enumerate(runs.items()):
@@ -37,16 +38,44 @@ def save_curves(path: pathlib.Path, runs: dict[str, list[dict]]) -> None:
                 ("val", dict(linewidth=1.8, marker="o", markersize=3.5)),
             ):
                 points = [(r["epoch"], r[k]) for r in rows if (k := f"{part}/{quantity}") in r]
-                if points:
-                    label = f"{name}, {part}" if axis is axes[0] else None
-                    axis.plot(
-                        *zip(*points, strict=True), style, color=color, label=label, **options
-                    )
+                if not points:
+                    continue
+                label = ", ".join(filter(None, (name, part))) if axis is axes[0] else None
+                axis.plot(*zip(*points, strict=True), style, color=color, label=label, **options)
             axis.set_xlabel("epoch")
             axis.set_ylabel(quantity)
-            axis.set_title(quantity)
-    axes[1].yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
-    figure.legend(loc="outside right center", frameon=False, fontsize="small")
+    axes[1].yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+    if axes[0].lines:
+        figure.legend(loc="outside right center", frameon=False, fontsize="small")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def save_kernel_magnitudes(path: pathlib.Path, title: str, magnitudes: dict) -> None:
+    """Draws mean |w| and the L2 norm of every layer's kernel, before and after training.
+
+    Args:
+      path: of the PNG.
+      title: above the figure.
+      magnitudes: {"before" | "after": {layer: {"mean_abs", "l2"}}}.
+    """
+    names = list(magnitudes["after"])
+    figure, axes = _figure(11, max(3.5, 1.4 + 0.24 * len(names)), 2)
+    places = range(len(names))
+    for axis, key, label in zip(axes, ("mean_abs", "l2"), ("mean |w|", "L2 norm"), strict=True):
+        before, after = (
+            [magnitudes[when][name][key] for name in names] for when in ("before", "after")
+        )
+        axis.hlines(places, before, after, color="#999999", linewidth=1.5, zorder=1)
+        axis.scatter(before, places, s=26, color=COLORS[4], marker="s", label="before training")
+        axis.scatter(after, places, s=30, color=COLORS[0], label="after training")
+        axis.set_xlabel(label)
+        axis.set_yticks(places, names if axis is axes[0] else [], fontsize="small")
+        axis.set_ylim(len(names) - 0.5, -0.5)  # the input's layer on top
+        axis.set_xlim(0, None)
+        axis.grid(axis="x", color="#dddddd", linewidth=0.8)
+    axes[1].legend(frameon=False, fontsize="small")
+    figure.suptitle(title)
     figure.savefig(path, dpi=120)
 
 
@@ -80,7 +109,7 @@ def save_bars(path: pathlib.Path, title: str, rows: list[dict]) -> None:
     axis.margins(y=0.12)
     axis.set_ylim(0.9 * low if cut else 0, None)
     axis.set_yticks([tick for tick in axis.get_yticks() if axis.get_ylim()[0] <= tick <= 1.001])
-    axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
+    axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
     axis.set_ylabel("test accuracy (axis does not begin at 0)" if cut else "test accuracy")
     axis.set_title(title)
     if len(names) > 4:

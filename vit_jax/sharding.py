@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from vit_jax.errors import UserError
+
 
 def start(distributed: bool, cpu_devices: int, divides: int) -> None:
     """Prepares JAX's devices; call it before anything else touches them.
@@ -20,6 +22,9 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
       cpu_devices: devices that the CPU is split into; 0 takes one per core, which trains faster
         than one device with as many threads.
       divides: the number of CPU devices must divide this (the batch size).
+
+    Raises:
+      UserError: the other processes cannot be found.
     """
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -41,9 +46,16 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
     if distributed:
         number = os.environ.get("JAX_NUM_PROCESSES")
         rank = os.environ.get("JAX_PROCESS_ID")
-        jax.distributed.initialize(
-            num_processes=int(number) if number else None, process_id=int(rank) if rank else None
-        )
+        try:
+            jax.distributed.initialize(
+                num_processes=int(number) if number else None,
+                process_id=int(rank) if rank else None,
+            )
+        except ValueError as error:
+            raise UserError(
+                f"sharding.distributed=True, but the other processes are not known ({error}): set "
+                "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+            ) from None
 
 
 def is_first_process() -> bool:

@@ -10,12 +10,13 @@ import tempfile
 import numpy as np
 
 from vit_jax import config as settings
-from vit_jax import sharding, train
+from vit_jax import run_folder, sharding, train
 from vit_jax.config import Config
 from vit_jax.data import load_data
 from vit_jax.errors import UserError
 from vit_jax.metrics import write_atomically
 from vit_jax.report import write_figures, write_report
+from vit_jax.validation import validate
 
 ACCURACIES = ("train_accuracy", "val_accuracy", "test_accuracy")
 
@@ -39,10 +40,15 @@ def make_variants(config: Config, sweep: dict[str, dict], given: set[str]) -> di
         if not isinstance(overrides, dict):
             raise UserError(f"variant {name!r} must be a dict of settings, not {overrides!r}")
         variant = settings.with_overrides(config, overrides, f"variant {name}")
+        if variant.sharding != config.sharding:
+            raise UserError(
+                f"variant {name} changes the sharding settings, but all variants share one set of "
+                "devices: give them on the command line"
+            )
         configs[name] = settings.resolve(variant)
-        settings.validate(configs[name])
+        validate(configs[name])
         if clash := given & set(overrides):
-            settings.validate(settings.resolve(config))  # a wrong value is the better complaint
+            validate(settings.resolve(config))  # a wrong value is the better complaint
             raise UserError(
                 f"--config.{min(clash)} has no effect, because variant {name} sets {min(clash)} "
                 "itself"
@@ -54,6 +60,7 @@ def run_sweep(
     experiment: str,
     configs: dict[str, Config],
     sweep: dict[str, dict],
+    published: dict[str, str],
     workdir: pathlib.Path,
     only: str | None,
     stop: train.StopSignal,
@@ -64,6 +71,7 @@ def run_sweep(
       experiment: the name that results.json carries.
       configs: {variant: resolved, valid config}.
       sweep: {variant: overrides}, for results.json.
+      published: {source: the order that it found}, to stand beside ours.
       workdir: of the experiment.
       only: train this variant alone and write no results; None for all.
       stop: the signals' state.
@@ -78,15 +86,18 @@ def run_sweep(
         tempfile.TemporaryFile(dir=workdir).close()
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written to: {error.strerror}") from None
+    _check_experiment(workdir, experiment)
     chosen = {name: c for name, c in configs.items() if only in (None, name)}
     for name, config in chosen.items():  # settings that clash are told before hours are spent
-        for seed in range(config.seed, config.seed + config.train.num_seeds):
-            train.read_summary(workdir / name / f"seed_{seed}", config, seed)
-    summaries, runner = {}, _Runner(chosen, stop)
+        for seed in seeds_of(config):
+            run_folder.read_summary(workdir / name / f"seed_{seed}", config, seed)
+    summaries, runner = {}, _Runner(chosen, workdir, stop)
+    if next(iter(configs.values())).sharding.distributed:
+        runner.start()  # for this process to know whether it is the first, even if all is finished
     for name, config in chosen.items():
         summaries[name] = [
             runner.summary(workdir / name / f"seed_{seed}", name, config, seed)
-            for seed in range(config.seed, config.seed + config.train.num_seeds)
+            for seed in seeds_of(config)
         ]
     if not sharding.is_first_process():
         return
@@ -96,9 +107,27 @@ def run_sweep(
         return
     rows = [make_row(name, sweep.get(name, {}), summaries[name]) for name in configs]
     results = {"experiment": experiment, "rows": rows}
+    select = next(iter(configs.values())).train.select
     write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
-    table = write_report(workdir, results, summaries)
+    table = write_report(workdir, results, summaries, published, select)
     print(f"\n{table}\n\n{workdir / 'results.md'}", flush=True)
+
+
+def seeds_of(config: Config) -> range:
+    """Returns the seeds of a config's runs."""
+    return range(config.seed, config.seed + config.train.num_seeds)
+
+
+def _check_experiment(workdir, experiment):
+    try:
+        before = json.loads((workdir / "results.json").read_text())["experiment"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # no table yet, or none that would be missed
+    if before != experiment:
+        raise UserError(
+            f"--workdir={workdir} holds the results of {before}, which {experiment} would "
+            "overwrite: choose another"
+        )
 
 
 def make_row(name: str, overrides: dict, summaries: list[dict]) -> dict:
@@ -118,8 +147,8 @@ class _Runner:
     A sweep that is finished needs none of them, and so answers at once.
     """
 
-    def __init__(self, configs, stop):
-        self._configs, self._stop = configs, stop
+    def __init__(self, configs, workdir, stop):
+        self._configs, self._workdir, self._stop = configs, workdir, stop
         self._data, self._program = {}, {}  # one entry each: the last one used
 
     @functools.cached_property
@@ -133,9 +162,13 @@ class _Runner:
         )
         return sharding.make_mesh()
 
+    def start(self):
+        """Starts the devices, where they are not needed yet."""
+        return self.mesh
+
     def summary(self, folder, name, config, seed):
         """Returns the summary of one seed, training it if it is not finished."""
-        finished = train.read_summary(folder, config, seed)
+        finished = run_folder.read_summary(folder, config, seed)
         if finished is not None:
             print(f"{name} seed {seed}: finished before, not trained again", flush=True)
             if not (folder / "figures").exists():  # killed before they were drawn
@@ -156,4 +189,12 @@ class _Runner:
         if key not in self._data:
             self._data.clear()  # before the next set takes its room
             self._data = {key: load_data(config.data, self.mesh)}
+            for other in self._configs.values():  # before hours are spent on the first of them
+                if other.data == config.data:
+                    train.build_program(other, self._data[key], self.mesh)
+            for name, other in self._configs.items():  # nor a table made of two sets
+                if other.data == config.data:
+                    for seed in seeds_of(other):
+                        folder = self._workdir / name / f"seed_{seed}"
+                        run_folder.check_data(folder, self._data[key].fingerprint)
         return self._data[key]

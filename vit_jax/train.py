@@ -2,14 +2,10 @@
 
 import contextlib
 import dataclasses
-import fcntl
-import importlib.metadata
 import json
 import math
 import pathlib
-import platform
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 
@@ -19,27 +15,13 @@ import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from vit_jax import models, optim, sharding, steps
+from vit_jax import explain, models, optim, run_folder, sharding, steps
 from vit_jax.checkpoint import Checkpoints, abstract
-from vit_jax.config import Config, flatten, get_config, steps_of, total_steps
+from vit_jax.config import Config, steps_of, total_steps
 from vit_jax.data import Data
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate
 from vit_jax.metrics import Progress, Sums, make_writer, read_jsonl, say, write_atomically
-
-# Settings that a run may be continued with although they differ: they change no result.
-FREE_KEYS = (
-    "data.dir",
-    "data.download",
-    "data.num_threads",
-    "data.resident",
-    "data.resident_max_gib",
-    "log.tensorboard",
-    "sharding.cpu_devices",
-    "sharding.distributed",
-    "train.eval_batch_size",
-    "train.num_seeds",
-)
 
 
 class StopSignal:
@@ -81,6 +63,7 @@ class Program:
     train_step: Callable
     eval_step: Callable
     schedule: Callable
+    plateau: optim.Plateau | None
     steps_per_epoch: int
     total_steps: int
     eval_every: int
@@ -119,11 +102,12 @@ def build_program(config, data: Data, mesh: Mesh) -> Program:
         )
     schedule = optim.make_schedule(config.optim, warmup, total)
     optimizer = optim.make_optimizer(config.optim, schedule)
+    plateau = optim.make_plateau(config.optim)
     whole, split = sharding.replicated(mesh), sharding.split(mesh)
     return Program(
         config=config,
         mesh=mesh,
-        init=jax.jit(steps.make_init(model, optimizer, config), out_shardings=whole),
+        init=jax.jit(steps.make_init(model, optimizer, config, plateau), out_shardings=whole),
         train_step=jax.jit(
             steps.make_train_step(model, optimizer, config),
             in_shardings=(whole, whole, split),
@@ -136,36 +120,12 @@ def build_program(config, data: Data, mesh: Mesh) -> Program:
             out_shardings=whole,
         ),
         schedule=schedule,
+        plateau=plateau,
         steps_per_epoch=per_epoch,
         total_steps=total,
         eval_every=steps_of(train, "eval_every", per_epoch, total) or total,
         log_every=steps_of(config.log, "every", per_epoch, total) or total,
     )
-
-
-def read_summary(folder: pathlib.Path, config, seed: int) -> dict | None:
-    """Returns the summary of a finished run, None if it is unfinished or not begun.
-
-    Raises:
-      UserError: the folder belongs to a run with other settings.
-    """
-    saved = folder / "config.json"
-    if not _has_checkpoints(folder):  # nothing to go on from
-        return None
-    if not saved.exists():
-        raise UserError(f"{saved} is missing: remove {folder} to train that run again")
-    before = json.loads(saved.read_text())["config"]
-    now, default = _settings(config, seed), flatten(get_config())
-    for key in now:
-        # A key that was added since then had the effect of its default.
-        if key not in FREE_KEYS and before.get(key, default[key]) != now[key]:
-            old = before.get(key, default[key])
-            raise UserError(
-                f"{folder} was trained with {key}={old}, now {key}={now[key]}: go on with the same "
-                "settings, or choose another --workdir"
-            )
-    summary = folder / "summary.json"
-    return json.loads(summary.read_text()) if summary.exists() else None
 
 
 def run(
@@ -191,8 +151,8 @@ def run(
       SystemExit: stopped by a signal, after saving.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder), stop.deferred():
-        _write_config(folder, program.config, name, seed)
+    with run_folder.lock(folder), stop.deferred():
+        run_folder.write_config(folder, program.config, data.fingerprint, name, seed)
         current = _Run(program, data, folder, name, seed, stop)
         try:
             current.loop()
@@ -216,14 +176,12 @@ class _Run:
             folder, self.step, tensorboard, self.first_process, self.evaluated
         )
         if self.step == 0:
-            self.writer.write_hparams(_settings(program.config, seed))
+            self.writer.write_hparams(run_folder.plain_settings(program.config, seed))
         self.progress = Progress(self.title, self.step, program.total_steps, self.first_process)
         self.row_start, self.row_seconds = self.step, 0.0
 
     def _restore(self):
-        data = self.program.config.data
-        images = np.zeros((1, data.image_size, data.image_size, data.channels), np.float32)
-        init = self.program.init
+        init, images = self.program.init, _one_image(self.program.config)
         shapes = jax.eval_shape(init, self.key, images)
         self.abstract = abstract(shapes, sharding.replicated(self.program.mesh))
         restored = self.checkpoints.restore_latest(self.abstract)
@@ -261,6 +219,7 @@ class _Run:
             if clock is None:  # the first step compiles: keep it out of images/s
                 jax.block_until_ready(self.state)
                 clock, self.row_start = time.monotonic(), self.step
+                self.progress.update(self.step, "compiled")
                 self._print(f"first step, with compilation: {clock - started:.1f} s")
             evaluate_now = self.step % program.eval_every == 0 or self.step == program.total_steps
             if evaluate_now or self.step % program.log_every == 0:
@@ -271,18 +230,22 @@ class _Run:
             self._exit_if_stopped()
 
     def _log_row(self, clock):
-        values = (self.state.sums, self.state.grad_norm, self.state.bad_step)
-        sums, grad_norm, bad_step = jax.device_get(values)
+        state = self.state
+        values = (state.sums, state.grad_norm, state.bad_step, state.plateau)
+        sums, grad_norm, bad_step, plateau = jax.device_get(values)
         self._check_finite(int(bad_step))
+        rate = float(self.program.schedule(self.step - 1)) * (plateau.scale if plateau else 1)
         seconds, count = time.monotonic() - clock, self.step - self.row_start
         row = {f"train/{k}": float(v) for k, v in sums.compute().items()}
         text = f"loss {row['train/loss']:.3f}, accuracy {row['train/accuracy']:.3f}"
         row |= {
             "train/grad_norm": float(grad_norm),
-            "train/learning_rate": float(self.program.schedule(self.step - 1)),
+            "train/learning_rate": float(rate),
             "epoch": self.step / self.program.steps_per_epoch,
             "wall_seconds": self.wall_seconds(),
         }
+        for block, strength in jax.device_get(models.differential_lambdas(state.params)).items():
+            row[f"lambda/{block}"] = float(strength)
         if count:
             speed = count * self.program.config.train.batch_size / seconds
             row["train/images_per_second"] = speed
@@ -305,7 +268,7 @@ class _Run:
         batch_size = self.program.config.train.eval_batch_size
         result = evaluate(
             self.program.eval_step,
-            self.state.eval_params,
+            self.state.eval_variables,
             self.data.val.evaluate(batch_size),
             lambda: bool(self.stop.number),
         )
@@ -319,7 +282,19 @@ class _Run:
         self.writer.write_scalars(self.step, row | {"wall_seconds": self.wall_seconds()})
         text = f"val loss {result['loss']:.3f}, val accuracy {result['accuracy']:.3f}"
         self.progress.update(self.step, text, line=True)
+        self._update_plateau(result["loss"])
         self._save(result["accuracy"])
+
+    def _update_plateau(self, val_loss):
+        plateau, mesh = self.program.plateau, self.program.mesh
+        if plateau is None:
+            return
+        before = jax.device_get(self.state.plateau)
+        after = jax.device_get(plateau.update(before, val_loss))
+        if after.scale < before.scale:
+            rate = float(after.scale) * self.program.config.optim.learning_rate
+            self._print(f"validation loss on a plateau: learning rate lowered to {rate:.3g}")
+        self.state = self.state.replace(plateau=sharding.put_replicated(mesh, after))
 
     def _save(self, val_accuracy, evaluated=True):
         self._check_finite(int(self.state.bad_step))
@@ -341,20 +316,40 @@ class _Run:
         raise SystemExit(128 + self.stop.number)
 
     def finish(self) -> dict:
-        """Evaluates the best checkpoint on all three parts, test for the only time."""
-        best = self.checkpoints.restore_best(self.abstract)
-        self._print(f"evaluating the best checkpoint, of step {best.step}, on all parts")
-        params, results = best.state.eval_params, {}
+        """Evaluates the selected checkpoint on all three parts, test for the only time."""
+        config = self.program.config
+        if config.train.select == "best":
+            best = self.checkpoints.restore_best(self.abstract)
+            state, step = best.state, best.step
+        else:
+            state, step = self.state, self.step
+        self._print(f"evaluating the {config.train.select} checkpoint, of step {step}")
+        results = {}
         for part in ("train", "val", "test"):
-            batches = getattr(self.data, part).evaluate(self.program.config.train.eval_batch_size)
+            batches = getattr(self.data, part).evaluate(config.train.eval_batch_size)
             results[part] = evaluate(
-                self.program.eval_step, params, batches, lambda: bool(self.stop.number)
+                self.program.eval_step,
+                state.eval_variables,
+                batches,
+                lambda: bool(self.stop.number),
             )
             self._exit_if_stopped()
+        summary = self._summary(results, step)
+        if config.log.kernel_magnitudes:
+            before = self.program.init(self.key, _one_image(config)).params
+            summary["kernel_magnitudes"] = {
+                "before": explain.kernel_magnitudes(before),
+                "after": explain.kernel_magnitudes(state.eval_variables["params"]),
+            }
+        if self.first_process:
+            write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        return summary
+
+    def _summary(self, results, step):
         rows = read_jsonl(self.folder / "metrics.jsonl")
         speeds = [row[k] for row in rows if (k := "train/images_per_second") in row]
         num_params = sum(x.size for x in jax.tree.leaves(self.abstract.params))
-        summary = {
+        return {
             "name": self.name,
             "seed": self.seed,
             "num_params": num_params,
@@ -363,14 +358,11 @@ class _Run:
             "steps": self.program.total_steps,
             **{f"{part}_accuracy": result["accuracy"] for part, result in results.items()},
             "test_loss": results["test"]["loss"],
-            "best_step": best.step,
+            "best_step": step,
             "wall_seconds": self.wall_seconds(),
             "images_per_second": float(np.median(speeds)) if speeds else None,
             "device": sharding.describe_devices(),
         }
-        if self.first_process:
-            write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-        return summary
 
     def close(self):
         """Ends the progress bar and the background writers."""
@@ -381,53 +373,11 @@ class _Run:
 
 def print_parameters(program: Program) -> None:
     """Prints the table of parameters, from shapes alone."""
-    data = program.config.data
-    images = np.zeros((1, data.image_size, data.image_size, data.channels), np.float32)
-    params = jax.eval_shape(program.init, jax.random.key(0), images).params
+    params = jax.eval_shape(program.init, jax.random.key(0), _one_image(program.config)).params
     print(parameter_overview.get_parameter_overview(params, include_stats=False), flush=True)
 
 
-@contextlib.contextmanager
-def _lock(folder):
-    if not sharding.is_first_process():
-        yield
-        return
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder} is in use by another process") from None
-        yield
-
-
-def _settings(config, seed):
-    flat = {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(config).items()}
-    return flat | {"seed": seed}
-
-
-def _has_checkpoints(folder):
-    return any((folder / "checkpoints").glob("[0-9]*"))
-
-
-def _git_commit():
-    command, here = ["git", "rev-parse", "HEAD"], pathlib.Path(__file__).parent
-    try:
-        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
-    except OSError:  # no git here
-        return None
-    return done.stdout.strip() or None
-
-
-def _write_config(folder, config, name, seed):
-    path = folder / "config.json"
-    if _has_checkpoints(folder) or not sharding.is_first_process():
-        return
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    record = {
-        "variant": name,
-        "config": _settings(config, seed),
-        "versions": {"python": platform.python_version()}
-        | {package: importlib.metadata.version(package) for package in packages},
-        "git_commit": _git_commit(),
-    }
-    write_atomically(path, json.dumps(record, indent=2) + "\n")
+def _one_image(config):
+    """Returns a batch of the shape that the model is initialised with."""
+    size = config.data.image_size
+    return np.zeros((1, size, size, config.data.channels), np.float32)

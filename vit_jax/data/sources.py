@@ -168,9 +168,10 @@ class Folder:
         first = self._root / config.train_split if split_layout else self._root
         self.class_names = _folders(first)
         if len(self.class_names) < 2:
+            names = ", ".join(self.class_names) or "none"
             raise UserError(
-                f"{first} holds {len(self.class_names)} class folders: at least 2 are needed, "
-                "one folder of images per class"
+                f"{first} holds fewer than two class folders ({names}): give each class a "
+                "folder of images"
             )
 
     def examples(self, split: str) -> Examples:
@@ -181,20 +182,23 @@ class Folder:
         if _folders(root) != self.class_names:
             differing = ", ".join(sorted(set(_folders(root)) ^ set(self.class_names)))
             raise UserError(f"{root} and the training images differ in their classes: {differing}")
-        files, labels = [], []
+        files, labels, others = [], [], []
         for label, name in enumerate(self.class_names):
-            found = sorted(
+            inside = sorted(
                 path
                 for path in (root / name).rglob("*")
-                if path.suffix.lower() in IMAGE_SUFFIXES
-                and path.is_file()
+                if path.is_file()
                 and not any(part.startswith(".") for part in path.relative_to(root).parts)
             )
+            found = [path for path in inside if path.suffix.lower() in IMAGE_SUFFIXES]
+            others += [path for path in inside if path.suffix.lower() not in IMAGE_SUFFIXES]
             if not found:
                 kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
                 raise UserError(f"class folder {root / name} holds no image ({kinds})")
             files += found
             labels += [label] * len(found)
+        if others:
+            print(f"{root}: left out {len(others)} files of other kinds, such as {others[0]}")
         if self._config.skip_corrupt:
             files, labels = self._readable(root, files, labels)
         labels = np.array(labels, np.int32)

@@ -1,53 +1,218 @@
-"""Attention layers."""
+"""Attention layers: softmax and differential, with relative and rotary positions."""
+
+import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+# Position kinds that act within attention instead of being added to the tokens.
+IN_ATTENTION = ("rope_2d", "relative_bias")
 
 
-class MultiHeadDotProductAttention(nn.Module):
-    """Softmax self-attention (Vaswani et al. 2017), with the official ViT parameter names.
+def rotary_angles(rows: int, columns: int, width: int) -> np.ndarray:
+    """Returns the angles [rows * columns, width / 2] by which `rope_2d` turns queries and keys.
+
+    "Axial" rotary positions (Heo et al. 2024, arXiv:2403.13298): the first half of the angles are
+    w_i * column, the second w_i * row, with w_i = 100^(-i / (width / 4)), i < width / 4.
+    """
+    frequencies = 100.0 ** (-np.arange(width // 4) / (width // 4))
+    y, x = np.mgrid[:rows, :columns]
+    x, y = x.reshape(-1, 1) * frequencies, y.reshape(-1, 1) * frequencies
+    return np.concatenate([x, y], 1).astype(np.float32)
+
+
+def rotate(x: jax.Array, angles: np.ndarray) -> jax.Array:
+    """Turns the last tokens of x [..., n, width] by angles [m, width / 2], m <= n.
+
+    The pairs (i, i + width / 2) are turned; the first n - m tokens (the class token) stay.
+    """
+    skipped = x.shape[-2] - angles.shape[0]
+    angles = np.pad(angles, ((skipped, 0), (0, 0)))
+    cos, sin = (jnp.asarray(f(angles), x.dtype) for f in (np.cos, np.sin))  # [n, width / 2]
+    first, second = jnp.split(x, 2, -1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+def relative_indices(rows: int, columns: int, has_cls: bool) -> np.ndarray:
+    """Returns, for every query and key, the entry [n, n] of the table of relative biases.
+
+    The table has an entry for each of the (2 * rows - 1) * (2 * columns - 1) offsets, and, with a
+    class token, three more: class to patch, patch to class, class to class (as BEiT, Bao et al.
+    2022; the offsets as Swin, Liu et al. 2021).
+    """
+    y, x = (a.reshape(-1) for a in np.mgrid[:rows, :columns])
+    down = y[:, None] - y[None] + rows - 1
+    right = x[:, None] - x[None] + columns - 1
+    indices = down * (2 * columns - 1) + right
+    if has_cls:
+        offsets = (2 * rows - 1) * (2 * columns - 1)
+        indices = np.pad(indices, ((1, 0), (1, 0)))
+        indices[0, :], indices[:, 0], indices[0, 0] = offsets, offsets + 1, offsets + 2
+    return indices
+
+
+class RelativeBias(nn.Module):
+    """A learned number per head and offset, added to the attention scores.
 
     Attributes:
-      num_heads: number of heads h; must divide the width d.
+      num_heads: number of score maps.
+      grid: rows and columns of patches.
+      has_cls: whether the first token is the class token.
+    """
+
+    num_heads: int
+    grid: tuple[int, int]
+    has_cls: bool
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """Returns the biases [num_heads, n, n]."""
+        indices = relative_indices(*self.grid, self.has_cls)
+        shape = (self.num_heads, int(indices.max()) + 1)
+        table = self.param("table", nn.initializers.normal(0.02), shape)
+        return table[:, indices]
+
+
+class _Attention(nn.Module):
+    """What both kinds share: projections, positions, scores.
+
+    Attributes:
+      num_heads: number of heads h.
       qkv_bias: whether the query, key and value layers have a bias.
       dropout_rate: dropout on the attention weights.
+      pos_embed: `config.model.pos_embed`; the kinds IN_ATTENTION act here.
+      grid: rows and columns of patches.
+      has_cls: whether the first token is the class token.
+      layer: of this block, from 0.
       dtype: of the computation; the softmax is taken in float32.
     """
 
     num_heads: int
     qkv_bias: bool
     dropout_rate: float
+    pos_embed: str
+    grid: tuple[int, int]
+    has_cls: bool
+    layer: int
     dtype: jnp.dtype
+
+    def _heads(self, x, name, heads):
+        """Projects tokens [b, n, d] to [b, heads, n, d / heads]."""
+        b, n, d = x.shape
+        layer = nn.DenseGeneral(
+            (heads, d // heads),
+            use_bias=self.qkv_bias,
+            kernel_init=nn.initializers.xavier_uniform(),
+            dtype=self.dtype,
+            name=name,
+        )
+        # Flat tokens: XLA:CPU transposes the gradients of 3-D dense layers. Heads before tokens:
+        # the batched products then run on matrices as they lie.
+        return layer(x.reshape(b * n, d)).reshape(b, n, heads, -1).swapaxes(1, 2)
+
+    def _maps(self, query, key):
+        """Returns the attention weights [b, h, n, n] of queries and keys [b, h, n, width]."""
+        width = query.shape[-1]
+        if self.pos_embed == "rope_2d":
+            angles = rotary_angles(*self.grid, width)
+            query, key = rotate(query, angles), rotate(key, angles)
+        scores = (query * width**-0.5) @ key.swapaxes(-1, -2)  # [b, h, n, n]
+        scores = scores.astype(jnp.float32)
+        if self.pos_embed == "relative_bias":
+            scores += RelativeBias(
+                query.shape[1], self.grid, self.has_cls, name="relative_position_bias"
+            )()
+        return jax.nn.softmax(scores).astype(self.dtype)
+
+    def _out(self, x, use_bias):
+        """Joins heads [b, h, n, width] to tokens [b, n, h * width]."""
+        b, h, n, width = x.shape
+        layer = nn.DenseGeneral(
+            h * width,
+            axis=(-2, -1),
+            use_bias=use_bias,
+            kernel_init=nn.initializers.xavier_uniform(),
+            dtype=self.dtype,
+            name="out",
+        )
+        return layer(x.swapaxes(1, 2).reshape(b * n, h, width)).reshape(b, n, h * width)
+
+
+class MultiHeadDotProductAttention(_Attention):
+    """Softmax self-attention (Vaswani et al. 2017), with the official ViT parameter names.
+
+    `num_heads` must divide the width.
+    """
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         """Maps tokens [b, n, d] to tokens [b, n, d] and attention weights [b, h, n, n]."""
-        b, n, d = x.shape
-        flat = x.reshape(b * n, d)  # flat tokens: XLA:CPU transposes 3-D dense layers' gradients
-
-        def project(name):
-            layer = nn.DenseGeneral(
-                (self.num_heads, d // self.num_heads),
-                use_bias=self.qkv_bias,
-                kernel_init=nn.initializers.xavier_uniform(),
-                dtype=self.dtype,
-                name=name,
-            )
-            # Heads before tokens: the batched products below then run on matrices as they lie.
-            return layer(flat).reshape(b, n, self.num_heads, -1).swapaxes(1, 2)
-
-        query, key, value = project("query"), project("key"), project("value")  # [b, h, n, d/h]
-        query = query * (query.shape[-1] ** -0.5)
-        scores = query @ key.swapaxes(-1, -2)  # [b, h, n, n]
-        weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(self.dtype)
+        query, key, value = (
+            self._heads(x, name, self.num_heads) for name in ("query", "key", "value")
+        )
+        weights = self._maps(query, key)
         dropped = nn.Dropout(self.dropout_rate)(weights, deterministic=not train)
-        out = (dropped @ value).swapaxes(1, 2)  # [b, n, h, d/h]
-        out = nn.DenseGeneral(
-            d,
-            axis=(-2, -1),
-            kernel_init=nn.initializers.xavier_uniform(),
-            dtype=self.dtype,
-            name="out",
-        )(out.reshape(b * n, self.num_heads, -1))
-        return out.reshape(b, n, d), weights
+        return self._out(dropped @ value, use_bias=True), weights
+
+
+class MultiHeadDifferentialAttention(_Attention):
+    """Differential self-attention (Ye et al. 2024, arXiv:2410.05258), without its causal mask.
+
+    Each head takes the difference of two softmax maps, softmax(Q1 K1' / sqrt(w)) - lambda *
+    softmax(Q2 K2' / sqrt(w)) with w = d / h / 2, multiplies values of width 2 w, and is normalised
+    by RMSNorm times (1 - lambda_init); lambda is learned per layer (see `differential_lambdas`).
+    Twice `num_heads` must divide the width. The output layer has a bias if the others have one.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Maps tokens [b, n, d] to tokens [b, n, d] and differences of weights [b, h, n, n]."""
+        b, n, d = x.shape
+        h, width = self.num_heads, d // self.num_heads // 2
+        query, key = (self._heads(x, name, 2 * h) for name in ("query", "key"))
+        value = self._heads(x, "value", h)  # [b, h, n, 2 * width]
+        vectors = {
+            name: self.param(name, nn.initializers.normal(0.1), (width,)) for name in _LAMBDAS
+        }
+        strength = _strength(vectors, self.layer, jnp)
+        # The maps 2 i and 2 i + 1 form head i.
+        maps = self._maps(query, key).reshape(b, h, 2, n, n)
+        weights = maps[:, :, 0] - strength.astype(self.dtype) * maps[:, :, 1]
+        dropped = nn.Dropout(self.dropout_rate)(weights, deterministic=not train)
+        out = nn.RMSNorm(epsilon=1e-5, dtype=self.dtype, name="head_norm")(dropped @ value)
+        return self._out(out * (1 - _initial_strength(self.layer)), self.qkv_bias), weights
+
+
+_LAMBDAS = ("lambda_query_1", "lambda_key_1", "lambda_query_2", "lambda_key_2")
+
+
+def _initial_strength(layer):
+    return 0.8 - 0.6 * math.exp(-0.3 * layer)
+
+
+def _strength(vectors, layer, xp):
+    query_1, key_1, query_2, key_2 = (vectors[name] for name in _LAMBDAS)
+    first, second = xp.exp((query_1 * key_1).sum()), xp.exp((query_2 * key_2).sum())
+    return first - second + _initial_strength(layer)
+
+
+def differential_lambdas(params: dict) -> dict[str, jax.Array]:
+    """Returns {block name: lambda} of a differential ViT's parameters; {} for other models.
+
+    lambda = exp(q1 . k1) - exp(q2 . k2) + lambda_init, lambda_init = 0.8 - 0.6 exp(-0.3 layer)
+    with layers from 0 (Ye et al. 2024, section 2.1).
+    """
+    strengths = {}
+    for name, block in params.get("Transformer", {}).items():
+        vectors = block.get("MultiHeadDifferentialAttention_0")
+        if vectors is not None:
+            strengths[name] = _strength(vectors, int(name.rsplit("_", 1)[1]), jnp)
+    return strengths
+
+
+ATTENTION = {
+    "softmax": MultiHeadDotProductAttention,
+    "differential": MultiHeadDifferentialAttention,
+}

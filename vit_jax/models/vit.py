@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.models.attention import MultiHeadDotProductAttention
+from vit_jax.models.attention import ATTENTION, IN_ATTENTION
 
 
 def sinusoidal_1d(length: int, width: int) -> np.ndarray:
@@ -90,14 +90,16 @@ class MlpBlock(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Pre-norm transformer block with stochastic depth (Huang et al. 2016)."""
+    """Pre-norm transformer block with stochastic depth (Huang et al. 2016).
 
-    num_heads: int
+    `attention` holds the attributes of the layer of kind `attention_kind`.
+    """
+
+    attention_kind: str
+    attention: dict
     mlp_dim: int
     dropout_rate: float
-    attention_dropout_rate: float
     drop_path_rate: float
-    qkv_bias: bool
     exact_gelu: bool
     norm_eps: float
     dtype: jnp.dtype
@@ -108,9 +110,8 @@ class EncoderBlock(nn.Module):
         norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
         # One draw per image: the whole branch is left out.
         drop_path = functools.partial(nn.Dropout, self.drop_path_rate, broadcast_dims=(1, 2))
-        y, weights = MultiHeadDotProductAttention(
-            self.num_heads, self.qkv_bias, self.attention_dropout_rate, self.dtype
-        )(norm()(x), train)
+        attend = ATTENTION[self.attention_kind](dtype=self.dtype, **self.attention)
+        y, weights = attend(norm()(x), train)
         y = nn.Dropout(self.dropout_rate)(y, deterministic=not train)
         x = x + drop_path()(y, deterministic=not train)
         y = MlpBlock(self.mlp_dim, self.dropout_rate, self.exact_gelu, self.dtype)(norm()(x), train)
@@ -128,17 +129,20 @@ class Encoder(nn.Module):
     drop_path_rate: float
     norm_eps: float
     dtype: jnp.dtype
+    attention: dict
     block: dict
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, dict]:
         """Maps tokens [b, n, d] to tokens [b, n, d] and the intermediates."""
-        if self.pos_embed != "none":
+        places = dict(pos_embed=self.pos_embed, grid=self.grid, has_cls=self.has_cls)
+        if self.pos_embed not in ("none", *IN_ATTENTION):
             x = PositionEmbedding(self.pos_embed, self.grid, self.has_cls, name="posembed_input")(x)
         x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
         tokens, attention = [x], []
         for i in range(self.depth):
             x, weights = EncoderBlock(
+                attention=dict(self.attention, **places, layer=i),
                 dropout_rate=self.dropout_rate,
                 drop_path_rate=self.drop_path_rate * i / max(1, self.depth - 1),
                 norm_eps=self.norm_eps,
@@ -166,6 +170,7 @@ class VisionTransformer(nn.Module):
     depth: int
     num_heads: int
     mlp_dim: int
+    attention: str
     patchify: str
     pos_embed: str
     pool: str
@@ -207,11 +212,14 @@ class VisionTransformer(nn.Module):
             drop_path_rate=self.drop_path_rate,
             norm_eps=self.norm_eps,
             dtype=self.dtype,
-            block=dict(
+            attention=dict(
                 num_heads=self.num_heads,
-                mlp_dim=self.mlp_dim,
-                attention_dropout_rate=self.attention_dropout_rate,
                 qkv_bias=self.qkv_bias,
+                dropout_rate=self.attention_dropout_rate,
+            ),
+            block=dict(
+                attention_kind=self.attention,
+                mlp_dim=self.mlp_dim,
                 exact_gelu=self.gelu == "erf",
             ),
             name="Transformer",

@@ -1,0 +1,31 @@
+"""Softmax against differential attention at equal parameters, on CIFAR-10.
+
+python -m vit_jax.main --config=configs/cifar_diff_vit.py
+
+As in the paper (Ye et al. 2024), a differential head takes two softmax maps, so there are half as
+many, and no biases, which the plain model has; the parameters differ by less than 1 %.
+"""
+
+from configs import common
+
+PUBLISHED = {
+    "ViT, patch 4, CIFAR-10, 50 epochs, one run, parameters perhaps unequal (github.com/"
+    "Arpit000007)": "differential 79.7 > plain 73.0",
+}
+
+
+def get_config():
+    """Returns the experiment's settings."""
+    return common.cifar10_vit()
+
+
+def sweep():
+    """Returns the variants."""
+    return {
+        "plain": {},
+        "differential": {
+            "model.attention": "differential",
+            "model.num_heads": 4,
+            "model.qkv_bias": False,
+        },
+    }

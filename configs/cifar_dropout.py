@@ -1,0 +1,26 @@
+"""Where dropout of 0.1 acts in a small ViT on CIFAR-10.
+
+python -m vit_jax.main --config=configs/cifar_dropout.py
+
+"residual" is dropout after the embedding, the attention and both layers of the MLP; "attention" is
+dropout on the attention weights; "everywhere" is both.
+"""
+
+from configs import common
+
+
+def get_config():
+    """Returns the experiment's settings."""
+    return common.cifar10_vit()
+
+
+def sweep():
+    """Returns the variants."""
+    keys = ("model.dropout_rate", "model.attention_dropout_rate")
+    rates = {
+        "none": (0.0, 0.0),
+        "residual": (0.1, 0.0),
+        "attention": (0.0, 0.1),
+        "everywhere": (0.1, 0.1),
+    }
+    return {name: dict(zip(keys, pair, strict=True)) for name, pair in rates.items()}

@@ -1,0 +1,16 @@
+"""Number of attention heads of a small ViT on CIFAR-10, at the same width.
+
+python -m vit_jax.main --config=configs/cifar_heads.py
+"""
+
+from configs import common
+
+
+def get_config():
+    """Returns the experiment's settings."""
+    return common.cifar10_vit()
+
+
+def sweep():
+    """Returns the variants."""
+    return {f"heads_{number}": {"model.num_heads": number} for number in (1, 2, 4, 8, 16)}

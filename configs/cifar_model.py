@@ -1,0 +1,26 @@
+"""Three shapes of a ViT with about the same number of parameters, on CIFAR-10.
+
+python -m vit_jax.main --config=configs/cifar_model.py
+
+config_1 has 8 blocks of width 256 and 8 heads (4.2 million parameters), the model of the other
+CIFAR-10 sweeps; config_2 is shallow and wide, 4 blocks of width 384 and 6 heads (4.8 million);
+config_3 is deep and narrow, 14 blocks of width 192 and 6 heads (4.2 million).
+"""
+
+from configs import common
+
+
+def get_config():
+    """Returns the experiment's settings."""
+    return common.cifar10_vit()
+
+
+def sweep():
+    """Returns the variants."""
+    shapes = {
+        "config_1": (8, 256, 8, 512),
+        "config_2": (4, 384, 6, 768),
+        "config_3": (14, 192, 6, 384),
+    }
+    keys = ("model.depth", "model.hidden_size", "model.num_heads", "model.mlp_dim")
+    return {name: dict(zip(keys, shape, strict=True)) for name, shape in shapes.items()}

@@ -1,0 +1,25 @@
+"""ResNet18 on CIFAR-10: the convolutional baseline.
+
+python -m vit_jax.main --config=configs/cifar_resnet18.py
+"""
+
+from configs import common
+
+PUBLISHED = {
+    "ResNet18, crop and flip (DeVries & Taylor 2017, github.com/uoguelph-mlrg/Cutout)": "95.3",
+}
+
+
+def get_config():
+    """Returns the experiment's settings."""
+    config = common.cifar10()
+    config.model.name = "resnet18"
+    config.model.stem = "cifar"
+    config.optim.name = "sgd"
+    config.optim.nesterov = True
+    config.optim.learning_rate = 0.1
+    config.optim.warmup_epochs = 5.0
+    config.optim.weight_decay = 5e-4
+    config.train.epochs = 100.0
+    config.train.num_seeds = 3
+    return config

@@ -1,0 +1,83 @@
+"""Starting points that several experiments share; no experiment itself."""
+
+from vit_jax import config as defaults
+
+
+def digits_vit():
+    """Returns a tiny ViT for scikit-learn's 8x8 digits, which need no download."""
+    config = defaults.get_config()
+    config.data.name = "digits"
+    config.data.image_size = 8
+    config.data.channels = 1
+    config.augment.kind = "none"  # a shifted or mirrored digit can be another digit
+    config.model.patch_size = 2
+    config.model.hidden_size = 64
+    config.model.depth = 2
+    config.model.num_heads = 4
+    config.model.mlp_dim = 128
+    config.optim.learning_rate = 2e-3
+    config.optim.warmup_epochs = 5.0
+    config.optim.weight_decay = 0.05
+    config.train.epochs = 30.0
+    config.train.batch_size = 64
+    config.train.eval_every_epochs = 5.0
+    config.train.num_seeds = 2
+    return config
+
+
+def cifar10():
+    """Returns settings for CIFAR-10 without a model."""
+    config = defaults.get_config()
+    config.data.name = "cifar10"
+    config.data.image_size = 32
+    config.data.mean = (0.4914, 0.4822, 0.4465)
+    config.data.std = (0.2470, 0.2435, 0.2616)
+    config.augment.kind = "baseline"
+    config.train.batch_size = 128
+    return config
+
+
+def cifar10_vit():
+    """Returns the small ViT and its training, of which the CIFAR-10 sweeps each vary one thing."""
+    config = cifar10()
+    config.model.patch_size = 4
+    config.model.hidden_size = 256
+    config.model.depth = 8
+    config.model.num_heads = 8
+    config.model.mlp_dim = 512
+    config.model.dropout_rate = 0.1
+    config.optim.learning_rate = 1e-3
+    config.optim.warmup_epochs = 5.0
+    config.optim.weight_decay = 0.05
+    config.optim.grad_clip_norm = 1.0
+    config.train.epochs = 100.0
+    config.train.num_seeds = 3
+    config.train.label_smoothing = 0.1
+    return config
+
+
+def mnist_vit():
+    """Returns a ViT of about 140,000 parameters for MNIST, and its training."""
+    config = defaults.get_config()
+    config.data.name = "mnist"
+    config.data.image_size = 28
+    config.data.channels = 1
+    config.data.mean = (0.1307,)
+    config.data.std = (0.3081,)
+    config.augment.kind = "baseline"
+    config.augment.crop_padding = 2
+    config.augment.flip = False  # a mirrored digit is another sign
+    config.model.patch_size = 4
+    config.model.hidden_size = 64
+    config.model.depth = 4
+    config.model.num_heads = 4
+    config.model.mlp_dim = 128
+    config.model.pos_embed = "rope_2d"
+    config.model.pool = "mean"
+    config.optim.learning_rate = 1.5e-3
+    config.optim.warmup_epochs = 1.0
+    config.optim.weight_decay = 0.05
+    config.optim.grad_clip_norm = 1.0
+    config.train.epochs = 10.0
+    config.train.batch_size = 64
+    return config

@@ -1,0 +1,21 @@
+"""Patches by a convolution or by reshaping and a dense layer, on MNIST.
+
+python -m vit_jax.main --config=configs/mnist_patchify.py
+
+Both are the same linear map of a patch, with the same initial spread: what differs is the order of
+its inputs, so any difference beyond the spread over seeds would be a mistake.
+"""
+
+from configs import common
+
+
+def get_config():
+    """Returns the experiment's settings."""
+    config = common.mnist_vit()
+    config.train.num_seeds = 3
+    return config
+
+
+def sweep():
+    """Returns the variants."""
+    return {kind: {"model.patchify": kind} for kind in ("conv", "manual")}

@@ -1,0 +1,175 @@
+"""Attention follows its papers: differential maps, rotary and relative positions."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax import models
+from vit_jax.models.attention import ATTENTION, relative_indices, rotary_angles, rotate
+
+RNG = np.random.default_rng(0)
+GRID, B, D = (2, 3), 2, 16
+PLAIN = dict(
+    qkv_bias=True,
+    dropout_rate=0.0,
+    pos_embed="none",
+    grid=GRID,
+    has_cls=True,
+    layer=0,
+    dtype=np.float32,
+)
+X = RNG.normal(size=(B, 7, D)).astype(np.float32)
+
+
+def run(kind="softmax", params=None, **options):
+    """Returns output, weights and parameters of an attention layer on X; parameters are random."""
+    layer = ATTENTION[kind](**(PLAIN | {"num_heads": 2} | options))
+    if params is None:
+        shapes = layer.init(jax.random.key(0), X, False)["params"]
+        rng = np.random.default_rng(1)
+        params = jax.tree.map(lambda p: rng.normal(0, 0.5, p.shape).astype(np.float32), shapes)
+    return *layer.apply({"params": params}, X, False), params
+
+
+def softmax(x):
+    x = np.exp(x - x.max(-1, keepdims=True))
+    return x / x.sum(-1, keepdims=True)
+
+
+def differential_reference(p, layer):
+    """The formulas of Ye et al. 2024, section 2.1, head by head, in float64."""
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), p)
+    heads, width = 2, D // 4
+    start = 0.8 - 0.6 * np.exp(-0.3 * layer)
+    strength = (
+        np.exp(p["lambda_query_1"] @ p["lambda_key_1"])
+        - np.exp(p["lambda_query_2"] @ p["lambda_key_2"])
+        + start
+    )
+    out = np.zeros((B, 7, D))
+    all_weights = np.zeros((B, heads, 7, 7))
+    for image, head in itertools.product(range(B), range(heads)):
+        maps = []
+        for index in (2 * head, 2 * head + 1):
+            q, k = (
+                X[image] @ p[n]["kernel"][:, index] + p[n]["bias"][index] for n in ("query", "key")
+            )
+            maps.append(softmax(q @ k.T / np.sqrt(width)))
+        weights = maps[0] - strength * maps[1]
+        all_weights[image, head] = weights
+        y = weights @ (X[image] @ p["value"]["kernel"][:, head] + p["value"]["bias"][head])
+        y = y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-5) * p["head_norm"]["scale"]
+        out[image] += (1 - start) * y @ p["out"]["kernel"][head]
+    return out + p["out"]["bias"], all_weights, strength
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+def test_differential_attention_follows_the_formula(layer):
+    out, weights, params = run("differential", layer=layer)
+    expected, expected_weights, strength = differential_reference(params, layer)
+    np.testing.assert_allclose(weights, expected_weights, atol=1e-5)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    np.testing.assert_allclose(weights.sum(-1), 1 - strength, atol=1e-5)  # rows sum to 1 - lambda
+    block = {"MultiHeadDifferentialAttention_0": params}
+    logged = models.differential_lambdas({"Transformer": {f"encoderblock_{layer}": block}})
+    assert logged[f"encoderblock_{layer}"] == pytest.approx(strength, abs=1e-5)
+
+
+def test_differential_attention_without_its_second_map_is_softmax_attention():
+    """With lambda at 0 the weights are those of the first maps: queries and keys 0, 2, ..."""
+    _, _, params = run("differential")
+    start = 0.2
+    q1, k1 = params["lambda_query_1"], params["lambda_key_1"]
+    first = np.exp(q1 @ k1) + start  # then lambda = first - exp(q2 . k2)
+    q2 = params["lambda_query_2"]
+    params["lambda_key_2"] = (q2 * np.log(first) / (q2 @ q2)).astype(np.float32)
+    _, weights, _ = run("differential", params)
+    pick = {
+        name: {leaf: value[..., 0::2, :] for leaf, value in params[name].items()}
+        for name in ("query", "key")
+    }
+    # Two softmax heads as wide as a value: the missing width is filled with zeros.
+    for name in pick:
+        pick[name] = {
+            leaf: np.concatenate([value, np.zeros_like(value)], -1)
+            for leaf, value in pick[name].items()
+        }
+        # That layer divides the scores by sqrt(2 w), not sqrt(w).
+        pick[name] = {leaf: value * 2**0.25 for leaf, value in pick[name].items()}
+    _, plain, _ = run("softmax", pick | {"value": params["value"], "out": params["out"]})
+    np.testing.assert_allclose(weights, plain, atol=1e-5)
+
+
+def test_rotary_scores_depend_on_the_offset_alone():
+    rows, columns, width = 4, 5, 8
+    angles = rotary_angles(rows, columns, width)
+    query, key = RNG.normal(size=(2, width)).astype(np.float32)
+    same = np.ones((rows * columns, 1), np.float32)
+    scores = np.asarray(rotate(query * same, angles) @ rotate(key * same, angles).T)
+    places = list(itertools.product(range(rows), range(columns)))
+    by_offset = {}
+    for (i, a), (j, b) in itertools.product(enumerate(places), repeat=2):
+        by_offset.setdefault((a[0] - b[0], a[1] - b[1]), []).append(scores[i, j])
+    assert len(by_offset) == 7 * 9
+    for values in by_offset.values():
+        np.testing.assert_allclose(values, values[0], atol=1e-5)
+    means = [np.mean(values) for values in by_offset.values()]
+    assert len(np.unique(np.round(means, 4))) > 50  # and they differ between offsets
+    assert by_offset[0, 0][0] == pytest.approx(query @ key, abs=1e-5)
+
+
+def test_rotation_leaves_the_class_token_and_lengths():
+    x = RNG.normal(size=(2, 1 + 6, 8)).astype(np.float32)
+    turned = np.asarray(rotate(x, rotary_angles(2, 3, 8)))
+    np.testing.assert_array_equal(turned[:, 0], x[:, 0])
+    np.testing.assert_array_equal(turned[:, 1], x[:, 1])  # the patch at row 0, column 0
+    assert not np.allclose(turned[:, 2:], x[:, 2:])
+    np.testing.assert_allclose(
+        np.linalg.norm(turned, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("has_cls", [True, False])
+def test_relative_indices_by_brute_force(has_cls):
+    rows, columns = 3, 2
+    found = relative_indices(rows, columns, has_cls)
+    offsets = list(itertools.product(range(1 - rows, rows), range(1 - columns, columns)))
+    places = list(itertools.product(range(rows), range(columns)))
+    first = int(has_cls)
+    for (i, a), (j, b) in itertools.product(enumerate(places, first), repeat=2):
+        assert found[i, j] == offsets.index((a[0] - b[0], a[1] - b[1]))
+    if has_cls:
+        assert found.shape == (7, 7)
+        assert set(found[0, 1:]) == {len(offsets)} and set(found[1:, 0]) == {len(offsets) + 1}
+        assert found[0, 0] == len(offsets) + 2
+
+
+@pytest.mark.parametrize("kind", ["softmax", "differential"])
+def test_relative_bias_is_added_to_the_scores(kind):
+    _, before, params = run(kind)
+    maps = 4 if kind == "differential" else 2
+    table = np.zeros((maps, 3 * 5 + 3), np.float32)
+    _, same, _ = run(
+        kind, params | {"relative_position_bias": {"table": table}}, pos_embed="relative_bias"
+    )
+    np.testing.assert_allclose(same, before, atol=1e-6)
+    if kind == "softmax":
+        table[1, 3 * 5] = 1.5  # class to patch, in head 1
+        _, after, _ = run(
+            kind, params | {"relative_position_bias": {"table": table}}, pos_embed="relative_bias"
+        )
+        np.testing.assert_allclose(after[:, 0], before[:, 0], atol=1e-6)
+        np.testing.assert_allclose(after[:, 1, 1:], before[:, 1, 1:], atol=1e-6)
+        scores = np.log(np.asarray(before)[:, 1, 0])
+        np.testing.assert_allclose(
+            after[:, 1, 0], softmax(scores + 1.5 * (np.arange(7) > 0)), atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("kind", ["softmax", "differential"])
+def test_rotary_positions_act_in_attention(kind):
+    _, before, params = run(kind)
+    _, after, _ = run(kind, params, pos_embed="rope_2d")
+    assert not np.allclose(before, after, atol=1e-3)

@@ -1,0 +1,107 @@
+"""Every experiment's own config, shrunk, trains; and says of itself what it should."""
+
+import functools
+import importlib
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax import config as settings
+from vit_jax import data, models, sharding, sweep, train
+from vit_jax.validation import validate
+
+FOLDER = pathlib.Path(__file__).parent.parent / "configs"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common")
+load_data = functools.cache(lambda key: data.load_data(settings_of(dict(key)).data, MESH))
+MESH = jax.make_mesh(
+    (1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1]
+)
+
+
+def settings_of(overrides):
+    return settings.with_overrides(settings.get_config(), overrides, "a test")
+
+
+def variants_of(name):
+    """Returns the resolved variants of a config file."""
+    module = importlib.import_module(f"configs.{name}")
+    return sweep.make_variants(module.get_config(), getattr(module, "sweep", dict)(), set())
+
+
+def shrunk(config):
+    """Returns a config with an eighth of the width, fewer blocks, and two steps on the digits."""
+    model = config.model
+    keys = {
+        "model.hidden_size": model.hidden_size // 8,
+        "model.mlp_dim": model.mlp_dim // 8,
+        "model.depth": -(-model.depth // 6),
+        "data.name": "digits",
+        "train.batch_size": 16,
+        "train.epochs": 0.0,
+        "train.steps": 2,
+        "optim.warmup_epochs": 0.0,
+    }
+    return settings.with_overrides(config, keys, "a test")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_trains_two_steps(name):
+    """One variant of each structure trains; those that differ in numbers have valid shapes."""
+    trained = set()
+    for full in variants_of(name).values():
+        config = shrunk(full)
+        validate(config)
+        key = {k: v for k, v in settings.flatten(config).items() if k.startswith("data.")}
+        digits = load_data(tuple(key.items()))
+        program = train.build_program(config, digits, MESH)
+        size, channels = config.data.image_size, config.data.channels
+        image = np.zeros((1, size, size, channels), np.float32)
+        flat = settings.flatten(config).values()
+        structure = tuple(v if isinstance(v, str) else bool(v) for v in flat)
+        if structure in trained:
+            jax.eval_shape(program.init, jax.random.key(0), image)
+            continue
+        trained.add(structure)
+        state = program.init(jax.random.key(0), image)
+        before = jax.device_get(state.params)
+        for batch in digits.train.train(0, 0, 2, config.train.batch_size):
+            state = sharding.settle(program.train_step(state, jax.random.key(1), batch))
+        assert int(state.step) == 2 and int(state.bad_step) == -1
+        moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, state.params)
+        assert moved["head"]["bias"] and sum(jax.tree.leaves(moved)) > 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_says_its_command(name):
+    module = importlib.import_module(f"configs.{name}")
+    assert f"python -m vit_jax.main --config=configs/{name}.py" in module.__doc__
+    readme = (FOLDER.parent / "README.md").read_text()
+    assert f"`configs/{name}.py`" in readme
+
+
+def num_params(config):
+    size, channels = config.data.image_size, config.data.channels
+    image = jax.ShapeDtypeStruct((1, size, size, channels), np.float32)
+    shapes = jax.eval_shape(models.build(config.model, 10).init, jax.random.key(0), image)
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+
+
+def test_differential_and_plain_vit_have_equally_many_parameters():
+    counts = {name: num_params(config) for name, config in variants_of("cifar_diff_vit").items()}
+    assert abs(counts["differential"] / counts["plain"] - 1) < 0.01
+
+
+def test_model_shapes_have_about_equally_many_parameters():
+    counts = [num_params(config) for config in variants_of("cifar_model").values()]
+    assert max(counts) / min(counts) < 1.2
+
+
+def test_cifar_vit_is_the_model_it_stands_for():
+    config = variants_of("cifar_vit")["base"]
+    assert config.model.to_dict() | dict(
+        patch_size=4, hidden_size=256, depth=8, num_heads=8, mlp_dim=512, dropout_rate=0.2
+    ) == (config.model.to_dict())
+    assert (config.optim.name, config.optim.learning_rate) == ("adamw", 1e-3)
+    assert config.optim.schedule == "reduce_on_plateau"

@@ -1,0 +1,115 @@
+"""ResNet18 (He et al. 2016, arXiv:1512.03385), its names after torchvision's."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al. 2016, figure 5, left).
+
+    Attributes:
+      channels: of the output.
+      stride: of the first convolution; a projection takes the shortcut where shapes differ.
+      zero_init_residual: start the last norm's scale at 0, so that the block begins as identity.
+      dtype: of the computation.
+    """
+
+    channels: int
+    stride: int
+    zero_init_residual: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Maps [b, height, width, c] to [b, height / stride, width / stride, channels]."""
+        norm, ones = _norm(train, self.dtype), nn.initializers.ones
+        last_scale = nn.initializers.zeros if self.zero_init_residual else ones
+        y = _conv(self.channels, 3, self.stride, self.dtype, "conv1")(x)
+        y = nn.relu(norm(name="bn1")(y))
+        y = _conv(self.channels, 3, 1, self.dtype, "conv2")(y)
+        y = norm(name="bn2", scale_init=last_scale)(y)
+        if x.shape != y.shape:
+            x = _conv(self.channels, 1, self.stride, self.dtype, "downsample_conv")(x)
+            x = norm(name="downsample_bn")(x)
+        return nn.relu(x + y)
+
+
+class ResNet18(nn.Module):
+    """Image classifier of four stages of two blocks.
+
+    Batch statistics are of the whole batch, over all devices, because the step is jitted on the
+    global batch.
+
+    Attributes:
+      num_classes: width of the head.
+      hidden_size: channels of the first stage; doubled in each further one.
+      stem: "cifar" (3x3, stride 1, no pooling) or "imagenet" (7x7, stride 2, then 3x3 max pooling).
+      zero_init_residual: see `BasicBlock`.
+      dtype: of the computation; parameters, statistics and logits are float32.
+    """
+
+    num_classes: int
+    hidden_size: int
+    stem: str
+    zero_init_residual: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False, capture: bool = False):
+        """Classifies normalised images.
+
+        Args:
+          images: float [b, height, width, channels].
+          train: whether to normalise by the batch's statistics, and to update the running ones (the
+            collection "batch_stats", which must then be mutable).
+          capture: whether to return the intermediates too.
+
+        Returns:
+          float32 logits [b, num_classes]; with `capture` also a dict of "feature_maps" ({name:
+          [b, height, width, c]}: after the stem and after each block) and "features" [b, c], the
+          head's input.
+        """
+        x, (size, stride) = images.astype(self.dtype), (7, 2) if self.stem == "imagenet" else (3, 1)
+        x = _conv(self.hidden_size, size, stride, self.dtype, "conv1")(x)
+        x = nn.relu(_norm(train, self.dtype)(name="bn1")(x))
+        maps = {"stem": x}
+        if self.stem == "imagenet":
+            # Zeros pad as well as -inf would: no value is below 0 here.
+            x = nn.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
+        for stage in range(4):
+            for block in range(2):
+                name = f"layer{stage + 1}_{block}"
+                x = BasicBlock(
+                    channels=self.hidden_size * 2**stage,
+                    stride=2 if stage and not block else 1,
+                    zero_init_residual=self.zero_init_residual,
+                    dtype=self.dtype,
+                    name=name,
+                )(x, train)
+                maps[name] = x
+        x = x.mean((1, 2))
+        logits = nn.Dense(self.num_classes, name="head")(x.astype(jnp.float32))
+        return (logits, {"feature_maps": maps, "features": x}) if capture else logits
+
+
+def _conv(channels, size, stride, dtype, name):
+    # Padding as in PyTorch; "SAME" would differ at stride 2. The spread of He et al. 2015, fan-out.
+    return nn.Conv(
+        channels,
+        (size, size),
+        (stride, stride),
+        padding=size // 2,
+        use_bias=False,
+        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"),
+        dtype=dtype,
+        name=name,
+    )
+
+
+def _norm(train, dtype):
+    return functools.partial(
+        nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype
+    )

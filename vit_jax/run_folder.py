@@ -1,0 +1,136 @@
+"""The folder of one run: whose it is, what it was trained with, and whether it is finished."""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import pathlib
+import platform
+import subprocess
+
+from vit_jax import sharding
+from vit_jax.config import Config, flatten, get_config
+from vit_jax.errors import UserError
+from vit_jax.metrics import write_atomically
+
+# Settings that a run may be continued with although they differ: they change no result.
+FREE_KEYS = (
+    "data.download",
+    "data.num_threads",
+    "data.resident",
+    "data.resident_max_gib",
+    "log.tensorboard",
+    "sharding.cpu_devices",
+    "sharding.distributed",
+    "train.eval_batch_size",
+    "train.num_seeds",
+)
+
+
+def plain_settings(config: Config, seed: int) -> dict:
+    """Returns {"section.key": JSON value} of a run."""
+    flat = {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(config).items()}
+    return flat | {"seed": seed}
+
+
+def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None:
+    """Returns the summary of a finished run, None if it is unfinished or not begun.
+
+    Raises:
+      UserError: the folder belongs to a run with other settings.
+    """
+    record = _read_config(folder)
+    if record is None:
+        return None
+    before, now = record["config"], plain_settings(config, seed)
+    default = plain_settings(get_config(), seed)
+    # A prepared set may have moved, and its contents are compared; a folder is known by its place.
+    free = FREE_KEYS if config.data.name == "folder" else (*FREE_KEYS, "data.dir")
+    for key in now:
+        # A key that was added since then had the effect of its default.
+        if key not in free and before.get(key, default[key]) != now[key]:
+            old = before.get(key, default[key])
+            raise UserError(
+                f"{folder} was trained with {key}={old}, now {key}={now[key]}: go on with the same "
+                "settings, or choose another --workdir"
+            )
+    summary = folder / "summary.json"
+    return json.loads(summary.read_text()) if summary.exists() else None
+
+
+def check_data(folder: pathlib.Path, fingerprint: dict) -> bool:
+    """Returns whether the run has begun; raises UserError if it has, on data other than this."""
+    record = _read_config(folder)
+    if record is None:
+        return False
+    if record.get("data") != fingerprint:
+        raise UserError(
+            f"{folder} was trained on other images than those that are there now: bring the former "
+            "ones back, or choose another --workdir"
+        )
+    return True
+
+
+def write_config(
+    folder: pathlib.Path, config: Config, fingerprint: dict, name: str, seed: int
+) -> None:
+    """Writes config.json, if the run has not begun.
+
+    Args:
+      folder: of the run.
+      config: resolved.
+      fingerprint: of the data.
+      name: of the variant.
+      seed: of the run.
+
+    Raises:
+      UserError: the run has begun, on other data.
+    """
+    if check_data(folder, fingerprint) or not sharding.is_first_process():
+        return
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    record = {
+        "variant": name,
+        "config": plain_settings(config, seed),
+        "data": fingerprint,
+        "versions": {"python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in packages},
+        "git_commit": _git_commit(),
+    }
+    write_atomically(folder / "config.json", json.dumps(record, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def lock(folder: pathlib.Path):
+    """Holds the folder for this process; raises UserError if another one holds it."""
+    if not sharding.is_first_process():
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder} is in use by another process") from None
+        yield
+
+
+def _read_config(folder):
+    """Returns config.json, None if there is no checkpoint to go on from."""
+    if not any((folder / "checkpoints").glob("[0-9]*")):
+        return None
+    path = folder / "config.json"
+    if not path.exists():
+        raise UserError(f"{path} is missing: remove {folder} to train that run again")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError:
+        raise UserError(f"{path} is damaged: remove {folder} to train that run again") from None
+
+
+def _git_commit():
+    command, here = ["git", "rev-parse", "HEAD"], pathlib.Path(__file__).parent
+    try:
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    except OSError:  # no git here
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,271 @@
+"""The rules that the settings of a run must obey."""
+
+import math
+
+from vit_jax.config import DIMENSIONS, Config, flatten, get_config
+from vit_jax.errors import UserError
+
+# The allowed values of every key that names a choice.
+CHOICES = {
+    "data.resident": ("auto", "always", "never"),
+    "augment.kind": (
+        "none",
+        "baseline",
+        "cutout",
+        "autoaugment",
+        "randaugment",
+        "trivialaugment",
+        "strong",
+    ),
+    "augment.policy": ("cifar10", "imagenet"),
+    "model.name": ("vit", "resnet18"),
+    "model.patchify": ("conv", "manual"),
+    "model.pos_embed": (
+        *("none", "learned_1d", "learned_2d", "sinusoidal", "sincos_2d"),
+        *("rope_2d", "relative_bias"),
+    ),
+    "model.attention": ("softmax", "differential"),
+    "model.pool": ("cls", "mean"),
+    "model.gelu": ("tanh", "erf"),
+    "model.stem": ("cifar", "imagenet"),
+    "train.select": ("best", "last"),
+    "train.dtype": ("auto", "float32", "bfloat16"),
+    "optim.name": ("adamw", "adam", "sgd"),
+    "optim.schedule": ("constant", "cosine", "linear", "step", "reduce_on_plateau"),
+}
+
+# The settings that act for some values of another one alone.
+BELONGS = {
+    "augment.policy": ("augment.kind", ("autoaugment", "strong")),
+    "augment.num_ops": ("augment.kind", ("randaugment",)),
+    "augment.magnitude": ("augment.kind", ("randaugment",)),
+    "model.stem": ("model.name", ("resnet18",)),
+    "model.zero_init_residual": ("model.name", ("resnet18",)),
+    "optim.b1": ("optim.name", ("adam", "adamw")),
+    "optim.b2": ("optim.name", ("adam", "adamw")),
+    "optim.eps": ("optim.name", ("adam", "adamw")),
+    "optim.momentum": ("optim.name", ("sgd",)),
+    "optim.nesterov": ("optim.name", ("sgd",)),
+    "optim.end_learning_rate": ("optim.schedule", ("cosine", "linear", "reduce_on_plateau")),
+    "optim.decay_at_percent": ("optim.schedule", ("step",)),
+    "optim.decay_factor": ("optim.schedule", ("step", "reduce_on_plateau")),
+    "optim.plateau_patience": ("optim.schedule", ("reduce_on_plateau",)),
+    "optim.plateau_cooldown": ("optim.schedule", ("reduce_on_plateau",)),
+    "optim.plateau_threshold": ("optim.schedule", ("reduce_on_plateau",)),
+} | {
+    f"model.{key}": ("model.name", ("vit",))
+    for key in get_config().model
+    if key not in ("name", "hidden_size", "stem", "zero_init_residual")
+}
+
+
+def validate(config: Config) -> None:
+    """Raises UserError for the first value or combination of a resolved config that is wrong."""
+    flat = flatten(config)
+    for key, allowed in CHOICES.items():
+        if flat[key] not in allowed:
+            raise UserError(f"{key}={flat[key]!r} is not one of {', '.join(allowed)}")
+    for key, value in flat.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if isinstance(value, tuple) and not all(type(number) in (int, float) for number in value):
+            raise UserError(f"{key}={value!r} holds something that is no number")
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise UserError(f"{key}={value} is not a finite number")
+        if any(isinstance(number, int | float) and number < 0 for number in numbers):
+            raise UserError(f"{key}={value} is negative")
+    if config.seed + config.train.num_seeds > 2**32:
+        raise UserError(f"seed={config.seed} is too large: seeds stay below 2**32")
+    _validate_data(config)
+    _validate_augment(config)
+    _validate_model(config)
+    _validate_train(config)
+    default = flatten(get_config())
+    for key, (choice, values) in BELONGS.items():
+        if flat[key] != default[key] and flat[choice] not in values:
+            raise UserError(f"{key}={flat[key]} has no effect with {choice}={flat[choice]}")
+
+
+def _validate_data(config):
+    data = config.data
+    if not data.name:
+        raise UserError("data.name is empty: give a TFDS name, folder or digits")
+    if data.name == "folder" and not data.dir:
+        raise UserError("data.name=folder needs data.dir, the folder of images")
+    if data.channels not in (1, 3):
+        raise UserError(f"data.channels={data.channels} is neither 1 (greyscale) nor 3 (RGB)")
+    _at_least_one(config, "data.image_size", "data.num_threads")
+    for key in ("mean", "std"):
+        if len(data[key]) not in (1, data.channels):
+            raise UserError(
+                f"data.{key}={tuple(data[key])} has {len(data[key])} values for "
+                f"{data.channels} channels: give one, or one per channel"
+            )
+    if 0 in data.std:
+        raise UserError(f"data.std={tuple(data.std)} holds a 0, by which pixels would be divided")
+    for key in ("val_size", "test_size"):
+        if data[key] == 0 or (data[key] > 1 and data[key] != int(data[key])):
+            raise UserError(
+                f"data.{key}={data[key]} is neither a share between 0 and 1 nor a number of images"
+            )
+    if data.train_examples and data.examples_per_class:
+        raise UserError("give data.train_examples or data.examples_per_class, not both")
+    if not 0 < data.eval_crop <= 1:
+        raise UserError(f"data.eval_crop={data.eval_crop} is no share above 0 and up to 1")
+
+
+def _validate_augment(config):
+    augment, size = config.augment, config.data.image_size
+    extras = ("rotation_degrees", "brightness", "contrast", "saturation", "cutout_length")
+    extras += ("crop_min_area", "erasing_rate", "mixup_alpha", "cutmix_alpha")
+    given = [key for key in extras if augment[key]]
+    if augment.kind == "none" and given:
+        raise UserError(
+            f"augment.kind=none contradicts augment.{given[0]}={augment[given[0]]}: use baseline, "
+            "with augment.crop_padding=0 and augment.flip=False if need be"
+        )
+    if augment.kind != "none" and augment.crop_padding >= size and not augment.crop_min_area:
+        raise UserError(
+            f"augment.crop_padding={augment.crop_padding} must be smaller than "
+            f"data.image_size={size}"
+        )
+    if augment.saturation and config.data.channels == 1:
+        raise UserError(f"augment.saturation={augment.saturation} needs data.channels=3 (colours)")
+    _at_least_one(config, "augment.num_ops")
+    limits = {"fill": 255, "magnitude": 30, "rotation_degrees": 180, "cutout_length": 2 * size}
+    limits |= dict.fromkeys(("brightness", "contrast", "saturation", "crop_min_area"), 1)
+    limits |= dict.fromkeys(("erasing_rate", "cutmix_rate", "mix_rate"), 1)
+    for key, limit in limits.items():
+        if augment[key] > limit:
+            raise UserError(f"augment.{key}={augment[key]} is above {limit}")
+
+
+def _validate_model(config):
+    if config.model.name == "vit":
+        _validate_vit(config)
+        _validate_positions(config.model)
+
+
+def _validate_vit(config):
+    model, image_size = config.model, config.data.image_size
+    for key in (*DIMENSIONS, "patch_size"):
+        if model[key] == 0:
+            raise UserError(f"model.{key} is not set: set it, or a named size in model.size")
+    if image_size % model.patch_size:
+        divisors = [n for n in range(1, image_size + 1) if image_size % n == 0]
+        raise UserError(
+            f"model.patch_size={model.patch_size} does not divide "
+            f"data.image_size={image_size}: use one of {', '.join(map(str, divisors))}"
+        )
+    if model.hidden_size % model.num_heads:
+        raise UserError(
+            f"model.hidden_size={model.hidden_size} is not divisible by "
+            f"model.num_heads={model.num_heads}"
+        )
+    if model.attention == "differential" and model.hidden_size % (2 * model.num_heads):
+        raise UserError(
+            f"model.hidden_size={model.hidden_size} is not divisible by twice "
+            f"model.num_heads={model.num_heads}, which model.attention=differential needs"
+        )
+    if model.norm_eps == 0:
+        raise UserError("model.norm_eps=0 would divide by zero: use 1e-6, say")
+    for key in ("dropout_rate", "attention_dropout_rate", "drop_path_rate"):
+        _below_one(config, f"model.{key}")
+
+
+def _validate_positions(model):
+    if model.pos_embed == "sincos_2d" and (model.hidden_size % 4 or model.hidden_size < 8):
+        raise UserError(
+            f"model.pos_embed=sincos_2d needs a model.hidden_size of at least 8 that 4 divides, "
+            f"not {model.hidden_size}"
+        )
+    if model.pos_embed == "sinusoidal" and model.hidden_size % 2:
+        raise UserError(
+            f"model.pos_embed=sinusoidal needs an even model.hidden_size, not {model.hidden_size}"
+        )
+    maps = model.num_heads * (2 if model.attention == "differential" else 1)
+    if model.pos_embed == "rope_2d" and model.hidden_size // maps % 4:
+        raise UserError(
+            f"model.pos_embed=rope_2d needs a width per attention map that 4 divides, not "
+            f"{model.hidden_size // maps} (model.hidden_size={model.hidden_size} over {maps} maps)"
+        )
+
+
+def _validate_train(config):
+    train, optim = config.train, config.optim
+    _at_least_one(
+        config,
+        "train.num_seeds",
+        "train.batch_size",
+        "train.accumulation_steps",
+        "train.eval_batch_size",
+    )
+    _only_one(config, "train.epochs", "train.steps")
+    if not train.epochs and not train.steps:
+        raise UserError("train.epochs and train.steps are both 0: set one, the run's length")
+    for stem in ("optim.warmup", "train.eval_every", "log.every"):
+        _only_one(config, *(f"{stem}_{unit}" for unit in ("steps", "epochs", "percent")))
+    if train.batch_size % train.accumulation_steps:
+        raise UserError(
+            f"train.batch_size={train.batch_size} is not divisible by "
+            f"train.accumulation_steps={train.accumulation_steps}"
+        )
+    _below_one(
+        config,
+        "train.label_smoothing",
+        "optim.b1",
+        "optim.b2",
+        "optim.momentum",
+        "optim.ema_decay",
+    )
+    if optim.eps == 0:
+        raise UserError("optim.eps=0 would divide by zero: use 1e-8, say")
+    percents = tuple(optim.decay_at_percent)
+    if list(percents) != sorted(set(percents)) or any(p >= 100 for p in percents):
+        raise UserError(f"optim.decay_at_percent={percents} must rise, and stay below 100")
+    if optim.schedule == "reduce_on_plateau":
+        if not 0 < optim.decay_factor < 1:
+            raise UserError(
+                f"optim.decay_factor={optim.decay_factor} must lie between 0 and 1 for "
+                "optim.schedule=reduce_on_plateau"
+            )
+        if optim.end_learning_rate >= optim.learning_rate:
+            raise UserError(
+                f"optim.schedule=reduce_on_plateau needs an optim.learning_rate above "
+                f"optim.end_learning_rate={optim.end_learning_rate}, not {optim.learning_rate}"
+            )
+        if not any(train[f"eval_every_{unit}"] for unit in ("steps", "epochs", "percent")):
+            raise UserError(
+                "optim.schedule=reduce_on_plateau needs evaluations: set train.eval_every_steps, "
+                "_epochs or _percent"
+            )
+        if not 0 < optim.plateau_threshold < 1:
+            raise UserError(
+                f"optim.plateau_threshold={optim.plateau_threshold} must lie between 0 and 1"
+            )
+    if optim.schedule in ("cosine", "linear") and optim.end_learning_rate > optim.learning_rate:
+        raise UserError(
+            f"optim.end_learning_rate={optim.end_learning_rate} is above "
+            f"optim.learning_rate={optim.learning_rate}"
+        )
+
+
+def _at_least_one(config, *keys):
+    flat = flatten(config)
+    for key in keys:
+        if flat[key] < 1:
+            raise UserError(f"{key}={flat[key]} must be at least 1")
+
+
+def _below_one(config, *keys):
+    flat = flatten(config)
+    for key in keys:
+        if flat[key] >= 1:
+            raise UserError(f"{key}={flat[key]} must be below 1")
+
+
+def _only_one(config, *keys):
+    flat = flatten(config)
+    given = {key: flat[key] for key in keys if flat[key]}
+    if len(given) > 1:
+        listed = " and ".join(f"{key}={value}" for key, value in given.items())
+        raise UserError(f"{listed} contradict each other: set all but one to 0")
