@@ -69,7 +69,7 @@ def load_variants(path: pathlib.Path, overrides: list[str]) -> dict:
     from vit_jax import sweep
     from vit_jax.main import load_config_file
 
-    config, variants = load_config_file(path)
+    config, variants, _ = load_config_file(path)
     known, changed = settings.flatten(config), {}
     for argument in overrides:
         match = re.fullmatch(r"--config\.([\w.]+)=(.*)", argument)
