@@ -4,6 +4,7 @@ import pathlib
 
 import matplotlib.figure
 import matplotlib.ticker
+import numpy as np
 
 # Okabe & Ito 2008: told apart with any common form of colour-blindness.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -114,3 +115,36 @@ def save_bars(path: pathlib.Path, title: str, rows: list[dict]) -> None:
     if len(names) > 4:
         axis.tick_params(axis="x", rotation=30)
     figure.savefig(path, dpi=120)
+
+
+def save_contact_sheet(
+    path: pathlib.Path, names: list[str], groups: dict[str, np.ndarray], cell: float = 0.85
+) -> None:
+    """Draws rows of images in titled groups of columns.
+
+    Args:
+      path: of the PNG.
+      names: of the rows.
+      groups: title -> uint8 [rows, columns, height, width, 1 or 3].
+      cell: inches of an image's side.
+    """
+    columns = [images.shape[1] for images in groups.values()]
+    size = (1.2 + cell * sum(columns) + 0.1 * len(groups), 0.5 + cell * len(names))
+    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(groups), width_ratios=columns, squeeze=False)[0]
+    for axis, (title, images) in zip(axes, groups.items(), strict=True):
+        rows, across, height, width, channels = images.shape
+        gap = -(-height // 16)
+        sides = ((0, 0), (0, 0), (gap, gap), (gap, gap), (0, 0))
+        tiles = np.pad(images, sides, constant_values=255).swapaxes(1, 2)
+        step = height + 2 * gap
+        sheet = tiles.reshape(rows * step, across * (width + 2 * gap), channels)
+        axis.imshow(np.broadcast_to(sheet, (*sheet.shape[:2], 3)), interpolation="nearest")
+        axis.set_title(title, fontsize=11)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.spines[:].set_visible(False)
+    first = axes[0].images[0].get_array().shape[0] / len(names)
+    axes[0].set_yticks([(i + 0.5) * first for i in range(len(names))], names, fontsize=11)
+    axes[0].tick_params(axis="y", length=0)
+    figure.savefig(path, dpi=120, bbox_inches="tight", pad_inches=0.1)
