@@ -544,7 +544,7 @@ def test_the_command_prepares_from_anywhere(tmp_path):
 def test_mistakes_are_told_in_a_line(tmp_path, capsys, monkeypatch):
     status = prepare_data.main(["mnist", "--archive", "absent", "--data_dir", str(tmp_path)])
     assert status == 1
-    assert capsys.readouterr().err == "the archive absent does not exist\n"
+    assert capsys.readouterr().err == "error: the archive absent does not exist\n"
     with pytest.raises(UserError, match="'cifar11': it can be one of cifar10, mnist, eurosat"):
         prepare.prepare("cifar11", tmp_path)
     (tmp_path / "file").touch()

@@ -118,7 +118,7 @@ RESNET = (
     *("--config.data.name=digits", "--config.data.image_size=8", "--config.data.channels=1"),
     *("--config.data.mean=(0.5,)", "--config.data.std=(0.5,)", "--config.model.hidden_size=4"),
     *("--config.data.examples_per_class=10", "--config.optim.ema_decay=0.9"),
-    *("--config.train.epochs=3", "--config.train.eval_every_epochs=1"),
+    *("--config.train.epochs=2", "--config.train.eval_every_epochs=1"),  # of five steps
 )
 
 
@@ -127,11 +127,11 @@ def test_resnet_resumes_exactly_and_records_its_kernels(command, tmp_path):
     folders = tmp_path / "whole", tmp_path / "stopped"
     done = command("-m", "vit_jax.main", *RESNET, f"--workdir={folders[0]}")
     assert done.returncode == 0, done.stderr
-    stopped = command("tests/kill_at.py", "SIGTERM", "step", 3, *RESNET, f"--workdir={folders[1]}")
+    stopped = command("tests/kill_at.py", "SIGTERM", "step", 7, *RESNET, f"--workdir={folders[1]}")
     assert stopped.returncode == 143, stopped.stderr
     done = command("-m", "vit_jax.main", *RESNET, f"--workdir={folders[1]}")
     assert done.returncode == 0, done.stderr
-    states = [read_state(folder / "base" / "seed_0", 6) for folder in folders]
+    states = [read_state(folder / "base" / "seed_0", 10) for folder in folders]
     assert any("batch_stats" in key and "ema" in key for key in states[0])
     for key, value in states[0].items():
         np.testing.assert_array_equal(states[1][key], value, err_msg=key)
@@ -139,7 +139,7 @@ def test_resnet_resumes_exactly_and_records_its_kernels(command, tmp_path):
     magnitudes = summary["kernel_magnitudes"]
     assert list(magnitudes["before"])[0] == "conv1" and list(magnitudes["after"])[-1] == "head"
     assert magnitudes["before"] != magnitudes["after"]
-    assert summary["best_step"] == summary["steps"] == 6  # train.select=last
+    assert summary["best_step"] == summary["steps"] == 10  # train.select=last
     assert "from the last checkpoint" in (folders[1] / "results.md").read_text()
     assert (folders[1] / "base" / "seed_0" / "figures" / "kernel_magnitudes.png").exists()
 
