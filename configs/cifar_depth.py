@@ -1,6 +1,8 @@
 """Number of encoder blocks of a small ViT on CIFAR-10.
 
 python -m vit_jax.main --config=configs/cifar_depth.py
+
+Expected result: not measured yet.
 """
 
 from configs import common

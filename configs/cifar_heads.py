@@ -1,6 +1,8 @@
 """Number of attention heads of a small ViT on CIFAR-10, at the same width.
 
 python -m vit_jax.main --config=configs/cifar_heads.py
+
+Expected result: not measured yet.
 """
 
 from configs import common

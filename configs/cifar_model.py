@@ -5,6 +5,8 @@ python -m vit_jax.main --config=configs/cifar_model.py
 config_1 has 8 blocks of width 256 and 8 heads (4.2 million parameters), the model of the other
 CIFAR-10 sweeps; config_2 is shallow and wide, 4 blocks of width 384 and 6 heads (4.8 million);
 config_3 is deep and narrow, 14 blocks of width 192 and 6 heads (4.2 million).
+
+Expected result: not measured yet.
 """
 
 from configs import common

@@ -4,7 +4,8 @@ python -m vit_jax.main --config=configs/digits_augment.py
 
 Digits may be shifted and turned a little and still be the same digit, but not mirrored: so these
 variants, instead of the policies made for photographs.
-Expected: accuracies have not been measured yet.
+
+Expected result: not measured yet.
 """
 
 from configs import common
