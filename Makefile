@@ -18,7 +18,7 @@ demo: .venv/installed
 	.venv/bin/python -m vit_jax.main --config=configs/digits_patch.py
 
 test: .venv/installed
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed
 	.venv/bin/ruff format --check .

@@ -15,6 +15,11 @@ import pytest  # noqa: E402  (JAX reads the variables when first imported)
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+def pytest_collection_modifyitems(items):
+    """Puts the longest file first, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_end_to_end.py")
+
+
 @pytest.fixture(scope="session")
 def command(tmp_path_factory):
     """Returns a function that runs `python ARGS...` in the project's root.
