@@ -13,7 +13,7 @@ from configs import common
 
 PUBLISHED = {
     "WRN-28-10 (Lim et al. 2019; RandAugment: github.com/ildoonet/pytorch-randaugment)": (
-        "autoaugment 97.4 = randaugment 97.3 > cutout 96.9 > baseline 96.1"
+        "autoaugment 97.4, randaugment 97.3 > cutout 96.9 > baseline 96.1"
     ),
 }
 
