@@ -456,3 +456,12 @@ def test_none_only_normalises():
     pixels, targets = augment(jax.random.key(0), images, np.arange(4), 10, config)
     np.testing.assert_array_equal(pixels, normalize(images, config))
     np.testing.assert_array_equal(targets, np.eye(10)[:4])
+
+
+def test_flips_are_those_of_pillow():
+    images = np.random.default_rng(0).integers(0, 256, (200, 32, 32, 3), np.uint8)
+    found = np.asarray(crop_and_flip(jax.random.key(0), images, 0, True))
+    mirrored = np.stack([np.asarray(ImageOps.mirror(Image.fromarray(image))) for image in images])
+    is_mirrored = (found == mirrored).all((1, 2, 3))
+    np.testing.assert_array_equal(found[~is_mirrored], images[~is_mirrored])
+    assert 70 < is_mirrored.sum() < 130
