@@ -96,33 +96,15 @@ def make_train_step(model, optimizer: optax.GradientTransformation, config):
         grads, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(*args)
         return grads, batch_stats, sums
 
-    def accumulated(params, batch_stats, key, images, targets):
-        parts = config.train.accumulation_steps
-        if parts == 1:
-            return gradients(params, batch_stats, key, images, targets)
-
-        # Part i takes examples i, i + parts, ...: each device keeps the examples that it has.
-        def spread(x):
-            return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
-
-        def add(total, part):
-            i, part_images, part_targets = part
-            key_i = jax.random.fold_in(key, i)
-            grads, stats, sums = gradients(params, total[1], key_i, part_images, part_targets)
-            return (jax.tree.map(jnp.add, total[0], grads), stats, total[2].merge(sums)), None
-
-        zero = (jax.tree.map(jnp.zeros_like, params), batch_stats, Sums.empty())
-        parts_of_batch = (jnp.arange(parts), spread(images), spread(targets))
-        (grads, batch_stats, sums), _ = jax.lax.scan(add, zero, parts_of_batch)
-        return jax.tree.map(lambda g: g / parts, grads), batch_stats, sums
-
     def train_step(state: TrainState, key: jax.Array, batch: dict) -> TrainState:
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
         images, targets = augment(
             augment_key, batch["image"], batch["label"], model.num_classes, config
         )
-        grads, batch_stats, sums = accumulated(
-            state.params, state.batch_stats, dropout_key, images, targets
+        grads, batch_stats, sums = _accumulated(
+            gradients,
+            config.train.accumulation_steps,
+            (state.params, state.batch_stats, dropout_key, images, targets),
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         if state.plateau is not None:
@@ -143,6 +125,28 @@ def make_train_step(model, optimizer: optax.GradientTransformation, config):
         )
 
     return train_step
+
+
+def _accumulated(gradients, parts, inputs):
+    """Returns gradients, statistics and sums of a batch that is taken in equal parts."""
+    if parts == 1:
+        return gradients(*inputs)
+    params, batch_stats, key, images, targets = inputs
+
+    # Part i takes examples i, i + parts, ...: each device keeps the examples that it has.
+    def spread(x):
+        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(total, part):
+        i, part_images, part_targets = part
+        key_i = jax.random.fold_in(key, i)
+        grads, stats, sums = gradients(params, total[1], key_i, part_images, part_targets)
+        return (jax.tree.map(jnp.add, total[0], grads), stats, total[2].merge(sums)), None
+
+    zero = (jax.tree.map(jnp.zeros_like, params), batch_stats, Sums.empty())
+    parts_of_batch = (jnp.arange(parts), spread(images), spread(targets))
+    (grads, batch_stats, sums), _ = jax.lax.scan(add, zero, parts_of_batch)
+    return jax.tree.map(lambda g: g / parts, grads), batch_stats, sums
 
 
 def _moving_average(state, params, batch_stats, decay):

@@ -189,11 +189,10 @@ class _Runner:
         if key not in self._data:
             self._data.clear()  # before the next set takes its room
             self._data = {key: load_data(config.data, self.mesh)}
-            for other in self._configs.values():  # before hours are spent on the first of them
+            # Before hours are spent on the first variant, and so that no table is made of two sets.
+            for name, other in self._configs.items():
                 if other.data == config.data:
                     train.build_program(other, self._data[key], self.mesh)
-            for name, other in self._configs.items():  # nor a table made of two sets
-                if other.data == config.data:
                     for seed in seeds_of(other):
                         folder = self._workdir / name / f"seed_{seed}"
                         run_folder.check_data(folder, self._data[key].fingerprint)

@@ -176,7 +176,7 @@ class MultiHeadDifferentialAttention(_Attention):
         vectors = {
             name: self.param(name, nn.initializers.normal(0.1), (width,)) for name in _LAMBDAS
         }
-        strength = _strength(vectors, self.layer, jnp)
+        strength = _strength(vectors, self.layer)
         # The maps 2 i and 2 i + 1 form head i.
         maps = self._maps(query, key).reshape(b, h, 2, n, n)
         weights = maps[:, :, 0] - strength.astype(self.dtype) * maps[:, :, 1]
@@ -192,9 +192,9 @@ def _initial_strength(layer):
     return 0.8 - 0.6 * math.exp(-0.3 * layer)
 
 
-def _strength(vectors, layer, xp):
+def _strength(vectors, layer):
     query_1, key_1, query_2, key_2 = (vectors[name] for name in _LAMBDAS)
-    first, second = xp.exp((query_1 * key_1).sum()), xp.exp((query_2 * key_2).sum())
+    first, second = jnp.exp((query_1 * key_1).sum()), jnp.exp((query_2 * key_2).sum())
     return first - second + _initial_strength(layer)
 
 
@@ -208,7 +208,7 @@ def differential_lambdas(params: dict) -> dict[str, jax.Array]:
     for name, block in params.get("Transformer", {}).items():
         vectors = block.get("MultiHeadDifferentialAttention_0")
         if vectors is not None:
-            strengths[name] = _strength(vectors, int(name.rsplit("_", 1)[1]), jnp)
+            strengths[name] = _strength(vectors, int(name.rsplit("_", 1)[1]))
     return strengths
 
 
