@@ -8,53 +8,41 @@ A contact sheet: images of several classes, each beside random draws of every va
 --config.SECTION.KEY=VALUE changes one setting.
 """
 
-import argparse
-import ast
 import functools
 import pathlib
-import re
 import sys
 
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # without an installation
 
-from vit_jax import config as settings  # noqa: E402
-from vit_jax import plots  # noqa: E402
+from vit_jax import cli, plots  # noqa: E402
 from vit_jax.errors import UserError  # noqa: E402
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaint is a UserError."""
-
-    def error(self, message):
-        """Raises UserError."""
-        raise UserError(message)
-
-
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status; a user's mistake is one line, status 1."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Runs the command line and returns its exit status."""
+    return cli.run(lambda: draw(argv))
+
+
+def draw(argv: list[str] | None) -> None:
+    """Draws what the arguments say; raises UserError."""
+    parser = cli.Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    sheet = commands.add_parser("augment", allow_abbrev=False, help="augmented training images")
+    sheet = commands.add_parser("augment", help="augmented training images")
     sheet.add_argument("--config", type=pathlib.Path, required=True, help="of an experiment")
     sheet.add_argument("--out", type=pathlib.Path, help="default: CONFIG_augment.png")
     sheet.add_argument("--draws", type=int, default=3, help="of each variant (default 3)")
     sheet.add_argument("--rows", type=int, default=8, help="images, of as many classes (default 8)")
-    try:
-        args, rest = parser.parse_known_args(argv)
-        for name in ("draws", "rows"):
-            if getattr(args, name) < 1:
-                raise UserError(f"--{name}={getattr(args, name)} must be at least 1")
-        out = args.out or pathlib.Path(f"{args.config.stem}_augment.png")
-        if not out.parent.is_dir():
-            raise UserError(f"--out={out}: {out.parent} is not a folder")
-        draw_augmentations(load_variants(args.config, rest), args.rows, args.draws, out)
-        print(f"wrote {out}")
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    args, rest = parser.parse_known_args(argv)
+    for name in ("draws", "rows"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name}={getattr(args, name)} must be at least 1")
+    out = args.out or pathlib.Path(f"{args.config.stem}_augment.png")
+    if not out.parent.is_dir():
+        raise UserError(f"--out={out}: {out.parent} is not a folder")
+    draw_augmentations(load_variants(args.config, rest), args.rows, args.draws, out)
+    print(f"wrote {out}")
 
 
 def load_variants(path: pathlib.Path, overrides: list[str]) -> dict:
@@ -70,20 +58,8 @@ def load_variants(path: pathlib.Path, overrides: list[str]) -> dict:
     from vit_jax.main import load_config_file
 
     config, variants, _ = load_config_file(path)
-    known, changed = settings.flatten(config), {}
-    for argument in overrides:
-        match = re.fullmatch(r"--config\.([\w.]+)=(.*)", argument)
-        if not match:
-            raise UserError(f"{argument!r} is no argument; settings are --config.SECTION.KEY=VALUE")
-        key, value = match[1], match[2]
-        if not isinstance(known.get(key), str):
-            try:
-                value = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
-                pass  # the text will be refused
-        changed[key] = value
-    config = settings.with_overrides(config, changed, "the command line")
-    return sweep.make_variants(config, variants, set(changed))
+    config, given = cli.with_arguments(config, overrides)
+    return sweep.make_variants(config, variants, given)
 
 
 def draw_augmentations(variants: dict, rows: int, draws: int, out: pathlib.Path) -> None:

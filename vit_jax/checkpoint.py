@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the latest two and the best. The only file that knows orbax."""
+"""Checkpoints of a run, the latest two and the best; weights alone. The only file knowing orbax."""
 
 import dataclasses
 import functools
@@ -146,6 +146,75 @@ class Checkpoints:
     def close(self) -> None:
         """Waits, and ends the background threads."""
         self._manager.close()
+
+
+def save_arrays(folder: pathlib.Path, tree) -> int:
+    """Writes a tree of arrays and returns its checksum."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute(), tree)
+    return int(checksum(tree))
+
+
+def load_arrays(folder: pathlib.Path, expected: int):
+    """Returns the tree of NumPy arrays in a folder.
+
+    Raises UserError if it is damaged, or its checksum is not the expected one.
+    """
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            stored = checkpointer.metadata(folder.absolute()).item_metadata
+            tree = checkpointer.restore(folder.absolute(), _on_one_device(stored.tree))
+        if int(checksum(tree)) != expected:
+            raise ValueError("its checksum does not match")
+    except MemoryError:
+        raise
+    except Exception as error:  # damage shows as many types in orbax and tensorstore
+        raise UserError(f"{folder} is damaged ({_first_line(error)})") from None
+    return jax.tree.map(np.asarray, tree)
+
+
+def load_run(folder: pathlib.Path, select: str) -> tuple[dict, int]:
+    """Returns the evaluated variables of a run, NumPy arrays, and their checksum.
+
+    Args:
+      folder: of the run's checkpoints.
+      select: "best" by validation accuracy, or "last".
+
+    Raises:
+      UserError: there is no such checkpoint, or it is damaged.
+    """
+    options = ocp.CheckpointManagerOptions(read_only=True, best_fn=_accuracy)
+    handlers = {"state": ocp.StandardCheckpointHandler(), "notes": ocp.JsonCheckpointHandler()}
+    manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
+    try:
+        step = manager.best_step() if select == "best" else manager.latest_step()
+        if step is None:
+            raise ValueError("there is none")
+        stored = manager.item_metadata(step)["state"]
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(_on_one_device(stored)), notes=ocp.args.JsonRestore()
+        )
+        restored = manager.restore(step, args=args)
+        state = restored["state"]
+        variables = state["ema"] or {key: state[key] for key in ("params", "batch_stats")}
+        found = int(checksum(variables))
+        if found != restored["notes"]["variables_checksum"]:
+            raise ValueError("its checksum does not match")
+    except MemoryError:
+        raise
+    except Exception as error:  # damage shows as many types in orbax and tensorstore
+        raise UserError(
+            f"the {select} checkpoint in {folder} is damaged ({_first_line(error)})"
+        ) from None
+    finally:
+        manager.close()
+    return jax.tree.map(np.asarray, variables), found
+
+
+def _on_one_device(metadata):
+    """Returns what to restore an orbax tree of array metadata into."""
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), metadata)
 
 
 def _accuracy(metrics) -> float:

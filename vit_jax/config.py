@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Collection
 from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
@@ -25,6 +26,8 @@ def get_config() -> Config:
     """Returns the documented defaults; an experiment's config file changes some of them."""
     config: Config = ConfigDict()
     config.seed = 0  # of the first run; further seeds count up from it
+    config.init_from = ""  # weights to begin with: a converted checkpoint, or a run's folder
+    config.freeze = "full"  # trained: none_trained, head, last_4_blocks (say), full; or own rules
     config.data = _data()
     config.augment = _augment()
     config.model = _model()
@@ -47,7 +50,7 @@ def _data():
     data.split_seed = 0  # of the carving and the subsets; apart from `seed`, so runs share splits
     data.train_examples = 0  # keep that many training examples, classes in proportion; 0: all
     data.examples_per_class = 0  # keep that many training examples of each class; 0: all
-    data.image_size = 32  # pixels; other sizes are resized (shorter side) and centre-cropped
+    data.image_size = 32  # pixels; others are resized and centre-cropped; 0: that of init_from
     data.stored_size = 0  # pixels of the images held; the device resizes them; 0: image_size
     data.eval_crop = 1.0  # side of the central square that evaluation sees, as a share
     data.channels = 3  # 3: RGB, 1: greyscale; images are converted
@@ -104,6 +107,7 @@ def _model():
     model.gelu = "tanh"  # "erf" is the exact form
     model.norm_eps = 1e-6  # of every LayerNorm
     model.representation_size = 0  # width of a tanh layer before the head; 0: none
+    model.head_zero_init = True  # begin with equal probabilities; False: at random, for evaluation
     model.stem = "cifar"  # resnet18: 3x3 convolution; "imagenet": 7x7, stride 2, max pooling
     model.zero_init_residual = False  # resnet18: blocks begin as identity
     return model
@@ -127,6 +131,7 @@ def _optim():
     optim.b1 = 0.9  # adam, adamw
     optim.b2 = 0.999  # adam, adamw
     optim.eps = 1e-8  # adam, adamw
+    optim.layer_decay = 1.0  # the learning rate falls by this factor from block to block downwards
     optim.momentum = 0.9  # sgd
     optim.nesterov = False  # sgd
     optim.grad_clip_norm = 0.0  # clip the global norm of the gradients to this; 0: off
@@ -143,6 +148,8 @@ def _train():
     train.accumulation_steps = 1  # split the batch into this many, to save memory
     train.label_smoothing = 0.0  # share of the target spread over all classes
     train.dtype = "auto"  # of the computation; auto: bfloat16 on GPU and TPU, float32 on CPU
+    train.remat = False  # recompute each block in the backward pass: less memory, more time
+    train.cache_features = True  # compute the head's input once, where nothing below it changes
     train.eval_every_steps = 0  # validate and checkpoint; none of the three: at the end only
     train.eval_every_epochs = 1.0  # likewise, in passes over the training data
     train.eval_every_percent = 0.0  # likewise, in percent of the whole run
@@ -214,16 +221,33 @@ def wrong_type(key: str, value, what: str) -> str:
     return f"config key {key} in {what} takes {kind}, not {value!r}"
 
 
-def resolve(config: Config) -> Config:
-    """Returns a copy in which named sizes and kinds have filled the keys left at 0."""
+def resolve(config: Config, weights: dict | None = None, given: Collection[str] = ()) -> Config:
+    """Returns a copy in which nothing is left open.
+
+    Named sizes and kinds fill the keys at 0; what the weights of `init_from` were trained with
+    fills the rest and the keys that have their default.
+
+    Args:
+      config: of a variant.
+      weights: {"model.depth": 12, ...}, the settings of the weights.
+      given: the keys of the command line, which are not to be changed even if at their default.
+
+    Raises:
+      UserError: an unknown size, or settings that contradict the weights.
+    """
     config = config.copy_and_resolve_references()
+    _resolve_size(config.model)
+    if weights is not None:
+        _adopt(config, weights, given)
+    if config.model.name == "resnet18":
+        config.model.hidden_size = config.model.hidden_size or 64  # He et al. 2016, table 1
     _resolve_augment(config)
-    model = config.model
-    if model.name == "resnet18":
-        model.hidden_size = model.hidden_size or 64  # He et al. 2016, table 1
-        return config
-    if not model.size:
-        return config
+    return config
+
+
+def _resolve_size(model):
+    if not model.size or model.name == "resnet18":
+        return
     match = re.fullmatch(r"(\w+)/(\d+)", model.size)
     if not match or match[1] not in MODEL_SIZES:
         names = ", ".join(MODEL_SIZES)
@@ -240,7 +264,25 @@ def resolve(config: Config) -> Config:
     for key, value in filled.items():
         model[key] = model[key] or value
     model.size = ""
-    return config
+
+
+def _adopt(config, weights, given):
+    default, now = flatten(get_config()), flatten(config)
+    for key, value in weights.items():
+        if (
+            key == "model.representation_size"
+        ):  # dropped for other classes, as the official code does
+            continue
+        if now[key] == value or (
+            key in ("data.image_size", "model.patch_size") and now[key]  # resized
+        ):
+            continue
+        if key in given or now[key] not in (default[key], 0):
+            raise UserError(
+                f"{key}={now[key]} contradicts the weights of init_from={config.init_from}, which "
+                f"have {key}={value}: leave it out"
+            )
+        config.update_from_flattened_dict({key: value})
 
 
 def _resolve_augment(config):

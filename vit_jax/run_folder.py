@@ -27,6 +27,10 @@ FREE_KEYS = (
 )
 
 
+# The length of a run, of which a finished one may be given more.
+LENGTH_KEYS = ("train.epochs", "train.steps")
+
+
 def plain_settings(config: Config, seed: int) -> dict:
     """Returns {"section.key": JSON value} of a run."""
     flat = {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(config).items()}
@@ -39,42 +43,66 @@ def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None
     Raises:
       UserError: the folder belongs to a run with other settings.
     """
-    record = _read_config(folder)
+    record = read_config(folder)
     if record is None:
         return None
     before, now = record["config"], plain_settings(config, seed)
     default = plain_settings(get_config(), seed)
     # A prepared set may have moved, and its contents are compared; a folder is known by its place.
     free = FREE_KEYS if config.data.name == "folder" else (*FREE_KEYS, "data.dir")
+    if config.freeze == "none_trained":
+        free += LENGTH_KEYS
+    summary = _finished(folder, record)
     for key in now:
         # A key that was added since then had the effect of its default.
-        if key not in free and before.get(key, default[key]) != now[key]:
-            old = before.get(key, default[key])
+        old = before.get(key, default[key])
+        if key in free or old == now[key]:
+            continue
+        if key in LENGTH_KEYS and 0 < old < now[key]:  # the run is to be lengthened
+            if summary is not None:
+                continue
             raise UserError(
-                f"{folder} was trained with {key}={old}, now {key}={now[key]}: go on with the same "
-                "settings, or choose another --workdir"
+                f"{folder} is to be trained with {key}={old} and not finished: finish it before "
+                f"going on to {now[key]}"
             )
-    summary = folder / "summary.json"
-    return json.loads(summary.read_text()) if summary.exists() else None
-
-
-def check_data(folder: pathlib.Path, fingerprint: dict) -> bool:
-    """Returns whether the run has begun; raises UserError if it has, on data other than this."""
-    record = _read_config(folder)
-    if record is None:
-        return False
-    if record.get("data") != fingerprint:
         raise UserError(
-            f"{folder} was trained on other images than those that are there now: bring the former "
+            f"{folder} was trained with {key}={old}, now {key}={now[key]}: go on with the same "
+            "settings, or choose another --workdir"
+        )
+    return summary if not _lengthened(before, now, free) else None
+
+
+def _lengthened(before, now, free):
+    return any(key not in free and before[key] != now[key] for key in LENGTH_KEYS)
+
+
+def _finished(folder, record):
+    """Returns summary.json, None if there is none or it is that of an earlier leg."""
+    path = folder / "summary.json"
+    if not path.exists():
+        return None
+    summary = json.loads(path.read_text())
+    done = [leg["steps"] for leg in record.get("legs", [])]
+    return summary if summary["steps"] not in done else None
+
+
+def check_data(folder: pathlib.Path, fingerprint: dict) -> None:
+    """Raises UserError if the run has begun with other data or weights than these."""
+    record = read_config(folder)
+    if record is not None and record.get("data") != fingerprint:
+        what = (
+            "images" if record["data"].get("weights") == fingerprint.get("weights") else "weights"
+        )
+        raise UserError(
+            f"{folder} began with other {what} than those that are there now: bring the former "
             "ones back, or choose another --workdir"
         )
-    return True
 
 
 def write_config(
     folder: pathlib.Path, config: Config, fingerprint: dict, name: str, seed: int
 ) -> None:
-    """Writes config.json, if the run has not begun.
+    """Writes config.json, if the run has not begun or begins another leg.
 
     Args:
       folder: of the run.
@@ -86,12 +114,22 @@ def write_config(
     Raises:
       UserError: the run has begun, on other data.
     """
-    if check_data(folder, fingerprint) or not sharding.is_first_process():
+    check_data(folder, fingerprint)
+    if not sharding.is_first_process():
+        return
+    record, settings = read_config(folder), plain_settings(config, seed)
+    if record is not None:
+        # The leg that ends is noted before its summary can be replaced.
+        if (summary := _finished(folder, record)) and _lengthened(record["config"], settings, ()):
+            earlier = {key: value for key, value in summary.items() if key != "legs"}
+            record["legs"] = [*record.get("legs", []), earlier]
+            record["config"] = settings
+            write_atomically(folder / "config.json", json.dumps(record, indent=2) + "\n")
         return
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     record = {
         "variant": name,
-        "config": plain_settings(config, seed),
+        "config": settings,
         "data": fingerprint,
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in packages},
@@ -114,8 +152,11 @@ def lock(folder: pathlib.Path):
         yield
 
 
-def _read_config(folder):
-    """Returns config.json, None if there is no checkpoint to go on from."""
+def read_config(folder: pathlib.Path) -> dict | None:
+    """Returns config.json; None if there is no checkpoint, so that the run has not begun.
+
+    Raises UserError if it is damaged.
+    """
     if not any((folder / "checkpoints").glob("[0-9]*")):
         return None
     path = folder / "config.json"

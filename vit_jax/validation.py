@@ -1,6 +1,7 @@
 """The rules that the settings of a run must obey."""
 
 import math
+import re
 
 from vit_jax.config import DIMENSIONS, Config, flatten, get_config
 from vit_jax.errors import UserError
@@ -58,6 +59,8 @@ BELONGS = {
     if key not in ("name", "hidden_size", "stem", "zero_init_residual")
 }
 
+FREEZES = ("none_trained", "head", "full")
+
 
 def validate(config: Config) -> None:
     """Raises UserError for the first value or combination of a resolved config that is wrong."""
@@ -75,6 +78,7 @@ def validate(config: Config) -> None:
             raise UserError(f"{key}={value} is negative")
     if config.seed + config.train.num_seeds > 2**32:
         raise UserError(f"seed={config.seed} is too large: seeds stay below 2**32")
+    parse_freeze(config.freeze)
     _validate_data(config)
     _validate_augment(config)
     _validate_model(config)
@@ -85,6 +89,36 @@ def validate(config: Config) -> None:
             raise UserError(f"{key}={flat[key]} has no effect with {choice}={flat[choice]}")
 
 
+def parse_freeze(freeze: str) -> str | int | list[tuple[re.Pattern, bool]]:
+    """Returns what a value of `config.freeze` stands for.
+
+    Returns:
+      "none_trained", "head" or "full"; k of "last_k_blocks"; or, of "REGEX=trained;
+      REGEX=frozen; ...", [(pattern, whether what it matches is trained), ...].
+
+    Raises UserError for anything else.
+    """
+    if freeze in FREEZES:
+        return freeze
+    if match := re.fullmatch(r"last_(\d+)_blocks", freeze):
+        return int(match[1])
+    rules = []
+    for rule in filter(None, map(str.strip, freeze.split(";"))):
+        match = re.fullmatch(r"(.+)=(trained|frozen)", rule)
+        if not match:
+            raise UserError(
+                f"freeze={freeze!r} is not one of {', '.join(FREEZES)}, last_4_blocks (with any "
+                "number), or rules such as 'head/.*=trained; .*=frozen'"
+            )
+        try:
+            rules.append((re.compile(match[1]), match[2] == "trained"))
+        except re.error as error:
+            raise UserError(f"freeze: {match[1]!r} is no regular expression: {error}") from None
+    if not rules:
+        raise UserError(f"freeze is empty: give one of {', '.join(FREEZES)}")
+    return rules
+
+
 def _validate_data(config):
     data = config.data
     if not data.name:
@@ -93,6 +127,8 @@ def _validate_data(config):
         raise UserError("data.name=folder needs data.dir, the folder of images")
     if data.channels not in (1, 3):
         raise UserError(f"data.channels={data.channels} is neither 1 (greyscale) nor 3 (RGB)")
+    if not data.image_size and not config.init_from:
+        raise UserError("data.image_size=0 stands for that of init_from, which is not set")
     _at_least_one(config, "data.image_size", "data.num_threads")
     for key in ("mean", "std"):
         if len(data[key]) not in (1, data.channels):
@@ -217,6 +253,8 @@ def _validate_train(config):
         "optim.momentum",
         "optim.ema_decay",
     )
+    if not 0 < optim.layer_decay <= 1:
+        raise UserError(f"optim.layer_decay={optim.layer_decay} is no factor above 0 and up to 1")
     if optim.eps == 0:
         raise UserError("optim.eps=0 would divide by zero: use 1e-8, say")
     percents = tuple(optim.decay_at_percent)

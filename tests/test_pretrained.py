@@ -1,0 +1,345 @@
+"""Weights of other projects: they compute the same here, and go back as they came."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from scipy.ndimage import zoom
+
+from vit_jax import config as settings
+from vit_jax import models, pretrained
+from vit_jax.errors import UserError
+from vit_jax.pretrained import formats, tables
+from vit_jax.pretrained.resize import resize_matrix, resize_patches, resize_positions
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+HEADS = {"model.num_heads": 3}
+SOURCES = {
+    "timm": "timm/model.safetensors",
+    "timm_mean": "timm_mean/model.safetensors",
+    "npz": "npz/model.npz",
+    "hf": "hf/model.safetensors",
+    "hf_bare": "hf_bare/model.safetensors",
+    "torchvision": "torchvision/model.safetensors",
+    "resnet18": "resnet18/model.safetensors",
+}
+
+
+def convert(name):
+    return pretrained.convert(GOLDEN / SOURCES[name], HEADS)
+
+
+def model_of(weights):
+    """Returns the module that weights belong to."""
+    config = settings.with_overrides(settings.get_config(), weights.info["settings"], "weights")
+    return models.build(config.model, max(1, weights.info["num_classes"]))
+
+
+def variables_of(weights):
+    """Returns variables; those of a model without a head get an arbitrary one."""
+    variables = weights.variables
+    head = {"kernel": np.zeros((48, 1), np.float32), "bias": np.zeros(1, np.float32)}
+    return variables | {"params": {"head": head} | variables["params"]}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_converted_models_compute_what_their_own_do(name):
+    weights, golden = convert(name), np.load(GOLDEN / name / "golden.npz")
+    apply = jax.jit(model_of(weights).apply, static_argnames="capture")
+    logits, inside = apply(variables_of(weights), golden["images"], capture=True)
+    if name == "resnet18":
+        pairs = [("block", inside["feature_maps"]["layer1_0"])]
+    else:
+        pairs = [("embeddings", inside["tokens"][0]), ("block", inside["tokens"][1])]
+    # transformers' bare encoder ends with its pooler.
+    pairs.append(("logits", inside["features"] if name == "hf_bare" else logits))
+    for key, found in pairs:
+        np.testing.assert_allclose(found, golden[key], rtol=0, atol=1e-5, err_msg=key)
+    assert np.abs(golden["logits"]).max() > 0.1
+
+
+def test_settings_come_with_the_weights():
+    timm, hf, npz, torchvision = (convert(n).info for n in ("timm", "hf", "npz", "torchvision"))
+    shared = dict(
+        zip(("patch_size", "hidden_size", "depth", "mlp_dim"), (4, 48, 2, 96), strict=True)
+    )
+    for info in (timm, hf, npz, torchvision):
+        assert {f"model.{key}": value for key, value in shared.items()}.items() <= info[
+            "settings"
+        ].items()
+        assert info["num_classes"] == 7 and info["settings"]["data.image_size"] == 12
+    found = [
+        tuple(info["settings"][key] for key in ("model.gelu", "model.norm_eps", "data.mean"))
+        for info in (timm, hf, npz, torchvision)
+    ]
+    imagenet = (0.485, 0.456, 0.406)
+    assert found == [
+        ("erf", 1e-6, (0.5,)),
+        ("erf", 1e-12, (0.5,)),
+        ("tanh", 1e-6, (0.5,)),
+        ("erf", 1e-6, imagenet),
+    ]
+    assert [info["resize"] for info in (timm, hf, npz)] == ["timm", "hf", "official"]
+    assert hf["class_names"] == [f"class {i}" for i in range(7)] and timm["class_names"] is None
+    assert convert("hf_bare").info["settings"]["model.representation_size"] == 48
+    mean = convert("timm_mean").info["settings"]
+    assert (mean["model.pool"], mean["model.qkv_bias"]) == ("mean", False)
+
+
+def rewritten(tmp_path, name, change):
+    """Returns a copy of a golden file whose arrays are changed."""
+    arrays = dict(np.load(GOLDEN / SOURCES["npz"])) if name == "npz" else None
+    if arrays is None:
+        arrays = safetensors.numpy.load_file(GOLDEN / SOURCES[name])
+    path = tmp_path / pathlib.Path(SOURCES[name]).name
+    arrays = change(arrays)
+    if name == "npz":
+        np.savez(path, **arrays)
+    else:
+        safetensors.numpy.save_file(
+            {key: np.ascontiguousarray(value) for key, value in arrays.items()}, path
+        )
+    return path
+
+
+def linen(key):
+    """Returns the Linen name of an array of 2020."""
+    names = {"MultiHeadDotProductAttention_1": "MultiHeadDotProductAttention_0"}
+    names |= {"MlpBlock_3": "MlpBlock_0", "LayerNorm_2": "LayerNorm_1"}
+    return "/".join(names.get(part, part) for part in key.split("/"))
+
+
+def stacked(arrays):
+    """Returns big_vision's layout: "params/", blocks stacked, positions outside, bfloat16 bytes."""
+    arrays = {linen(key): value for key, value in arrays.items()}
+    pairs = [k for k in arrays if "encoderblock_0" in k]
+    result = {k: v for k, v in arrays.items() if "encoderblock" not in k}
+    for key in pairs:
+        both = [arrays[key], arrays[key.replace("encoderblock_0", "encoderblock_1")]]
+        result[key.replace("encoderblock_0", "encoderblock")] = np.stack(both)
+    result["pos_embedding"] = result.pop(tables.POSITIONS)
+    return {f"params/{key}": value for key, value in result.items()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays: (
+            {f"opt/target/{k}": v for k, v in arrays.items()} | {"opt/state": np.ones(1)}
+        ),
+        lambda arrays: {f"params/img/{linen(k)}": v for k, v in arrays.items()},
+        stacked,
+    ],
+    ids=["opt/target", "params/img", "stacked"],
+)
+def test_every_naming_of_the_official_file_is_read(tmp_path, change):
+    found = pretrained.convert(rewritten(tmp_path, "npz", change), {})
+    expected = convert("npz")
+    assert found.info["settings"] == expected.info["settings"]
+    assert_same(found.arrays, expected.arrays)
+
+
+def assert_same(found, expected):
+    """The arrays are equal to the bit."""
+    assert found.keys() == expected.keys()
+    for key, array in expected.items():
+        assert found[key].dtype == array.dtype == np.float32, key
+        np.testing.assert_array_equal(found[key].view(np.uint32), array.view(np.uint32), key)
+
+
+def test_bfloat16_and_a_class_token_without_position(tmp_path):
+    import ml_dtypes
+
+    def change(arrays):
+        table = arrays[tables.POSITIONS]
+        arrays[tables.POSITIONS] = table[:, 1:]
+        return {k: v.astype(ml_dtypes.bfloat16).view("V2") for k, v in arrays.items()}
+
+    found = pretrained.convert(rewritten(tmp_path, "npz", change), {}).arrays
+    table = convert("npz").arrays[tables.POSITIONS]
+    np.testing.assert_array_equal(found[tables.POSITIONS][0, 0], np.zeros(48))
+    np.testing.assert_allclose(found[tables.POSITIONS][:, 1:], table[:, 1:], rtol=2**-8)
+
+
+def test_pre_logits_and_no_head(tmp_path):
+    def change(arrays):
+        layer = {"pre_logits/kernel": np.ones((48, 48)), "pre_logits/bias": np.ones(48)}
+        return {k: v for k, v in arrays.items() if not k.startswith("head/")} | layer
+
+    info = pretrained.convert(rewritten(tmp_path, "npz", change), {}).info
+    assert info["num_classes"] == 0 and info["settings"]["model.representation_size"] == 48
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(n, k) for n in ("timm", "hf", "npz", "torchvision") for k in ("timm", "hf", "npz")]
+    + [("timm_mean", "timm")],
+)
+def test_round_trip_keeps_every_bit(tmp_path, name, kind):
+    weights, out = convert(name), tmp_path / ("out.npz" if kind == "npz" else "out")
+    pretrained.export(weights, kind, out)
+    given = {"model.norm_eps": weights.info["settings"]["model.norm_eps"]}
+    if kind == "npz":
+        settings_kept = ("model.gelu", "data.mean", "data.std")
+        given |= {key: weights.info["settings"][key] for key in settings_kept}
+    back = pretrained.convert(out if kind == "npz" else out / "model.safetensors", given)
+    assert_same(back.arrays, weights.arrays)
+    expected = dict(weights.info["settings"])
+    for key in ("data.mean", "data.std"):  # one value stands for all channels
+        expected[key] = tuple(np.broadcast_to(expected[key], 3))
+        back.info["settings"][key] = tuple(np.broadcast_to(back.info["settings"][key], 3))
+    assert back.info["settings"] == expected
+
+
+def test_resnet18_round_trip():
+    weights = convert("resnet18")
+    theirs = formats.to_theirs("resnet18", weights.arrays)
+    original = safetensors.numpy.load_file(GOLDEN / SOURCES["resnet18"])
+    assert_same(theirs, {k: v for k, v in original.items() if "num_batches" not in k})
+
+
+def test_saved_checkpoint_reads_back_and_notices_damage(tmp_path):
+    weights = convert("resnet18")
+    pretrained.save(weights, tmp_path / "w")
+    found = pretrained.load(tmp_path / "w")
+    assert_same(found.arrays, weights.arrays)
+    assert found.info["settings"] == weights.info["settings"]
+    with pytest.raises(UserError, match="exists already"):
+        pretrained.save(weights, tmp_path / "w")
+    model = tmp_path / "w" / "model.json"
+    model.write_text(model.read_text().replace('"checksum": ', '"checksum": 1'))
+    with pytest.raises(UserError, match="damaged"):
+        pretrained.load(tmp_path / "w")
+    model.write_text("{")
+    with pytest.raises(UserError, match="model.json is damaged"):
+        pretrained.load(tmp_path / "w")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "parts"),
+    [
+        (
+            "timm",
+            lambda arrays: (
+                {("x" if k == "norm.bias" else k): v for k, v in arrays.items()}
+                | {"head.bias": np.ones(3, np.float32), "fc_norm.weight": np.ones(48, np.float32)}
+            ),
+            ["norm.bias is missing", "head.weight has the shape (7, 48) instead of (3, 48)"]
+            + ["x has no place", "fc_norm.weight has no place"],
+        ),
+        (
+            "npz",
+            lambda arrays: arrays | {"head/bias": np.full(7, np.nan, np.float32)},
+            ["not finite numbers, in head/bias"],
+        ),
+        ("timm", lambda arrays: {"stem.weight": np.ones(2)}, ["no known kind", "stem.weight"]),
+        ("npz", lambda arrays: {"embedding": np.array([{}], object)}, ["damaged", "allow_pickle"]),
+    ],
+    ids=["keys", "nan", "kind", "object"],
+)
+def test_wrong_files_are_refused_with_all_their_faults(tmp_path, name, change, parts):
+    with pytest.raises(UserError) as caught:
+        pretrained.convert(rewritten(tmp_path, name, change), HEADS)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_files_that_are_no_weights(tmp_path):
+    whole = (GOLDEN / SOURCES["timm"]).read_bytes()
+    contents = {
+        "cut.safetensors": (whole[: len(whole) // 2], "damaged"),
+        "cut.npz": ((GOLDEN / SOURCES["npz"]).read_bytes()[:999], "damaged"),
+        "model.pth": (b"PK\x03\x04" + bytes(99), "is a pickle.*safetensors.torch.save_file"),
+        "model.bin": (b"\x80\x02}q\x00.", "is a pickle"),
+        "renamed.safetensors": (b"PK\x03\x04" + bytes(99), "is a pickle"),
+        "empty.npz": (b"", "is empty"),
+        "notes.txt": (b"weights", "neither .npz nor .safetensors"),
+    }
+    for name, (content, message) in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            pretrained.convert(tmp_path / name, {})
+    with pytest.raises(UserError, match="give --num-heads"):
+        pretrained.convert(GOLDEN / SOURCES["timm"], {})
+    with pytest.raises(UserError, match="is not a file"):
+        pretrained.convert(tmp_path / "missing.npz", {})
+
+
+def test_positions_and_patches_resize_by_the_rules_of_their_sources():
+    golden = np.load(GOLDEN / "resized.npz")
+    for rule in ("timm", "hf"):
+        found = resize_positions(golden["table"], 26, True, rule)
+        np.testing.assert_allclose(found, golden[rule], atol=2e-6)
+    np.testing.assert_allclose(resize_patches(golden["kernel"], 6), golden["kernel_6"], atol=2e-5)
+    for old, new in ((3, 5), (14, 24), (24, 14), (4, 1)):
+        grid = np.random.default_rng(0).standard_normal((old, old, 2)).astype(np.float32)
+        expected = zoom(grid, (new / old, new / old, 1), order=1).reshape(1, new * new, 2)
+        found = resize_positions(grid.reshape(1, -1, 2), new * new, False, "official")
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_an_enlarged_patch_gives_the_same_token():
+    rng = np.random.default_rng(0)
+    patch, kernel = rng.standard_normal((4, 4, 3)), rng.standard_normal((4, 4, 3, 5))
+    matrix = resize_matrix("timm", 6, 4)
+    larger = np.einsum("ij,kl,jlc->ikc", matrix, matrix, patch)
+    tokens = [
+        np.tensordot(p, k, 3) for p, k in ((patch, kernel), (larger, resize_patches(kernel, 6)))
+    ]
+    np.testing.assert_allclose(tokens[0], tokens[1], atol=1e-5)
+
+
+def fit(weights, class_names, **changes):
+    """Fits weights to a model that differs in some settings."""
+    keys = weights.info["settings"] | {k.replace("__", "."): v for k, v in changes.items()}
+    shapes = formats.shapes(keys, len(class_names))
+    weights.info["checksum"] = 0
+    return pretrained.fit(weights, shapes, class_names, keys.get("model.pool") == "cls")
+
+
+def test_fitting_loads_resizes_resets_and_says_so():
+    names = [f"class {i}" for i in range(7)]
+    weights = convert("hf")
+    fitted = fit(weights, names)
+    assert [row[0] for row in fitted.rows] == ["loaded"]
+    assert_same(fitted.arrays, weights.arrays)
+    fitted = fit(weights, ["other", *names[1:]], data__image_size=24, model__patch_size=6)
+    rows = {what: (paths, why) for what, paths, why in fitted.rows}
+    assert set(rows["resized"][0]) == {tables.POSITIONS, "embedding/kernel"}
+    assert "Hugging Face" in rows["resized"][1] and "FlexiViT" in rows["resized"][1]
+    assert set(rows["reset"][0]) == {"head/bias", "head/kernel"}
+    assert rows["reset"][1] == "the classes have other names"
+    assert fitted.arrays[tables.POSITIONS].shape == (1, 17, 48)
+    assert "loaded" in pretrained.table(fitted, "DIR")
+    fitted = fit(convert("hf_bare"), ["a", "b"], model__representation_size=0)
+    rows = {what: (paths, why) for what, paths, why in fitted.rows}
+    assert set(rows["ignored"][0]) == {"pre_logits/bias", "pre_logits/kernel"}
+    assert "no head came with the weights" in rows["reset"][1]
+
+
+def test_what_fits_nowhere_is_listed():
+    with pytest.raises(UserError, match="encoderblock_2/.* is missing.*"):
+        fit(convert("timm"), list("abcdefg"), model__depth=3)
+    with pytest.raises(UserError, match="encoderblock_1/.* has no place in the model"):
+        fit(convert("timm"), list("abcdefg"), model__depth=1)
+    with pytest.raises(UserError, match=r"Dense_0/bias has the shape \(96,\) instead of \(64,\)"):
+        fit(convert("timm"), list("abcdefg"), model__mlp_dim=64)
+
+
+def test_settings_of_the_weights_are_adopted_and_not_contradicted():
+    weights = convert("torchvision").info["settings"]
+    config = settings.with_overrides(
+        settings.get_config(), {"init_from": "w", "data.image_size": 0, "train.epochs": 1.0}, "a"
+    )
+    found = settings.resolve(config, weights)
+    assert (found.model.gelu, found.model.depth, found.data.image_size) == ("erf", 2, 12)
+    assert found.data.mean == (0.485, 0.456, 0.406)
+    larger = settings.with_overrides(config, {"data.image_size": 24}, "a")
+    assert settings.resolve(larger, weights).data.image_size == 24
+    for key, value in (("data.mean", (0.4,)), ("model.depth", 3), ("model.size", "S/4")):
+        with pytest.raises(UserError, match="contradicts the weights of init_from=w"):
+            settings.resolve(settings.with_overrides(config, {key: value}, "a"), weights)
+    with pytest.raises(UserError, match="model.gelu=tanh contradicts"):
+        settings.resolve(config, weights, {"model.gelu"})

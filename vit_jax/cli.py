@@ -1,0 +1,56 @@
+"""What the commands in scripts/ share: arguments, and one sentence for a mistake."""
+
+import argparse
+import ast
+import re
+import sys
+from collections.abc import Callable
+
+from absl import logging
+
+from vit_jax import config as settings
+from vit_jax.config import Config
+from vit_jax.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that shows a script's docstring as help, and whose complaint is a UserError."""
+
+    def __init__(self, description=None, **options):
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(description=description, allow_abbrev=False, **options)
+
+    def error(self, message):
+        """Raises UserError."""
+        raise UserError(message)
+
+
+def run(command: Callable[[], None]) -> int:
+    """Runs a command and returns its exit status; a user's mistake is one line, status 1."""
+    logging.set_verbosity(logging.ERROR)  # below it, JAX and orbax tell of their insides
+    try:
+        command()
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def with_arguments(config: Config, arguments: list[str]) -> tuple[Config, set[str]]:
+    """Returns a config changed by --config.SECTION.KEY=VALUE, and the keys that were given.
+
+    Raises UserError if an argument is something else, or wrong.
+    """
+    known, changed = settings.flatten(config), {}
+    for argument in arguments:
+        match = re.fullmatch(r"--config\.([\w.]+)=(.*)", argument)
+        if not match:
+            raise UserError(f"{argument!r} is no argument; settings are --config.SECTION.KEY=VALUE")
+        key, value = match[1], match[2]
+        if not isinstance(known.get(key), str):
+            try:
+                value = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                pass  # the text will be refused
+        changed[key] = value
+    return settings.with_overrides(config, changed, "the command line"), set(changed)

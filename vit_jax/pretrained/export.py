@@ -1,0 +1,148 @@
+"""Weights of ours written for other projects to read."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from vit_jax.errors import UserError
+from vit_jax.pretrained import files, formats
+from vit_jax.pretrained.weights import Weights
+
+
+def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
+    """Writes weights for other projects.
+
+    Args:
+      weights: to write.
+      kind: "timm" or "hf", a folder that `timm.create_model("local-dir:...", pretrained=True)` or
+        `ViTForImageClassification.from_pretrained` reads; "npz", the official file.
+      destination: the folder or file; it must not exist.
+
+    Returns:
+      What the reader cannot be told by the files, to be said.
+
+    Raises:
+      UserError: `kind` has no such model.
+    """
+    info = weights.info
+    settings = info["settings"]
+    if destination.exists():
+        raise UserError(f"{destination} exists already: choose another destination")
+    _check_exportable(settings, kind, info["source"])
+    arrays, size = weights.arrays, settings["data.image_size"]
+    if kind == "npz":
+        files.write_npz(destination, formats.to_theirs("npz", arrays))
+        return [f"read it with {settings['model.gelu']} GELU"]
+    mean, std = (
+        list(np.broadcast_to(settings[f"data.{key}"], settings["data.channels"]).tolist())
+        for key in ("mean", "std")
+    )
+    if kind == "timm":
+        config = _timm_config(info, mean, std)
+        name = "resnet18" if settings["model.name"] == "resnet18" else "timm"
+        files.write_safetensors(destination, formats.to_theirs(name, arrays), config)
+        if settings.get("model.norm_eps", 1e-6) != 1e-6:
+            return [f"timm takes 1e-6 for norm_eps, not {settings['model.norm_eps']:g}"]
+        return []
+    theirs = formats.to_theirs("hf", arrays)
+    theirs = {k if k.startswith("classifier.") else f"vit.{k}": v for k, v in theirs.items()}
+    preprocessor: dict[str, Any] = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": size, "width": size},
+        "resample": 3,  # bicubic
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": mean,
+        "image_std": std,
+    }
+    files.write_safetensors(destination, theirs, _hf_config(info), preprocessor)
+    return []
+
+
+def _check_exportable(settings, kind, source):
+    wrong = None
+    if settings["model.name"] == "resnet18":
+        if kind != "timm" or settings["model.stem"] != "imagenet":
+            wrong = f"model.name=resnet18 with model.stem={settings['model.stem']}"
+        elif settings["model.hidden_size"] != 64:
+            wrong = f"model.hidden_size={settings['model.hidden_size']} of a resnet18"
+    else:
+        needed: dict[str, Any] = {
+            "attention": "softmax",
+            "patchify": "conv",
+            "pos_embed": "learned_1d",
+        }
+        if kind != "npz":
+            needed["representation_size"] = 0
+        if kind != "timm":
+            needed["pool"] = "cls"
+        differing = [key for key, value in needed.items() if settings[f"model.{key}"] != value]
+        if differing:
+            key = f"model.{differing[0]}"
+            wrong = f"{key}={settings[key]}"
+    if wrong:
+        raise UserError(f"{source} cannot be written as {kind}, which has no {wrong}")
+
+
+def _timm_config(info, mean, std):
+    settings = info["settings"]
+    size, channels = settings["data.image_size"], settings["data.channels"]
+    pretrained_cfg: dict[str, Any] = {
+        "num_classes": info["num_classes"],
+        "input_size": [channels, size, size],
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "mean": mean,
+        "std": std,
+        "label_names": info["class_names"],
+    }
+    config: dict[str, Any] = {"num_classes": info["num_classes"], "pretrained_cfg": pretrained_cfg}
+    if settings["model.name"] == "resnet18":
+        pretrained_cfg |= {"first_conv": "conv1", "classifier": "fc"}
+        return config | {"architecture": "resnet18"}
+    width = settings["model.hidden_size"]
+    has_cls = settings["model.pool"] == "cls"
+    pretrained_cfg |= {"first_conv": "patch_embed.proj", "classifier": "head"}
+    return config | {
+        "architecture": "vit_base_patch16_224",  # of which all sizes are changed here
+        "model_args": {
+            "img_size": size,
+            "patch_size": settings["model.patch_size"],
+            "in_chans": channels,
+            "embed_dim": width,
+            "depth": settings["model.depth"],
+            "num_heads": settings["model.num_heads"],
+            "mlp_ratio": settings["model.mlp_dim"] / width,
+            "qkv_bias": settings["model.qkv_bias"],
+            "class_token": has_cls,
+            "global_pool": "token" if has_cls else "avg",
+            "fc_norm": False,
+            "act_layer": {"erf": "gelu", "tanh": "gelu_tanh"}[settings["model.gelu"]],
+        },
+    }
+
+
+def _hf_config(info):
+    settings = info["settings"]
+    names = info["class_names"] or [f"LABEL_{i}" for i in range(info["num_classes"])]
+    return {
+        "architectures": ["ViTForImageClassification"],
+        "model_type": "vit",
+        "image_size": settings["data.image_size"],
+        "patch_size": settings["model.patch_size"],
+        "num_channels": settings["data.channels"],
+        "hidden_size": settings["model.hidden_size"],
+        "num_hidden_layers": settings["model.depth"],
+        "num_attention_heads": settings["model.num_heads"],
+        "intermediate_size": settings["model.mlp_dim"],
+        "qkv_bias": settings["model.qkv_bias"],
+        "hidden_act": {"erf": "gelu", "tanh": "gelu_pytorch_tanh"}[settings["model.gelu"]],
+        "layer_norm_eps": settings["model.norm_eps"],
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+    }

@@ -1,0 +1,127 @@
+"""Weight files of other projects, read without running anything that they hold."""
+
+import json
+import pathlib
+import zipfile
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from vit_jax.errors import UserError
+from vit_jax.pretrained.formats import Arrays
+
+assert ml_dtypes  # tells NumPy of bfloat16, which safetensors then reads
+
+_PICKLES = [bytes([0x80, protocol]) for protocol in range(1, 6)]
+
+
+def read_arrays(path: pathlib.Path) -> Arrays:
+    """Returns {key: array} of an .npz or .safetensors file.
+
+    Raises:
+      UserError: the file is missing, damaged, a pickle, or of another kind.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is not a file")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty")
+    with path.open("rb") as file:
+        start = file.read(9)
+    is_safetensors = start[8:] == b"{"  # after the length of its header
+    if path.suffix != ".npz" and not is_safetensors and start[:2] in (b"PK", *_PICKLES):
+        raise UserError(
+            f"{path} is a pickle, which could run any code when it is read: load it in PyTorch "
+            "where you trust it, and write it with safetensors.torch.save_file(state_dict, "
+            "'model.safetensors')"
+        )
+    try:
+        if path.suffix == ".npz":
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                return {key: archive[key] for key in archive.files}
+        if path.suffix == ".safetensors":
+            with safetensors.safe_open(path, "np") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except MemoryError:
+        raise
+    except (safetensors.SafetensorError, zipfile.BadZipFile, ValueError, OSError, EOFError) as e:
+        reason = (str(e).splitlines() or ["no reason given"])[0]
+        raise UserError(f"{path} is damaged or no such file ({reason})") from None
+    raise UserError(f"{path} is neither .npz nor .safetensors")
+
+
+def read_side_settings(path: pathlib.Path) -> dict[str, Any]:
+    """Returns what the JSON files beside a .safetensors file tell of the model.
+
+    Those are config.json of transformers and of timm, and transformers' preprocessor_config.json.
+
+    Returns:
+      Some of "model.num_heads", "model.norm_eps", "model.gelu", "data.mean", "data.std",
+      "class_names".
+
+    Raises:
+      UserError: one of them is damaged, or asks for what our models do not have.
+    """
+    config = _read_json(path.with_name("config.json"))
+    pre = _read_json(path.with_name("preprocessor_config.json"))
+    cfg = config.get("pretrained_cfg") or {}
+    args = config.get("model_args") or {}
+    found = {
+        "model.num_heads": config.get("num_attention_heads") or args.get("num_heads"),
+        "model.norm_eps": config.get("layer_norm_eps"),
+        "data.mean": cfg.get("mean") or pre.get("image_mean"),
+        "data.std": cfg.get("std") or pre.get("image_std"),
+        "class_names": cfg.get("label_names") or config.get("label_names"),
+    }
+    activation = config.get("hidden_act") or args.get("act_layer")
+    if activation:
+        kinds = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+        kinds |= {"gelu_tanh": "tanh", "gelu_fast": "tanh"}
+        if activation not in kinds:
+            raise UserError(
+                f"{path.with_name('config.json')} asks for the activation {activation!r}; known "
+                f"are {', '.join(kinds)}"
+            )
+        found["model.gelu"] = kinds[activation]
+    labels = config.get("id2label") or {}
+    if labels and any(name != f"LABEL_{i}" for i, name in labels.items()):
+        found["class_names"] = [labels[key] for key in sorted(labels, key=int)]
+    return {
+        key: tuple(value) if key.startswith("data.") else value
+        for key, value in found.items()
+        if value is not None
+    }
+
+
+def _read_json(path):
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    return content if isinstance(content, dict) else {}
+
+
+def write_npz(path: pathlib.Path, arrays: Arrays) -> None:
+    """Writes an .npz file."""
+    with zipfile.ZipFile(path, "w") as archive:  # np.savez would take a key for an option
+        for key, array in arrays.items():
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.ascontiguousarray(array))
+
+
+def write_safetensors(
+    folder: pathlib.Path, arrays: Arrays, config: dict, preprocessor: dict | None = None
+) -> None:
+    """Writes a folder as timm and transformers read them: model.safetensors and config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    contiguous = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
+    # transformers asks for the note.
+    safetensors.numpy.save_file(contiguous, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if preprocessor:
+        text = json.dumps(preprocessor, indent=2) + "\n"
+        (folder / "preprocessor_config.json").write_text(text)

@@ -1,0 +1,84 @@
+"""Weights for another image or patch size: positions and patch kernels, resized.
+
+Every rule is linear and separable: a matrix [new, old] for each side of the grid.
+"""
+
+import numpy as np
+
+# Of position embeddings, by where the weights come from.
+RULES = {
+    "npz": "official",
+    "timm": "timm",
+    "hf": "hf",
+    "torchvision": "timm",
+    "vit_jax": "official",
+}
+RULE_NAMES = {
+    "official": "linear between aligned corners, the official rule",
+    "timm": "bicubic with antialiasing, timm's rule",
+    "hf": "bicubic without antialiasing, Hugging Face's rule",
+}
+
+
+def resize_matrix(rule: str, new: int, old: int) -> np.ndarray:
+    """Returns the matrix [new, old] that resizes one side of a grid.
+
+    "official" is scipy.ndimage.zoom(order=1), as google-research/vision_transformer's
+    interpolate_posembed has it: linear, the corners stay where they are. "timm" is PyTorch's
+    bicubic interpolation with antialias=True (a = -0.5, the kernel widened where the grid shrinks),
+    "hf" that without (a = -0.75, the border repeated).
+    """
+    if rule == "official":
+        places = np.arange(new) * ((old - 1) / max(1, new - 1))
+        return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(old)))
+    places = (np.arange(new) + 0.5) * old / new - 0.5
+    if rule == "timm":
+        widen = max(1.0, old / new)
+        weights = _cubic((places[:, None] - np.arange(old)) / widen, -0.5)
+        return weights / weights.sum(1, keepdims=True)
+    matrix, first = np.zeros((new, old)), np.floor(places).astype(int)
+    for offset in range(-1, 3):
+        columns = first + offset
+        rows = np.arange(new), columns.clip(0, old - 1)
+        np.add.at(matrix, rows, _cubic(places - columns, -0.75))
+    return matrix
+
+
+def _cubic(x, a):
+    """Returns the cubic convolution kernel of Keys 1981."""
+    x = np.abs(x)
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
+def resize_positions(table: np.ndarray, tokens: int, has_cls: bool, rule: str) -> np.ndarray:
+    """Resizes learned positions [1, n, d] to [1, tokens, d]; the class token's stays.
+
+    Both grids are square.
+    """
+    cls, grid = table[:, : int(has_cls)], table[0, int(has_cls) :]
+    old, new = (round(n**0.5) for n in (len(grid), tokens - int(has_cls)))
+    matrix = resize_matrix(rule, new, old)
+    square = grid.reshape(old, old, -1)
+    resized = np.einsum("ij,kl,jld->ikd", matrix, matrix, square, optimize=True)
+    resized = resized.reshape(1, new * new, -1).astype(np.float32)
+    return np.concatenate([cls, resized], 1)
+
+
+def resize_side(table: np.ndarray, new: int, rule: str) -> np.ndarray:
+    """Resizes learned positions of rows or columns [n, d] to [new, d]."""
+    return (resize_matrix(rule, new, len(table)) @ table).astype(np.float32)
+
+
+def resize_patches(kernel: np.ndarray, patch: int) -> np.ndarray:
+    """Resizes a patch embedding [p, p, channels, d] to [patch, patch, channels, d].
+
+    A patch that is enlarged with the image then gives (where p <= patch, exactly) the same token:
+    the kernel is multiplied by the pseudo-inverse of the transposed resizing (Beyer et al. 2023,
+    FlexiViT, arXiv:2212.08013, equation 2; resizing as in `resize_matrix`, "timm").
+    """
+    old = kernel.shape[0]
+    # The pseudo-inverse of a Kronecker product is that of its factors.
+    matrix = np.linalg.pinv(resize_matrix("timm", patch, old).T)  # [patch, old]
+    return np.einsum("ij,kl,jlcd->ikcd", matrix, matrix, kernel, optimize=True).astype(np.float32)
