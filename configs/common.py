@@ -81,3 +81,15 @@ def mnist_vit():
     config.train.epochs = 10.0
     config.train.batch_size = 64
     return config
+
+
+def finetune():
+    """Returns settings to fine-tune a pretrained ViT, whose shape and size they take over."""
+    config = defaults.get_config()
+    config.data.image_size = 0  # that of the weights
+    config.optim.warmup_percent = 5.0
+    config.optim.weight_decay = 0.05
+    config.optim.grad_clip_norm = 1.0
+    config.train.batch_size = 128  # with little memory: accumulation_steps, remat
+    config.log.every_steps = 20
+    return config

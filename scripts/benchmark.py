@@ -31,7 +31,8 @@ sys.path.insert(0, str(ROOT))
 
 from configs import cifar_patch  # noqa: E402
 from vit_jax import config as settings  # noqa: E402
-from vit_jax import sharding, train  # noqa: E402
+from vit_jax import sharding  # noqa: E402
+from vit_jax.program import build_program  # noqa: E402
 from vit_jax.validation import validate  # noqa: E402
 
 # Runs in the peer's interpreter: one line on standard input asks for one step, and its seconds are
@@ -202,8 +203,8 @@ def start_ours(config):
 
     mesh = sharding.make_mesh()
     # Of the data, a program needs the sizes only.
-    data = types.SimpleNamespace(train=range(50_000), class_names=range(10))
-    program = train.build_program(config, data, mesh)
+    data = types.SimpleNamespace(train=range(50_000), class_names=range(10), fingerprint={})
+    program = build_program(config, data, mesh)
     rng, batch_size = np.random.default_rng(0), config.train.batch_size
     batch = sharding.put_split(
         mesh,

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 from sklearn.datasets import load_sample_images
+from tiny_configs import make_config
 
-from vit_jax import config as settings
 from vit_jax import models, optim, sharding, steps
 from vit_jax.augment import augment, normalize, policies, preprocess
 from vit_jax.augment.geometry import center_crop, crop_and_flip, random_resized_crop, rotate
@@ -15,29 +15,9 @@ from vit_jax.augment.jitter import color_jitter
 from vit_jax.augment.mixing import cutout, erase, mix
 from vit_jax.augment.ops import GEOMETRIC, apply_ops, make_ops
 from vit_jax.data.sources import open_source
-from vit_jax.validation import validate
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(1, 256, (64, 6, 7, 3), np.uint8)
-
-
-def make_config(**overrides):
-    keys = {
-        "data.image_size": 8,
-        "data.channels": 1,
-        "augment.crop_padding": 1,
-        "model.patch_size": 4,
-        "model.hidden_size": 16,
-        "model.depth": 1,
-        "model.num_heads": 2,
-        "model.mlp_dim": 32,
-        "train.epochs": 1.0,
-    }
-    keys |= {key.replace("__", "."): value for key, value in overrides.items()}
-    config = settings.with_overrides(settings.get_config(), keys, "a test")
-    config = settings.resolve(config)
-    validate(config)
-    return config
 
 
 def run(function, *args):

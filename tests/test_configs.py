@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from vit_jax import config as settings
-from vit_jax import data, models, sharding, sweep, train
+from vit_jax import data, models, sharding, sweep
+from vit_jax.program import build_program
 from vit_jax.validation import validate
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
@@ -55,7 +56,7 @@ def test_config_trains_two_steps(name):
         validate(config)
         key = {k: v for k, v in settings.flatten(config).items() if k.startswith("data.")}
         digits = load_data(tuple(key.items()))
-        program = train.build_program(config, digits, MESH)
+        program = build_program(config, digits, MESH)
         size, channels = config.data.image_size, config.data.channels
         image = np.zeros((1, size, size, channels), np.float32)
         flat = settings.flatten(config).values()

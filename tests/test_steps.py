@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType
+from tiny_configs import make_config
 
-from vit_jax import config as settings
 from vit_jax import data, models, optim, sharding, steps
 from vit_jax.augment import normalize
 from vit_jax.evaluate import evaluate
@@ -20,23 +20,8 @@ BATCH = {
 }
 
 
-def make_config(**overrides):
-    keys = {
-        "data.name": "digits",
-        "data.image_size": 8,
-        "data.channels": 1,
-        "augment.crop_padding": 1,
-        "model.patch_size": 4,
-        "model.hidden_size": 16,
-        "model.depth": 1,
-        "model.num_heads": 2,
-        "model.mlp_dim": 32,
-        "optim.name": "sgd",
-        "optim.learning_rate": 0.1,
-        "train.epochs": 1.0,
-    }
-    keys |= {key.replace("__", "."): value for key, value in overrides.items()}
-    return settings.with_overrides(settings.get_config(), keys, "a test")
+def sgd(**overrides):
+    return make_config(optim__name="sgd", optim__learning_rate=0.1, **overrides)
 
 
 def make_mesh(devices):
@@ -66,7 +51,7 @@ def assert_close(one, other, tolerance=1e-5):
 
 
 def test_eight_devices_train_like_one():
-    config = make_config(model__dropout_rate=0.2, train__accumulation_steps=2)
+    config = sgd(model__dropout_rate=0.2, train__accumulation_steps=2)
     ((*_, one), losses), ((*_, eight), same) = train(config), train(config, devices=8)
     assert len(eight.params["cls"].sharding.device_set) == 8
     np.testing.assert_allclose(losses, same, rtol=1e-5)
@@ -76,13 +61,8 @@ def test_eight_devices_train_like_one():
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_batch_statistics_are_those_of_all_devices(parts):
-    config = make_config(
+    config = sgd(
         model__name="resnet18",
-        model__patch_size=0,
-        model__hidden_size=4,
-        model__depth=0,
-        model__num_heads=0,
-        model__mlp_dim=0,
         optim__ema_decay=0.9,
         train__accumulation_steps=parts,
     )
@@ -94,7 +74,7 @@ def test_batch_statistics_are_those_of_all_devices(parts):
 
 
 def test_plateau_scales_the_updates():
-    config = make_config(optim__schedule="reduce_on_plateau", augment__kind="none")
+    config = sgd(optim__schedule="reduce_on_plateau", augment__kind="none")
     plateau = optim.make_plateau(config.optim)
     model = models.build(config.model, 10)
     optimizer = optim.make_optimizer(config.optim, lambda step: 0.1)
@@ -111,7 +91,7 @@ def test_plateau_scales_the_updates():
 
 @pytest.mark.parametrize("kind", [data.ResidentBatches, data.StreamingBatches])
 def test_every_example_is_evaluated_once_on_one_device_and_on_eight(kind):
-    config = make_config()
+    config = sgd()
     splits = data.make_splits(data.open_source(config.data), config.data)
     model = models.build(config.model, 10)
     variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
@@ -124,21 +104,20 @@ def test_every_example_is_evaluated_once_on_one_device_and_on_eight(kind):
         found[devices] = evaluate(
             step, sharding.put_replicated(mesh, variables), batches.evaluate(50 * devices)
         )
-        print(f"{kind.__name__} on {devices} devices: {found[devices]['count']} examples counted")
+        print(f"{kind.__name__} on {devices} devices: {found[devices].count} examples counted")
     images, labels = splits.test.decode_all(1)
     assert len(labels) % 50 and len(labels) % 400  # the last batch is incomplete for both
-    assert found[1]["count"] == found[8]["count"] == len(labels) == 359
+    assert found[1].count == found[8].count == len(labels) == 359
     logits = model.apply(variables, normalize(images, config))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     for result in found.values():
-        assert result["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
-        assert result["accuracy"] == pytest.approx(float((logits.argmax(1) == labels).mean()))
+        assert result.loss == pytest.approx(float(losses.mean()), rel=1e-5)
+        assert result.accuracy == pytest.approx(float((logits.argmax(1) == labels).mean()))
 
 
 def test_accumulation_changes_nothing():
     ((*_, one), losses), ((*_, four), same) = (
-        train(make_config(augment__kind="none", train__accumulation_steps=parts))
-        for parts in (1, 4)
+        train(sgd(augment__kind="none", train__accumulation_steps=parts)) for parts in (1, 4)
     )
     np.testing.assert_allclose(losses, same, rtol=1e-5)
     assert_close(one.params, four.params)
@@ -146,7 +125,7 @@ def test_accumulation_changes_nothing():
 
 
 def test_label_smoothing_and_loss():
-    config = make_config(augment__kind="none", train__label_smoothing=0.1)
+    config = sgd(augment__kind="none", train__label_smoothing=0.1)
     states, losses = train(config, num_steps=2)
     assert losses[0] == pytest.approx(np.log(10), rel=1e-5)  # the head starts at zero
     images = normalize(BATCH["image"], config)
@@ -157,7 +136,7 @@ def test_label_smoothing_and_loss():
 
 
 def test_moving_average_follows_the_weights():
-    states, _ = train(make_config(optim__ema_decay=0.9))
+    states, _ = train(sgd(optim__ema_decay=0.9))
     expected = states[0].params
     assert_close(states[0].ema["params"], expected, 0)
     for n, state in enumerate(states[1:], 1):
@@ -170,14 +149,14 @@ def test_moving_average_follows_the_weights():
 
 
 def test_non_finite_loss_is_marked_with_its_step():
-    states, losses = train(make_config(optim__learning_rate=1e30), num_steps=4)
+    states, losses = train(make_config(optim__name="sgd", optim__learning_rate=1e30), num_steps=4)
     first = int(states[-1].bad_step)
     assert 1 < first <= 1 + int(np.argmin(np.isfinite(losses)))
     assert [int(state.bad_step) for state in states] == [-1] * first + [first] * (5 - first)
 
 
 def test_normalisation():
-    config = make_config(data__mean=(0.5,), data__std=(0.25,))
+    config = sgd(data__mean=(0.5,), data__std=(0.25,))
     pixels = np.array([0, 255], np.uint8).reshape(1, 1, 2, 1)
     np.testing.assert_allclose(normalize(pixels, config).reshape(-1), [-2, 2])
 

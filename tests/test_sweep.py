@@ -3,9 +3,11 @@
 import json
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from PIL import Image
 
+from vit_jax.evaluate import make_report
 from vit_jax.explain import kernel_magnitudes
 from vit_jax.report import results_table, write_figures, write_report
 from vit_jax.sweep import make_row
@@ -115,6 +117,8 @@ def test_kernel_magnitudes_before_and_after(tmp_path):
     (tmp_path / "seed_0").mkdir()
     record = {"kernel_magnitudes": {"before": found, "after": found}}
     (tmp_path / "seed_0" / "summary.json").write_text(json.dumps(record))
+    report = make_report(np.eye(2), np.array([0, 1]), ["a", "b"])
+    (tmp_path / "seed_0" / "test_report.json").write_text(json.dumps(report))
     write_figures(tmp_path / "seed_0")
     with Image.open(tmp_path / "seed_0" / "figures" / "kernel_magnitudes.png") as image:
         assert min(image.size) > 300

@@ -224,14 +224,23 @@ def say(text: str) -> None:
 class Progress:
     """A bar on a terminal; elsewhere a plain line at most every `line_seconds`."""
 
-    def __init__(self, name: str, start: int, total: int, active: bool, line_seconds: float = 15.0):
-        """Shows `total` steps of which `start` are done; silent unless `active`."""
+    def __init__(
+        self,
+        name: str,
+        start: int,
+        total: int,
+        active: bool,
+        unit: str = "step",
+        line_seconds: float = 15.0,
+    ):
+        """Shows `total` units of which `start` are done; silent unless `active`."""
         self._name, self._total, self._line_seconds = name, total, line_seconds
         self._active, self._last_line, self._start = active, time.monotonic(), start
+        self._unit, self._done = unit, start
         self._first = None  # (step, time) of the first step done, when compilation was over
         terminal = active and sys.stderr.isatty()
         self._bar = (
-            tqdm(total=total, initial=start, desc=name, unit="step", dynamic_ncols=True)
+            tqdm(total=total, initial=start, desc=name, unit=unit, dynamic_ncols=True)
             if terminal
             else None
         )
@@ -244,7 +253,7 @@ class Progress:
             self._bar.n = step
             self._bar.set_postfix_str(text)
             if line:
-                say(f"{self._name} step {step}/{self._total}: {text}")
+                say(f"{self._name} {self._unit} {step}/{self._total}: {text}")
             return
         now = time.monotonic()
         if self._first is None and step > self._start:
@@ -256,7 +265,12 @@ class Progress:
             if step > start:
                 seconds = (now - began) / (step - start) * (self._total - step)
                 left = f", {tqdm.format_interval(seconds)} left"
-            say(f"{self._name} step {step}/{self._total}: {text}{left}")
+            say(f"{self._name} {self._unit} {step}/{self._total}: {text}{left}")
+
+    def advance(self, count: int) -> None:
+        """Shows that `count` more are done."""
+        self._done += count
+        self.update(self._done, "done")
 
     def close(self) -> None:
         """Ends the bar."""

@@ -1,9 +1,15 @@
-"""Learning-rate schedules and optimizers."""
+"""Learning-rate schedules, optimizers, and which parameters they train."""
+
+import functools
+import re
+from collections.abc import Collection, Hashable, Iterable
 
 import jax
 import jax.numpy as jnp
 import optax
 from optax import contrib
+
+from vit_jax.errors import UserError
 
 
 def make_schedule(config, warmup_steps: int, total_steps: int) -> optax.Schedule:
@@ -79,12 +85,115 @@ def decay_mask(params) -> dict:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def make_optimizer(config, schedule: optax.Schedule) -> optax.GradientTransformation:
+path_of = functools.partial(jax.tree_util.keystr, simple=True, separator="/")  # "head/kernel"
+
+
+def trained_paths(paths: Collection[str], freeze) -> frozenset[str]:
+    """Returns which of the parameters `paths` are trained.
+
+    Args:
+      paths: of all parameters, such as "Transformer/encoderblock_0/LayerNorm_0/scale".
+      freeze: "none_trained"; "head"; k, the last k blocks with the final norm and the head;
+        "full"; or [(pattern, whether what it matches is trained), ...], of which the first that
+        matches the whole path decides.
+
+    Raises:
+      UserError: there are fewer than k blocks, a parameter matches no rule, or a rule no parameter.
+    """
+    if freeze == "none_trained":
+        return frozenset()
+    if freeze == "full":
+        return frozenset(paths)
+    if freeze == "head":
+        return frozenset(path for path in paths if path.startswith("head/"))
+    if isinstance(freeze, int):
+        top = max(_depths(paths).values())
+        if not 0 < freeze < top:
+            raise UserError(
+                f"freeze=last_{freeze}_blocks: the model has {top - 1} blocks, of which it must be "
+                "at least one"
+            )
+        return frozenset(p for p, depth in _depths(paths).items() if depth >= top - freeze)
+    trained, used = set(), set()
+    for path in paths:
+        rule = next((rule for rule in freeze if rule[0].fullmatch(path)), None)
+        if rule is None:
+            raise UserError(f"freeze has no rule that matches {path}: end with '.*=frozen', say")
+        used.add(rule)
+        if rule[1]:
+            trained.add(path)
+    for rule in freeze:
+        if rule not in used:
+            raise UserError(
+                f"the rule {rule[0].pattern!r} of freeze decides about no parameter; there are "
+                f"{', '.join(sorted(paths)[:3])}, ..."
+            )
+    return frozenset(trained)
+
+
+def _depths(paths: Iterable[str]) -> dict[str, int]:
+    """Returns {path: 0 for the input's layer, i for the i-th block, 1 more for what follows}."""
+    pattern = r"(?:Transformer/encoderblock_(\d+)|layer(\d)_(\d))/"
+    matches = {path: re.match(pattern, path) for path in paths}
+    keys = {path: tuple(int(n) for n in m.groups() if n) for path, m in matches.items() if m}
+    blocks = {key: i + 1 for i, key in enumerate(sorted(set(keys.values())))}
+    depths = {}
+    for path in paths:
+        before = re.match(r"(cls$|embedding|Transformer/posembed_input|conv1|bn1)", path)
+        depths[path] = blocks[keys[path]] if path in keys else 0 if before else len(blocks) + 1
+    return depths
+
+
+def _scale_by_depth(decay: float) -> optax.GradientTransformation:
+    """Multiplies updates by decay^(distance from the head) (as BEiT, Bao et al. 2022)."""
+
+    def update(updates, state, params=None):
+        del params
+        paths = [path_of(path) for path, _ in jax.tree.leaves_with_path(updates)]
+        depths = _depths(paths)
+        top = max(depths.values())
+        scaled = jax.tree_util.tree_map_with_path(
+            lambda path, u: u * decay ** (top - depths[path_of(path)]), updates
+        )
+        return scaled, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def make_optimizer(
+    config, schedule: optax.Schedule, trained: Collection[str] | None = None
+) -> optax.GradientTransformation:
     """Returns the optimizer that `config.optim` describes.
 
     AdamW's decay is decoupled and scaled by the learning rate (Loshchilov & Hutter 2019, as in
-    optax and PyTorch). Adam and SGD add weight_decay * w to the gradient, as PyTorch does.
+    optax and PyTorch). Adam and SGD add weight_decay * w to the gradient, as PyTorch does. Clipping
+    is by the norm of the trained parameters' gradients.
+
+    Args:
+      config: the settings `config.optim`.
+      schedule: step -> learning rate.
+      trained: paths of the trained parameters; None: all. The others get no update, and have no
+        state.
     """
+    optimizer = _make_optimizer(config, schedule)
+    if trained is not None:
+
+        def label(params):
+            return jax.tree_util.tree_map_with_path(
+                lambda path, _: "trained" if path_of(path) in trained else "frozen", params
+            )
+
+        kinds: dict[Hashable, optax.GradientTransformation] = {
+            "trained": optimizer,
+            "frozen": optax.set_to_zero(),
+        }
+        optimizer = optax.multi_transform(kinds, label)
+    if config.layer_decay != 1:
+        optimizer = optax.chain(optimizer, _scale_by_depth(config.layer_decay))
+    return optimizer
+
+
+def _make_optimizer(config, schedule):
     parts = []
     if config.grad_clip_norm:
         parts.append(optax.clip_by_global_norm(config.grad_clip_norm))

@@ -79,6 +79,77 @@ def save_kernel_magnitudes(path: pathlib.Path, title: str, magnitudes: dict) -> 
     figure.savefig(path, dpi=120)
 
 
+def save_confusion(
+    path: pathlib.Path, title: str, confusion: np.ndarray, class_names: list[str]
+) -> None:
+    """Draws a confusion matrix: the share of each true class, in percent, with few classes written.
+
+    Args:
+      path: of the PNG.
+      title: above the figure.
+      confusion: counts [c, c], rows are the true classes.
+      class_names: c names.
+    """
+    count = len(class_names)
+    shares = 100 * confusion / np.maximum(1, confusion.sum(1, keepdims=True))
+    numbers = count <= 25
+    side = max(4.0, 1.8 + (0.52 if numbers else 0.135) * count)
+    font = 8 if numbers else 6
+    figure = matplotlib.figure.Figure(figsize=(side + 1.2, side), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    short = [name if len(name) <= 24 else name[:23] + "…" for name in class_names]
+    axis.set_xticks(range(count), short, rotation=90, fontsize=font)
+    axis.set_yticks(range(count), short, fontsize=font)
+    if numbers:
+        for (row, column), share in np.ndenumerate(shares):
+            if confusion[row, column]:
+                color = "white" if share > 55 else "black"
+                axis.text(
+                    column, row, f"{share:.0f}", ha="center", va="center", color=color, fontsize=8
+                )
+    else:  # lines to follow from a cell to its names
+        axis.set_xticks(np.arange(0, count + 1, 5) - 0.5, minor=True)
+        axis.set_yticks(np.arange(0, count + 1, 5) - 0.5, minor=True)
+        axis.grid(which="minor", color="#cccccc", linewidth=0.5)
+        axis.tick_params(which="minor", length=0)
+    axis.set_xlabel("predicted class")
+    axis.set_ylabel("true class")
+    figure.colorbar(image, shrink=0.6, label="% of the true class")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def save_prediction(
+    path: pathlib.Path, title: str, image: np.ndarray, probabilities: dict[str, float]
+) -> None:
+    """Draws an image beside the bars of its most probable classes.
+
+    Args:
+      path: of the PNG.
+      title: above the figure.
+      image: uint8 [height, width, 3 or 1].
+      probabilities: class -> probability, the most probable first.
+    """
+    figure = matplotlib.figure.Figure(figsize=(8, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.3))
+    left.imshow(image, cmap="gray", vmin=0, vmax=255)
+    left.axis("off")
+    names = [name if len(name) <= 28 else name[:27] + "…" for name in probabilities]
+    places, shares = range(len(names)), [100 * value for value in probabilities.values()]
+    right.barh(places, shares, color=COLORS[0], alpha=0.75)
+    right.set_yticks(places, names)
+    for place, share in zip(places, shares, strict=True):
+        right.annotate(f"{share:.1f}", (share, place), (4, 0), None, "offset points", va="center")
+    right.set_xlim(0, 112)
+    right.set_xticks(range(0, 101, 25))
+    right.invert_yaxis()
+    right.spines[["top", "right"]].set_visible(False)
+    right.set_xlabel("probability, %")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
 def save_bars(path: pathlib.Path, title: str, rows: list[dict]) -> None:
     """Draws mean test accuracy per variant, with the standard deviation and every seed's value.
 

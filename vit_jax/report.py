@@ -1,22 +1,131 @@
-"""What runs and sweeps show at their end: results.md and the charts."""
+"""What runs and sweeps show at their end: test reports, results.md and the charts."""
 
 import json
 import math
 import pathlib
+
+import numpy as np
 
 from vit_jax import plots
 from vit_jax.metrics import read_jsonl, write_atomically
 
 
 def write_figures(run: pathlib.Path) -> None:
-    """Draws the figures of one finished run from its metrics.jsonl and summary.json."""
+    """Draws the figures of one finished run and writes its test_report.txt.
+
+    From its metrics.jsonl, test_report.json and summary.json.
+    """
     (run / "figures").mkdir(exist_ok=True)
-    name = f"{run.parent.name} {run.name.replace('_', ' ')}"
-    plots.save_curves(run / "figures" / "curves.png", name, {"": read_jsonl(run / "metrics.jsonl")})
+    name, rows = (
+        f"{run.parent.name} {run.name.replace('_', ' ')}",
+        read_jsonl(run / "metrics.jsonl"),
+    )
+    report = json.loads((run / "test_report.json").read_text())
+    write_test_report(run / "test_report.txt", name, report, rows)
+    draw_confusion(run / "figures" / "confusion.png", name, report)
+    plots.save_curves(run / "figures" / "curves.png", name, {"": rows})
     magnitudes = json.loads((run / "summary.json").read_text()).get("kernel_magnitudes")
     if magnitudes:
         path = run / "figures" / "kernel_magnitudes.png"
         plots.save_kernel_magnitudes(path, name, magnitudes)
+
+
+def draw_confusion(path: pathlib.Path, name: str, report: dict) -> None:
+    """Draws the confusion matrix of a report of `evaluate.make_report`."""
+    title = f"{name}: test accuracy {100 * report['accuracy']:.2f} %, {report['count']:,} images"
+    plots.save_confusion(path, title, np.array(report["confusion"]), list(report["classes"]))
+
+
+def write_test_report(path: pathlib.Path, name: str, report: dict, rows: list[dict]) -> None:
+    """Writes what a report of `evaluate.make_report` says, for people.
+
+    Args:
+      path: of the text.
+      name: of the run.
+      report: of its test images.
+      rows: of its metrics.jsonl; empty for a model that was not trained here.
+    """
+    classes = report["classes"]
+    lines = [f"Test report of {name}", "", *_overall(report), ""]
+    width = max(len("class"), *map(len, classes))
+    lines.append(f"{'class':{width}}  precision  recall      f1  accuracy  images")
+    for label, values in classes.items():
+        cells = [values[key] for key in ("precision", "recall", "f1", "accuracy")]
+        texts = ["     -" if value is None else f"{100 * value:6.2f}" for value in cells]
+        line = f"{label:{width}}     {texts[0]}  {texts[1]}  {texts[2]}    {texts[3]}"
+        lines.append(f"{line}  {values['support']:6,}")
+    lines += ["", "All but the images in %. A class's accuracy, the share of its images that are"]
+    lines += ["recognised, is its recall.", "", *_findings(report), *_training(rows)]
+    write_atomically(path, "\n".join(lines) + "\n")
+
+
+def _overall(report):
+    def share(key, interval):
+        low, high = report[interval]
+        return f"{100 * report[key]:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f})"
+
+    lines = [f"accuracy        {share('accuracy', 'accuracy_interval')}"]
+    if "top5_accuracy" in report:
+        lines.append(f"top-5 accuracy  {share('top5_accuracy', 'top5_interval')}")
+    lines.append(f"macro F1        {100 * report['macro_f1']:.2f} %")
+    error = 100 * report["expected_calibration_error"]
+    lines.append(f"calibration     expected error {error:.2f} points, 15 bins")
+    lines.append(f"images          {report['count']:,}")
+    return lines
+
+
+def _findings(report):
+    """Returns sentences on the best and worst classes and on what is confused."""
+    recalls = {n: v["accuracy"] for n, v in report["classes"].items() if v["support"]}
+    lines = []
+    for share in (1.0, 0.0):
+        names = [name for name, recall in recalls.items() if recall == share]
+        lines.append(f"Classes at {100 * share:.0f} %: {', '.join(names) or 'none'}.")
+    names, pairs = list(report["classes"]), []
+    for i, row in enumerate(report["confusion"]):
+        pairs += [(n, sum(row), names[i], names[j]) for j, n in enumerate(row) if n and i != j]
+    pairs.sort(key=lambda pair: (-pair[0], pair[2:]))
+    if pairs:
+        listed = [f"{true} as {wrong} ({n} of {of})" for n, of, true, wrong in pairs[:5]]
+        lines.append(f"Most often taken for another: {'; '.join(listed)}.")
+    return lines
+
+
+def _training(rows):
+    """Returns sentences on how the validation accuracy and the learning rate went."""
+    val = [(row["epoch"], row["val/accuracy"]) for row in rows if "val/accuracy" in row]
+    rates = [row["train/learning_rate"] for row in rows if "train/learning_rate" in row]
+    if not val:
+        return []
+    best = max(val, key=lambda point: (point[1], point[0]))
+    lines = [
+        f"Best validation accuracy: {100 * best[1]:.2f} % at epoch {best[0]:g}; after the first "
+        f"evaluation (epoch {val[0][0]:g}) it was {100 * val[0][1]:.2f} %."
+    ]
+    plateaus = [f"{start:g} to {end:g}" for start, end in find_plateaus(val)]
+    if plateaus:
+        lines.append(f"No better validation accuracy during epochs {', '.join(plateaus)}.")
+    if rates:
+        lines.append(f"Learning rate: {min(rates):.3g} to {max(rates):.3g}.")
+    return lines
+
+
+def find_plateaus(val: list[tuple[float, float]], length: int = 5) -> list[tuple[float, float]]:
+    """Returns the first and last epochs of the stretches without a new best accuracy.
+
+    Args:
+      val: (epoch, accuracy) of each evaluation.
+      length: of a stretch that counts, in evaluations.
+    """
+    plateaus, stretch, best = [], [], -1.0
+    for epoch, accuracy in [*val, (None, math.inf)]:
+        if accuracy > best:
+            if len(stretch) >= length:
+                plateaus.append((stretch[0], stretch[-1]))
+            best, stretch = accuracy, []
+        else:
+            stretch.append(epoch)
+    return plateaus
 
 
 def write_report(
@@ -35,7 +144,8 @@ def write_report(
       published: source -> the order that it found.
       select: `train.select`, which checkpoint was evaluated.
     """
-    rows = sorted(results["rows"], key=lambda row: -row["test_accuracy"]["mean"])
+    rows = [leg for row in results["rows"] for leg in _legs(row)]
+    rows.sort(key=lambda row: -row["test_accuracy"]["mean"])
     table = results_table(rows)
     some = [summary for group in summaries.values() for summary in group]
     seeds = sorted({summary["seed"] for summary in some})
@@ -64,6 +174,14 @@ def write_report(
         },
     )
     return table
+
+
+def _legs(row):
+    """Returns a row as it is, or, of a run that was lengthened, one for each of its lengths."""
+    if "legs" not in row:
+        return [row]
+    legs = [*row["legs"], row]
+    return [leg | {"variant": f"{row['variant']}, {leg['epochs']:g} epochs"} for leg in legs]
 
 
 def _legend(rows, seeds, select):

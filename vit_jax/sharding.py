@@ -7,6 +7,7 @@ import platform
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.errors import UserError
@@ -106,6 +107,17 @@ def put_split(mesh: Mesh, tree):
         return jax.make_array_from_process_local_data(sharding, np.asarray(rows))
 
     return jax.tree.map(put, tree)
+
+
+def to_host(tree):
+    """Returns NumPy arrays of global arrays, those that are split over processes included."""
+
+    def fetch(x):
+        if x.is_fully_addressable or x.is_fully_replicated:
+            return np.asarray(x)
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+    return jax.tree.map(fetch, tree)
 
 
 def describe_devices() -> str:

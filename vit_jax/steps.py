@@ -1,5 +1,6 @@
 """One training step and one evaluation step, as pure functions of a state."""
 
+from collections.abc import Collection
 from typing import Any
 
 import flax.struct
@@ -23,7 +24,7 @@ class TrainState:
       plateau: state of `optim.Plateau`, or None; its `scale` multiplies the updates.
       ema: moving averages {"params", "batch_stats"}, or None.
       sums: training loss and accuracy since the last log row.
-      grad_norm: of the last step, before clipping.
+      grad_norm: of the last step, over the trained parameters, before clipping.
       bad_step: int32, number of the first update with a non-finite loss or gradient, else -1.
     """
 
@@ -70,15 +71,36 @@ def make_init(model, optimizer: optax.GradientTransformation, config, plateau=No
     return init
 
 
-def make_train_step(model, optimizer: optax.GradientTransformation, config):
+def make_train_step(
+    model,
+    optimizer: optax.GradientTransformation,
+    config,
+    trained: Collection[str] | None = None,
+    on_features: bool = False,
+):
     """Returns (state, key, batch) -> state, one optimizer update.
 
     `key` is the run's; the step's own is folded from it, so nothing random is stored. `batch`
     holds uint8 "image" [b, h, w, c] and int32 "label" [b]. The training accuracy of mixed images
     counts the class with the larger share.
+
+    Args:
+      model: maps images to logits.
+      optimizer: of the trained parameters.
+      config: resolved.
+      trained: paths of the trained parameters; None: all. The others keep every bit.
+      on_features: `model` maps features to logits, and "image" holds those, [b, d].
     """
 
+    def is_trained(path):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return trained is None or name in trained
+
     def loss_fn(params, batch_stats, key, images, targets):
+        # Here, so that the backward pass ends where nothing below is trained.
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, p: p if is_trained(path) else jax.lax.stop_gradient(p), params
+        )
         logits, changed = model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
@@ -98,9 +120,12 @@ def make_train_step(model, optimizer: optax.GradientTransformation, config):
 
     def train_step(state: TrainState, key: jax.Array, batch: dict) -> TrainState:
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-        images, targets = augment(
-            augment_key, batch["image"], batch["label"], model.num_classes, config
-        )
+        if on_features:
+            images, targets = batch["image"], jax.nn.one_hot(batch["label"], model.num_classes)
+        else:
+            images, targets = augment(
+                augment_key, batch["image"], batch["label"], model.num_classes, config
+            )
         grads, batch_stats, sums = _accumulated(
             gradients,
             config.train.accumulation_steps,
@@ -109,7 +134,11 @@ def make_train_step(model, optimizer: optax.GradientTransformation, config):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         if state.plateau is not None:
             updates = optax.tree.scale(state.plateau.scale, updates)
-        params = optax.apply_updates(state.params, updates)
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, p, u: optax.apply_updates(p, u) if is_trained(path) else p,
+            state.params,
+            updates,
+        )
         grad_norm = optax.tree.norm(grads)
         bad = ~(jnp.isfinite(sums.loss.total) & jnp.isfinite(grad_norm))
         return TrainState(
@@ -155,22 +184,35 @@ def _moving_average(state, params, batch_stats, decay):
     # A short memory at first, so that the random start does not linger (as in TensorFlow's EMA).
     decay = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
     new = {"params": params, "batch_stats": batch_stats}
-    return optax.incremental_update(new, state.ema, 1.0 - decay)
+    average = optax.incremental_update(new, state.ema, 1.0 - decay)
+    # What does not change is not to be rounded either.
+    return jax.tree.map(lambda n, old, a: jnp.where(n == old, old, a), new, state.ema, average)
 
 
-def make_eval_step(model, config):
-    """Returns (variables, sums, batch) -> sums with the batch's unmasked examples added.
+def make_eval_step(model, config, on_features: bool = False):
+    """Returns (variables, sums, batch) -> (sums with the batch's unmasked examples added, logits).
 
-    `batch` is a training batch with a bool "mask" [b], False for padding.
+    `batch` is a training batch with a bool "mask" [b], False for padding; `on_features` as in
+    `make_train_step`.
     """
 
-    def eval_step(variables: dict, sums: Sums, batch: dict) -> Sums:
-        logits = model.apply(variables, preprocess(batch["image"], config))
+    def eval_step(variables: dict, sums: Sums, batch: dict) -> tuple[Sums, jax.Array]:
+        images = batch["image"] if on_features else preprocess(batch["image"], config)
+        logits = model.apply(variables, images)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return sums.merge(
-            Sums.single_from_model_output(
-                loss=losses, logits=logits, labels=batch["label"], mask=batch["mask"]
-            )
+        added = Sums.single_from_model_output(
+            loss=losses, logits=logits, labels=batch["label"], mask=batch["mask"]
         )
+        return sums.merge(added), logits
 
     return eval_step
+
+
+def make_feature_step(model, config):
+    """Returns (variables, batch) -> float32 [b, d], what the head gets of each image."""
+
+    def feature_step(variables: dict, batch: dict) -> jax.Array:
+        images = preprocess(batch["image"], config)
+        return model.apply(variables, images, capture=True)[1]["features"].astype(jnp.float32)
+
+    return feature_step

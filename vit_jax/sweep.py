@@ -10,11 +10,12 @@ import tempfile
 import numpy as np
 
 from vit_jax import config as settings
-from vit_jax import run_folder, sharding, train
+from vit_jax import pretrained, run_folder, sharding, train
 from vit_jax.config import Config
 from vit_jax.data import load_data
 from vit_jax.errors import UserError
 from vit_jax.metrics import write_atomically
+from vit_jax.program import build_program, print_parameters
 from vit_jax.report import write_figures, write_report
 from vit_jax.validation import validate
 
@@ -45,15 +46,23 @@ def make_variants(config: Config, sweep: dict[str, dict], given: set[str]) -> di
                 f"variant {name} changes the sharding settings, but all variants share one set of "
                 "devices: give them on the command line"
             )
-        configs[name] = settings.resolve(variant)
+        configs[name] = _resolve(variant, given)
         validate(configs[name])
         if clash := given & set(overrides):
-            validate(settings.resolve(config))  # a wrong value is the better complaint
+            validate(_resolve(config, given))  # a wrong value is the better complaint
             raise UserError(
                 f"--config.{min(clash)} has no effect, because variant {name} sets {min(clash)} "
                 "itself"
             )
     return configs
+
+
+def _resolve(config, given):
+    weights = None
+    if config.init_from:
+        folder = pathlib.Path(config.init_from).expanduser()
+        weights = pretrained.read_info(folder)["settings"]
+    return settings.resolve(config, weights, given)
 
 
 def run_sweep(
@@ -138,7 +147,14 @@ def make_row(name: str, overrides: dict, summaries: list[dict]) -> dict:
         std = float(np.std(values, ddof=1)) if len(values) > 1 else None
         row[key] = {"mean": float(np.mean(values)), "std": std, "values": values}
     speeds = [s["images_per_second"] for s in summaries if s["images_per_second"] is not None]
-    return row | {"images_per_second": float(np.mean(speeds)) if speeds else None}
+    row |= {"images_per_second": float(np.mean(speeds)) if speeds else None}
+    legs = [summary.get("legs", []) for summary in summaries]
+    if any(legs):  # of a run that was lengthened
+        row["epochs"] = summaries[0]["epochs"]
+        row["legs"] = [make_row(name, overrides, list(leg)) for leg in zip(*legs, strict=False)]
+        for made, leg in zip(row["legs"], legs[0], strict=False):
+            made["epochs"] = leg["epochs"]
+    return row
 
 
 class _Runner:
@@ -176,9 +192,9 @@ class _Runner:
             return finished
         data = self._load(config)
         if name not in self._program:
-            self._program = {name: train.build_program(config, data, self.mesh)}
+            self._program = {name: build_program(config, data, self.mesh)}
             if sharding.is_first_process():
-                train.print_parameters(self._program[name])
+                print_parameters(self._program[name])
         summary = train.run(self._program[name], data, folder, name, seed, self._stop)
         if sharding.is_first_process():
             write_figures(folder)
@@ -192,8 +208,8 @@ class _Runner:
             # Before hours are spent on the first variant, and so that no table is made of two sets.
             for name, other in self._configs.items():
                 if other.data == config.data:
-                    train.build_program(other, self._data[key], self.mesh)
+                    program = build_program(other, self._data[key], self.mesh)
                     for seed in seeds_of(other):
                         folder = self._workdir / name / f"seed_{seed}"
-                        run_folder.check_data(folder, self._data[key].fingerprint)
+                        run_folder.check_data(folder, program.fingerprint)
         return self._data[key]

@@ -7,21 +7,18 @@ import math
 import pathlib
 import signal
 import time
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from clu import parameter_overview
-from jax.sharding import Mesh
 
-from vit_jax import explain, models, optim, run_folder, sharding, steps
-from vit_jax.checkpoint import Checkpoints, abstract
-from vit_jax.config import Config, steps_of, total_steps
-from vit_jax.data import Data
+from vit_jax import explain, models, pretrained, run_folder, sharding
+from vit_jax.checkpoint import Checkpoints, abstract, checksum
+from vit_jax.data import Data, ResidentBatches
 from vit_jax.errors import UserError
-from vit_jax.evaluate import evaluate
+from vit_jax.evaluate import evaluate, make_report
 from vit_jax.metrics import Progress, Sums, make_writer, read_jsonl, say, write_atomically
+from vit_jax.program import Program, num_trained, one_image
 
 
 class StopSignal:
@@ -53,81 +50,6 @@ class StopSignal:
             raise SystemExit(128 + self.number)
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """What all seeds of one config share: the model, the jitted steps and the lengths."""
-
-    config: Config
-    mesh: Mesh
-    init: Callable
-    train_step: Callable
-    eval_step: Callable
-    schedule: Callable
-    plateau: optim.Plateau | None
-    steps_per_epoch: int
-    total_steps: int
-    eval_every: int
-    log_every: int
-
-
-def build_program(config, data: Data, mesh: Mesh) -> Program:
-    """Builds the program of a resolved, valid config.
-
-    Raises:
-      UserError: the batch is larger than the training set or does not split over the devices, or
-        the warm-up never ends.
-    """
-    train, devices = config.train, mesh.size
-    if train.batch_size > len(data.train):
-        raise UserError(
-            f"train.batch_size={train.batch_size} is larger than the training set of "
-            f"{len(data.train)} images"
-        )
-    if train.batch_size // train.accumulation_steps % devices:
-        raise UserError(
-            f"train.batch_size={train.batch_size} in {train.accumulation_steps} part(s) does not "
-            f"split evenly over {devices} devices"
-        )
-    per_epoch = len(data.train) // train.batch_size
-    total = total_steps(config, per_epoch)
-    dtype = train.dtype
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    model = models.build(config.model, len(data.class_names), jnp.dtype(dtype))
-    warmup = steps_of(config.optim, "warmup", per_epoch, total)
-    if warmup >= total:
-        raise UserError(
-            f"the warm-up of {warmup} steps is as long as the whole run of {total}: lower "
-            "optim.warmup_steps, _epochs or _percent, whichever is set"
-        )
-    schedule = optim.make_schedule(config.optim, warmup, total)
-    optimizer = optim.make_optimizer(config.optim, schedule)
-    plateau = optim.make_plateau(config.optim)
-    whole, split = sharding.replicated(mesh), sharding.split(mesh)
-    return Program(
-        config=config,
-        mesh=mesh,
-        init=jax.jit(steps.make_init(model, optimizer, config, plateau), out_shardings=whole),
-        train_step=jax.jit(
-            steps.make_train_step(model, optimizer, config),
-            in_shardings=(whole, whole, split),
-            out_shardings=whole,
-            donate_argnums=0,
-        ),
-        eval_step=jax.jit(
-            steps.make_eval_step(model, config),
-            in_shardings=(whole, whole, split),
-            out_shardings=whole,
-        ),
-        schedule=schedule,
-        plateau=plateau,
-        steps_per_epoch=per_epoch,
-        total_steps=total,
-        eval_every=steps_of(train, "eval_every", per_epoch, total) or total,
-        log_every=steps_of(config.log, "every", per_epoch, total) or total,
-    )
-
-
 def run(
     program: Program,
     data: Data,
@@ -152,7 +74,7 @@ def run(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with run_folder.lock(folder), stop.deferred():
-        run_folder.write_config(folder, program.config, data.fingerprint, name, seed)
+        run_folder.write_config(folder, program.config, program.fingerprint, name, seed)
         current = _Run(program, data, folder, name, seed, stop)
         try:
             current.loop()
@@ -181,19 +103,65 @@ class _Run:
         self.row_start, self.row_seconds = self.step, 0.0
 
     def _restore(self):
-        init, images = self.program.init, _one_image(self.program.config)
+        init, images = self.program.init, one_image(self.program.config)
         shapes = jax.eval_shape(init, self.key, images)
         self.abstract = abstract(shapes, sharding.replicated(self.program.mesh))
         restored = self.checkpoints.restore_latest(self.abstract)
         if restored is None:
-            self.state, self.step = init(self.key, images), 0
-            self.evaluated, self.wall_before = True, 0.0
+            self.state, self.step = self._first_state(), 0
+            # Without a step to do, the start is what there is to evaluate.
+            self.evaluated, self.wall_before = self.program.total_steps > 0, 0.0
         else:
             self.state, self.step = restored.state, restored.step
             self.evaluated = restored.notes["evaluated"]
             self.wall_before = restored.notes["wall_seconds"]
             self._print(f"going on from step {self.step}")
         self.began, self.saved_step = time.monotonic(), self.step
+
+    def _first_state(self):
+        """Returns the state before the first step: fresh, or with the weights of init_from."""
+        program = self.program
+        state = program.init(self.key, one_image(program.config))
+        if program.weights is None:
+            return state
+        fresh = pretrained.flat_weights(state.params, state.batch_stats)
+        params, batch_stats = pretrained.nested_weights(fresh | program.weights.arrays)
+        params, batch_stats = sharding.put_replicated(program.mesh, (params, batch_stats))
+        ema = None
+        if state.ema is not None:
+            ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
+        return state.replace(params=params, batch_stats=batch_stats, ema=ema)
+
+    def _compute_features(self):
+        """Puts the head's inputs in the place of the images, where nothing else changes."""
+        program, variables = self.program, self.state.variables
+        if program.feature_step is None:
+            return
+        trunk = {key: value for key, value in variables["params"].items() if key != "head"}
+        key = int(checksum((trunk, variables["batch_stats"])))
+        if key not in program.features:  # else another seed had the same trunk
+            parts = {name: getattr(self.data, name) for name in ("train", "val", "test")}
+            total = sum(map(len, parts.values()))
+            progress = Progress(f"{self.title} features", 0, total, self.first_process, "image")
+            cached, started = {}, time.monotonic()
+            for name, part in parts.items():
+                cached[name] = self._features_of(part, variables, progress)
+            progress.close()
+            self._print(f"features of {total:,} images: {time.monotonic() - started:.1f} s")
+            program.features.clear()
+            program.features[key] = dataclasses.replace(self.data, **cached)
+        self.data = program.features[key]
+
+    def _features_of(self, part, variables, progress):
+        found = []
+        for batch in part.evaluate(self.program.config.train.eval_batch_size):
+            self._exit_if_stopped()
+            features = sharding.settle(self.program.feature_step(variables, batch))
+            mask, labels = sharding.to_host((batch["mask"], batch["label"]))
+            found.append((np.asarray(features)[mask], labels[mask]))
+            progress.advance(int(mask.sum()))
+        features, labels = (np.concatenate(column) for column in zip(*found, strict=True))
+        return ResidentBatches.of_features(features, labels, self.program.mesh)
 
     def _print(self, text):
         if self.first_process:
@@ -204,6 +172,7 @@ class _Run:
 
     def loop(self):
         """Trains to the end; every checkpoint has the rows up to its step before it on disk."""
+        self._compute_features()
         program, step_key = self.program, jax.random.fold_in(self.key, 1)
         if not self.evaluated:  # stopped within this evaluation
             self._evaluate_and_save()
@@ -275,15 +244,15 @@ class _Run:
         if result is None:
             self._save(None, evaluated=False)
             return
-        if not math.isfinite(result["loss"]):
+        if not math.isfinite(result.loss):
             self._check_finite(self.step)
-        row = {"val/loss": result["loss"], "val/accuracy": result["accuracy"]}
+        row = {"val/loss": result.loss, "val/accuracy": result.accuracy}
         row |= {"epoch": self.step / self.program.steps_per_epoch}
         self.writer.write_scalars(self.step, row | {"wall_seconds": self.wall_seconds()})
-        text = f"val loss {result['loss']:.3f}, val accuracy {result['accuracy']:.3f}"
+        text = f"val loss {result.loss:.3f}, val accuracy {result.accuracy:.3f}"
         self.progress.update(self.step, text, line=True)
-        self._update_plateau(result["loss"])
-        self._save(result["accuracy"])
+        self._update_plateau(result.loss)
+        self._save(result.accuracy)
 
     def _update_plateau(self, val_loss):
         plateau, mesh = self.program.plateau, self.program.mesh
@@ -300,6 +269,7 @@ class _Run:
         self._check_finite(int(self.state.bad_step))
         self.writer.flush()
         notes = {"evaluated": evaluated, "wall_seconds": self.wall_seconds()}
+        notes["variables_checksum"] = int(checksum(self.state.eval_variables))
         self.checkpoints.save(self.step, self.state, notes, val_accuracy)
         self.saved_step = self.step
 
@@ -332,16 +302,21 @@ class _Run:
                 state.eval_variables,
                 batches,
                 lambda: bool(self.stop.number),
+                keep=part == "test",
             )
             self._exit_if_stopped()
         summary = self._summary(results, step)
         if config.log.kernel_magnitudes:
-            before = self.program.init(self.key, _one_image(config)).params
+            before = self._first_state().params
             summary["kernel_magnitudes"] = {
                 "before": explain.kernel_magnitudes(before),
                 "after": explain.kernel_magnitudes(state.eval_variables["params"]),
             }
         if self.first_process:
+            report = make_report(
+                results["test"].logits, results["test"].labels, self.data.class_names
+            )
+            write_atomically(self.folder / "test_report.json", json.dumps(report) + "\n")
             write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
 
@@ -349,19 +324,21 @@ class _Run:
         rows = read_jsonl(self.folder / "metrics.jsonl")
         speeds = [row[k] for row in rows if (k := "train/images_per_second") in row]
         num_params = sum(x.size for x in jax.tree.leaves(self.abstract.params))
+        legs = (run_folder.read_config(self.folder) or {}).get("legs", [])
         return {
             "name": self.name,
             "seed": self.seed,
             "num_params": num_params,
-            "num_trainable_params": num_params,
+            "num_trainable_params": num_trained(self.program, self.abstract.params),
             "epochs": self.program.total_steps / self.program.steps_per_epoch,
             "steps": self.program.total_steps,
-            **{f"{part}_accuracy": result["accuracy"] for part, result in results.items()},
-            "test_loss": results["test"]["loss"],
+            **{f"{part}_accuracy": result.accuracy for part, result in results.items()},
+            "test_loss": results["test"].loss,
             "best_step": step,
             "wall_seconds": self.wall_seconds(),
             "images_per_second": float(np.median(speeds)) if speeds else None,
             "device": sharding.describe_devices(),
+            **({"legs": legs} if legs else {}),
         }
 
     def close(self):
@@ -369,15 +346,3 @@ class _Run:
         self.progress.close()
         self.writer.close()
         self.checkpoints.close()
-
-
-def print_parameters(program: Program) -> None:
-    """Prints the table of parameters, from shapes alone."""
-    params = jax.eval_shape(program.init, jax.random.key(0), _one_image(program.config)).params
-    print(parameter_overview.get_parameter_overview(params, include_stats=False), flush=True)
-
-
-def _one_image(config):
-    """Returns a batch of the shape that the model is initialised with."""
-    size = config.data.image_size
-    return np.zeros((1, size, size, config.data.channels), np.float32)

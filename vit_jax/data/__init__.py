@@ -11,6 +11,8 @@ from vit_jax.data.batches import ResidentBatches, StreamingBatches
 from vit_jax.data.sources import open_source, stored_size
 from vit_jax.data.splits import make_splits
 
+__all__ = ["Data", "ResidentBatches", "StreamingBatches", "load_data"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:

@@ -36,8 +36,8 @@ def padded_indices(start: int, count: int, batch_size: int) -> tuple[np.ndarray,
 class _Batches:
     """What resident and streaming batches share: the number of examples and the batch shapes."""
 
-    def __init__(self, examples: Examples, mesh: Mesh):
-        self._mesh, self._count = mesh, len(examples)
+    def __init__(self, count: int, mesh: Mesh):
+        self._mesh, self._count = mesh, count
 
     def __len__(self):
         return self._count
@@ -54,9 +54,20 @@ class ResidentBatches(_Batches):
 
     def __init__(self, examples: Examples, mesh: Mesh, num_threads: int):
         """Decodes all examples and copies them to the devices of `mesh`."""
-        super().__init__(examples, mesh)
-        self._arrays = sharding.put_replicated(mesh, examples.decode_all(num_threads))
-        split = sharding.split(mesh)
+        super().__init__(len(examples), mesh)
+        self._hold(*examples.decode_all(num_threads))
+
+    @classmethod
+    def of_features(cls, features: np.ndarray, labels: np.ndarray, mesh: Mesh) -> "ResidentBatches":
+        """Returns batches whose "image" is features [n, d] instead."""
+        batches = cls.__new__(cls)
+        _Batches.__init__(batches, len(labels), mesh)
+        batches._hold(features, labels)
+        return batches
+
+    def _hold(self, images, labels):
+        self._arrays = sharding.put_replicated(self._mesh, (images, labels))
+        split = sharding.split(self._mesh)
 
         def gather(arrays, indices, mask):
             return {"image": arrays[0][indices], "label": arrays[1][indices], "mask": mask}
@@ -82,7 +93,7 @@ class StreamingBatches(_Batches):
 
     def __init__(self, examples: Examples, mesh: Mesh, num_threads: int):
         """Reads nothing yet."""
-        super().__init__(examples, mesh)
+        super().__init__(len(examples), mesh)
         self._examples, self._num_threads = examples, num_threads
 
     def train(self, seed: int, start: int, stop: int, batch_size: int) -> Iterator[dict]:

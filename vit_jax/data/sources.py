@@ -119,6 +119,17 @@ def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
     return np.asarray(image).reshape(size, size, channels)
 
 
+def read_image(path: pathlib.Path, size: int, channels: int) -> np.ndarray:
+    """Returns a file's image as `to_array` makes it; raises UserError if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return to_array(image, size, channels)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises many types for a broken file
+        raise UserError(f"{path} cannot be read as an image ({error})") from None
+
+
 class Digits:
     """scikit-learn's embedded handwritten digits: 1,797 images of 8x8 pixels."""
 
@@ -214,15 +225,10 @@ class Folder:
 
     def _read(self, path):
         try:
-            with Image.open(path) as image:
-                return to_array(image, stored_size(self._config), self._config.channels)
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow raises many types for a broken file
-            raise UserError(
-                f"{path} cannot be read as an image ({error}): mend or remove it, "
-                "or set data.skip_corrupt=True"
-            ) from None
+            return read_image(path, stored_size(self._config), self._config.channels)
+        except UserError as error:
+            hint = "mend or remove it, or set data.skip_corrupt=True"
+            raise UserError(f"{error}: {hint}") from None
 
     def _readable(self, root, files, labels):
         def readable(path):

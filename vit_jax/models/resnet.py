@@ -14,18 +14,21 @@ class BasicBlock(nn.Module):
       channels: of the output.
       stride: of the first convolution; a projection takes the shortcut where shapes differ.
       zero_init_residual: start the last norm's scale at 0, so that the block begins as identity.
+      frozen_norms: see `ResNet18`, here without the block's name.
       dtype: of the computation.
     """
 
     channels: int
     stride: int
     zero_init_residual: bool
+    frozen_norms: frozenset[str]
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps [b, height, width, c] to [b, height / stride, width / stride, channels]."""
-        norm, ones = _norm(train, self.dtype), nn.initializers.ones
+        norm = functools.partial(_norm, train, self.frozen_norms, self.dtype)
+        ones = nn.initializers.ones
         last_scale = nn.initializers.zeros if self.zero_init_residual else ones
         y = _conv(self.channels, 3, self.stride, self.dtype, "conv1")(x)
         y = nn.relu(norm(name="bn1")(y))
@@ -48,14 +51,19 @@ class ResNet18(nn.Module):
       hidden_size: channels of the first stage; doubled in each further one.
       stem: "cifar" (3x3, stride 1, no pooling) or "imagenet" (7x7, stride 2, then 3x3 max pooling).
       zero_init_residual: see `BasicBlock`.
+      frozen_norms: names of the norms, such as "layer1_0/bn1", that normalise by their running
+        statistics in training too, and so leave them as they are.
       dtype: of the computation; parameters, statistics and logits are float32.
+      remat: recompute the activations of each block in the backward pass.
     """
 
     num_classes: int
     hidden_size: int
     stem: str
     zero_init_residual: bool
+    frozen_norms: frozenset[str]
     dtype: jnp.dtype
+    remat: bool
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, capture: bool = False):
@@ -74,18 +82,21 @@ class ResNet18(nn.Module):
         """
         x, (size, stride) = images.astype(self.dtype), (7, 2) if self.stem == "imagenet" else (3, 1)
         x = _conv(self.hidden_size, size, stride, self.dtype, "conv1")(x)
-        x = nn.relu(_norm(train, self.dtype)(name="bn1")(x))
+        x = nn.relu(_norm(train, self.frozen_norms, self.dtype, name="bn1")(x))
         maps = {"stem": x}
         if self.stem == "imagenet":
             # Zeros pad as well as -inf would: no value is below 0 here.
             x = nn.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
+        basic_block = nn.remat(BasicBlock, static_argnums=(2,)) if self.remat else BasicBlock
         for stage in range(4):
             for block in range(2):
                 name = f"layer{stage + 1}_{block}"
-                x = BasicBlock(
+                inside = [n for n in self.frozen_norms if n.startswith(f"{name}/")]
+                x = basic_block(
                     channels=self.hidden_size * 2**stage,
                     stride=2 if stage and not block else 1,
                     zero_init_residual=self.zero_init_residual,
+                    frozen_norms=frozenset(n.split("/")[1] for n in inside),
                     dtype=self.dtype,
                     name=name,
                 )(x, train)
@@ -109,7 +120,12 @@ def _conv(channels, size, stride, dtype, name):
     )
 
 
-def _norm(train, dtype):
-    return functools.partial(
-        nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype
+def _norm(train, frozen, dtype, name, **options):
+    return nn.BatchNorm(
+        use_running_average=not train or name in frozen,
+        momentum=0.9,
+        epsilon=1e-5,
+        dtype=dtype,
+        name=name,
+        **options,
     )

@@ -28,6 +28,9 @@ def sincos_2d(rows: int, columns: int, width: int) -> np.ndarray:
     return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], 1).astype(np.float32)
 
 
+_RANDOM = nn.linear.default_kernel_init
+
+
 class PositionEmbedding(nn.Module):
     """Adds a position to every token.
 
@@ -129,6 +132,7 @@ class Encoder(nn.Module):
     drop_path_rate: float
     norm_eps: float
     dtype: jnp.dtype
+    remat: bool
     attention: dict
     block: dict
 
@@ -139,9 +143,10 @@ class Encoder(nn.Module):
         if self.pos_embed not in ("none", *IN_ATTENTION):
             x = PositionEmbedding(self.pos_embed, self.grid, self.has_cls, name="posembed_input")(x)
         x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
+        block = nn.remat(EncoderBlock, static_argnums=(2,)) if self.remat else EncoderBlock
         tokens, attention = [x], []
         for i in range(self.depth):
-            x, weights = EncoderBlock(
+            x, weights = block(
                 attention=dict(self.attention, **places, layer=i),
                 dropout_rate=self.dropout_rate,
                 drop_path_rate=self.drop_path_rate * i / max(1, self.depth - 1),
@@ -162,6 +167,7 @@ class VisionTransformer(nn.Module):
     Attributes:
       num_classes: width of the head.
       dtype: of the computation; parameters and logits are float32.
+      remat: recompute the activations of each block in the backward pass.
     """
 
     num_classes: int
@@ -181,7 +187,9 @@ class VisionTransformer(nn.Module):
     gelu: str
     norm_eps: float
     representation_size: int
+    head_zero_init: bool
     dtype: jnp.dtype
+    remat: bool
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, capture: bool = False):
@@ -212,6 +220,7 @@ class VisionTransformer(nn.Module):
             drop_path_rate=self.drop_path_rate,
             norm_eps=self.norm_eps,
             dtype=self.dtype,
+            remat=self.remat,
             attention=dict(
                 num_heads=self.num_heads,
                 qkv_bias=self.qkv_bias,
@@ -228,7 +237,11 @@ class VisionTransformer(nn.Module):
         if self.representation_size:
             x = nn.Dense(self.representation_size, dtype=self.dtype, name="pre_logits")(x)
             x = jnp.tanh(x)
-        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")
+        head = nn.Dense(
+            self.num_classes,
+            kernel_init=nn.initializers.zeros if self.head_zero_init else _RANDOM,
+            name="head",
+        )
         logits = head(x.astype(jnp.float32))
         return (logits, intermediates | {"features": x}) if capture else logits
 

@@ -1,0 +1,58 @@
+"""Evaluates a finished run, or a converted checkpoint with a head, on a data set.
+
+    python scripts/evaluate.py runs/eurosat_finetune/head/seed_0
+    python scripts/evaluate.py runs/photos/base/seed_0 --config.data.dir=new_photos --out=new
+
+Writes test_report.txt, test_report.json and confusion.png: by default into the folder evaluation of
+RUN. The data are those of the run unless --config.data.KEY=VALUE changes them; their classes must
+be the model's.
+"""
+
+import json
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # without an installation
+
+from vit_jax import cli, pretrained  # noqa: E402
+from vit_jax.errors import UserError  # noqa: E402
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit status."""
+    return cli.run(lambda: evaluate(argv))
+
+
+def evaluate(argv: list[str] | None) -> None:
+    """Evaluates as the arguments say; raises UserError."""
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("run", type=pathlib.Path, help="RUN/VARIANT/seed_0, or a checkpoint")
+    parser.add_argument("--part", choices=("train", "val", "test"), default="test")
+    parser.add_argument("--out", type=pathlib.Path, help="folder; default: RUN/evaluation")
+    args, rest = parser.parse_known_args(argv)
+    from vit_jax.classifier import Classifier
+    from vit_jax.metrics import write_atomically
+    from vit_jax.report import draw_confusion, write_test_report
+    from vit_jax.validation import validate
+
+    classifier = Classifier(args.run)
+    config, given = cli.with_arguments(classifier.config, rest)
+    for key in sorted(given):
+        if key in pretrained.DATA_KEYS:
+            raise UserError(f"{key} is the model's and cannot be changed")
+        if not key.startswith(("data.", "sharding.")) and key != "train.eval_batch_size":
+            raise UserError(f"--config.{key} has no effect on an evaluation")
+    if config.train.epochs or config.train.steps:
+        validate(config)
+    report = classifier.report(config, args.part)
+    out = args.out or args.run / "evaluation"
+    out.mkdir(parents=True, exist_ok=True)
+    name = f"{args.run} on the {args.part} part of {config.data.dir or config.data.name}"
+    write_atomically(out / "test_report.json", json.dumps(report) + "\n")
+    write_test_report(out / "test_report.txt", name, report, [])
+    draw_confusion(out / "confusion.png", args.run.name, report)
+    print(f"\n{(out / 'test_report.txt').read_text()}\nwrote {out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

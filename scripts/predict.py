@@ -1,0 +1,80 @@
+"""Classifies images with a finished run, or a converted checkpoint with a head.
+
+    python scripts/predict.py runs/sports_finetune/base/seed_0 photo.jpg more_photos/
+    python scripts/predict.py runs/sports_finetune/base/seed_0 photo.jpg --json
+    python scripts/predict.py runs/sports_finetune/base/seed_0 photo.jpg --overlay=pictures
+
+Prints the five most probable classes of each; of folders, all images in them. Images are made ready
+as in the run's evaluation.
+"""
+
+import json
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # without an installation
+
+from vit_jax import cli  # noqa: E402
+from vit_jax.errors import UserError  # noqa: E402
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit status."""
+    return cli.run(lambda: predict(argv))
+
+
+def predict(argv: list[str] | None) -> None:
+    """Predicts as the arguments say; raises UserError."""
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("run", type=pathlib.Path, help="RUN/VARIANT/seed_0, or a checkpoint")
+    parser.add_argument("images", type=pathlib.Path, nargs="+", help="files and folders")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--overlay", type=pathlib.Path, help="folder for pictures with the answers")
+    args = parser.parse_args(argv)
+    from tqdm import tqdm
+
+    from vit_jax import plots
+    from vit_jax.classifier import Classifier
+
+    paths = list_images(args.images)
+    classifier = Classifier(args.run)
+    if args.overlay:
+        args.overlay.mkdir(parents=True, exist_ok=True)
+    answers = []
+    found = tqdm(classifier.predict(paths), total=len(paths), unit="image", disable=None)
+    for number, (path, image, probabilities) in enumerate(found):
+        best = (-probabilities).argsort(kind="stable")[:5]
+        names = [classifier.class_names[i] for i in best]
+        top = dict(zip(names, (float(probabilities[i]) for i in best), strict=True))
+        answers.append({"image": str(path), "top5": top})
+        if args.overlay:
+            out = args.overlay / f"{number:04d}_{path.stem}.png"
+            plots.save_prediction(out, path.name, image, top)
+        if not args.json:
+            tqdm.write(f"{path}")
+            for name, probability in top.items():
+                tqdm.write(f"  {100 * probability:6.2f} %  {name}")
+    if args.json:
+        print(json.dumps(answers, indent=2))
+
+
+def list_images(given: list[pathlib.Path]) -> list[pathlib.Path]:
+    """Returns the image files among and in `given`; raises UserError if one leads to none."""
+    from vit_jax.data.sources import IMAGE_SUFFIXES
+
+    paths = []
+    for path in given:
+        if path.is_dir():
+            inside = [p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES]
+            if not inside:
+                raise UserError(f"{path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+            paths += sorted(inside)
+        elif path.is_file():
+            paths.append(path)
+        else:
+            raise UserError(f"{path} is neither a file nor a folder")
+    return paths
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,195 @@
+"""What is frozen stays, what is trained moves, and features kept give the same as images."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from tiny_configs import make_config
+
+from vit_jax import models, optim, sharding
+from vit_jax.data import ResidentBatches, load_data
+from vit_jax.errors import UserError
+from vit_jax.program import build_program, num_trained, one_image
+
+MESH = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+KEY = jax.random.key(1)
+VIT = dict(model__depth=3, model__patch_size=4, augment__kind="none", train__batch_size=16)
+RESNET = dict(model__name="resnet18", augment__kind="none", train__batch_size=16)
+ADAMW = dict(optim__weight_decay=0.1, optim__learning_rate=1e-2)
+digits = functools.cache(lambda: load_data(make_config().data, MESH))
+
+
+def flat(tree):
+    leaves = jax.tree.leaves_with_path(jax.device_get(tree))
+    return {optim.path_of(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def trained_state(program, num_steps=5):
+    """Returns the states before and after some steps, the head's bias begun at random."""
+    state = program.init(jax.random.key(0), one_image(program.config))
+    before = jax.device_get((state.params, state.batch_stats))
+    for batch in digits().train.train(0, 0, num_steps, 16):
+        state = sharding.settle(program.train_step(state, KEY, batch))
+    return before, state
+
+
+@pytest.mark.parametrize(
+    ("freeze", "model", "trained"),
+    [
+        ("head", VIT, r"head/"),
+        ("last_2_blocks", VIT, r"head/|Transformer/(encoder_norm|encoderblock_[12])/"),
+        ("full", VIT, ""),
+        (".*bias=trained; .*=frozen", VIT, ".*bias"),
+        ("head", RESNET, "head/"),
+        ("last_3_blocks", RESNET, "head/|layer3_1/|layer4_"),
+    ],
+    ids=["head", "last_2", "full", "rules", "resnet_head", "resnet_last_3"],
+)
+def test_frozen_parameters_keep_every_bit(freeze, model, trained):
+    config = make_config(freeze=freeze, train__cache_features=False, **model, **ADAMW)
+    config.model.head_zero_init = False  # nothing below would move as long as it is zero
+    program = build_program(config, digits(), MESH)
+    (params, stats), state = trained_state(program)
+
+    before, after = flat(params), flat(state.params)
+    expected = {path for path in before if re.match(trained, path)}
+    assert program.trained == expected
+    assert num_trained(program, state.params) == sum(before[path].size for path in expected)
+    for path in before:
+        same = np.array_equal(before[path].view(np.uint32), after[path].view(np.uint32))
+        assert same != (path in expected), path
+    moments = {path for path in flat(state.opt_state) if "/mu/" in path or path.startswith("mu/")}
+    found = {path.split("mu/")[-1] for path in moments}
+    assert found == expected
+    stats, new = flat(stats), flat(state.batch_stats)
+    moved = {path.rsplit("/", 1)[0] for path in new if not np.array_equal(stats[path], new[path])}
+    assert moved == {path[:-6] for path in expected if path[:-6] + "/mean" in stats}
+
+
+def test_nothing_trained_takes_no_step():
+    config = make_config(freeze="none_trained", model__head_zero_init=False, **VIT)
+    program = build_program(config, digits(), MESH)
+    assert program.total_steps == 0 and not program.trained
+    state = program.init(jax.random.key(0), one_image(config))
+    assert np.abs(state.params["head"]["kernel"]).sum() > 0
+    assert not [leaf for leaf in jax.tree.leaves(state.opt_state) if np.ndim(leaf)]
+
+
+def test_averages_and_accumulation_leave_the_frozen_alone():
+    config = make_config(
+        freeze="head", optim__ema_decay=0.9, train__accumulation_steps=2, **RESNET | ADAMW
+    )
+    config.train.cache_features = False
+    (params, stats), state = trained_state(build_program(config, digits(), MESH), 3)
+    before, after = flat(params), flat(state.ema["params"])
+    for path in before:
+        assert np.array_equal(before[path], after[path]) != path.startswith("head/"), path
+    for path, value in flat(state.ema["batch_stats"]).items():
+        np.testing.assert_array_equal(value, flat(stats)[path])
+
+
+def test_wrong_freezing_is_refused():
+    for freeze, message in (
+        ("last_9_blocks", "the model has 3 blocks"),
+        ("last_0_blocks", "at least one"),
+        ("head/.*=trained", "has no rule that matches"),
+        ("stem/.*=trained; .*=frozen", "decides about no parameter"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build_program(make_config(freeze=freeze, **VIT), digits(), MESH)
+    for freeze, message in (
+        ("heads", "is not one of"),
+        ("(=trained", "is no regular expression"),
+        ("", "freeze is empty"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_config(freeze=freeze, **VIT)
+
+
+def flops(freeze):
+    """Returns the floating-point operations of a compiled step of a ViT of 12 blocks."""
+    config = make_config(
+        freeze=freeze,
+        train__cache_features=False,
+        **VIT | dict(model__depth=12, model__patch_size=2, model__hidden_size=32),
+    )
+    program = build_program(config, digits(), MESH)
+    state = jax.eval_shape(program.init, jax.random.key(0), one_image(config))
+    batch = next(digits().train.train(0, 0, 1, 16))
+    return program.train_step.lower(state, KEY, batch).compile().cost_analysis()["flops"]
+
+
+def test_the_backward_pass_ends_where_nothing_below_is_trained():
+    full = flops("full")
+    assert flops("head") / full <= 0.36
+    assert flops("last_4_blocks") / full <= 0.60
+
+
+def test_layer_decay_scales_updates_by_depth():
+    config = make_config(optim__layer_decay=0.5, optim__name="sgd", optim__momentum=0.0, **VIT)
+    optimizer = optim.make_optimizer(config.optim, lambda step: 1.0)
+    model = models.build(config.model, 10)
+    params = jax.eval_shape(model.init, KEY, one_image(config))["params"]
+    ones = jax.tree.map(lambda x: np.ones(x.shape, np.float32), params)
+    updates, _ = optimizer.update(ones, optimizer.init(ones), ones)
+    found = {path: float(value.min()) for path, value in flat(updates).items()}
+    expected = {"cls": -0.0625, "embedding/bias": -0.0625, "head/bias": -1.0}
+    for i in range(3):
+        expected[f"Transformer/encoderblock_{i}/LayerNorm_0/scale"] = -(2.0 ** (i - 3))
+    expected |= {"Transformer/encoder_norm/scale": -1.0}
+    expected |= {"Transformer/posembed_input/pos_embedding": -0.0625}
+    assert {path: found[path] for path in expected} == expected
+
+
+@pytest.mark.parametrize("model", [VIT, RESNET], ids=["vit", "resnet18"])
+def test_kept_features_train_like_images(model):
+    losses = []
+    for cached in (False, True):
+        config = make_config(freeze="head", train__cache_features=cached, **model | ADAMW)
+        program = build_program(config, digits(), MESH)
+        assert (program.feature_step is not None) == cached
+        state = program.init(jax.random.key(0), one_image(config))
+        part = digits().train
+        if cached:
+            found = [
+                (program.feature_step(state.variables, batch)[batch["mask"]], batch["label"])
+                for batch in part.evaluate(len(part))
+            ]
+            part = ResidentBatches.of_features(*map(np.asarray, found[0]), MESH)
+        losses.append([])
+        for batch in part.train(0, 0, 5, 16):
+            state = program.train_step(state, KEY, batch)
+            losses[-1].append(float(state.sums.loss.total))
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert np.ptp(np.diff(losses[0])) > 1e-3
+
+
+def test_features_are_kept_only_where_nothing_below_the_head_changes():
+    for changes in (
+        dict(augment__kind="baseline"),
+        dict(model__dropout_rate=0.1),
+        dict(freeze="last_1_blocks"),
+        dict(train__cache_features=False),
+    ):
+        config = make_config(**VIT | dict(freeze="head") | changes)
+        assert build_program(config, digits(), MESH).feature_step is None
+
+
+@pytest.mark.parametrize("model", [VIT, RESNET], ids=["vit", "resnet18"])
+def test_recomputed_blocks_compute_the_same(model):
+    image, found = np.ones((2, 8, 8, 1), np.float32), []
+    for remat in (False, True):
+        module = models.build(make_config(**model).model, 10, remat=remat)
+        variables = module.init(KEY, image)
+        kept = {key: value for key, value in variables.items() if key != "params"}
+
+        def loss(params, module=module, kept=kept):
+            return jnp.square(module.apply({"params": params} | kept, image) - 1).sum()
+
+        assert ("remat" in str(jax.make_jaxpr(jax.grad(loss))(variables["params"]))) == remat
+        found.append(loss(variables["params"]))
+    np.testing.assert_allclose(*found, rtol=1e-5)

@@ -1,0 +1,102 @@
+"""A trained model ready for use: to evaluate it on a set, or to classify images."""
+
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+
+from vit_jax import config as settings
+from vit_jax import models, pretrained, run_folder, sharding, steps
+from vit_jax.augment import preprocess
+from vit_jax.config import Config
+from vit_jax.data import load_data
+from vit_jax.data.sources import read_image, stored_size
+from vit_jax.errors import UserError
+from vit_jax.evaluate import evaluate, make_report, softmax
+from vit_jax.program import dtype_of
+
+
+class Classifier:
+    """The selected checkpoint of a run, or a converted checkpoint with a head.
+
+    Attributes:
+      config: of the run, or the defaults with the settings of the weights.
+      class_names: of the classes.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        """Reads the weights; raises UserError if they are damaged, or have no head."""
+        weights = pretrained.load(folder)
+        if not weights.info["num_classes"]:
+            raise UserError(f"{folder} has no head, so it knows no classes: fine-tune it first")
+        record = run_folder.read_config(folder) if weights.info["format"] == "vit_jax" else None
+        kept = record["config"] if record else weights.info["settings"]
+        kept = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
+        self.config = settings.with_overrides(settings.get_config(), kept, str(folder))
+        self._names = weights.info["class_names"]
+        self.class_names = self._names or [f"class {i}" for i in range(weights.info["num_classes"])]
+        self._folder, self._variables = folder, weights.variables
+
+    def _model(self, config):
+        return models.build(config.model, len(self.class_names), dtype_of(config.train.dtype))
+
+    def report(self, config: Config, part: str) -> dict:
+        """Evaluates a part of a data set.
+
+        Args:
+          config: `self.config`, its data perhaps changed.
+          part: "train", "val" or "test".
+
+        Returns:
+          The report of `evaluate.make_report`.
+
+        Raises:
+          UserError: the data cannot be read, or have other classes.
+        """
+        sharding.start(False, config.sharding.cpu_devices, config.train.eval_batch_size)
+        mesh = sharding.make_mesh()
+        data = load_data(config.data, mesh)
+        self._check_classes(data.class_names)
+        step = jax.jit(
+            steps.make_eval_step(self._model(config), config),
+            out_shardings=sharding.replicated(mesh),
+        )
+        batches = getattr(data, part).evaluate(config.train.eval_batch_size)
+        variables = sharding.put_replicated(mesh, self._variables)
+        result = evaluate(step, variables, batches, keep=True)
+        assert result is not None and result.logits is not None and result.labels is not None
+        return make_report(result.logits, result.labels, data.class_names)
+
+    def _check_classes(self, found):
+        if self._names is None and len(found) == len(self.class_names):
+            return  # names that are not known cannot differ
+        if found != self.class_names:
+            differing = sorted(set(found) ^ set(self.class_names)) or ["their order"]
+            raise UserError(
+                f"the data have {len(found)} classes, {self._folder} has "
+                f"{len(self.class_names)}, and they differ in {', '.join(differing[:5])}"
+            )
+
+    def predict(
+        self, paths: Sequence[pathlib.Path], batch_size: int = 32
+    ) -> Iterator[tuple[pathlib.Path, np.ndarray, np.ndarray]]:
+        """Yields each path with its image, uint8 [side, side, channels], and probabilities [c].
+
+        Raises UserError if a file is no image.
+        """
+        config, model = self.config, self._model(self.config)
+
+        @jax.jit
+        def logits_of(images):
+            return model.apply(self._variables, preprocess(images, config))
+
+        size, channels = stored_size(config.data), config.data.channels
+        for start in range(0, len(paths), batch_size):
+            some = paths[start : start + batch_size]
+            images = np.stack([read_image(path, size, channels) for path in some])
+            # A whole batch, even if the images are fewer: one compiled program serves all.
+            rows = min(batch_size, len(paths))
+            padded = np.pad(images, ((0, rows - len(some)), (0, 0), (0, 0), (0, 0)))
+            found = softmax(np.asarray(logits_of(padded)))[: len(some)]
+            yield from zip(some, images, found, strict=True)

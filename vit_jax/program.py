@@ -1,0 +1,174 @@
+"""What all seeds of one config share: the model, the jitted steps, the weights to begin with."""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from clu import parameter_overview
+from jax.sharding import Mesh
+
+from vit_jax import models, optim, pretrained, sharding, steps
+from vit_jax.config import Config, steps_of, total_steps
+from vit_jax.data import Data
+from vit_jax.errors import UserError
+from vit_jax.validation import parse_freeze
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What all seeds of one config share: the model, the jitted steps and the lengths."""
+
+    config: Config
+    mesh: Mesh
+    init: Callable
+    train_step: Callable
+    eval_step: Callable
+    feature_step: Callable | None  # if the other steps take features instead of images
+    features: dict  # checksum of the trunk's weights -> Data of its features; filled by the runs
+    weights: pretrained.Fitted | None
+    fingerprint: dict  # of the data, and of the weights to begin with
+    trained: frozenset[str]
+    schedule: Callable
+    plateau: optim.Plateau | None
+    steps_per_epoch: int
+    total_steps: int
+    eval_every: int
+    log_every: int
+
+
+def build_program(config, data: Data, mesh: Mesh) -> Program:
+    """Builds the program of a resolved, valid config.
+
+    Raises:
+      UserError: the batch is larger than the training set or does not split over the devices, the
+        warm-up never ends, `freeze` does not fit the model, or the weights of `init_from` do not.
+    """
+    train = config.train
+    _check_batch(train, data, mesh)
+    per_epoch = len(data.train) // train.batch_size
+    freeze = parse_freeze(config.freeze)
+    total = total_steps(config, per_epoch) if freeze != "none_trained" else 0
+    classes = len(data.class_names)
+    dtype = dtype_of(train.dtype)
+    shapes = _shapes(models.build(config.model, classes), config)
+    trained = optim.trained_paths([path for path in shapes if "batch_stats/" not in path], freeze)
+    frozen_norms = {
+        path.removesuffix("/scale")
+        for path in shapes
+        if path not in trained and f"batch_stats/{path.removesuffix('/scale')}/mean" in shapes
+    }
+    model = models.build(config.model, classes, dtype, frozen_norms, train.remat)
+    warmup = steps_of(config.optim, "warmup", per_epoch, total)
+    if warmup >= total > 0:
+        raise UserError(
+            f"the warm-up of {warmup} steps is as long as the whole run of {total}: lower "
+            "optim.warmup_steps, _epochs or _percent, whichever is set"
+        )
+    schedule = optim.make_schedule(config.optim, warmup, total)
+    optimizer = optim.make_optimizer(config.optim, schedule, None if freeze == "full" else trained)
+    plateau = optim.make_plateau(config.optim)
+    on_features = bool(trained) and train.cache_features and _cacheable(config, trained)
+    stepped = models.Head(classes) if on_features else model
+    weights = _fitted(config, shapes, data.class_names)
+    whole, split = sharding.replicated(mesh), sharding.split(mesh)
+
+    def jit(function, **options):
+        return jax.jit(function, out_shardings=whole, **options)
+
+    return Program(
+        config=config,
+        mesh=mesh,
+        init=jit(steps.make_init(model, optimizer, config, plateau)),
+        train_step=jit(
+            steps.make_train_step(stepped, optimizer, config, trained, on_features),
+            in_shardings=(whole, whole, split),
+            donate_argnums=0,
+        ),
+        eval_step=jit(
+            steps.make_eval_step(stepped, config, on_features), in_shardings=(whole, whole, split)
+        ),
+        feature_step=(
+            jit(steps.make_feature_step(model, config), in_shardings=(whole, split))
+            if on_features
+            else None
+        ),
+        features={},
+        weights=weights,
+        fingerprint=data.fingerprint | ({"weights": weights.identity} if weights else {}),
+        trained=trained,
+        schedule=schedule,
+        plateau=plateau,
+        steps_per_epoch=per_epoch,
+        total_steps=total,
+        eval_every=steps_of(train, "eval_every", per_epoch, total) or total,
+        log_every=steps_of(config.log, "every", per_epoch, total) or total,
+    )
+
+
+def _check_batch(train, data, mesh):
+    if train.batch_size > len(data.train):
+        raise UserError(
+            f"train.batch_size={train.batch_size} is larger than the training set of "
+            f"{len(data.train)} images"
+        )
+    if train.batch_size // train.accumulation_steps % mesh.size:
+        raise UserError(
+            f"train.batch_size={train.batch_size} in {train.accumulation_steps} part(s) does not "
+            f"split evenly over {mesh.size} devices"
+        )
+
+
+def dtype_of(name: str) -> jnp.dtype:
+    """Returns the type that `config.train.dtype` stands for on these devices."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+def _shapes(model, config):
+    """Returns {path: shape} of all parameters and statistics."""
+    tree = jax.eval_shape(model.init, jax.random.key(0), one_image(config))
+    flat = pretrained.flat_weights(tree["params"], tree.get("batch_stats", {}))
+    return {path: leaf.shape for path, leaf in flat.items()}
+
+
+def _cacheable(config, trained):
+    """Returns whether the head alone is trained, and always gets the same of an image."""
+    model = config.model
+    rates = model.dropout_rate, model.attention_dropout_rate, model.drop_path_rate
+    only_head = all(path.startswith("head/") for path in trained)
+    return only_head and config.augment.kind == "none" and not any(rates)
+
+
+def _fitted(config, shapes, class_names):
+    if not config.init_from:
+        return None
+    weights = pretrained.load_once(pathlib.Path(config.init_from).expanduser())
+    return pretrained.fit(weights, shapes, class_names, config.model.pool == "cls")
+
+
+def print_parameters(program: Program) -> None:
+    """Prints the table of parameters, how many are trained, and what became of init_from."""
+    params = jax.eval_shape(program.init, jax.random.key(0), one_image(program.config)).params
+    print(parameter_overview.get_parameter_overview(params, include_stats=False))
+    total, trained = sum(x.size for x in jax.tree.leaves(params)), num_trained(program, params)
+    print(f"freeze={program.config.freeze}: {trained:,} trained, {total - trained:,} frozen")
+    if program.weights is not None:
+        print(pretrained.table(program.weights, program.config.init_from))
+    sys.stdout.flush()
+
+
+def num_trained(program: Program, params) -> int:
+    """Returns the number of trained parameters."""
+    leaves = jax.tree.leaves_with_path(params)
+    return sum(x.size for path, x in leaves if optim.path_of(path) in program.trained)
+
+
+def one_image(config) -> np.ndarray:
+    """Returns a batch of the shape that the model is initialised with."""
+    size = config.data.image_size
+    return np.zeros((1, size, size, config.data.channels), np.float32)
