@@ -42,8 +42,7 @@ def evaluate(argv: list[str] | None) -> None:
             raise UserError(f"{key} is the model's and cannot be changed")
         if not key.startswith(("data.", "sharding.")) and key != "train.eval_batch_size":
             raise UserError(f"--config.{key} has no effect on an evaluation")
-    if config.train.epochs or config.train.steps:
-        validate(config)
+    validate(config)
     report = classifier.report(config, args.part)
     out = args.out or args.run / "evaluation"
     out.mkdir(parents=True, exist_ok=True)

@@ -233,7 +233,7 @@ def test_other_images_in_the_same_workdir_are_refused(finished, command):
     config.write_text(record)
     config.with_name("summary.json").write_text(summary)
     assert done.returncode == 1
-    assert "was trained on other images" in done.stderr and "Traceback" not in done.stderr
+    assert "began with other images" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_workdir_of_another_experiment_is_refused(finished, command):

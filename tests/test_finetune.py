@@ -174,6 +174,7 @@ def test_features_are_kept_only_where_nothing_below_the_head_changes():
         dict(model__dropout_rate=0.1),
         dict(freeze="last_1_blocks"),
         dict(train__cache_features=False),
+        dict(data__resident_max_gib=1e-6),
     ):
         config = make_config(**VIT | dict(freeze="head") | changes)
         assert build_program(config, digits(), MESH).feature_step is None

@@ -17,6 +17,7 @@ def summary(seed, test, speed=100.0):
     return {
         "seed": seed,
         "num_params": 1234,
+        "num_trainable_params": 1234,
         "train_accuracy": 0.99,
         "val_accuracy": 0.9,
         "test_accuracy": test,

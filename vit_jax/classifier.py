@@ -31,7 +31,8 @@ class Classifier:
         if not weights.info["num_classes"]:
             raise UserError(f"{folder} has no head, so it knows no classes: fine-tune it first")
         record = run_folder.read_config(folder) if weights.info["format"] == "vit_jax" else None
-        kept = record["config"] if record else weights.info["settings"]
+        # Converted weights were trained elsewhere: any length makes their config a valid one.
+        kept = record["config"] if record else weights.info["settings"] | {"train.steps": 1}
         kept = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
         self.config = settings.with_overrides(settings.get_config(), kept, str(folder))
         self._names = weights.info["class_names"]

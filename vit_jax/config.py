@@ -57,7 +57,7 @@ def _data():
     data.mean = (0.5,)  # of the pixels in [0, 1], subtracted; one value, or one per channel
     data.std = (0.5,)  # likewise, divided by
     data.resident = "auto"  # "always": decoded once, held on the device; "never": streamed
-    data.resident_max_gib = 2.0  # GiB of uint8 pixels up to which "auto" is resident
+    data.resident_max_gib = 2.0  # GiB of pixels up to which "auto" is resident; and of features
     data.skip_corrupt = False  # leave unreadable files of a folder out, and count them
     data.num_threads = 8  # that read and decode images
     data.download = True  # fetch and prepare a missing known set

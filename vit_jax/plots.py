@@ -140,7 +140,8 @@ def save_prediction(
     right.barh(places, shares, color=COLORS[0], alpha=0.75)
     right.set_yticks(places, names)
     for place, share in zip(places, shares, strict=True):
-        right.annotate(f"{share:.1f}", (share, place), (4, 0), None, "offset points", va="center")
+        text = f"{share:.1f}"
+        right.annotate(text, (share, place), (4, 0), textcoords="offset points", va="center")
     right.set_xlim(0, 112)
     right.set_xticks(range(0, 101, 25))
     right.invert_yaxis()

@@ -71,7 +71,7 @@ def build_program(config, data: Data, mesh: Mesh) -> Program:
     schedule = optim.make_schedule(config.optim, warmup, total)
     optimizer = optim.make_optimizer(config.optim, schedule, None if freeze == "full" else trained)
     plateau = optim.make_plateau(config.optim)
-    on_features = bool(trained) and train.cache_features and _cacheable(config, trained)
+    on_features = train.cache_features and _cacheable(config, data, trained, shapes)
     stepped = models.Head(classes) if on_features else model
     weights = _fitted(config, shapes, data.class_names)
     whole, split = sharding.replicated(mesh), sharding.split(mesh)
@@ -136,12 +136,16 @@ def _shapes(model, config):
     return {path: leaf.shape for path, leaf in flat.items()}
 
 
-def _cacheable(config, trained):
-    """Returns whether the head alone is trained, and always gets the same of an image."""
+def _cacheable(config, data, trained, shapes):
+    """Returns whether the head alone is trained, on what never changes, and that fits."""
+    if not trained or any(not path.startswith("head/") for path in trained):
+        return False
     model = config.model
     rates = model.dropout_rate, model.attention_dropout_rate, model.drop_path_rate
-    only_head = all(path.startswith("head/") for path in trained)
-    return only_head and config.augment.kind == "none" and not any(rates)
+    count = sum(len(part) for part in (data.train, data.val, data.test))
+    num_bytes = 4 * count * shapes["head/kernel"][0]
+    fits = num_bytes <= config.data.resident_max_gib * 2**30
+    return fits and config.augment.kind == "none" and not any(rates)
 
 
 def _fitted(config, shapes, class_names):

@@ -245,13 +245,18 @@ def results_table(rows: list[dict]) -> str:
         near = row is not rows[0] and same(test, rows[0]["test_accuracy"])
         cells = [
             row["variant"],
-            f"{row['num_params']:,}",
+            _parameters(row),
             *(_percent(row[f"{part}_accuracy"]) for part in ("train", "val")),
             ("≈ " if near else "") + _percent(test),
             "" if speed is None else f"{speed:,.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _parameters(row):
+    total, trained = row["num_params"], row["num_trainable_params"]
+    return f"{total:,}" if total == trained else f"{total:,}, {trained:,} trained"
 
 
 def _percent(accuracy):

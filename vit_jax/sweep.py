@@ -141,7 +141,8 @@ def _check_experiment(workdir, experiment):
 
 def make_row(name: str, overrides: dict, summaries: list[dict]) -> dict:
     """Returns a variant's row of results.json from its seeds' summaries."""
-    row = {"variant": name, "overrides": overrides, "num_params": summaries[0]["num_params"]}
+    row = {"variant": name, "overrides": overrides}
+    row |= {key: summaries[0][key] for key in ("num_params", "num_trainable_params")}
     for key in ACCURACIES:
         values = [summary[key] for summary in summaries]
         std = float(np.std(values, ddof=1)) if len(values) > 1 else None

@@ -1,8 +1,9 @@
 """Weights of other projects and of finished runs: converted, fitted to a model, written back."""
 
 from vit_jax.pretrained.export import export
-from vit_jax.pretrained.formats import flat_weights, nested_weights
+from vit_jax.pretrained.formats import flat_weights, nested_weights, shapes
 from vit_jax.pretrained.weights import (
+    DATA_KEYS,
     Fitted,
     Weights,
     convert,
@@ -16,6 +17,7 @@ from vit_jax.pretrained.weights import (
 )
 
 __all__ = [
+    "DATA_KEYS",
     "Fitted",
     "Weights",
     "convert",
@@ -28,5 +30,6 @@ __all__ = [
     "nested_weights",
     "read_info",
     "save",
+    "shapes",
     "table",
 ]

@@ -1,0 +1,281 @@
+"""As people go: run, fine-tune on the weights, evaluate, ask about a picture, lengthen."""
+
+import json
+import pathlib
+import shutil
+import types
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from PIL import Image
+from sklearn.datasets import load_digits
+from tiny_configs import make_config
+
+from scripts import convert_weights, evaluate, predict
+from vit_jax import checkpoint, pretrained, sharding
+from vit_jax import config as settings
+from vit_jax.errors import UserError
+from vit_jax.metrics import read_jsonl
+from vit_jax.optim import make_schedule
+from vit_jax.sweep import make_variants, run_sweep
+
+MESH = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+NEVER = types.SimpleNamespace(number=0, deferred=lambda: __import__("contextlib").nullcontext())
+SHORT = dict(
+    augment__kind="none",
+    train__epochs=2.0,
+    train__batch_size=256,
+    train__eval_batch_size=512,
+    log__tensorboard=False,
+    log__every_steps=1,
+    optim__learning_rate=1e-2,
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_device():
+    """Runs on one of the eight devices, which is faster here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda: MESH)
+        yield
+
+
+def run(workdir, sweep=None, **overrides):
+    """Trains in this process, as the main command would; returns the first run's folder."""
+    config, sweep = make_config(**SHORT | overrides), sweep or {}
+    if overrides.get("init_from"):  # which fills what make_config has set
+        for key in ("patch_size", "hidden_size", "depth", "num_heads", "mlp_dim"):
+            config.model[key] = 0
+        config.data.image_size = overrides.get("data__image_size", 0)
+    variants = make_variants(config, sweep, set())
+    run_sweep("demo", variants, sweep, {}, workdir, None, NEVER)
+    return workdir / next(iter(variants)) / "seed_0"
+
+
+def weights_of(folder):
+    return pretrained.load(folder).arrays
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """Returns the folder of a finished run, whose moving averages are what is evaluated."""
+    return run(tmp_path_factory.mktemp("first"), optim__ema_decay=0.9)
+
+
+@pytest.fixture(scope="module")
+def tuned(first, tmp_path_factory):
+    """Returns the folder of a run whose head alone was trained, on the weights of the first."""
+    return run(tmp_path_factory.mktemp("tuned"), freeze="head", init_from=str(first))
+
+
+def test_a_run_begins_with_the_weights_of_another(first, tuned):
+    before, after = weights_of(first), weights_of(tuned)
+    state, _ = checkpoint.load_run(first / "checkpoints", "best")
+    np.testing.assert_array_equal(before["cls"], state["params"]["cls"])  # the averages
+    for path, array in before.items():
+        assert np.array_equal(array, after[path]) != path.startswith("head/"), path
+    summary = json.loads((tuned / "summary.json").read_text())
+    assert summary["num_trainable_params"] == 16 * 10 + 10 < summary["num_params"]
+    assert (
+        summary["test_accuracy"] > json.loads((first / "summary.json").read_text())["test_accuracy"]
+    )
+    text = (tuned.parents[1] / "results.md").read_text()
+    assert "170 trained" in text
+    record = json.loads((tuned / "config.json").read_text())
+    assert record["data"]["weights"]["resize"] == "official"
+
+
+def test_reports_of_a_run_and_of_its_evaluation_are_equal(tuned, tmp_path, capsys):
+    assert evaluate.main([str(tuned), f"--out={tmp_path / 'out'}"]) == 0
+    assert "Test report of" in capsys.readouterr().out
+    one, other = (
+        json.loads((f / "test_report.json").read_text()) for f in (tuned, tmp_path / "out")
+    )
+    assert one["count"] == 359
+    for key in ("accuracy", "confusion", "classes"):
+        assert one[key] == other[key]
+    assert one["accuracy"] == json.loads((tuned / "summary.json").read_text())["test_accuracy"]
+    assert "Best validation accuracy" in (tuned / "test_report.txt").read_text()
+    for path in (tuned / "figures" / "confusion.png", tmp_path / "out" / "confusion.png"):
+        with Image.open(path) as image:
+            assert min(image.size) > 300
+
+
+def test_predictions_of_pictures(tuned, tmp_path, capsys):
+    digits = load_digits()
+    (tmp_path / "more").mkdir()
+    for i in range(3):
+        pixels = np.rint(digits.images[i] * 255 / 16).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "more" / f"{i}.png")
+    single = tmp_path / "more" / "1.png"
+    overlay = tmp_path / "overlay"
+    flags = [str(single), str(tmp_path / "more"), "--json", f"--overlay={overlay}"]
+    assert predict.main([str(tuned), *flags]) == 0
+    answers = json.loads(capsys.readouterr().out)
+    assert [pathlib.Path(a["image"]).name for a in answers] == ["1.png", "0.png", "1.png", "2.png"]
+    assert answers[0]["top5"] == answers[2]["top5"] != answers[1]["top5"]
+    for answer in answers:
+        values = list(answer["top5"].values())
+        assert len(values) == 5 and values == sorted(values, reverse=True) and sum(values) <= 1.001
+    assert len(list(overlay.glob("*.png"))) == 4
+    assert predict.main([str(tuned), str(single)]) == 0
+    assert capsys.readouterr().out.count(" %  ") == 5
+
+
+def test_converted_weights_are_tuned_at_another_size(tmp_path, capsys):
+    weights = tmp_path / "w"
+    assert convert_weights.main([str(GOLDEN / "hf" / "model.safetensors"), str(weights)]) == 0
+    size = {"data__image_size": 8, "data__channels": 3, "data__mean": (0.5,)}
+    folder = run(tmp_path / "t", init_from=str(weights), freeze="last_1_blocks", **size)
+    output = capsys.readouterr().out
+    assert "1 arrays: Transformer/posembed_input/pos_embedding (1x10x48 to 1x5x48" in output
+    assert "Hugging Face" in output and "reset" in output and "loaded" in output
+    config = json.loads((folder / "config.json").read_text())["config"]
+    assert (config["model.gelu"], config["model.norm_eps"]) == ("erf", 1e-12)
+    assert convert_weights.main([str(folder), str(tmp_path / "back"), "--to=hf"]) == 0
+    written = pretrained.convert(tmp_path / "back" / "model.safetensors", {})
+    assert written.info["class_names"] == [str(i) for i in range(10)]
+    for path, array in weights_of(folder).items():
+        np.testing.assert_array_equal(written.arrays[path], array)
+
+
+LONGER = dict(
+    optim__ema_decay=0.9,
+    model__dropout_rate=0.1,
+    augment__kind="baseline",
+    train__eval_every_epochs=5.0,
+)
+
+
+def final_state(folder):
+    state, _ = checkpoint.load_run(folder / "checkpoints", "last")
+    return pretrained.flat_weights(state["params"], state["batch_stats"])
+
+
+def test_a_lengthened_run_equals_one_of_that_length(tmp_path):
+    constant = LONGER | dict(optim__schedule="constant")
+    whole = run(tmp_path / "whole", train__epochs=10.0, **constant)
+    first = run(tmp_path / "legs", train__epochs=5.0, **constant)
+    earlier = json.loads((first / "summary.json").read_text())
+    folder = run(tmp_path / "legs", train__epochs=10.0, **constant)
+    for path, array in final_state(whole).items():
+        np.testing.assert_array_equal(final_state(folder)[path], array, path)
+    clock = ("wall_seconds", "train/images_per_second")
+    rows = [
+        [
+            {k: v for k, v in row.items() if k not in clock}
+            for row in read_jsonl(f / "metrics.jsonl")
+        ]
+        for f in (whole, folder)
+    ]
+    assert rows[0] == rows[1]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["legs"] == [earlier] and summary["epochs"] == 10 and earlier["epochs"] == 5
+    row = json.loads((tmp_path / "legs" / "results.json").read_text())["rows"][0]
+    assert [leg["epochs"] for leg in (*row["legs"], row)] == [5, 10]
+    text = (tmp_path / "legs" / "results.md").read_text()
+    assert "| base, 5 epochs |" in text and "| base, 10 epochs |" in text
+    for epochs, message in ((5.0, "was trained with train.epochs=10.0, now"), (7.0, "now")):
+        with pytest.raises(UserError, match=message):
+            run(tmp_path / "legs", train__epochs=epochs, **constant)
+    (folder / "summary.json").unlink()
+    with pytest.raises(UserError, match="finish it before going on"):
+        run(tmp_path / "legs", train__epochs=20.0, **constant)
+
+
+def test_a_second_leg_follows_the_longer_cosine(tmp_path):
+    run(tmp_path, train__epochs=5.0, **LONGER)
+    folder = run(tmp_path, train__epochs=10.0, **LONGER)
+    rows = [row for row in read_jsonl(folder / "metrics.jsonl") if "train/learning_rate" in row]
+    assert [row["step"] for row in rows] == list(range(1, 51))
+    config = make_config(**SHORT | LONGER)
+    assert rows[24]["train/learning_rate"] < 1e-4 < 4e-3 < rows[25]["train/learning_rate"]
+    for total, legs in ((25, rows[:25]), (50, rows[25:])):
+        schedule = make_schedule(config.optim, 0, total)
+        for row in legs:
+            expected = float(schedule(row["step"] - 1))
+            assert row["train/learning_rate"] == pytest.approx(expected, rel=1e-5)
+
+
+def replaced(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_mistakes_end_in_one_sentence(first, tuned, tmp_path, capsys):
+    picture = tmp_path / "a.png"
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(picture)
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    (tmp_path / "photos" / "dog").mkdir()
+    for name in ("cat", "dog"):
+        for i in range(10):
+            shutil.copy(picture, tmp_path / "photos" / name / f"{i}.png")
+    convert_weights.main([str(GOLDEN / "hf_bare" / "model.safetensors"), str(tmp_path / "bare")])
+    other_data = ["--config.data.name=folder", f"--config.data.dir={tmp_path / 'photos'}"]
+    cases = [
+        (predict, [first, tmp_path / "broken.jpg"], "cannot be read as an image"),
+        (predict, [first, tmp_path / "nowhere"], "neither a file nor a folder"),
+        (predict, [first, GOLDEN / "npz"], "holds no image"),
+        (predict, [first.parents[1], picture], "did you mean"),
+        (predict, [tmp_path / "bare", picture], "has no head"),
+        (predict, [tmp_path, picture], "neither a converted checkpoint"),
+        (evaluate, [tuned, *other_data], "the data have 2 classes"),
+        (evaluate, [tuned, "--config.optim.b1=0.5"], "has no effect on an evaluation"),
+        (evaluate, [tuned, "--config.data.mean=(0.4,)"], "is the model's"),
+        (evaluate, [tuned, "--part=all"], "invalid choice"),
+        (convert_weights, [first, tmp_path / "x"], "is not a file"),
+        (convert_weights, [GOLDEN / "hf", tmp_path / "x", "--to=timm"], "neither a converted"),
+        (convert_weights, [first, tmp_path / "bare", "--to=timm"], "exists already"),
+        (
+            convert_weights,
+            [first, tmp_path / "x", "--to=timm", "--gelu=erf"],
+            "no further settings",
+        ),
+    ]
+    capsys.readouterr()
+    for script, arguments, sentence in cases:
+        assert script.main([str(argument) for argument in arguments]) == 1, sentence
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1, error
+        assert sentence in error, error
+
+
+def test_weights_that_do_not_serve_stop_the_run(first, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(first, damaged)
+    (damaged / "summary.json").unlink()
+    with pytest.raises(UserError, match="is not finished"):
+        run(tmp_path / "r", init_from=str(damaged))
+    shutil.copy(first / "summary.json", damaged)
+    for path in damaged.glob("checkpoints/*/state/ocdbt*/d/*"):
+        path.write_bytes(path.read_bytes()[:100])
+    for path in damaged.glob("checkpoints/*/state/d/*"):
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="checkpoint in .* is damaged"):
+        run(tmp_path / "r", init_from=str(damaged))
+    with pytest.raises(UserError, match="neither a converted checkpoint"):
+        run(tmp_path / "r", init_from=str(tmp_path))
+    base = settings.with_overrides(
+        settings.get_config(), {"init_from": str(first), "train.epochs": 1.0}, "a test"
+    )
+    for key, value in (("model.name", "resnet18"), ("model.hidden_size", 32)):
+        with pytest.raises(UserError, match="contradicts the weights"):
+            make_variants(settings.with_overrides(base, {key: value}, "a test"), {}, set())
+
+
+def test_other_weights_than_a_run_began_with_are_refused(first, tuned):
+    record = tuned / "config.json"
+    before = record.read_text()
+    replaced(record, '"checksum": ', '"checksum": 1')
+    (tuned / "summary.json").rename(tuned / "kept.json")
+    try:
+        with pytest.raises(UserError, match="began with other"):
+            run(tuned.parents[1], freeze="head", init_from=str(first))
+    finally:
+        record.write_text(before)
+        (tuned / "kept.json").rename(tuned / "summary.json")
