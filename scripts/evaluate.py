@@ -1,11 +1,12 @@
 """Evaluates a finished run, or a converted checkpoint with a head, on a data set.
 
     python scripts/evaluate.py runs/eurosat_finetune/head/seed_0
-    python scripts/evaluate.py runs/photos/base/seed_0 --config.data.dir=new_photos --out=new
+    python scripts/evaluate.py runs/photos/base/seed_0 --part=all --out=new \\
+      --config.data.dir=new_photos
 
-Writes test_report.txt, test_report.json and confusion.png: by default into the folder evaluation of
-RUN. The data are those of the run unless --config.data.KEY=VALUE changes them; their classes must
-be the model's.
+Writes test_report.txt, test_report.json and confusion.png, by default into RUN/evaluation/PART. The
+data are those of the run, divided as there, unless --config.data.KEY=VALUE changes them; their
+classes must be the model's.
 """
 
 import json
@@ -17,6 +18,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # without 
 from vit_jax import cli, pretrained  # noqa: E402
 from vit_jax.errors import UserError  # noqa: E402
 
+EFFECTIVE = ("sharding.cpu_devices", "train.dtype", "train.eval_batch_size")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
@@ -27,8 +30,8 @@ def evaluate(argv: list[str] | None) -> None:
     """Evaluates as the arguments say; raises UserError."""
     parser = cli.Parser(description=__doc__)
     parser.add_argument("run", type=pathlib.Path, help="RUN/VARIANT/seed_0, or a checkpoint")
-    parser.add_argument("--part", choices=("train", "val", "test"), default="test")
-    parser.add_argument("--out", type=pathlib.Path, help="folder; default: RUN/evaluation")
+    parser.add_argument("--part", choices=("train", "val", "test", "all"), default="test")
+    parser.add_argument("--out", type=pathlib.Path, help="folder; default: RUN/evaluation/PART")
     args, rest = parser.parse_known_args(argv)
     from vit_jax.classifier import Classifier
     from vit_jax.metrics import write_atomically
@@ -40,16 +43,21 @@ def evaluate(argv: list[str] | None) -> None:
     for key in sorted(given):
         if key in pretrained.DATA_KEYS:
             raise UserError(f"{key} is the model's and cannot be changed")
-        if not key.startswith(("data.", "sharding.")) and key != "train.eval_batch_size":
+        if not key.startswith("data.") and key not in EFFECTIVE:
             raise UserError(f"--config.{key} has no effect on an evaluation")
+    other_data = any(key.startswith("data.") for key in given)
+    if not other_data and not classifier.has_data:
+        raise UserError(f"{args.run} has no data of its own: give --config.data.name, say")
+    if other_data and not args.out:
+        raise UserError("--out is missing: give a folder for the report on other data")
     validate(config)
     report = classifier.report(config, args.part)
-    out = args.out or args.run / "evaluation"
+    out = args.out or args.run / "evaluation" / args.part
     out.mkdir(parents=True, exist_ok=True)
     name = f"{args.run} on the {args.part} part of {config.data.dir or config.data.name}"
     write_atomically(out / "test_report.json", json.dumps(report) + "\n")
     write_test_report(out / "test_report.txt", name, report, [])
-    draw_confusion(out / "confusion.png", args.run.name, report)
+    draw_confusion(out / "confusion.png", str(args.run), report, args.part)
     print(f"\n{(out / 'test_report.txt').read_text()}\nwrote {out}")
 
 

@@ -91,6 +91,9 @@ def test_a_run_begins_with_the_weights_of_another(first, tuned):
 def test_reports_of_a_run_and_of_its_evaluation_are_equal(tuned, tmp_path, capsys):
     assert evaluate.main([str(tuned), f"--out={tmp_path / 'out'}"]) == 0
     assert "Test report of" in capsys.readouterr().out
+    assert evaluate.main([str(tuned), "--part=all"]) == 0
+    every = json.loads((tuned / "evaluation" / "all" / "test_report.json").read_text())
+    assert every["count"] == 1797
     one, other = (
         json.loads((f / "test_report.json").read_text()) for f in (tuned, tmp_path / "out")
     )
@@ -173,15 +176,23 @@ def test_a_lengthened_run_equals_one_of_that_length(tmp_path):
     ]
     assert rows[0] == rows[1]
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["legs"] == [earlier] and summary["epochs"] == 10 and earlier["epochs"] == 5
+    assert len(summary["legs"]) == 1 and earlier.items() <= summary["legs"][0].items()
+    assert summary["epochs"] == 10 and earlier["epochs"] == 5
+    assert {"versions", "git_commit"} <= summary["legs"][0].keys()
     row = json.loads((tmp_path / "legs" / "results.json").read_text())["rows"][0]
     assert [leg["epochs"] for leg in (*row["legs"], row)] == [5, 10]
     text = (tmp_path / "legs" / "results.md").read_text()
     assert "| base, 5 epochs |" in text and "| base, 10 epochs |" in text
-    for epochs, message in ((5.0, "was trained with train.epochs=10.0, now"), (7.0, "now")):
+    assert "read once per length of a run" in text
+    for epochs, message in (
+        (5.0, "was trained with train.epochs=10.0, now"),
+        (10.001, "adds none"),
+    ):
         with pytest.raises(UserError, match=message):
             run(tmp_path / "legs", train__epochs=epochs, **constant)
-    (folder / "summary.json").unlink()
+    (folder / "summary.json").write_text(json.dumps(earlier))  # killed within the second leg
+    with pytest.raises(UserError, match="is not finished"):
+        pretrained.load(folder)
     with pytest.raises(UserError, match="finish it before going on"):
         run(tmp_path / "legs", train__epochs=20.0, **constant)
 
@@ -216,6 +227,7 @@ def test_mistakes_end_in_one_sentence(first, tuned, tmp_path, capsys):
         for i in range(10):
             shutil.copy(picture, tmp_path / "photos" / name / f"{i}.png")
     convert_weights.main([str(GOLDEN / "hf_bare" / "model.safetensors"), str(tmp_path / "bare")])
+    convert_weights.main([str(GOLDEN / "hf" / "model.safetensors"), str(tmp_path / "whole")])
     other_data = ["--config.data.name=folder", f"--config.data.dir={tmp_path / 'photos'}"]
     cases = [
         (predict, [first, tmp_path / "broken.jpg"], "cannot be read as an image"),
@@ -224,10 +236,12 @@ def test_mistakes_end_in_one_sentence(first, tuned, tmp_path, capsys):
         (predict, [first.parents[1], picture], "did you mean"),
         (predict, [tmp_path / "bare", picture], "has no head"),
         (predict, [tmp_path, picture], "neither a converted checkpoint"),
-        (evaluate, [tuned, *other_data], "the data have 2 classes"),
+        (evaluate, [tuned, *other_data], "--out is missing"),
+        (evaluate, [tuned, *other_data, f"--out={tmp_path / 'o'}"], "the data have 2 classes"),
+        (evaluate, [tmp_path / "whole"], "has no data of its own"),
         (evaluate, [tuned, "--config.optim.b1=0.5"], "has no effect on an evaluation"),
         (evaluate, [tuned, "--config.data.mean=(0.4,)"], "is the model's"),
-        (evaluate, [tuned, "--part=all"], "invalid choice"),
+        (evaluate, [tuned, "--part=some"], "invalid choice"),
         (convert_weights, [first, tmp_path / "x"], "is not a file"),
         (convert_weights, [GOLDEN / "hf", tmp_path / "x", "--to=timm"], "neither a converted"),
         (convert_weights, [first, tmp_path / "bare", "--to=timm"], "exists already"),

@@ -1,5 +1,6 @@
 """Weights of other projects: they compute the same here, and go back as they came."""
 
+import json
 import pathlib
 
 import jax
@@ -28,7 +29,7 @@ SOURCES = {
 
 
 def convert(name):
-    return pretrained.convert(GOLDEN / SOURCES[name], HEADS)
+    return pretrained.convert(GOLDEN / SOURCES[name], {} if name == "resnet18" else HEADS)
 
 
 def model_of(weights):
@@ -267,6 +268,66 @@ def test_files_that_are_no_weights(tmp_path):
         pretrained.convert(tmp_path / "missing.npz", {})
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"patch_embed.proj.weight": np.ones((48, 48), np.float32)}, "not 4 dimensions"),
+        ({"patch_embed.proj.weight": np.ones((48, 3, 4, 2), np.float32)}, "are no squares"),
+        ({"pos_embed": np.ones((10, 48), np.float32)}, "not 3 dimensions"),
+        ({"head.bias": np.ones(7, np.complex64)}, "no known number"),
+    ],
+)
+def test_arrays_of_other_models_are_told_by_name(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        pretrained.convert(rewritten(tmp_path, "timm", lambda arrays: arrays | change), HEADS)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"hidden_size": 64}, "that of another model: it has model.hidden_size=64"),
+        ({"global_pool": "avg"}, "another model: it has model.pool=mean"),
+        ({"hidden_act": "relu"}, "asks for the activation 'relu'"),
+        ({"num_attention_heads": "3"}, "'3' attention heads do not divide"),
+        ({"num_attention_heads": 5}, "5 attention heads do not divide"),
+        ({"pretrained_cfg": "x"}, "is not as timm and transformers write it"),
+        ({"id2label": {"a": "b"}}, "is not as timm and transformers write it"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_files_beside_the_weights_are_not_trusted(tmp_path, config, message):
+    path = rewritten(tmp_path, "timm", lambda arrays: arrays)
+    text = config if isinstance(config, str) else json.dumps({"num_attention_heads": 3} | config)
+    path.with_name("config.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        pretrained.convert(path, {})
+
+
+def test_what_a_user_gives_is_used_or_refused(tmp_path):
+    with pytest.raises(UserError, match="has 3 attention heads, not 4"):
+        pretrained.convert(GOLDEN / SOURCES["npz"], {"model.num_heads": 4})
+    with pytest.raises(UserError, match="model.gelu has no effect"):
+        pretrained.convert(GOLDEN / SOURCES["resnet18"], {"model.gelu": "erf"})
+    with pytest.raises(UserError, match="-3 attention heads"):
+        pretrained.convert(GOLDEN / SOURCES["timm"], {"model.num_heads": -3})
+    found = pretrained.convert(GOLDEN / SOURCES["timm"], HEADS | {"data.mean": (0.4,)})
+    assert found.info["settings"]["data.mean"] == (0.4,)
+    assert "data.mean" not in found.info["assumed"] and "data.std" in found.info["assumed"]
+    with pytest.raises(UserError, match="must end in .npz"):
+        pretrained.export(found, "npz", tmp_path / "exported")
+    notes = " ".join(pretrained.export(found, "npz", tmp_path / "exported.npz"))
+    assert "model.gelu=erf; usual is tanh" in notes and "data.mean=(0.4,)" in notes
+
+
+def test_equal_names_of_classes_are_told_apart(tmp_path):
+    path = rewritten(tmp_path, "timm", lambda arrays: arrays)
+    labels = {str(i): "crane" if i in (1, 6) else f"bird {i}" for i in range(7)}
+    config = {"num_attention_heads": 3, "id2label": labels}
+    path.with_name("config.json").write_text(json.dumps(config))
+    names = pretrained.convert(path, {}).info["class_names"]
+    assert names[1] == "crane (1)" and names[6] == "crane (6)" and names[2] == "bird 2"
+
+
 def test_positions_and_patches_resize_by_the_rules_of_their_sources():
     golden = np.load(GOLDEN / "resized.npz")
     for rule in ("timm", "hf"):
@@ -317,6 +378,13 @@ def test_fitting_loads_resizes_resets_and_says_so():
     rows = {what: (paths, why) for what, paths, why in fitted.rows}
     assert set(rows["ignored"][0]) == {"pre_logits/bias", "pre_logits/kernel"}
     assert "no head came with the weights" in rows["reset"][1]
+    weights = convert("npz")  # as if it had the layer of 2020, which its head was trained on
+    layer = {"kernel": np.eye(48, dtype=np.float32), "bias": np.zeros(48, np.float32)}
+    weights.arrays.update({f"pre_logits/{key}": value for key, value in layer.items()})
+    weights.info["settings"]["model.representation_size"] = 48
+    fitted = fit(weights, list("abcdefg"), model__representation_size=0)
+    assert "was trained on is left out" in {row[0]: row[2] for row in fitted.rows}["reset"]
+    assert [row[0] for row in fit(weights, list("abcdefg")).rows] == ["loaded"]
 
 
 def test_what_fits_nowhere_is_listed():
@@ -343,3 +411,6 @@ def test_settings_of_the_weights_are_adopted_and_not_contradicted():
             settings.resolve(settings.with_overrides(config, {key: value}, "a"), weights)
     with pytest.raises(UserError, match="model.gelu=tanh contradicts"):
         settings.resolve(config, weights, {"model.gelu"})
+    without = settings.with_overrides(config, {"model.qkv_bias": False}, "a")
+    with pytest.raises(UserError, match="model.qkv_bias=False contradicts"):
+        settings.resolve(without, weights)

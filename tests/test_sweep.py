@@ -36,6 +36,16 @@ def test_mean_and_spread_over_seeds():
     assert make_row("a", {}, [summary(0, 0.8)])["test_accuracy"]["std"] is None
 
 
+def test_lengths_that_all_seeds_had_are_rows():
+    longer = [summary(0, 0.9) | {"epochs": 20}, summary(1, 0.7) | {"epochs": 20}]
+    longer[0]["legs"] = [summary(0, t) | {"epochs": e} for e, t in ((5, 0.5), (10, 0.6))]
+    longer[1]["legs"] = [summary(1, 0.8) | {"epochs": 10}]  # a seed that was added later
+    row = make_row("a", {}, longer)
+    assert [(leg["epochs"], leg["test_accuracy"]["values"]) for leg in row["legs"]] == [
+        (10, [0.6, 0.8])
+    ]
+
+
 def test_table():
     rows = [
         make_row("a", {}, [summary(0, 1)]),

@@ -198,7 +198,7 @@ def load_run(folder: pathlib.Path, select: str) -> tuple[dict, int]:
         state = restored["state"]
         variables = state["ema"] or {key: state[key] for key in ("params", "batch_stats")}
         found = int(checksum(variables))
-        if found != restored["notes"]["variables_checksum"]:
+        if found != restored["notes"].get("variables_checksum", found):
             raise ValueError("its checksum does not match")
     except MemoryError:
         raise

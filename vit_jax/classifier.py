@@ -1,10 +1,13 @@
 """A trained model ready for use: to evaluate it on a set, or to classify images."""
 
+import functools
+import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from vit_jax import config as settings
 from vit_jax import models, pretrained, run_folder, sharding, steps
@@ -26,18 +29,23 @@ class Classifier:
     """
 
     def __init__(self, folder: pathlib.Path):
-        """Reads the weights; raises UserError if they are damaged, or have no head."""
-        weights = pretrained.load(folder)
-        if not weights.info["num_classes"]:
+        """Reads what the weights are; raises UserError if they are damaged, or have no head."""
+        info = pretrained.read_info(folder)
+        if not info["num_classes"]:
             raise UserError(f"{folder} has no head, so it knows no classes: fine-tune it first")
-        record = run_folder.read_config(folder) if weights.info["format"] == "vit_jax" else None
+        record = run_folder.read_config(folder) if info["format"] == "vit_jax" else None
         # Converted weights were trained elsewhere: any length makes their config a valid one.
-        kept = record["config"] if record else weights.info["settings"] | {"train.steps": 1}
+        kept = record["config"] if record else info["settings"] | {"train.steps": 1}
         kept = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
         self.config = settings.with_overrides(settings.get_config(), kept, str(folder))
-        self._names = weights.info["class_names"]
-        self.class_names = self._names or [f"class {i}" for i in range(weights.info["num_classes"])]
-        self._folder, self._variables = folder, weights.variables
+        self.has_data = record is not None  # those that it was trained on
+        self._names = info["class_names"]
+        self.class_names = self._names or [f"class {i}" for i in range(info["num_classes"])]
+        self._folder = folder
+
+    @functools.cached_property
+    def _variables(self):  # later than the rest, because it starts the devices
+        return pretrained.load(self._folder).variables
 
     def _model(self, config):
         return models.build(config.model, len(self.class_names), dtype_of(config.train.dtype))
@@ -47,7 +55,7 @@ class Classifier:
 
         Args:
           config: `self.config`, its data perhaps changed.
-          part: "train", "val" or "test".
+          part: "train", "val", "test", or "all" three.
 
         Returns:
           The report of `evaluate.make_report`.
@@ -55,7 +63,8 @@ class Classifier:
         Raises:
           UserError: the data cannot be read, or have other classes.
         """
-        sharding.start(False, config.sharding.cpu_devices, config.train.eval_batch_size)
+        batch_size = config.train.eval_batch_size
+        sharding.start(False, config.sharding.cpu_devices, batch_size)
         mesh = sharding.make_mesh()
         data = load_data(config.data, mesh)
         self._check_classes(data.class_names)
@@ -63,9 +72,12 @@ class Classifier:
             steps.make_eval_step(self._model(config), config),
             out_shardings=sharding.replicated(mesh),
         )
-        batches = getattr(data, part).evaluate(config.train.eval_batch_size)
+        parts = ("train", "val", "test") if part == "all" else (part,)
+        batches = [getattr(data, name).evaluate(batch_size) for name in parts]
+        total = sum(len(getattr(data, name)) for name in parts)
+        bar = tqdm(itertools.chain(*batches), "evaluating", -(-total // batch_size), disable=None)
         variables = sharding.put_replicated(mesh, self._variables)
-        result = evaluate(step, variables, batches, keep=True)
+        result = evaluate(step, variables, bar, keep=True)
         assert result is not None and result.logits is not None and result.labels is not None
         return make_report(result.logits, result.labels, data.class_names)
 
@@ -86,11 +98,11 @@ class Classifier:
 
         Raises UserError if a file is no image.
         """
-        config, model = self.config, self._model(self.config)
+        config, model, variables = self.config, self._model(self.config), self._variables
 
         @jax.jit
-        def logits_of(images):
-            return model.apply(self._variables, preprocess(images, config))
+        def logits_of(variables, images):
+            return model.apply(variables, preprocess(images, config))
 
         size, channels = stored_size(config.data), config.data.channels
         for start in range(0, len(paths), batch_size):
@@ -99,5 +111,5 @@ class Classifier:
             # A whole batch, even if the images are fewer: one compiled program serves all.
             rows = min(batch_size, len(paths))
             padded = np.pad(images, ((0, rows - len(some)), (0, 0), (0, 0), (0, 0)))
-            found = softmax(np.asarray(logits_of(padded)))[: len(some)]
+            found = softmax(np.asarray(logits_of(variables, padded)))[: len(some)]
             yield from zip(some, images, found, strict=True)

@@ -57,7 +57,7 @@ def _data():
     data.mean = (0.5,)  # of the pixels in [0, 1], subtracted; one value, or one per channel
     data.std = (0.5,)  # likewise, divided by
     data.resident = "auto"  # "always": decoded once, held on the device; "never": streamed
-    data.resident_max_gib = 2.0  # GiB of pixels up to which "auto" is resident; and of features
+    data.resident_max_gib = 2.0  # GiB of uint8 pixels up to which "auto" is resident
     data.skip_corrupt = False  # leave unreadable files of a folder out, and count them
     data.num_threads = 8  # that read and decode images
     data.download = True  # fetch and prepare a missing known set
@@ -230,7 +230,7 @@ def resolve(config: Config, weights: dict | None = None, given: Collection[str] 
     Args:
       config: of a variant.
       weights: {"model.depth": 12, ...}, the settings of the weights.
-      given: the keys of the command line, which are not to be changed even if at their default.
+      given: keys that were set on purpose, and are not to be changed even if at their default.
 
     Raises:
       UserError: an unknown size, or settings that contradict the weights.
@@ -269,17 +269,15 @@ def _resolve_size(model):
 def _adopt(config, weights, given):
     default, now = flatten(get_config()), flatten(config)
     for key, value in weights.items():
-        if (
-            key == "model.representation_size"
-        ):  # dropped for other classes, as the official code does
+        old = now[key]
+        resized = key in ("data.image_size", "model.patch_size") and old
+        # The tanh layer before the head is taken over on request only, as in the official code.
+        if old == value or resized or key == "model.representation_size":
             continue
-        if now[key] == value or (
-            key in ("data.image_size", "model.patch_size") and now[key]  # resized
-        ):
-            continue
-        if key in given or now[key] not in (default[key], 0):
+        unset = old == default[key] or (type(old) is int and old == 0)
+        if key in given or not unset:
             raise UserError(
-                f"{key}={now[key]} contradicts the weights of init_from={config.init_from}, which "
+                f"{key}={old} contradicts the weights of init_from={config.init_from}, which "
                 f"have {key}={value}: leave it out"
             )
         config.update_from_flattened_dict({key: value})

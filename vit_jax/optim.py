@@ -128,6 +128,8 @@ def trained_paths(paths: Collection[str], freeze) -> frozenset[str]:
                 f"the rule {rule[0].pattern!r} of freeze decides about no parameter; there are "
                 f"{', '.join(sorted(paths)[:3])}, ..."
             )
+    if not trained:
+        raise UserError("the rules of freeze leave nothing to train: use freeze=none_trained")
     return frozenset(trained)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,16 +53,14 @@ def build_program(config, data: Data, mesh: Mesh) -> Program:
     per_epoch = len(data.train) // train.batch_size
     freeze = parse_freeze(config.freeze)
     total = total_steps(config, per_epoch) if freeze != "none_trained" else 0
-    classes = len(data.class_names)
-    dtype = dtype_of(train.dtype)
-    shapes = _shapes(models.build(config.model, classes), config)
+    shapes = _shapes(models.build(config.model, len(data.class_names)), config)
     trained = optim.trained_paths([path for path in shapes if "batch_stats/" not in path], freeze)
-    frozen_norms = {
-        path.removesuffix("/scale")
-        for path in shapes
-        if path not in trained and f"batch_stats/{path.removesuffix('/scale')}/mean" in shapes
-    }
-    model = models.build(config.model, classes, dtype, frozen_norms, train.remat)
+    only_head = bool(trained) and all(path.startswith("head/") for path in trained)
+    if config.optim.layer_decay != 1 and only_head:
+        raise UserError(
+            f"optim.layer_decay={config.optim.layer_decay} has no effect where the head alone is "
+            "trained"
+        )
     warmup = steps_of(config.optim, "warmup", per_epoch, total)
     if warmup >= total > 0:
         raise UserError(
@@ -69,43 +68,56 @@ def build_program(config, data: Data, mesh: Mesh) -> Program:
             "optim.warmup_steps, _epochs or _percent, whichever is set"
         )
     schedule = optim.make_schedule(config.optim, warmup, total)
-    optimizer = optim.make_optimizer(config.optim, schedule, None if freeze == "full" else trained)
-    plateau = optim.make_plateau(config.optim)
-    on_features = train.cache_features and _cacheable(config, data, trained, shapes)
-    stepped = models.Head(classes) if on_features else model
     weights = _fitted(config, shapes, data.class_names)
-    whole, split = sharding.replicated(mesh), sharding.split(mesh)
-
-    def jit(function, **options):
-        return jax.jit(function, out_shardings=whole, **options)
-
     return Program(
         config=config,
         mesh=mesh,
-        init=jit(steps.make_init(model, optimizer, config, plateau)),
-        train_step=jit(
-            steps.make_train_step(stepped, optimizer, config, trained, on_features),
-            in_shardings=(whole, whole, split),
-            donate_argnums=0,
-        ),
-        eval_step=jit(
-            steps.make_eval_step(stepped, config, on_features), in_shardings=(whole, whole, split)
-        ),
-        feature_step=(
-            jit(steps.make_feature_step(model, config), in_shardings=(whole, split))
-            if on_features
-            else None
-        ),
+        **_jitted_steps(config, data, mesh, shapes, trained, schedule, only_head),
         features={},
         weights=weights,
         fingerprint=data.fingerprint | ({"weights": weights.identity} if weights else {}),
         trained=trained,
         schedule=schedule,
-        plateau=plateau,
+        plateau=optim.make_plateau(config.optim),
         steps_per_epoch=per_epoch,
         total_steps=total,
         eval_every=steps_of(train, "eval_every", per_epoch, total) or total,
         log_every=steps_of(config.log, "every", per_epoch, total) or total,
+    )
+
+
+def _jitted_steps(config, data, mesh, shapes, trained, schedule, only_head) -> dict[str, Any]:
+    """Returns the functions of a Program."""
+    train, classes = config.train, len(data.class_names)
+    frozen_norms = {
+        path.removesuffix("/scale")
+        for path in shapes
+        if path not in trained and f"batch_stats/{path.removesuffix('/scale')}/mean" in shapes
+    }
+    model = models.build(config.model, classes, dtype_of(train.dtype), frozen_norms, train.remat)
+    rates = (config.model[f"{key}_rate"] for key in ("dropout", "attention_dropout", "drop_path"))
+    # Where the head always gets the same of an image, that is computed once.
+    on_features = (
+        only_head and train.cache_features and config.augment.kind == "none" and not any(rates)
+    )
+    stepped = models.Head(classes) if on_features else model
+    optimizer = optim.make_optimizer(
+        config.optim, schedule, None if config.freeze == "full" else trained
+    )
+    plateau = optim.make_plateau(config.optim)
+    whole, split = sharding.replicated(mesh), sharding.split(mesh)
+
+    def jit(function, *shardings, **options):
+        inputs = {"in_shardings": shardings} if shardings else {}
+        return jax.jit(function, out_shardings=whole, **inputs, **options)
+
+    train_step = steps.make_train_step(stepped, optimizer, config, trained, on_features)
+    feature_step = steps.make_feature_step(model, config)
+    return dict(
+        init=jit(steps.make_init(model, optimizer, config, plateau)),
+        train_step=jit(train_step, whole, whole, split, donate_argnums=0),
+        eval_step=jit(steps.make_eval_step(stepped, config, on_features), whole, whole, split),
+        feature_step=jit(feature_step, whole, split) if on_features else None,
     )
 
 
@@ -134,18 +146,6 @@ def _shapes(model, config):
     tree = jax.eval_shape(model.init, jax.random.key(0), one_image(config))
     flat = pretrained.flat_weights(tree["params"], tree.get("batch_stats", {}))
     return {path: leaf.shape for path, leaf in flat.items()}
-
-
-def _cacheable(config, data, trained, shapes):
-    """Returns whether the head alone is trained, on what never changes, and that fits."""
-    if not trained or any(not path.startswith("head/") for path in trained):
-        return False
-    model = config.model
-    rates = model.dropout_rate, model.attention_dropout_rate, model.drop_path_rate
-    count = sum(len(part) for part in (data.train, data.val, data.test))
-    num_bytes = 4 * count * shapes["head/kernel"][0]
-    fits = num_bytes <= config.data.resident_max_gib * 2**30
-    return fits and config.augment.kind == "none" and not any(rates)
 
 
 def _fitted(config, shapes, class_names):

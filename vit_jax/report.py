@@ -11,28 +11,26 @@ from vit_jax.metrics import read_jsonl, write_atomically
 
 
 def write_figures(run: pathlib.Path) -> None:
-    """Draws the figures of one finished run and writes its test_report.txt.
+    """Draws the figures of one finished run and, last, writes its test_report.txt.
 
     From its metrics.jsonl, test_report.json and summary.json.
     """
     (run / "figures").mkdir(exist_ok=True)
-    name, rows = (
-        f"{run.parent.name} {run.name.replace('_', ' ')}",
-        read_jsonl(run / "metrics.jsonl"),
-    )
+    name = f"{run.parent.name} {run.name.replace('_', ' ')}"
+    rows = read_jsonl(run / "metrics.jsonl")
     report = json.loads((run / "test_report.json").read_text())
-    write_test_report(run / "test_report.txt", name, report, rows)
     draw_confusion(run / "figures" / "confusion.png", name, report)
     plots.save_curves(run / "figures" / "curves.png", name, {"": rows})
     magnitudes = json.loads((run / "summary.json").read_text()).get("kernel_magnitudes")
     if magnitudes:
         path = run / "figures" / "kernel_magnitudes.png"
         plots.save_kernel_magnitudes(path, name, magnitudes)
+    write_test_report(run / "test_report.txt", name, report, rows)
 
 
-def draw_confusion(path: pathlib.Path, name: str, report: dict) -> None:
-    """Draws the confusion matrix of a report of `evaluate.make_report`."""
-    title = f"{name}: test accuracy {100 * report['accuracy']:.2f} %, {report['count']:,} images"
+def draw_confusion(path: pathlib.Path, name: str, report: dict, part: str = "test") -> None:
+    """Draws the confusion matrix of a report of `evaluate.make_report` on a part of the data."""
+    title = f"{name}: {part} accuracy {100 * report['accuracy']:.2f} %, {report['count']:,} images"
     plots.save_confusion(path, title, np.array(report["confusion"]), list(report["classes"]))
 
 
@@ -192,12 +190,13 @@ def _legend(rows, seeds, select):
     if len(rows) > 1:
         chance = ", which alone cannot tell a difference from chance" if len(seeds) == 1 else ""
         spread += f"{chance}; the best first"
+    unit = "length of a run" if any("epochs" in row for row in rows) else "run"
     checkpoint = {
         "best": "checkpoint with the best validation accuracy",
         "last": "last checkpoint",
     }[select]
     text = (
-        f"Accuracies in %, {spread}. Test is read once per run, from the "
+        f"Accuracies in %, {spread}. Test is read once per {unit}, from the "
         f"{checkpoint}; train is that checkpoint without augmentation."
     )
     if len(seeds) > 1 and len(rows) > 1:

@@ -26,7 +26,6 @@ FREE_KEYS = (
     "train.num_seeds",
 )
 
-
 # The length of a run, of which a finished one may be given more.
 LENGTH_KEYS = ("train.epochs", "train.steps")
 
@@ -34,6 +33,8 @@ LENGTH_KEYS = ("train.epochs", "train.steps")
 def plain_settings(config: Config, seed: int) -> dict:
     """Returns {"section.key": JSON value} of a run."""
     flat = {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(config).items()}
+    if config.init_from:
+        flat["init_from"] = str(pathlib.Path(config.init_from).expanduser().resolve())
     return flat | {"seed": seed}
 
 
@@ -52,7 +53,7 @@ def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None
     free = FREE_KEYS if config.data.name == "folder" else (*FREE_KEYS, "data.dir")
     if config.freeze == "none_trained":
         free += LENGTH_KEYS
-    summary = _finished(folder, record)
+    summary = read_finished(folder, record)
     for key in now:
         # A key that was added since then had the effect of its default.
         old = before.get(key, default[key])
@@ -76,7 +77,7 @@ def _lengthened(before, now, free):
     return any(key not in free and before[key] != now[key] for key in LENGTH_KEYS)
 
 
-def _finished(folder, record):
+def read_finished(folder: pathlib.Path, record: dict) -> dict | None:
     """Returns summary.json, None if there is none or it is that of an earlier leg."""
     path = folder / "summary.json"
     if not path.exists():
@@ -100,42 +101,54 @@ def check_data(folder: pathlib.Path, fingerprint: dict) -> None:
 
 
 def write_config(
-    folder: pathlib.Path, config: Config, fingerprint: dict, name: str, seed: int
+    folder: pathlib.Path,
+    config: Config,
+    fingerprint: dict,
+    total_steps: int,
+    name: str,
+    seed: int,
 ) -> None:
     """Writes config.json, if the run has not begun or begins another leg.
 
     Args:
       folder: of the run.
       config: resolved.
-      fingerprint: of the data.
+      fingerprint: of the data and the weights to begin with.
+      total_steps: of the run.
       name: of the variant.
       seed: of the run.
 
     Raises:
-      UserError: the run has begun, on other data.
+      UserError: the run has begun, with other data or weights, or a lengthening adds no step.
     """
     check_data(folder, fingerprint)
     if not sharding.is_first_process():
         return
     record, settings = read_config(folder), plain_settings(config, seed)
-    if record is not None:
+    if record is None:
+        record = {"variant": name, "config": settings, "data": fingerprint} | _made_with()
+    else:
+        summary = read_finished(folder, record)
+        if summary is None or not _lengthened(record["config"], settings, ()):
+            return
+        if total_steps <= summary["steps"]:
+            key = next(key for key in LENGTH_KEYS if record["config"][key] != settings[key])
+            raise UserError(
+                f"{folder} was trained for {summary['steps']} steps, to which {key}="
+                f"{settings[key]} adds none"
+            )
         # The leg that ends is noted before its summary can be replaced.
-        if (summary := _finished(folder, record)) and _lengthened(record["config"], settings, ()):
-            earlier = {key: value for key, value in summary.items() if key != "legs"}
-            record["legs"] = [*record.get("legs", []), earlier]
-            record["config"] = settings
-            write_atomically(folder / "config.json", json.dumps(record, indent=2) + "\n")
-        return
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    record = {
-        "variant": name,
-        "config": settings,
-        "data": fingerprint,
-        "versions": {"python": platform.python_version()}
-        | {package: importlib.metadata.version(package) for package in packages},
-        "git_commit": _git_commit(),
-    }
+        leg = {key: value for key, value in summary.items() if key != "legs"}
+        leg |= {key: record[key] for key in ("versions", "git_commit")}
+        record |= {"legs": [*record.get("legs", []), leg], "config": settings} | _made_with()
     write_atomically(folder / "config.json", json.dumps(record, indent=2) + "\n")
+
+
+def _made_with():
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    versions = {"python": platform.python_version()} | versions
+    return {"versions": versions, "git_commit": _git_commit()}
 
 
 @contextlib.contextmanager

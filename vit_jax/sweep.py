@@ -46,7 +46,7 @@ def make_variants(config: Config, sweep: dict[str, dict], given: set[str]) -> di
                 f"variant {name} changes the sharding settings, but all variants share one set of "
                 "devices: give them on the command line"
             )
-        configs[name] = _resolve(variant, given)
+        configs[name] = _resolve(variant, given | set(overrides))
         validate(configs[name])
         if clash := given & set(overrides):
             validate(_resolve(config, given))  # a wrong value is the better complaint
@@ -149,12 +149,13 @@ def make_row(name: str, overrides: dict, summaries: list[dict]) -> dict:
         row[key] = {"mean": float(np.mean(values)), "std": std, "values": values}
     speeds = [s["images_per_second"] for s in summaries if s["images_per_second"] is not None]
     row |= {"images_per_second": float(np.mean(speeds)) if speeds else None}
-    legs = [summary.get("legs", []) for summary in summaries]
-    if any(legs):  # of a run that was lengthened
+    if any("legs" in summary for summary in summaries):  # of a run that was lengthened
         row["epochs"] = summaries[0]["epochs"]
-        row["legs"] = [make_row(name, overrides, list(leg)) for leg in zip(*legs, strict=False)]
-        for made, leg in zip(row["legs"], legs[0], strict=False):
-            made["epochs"] = leg["epochs"]
+        row["legs"] = []
+        for epochs in sorted({leg["epochs"] for s in summaries for leg in s.get("legs", [])}):
+            same = [leg for s in summaries for leg in s.get("legs", []) if leg["epochs"] == epochs]
+            if len(same) == len(summaries):  # else it was not the length of all seeds
+                row["legs"].append(make_row(name, overrides, same) | {"epochs": epochs})
     return row
 
 
@@ -188,7 +189,7 @@ class _Runner:
         finished = run_folder.read_summary(folder, config, seed)
         if finished is not None:
             print(f"{name} seed {seed}: finished before, not trained again", flush=True)
-            if not (folder / "figures").exists():  # killed before they were drawn
+            if not (folder / "test_report.txt").exists():  # killed before it was written
                 write_figures(folder)
             return finished
         data = self._load(config)

@@ -74,7 +74,9 @@ def run(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with run_folder.lock(folder), stop.deferred():
-        run_folder.write_config(folder, program.config, program.fingerprint, name, seed)
+        run_folder.write_config(
+            folder, program.config, program.fingerprint, program.total_steps, name, seed
+        )
         current = _Run(program, data, folder, name, seed, stop)
         try:
             current.loop()
@@ -154,7 +156,8 @@ class _Run:
 
     def _features_of(self, part, variables, progress):
         found = []
-        for batch in part.evaluate(self.program.config.train.eval_batch_size):
+        # Of a size that the run cannot change, so that the features keep every bit.
+        for batch in part.evaluate(self.program.config.train.batch_size):
             self._exit_if_stopped()
             features = sharding.settle(self.program.feature_step(variables, batch))
             mask, labels = sharding.to_host((batch["mask"], batch["label"]))
@@ -316,6 +319,7 @@ class _Run:
             report = make_report(
                 results["test"].logits, results["test"].labels, self.data.class_names
             )
+            (self.folder / "test_report.txt").unlink(missing_ok=True)  # of an earlier leg
             write_atomically(self.folder / "test_report.json", json.dumps(report) + "\n")
             write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.pretrained import files, formats
+from vit_jax.pretrained import files, formats, tables
 from vit_jax.pretrained.weights import Weights
 
 
@@ -32,8 +32,19 @@ def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
     _check_exportable(settings, kind, info["source"])
     arrays, size = weights.arrays, settings["data.image_size"]
     if kind == "npz":
+        if destination.suffix != ".npz":
+            raise UserError(f"{destination} must end in .npz")
         files.write_npz(destination, formats.to_theirs("npz", arrays))
-        return [f"read it with {settings['model.gelu']} GELU"]
+        usual = tables.SETTINGS["npz"]
+        return [
+            f"the file cannot tell {key}={settings[key]}; usual is {value}"
+            for key, value in (
+                ("model.gelu", usual["gelu"]),
+                ("model.norm_eps", usual["norm_eps"]),
+                *zip(("data.mean", "data.std"), usual["normalization"], strict=True),
+            )
+            if settings[key] != value
+        ]
     mean, std = (
         list(np.broadcast_to(settings[f"data.{key}"], settings["data.channels"]).tolist())
         for key in ("mean", "std")
@@ -59,7 +70,8 @@ def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
         "image_std": std,
     }
     files.write_safetensors(destination, theirs, _hf_config(info), preprocessor)
-    return []
+    crop = info.get("eval_crop", 1.0)
+    return [f"the processor cannot crop to data.eval_crop={crop} first"] if crop != 1 else []
 
 
 def _check_exportable(settings, kind, source):
@@ -94,7 +106,7 @@ def _timm_config(info, mean, std):
         "num_classes": info["num_classes"],
         "input_size": [channels, size, size],
         "interpolation": "bicubic",
-        "crop_pct": 1.0,
+        "crop_pct": info.get("eval_crop", 1.0),
         "mean": mean,
         "std": std,
         "label_names": info["class_names"],

@@ -40,16 +40,24 @@ def read_arrays(path: pathlib.Path) -> Arrays:
     try:
         if path.suffix == ".npz":
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                return {key: archive[key] for key in archive.files}
+                return _numbers({key: archive[key] for key in archive.files}, path)
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, "np") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except MemoryError:
+                return _numbers({key: file.get_tensor(key) for key in file.keys()}, path)
+    except (MemoryError, UserError):
         raise
-    except (safetensors.SafetensorError, zipfile.BadZipFile, ValueError, OSError, EOFError) as e:
-        reason = (str(e).splitlines() or ["no reason given"])[0]
-        raise UserError(f"{path} is damaged or no such file ({reason})") from None
+    except Exception as error:  # zip, NumPy and safetensors raise many types
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise UserError(f"{path} is damaged or of another kind ({reason})") from None
     raise UserError(f"{path} is neither .npz nor .safetensors")
+
+
+def _numbers(arrays, path):
+    for key, array in arrays.items():
+        raw_bfloat16 = array.dtype.kind == "V" and array.dtype.itemsize == 2
+        if array.dtype.kind not in "fiub" and not raw_bfloat16:
+            raise UserError(f"{path}: {key} is of type {array.dtype}, which is no known number")
+    return arrays
 
 
 def read_side_settings(path: pathlib.Path) -> dict[str, Any]:
@@ -58,19 +66,34 @@ def read_side_settings(path: pathlib.Path) -> dict[str, Any]:
     Those are config.json of transformers and of timm, and transformers' preprocessor_config.json.
 
     Returns:
-      Some of "model.num_heads", "model.norm_eps", "model.gelu", "data.mean", "data.std",
+      Settings such as "model.num_heads" and "data.mean", as far as they are told, and
       "class_names".
 
     Raises:
       UserError: one of them is damaged, or asks for what our models do not have.
     """
-    config = _read_json(path.with_name("config.json"))
-    pre = _read_json(path.with_name("preprocessor_config.json"))
-    cfg = config.get("pretrained_cfg") or {}
-    args = config.get("model_args") or {}
+    beside = path.with_name("config.json")
+    config, pre = _read_json(beside), _read_json(path.with_name("preprocessor_config.json"))
+    try:
+        return _side_settings(config, pre)
+    except UserError as error:
+        raise UserError(f"{beside} {error}") from None
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+        raise UserError(f"{beside} is not as timm and transformers write it: {error}") from None
+
+
+def _side_settings(config, pre):
+    cfg, args = config.get("pretrained_cfg") or {}, config.get("model_args") or {}
+    pool = config.get("global_pool") or args.get("global_pool")
+    if pool and pool not in ("token", "avg"):
+        raise UserError(f"asks for the pooling {pool!r}; known are token and avg")
     found = {
+        "model.hidden_size": config.get("hidden_size") or config.get("num_features"),
+        "model.depth": config.get("num_hidden_layers") or args.get("depth"),
+        "model.patch_size": config.get("patch_size") or args.get("patch_size"),
         "model.num_heads": config.get("num_attention_heads") or args.get("num_heads"),
         "model.norm_eps": config.get("layer_norm_eps"),
+        "model.pool": {"token": "cls", "avg": "mean"}.get(pool or ""),
         "data.mean": cfg.get("mean") or pre.get("image_mean"),
         "data.std": cfg.get("std") or pre.get("image_std"),
         "class_names": cfg.get("label_names") or config.get("label_names"),
@@ -80,16 +103,17 @@ def read_side_settings(path: pathlib.Path) -> dict[str, Any]:
         kinds = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
         kinds |= {"gelu_tanh": "tanh", "gelu_fast": "tanh"}
         if activation not in kinds:
-            raise UserError(
-                f"{path.with_name('config.json')} asks for the activation {activation!r}; known "
-                f"are {', '.join(kinds)}"
-            )
+            raise UserError(f"asks for the activation {activation!r}; known are {', '.join(kinds)}")
         found["model.gelu"] = kinds[activation]
-    labels = config.get("id2label") or {}
-    if labels and any(name != f"LABEL_{i}" for i, name in labels.items()):
-        found["class_names"] = [labels[key] for key in sorted(labels, key=int)]
+    labels = {int(number): name for number, name in (config.get("id2label") or {}).items()}
+    if any(name != f"LABEL_{number}" for number, name in labels.items()):
+        found["class_names"] = [labels[number] for number in sorted(labels)]
+    if names := found["class_names"]:  # ImageNet has two kinds of crane
+        found["class_names"] = [
+            f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names)
+        ]
     return {
-        key: tuple(value) if key.startswith("data.") else value
+        key: tuple(map(float, value)) if key.startswith("data.") else value
         for key, value in found.items()
         if value is not None
     }

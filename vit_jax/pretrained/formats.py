@@ -65,7 +65,7 @@ def _unprefixed(arrays):
 def _linen(key):
     numbers = {"MultiHeadDotProductAttention_1": "MultiHeadDotProductAttention_0"}
     numbers |= {"MlpBlock_3": "MlpBlock_0", "LayerNorm_2": "LayerNorm_1"}
-    return "/".join(numbers[part] if part in numbers else part for part in key.split("/"))
+    return "/".join(str(numbers.get(part, part)) for part in key.split("/"))
 
 
 def _unstacked(arrays):
@@ -90,7 +90,7 @@ def describe(name: str, arrays: Arrays, num_heads: int | None, source) -> tuple[
     Args:
       name: of the format.
       arrays: canonical.
-      num_heads: where the arrays do not tell it; None: of the named size, or one per 64 channels.
+      num_heads: given by the user or a file beside; None: of the named size.
       source: for the message.
 
     Returns:
@@ -100,51 +100,54 @@ def describe(name: str, arrays: Arrays, num_heads: int | None, source) -> tuple[
       UserError: the arrays are not those of a ViT or ResNet18.
     """
     found = _Finder(name, arrays, source)
-    num_classes = len(found("head/bias")) if "head/bias" in found else 0
+    num_classes = len(found("head/bias", 1)) if "head/bias" in found else 0
     if name == "resnet18":
-        kernel = found("conv1/kernel")
+        kernel = found("conv1/kernel", 4)
         stem, size = ("cifar", 32) if kernel.shape[0] == 3 else ("imagenet", 224)
         settings = {"model.name": name, "model.hidden_size": kernel.shape[-1], "model.stem": stem}
         settings |= {"data.image_size": size, "data.channels": kernel.shape[2]}
         return settings, num_classes
-    kernel, positions = found("embedding/kernel"), found(POSITIONS)
-    if kernel.ndim != 4 or kernel.shape[0] != kernel.shape[1] or positions.ndim != 3:
+    patch, other_side, channels, width = found("embedding/kernel", 4).shape
+    if patch != other_side:
         raise UserError(
-            f"{source} has patches of shape {kernel.shape} and positions of shape "
-            f"{positions.shape}, not [patch, patch, channels, width] and [1, tokens, width]"
+            f"{source} has patches of {patch}x{other_side} pixels, which are no squares"
         )
-    patch, _, channels, width = kernel.shape
-    tokens = positions.shape[1]
+    tokens = found(POSITIONS, 3).shape[1]
     grid = math.isqrt(tokens) if math.isqrt(tokens) ** 2 == tokens else math.isqrt(tokens - 1)
-    if name == "npz":
-        num_heads = found(f"{QKV}/kernel").shape[1]
-    named = {size[0]: size[2] for size in MODEL_SIZES.values()}
-    if not num_heads and width not in named and width % 64:
-        raise UserError(
-            f"{source} does not tell its number of attention heads: give --num-heads, which "
-            f"divides its width of {width}"
-        )
-    num_heads = num_heads or named.get(width) or width // 64
-    if width % num_heads:
-        raise UserError(f"--num-heads={num_heads} does not divide the width of {source}, {width}")
+    heads_found = found(f"{QKV}/kernel", 3).shape[1] if name == "npz" else None
+    has_tanh = "pre_logits/bias" in found
     return {
         "model.name": "vit",
         "model.patch_size": patch,
         "model.hidden_size": width,
         "model.depth": found.depth(),
-        "model.num_heads": num_heads,
-        "model.mlp_dim": found(f"{DENSE_0}/kernel").shape[-1],
+        "model.num_heads": _num_heads(width, heads_found, num_heads, source),
+        "model.mlp_dim": found(f"{DENSE_0}/kernel", 2).shape[-1],
         "model.attention": "softmax",
         "model.patchify": "conv",
         "model.pos_embed": "learned_1d",
         "model.pool": "cls" if "cls" in found else "mean",
         "model.qkv_bias": f"{QKV}/bias" in found,
-        "model.representation_size": (
-            len(found("pre_logits/bias")) if "pre_logits/bias" in found else 0
-        ),
+        "model.representation_size": len(found("pre_logits/bias", 1)) if has_tanh else 0,
         "data.image_size": grid * patch,
         "data.channels": channels,
     }, num_classes
+
+
+def _num_heads(width, found, given, source):
+    named = {size[0]: size[2] for size in MODEL_SIZES.values()}
+    named |= {1152: 16, 1280: 16, 1408: 16, 1664: 16}  # So400m, H, g, G: Zhai et al. 2022
+    if found and given not in (None, found):
+        raise UserError(f"{source} has {found} attention heads, not {given}")
+    number = found or given or named.get(width)
+    if number is None:
+        raise UserError(
+            f"{source} does not tell its number of attention heads: give --num-heads, which "
+            f"divides its width of {width}"
+        )
+    if type(number) is not int or number < 1 or width % number:
+        raise UserError(f"{number!r} attention heads do not divide the width of {source}, {width}")
+    return number
 
 
 class _Finder:
@@ -161,11 +164,17 @@ class _Finder:
     def __contains__(self, path):
         return self._key(path) in self._arrays
 
-    def __call__(self, path):
-        """Returns an array, in a layout of ours that needs no shape."""
+    def __call__(self, path, ndim):
+        """Returns an array of `ndim` dimensions, in a layout of ours that needs no shape."""
         if path not in self:
             raise UserError(f"{self._source} lacks {self._key(path)}")
-        return self._table[path][1].to_ours(self._arrays[self._key(path)], ())
+        array = self._arrays[self._key(path)]
+        if array.ndim != ndim:
+            raise UserError(
+                f"{self._source}: {self._key(path)} has the shape {array.shape}, not {ndim} "
+                "dimensions"
+            )
+        return self._table[path][1].to_ours(array, ())
 
     def depth(self):
         before, after = self._table[f"{BLOCK}/LayerNorm_0/scale"][0].split("{i}")

@@ -68,11 +68,20 @@ def convert(source: pathlib.Path, given: dict) -> Weights:
     side = {} if is_npz else files.read_side_settings(source)
     said = side | given
     settings, num_classes = formats.describe(name, arrays, said.get("model.num_heads"), source)
+    for key, value in side.items():
+        told = settings.get(key, value)
+        if key.startswith("model.") and told != value:
+            raise UserError(
+                f"the config.json beside {source} is that of another model: it has {key}={value}, "
+                f"the weights have {told}"
+            )
     assumed = dict(tables.SETTINGS[name])
     assumed["data.mean"], assumed["data.std"] = assumed.pop("normalization")
     assumed = {key if "." in key else f"model.{key}": value for key, value in assumed.items()}
     for key, value in assumed.items():
         settings[key] = said.get(key, value)
+    if useless := sorted(given.keys() - settings.keys()):
+        raise UserError(f"{useless[0]} has no effect on {source}, which is a {name}")
     if name in ("timm", "hf", "torchvision"):  # whose arrays do not tell it
         assumed["model.num_heads"] = settings["model.num_heads"]
     ours = formats.to_ours(name, arrays, formats.shapes(settings, num_classes), source)
@@ -108,7 +117,11 @@ def describe(weights: Weights) -> str:
     count = sum(array.size for array in weights.arrays.values())
     lines = [f"{info['source']}: {info['format']} layout, {count:,} parameters"]
     for key, value in info["settings"].items():
-        assumed = "  (usual for this kind; not told by the files)" if key in info["assumed"] else ""
+        assumed = (
+            "  (usual for this kind; not told by the files)"
+            if key in info.get("assumed", ())
+            else ""
+        )
         lines.append(f"  {key} = {value}{assumed}")
     return "\n".join([*lines, f"  classes: {info['num_classes'] or 'no head'}"])
 
@@ -142,7 +155,7 @@ def _run_info(folder):
             f"{folder} is neither a converted checkpoint (with model.json) nor the folder of a "
             f"run{hint}"
         )
-    if not (folder / "summary.json").exists():
+    if run_folder.read_finished(folder, record) is None:
         raise UserError(f"the run in {folder} is not finished: run its command again first")
     config = record["config"]
     name = config["model.name"]
@@ -156,6 +169,7 @@ def _run_info(folder):
         "class_names": record["data"]["classes"],
         "resize": record["data"].get("weights", {}).get("resize", RULES["vit_jax"]),
         "select": config["train.select"],
+        "eval_crop": config["data.eval_crop"],
     }
 
 
@@ -213,8 +227,8 @@ def fit(
     """
     stored, info = weights.arrays, weights.info
     arrays, problems, rows = {}, [], {"loaded": [], "resized": [], "reset": [], "ignored": []}
-    keep_head = _same_classes(info, class_names)
-    why = {"resized": []}
+    keep_head, why_reset = _keeps_head(info, class_names, "pre_logits/kernel" in shapes)
+    resizings = []
     for path, shape in shapes.items():
         if path.startswith("head/") and not keep_head:
             rows["reset"].append(path)
@@ -226,7 +240,7 @@ def fit(
         elif (resized := _resized(path, stored[path], shape, has_cls, info["resize"])) is not None:
             arrays[path], note = resized
             rows["resized"].append(path)
-            why["resized"].append(f"{_size(stored[path])} to {_size(arrays[path])}, {note}")
+            resizings.append(f"{_size(stored[path])} to {_size(arrays[path])}, {note}")
         else:
             problems.append(f"{path} has the shape {stored[path].shape} instead of {shape}")
     for path in stored:
@@ -240,8 +254,8 @@ def fit(
         )
     notes = {
         "loaded": "",
-        "resized": "; ".join(why["resized"]),
-        "reset": _why_reset(info, class_names),
+        "resized": "; ".join(resizings),
+        "reset": why_reset,
         "ignored": "the layer before the head is used with model.representation_size="
         f"{info['settings'].get('model.representation_size')} only",
     }
@@ -252,19 +266,18 @@ def fit(
     )
 
 
-def _same_classes(info, class_names):
-    if info["class_names"] is not None:
-        return info["class_names"] == class_names
-    return info["num_classes"] == len(class_names)
-
-
-def _why_reset(info, class_names):
-    count = info["num_classes"]
-    if not count:
-        return f"no head came with the weights; {len(class_names)} classes here"
-    if count != len(class_names):
-        return f"{len(class_names)} classes here, {count} there"
-    return "the classes have other names"
+def _keeps_head(info, class_names, has_pre_logits):
+    """Returns whether the head fits the data, and why not."""
+    there, here = info["num_classes"], len(class_names)
+    if not there:
+        return False, f"no head came with the weights; {here} classes here"
+    if there != here:
+        return False, f"{here} classes here, {there} there"
+    if info["class_names"] not in (None, class_names):
+        return False, "the classes have other names"
+    if info["settings"].get("model.representation_size") and not has_pre_logits:
+        return False, "the layer that it was trained on is left out"
+    return True, ""
 
 
 def _size(array):
