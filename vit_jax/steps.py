@@ -92,27 +92,7 @@ def make_train_step(
       on_features: `model` maps features to logits, and "image" holds those, [b, d].
     """
 
-    def is_trained(path):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return trained is None or name in trained
-
-    def loss_fn(params, batch_stats, key, images, targets):
-        # Here, so that the backward pass ends where nothing below is trained.
-        params = jax.tree_util.tree_map_with_path(
-            lambda path, p: p if is_trained(path) else jax.lax.stop_gradient(p), params
-        )
-        logits, changed = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train=True,
-            rngs={"dropout": key},
-            mutable=["batch_stats"],
-        )
-        # Smoothing the mixed targets is the same as mixing smoothed ones.
-        smooth = optax.smooth_labels(targets, config.train.label_smoothing)
-        losses = optax.softmax_cross_entropy(logits, smooth)  # [b]
-        sums = Sums.single_from_model_output(loss=losses, logits=logits, labels=targets.argmax(-1))
-        return losses.mean(), (changed.get("batch_stats", {}), sums)
+    loss_fn = _make_loss(model, config, trained)
 
     def gradients(*args):
         grads, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(*args)
@@ -135,7 +115,7 @@ def make_train_step(
         if state.plateau is not None:
             updates = optax.tree.scale(state.plateau.scale, updates)
         params = jax.tree_util.tree_map_with_path(
-            lambda path, p, u: optax.apply_updates(p, u) if is_trained(path) else p,
+            lambda path, p, u: optax.apply_updates(p, u) if _in(path, trained) else p,
             state.params,
             updates,
         )
@@ -154,6 +134,34 @@ def make_train_step(
         )
 
     return train_step
+
+
+def _make_loss(model, config, trained):
+    """Returns (params, batch_stats, key, images, targets) -> (loss, (new statistics, sums))."""
+
+    def loss_fn(params, batch_stats, key, images, targets):
+        # Here, so that the backward pass ends where nothing below is trained.
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, p: p if _in(path, trained) else jax.lax.stop_gradient(p), params
+        )
+        logits, changed = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+        )
+        # Smoothing the mixed targets is the same as mixing smoothed ones.
+        smooth = optax.smooth_labels(targets, config.train.label_smoothing)
+        losses = optax.softmax_cross_entropy(logits, smooth)  # [b]
+        sums = Sums.single_from_model_output(loss=losses, logits=logits, labels=targets.argmax(-1))
+        return losses.mean(), (changed.get("batch_stats", {}), sums)
+
+    return loss_fn
+
+
+def _in(path, trained):
+    return trained is None or jax.tree_util.keystr(path, simple=True, separator="/") in trained
 
 
 def _accumulated(gradients, parts, inputs):

@@ -30,7 +30,7 @@ def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
     if destination.exists():
         raise UserError(f"{destination} exists already: choose another destination")
     _check_exportable(settings, kind, info["source"])
-    arrays, size = weights.arrays, settings["data.image_size"]
+    arrays = weights.arrays
     if kind == "npz":
         if destination.suffix != ".npz":
             raise UserError(f"{destination} must end in .npz")
@@ -58,17 +58,7 @@ def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
         return []
     theirs = formats.to_theirs("hf", arrays)
     theirs = {k if k.startswith("classifier.") else f"vit.{k}": v for k, v in theirs.items()}
-    preprocessor: dict[str, Any] = {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "size": {"height": size, "width": size},
-        "resample": 3,  # bicubic
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": mean,
-        "image_std": std,
-    }
+    preprocessor = _hf_preprocessor(settings["data.image_size"], mean, std)
     files.write_safetensors(destination, theirs, _hf_config(info), preprocessor)
     crop = info.get("eval_crop", 1.0)
     return [f"the processor cannot crop to data.eval_crop={crop} first"] if crop != 1 else []
@@ -134,6 +124,20 @@ def _timm_config(info, mean, std):
             "fc_norm": False,
             "act_layer": {"erf": "gelu", "tanh": "gelu_tanh"}[settings["model.gelu"]],
         },
+    }
+
+
+def _hf_preprocessor(size, mean, std) -> dict[str, Any]:
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": size, "width": size},
+        "resample": 3,  # bicubic
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": mean,
+        "image_std": std,
     }
 
 
