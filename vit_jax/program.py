@@ -111,14 +111,64 @@ def _jitted_steps(config, data, mesh, shapes, trained, schedule, only_head) -> d
         inputs = {"in_shardings": shardings} if shardings else {}
         return jax.jit(function, out_shardings=whole, **inputs, **options)
 
+    init = jit(steps.make_init(model, optimizer, config, plateau))
     train_step = steps.make_train_step(stepped, optimizer, config, trained, on_features)
     feature_step = steps.make_feature_step(model, config)
+    if on_features:
+        state = jax.eval_shape(init, jax.random.key(0), one_image(config))
+        light, call = _without_frozen(train_step, state, trained)
+        jitted = call(jit(light, whole, whole, split, donate_argnums=0))
+    else:
+        jitted = jit(train_step, whole, whole, split, donate_argnums=0)
     return dict(
-        init=jit(steps.make_init(model, optimizer, config, plateau)),
-        train_step=jit(train_step, whole, whole, split, donate_argnums=0),
+        init=init,
+        train_step=jitted,
         eval_step=jit(steps.make_eval_step(stepped, config, on_features), whole, whole, split),
         feature_step=jit(feature_step, whole, split) if on_features else None,
     )
+
+
+def _without_frozen(train_step, state, trained):
+    """Splits a training step on features in what the devices do and what goes around it.
+
+    The step of a head is so small that handing hundreds of frozen arrays to the devices and back
+    would take most of its time.
+
+    Args:
+      train_step: that uses no frozen parameter.
+      state: shapes of a TrainState.
+      trained: paths of the trained parameters.
+
+    Returns:
+      (arrays that change, key, batch) -> the same arrays after the step, to be jitted; and a
+      function from the jitted one to (state, key, batch) -> state.
+    """
+    shapes, structure = jax.tree.flatten(state)
+    changing = []
+    for i, (path, _) in enumerate(jax.tree.leaves_with_path(state)):
+        name = optim.path_of(path).removeprefix("ema/")
+        frozen = name.startswith("params/") and name.removeprefix("params/") not in trained
+        if not frozen and not name.startswith("batch_stats/"):
+            changing.append(i)
+
+    def light(arrays, key, batch):
+        leaves = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]  # compiled away
+        for i, array in zip(changing, arrays, strict=True):
+            leaves[i] = array
+        after = jax.tree.leaves(train_step(structure.unflatten(leaves), key, batch))
+        return [after[i] for i in changing]
+
+    def call(jitted):
+        def step(state, key, batch):
+            leaves = jax.tree.leaves(state)
+            arrays = jitted([leaves[i] for i in changing], key, batch)
+            for i, array in zip(changing, arrays, strict=True):
+                leaves[i] = array
+            return structure.unflatten(leaves)
+
+        return step
+
+    return light, call
 
 
 def _check_batch(train, data, mesh):
