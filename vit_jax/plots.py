@@ -1,6 +1,7 @@
 """Figures from arrays, with matplotlib."""
 
 import pathlib
+from typing import BinaryIO
 
 import matplotlib.figure
 import matplotlib.ticker
@@ -30,25 +31,58 @@ def save_curves(path: pathlib.Path, title: str, runs: dict[str, list[dict]]) -> 
       runs: name for the legend ("" for a single run) -> rows of metrics.jsonl.
     """
     figure, axes = _figure(11, 4.2, 2)
-    for i, (name, rows) in enumerate(runs.items()):
-        color, style = COLORS[i % len(COLORS)], STYLES[i // len(COLORS) % len(STYLES)]
-        for axis, quantity in zip(axes, ("loss", "accuracy"), strict=True):
-            for part, options in (
-                ("train", dict(linewidth=1.0, alpha=0.55)),
-                ("val", dict(linewidth=1.8, marker="o", markersize=3.5)),
-            ):
-                points = [(r["epoch"], r[k]) for r in rows if (k := f"{part}/{quantity}") in r]
-                if not points:
-                    continue
-                label = ", ".join(filter(None, (name, part))) if axis is axes[0] else None
-                axis.plot(*zip(*points, strict=True), style, color=color, label=label, **options)
-            axis.set_xlabel("epoch")
-            axis.set_ylabel(quantity)
-    axes[1].yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+    for axis, quantity in zip(axes, ("loss", "accuracy"), strict=True):
+        _draw_curves(axis, quantity, runs)
     if axes[0].lines:
-        figure.legend(loc="outside right center", frameon=False, fontsize="small")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize="small")
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
+
+
+def save_narrow_curves(file: BinaryIO, quantity: str, runs: dict[str, list[dict]]) -> None:
+    """Draws one quantity over epochs, narrow enough to be read on a telephone.
+
+    Lines are as in `save_curves`; the legend, below the axes, names the validation ones.
+
+    Args:
+      file: for the PNG.
+      quantity: "loss" or "accuracy".
+      runs: name for the legend -> rows of metrics.jsonl.
+    """
+    marked = sum(any(f"val/{quantity}" in row for row in rows) for rows in runs.values())
+    columns = 2 if max(map(len, runs)) <= 24 else 1
+    figure, (axis,) = _figure(5.6, 3.8 + 0.2 * -(-marked // columns))
+    _draw_curves(axis, quantity, runs)
+    lines = [line for line in axis.lines if line.get_marker() == "o"]
+    names = [str(line.get_label()).removesuffix(", val") for line in lines]
+    if lines:
+        figure.legend(
+            lines,
+            names,
+            loc="outside lower center",
+            ncols=columns,
+            frameon=False,
+            fontsize="small",
+        )
+    figure.savefig(file, dpi=160)
+
+
+def _draw_curves(axis, quantity, runs):
+    for i, (name, rows) in enumerate(runs.items()):
+        color, style = COLORS[i % len(COLORS)], STYLES[i // len(COLORS) % len(STYLES)]
+        for part, options in (
+            ("train", dict(linewidth=1.0, alpha=0.55)),
+            ("val", dict(linewidth=1.8, marker="o", markersize=3.5)),
+        ):
+            points = [(r["epoch"], r[k]) for r in rows if (k := f"{part}/{quantity}") in r]
+            if points:
+                label = ", ".join(filter(None, (name, part)))
+                axis.plot(*zip(*points, strict=True), style, color=color, label=label, **options)
+    axis.set_xlabel("epoch")
+    axis.set_ylabel(quantity)
+    if quantity == "accuracy":
+        axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
 
 
 def save_kernel_magnitudes(path: pathlib.Path, title: str, magnitudes: dict) -> None:
@@ -151,7 +185,7 @@ def save_prediction(
     figure.savefig(path, dpi=120)
 
 
-def save_bars(path: pathlib.Path, title: str, rows: list[dict]) -> None:
+def save_bars(path: pathlib.Path | BinaryIO, title: str, rows: list[dict]) -> None:
     """Draws mean test accuracy per variant, with the standard deviation and every seed's value.
 
     Args:
