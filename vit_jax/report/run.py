@@ -43,36 +43,50 @@ def write_test_report(path: pathlib.Path, name: str, report: dict, rows: list[di
       report: of its test images.
       rows: of its metrics.jsonl; empty for a model that was not trained here.
     """
-    classes = report["classes"]
-    lines = [f"Test report of {name}", "", *_overall(report), ""]
-    width = max(len("class"), *map(len, classes))
-    lines.append(f"{'class':{width}}  precision  recall      f1  accuracy  images")
-    for label, values in classes.items():
-        cells = [values[key] for key in ("precision", "recall", "f1", "accuracy")]
-        texts = ["     -" if value is None else f"{100 * value:6.2f}" for value in cells]
-        line = f"{label:{width}}     {texts[0]}  {texts[1]}  {texts[2]}    {texts[3]}"
-        lines.append(f"{line}  {values['support']:6,}")
+    lines = [f"Test report of {name}", ""]
+    lines += [f"{label:16}{text}" for label, text in overall(report).items()]
+    width = max(len("class"), *map(len, report["classes"]))
+    lines += ["", f"{'class':{width}}  precision  recall      f1  accuracy  images"]
+    for label, *texts, count in class_cells(report):
+        cells = "  ".join(f"{text:>{size}}" for text, size in zip(texts, (9, 6, 6, 8), strict=True))
+        lines.append(f"{label:{width}}  {cells}  {count:>6}")
     lines += ["", "All but the images in %. A class's accuracy, the share of its images that are"]
-    lines += ["recognised, is its recall.", "", *_findings(report), *_training(rows)]
+    lines += ["recognised, is its recall.", "", *findings(report), *training(rows)]
     write_atomically(path, "\n".join(lines) + "\n")
 
 
-def _overall(report):
+def overall(report: dict) -> dict[str, str]:
+    """Returns the figures over all classes of a report of `evaluate.make_report`, as texts."""
+
     def share(key, interval):
         low, high = report[interval]
         return f"{100 * report[key]:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f})"
 
-    lines = [f"accuracy        {share('accuracy', 'accuracy_interval')}"]
+    texts = {"accuracy": share("accuracy", "accuracy_interval")}
     if "top5_accuracy" in report:
-        lines.append(f"top-5 accuracy  {share('top5_accuracy', 'top5_interval')}")
-    lines.append(f"macro F1        {100 * report['macro_f1']:.2f} %")
+        texts["top-5 accuracy"] = share("top5_accuracy", "top5_interval")
     error = 100 * report["expected_calibration_error"]
-    lines.append(f"calibration     expected error {error:.2f} points, 15 bins")
-    lines.append(f"images          {report['count']:,}")
+    return texts | {
+        "macro F1": f"{100 * report['macro_f1']:.2f} %",
+        "calibration": f"expected error {error:.2f} points, 15 bins",
+        "images": f"{report['count']:,}",
+    }
+
+
+CLASS_HEAD = ("class", "precision", "recall", "f1", "accuracy", "images")
+
+
+def class_cells(report: dict) -> list[list[str]]:
+    """Returns the texts below CLASS_HEAD, class by class: percentages and the number of images."""
+    lines = []
+    for label, values in report["classes"].items():
+        shares = [values[key] for key in CLASS_HEAD[1:-1]]
+        texts = ["-" if share is None else f"{100 * share:.2f}" for share in shares]
+        lines.append([label, *texts, f"{values['support']:,}"])
     return lines
 
 
-def _findings(report):
+def findings(report: dict) -> list[str]:
     """Returns sentences on the best and worst classes and on what is confused."""
     recalls = {n: v["accuracy"] for n, v in report["classes"].items() if v["support"]}
     lines = []
@@ -89,7 +103,7 @@ def _findings(report):
     return lines
 
 
-def _training(rows):
+def training(rows: list[dict]) -> list[str]:
     """Returns sentences on how the validation accuracy and the learning rate went."""
     val = [(row["epoch"], row["val/accuracy"]) for row in rows if "val/accuracy" in row]
     rates = [row["train/learning_rate"] for row in rows if "train/learning_rate" in row]
