@@ -179,8 +179,10 @@ def test_sweep_leaves_the_documented_files(finished):
         for part in ("train", "val", "test"):
             assert len(row[f"{part}_accuracy"]["values"]) == 2
             assert 0 <= row[f"{part}_accuracy"]["mean"] <= 1
-    for name in ("results.md", "results.png", "curves.png"):
+    for name in ("results.md", "results.png", "curves.png", "report.html"):
         assert (workdir / name).stat().st_size > 100
+    assert output.splitlines()[-2] == str(workdir / "report.html")  # before the list of modules
+    assert "python -m vit_jax.main --config=configs/" in (workdir / "report.html").read_text()
     folder = workdir / "patch_2" / "seed_1"
     assert 0 < read_rows(folder)[0]["lambda/encoderblock_0"] < 1
     config = json.loads((folder / "config.json").read_text())

@@ -6,25 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_sweep import summary, write_metrics
 
 from vit_jax.evaluate import make_report
 from vit_jax.explain import kernel_magnitudes
 from vit_jax.report import results_table, write_figures, write_report
 from vit_jax.sweep import make_row
-
-
-def summary(seed, test, speed=100.0):
-    return {
-        "seed": seed,
-        "num_params": 1234,
-        "num_trainable_params": 1234,
-        "train_accuracy": 0.99,
-        "val_accuracy": 0.9,
-        "test_accuracy": test,
-        "images_per_second": speed,
-        "wall_seconds": 30.0,
-        "device": "1 x test",
-    }
 
 
 def test_mean_and_spread_over_seeds():
@@ -73,12 +60,7 @@ def test_report_files(tmp_path):
     for name in groups:
         folder = tmp_path / name / "seed_0"
         folder.mkdir(parents=True)
-        rows = [
-            {"step": s, "epoch": s, f"{part}/loss": 1 / s, f"{part}/accuracy": 1 - 1 / s}
-            for s in (1, 2, 3)
-            for part in ("train", "val")
-        ]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_metrics(folder)
     results = {"experiment": "demo", "rows": [make_row(n, {}, g) for n, g in groups.items()]}
     results["rows"].reverse()
     table = write_report(tmp_path, results, groups, {"A Paper": "b > a"}, "best")

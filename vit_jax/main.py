@@ -77,7 +77,8 @@ def _main(argv):
         _, variants, published = load_config_file(path)
         configs = sweep.make_variants(_CONFIG.value, variants, set(flag.override_values))
         workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / path.stem)
-        sweep.run_sweep(path.stem, configs, variants, published, workdir, _VARIANT.value, stop)
+        only, arguments = _VARIANT.value, sys.argv[1:]
+        sweep.run_sweep(path.stem, configs, variants, published, workdir, only, stop, arguments)
     except UserError as error:
         _die(str(error))
     except OSError as error:

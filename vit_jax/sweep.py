@@ -6,6 +6,7 @@ import math
 import pathlib
 import re
 import tempfile
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -73,6 +74,7 @@ def run_sweep(
     workdir: pathlib.Path,
     only: str | None,
     stop: train.StopSignal,
+    arguments: Sequence[str] = (),
 ) -> None:
     """Trains what is not finished yet and writes the results.
 
@@ -84,6 +86,7 @@ def run_sweep(
       workdir: of the experiment.
       only: train this variant alone and write no results; None for all.
       stop: the signals' state.
+      arguments: of the command line, for the report.
 
     Raises:
       UserError: bad input, in one sentence.
@@ -118,8 +121,8 @@ def run_sweep(
     results = {"experiment": experiment, "rows": rows}
     select = next(iter(configs.values())).train.select
     write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
-    table = write_report(workdir, results, summaries, published, select)
-    print(f"\n{table}\n\n{workdir / 'results.md'}", flush=True)
+    table = write_report(workdir, results, summaries, published, select, arguments)
+    print(f"\n{table}\n\n{workdir / 'results.md'}\n{workdir / 'report.html'}", flush=True)
 
 
 def seeds_of(config: Config) -> range:

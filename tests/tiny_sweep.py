@@ -1,0 +1,80 @@
+"""A finished sweep of two variants and two seeds, written without training, for the tests."""
+
+import json
+
+import numpy as np
+
+from vit_jax.evaluate import make_report
+from vit_jax.report import write_figures, write_report
+from vit_jax.sweep import make_row
+
+NASTY = "<script>alert('&\"')</script>"
+
+
+def summary(seed, test, speed=100.0):
+    """Returns the summary.json of a run."""
+    return {
+        "seed": seed,
+        "num_params": 1234,
+        "num_trainable_params": 1234,
+        "epochs": 3.0,
+        "steps": 30,
+        "best_step": 20,
+        "train_accuracy": 0.99,
+        "val_accuracy": 0.9,
+        "test_accuracy": test,
+        "images_per_second": speed,
+        "wall_seconds": 30.0,
+        "device": "1 x test",
+    }
+
+
+def write_metrics(folder):
+    """Writes the metrics.jsonl of a run of three epochs."""
+    rows = [
+        {"step": 10 * s, "epoch": s, f"{part}/loss": 1 / s, f"{part}/accuracy": 1 - 1 / s}
+        for s in (1, 2, 3)
+        for part in ("train", "val")
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_run(folder, classes, settings):
+    """Writes all that a run leaves but checkpoints and events."""
+    folder.mkdir(parents=True)
+    write_metrics(folder)
+    record = {
+        "config": {"data.name": "folder", "data.dir": f"/{NASTY}", "seed": 0} | settings,
+        "data": {"classes": classes, "examples": {"train": 1000, "val": 10, "test": 8}},
+        "versions": {"python": "3.11.0", "jax": "9.9.9"},
+        "git_commit": "0123abcd",
+    }
+    (folder / "config.json").write_text(json.dumps(record))
+    labels = np.arange(8) % len(classes)
+    predicted = np.where(np.arange(8) == 1, 0, labels)  # one dog is taken for a cat
+    report = make_report(5.0 * np.eye(len(classes))[predicted], labels, classes)
+    (folder / "test_report.json").write_text(json.dumps(report))
+    (folder / "summary.json").write_text("{}")
+    write_figures(folder)
+
+
+def write_sweep(workdir, classes=("cat", "dog", NASTY), missing=None):
+    """Writes the folder of a sweep, but its runs' parts `missing`; returns report.html."""
+    groups = {
+        "patch_4": [summary(0, 0.7), summary(1, 0.75)],
+        "patch_2.of-a-variant-with-quite-a-long-name": [summary(0, 0.8), summary(1, 0.9)],
+    }
+    groups["patch_4"][0] |= {"num_trainable_params": 12}
+    overrides = {name: {"model.patch_size": i} for i, name in enumerate(groups)}
+    for name, group in groups.items():
+        for one in group:
+            settings = overrides[name] | {"optim.eps": 1e-8, "model.size": NASTY}
+            write_run(workdir / name / f"seed_{one['seed']}", list(classes), settings)
+    for path in list(workdir.glob(f"*/*/{missing}")) if missing else []:
+        path.rename(path.with_name("elsewhere"))
+    rows = [make_row(name, overrides[name], group) for name, group in groups.items()]
+    results = {"experiment": "demo", "rows": rows}
+    published = {"A Paper <2020>": "b > a"}
+    arguments = ["--config=configs/demo.py", f"--config.model.size={NASTY}", "--workdir=my runs"]
+    write_report(workdir, results, groups, published, "best", arguments)
+    return (workdir / "report.html").read_text()
