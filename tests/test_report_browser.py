@@ -1,0 +1,82 @@
+"""report.html in a browser: nothing fetched, nothing broken, nothing wider than a telephone."""
+
+import pathlib
+import shutil
+
+import pytest
+from tiny_sweep import NASTY, write_sweep
+
+api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+# What is wider than the page, but for what lies in a box that scrolls.
+TOO_WIDE = """() => [...document.querySelectorAll('main *')]
+  .filter(e => !e.parentElement.closest('.scroll'))
+  .filter(e => e.getBoundingClientRect().right > innerWidth).map(e => e.outerHTML.slice(0, 99))"""
+LOADED = "() => [...document.images].map(image => image.complete && image.naturalWidth > 0)"
+ROWS = "() => [...document.querySelector('table').tBodies[0].rows].map(r => r.cells[0].innerText)"
+
+
+def find_chromium(playwright):
+    """Returns playwright's own Chromium, else one of the system; skips if there is none."""
+    own = playwright.chromium.executable_path
+    for path in (own if pathlib.Path(own).exists() else None, *map(shutil.which, NAMES)):
+        if path is not None:
+            return path
+    pytest.skip(
+        "no Chromium: install Debian's chromium-headless-shell, or run "
+        "`python -m playwright install --only-shell chromium`"
+    )
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=find_chromium(playwright))
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("browser")
+    write_sweep(folder, [NASTY, "x" * 300] + [f"class {i}" for i in range(30)])
+    return folder / "report.html"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_report_in_a_browser(browser, report, width, scheme):
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page, complaints, requests = context.new_page(), [], []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: complaints.append(dialog.message))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(report.as_uri())
+    loaded = page.evaluate(LOADED)
+    assert len(loaded) == 4 and all(loaded)
+    assert page.evaluate(ROWS) == ["patch_2.of-a-variant-with-quite-a-long-name", "patch_4"]
+    page.locator("summary").click()  # the settings that are folded away
+    assert page.evaluate(TOO_WIDE) == []
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
+    assert complaints == []
+    assert requests[0] == report.as_uri()
+    assert all(url.startswith("data:") for url in requests[1:])
+    context.close()
+
+
+def test_report_on_paper(browser, report):
+    """Nothing that scrolls on a screen is cut off, and what is dark there is not printed."""
+    context = browser.new_context(viewport={"width": 700, "height": 990}, color_scheme="dark")
+    page = context.new_page()
+    page.goto(report.as_uri())
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    hidden = "e => getComputedStyle(e).overflow != 'visible' || e.scrollHeight > e.clientHeight + 2"
+    assert page.evaluate(f"[...document.querySelectorAll('.scroll')].filter({hidden}).length") == 0
+    images = "[...document.images].map(image => image.getBoundingClientRect().right)"
+    assert max(page.evaluate(images)) <= 700
+    context.close()
