@@ -4,7 +4,7 @@ REQUIREMENTS := $(if $(wildcard /proc/driver/nvidia/version),requirements.txt,re
 .PHONY: help demo test lint clean
 
 help:
-	@echo "make demo   install into .venv, then compare three patch sizes on the digits"
+	@echo "make demo   install into .venv, then compare three patch sizes on the digits: report.html"
 	@echo "make test   install into .venv, then run the test suite"
 	@echo "make lint   install into .venv, then check style and types"
 	@echo "make clean  remove .venv and the demo's results"
