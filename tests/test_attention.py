@@ -30,7 +30,8 @@ def run(kind="softmax", params=None, **options):
         shapes = layer.init(jax.random.key(0), X, False)["params"]
         rng = np.random.default_rng(1)
         params = jax.tree.map(lambda p: rng.normal(0, 0.5, p.shape).astype(np.float32), shapes)
-    return *layer.apply({"params": params}, X, False), params
+    out, attended = layer.apply({"params": params}, X, False)
+    return out, attended["attention"], params
 
 
 def softmax(x):

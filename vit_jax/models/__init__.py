@@ -7,10 +7,18 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models.attention import differential_lambdas
+from vit_jax.models.gradients import attention_gradients
 from vit_jax.models.resnet import ResNet18
 from vit_jax.models.vit import VisionTransformer
 
-__all__ = ["Head", "ResNet18", "VisionTransformer", "build", "differential_lambdas"]
+__all__ = [
+    "Head",
+    "ResNet18",
+    "VisionTransformer",
+    "attention_gradients",
+    "build",
+    "differential_lambdas",
+]
 
 _MODELS = {"vit": VisionTransformer, "resnet18": ResNet18}
 

@@ -126,6 +126,14 @@ class _Attention(nn.Module):
             )()
         return jax.nn.softmax(scores).astype(self.dtype)
 
+    def _perturbed(self, weights):
+        """Adds the variable "weights" of the collection "perturbations", where one is given.
+
+        That is how `attention_gradients` reaches the weights; nothing happens otherwise.
+        """
+        # `init` makes every collection, and its result is to hold parameters alone.
+        return weights if self.is_initializing() else self.perturb("weights", weights)
+
     def _out(self, x, use_bias):
         """Joins heads [b, h, n, width] to tokens [b, n, h * width]."""
         b, h, n, width = x.shape
@@ -147,14 +155,14 @@ class MultiHeadDotProductAttention(_Attention):
     """
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Maps tokens [b, n, d] to tokens [b, n, d] and attention weights [b, h, n, n]."""
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, dict]:
+        """Maps tokens [b, n, d] to tokens [b, n, d] and {"attention": weights [b, h, n, n]}."""
         query, key, value = (
             self._heads(x, name, self.num_heads) for name in ("query", "key", "value")
         )
-        weights = self._maps(query, key)
+        weights = self._perturbed(self._maps(query, key))
         dropped = nn.Dropout(self.dropout_rate)(weights, deterministic=not train)
-        return self._out(dropped @ value, use_bias=True), weights
+        return self._out(dropped @ value, use_bias=True), {"attention": weights}
 
 
 class MultiHeadDifferentialAttention(_Attention):
@@ -167,8 +175,12 @@ class MultiHeadDifferentialAttention(_Attention):
     """
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Maps tokens [b, n, d] to tokens [b, n, d] and differences of weights [b, h, n, n]."""
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, dict]:
+        """Maps tokens [b, n, d] to tokens [b, n, d] and what they attended to.
+
+        That is a dict of "attention", the differences [b, h, n, n], and "softmax_maps"
+        [b, h, 2, n, n], the two maps of each head.
+        """
         b, n, d = x.shape
         h, width = self.num_heads, d // self.num_heads // 2
         query, key = (self._heads(x, name, 2 * h) for name in ("query", "key"))
@@ -179,10 +191,11 @@ class MultiHeadDifferentialAttention(_Attention):
         strength = _strength(vectors, self.layer)
         # The maps 2 i and 2 i + 1 form head i.
         maps = self._maps(query, key).reshape(b, h, 2, n, n)
-        weights = maps[:, :, 0] - strength.astype(self.dtype) * maps[:, :, 1]
+        weights = self._perturbed(maps[:, :, 0] - strength.astype(self.dtype) * maps[:, :, 1])
         dropped = nn.Dropout(self.dropout_rate)(weights, deterministic=not train)
         out = nn.RMSNorm(epsilon=1e-5, dtype=self.dtype, name="head_norm")(dropped @ value)
-        return self._out(out * (1 - _initial_strength(self.layer)), self.qkv_bias), weights
+        out = self._out(out * (1 - _initial_strength(self.layer)), self.qkv_bias)
+        return out, {"attention": weights, "softmax_maps": maps}
 
 
 _LAMBDAS = ("lambda_query_1", "lambda_key_1", "lambda_query_2", "lambda_key_2")

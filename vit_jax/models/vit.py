@@ -108,17 +108,17 @@ class EncoderBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Maps tokens [b, n, d] to tokens [b, n, d] and attention weights [b, h, n, n]."""
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, dict]:
+        """Maps tokens [b, n, d] to tokens [b, n, d] and the intermediates of the attention."""
         norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
         # One draw per image: the whole branch is left out.
         drop_path = functools.partial(nn.Dropout, self.drop_path_rate, broadcast_dims=(1, 2))
         attend = ATTENTION[self.attention_kind](dtype=self.dtype, **self.attention)
-        y, weights = attend(norm()(x), train)
+        y, attended = attend(norm()(x), train)
         y = nn.Dropout(self.dropout_rate)(y, deterministic=not train)
         x = x + drop_path()(y, deterministic=not train)
         y = MlpBlock(self.mlp_dim, self.dropout_rate, self.exact_gelu, self.dtype)(norm()(x), train)
-        return x + drop_path()(y, deterministic=not train), weights
+        return x + drop_path()(y, deterministic=not train), attended
 
 
 class Encoder(nn.Module):
@@ -144,9 +144,9 @@ class Encoder(nn.Module):
             x = PositionEmbedding(self.pos_embed, self.grid, self.has_cls, name="posembed_input")(x)
         x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
         block = nn.remat(EncoderBlock, static_argnums=(2,)) if self.remat else EncoderBlock
-        tokens, attention = [x], []
+        tokens, attended = [x], []
         for i in range(self.depth):
-            x, weights = block(
+            x, of_block = block(
                 attention=dict(self.attention, **places, layer=i),
                 dropout_rate=self.dropout_rate,
                 drop_path_rate=self.drop_path_rate * i / max(1, self.depth - 1),
@@ -156,9 +156,11 @@ class Encoder(nn.Module):
                 **self.block,
             )(x, train)
             tokens.append(x)
-            attention.append(weights)
+            attended.append(of_block)
         x = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name="encoder_norm")(x)
-        return x, {"tokens": tokens, "attention": attention}
+        return x, {"tokens": tokens} | {
+            key: [of_block[key] for of_block in attended] for key in attended[0]
+        }
 
 
 class VisionTransformer(nn.Module):
@@ -203,7 +205,9 @@ class VisionTransformer(nn.Module):
         Returns:
           float32 logits [b, num_classes]; with `capture` also a dict of "tokens" (depth + 1
           arrays [b, n, d]: after the embedding and after each block), "attention" (depth arrays
-          [b, h, n, n], rows are queries) and "features" [b, d'], the head's input.
+          [b, h, n, n], rows are queries) and "features" [b, d'], the head's input. Differential
+          attention has negative weights too, and adds "softmax_maps" (depth arrays
+          [b, h, 2, n, n]): the two maps whose difference "attention" is.
         """
         x = self._patches(images.astype(self.dtype))  # [b, rows, columns, d]
         b, rows, columns, d = x.shape
