@@ -1,9 +1,283 @@
 """What is inside a model: arrays in, arrays out."""
 
+import functools
 import re
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+_FUSIONS = {"mean": jnp.mean, "max": jnp.max, "min": jnp.min}
+
+
+def rollout(
+    attention: Sequence[jax.Array] | jax.Array,
+    fusion: str = "mean",
+    discard: float = 0.0,
+    has_cls: bool = True,
+) -> jax.Array:
+    """Returns how much of each input token lies in each output token, [b, n, n], by rollout.
+
+    Abnar & Zuidema 2020 (arXiv:2005.00928), section 3: with A_l the heads' weights fused, the
+    residual connection makes a layer (A_l + I), its rows divided by their sums; the layers are
+    multiplied, the last one leftmost. Rows are output tokens and sum to 1.
+
+    Negative weights, which differential attention has, count as 0 before the heads are fused.
+
+    Args:
+      attention: layers, first to last, of weights [b, h, n, n] whose rows are queries.
+      fusion: "mean", "max" or "min" over the heads.
+      discard: share, in [0, 1), of the weights of a layer that are set to 0 before I is added: of
+        each image's fused map the lowest floor(discard * k), of the k entries outside the class
+        token's column. That column keeps all its weights, so that every row still says how much
+        comes from no patch. Of entries that are equal at the border, all stay.
+      has_cls: whether token 0 is the class token; without, `discard` may take any entry.
+
+    Raises:
+      ValueError: an unknown fusion, or `discard` outside of its range.
+    """
+    if fusion not in _FUSIONS:
+        raise ValueError(f"fusion is {fusion!r}, not one of {', '.join(_FUSIONS)}")
+    fuse = _FUSIONS[fusion]
+    positive = (jnp.maximum(jnp.asarray(a, jnp.float32), 0) for a in attention)
+    return _chained([fuse(a, axis=1) for a in positive], discard, has_cls)
+
+
+def gradient_rollout(
+    attention: Sequence[jax.Array] | jax.Array,
+    gradients: Sequence[jax.Array] | jax.Array,
+    discard: float = 0.0,
+    has_cls: bool = True,
+) -> jax.Array:
+    """Returns what of each input token speaks for a class, [b, n, n]: rollout with gradients.
+
+    The heads are fused to the mean of max(A * d logit / d A, 0), as in Chefer et al. 2021
+    (arXiv:2103.15679); the rest is `rollout`. A product is positive where the weight, as it is,
+    speaks for the class: that may be a negative weight of differential attention.
+
+    Args:
+      attention: as for `rollout`.
+      gradients: of a logit with respect to each of these weights, of the same shapes.
+      discard: as for `rollout`.
+      has_cls: as for `rollout`.
+
+    Raises:
+      ValueError: `discard` outside of its range, or not one gradient per layer.
+    """
+    # The products are taken in float32: bfloat16 would round them to 8 bits.
+    pairs = (
+        (jnp.asarray(a, jnp.float32), jnp.asarray(g, jnp.float32))
+        for a, g in zip(attention, gradients, strict=True)
+    )
+    return _chained([jnp.maximum(a * g, 0).mean(1) for a, g in pairs], discard, has_cls)
+
+
+def _chained(fused, discard, has_cls):
+    """Returns the product [b, n, n] of the layers' fused maps [b, n, n], first to last."""
+    if not 0 <= discard < 1:
+        raise ValueError(f"discard is {discard}, not in [0, 1)")
+    layers = []
+    for one in fused:
+        one = _without_lowest(one, discard, int(has_cls)) + jnp.eye(one.shape[-1])
+        layers.append(one / one.sum(-1, keepdims=True))
+    # In full float32, also where the default is less: twelve roundings would show in the sums.
+    multiply = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    return functools.reduce(lambda below, layer: multiply(layer, below), layers)
+
+
+def _without_lowest(fused, share, first):
+    patches = fused[:, :, first:]
+    count = int(share * patches[0].size)
+    if not count:
+        return fused
+    border = jnp.sort(patches.reshape(len(patches), -1), -1)[:, count, None, None]
+    return fused.at[:, :, first:].set(jnp.where(patches < border, 0.0, patches))
+
+
+def patch_relevance(maps: jax.Array, grid: tuple[int, int], has_cls: bool) -> jax.Array:
+    """Returns what a map says of each patch, [..., rows, columns].
+
+    With a class token, the only one that the head sees, that is its row: what it takes from every
+    patch. Without, the head sees the mean of all tokens, and so it is the mean over all rows: what
+    the patches take from each one on average.
+
+    Args:
+      maps: [..., n, n] with output tokens as rows: a rollout, or the weights of heads.
+      grid: rows and columns of patches.
+      has_cls: whether token 0 is the class token.
+
+    Raises:
+      ValueError: n is not the number of tokens.
+    """
+    _check_tokens(maps.shape[-1], grid, has_cls)
+    maps = jnp.asarray(maps, jnp.float32)
+    seen = maps[..., 0, 1:] if has_cls else maps.mean(-2)
+    return seen.reshape(*seen.shape[:-1], *grid)
+
+
+def mean_attention_distance(
+    attention: Sequence[jax.Array] | jax.Array,
+    grid: tuple[int, int],
+    patch_size: int,
+    has_cls: bool,
+) -> jax.Array:
+    """Returns how far each head looks, in pixels: [layers, h].
+
+    Dosovitskiy et al. 2021 (arXiv:2010.11929), figure 7 and appendix D.7: the distances between
+    the centres of the query's and the keys' patches, weighted by attention, averaged over queries
+    and images. The class token is left out, as query and as key, and the weights that remain of a
+    row are divided by their sum. Negative weights count as 0; a query without any positive weight
+    is left out.
+
+    Args:
+      attention: layers of weights [b, h, n, n] whose rows are queries.
+      grid: rows and columns of patches.
+      patch_size: side of a patch in pixels.
+      has_cls: whether token 0 is the class token.
+
+    Raises:
+      ValueError: n is not the number of tokens.
+    """
+    places = np.argwhere(np.ones(grid)) * float(patch_size)  # [patches, 2]
+    lengths = np.linalg.norm(places[:, None] - places[None], axis=-1)  # [patches, patches]
+    first, found = int(has_cls), []
+    for weights in attention:
+        _check_tokens(weights.shape[-1], grid, has_cls)
+        weights = jnp.maximum(jnp.asarray(weights, jnp.float32)[..., first:, first:], 0)
+        total = weights.sum(-1)  # [b, h, patches]
+        mean = (weights * lengths).sum(-1) / jnp.where(total > 0, total, 1.0)
+        found.append(mean.mean((0, 2), where=total > 0))
+    return jnp.stack(found)
+
+
+def position_similarity(table: jax.Array, grid: tuple[int, int], has_cls: bool) -> jax.Array:
+    """Returns the cosine of every two patches' position embeddings, [rows, columns, rows, columns].
+
+    Entry [i, j] is the picture of patch (i, j) (Dosovitskiy et al. 2021, figure 7, centre).
+
+    Args:
+      table: position embeddings [n, d].
+      grid: rows and columns of patches.
+      has_cls: whether the table begins with the class token's, which is left out.
+
+    Raises:
+      ValueError: n is not the number of tokens.
+    """
+    _check_tokens(len(table), grid, has_cls)
+    table = jnp.asarray(table, jnp.float32)[int(has_cls) :]
+    lengths = jnp.linalg.norm(table, axis=-1, keepdims=True)
+    table = table / jnp.where(lengths > 0, lengths, 1.0)
+    cosines = jnp.matmul(table, table.T, precision=jax.lax.Precision.HIGHEST)
+    return cosines.reshape(*grid, *grid)
+
+
+def _check_tokens(found, grid, has_cls):
+    rows, columns = grid
+    if found != rows * columns + has_cls:
+        extra = " and a class token" if has_cls else ""
+        raise ValueError(f"{found} tokens, not a grid of {rows} x {columns} patches{extra}")
+
+
+def patch_filters(kernel: jax.Array, count: int) -> jax.Array:
+    """Returns the first principal components of a patch embedding, [count, p, p, c] in [0, 1].
+
+    The filters, less their mean, are the samples (Dosovitskiy et al. 2021, figure 7, left). A
+    component's sign is arbitrary: here the entry with the largest magnitude is positive. They are
+    scaled as by `filter_images`.
+
+    Args:
+      kernel: [p, p, c, d]; one of [p * p * c, d] is to be reshaped to that.
+      count: number of components, at most the smaller of d and p * p * c.
+
+    Raises:
+      ValueError: there are fewer components.
+    """
+    *shape, d = kernel.shape
+    filters = jnp.asarray(kernel, jnp.float32).reshape(-1, d).T  # [d, p * p * c]
+    if not 0 < count <= min(filters.shape):
+        raise ValueError(f"count is {count}, not in 1 to {min(filters.shape)}")
+    _, _, components = jnp.linalg.svd(filters - filters.mean(0), full_matrices=False)
+    components = components[:count]
+    largest = jnp.abs(components).argmax(-1)[:, None]
+    components *= jnp.sign(jnp.take_along_axis(components, largest, 1))
+    return filter_images(components.T.reshape(*shape, count))
+
+
+def filter_images(kernel: jax.Array) -> jax.Array:
+    """Returns the filters of a convolution [h, w, c, d] as images [d, h, w, c] in [0, 1].
+
+    Each filter is divided by its largest magnitude; its zero is the grey 0.5.
+    """
+    filters = jnp.moveaxis(jnp.asarray(kernel, jnp.float32), -1, 0)
+    largest = jnp.abs(filters).max((1, 2, 3), keepdims=True)
+    return 0.5 + 0.5 * filters / jnp.where(largest > 0, largest, 1.0)
+
+
+def deletion_insertion(
+    logits_fn: Callable[[jax.Array], jax.Array],
+    images: jax.Array,
+    relevance: jax.Array,
+    baseline: jax.Array,
+    steps: int,
+) -> dict[str, jax.Array]:
+    """Scores a relevance map by the model (Petsiuk et al. 2018, arXiv:1806.07421).
+
+    Deletion replaces the most relevant parts of an image by the baseline, ever more of them;
+    insertion puts them on the baseline. If the map tells what the model sees, the probability of
+    the class that it predicted soon falls with deletion, and soon rises with insertion.
+
+    One compiled call of `logits_fn` serves all; in a jit of one's own, pass the parameters that
+    `logits_fn` uses as arguments.
+
+    Args:
+      logits_fn: maps images [b, height, width, channels] to logits [b, num_classes].
+      images: as it takes them, normalised.
+      relevance: [b, rows, columns] of equal parts of the image, up to single pixels. Of equal
+        entries the first, in reading order, counts as the most relevant.
+      baseline: that which says nothing, such as the mean colour or the blurred images; of the
+        images' shape, or broadcast to it.
+      steps: number of steps from none to all parts; after step k, round(k / steps * parts) parts.
+
+    Returns:
+      "fractions" [steps + 1] of parts replaced; "deletion" and "insertion" [b, steps + 1], the
+      probabilities; "deletion_auc" and "insertion_auc" [b], the areas below them over the fraction
+      by the trapezoidal rule.
+
+    Raises:
+      ValueError: no steps, or parts that do not divide the image.
+    """
+    (_, height, width, _), (b, rows, columns) = images.shape, relevance.shape
+    if height % rows or width % columns:
+        raise ValueError(f"{rows} x {columns} parts do not divide {height} x {width} pixels")
+    if steps < 1:
+        raise ValueError(f"steps is {steps}, not at least 1")
+    parts = rows * columns
+    counts = (2 * np.arange(steps + 1) * parts + steps) // (2 * steps)
+    ranks = jnp.argsort(jnp.argsort(-relevance.reshape(b, parts), stable=True))  # 0: the most
+    classes = logits_fn(images).argmax(-1)[:, None]
+
+    def probability(step):
+        count, inserted = step
+        replaced = ((ranks < count) != inserted).reshape(b, rows, columns, 1)
+        replaced = replaced.repeat(height // rows, 1).repeat(width // columns, 2)
+        logits = logits_fn(jnp.where(replaced, baseline, images))
+        probabilities = jax.nn.softmax(logits.astype(jnp.float32))
+        return jnp.take_along_axis(probabilities, classes, 1)[:, 0]
+
+    # A loop within the program: at any time there is one batch of changed images.
+    inserted = np.repeat([False, True], steps + 1)
+    curves = jax.lax.map(probability, (jnp.tile(counts, 2), jnp.asarray(inserted)))
+    deletion, insertion = curves.reshape(2, steps + 1, b).swapaxes(1, 2)
+    fractions = jnp.asarray(counts / parts, jnp.float32)
+    return {
+        "fractions": fractions,
+        "deletion": deletion,
+        "insertion": insertion,
+        "deletion_auc": jnp.trapezoid(deletion, fractions),
+        "insertion_auc": jnp.trapezoid(insertion, fractions),
+    }
+
 
 # Where the alphabet would misplace a layer among its neighbours; others have rank 0.
 _RANKS = {"embedding": -4, "conv1": -4, "query": -3, "key": -2, "value": -1}

@@ -1,0 +1,512 @@
+"""Explanations are those of their papers, in plain arithmetic on cases small enough for it."""
+
+import functools
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax import config as settings
+from vit_jax import explain, models
+
+RNG = np.random.default_rng(0)
+KINDS = ("softmax", "differential")
+DTYPES = (jnp.float32, jnp.bfloat16)
+GRID = (2, 3)
+SMALL = settings.get_config().model.to_dict() | dict(
+    patch_size=4, hidden_size=16, depth=2, num_heads=2, mlp_dim=24
+)
+IMAGES = RNG.normal(size=(3, 8, 12, 3)).astype(np.float32)
+
+
+def random_attention(layers=3, b=2, h=4, n=5):
+    weights = RNG.exponential(size=(layers, b, h, n, n)) ** 2
+    return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
+
+
+def path_sum(fused):
+    """Returns [n, n]: over all paths from output to input token, the products of their steps."""
+    n = fused[0].shape[0]
+    layers = [a + np.eye(n) for a in fused]
+    layers = [a / a.sum(1)[:, None] for a in layers]
+    total = np.zeros((n, n))
+    for path in itertools.product(range(n), repeat=len(layers) + 1):
+        steps = zip(reversed(layers), itertools.pairwise(path), strict=True)
+        total[path[0], path[-1]] += np.prod([layer[step] for layer, step in steps])
+    return total
+
+
+@pytest.mark.parametrize("fusion", ["mean", "max", "min"])
+def test_rollout_sums_over_all_paths(fusion):
+    attention = random_attention()
+    found = explain.rollout(attention, fusion)
+    for image in range(2):
+        expected = path_sum(getattr(attention[:, image], fusion)(1))
+        np.testing.assert_allclose(found[image], expected, atol=1e-6)
+
+
+def test_rollout_of_uniform_attention_is_uniform_off_the_diagonal():
+    """Each layer is then I / 2 plus half of the uniform map, and so is their product but for I."""
+    uniform = np.full((3, 1, 2, 5, 5), 0.2)
+    for discard in (0.0, 0.5):
+        found = explain.rollout(uniform, discard=discard)[0]
+        np.testing.assert_allclose(found, np.eye(5) / 8 + 0.2 * 7 / 8, atol=1e-6)
+    relevance = explain.patch_relevance(found, (2, 2), has_cls=True)
+    np.testing.assert_allclose(relevance, relevance[0, 0], atol=1e-7)
+
+
+def test_rollout_of_identity_is_identity():
+    identity = np.broadcast_to(np.eye(5), (3, 2, 4, 5, 5))
+    for fusion in ("mean", "max", "min"):
+        np.testing.assert_allclose(
+            explain.rollout(identity, fusion), np.broadcast_to(np.eye(5), (2, 5, 5)), atol=1e-7
+        )
+
+
+@pytest.mark.parametrize("discard", [0.0, 0.3, 0.9, 0.99])
+@pytest.mark.parametrize("fusion", ["mean", "max", "min"])
+def test_rollout_rows_sum_to_1(fusion, discard):
+    attention = random_attention(n=7)
+    attention[0] -= 0.2  # some negative, as differential attention has
+    found = explain.rollout(attention, fusion, discard)
+    np.testing.assert_allclose(found.sum(-1), 1, atol=1e-6)
+    assert (np.asarray(found) >= 0).all()
+
+
+def test_fusions_differ():
+    attention = random_attention()
+    mean, high, low = (explain.rollout(attention, f) for f in ("mean", "max", "min"))
+    assert np.abs(mean - high).max() > 0.01 and np.abs(mean - low).max() > 0.01
+    assert np.abs(high - low).max() > 0.01
+
+
+def test_a_batch_is_its_images_one_by_one():
+    attention, gradients = random_attention(b=8), RNG.normal(size=(3, 8, 4, 5, 5))
+    together = jax.jit(functools.partial(explain.rollout, discard=0.4))
+    with_gradients = jax.jit(functools.partial(explain.gradient_rollout, discard=0.4))
+    all_images, all_gradients = together(attention), with_gradients(attention, gradients)
+    for i in range(8):
+        one = np.s_[:, i : i + 1]
+        np.testing.assert_allclose(all_images[i], together(attention[one])[0], atol=1e-6)
+        alone = with_gradients(attention[one], gradients[one])[0]
+        np.testing.assert_allclose(all_gradients[i], alone, atol=1e-6)
+    # A list of layers, in bfloat16, as a model gives them.
+    layers = [jnp.asarray(a, jnp.bfloat16) for a in attention]
+    found = explain.rollout(layers)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, explain.rollout(attention), atol=0.01)
+
+
+def test_discard_takes_the_lowest_of_each_image_but_the_class_tokens_column():
+    attention = random_attention(layers=1, h=1)
+    attention[0, 1] *= 0.01  # one border for the batch would leave nothing of this image
+    for has_cls, discard in itertools.product((True, False), (0.5, 0.9)):
+        found = explain.rollout(attention, discard=discard, has_cls=has_cls)
+        for image in range(2):
+            kept = attention[0, image, 0].copy()
+            may_go = sorted((x, i) for i, x in np.ndenumerate(kept) if i[1] or not has_cls)
+            assert len(may_go) == (20 if has_cls else 25)
+            for _, place in may_go[: int(discard * len(may_go))]:
+                kept[place] = 0
+            np.testing.assert_allclose(found[image], path_sum([kept]), atol=1e-6)
+
+
+def test_negative_weights_count_as_0():
+    attention = random_attention(layers=2) - 0.15
+    found = explain.rollout(attention)
+    np.testing.assert_allclose(found, explain.rollout(attention.clip(0)), atol=1e-7)
+    assert np.abs(found - explain.rollout(np.abs(attention))).max() > 0.01
+
+
+@pytest.mark.parametrize("wrong", [dict(fusion="sum"), dict(discard=1.0), dict(discard=-0.1)])
+def test_rollout_refuses(wrong):
+    with pytest.raises(ValueError, match=str(*wrong.values())):
+        explain.rollout(random_attention(), **wrong)
+
+
+def test_gradient_rollout_sums_over_paths_that_speak_for_the_class():
+    attention, gradients = random_attention(), RNG.normal(size=(3, 2, 4, 5, 5))
+    attention[1] -= 0.15
+    found = explain.gradient_rollout(attention, gradients)
+    fused = (attention * gradients).clip(0).mean(2)
+    for image in range(2):
+        np.testing.assert_allclose(found[image], path_sum(fused[:, image]), atol=1e-6)
+    with pytest.raises(ValueError):
+        explain.gradient_rollout(attention, gradients[:2])
+
+
+def test_patch_relevance_reads_what_the_head_sees():
+    maps = RNG.uniform(size=(2, 4, 7, 7)).astype(np.float32)
+    found = explain.patch_relevance(maps, GRID, has_cls=True)
+    assert found.shape == (2, 4, *GRID)
+    for row, column in np.ndindex(GRID):
+        np.testing.assert_array_equal(found[..., row, column], maps[..., 0, 1 + 3 * row + column])
+    found = explain.patch_relevance(maps[..., 1:, 1:], GRID, has_cls=False)
+    for row, column in np.ndindex(GRID):
+        expected = [m[1:, 1 + 3 * row + column].mean() for m in maps.reshape(8, 7, 7)]
+        np.testing.assert_allclose(found[..., row, column].reshape(-1), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="7 tokens, not a grid of 2 x 3 patches"):
+        explain.patch_relevance(maps, GRID, has_cls=False)
+
+
+def depth_of(dtype):
+    return 2 if dtype == jnp.float32 else 1  # bfloat16 takes longer to compile
+
+
+@functools.cache
+def build(**options):
+    """Returns a model, random variables, and its jitted `apply` and `attention_gradients`."""
+    own = {key: options.pop(key) for key in ("dtype", "remat") if key in options}
+    model = models.build(SMALL | options, num_classes=5, **own)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+    assert set(shapes) == {"params"}  # no perturbations
+    rng = np.random.default_rng(1)
+    variables = jax.tree.map(lambda p: rng.normal(0.1, 0.3, p.shape).astype("f"), shapes)
+    gradients_of = functools.partial(models.attention_gradients, model)
+    return model, variables, jax.jit(model.apply, static_argnames="capture"), jax.jit(gradients_of)
+
+
+def attention_params(variables, layer):
+    block = variables["params"]["Transformer"][f"encoderblock_{layer}"]
+    (name,) = (name for name in block if name.startswith("MultiHead"))
+    return block["LayerNorm_0"], block[name]
+
+
+def softmax_by_hand(x):
+    x = np.exp(x - x.max(-1, keepdims=True))
+    return x / x.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "tolerance"),
+    [(kind, *limit) for kind in KINDS for limit in zip(DTYPES, (1e-5, 0.03), strict=True)],
+)
+def test_captured_attention_is_that_of_queries_and_keys(kind, dtype, tolerance):
+    _, variables, apply, _ = build(attention=kind, dtype=dtype, depth=depth_of(dtype))
+    logits, seen = apply(variables, IMAGES, capture=True)
+    np.testing.assert_array_equal(logits, apply(variables, IMAGES))
+    strengths = jax.jit(models.differential_lambdas)(variables["params"])
+    for layer in range(depth_of(dtype)):
+        norm, p = attention_params(variables, layer)
+        x = np.asarray(seen["tokens"][layer], np.float64)
+        x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * norm["scale"] + norm["bias"]
+        query, key = (
+            np.einsum("bnd,dhw->bhnw", x, p[name]["kernel"]) + p[name]["bias"][:, None]
+            for name in ("query", "key")
+        )
+        scores = query @ key.swapaxes(-1, -2) / np.sqrt(query.shape[-1])
+        expected = softmax_by_hand(np.asarray(scores, np.float64))
+        found = seen["attention"][layer]
+        assert found.dtype == dtype
+        if kind == "differential":
+            maps = np.asarray(seen["softmax_maps"][layer], np.float64)
+            assert maps.shape == (3, 2, 2, 7, 7)
+            np.testing.assert_allclose(maps, expected.reshape(maps.shape), atol=tolerance)
+            strength = float(strengths[f"encoderblock_{layer}"])
+            expected = maps[:, :, 0] - strength * maps[:, :, 1]
+        else:
+            assert "softmax_maps" not in seen
+        np.testing.assert_allclose(np.asarray(found, np.float64), expected, atol=tolerance)
+
+
+def attend_by_hand(weights, x, p, layer):
+    """Maps weights [b, h, n, n] and tokens [b, n, d] to the attention layer's output."""
+    value = jnp.einsum("bnd,dhw->bhnw", x, p["value"]["kernel"]) + p["value"]["bias"][:, None]
+    y = weights @ value
+    if "head_norm" in p:
+        y = y / jnp.sqrt((y**2).mean(-1, keepdims=True) + 1e-5) * p["head_norm"]["scale"]
+        y = y * (0.2 + 0.6 * np.exp(-0.3 * layer) if layer else 0.8)
+    return jnp.einsum("bhnw,hwd->bnd", y, p["out"]["kernel"]) + p["out"]["bias"]
+
+
+def logits_by_hand(weights, x, variables, layer):
+    """Maps the last block's attention weights and input tokens to logits."""
+
+    def norm(x, p):
+        x = x - x.mean(-1, keepdims=True)
+        return x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+
+    def dense(x, p):
+        return x @ p["kernel"] + p["bias"]
+
+    params = variables["params"]
+    block = params["Transformer"][f"encoderblock_{layer}"]
+    before, p = attention_params(variables, layer)
+    x = x + attend_by_hand(weights, norm(x, before), p, layer)
+    mlp = block["MlpBlock_0"]
+    y = jax.nn.gelu(dense(norm(x, block["LayerNorm_1"]), mlp["Dense_0"]))
+    x = norm(x + dense(y, mlp["Dense_1"]), params["Transformer"]["encoder_norm"])
+    return dense(x[:, 0], params["head"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "remat", "classes"), [("softmax", True, np.array([3, 0, 3])), (KINDS[1], False, None)]
+)
+def test_gradients_are_those_of_the_chosen_logit(kind, remat, classes):
+    """In the last layer they can be taken by hand, from the tokens that come into it."""
+    _, variables, apply, gradients_of = build(attention=kind, remat=remat)
+    logits, seen, gradients = gradients_of(variables, IMAGES, classes)
+    classes = logits.argmax(-1) if classes is None else classes
+
+    @jax.jit
+    @jax.grad
+    def by_hand(weights):
+        logits = logits_by_hand(weights, seen["tokens"][1], variables, layer=1)
+        return logits[np.arange(3), classes].sum()
+
+    expected = by_hand(seen["attention"][1])
+    assert np.abs(expected).max() > 0.01
+    np.testing.assert_allclose(gradients[1], expected, rtol=1e-3, atol=1e-5)
+    # In the first layer: raising a weight by a little raises the logit by so much.
+    name = {"softmax": "DotProduct", "differential": "Differential"}[kind]
+    bump = np.zeros((2, 3, 2, 7, 7), np.float32)
+    place = np.unravel_index(np.abs(gradients[0]).argmax(), gradients[0].shape)
+    bump[(0, *place)] = 0.01
+
+    def logit(sign):
+        blocks = {
+            f"encoderblock_{i}": {f"MultiHead{name}Attention_0": {"weights": sign * bump[i]}}
+            for i in range(2)
+        }
+        perturbed = variables | {"perturbations": {"Transformer": blocks}}
+        return np.asarray(apply(perturbed, IMAGES))[np.arange(3), classes].sum()
+
+    plain = apply(variables, IMAGES)
+    assert logit(0) == np.asarray(plain)[np.arange(3), classes].sum()  # to the last bit
+    np.testing.assert_allclose(logits, plain, atol=1e-5)
+    rise = (logit(1) - logit(-1)) / 0.02
+    assert rise == pytest.approx(float(gradients[0][place]), rel=0.05)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_perturbations_change_nothing_in_bfloat16(kind):
+    dtype = jnp.bfloat16
+    model, variables, apply, gradients_of = build(attention=kind, dtype=dtype, depth=1)
+    _, seen, gradients = jax.eval_shape(gradients_of, variables, IMAGES)
+    assert [(g.shape, g.dtype) for g in gradients] == [((3, 2, 7, 7), dtype)]
+    assert gradients == seen["attention"]
+    found = functools.partial(model.apply, mutable=["perturbations", "batch_stats"])
+    _, made = jax.eval_shape(found, variables, IMAGES)
+    assert set(made) == {"perturbations"}
+    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), made)
+    np.testing.assert_array_equal(apply(variables | zeros, IMAGES), apply(variables, IMAGES))
+    # A training step, which asks for statistics alone, makes none.
+    step = functools.partial(model.apply, mutable=["batch_stats"])
+    assert not jax.eval_shape(step, variables, IMAGES)[1]
+
+
+class Ramp(nn.Module):
+    """A stand-in of 11 blocks, the logit of which rises by i + 1 with the weight of block i."""
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self):
+            return self.perturb("weights", jnp.ones((1, 1, 1, 1)))
+
+    class Encoder(nn.Module):
+        @nn.compact
+        def __call__(self):
+            return sum((i + 1) * Ramp.Block(name=f"encoderblock_{i}")() for i in range(11))
+
+    @nn.compact
+    def __call__(self, images, capture=False):
+        logits = Ramp.Encoder(name="Transformer")().reshape(1, 1)
+        return (logits, {}) if capture else logits
+
+
+def test_gradients_come_in_the_order_of_the_layers():
+    _, _, gradients = models.attention_gradients(Ramp(), {}, jnp.zeros((1, 1, 1, 1)))
+    assert [g.item() for g in gradients] == list(range(1, 12))
+
+
+def test_gradient_rollout_finds_the_one_layer_that_matters():
+    """Where attention leads nowhere, because its output layer is 0, nothing speaks for a class."""
+    _, variables, _, gradients_of = build(attention="softmax", remat=True)
+    name = "MultiHeadDotProductAttention_0"
+    for only, other in ((0, 1), (1, 0)):
+        blocks = dict(variables["params"]["Transformer"])
+        attention = blocks[f"encoderblock_{other}"][name]
+        attention = attention | {"out": jax.tree.map(np.zeros_like, attention["out"])}
+        blocks[f"encoderblock_{other}"] = blocks[f"encoderblock_{other}"] | {name: attention}
+        changed = {"params": variables["params"] | {"Transformer": blocks}}
+        _, seen, gradients = gradients_of(changed, IMAGES, np.array([3, 0, 3]))
+        assert [i for i, g in enumerate(gradients) if np.abs(g).max() > 0] == [only]
+        found = explain.gradient_rollout(seen["attention"], gradients)
+        fused = (np.asarray(seen["attention"][only]) * gradients[only]).clip(0).mean(1)
+        assert fused[:, 0].max() > 1e-3
+        for image in range(3):
+            np.testing.assert_allclose(found[image], path_sum([fused[image]]), atol=1e-5)
+
+
+def test_a_model_without_attention_is_refused():
+    config = SMALL | {"name": "resnet18", "hidden_size": 4, "stem": "cifar"}
+    model = models.build(config, num_classes=5)
+    variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+    with pytest.raises(ValueError, match="ResNet18 has no attention"):
+        models.attention_gradients(model, variables, IMAGES)
+
+
+def test_mean_attention_distance_by_hand():
+    """2 x 2 patches of 4 pixels: to the neighbours 4, to the opposite one 4 sqrt 2."""
+    attention = np.zeros((2, 1, 2, 4, 4))
+    attention[0, 0, 0] = np.eye(4)  # each patch looks at itself
+    attention[0, 0, 1] = np.eye(4)[::-1]  # at the opposite one
+    attention[1, 0, 0] = np.eye(4)[[1, 0, 3, 2]]  # at the one beside it
+    attention[1, 0, 1] = 0.25  # everywhere
+    expected = [[0, 4 * 2**0.5], [4, (4 + 4 + 4 * 2**0.5) / 4]]
+    found = explain.mean_attention_distance(attention, (2, 2), 4, has_cls=False)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    # Half of each row to the class token, whose own row looks afar: the same distances.
+    with_cls = np.zeros((2, 1, 2, 5, 5))
+    with_cls[..., 1:, 1:], with_cls[..., 1:, 0], with_cls[..., 0, 4] = attention / 2, 0.5, 1
+    distance = functools.partial(explain.mean_attention_distance, grid=(2, 2), patch_size=4)
+    found = jax.jit(functools.partial(distance, has_cls=True))(with_cls)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    # Negative weights do not count, nor does a query that has no other; images are averaged.
+    odd = np.stack([attention[1, 0, :1], attention[0, 0, :1]])  # [2, 1, 4, 4]
+    odd[0, 0, 0], odd[0, 0, 1, 1] = -1, -5
+    found = distance([odd], has_cls=False)
+    np.testing.assert_allclose(found, [[4 * 3 / 7]], rtol=1e-6)
+    with pytest.raises(ValueError, match="4 tokens"):
+        distance(attention, has_cls=True)
+
+
+def test_distance_knows_rows_from_columns():
+    attention = np.zeros((1, 1, 1, 6, 6))
+    attention[..., 5] = 1  # all look at row 1, column 2 of 2 x 3
+    found = explain.mean_attention_distance(attention, GRID, 10, has_cls=False)
+    lengths = [np.hypot(1 - y, 2 - x) for y in range(2) for x in range(3)]
+    np.testing.assert_allclose(found, [[10 * np.mean(lengths)]], rtol=1e-6)
+
+
+def test_position_similarity_by_hand():
+    table = np.array([[9, 9], [1, 0], [0, 2], [3, 3], [-1, 0], [0, 0], [1, 1]], np.float32)
+    found = explain.position_similarity(table, GRID, has_cls=True)
+    assert found.shape == (*GRID, *GRID)
+    half = 2**-0.5
+    np.testing.assert_allclose(found[0, 0], [[1, 0, half], [-1, 0, half]], atol=1e-6)
+    np.testing.assert_allclose(found[0, 2], [[half, half, 1], [-half, 0, 1]], atol=1e-6)
+    np.testing.assert_allclose(found[:, :, 1, 0], found[1, 0], atol=1e-6)
+    same = explain.position_similarity(table[1:], GRID, has_cls=False)
+    np.testing.assert_array_equal(found, same)
+    with pytest.raises(ValueError, match="7 tokens"):
+        explain.position_similarity(table, GRID, has_cls=False)
+
+
+def test_patch_filters_are_principal_components():
+    kernel = RNG.normal(size=(4, 4, 3, 60)) * RNG.uniform(0.1, 3, size=(4, 4, 3, 1))
+    kernel = kernel + RNG.normal(size=(4, 4, 3, 1))  # a mean filter, which is no component
+    filters_of = jax.jit(functools.partial(explain.patch_filters, count=5))
+    found = filters_of(kernel)
+    assert found.shape == (5, 4, 4, 3)
+    filters = kernel.reshape(48, 60).T
+    _, _, components = np.linalg.svd(filters - filters.mean(0))
+    for image, component in zip(np.asarray(found), components, strict=False):
+        component = component.reshape(4, 4, 3)
+        component = component / max(component.min(), component.max(), key=abs)  # 1 at its largest
+        np.testing.assert_allclose(image, 0.5 + component / 2, atol=1e-3)
+    np.testing.assert_allclose(filters_of(-kernel), found, atol=1e-3)
+    with pytest.raises(ValueError, match="count is 49, not in 1 to 48"):
+        explain.patch_filters(kernel, 49)
+
+
+def test_filter_images_are_scaled_one_by_one():
+    kernel = np.zeros((3, 3, 2, 3), np.float32)
+    kernel[0, 1, 0, 0], kernel[2, 2, 1, 0], kernel[1, 1, 1, 1] = -4, 2, 0.1
+    found = np.asarray(explain.filter_images(kernel))
+    assert found.shape == (3, 3, 3, 2)
+    assert found[0, 0, 1, 0] == 0 and found[0, 2, 2, 1] == 0.75 and found[1, 1, 1, 1] == 1
+    assert (found[2] == 0.5).all() and np.count_nonzero(found != 0.5) == 3
+
+
+WHERE = np.array([0, 1, 2, 3])  # the patch of 2 x 2 that decides, in each of four images
+DECISIVE = np.zeros((4, 8, 8, 1), np.float32)
+for _i, (_y, _x) in enumerate([(0, 0), (0, 4), (4, 0), (4, 4)]):
+    DECISIVE[_i, _y : _y + 4, _x : _x + 4] = 1
+
+
+def linear(images):
+    """Class 1 has the logit 3 times the mean over the decisive patch of an image that is 1."""
+    return jnp.stack([jnp.zeros(4), 3 * (images * DECISIVE).sum((1, 2, 3)) / 16], 1)
+
+
+SCORE = jax.jit(functools.partial(explain.deletion_insertion, linear), static_argnames="steps")
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def test_deletion_and_insertion_of_a_linear_model():
+    images, baseline = np.ones((4, 8, 8, 1), np.float32), np.float32([-1])
+    right = np.eye(4)[WHERE].reshape(4, 2, 2)
+    scores = SCORE(images, right, baseline, steps=4)
+    high, low = sigmoid(3), sigmoid(-3)
+    np.testing.assert_allclose(scores["fractions"], [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(scores["deletion"], [[high] + 4 * [low]] * 4, atol=1e-6)
+    np.testing.assert_allclose(scores["insertion"], [[low] + 4 * [high]] * 4, atol=1e-6)
+    np.testing.assert_allclose(scores["deletion_auc"], [high / 8 + low * 7 / 8] * 4, atol=1e-6)
+    np.testing.assert_allclose(scores["insertion_auc"], [low / 8 + high * 7 / 8] * 4, atol=1e-6)
+    wrong = SCORE(images, -right, baseline, steps=4)
+    np.testing.assert_allclose(wrong["deletion"], [4 * [high] + [low]] * 4, atol=1e-6)
+    np.testing.assert_allclose(wrong["insertion_auc"], [low * 7 / 8 + high / 8] * 4, atol=1e-6)
+
+
+def test_scores_follow_the_predicted_class():
+    """Here class 0; its probability rises as the baseline, which is likelier, comes in."""
+    images, baseline = -np.ones((4, 8, 8, 1), np.float32), np.full((8, 8, 1), -2, np.float32)
+    relevance = np.eye(4)[WHERE].reshape(4, 2, 2)
+    scores = SCORE(images, relevance, baseline, steps=2)
+    expected = [[sigmoid(3), sigmoid(6), sigmoid(6)]] * 4
+    np.testing.assert_allclose(scores["deletion"], expected, atol=1e-6)
+
+
+def test_pixels_are_deleted_one_by_one():
+    """With 64 pixels in 3 steps, 21, 43 and 64 of them; each of the decisive 16 counts."""
+    images = np.ones((4, 8, 8, 1), np.float32)
+    relevance = RNG.permutation(4 * 64).reshape(4, 8, 8).astype(np.float32)
+    scores = SCORE(images, relevance, np.zeros_like(images), steps=3)
+    np.testing.assert_allclose(scores["fractions"], [0, 21 / 64, 43 / 64, 1], rtol=1e-6)
+    for image in range(4):
+        order = np.argsort(-relevance[image].reshape(-1))
+        decisive = DECISIVE[image].reshape(-1)[order]
+        left = np.array([decisive[k:].sum() / 16 for k in (0, 21, 43, 64)])
+        np.testing.assert_allclose(scores["deletion"][image], sigmoid(3 * left), atol=1e-6)
+        np.testing.assert_allclose(scores["insertion"][image], sigmoid(3 - 3 * left), atol=1e-6)
+        area = np.trapezoid(sigmoid(3 * left), scores["fractions"])
+        assert scores["deletion_auc"][image] == pytest.approx(area, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "steps", "words"), [((4, 3, 2), 4, "3 x 2 parts"), ((4, 2, 2), 0, "steps is 0")]
+)
+def test_scores_refuse(shape, steps, words):
+    with pytest.raises(ValueError, match=words):
+        explain.deletion_insertion(
+            linear, np.ones((4, 8, 8, 1)), np.ones(shape), np.zeros(1), steps
+        )
+
+
+def test_rollout_of_a_model_scores_as_arrays():
+    """From images to scores in one jitted program, with the parameters as its arguments."""
+    model, variables, *_ = build(pool="mean", depth=1)
+
+    @jax.jit
+    def score(variables, images):
+        logits, seen = model.apply(variables, images, capture=True)
+        maps = explain.rollout(seen["attention"], discard=0.2, has_cls=False)
+        relevance = explain.patch_relevance(maps, GRID, has_cls=False)
+        logits_fn = functools.partial(model.apply, variables)
+        scores = explain.deletion_insertion(logits_fn, images, relevance, 0.0, 6)
+        return relevance, scores, jax.nn.softmax(logits).max(-1)
+
+    relevance, scores, probabilities = score(variables, IMAGES)
+    np.testing.assert_allclose(relevance.sum((1, 2)), 1, atol=1e-5)
+    np.testing.assert_allclose(scores["deletion"][:, 0], probabilities, atol=1e-5)
+    np.testing.assert_allclose(scores["insertion"][:, -1], probabilities, atol=1e-5)
+    # All deleted is nothing inserted.
+    np.testing.assert_allclose(scores["deletion"][:, -1], scores["insertion"][:, 0], atol=1e-5)
