@@ -1,11 +1,19 @@
-"""Draws what a config does: for now, what its augmentation makes of some training images.
+"""Draws what is inside finished models, and what a config's augmentation does.
 
+    python scripts/visualize.py runs/cifar_patch/patch_4/seed_0
+    python scripts/visualize.py runs/cifar_patch/patch_4/seed_0 kernels attention_rollout
+    python scripts/visualize.py weights/vit_b16 --images cat.jpg dog.jpg --out=figures
+    python scripts/visualize.py runs/eurosat_finetune/*/seed_0 --out=compared
     python scripts/visualize.py augment --config=configs/cifar_augment.py
-    python scripts/visualize.py augment --config=configs/cifar_augment.py --out sheet.png \\
-      --config.data.name=folder --config.data.dir=photos --config.data.image_size=64
 
-A contact sheet: images of several classes, each beside random draws of every variant of the config.
---config.SECTION.KEY=VALUE changes one setting.
+RUN is the folder of a finished run, or a converted checkpoint with a head. The figures go to
+RUN/figures: attention_rollout, last_layer_attention, all_layers_attention, positional_embeddings,
+kernels, feature_maps; name some to draw these alone. They show a fixed test image of each of eight
+classes, those of --classes NAME..., or --images FILE.... Of several runs, the attention of every
+layer is drawn side by side, a figure for each image.
+
+augment draws a contact sheet: images of several classes, each beside random draws of every variant
+of the config. --config.SECTION.KEY=VALUE changes one setting.
 """
 
 import functools
@@ -27,6 +35,53 @@ def main(argv: list[str] | None = None) -> int:
 
 def draw(argv: list[str] | None) -> None:
     """Draws what the arguments say; raises UserError."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["augment"] or not arguments or arguments[0] in ("-h", "--help"):
+        draw_sheet(arguments)
+    else:
+        draw_models(arguments)
+
+
+def draw_models(argv: list[str]) -> None:
+    """Draws figures of finished models."""
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("runs", nargs="+", help="folders of runs, then kinds of figures")
+    parser.add_argument("--images", type=pathlib.Path, nargs="+", help="of your own")
+    parser.add_argument("--classes", nargs="+", default=[], help="of test images; default: eight")
+    parser.add_argument("--out", type=pathlib.Path, help="folder; default: RUN/figures")
+    args = parser.parse_args(argv)
+    from vit_jax import figures
+    from vit_jax.classifier import Classifier
+
+    kinds = [name for name in args.runs if name in figures.DRAW]
+    folders = [pathlib.Path(name) for name in args.runs if name not in figures.DRAW]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is neither a folder nor one of {', '.join(figures.DRAW)}")
+    if not folders:
+        raise UserError("give the folder of a run")
+    classifiers = [Classifier(folder) for folder in folders]
+    if not args.images and not classifiers[0].has_data:
+        raise UserError(f"{folders[0]} has no data of its own: give --images FILE...")
+    if len(folders) > 1 and (kinds or not args.out):
+        raise UserError("several runs are compared in a figure per image: give --out, and no kinds")
+    seen = []
+    for classifier in classifiers:
+        if args.images:
+            images, names = classifier.read_images(args.images), [p.name for p in args.images]
+        else:
+            images, names = classifier.images_of_classes(args.classes, 8)
+        seen.append(figures.Seen(classifier, images, names))
+    if len(seen) == 1:
+        for made in figures.draw_figures(seen[0], kinds, args.out or folders[0] / "figures"):
+            print(f"wrote {made}")
+    else:
+        figures.draw_comparison(seen, args.out)
+        print(f"wrote {args.out}")
+
+
+def draw_sheet(argv: list[str]) -> None:
+    """Draws augmented images."""
     parser = cli.Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     sheet = commands.add_parser("augment", help="augmented training images")

@@ -16,6 +16,7 @@ ALLOWED = {name: set() for name in OURS} | {
     "program": OURS - {"main", "sweep", "train", "program", "report", "classifier"},
     "classifier": OURS - {"main", "sweep", "train", "report", "classifier"},
     "cli": {"config"},
+    "figures": {"augment", "classifier", "explain", "models", "plots"},
     "pretrained": {"checkpoint", "config", "metrics", "models", "run_folder"},
     "validation": {"config"},
     "run_folder": {"config", "metrics", "sharding"},

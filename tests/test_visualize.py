@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_weights import save_weights
 
 from scripts import visualize
 
@@ -38,3 +39,87 @@ def test_mistakes_end_in_one_sentence(arguments, sentence, capsys):
     assert visualize.main(arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(folder / f"{i}.png")
+    return [str(folder / f"{i}.png") for i in range(2)]
+
+
+def drawn(folder):
+    """Returns the pictures in a folder of figures; each must be large enough to be one."""
+    found = set()
+    for path in folder.rglob("*.png"):
+        with Image.open(path) as image:
+            assert min(image.size) > 100, path
+            assert np.asarray(image.convert("L")).std() > 5, path
+        found.add(str(path.relative_to(folder)))
+    return found
+
+
+OF_ANY_VIT = {
+    "attention_rollout/attention_rollout.png",
+    "last_layer_attention/last_layer.png",
+    "all_layers_attention/all_layers.png",
+    "all_layers_attention/attention_distance.png",
+    "kernels/first_layer.png",
+    "feature_maps/00.png",
+    "feature_maps/01.png",
+}
+SIMILARITY = "positional_embeddings/similarity.png"
+
+
+@pytest.mark.parametrize(
+    ("settings", "more"),
+    [
+        ({}, {SIMILARITY}),
+        ({"model__pool": "mean", "model__pos_embed": "rope_2d", "model__hidden_size": 24}, set()),
+        (
+            {"model__attention": "differential", "model__pos_embed": "learned_2d"},
+            {SIMILARITY, "last_layer_attention/differential_maps.png"},
+        ),
+    ],
+    ids=["plain", "mean", "differential"],
+)
+def test_figures_of_a_vit(tmp_path, pictures, capsys, settings, more):
+    if settings.get("model__pos_embed") == "rope_2d":
+        settings |= {"model__num_heads": 3}
+    run = str(save_weights(tmp_path / "w", **settings, model__depth=2))
+    assert visualize.main([run, f"--out={tmp_path / 'f'}", "--images", *pictures]) == 0
+    assert drawn(tmp_path / "f") == OF_ANY_VIT | more
+    assert ("learns no positions" in capsys.readouterr().out) == (SIMILARITY not in more)
+
+
+def test_figures_of_a_resnet(tmp_path, pictures):
+    run = str(save_weights(tmp_path / "w", model__name="resnet18", model__hidden_size=4))
+    assert visualize.main([run, f"--out={tmp_path / 'f'}", "--images", *pictures]) == 0
+    kernels = "kernels/first_layer.png"
+    assert drawn(tmp_path / "f") == {kernels, "feature_maps/00.png", "feature_maps/01.png"}
+
+
+def test_models_are_compared_layer_by_layer(tmp_path, pictures):
+    runs = [str(save_weights(tmp_path / f"w{d}", model__depth=d)) for d in (1, 2)]
+    assert visualize.main([*runs, f"--out={tmp_path / 'f'}", "--images", *pictures]) == 0
+    assert drawn(tmp_path / "f") == {"00.png", "01.png"}
+
+
+def test_mistakes_about_models_end_in_one_sentence(tmp_path, pictures, capsys):
+    vit = str(save_weights(tmp_path / "vit", model__depth=1))
+    resnet = str(save_weights(tmp_path / "r", model__name="resnet18", model__hidden_size=4))
+    images = ["--images", pictures[0]]
+    for arguments, sentence in (
+        (["kernels"], "give the folder of a run"),
+        ([vit], "has no data of its own"),
+        ([vit, "rollouts", *images], "rollouts is neither a folder nor one of"),
+        ([vit, vit, *images], "give --out"),
+        ([resnet, "attention_rollout", *images], "r has no attention_rollout"),
+        ([vit, resnet, f"--out={tmp_path / 'o'}", *images], "has no attention to compare"),
+        ([vit, "--images", str(tmp_path / "no.png")], "cannot be read as an image"),
+    ):
+        assert visualize.main(arguments) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and sentence in error and error.count("\n") == 1

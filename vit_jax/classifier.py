@@ -14,7 +14,8 @@ from vit_jax import models, pretrained, run_folder, sharding, steps
 from vit_jax.augment import preprocess
 from vit_jax.config import Config
 from vit_jax.data import load_data
-from vit_jax.data.sources import read_image, stored_size
+from vit_jax.data.sources import open_source, read_image, stored_size
+from vit_jax.data.splits import make_splits
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, make_report, softmax
 from vit_jax.program import dtype_of
@@ -26,6 +27,8 @@ class Classifier:
     Attributes:
       config: of the run, or the defaults with the settings of the weights.
       class_names: of the classes.
+      has_data: whether `config` says which data the model was trained on.
+      name: of the run, such as "head/seed_0", or of the checkpoint.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -38,10 +41,15 @@ class Classifier:
         kept = record["config"] if record else info["settings"] | {"train.steps": 1}
         kept = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
         self.config = settings.with_overrides(settings.get_config(), kept, str(folder))
-        self.has_data = record is not None  # those that it was trained on
+        self.has_data = record is not None
         self._names = info["class_names"]
         self.class_names = self._names or [f"class {i}" for i in range(info["num_classes"])]
         self._folder = folder
+        self.name = "/".join(folder.absolute().parts[-2:]) if record else folder.absolute().name
+
+    def model_and_variables(self) -> tuple[models.VisionTransformer | models.ResNet18, dict]:
+        """Returns the module and what it is applied with; reads the weights."""
+        return self._model(self.config), self._variables
 
     @functools.cached_property
     def _variables(self):  # later than the rest, because it starts the devices
@@ -91,6 +99,36 @@ class Classifier:
                 f"{len(self.class_names)}, and they differ in {', '.join(differing[:5])}"
             )
 
+    def images_of_classes(self, names: Sequence[str], count: int) -> tuple[np.ndarray, list[str]]:
+        """Returns a fixed test image each of some classes, and the classes' names.
+
+        Args:
+          names: of the classes; empty: the first `count`.
+          count: of the classes, if none are named.
+
+        Returns:
+          uint8 [n, side, side, channels], as stored, and n names.
+
+        Raises:
+          UserError: a class is unknown, or the data cannot be read.
+        """
+        config = self.config
+        splits = make_splits(open_source(config.data), config.data)
+        for name in names:
+            if name not in splits.class_names:
+                raise UserError(f"{name!r} is no class: there are {', '.join(splits.class_names)}")
+        names = list(names) or splits.class_names[:count]
+        labels, rng = splits.test.labels, np.random.default_rng(config.data.split_seed)
+        numbers = [splits.class_names.index(name) for name in names]
+        chosen = [rng.choice(np.flatnonzero(labels == n)) for n in numbers if n in labels]
+        images, found = splits.test.take(np.array(chosen)).decode_all(config.data.num_threads)
+        return images, [splits.class_names[label] for label in found]
+
+    def read_images(self, paths: Sequence[pathlib.Path]) -> np.ndarray:
+        """Returns files as uint8 [n, side, side, channels]; raises UserError if one is no image."""
+        size, channels = stored_size(self.config.data), self.config.data.channels
+        return np.stack([read_image(path, size, channels) for path in paths])
+
     def predict(
         self, paths: Sequence[pathlib.Path], batch_size: int = 32
     ) -> Iterator[tuple[pathlib.Path, np.ndarray, np.ndarray]]:
@@ -104,10 +142,9 @@ class Classifier:
         def logits_of(variables, images):
             return model.apply(variables, preprocess(images, config))
 
-        size, channels = stored_size(config.data), config.data.channels
         for start in range(0, len(paths), batch_size):
             some = paths[start : start + batch_size]
-            images = np.stack([read_image(path, size, channels) for path in some])
+            images = self.read_images(some)
             # A whole batch, even if the images are fewer: one compiled program serves all.
             rows = min(batch_size, len(paths))
             padded = np.pad(images, ((0, rows - len(some)), (0, 0), (0, 0), (0, 0)))

@@ -1,4 +1,4 @@
-"""Figures from arrays, with matplotlib."""
+"""Figures of what runs and sweeps measure, and of images."""
 
 import pathlib
 from typing import BinaryIO

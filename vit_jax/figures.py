@@ -1,0 +1,233 @@
+"""Figures of a finished model: what it attends to, its positions, kernels and feature maps."""
+
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax import explain, models, plots
+from vit_jax.augment import center_crop, preprocess
+from vit_jax.classifier import Classifier
+from vit_jax.errors import UserError
+
+
+class Seen:
+    """Some images, and what a model makes of them.
+
+    Attributes:
+      name: of the model, for people.
+      config: resolved.
+      params: of the model.
+      pictures: uint8 [b, size, size, channels], as the model sees them.
+      titles: of each image: its class, if known, and the prediction with its probability.
+      inside: the intermediates of the model's call with `capture`.
+      gradients: of the predicted class's logit, as "attention" in `inside`; [] without attention.
+      grid: rows and columns of patches.
+      has_cls: whether the first token is the class token.
+    """
+
+    def __init__(self, classifier: Classifier, images: np.ndarray, names: Sequence[str]):
+        """Takes stored images, uint8 [b, side, side, channels], and their classes or files."""
+        self.config, model, variables = classifier.config, *classifier.model_and_variables()
+        config = self.config
+        self.name, self.params = classifier.name, variables["params"]
+        self.pictures = np.asarray(center_crop(jnp.asarray(images), config.data.image_size))
+        is_vit = config.model.name == "vit"
+
+        @jax.jit
+        def look(variables, images):
+            inputs = preprocess(images, config)
+            if is_vit:
+                return models.attention_gradients(model, variables, inputs)
+            return *model.apply(variables, inputs, capture=True), []
+
+        logits, self.inside, self.gradients = jax.device_get(look(variables, images))
+        probabilities = np.asarray(jax.nn.softmax(logits))
+        best = probabilities.argmax(1)
+        self.titles = [
+            f"{name}\n→ {classifier.class_names[i]} {100 * row[i]:.0f} %"
+            for name, row, i in zip(names, probabilities, best, strict=True)
+        ]
+        side = config.data.image_size // config.model.patch_size if is_vit else 0
+        self.grid, self.has_cls = (side, side), is_vit and config.model.pool == "cls"
+
+    @property
+    def what(self) -> str:
+        """What the maps of a layer show, for people."""
+        clipped = ", negative differences as 0" if "softmax_maps" in self.inside else ""
+        if self.has_cls:
+            return f"attention of the class token{clipped}"
+        return f"attention that a patch gets, mean over all patches{clipped}"
+
+    def relevance(self, maps) -> np.ndarray:
+        """Returns `explain.patch_relevance` of maps [..., n, n], what is negative as 0."""
+        found = explain.patch_relevance(np.maximum(maps, 0), self.grid, self.has_cls)
+        return np.asarray(found)
+
+
+def draw_rollout(seen: Seen, folder: pathlib.Path) -> None:
+    """Draws attention rollout and gradient rollout of every image."""
+    attention = seen.inside["attention"]
+    plain = explain.rollout(attention, has_cls=seen.has_cls)
+    of_class = explain.gradient_rollout(attention, seen.gradients, has_cls=seen.has_cls)
+    columns = {"rollout": plain, "gradient rollout": of_class}
+    maps = np.stack([_scaled(seen.relevance(m)) for m in columns.values()], 1)
+    plots.save_heat_maps(
+        folder / "attention_rollout.png",
+        f"{seen.name}: attention rollout, each map by its maximum",
+        seen.pictures,
+        seen.titles,
+        maps,
+        list(columns),
+    )
+
+
+def _scaled(maps):
+    return maps / np.maximum(maps.max((-2, -1), keepdims=True), 1e-12)
+
+
+def draw_last_layer(seen: Seen, folder: pathlib.Path) -> None:
+    """Draws every head of the last layer, and their average; of differential attention its maps."""
+    last = seen.inside["attention"][-1]  # [b, h, n, n]
+    maps = seen.relevance(np.concatenate([last.mean(1, keepdims=True), last], 1))
+    names = ["average", *(f"head {i}" for i in range(last.shape[1]))]
+    title = f"{seen.name}: last layer, {seen.what}"
+    path = folder / "last_layer.png"
+    plots.save_heat_maps(path, title, seen.pictures, seen.titles, maps, names)
+    if "softmax_maps" in seen.inside:
+        pairs = seen.inside["softmax_maps"][-1].mean(1)  # [b, 2, n, n]
+        three = np.concatenate([pairs, np.maximum(last, 0).mean(1, keepdims=True)], 1)
+        names = ["first softmax", "second softmax", "difference"]
+        plots.save_heat_maps(
+            folder / "differential_maps.png",
+            f"{seen.name}: last layer, average over heads, negative differences as 0",
+            seen.pictures,
+            seen.titles,
+            seen.relevance(three),
+            names,
+        )
+
+
+def draw_all_layers(seen: Seen, folder: pathlib.Path) -> None:
+    """Draws the heads' average of every layer."""
+    maps = np.stack([a.mean(1) for a in seen.inside["attention"]], 1)  # [b, layers, n, n]
+    names = [f"layer {i}" for i in range(maps.shape[1])]
+    title = f"{seen.name}: every layer, average over heads, {seen.what}"
+    path = folder / "all_layers.png"
+    plots.save_heat_maps(path, title, seen.pictures, seen.titles, seen.relevance(maps), names)
+    distances = explain.mean_attention_distance(
+        seen.inside["attention"], seen.grid, seen.config.model.patch_size, seen.has_cls
+    )
+    path = folder / "attention_distance.png"
+    plots.save_attention_distances(path, seen.name, np.asarray(distances))
+
+
+def draw_positions(seen: Seen, folder: pathlib.Path) -> None:
+    """Draws how alike the positions of patches are, where they are learned."""
+    positions = seen.params["Transformer"].get("posembed_input", {})
+    if "pos_embedding" in positions:
+        table, has_cls = positions["pos_embedding"][0], seen.has_cls
+    elif "row_embedding" in positions:
+        rows, columns = positions["row_embedding"], positions["column_embedding"]
+        table, has_cls = (rows[:, None] + columns[None]).reshape(-1, rows.shape[-1]), False
+    else:
+        print(f"{seen.name}: model.pos_embed={seen.config.model.pos_embed} learns no positions")
+        return
+    found = np.asarray(explain.position_similarity(jnp.asarray(table), seen.grid, has_cls))
+    plots.save_position_similarity(folder / "similarity.png", seen.name, found)
+
+
+def draw_kernels(seen: Seen, folder: pathlib.Path) -> None:
+    """Draws the patch embedding's principal components, or the kernels of the first convolution."""
+    if seen.config.model.name == "vit":
+        size, channels = seen.config.model.patch_size, seen.config.data.channels
+        kernel = jnp.reshape(seen.params["embedding"]["kernel"], (size, size, channels, -1))
+        count = min(28, kernel.shape[-1], size * size * channels)
+        images, name = explain.patch_filters(kernel, count), "principal components of the patches"
+    else:
+        images = explain.filter_images(seen.params["conv1"]["kernel"])[:64]
+        name = "kernels of the first convolution"
+    plots.save_filters(folder / "first_layer.png", f"{seen.name}: {name}", np.asarray(images))
+
+
+def draw_feature_maps(seen: Seen, folder: pathlib.Path) -> None:
+    """Draws the channels that vary most, of the stem or embedding and of some layers, per image."""
+    if seen.config.model.name == "vit":
+        first = int(seen.has_cls)
+        maps = {
+            f"block {i - 1}" if i else "embedding": tokens[:, first:].reshape(
+                len(tokens), *seen.grid, -1
+            )
+            for i, tokens in enumerate(seen.inside["tokens"])
+        }
+    else:
+        maps = seen.inside["feature_maps"]
+    names = list(maps)
+    chosen = sorted({round(i) for i in np.linspace(0, len(names) - 1, 6)})
+    for i, title in enumerate(seen.titles):
+        layers = {names[j]: np.asarray(maps[names[j]][i], np.float32) for j in chosen}
+        path = folder / f"{i:02d}.png"
+        heading = f"{seen.name}: {title}".replace("\n", " ")
+        plots.save_feature_maps(path, heading, seen.pictures[i], layers)
+
+
+DRAW: dict[str, Callable[[Seen, pathlib.Path], None]] = {
+    "attention_rollout": draw_rollout,
+    "last_layer_attention": draw_last_layer,
+    "all_layers_attention": draw_all_layers,
+    "positional_embeddings": draw_positions,
+    "kernels": draw_kernels,
+    "feature_maps": draw_feature_maps,
+}
+OF_ANY_MODEL = ("kernels", "feature_maps")
+
+
+def draw_figures(seen: Seen, kinds: Sequence[str], folder: pathlib.Path) -> list[pathlib.Path]:
+    """Draws figures into a folder for each kind and returns those folders.
+
+    Args:
+      seen: the model and the images.
+      kinds: keys of DRAW; empty: all that the model has.
+      folder: of the figures.
+
+    Raises:
+      UserError: a kind that the model has not.
+    """
+    is_vit = seen.config.model.name == "vit"
+    possible = [kind for kind in DRAW if is_vit or kind in OF_ANY_MODEL]
+    for kind in kinds:
+        if kind not in possible:
+            raise UserError(f"{seen.name} has no {kind}: it has {', '.join(possible)}")
+    made = [folder / kind for kind in kinds or possible]
+    for path in made:
+        path.mkdir(parents=True, exist_ok=True)
+        DRAW[path.name](seen, path)
+    return made
+
+
+def draw_comparison(models_seen: Sequence[Seen], folder: pathlib.Path) -> None:
+    """Draws, for every image, the attention of every layer of several models.
+
+    Raises UserError if one has no attention.
+    """
+    for seen in models_seen:
+        if "attention" not in seen.inside:
+            raise UserError(f"{seen.name} has no attention to compare")
+    folder.mkdir(parents=True, exist_ok=True)
+    layers = max(len(seen.inside["attention"]) for seen in models_seen)
+    first = models_seen[0]
+    for i in range(len(first.pictures)):
+        maps = []
+        for seen in models_seen:
+            of_image = np.stack([a[i].mean(0) for a in seen.inside["attention"]])
+            found = seen.relevance(of_image)
+            maps.append([*found, *[None] * (layers - len(found))])
+        plots.save_comparison(
+            folder / f"{i:02d}.png",
+            f"{first.titles[i].splitlines()[0]}: {first.what}, average over heads",
+            [seen.pictures[i] for seen in models_seen],
+            [f"{s.name}\n{s.titles[i].splitlines()[1]}" for s in models_seen],
+            maps,
+        )

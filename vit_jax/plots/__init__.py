@@ -1,0 +1,35 @@
+"""Figures from arrays, with matplotlib."""
+
+from vit_jax.plots.inside import (
+    save_attention_distances,
+    save_comparison,
+    save_feature_maps,
+    save_filters,
+    save_heat_maps,
+    save_position_similarity,
+)
+from vit_jax.plots.results import (
+    save_bars,
+    save_confusion,
+    save_contact_sheet,
+    save_curves,
+    save_kernel_magnitudes,
+    save_narrow_curves,
+    save_prediction,
+)
+
+__all__ = [
+    "save_attention_distances",
+    "save_bars",
+    "save_comparison",
+    "save_confusion",
+    "save_contact_sheet",
+    "save_curves",
+    "save_feature_maps",
+    "save_filters",
+    "save_heat_maps",
+    "save_kernel_magnitudes",
+    "save_narrow_curves",
+    "save_position_similarity",
+    "save_prediction",
+]
