@@ -118,6 +118,7 @@ RESNET = (
     *("--config.data.name=digits", "--config.data.image_size=8", "--config.data.channels=1"),
     *("--config.data.mean=(0.5,)", "--config.data.std=(0.5,)", "--config.model.hidden_size=4"),
     *("--config.data.examples_per_class=10", "--config.optim.ema_decay=0.9"),
+    "--config.sharding.cpu_devices=1",
     *("--config.train.epochs=2", "--config.train.eval_every_epochs=1"),  # of five steps
 )
 

@@ -114,7 +114,11 @@ def test_wrong_freezing_is_refused():
 
 
 def flops(freeze):
-    """Returns the floating-point operations of a compiled step of a ViT of 12 blocks."""
+    """Returns the floating-point operations of a step of a ViT of 12 blocks.
+
+    As it is handed to the compiler, which finds nothing more to leave out: the counts after it
+    differ by less than 1 %.
+    """
     config = make_config(
         freeze=freeze,
         train__cache_features=False,
@@ -123,7 +127,7 @@ def flops(freeze):
     program = build_program(config, digits(), MESH)
     state = jax.eval_shape(program.init, jax.random.key(0), one_image(config))
     batch = next(digits().train.train(0, 0, 1, 16))
-    return program.train_step.lower(state, KEY, batch).compile().cost_analysis()["flops"]
+    return program.train_step.lower(state, KEY, batch).cost_analysis()["flops"]
 
 
 def test_the_backward_pass_ends_where_nothing_below_is_trained():

@@ -16,6 +16,7 @@ from tiny_configs import make_config
 from scripts import convert_weights, evaluate, predict
 from vit_jax import checkpoint, pretrained, sharding
 from vit_jax import config as settings
+from vit_jax import sweep as sweep_module
 from vit_jax.data import load_data
 from vit_jax.errors import UserError
 from vit_jax.metrics import read_jsonl
@@ -159,7 +160,8 @@ def final_state(folder):
     return pretrained.flat_weights(state["params"], state["batch_stats"])
 
 
-def test_a_lengthened_run_equals_one_of_that_length(tmp_path):
+def test_a_lengthened_run_equals_one_of_that_length(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_module, "write_figures", lambda folder: None)  # for time's sake
     constant = LONGER | dict(optim__schedule="constant")
     whole = run(tmp_path / "whole", train__epochs=10.0, **constant)
     first = run(tmp_path / "legs", train__epochs=5.0, **constant)

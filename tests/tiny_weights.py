@@ -1,0 +1,24 @@
+"""Converted checkpoints of tiny models with random weights, for the tests."""
+
+import numpy as np
+
+from vit_jax import pretrained
+
+
+def save_weights(folder, num_classes=3, **settings):
+    """Writes a checkpoint of a ViT, or what model__name says, for 8x8 images; returns `folder`."""
+    keys = {"patch_size": 4, "hidden_size": 16, "depth": 5, "num_heads": 2, "mlp_dim": 16}
+    keys = {} if settings.get("model__name") == "resnet18" else keys
+    keys = {f"model.{key}": value for key, value in keys.items()}
+    keys |= {"data.image_size": 8, "data.channels": 1}
+    keys |= {key.replace("__", "."): value for key, value in settings.items()}
+    rng = np.random.default_rng(0)
+    arrays = {
+        path: 0.1 * rng.standard_normal(shape).astype(np.float32)
+        for path, shape in pretrained.shapes(keys, num_classes).items()
+    }
+    arrays = {path: abs(a) if path.endswith("/var") else a for path, a in arrays.items()}
+    info = {"format": "npz", "source": "a test", "settings": keys, "num_classes": num_classes}
+    info |= {"class_names": None, "resize": "official", "assumed": []}
+    pretrained.save(pretrained.Weights(arrays, info), folder)
+    return folder
