@@ -145,11 +145,11 @@ def draw_augmentations(variants: dict, rows: int, draws: int, out: pathlib.Path)
 
 def _one_per_class(splits, count, seed):
     """Returns a random training image each of `count` classes, and their labels."""
-    rng, known = np.random.default_rng(seed), splits.train.labels
-    classes = np.unique(known)
+    from vit_jax.data.splits import one_of_each
+
+    classes = np.unique(splits.train.labels)
     chosen = classes[np.unique(np.linspace(0, len(classes) - 1, count).round().astype(int))]
-    picked = splits.train.take(np.array([rng.choice(np.flatnonzero(known == c)) for c in chosen]))
-    return picked.decode_all(1)
+    return splits.train.take(one_of_each(splits.train.labels, chosen, seed)).decode_all(1)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from vit_jax.augment import preprocess
 from vit_jax.config import Config
 from vit_jax.data import load_data
 from vit_jax.data.sources import open_source, read_image, stored_size
-from vit_jax.data.splits import make_splits
+from vit_jax.data.splits import make_splits, one_of_each
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, make_report, softmax
 from vit_jax.program import dtype_of
@@ -118,10 +118,10 @@ class Classifier:
             if name not in splits.class_names:
                 raise UserError(f"{name!r} is no class: there are {', '.join(splits.class_names)}")
         names = list(names) or splits.class_names[:count]
-        labels, rng = splits.test.labels, np.random.default_rng(config.data.split_seed)
-        numbers = [splits.class_names.index(name) for name in names]
-        chosen = [rng.choice(np.flatnonzero(labels == n)) for n in numbers if n in labels]
-        images, found = splits.test.take(np.array(chosen)).decode_all(config.data.num_threads)
+        labels = splits.test.labels
+        numbers = [n for name in names if (n := splits.class_names.index(name)) in labels]
+        chosen = one_of_each(labels, numbers, config.data.split_seed)
+        images, found = splits.test.take(chosen).decode_all(config.data.num_threads)
         return images, [splits.class_names[label] for label in found]
 
     def read_images(self, paths: Sequence[pathlib.Path]) -> np.ndarray:

@@ -21,8 +21,10 @@ class Seen:
       config: resolved.
       params: of the model.
       pictures: uint8 [b, size, size, channels], as the model sees them.
-      titles: of each image: its class, if known, and the prediction with its probability.
+      names: of each image: its class, or its file.
+      predictions: of each image: the predicted class with its probability.
       inside: the intermediates of the model's call with `capture`.
+      attention: of each layer [b, h, n, n], negative differences as 0; [] without attention.
       gradients: of the predicted class's logit, as "attention" in `inside`; [] without attention.
       grid: rows and columns of patches.
       has_cls: whether the first token is the class token.
@@ -33,7 +35,10 @@ class Seen:
         self.config, model, variables = classifier.config, *classifier.model_and_variables()
         config = self.config
         self.name, self.params = classifier.name, variables["params"]
-        self.pictures = np.asarray(center_crop(jnp.asarray(images), config.data.image_size))
+        data = config.data
+        self.pictures = np.asarray(
+            center_crop(jnp.asarray(images), data.image_size, data.eval_crop)
+        )
         is_vit = config.model.name == "vit"
 
         @jax.jit
@@ -46,12 +51,21 @@ class Seen:
         logits, self.inside, self.gradients = jax.device_get(look(variables, images))
         probabilities = np.asarray(jax.nn.softmax(logits))
         best = probabilities.argmax(1)
-        self.titles = [
-            f"{name}\n→ {classifier.class_names[i]} {100 * row[i]:.0f} %"
-            for name, row, i in zip(names, probabilities, best, strict=True)
-        ]
-        side = config.data.image_size // config.model.patch_size if is_vit else 0
+        self.names, self.predictions = (
+            list(names),
+            [
+                f"→ {classifier.class_names[i]} {100 * row[i]:.0f} %"
+                for row, i in zip(probabilities, best, strict=True)
+            ],
+        )
+        self.attention = [np.maximum(a, 0) for a in self.inside.get("attention", ())]
+        side = data.image_size // config.model.patch_size if is_vit else 0
         self.grid, self.has_cls = (side, side), is_vit and config.model.pool == "cls"
+
+    @property
+    def titles(self) -> list[str]:
+        """What each image is, and is taken for."""
+        return [f"{n}\n{p}" for n, p in zip(self.names, self.predictions, strict=True)]
 
     @property
     def what(self) -> str:
@@ -62,9 +76,8 @@ class Seen:
         return f"attention that a patch gets, mean over all patches{clipped}"
 
     def relevance(self, maps) -> np.ndarray:
-        """Returns `explain.patch_relevance` of maps [..., n, n], what is negative as 0."""
-        found = explain.patch_relevance(np.maximum(maps, 0), self.grid, self.has_cls)
-        return np.asarray(found)
+        """Returns `explain.patch_relevance` of maps [..., n, n]."""
+        return np.asarray(explain.patch_relevance(maps, self.grid, self.has_cls))
 
 
 def draw_rollout(seen: Seen, folder: pathlib.Path) -> None:
@@ -90,7 +103,7 @@ def _scaled(maps):
 
 def draw_last_layer(seen: Seen, folder: pathlib.Path) -> None:
     """Draws every head of the last layer, and their average; of differential attention its maps."""
-    last = seen.inside["attention"][-1]  # [b, h, n, n]
+    last = seen.attention[-1]  # [b, h, n, n]
     maps = seen.relevance(np.concatenate([last.mean(1, keepdims=True), last], 1))
     names = ["average", *(f"head {i}" for i in range(last.shape[1]))]
     title = f"{seen.name}: last layer, {seen.what}"
@@ -98,7 +111,7 @@ def draw_last_layer(seen: Seen, folder: pathlib.Path) -> None:
     plots.save_heat_maps(path, title, seen.pictures, seen.titles, maps, names)
     if "softmax_maps" in seen.inside:
         pairs = seen.inside["softmax_maps"][-1].mean(1)  # [b, 2, n, n]
-        three = np.concatenate([pairs, np.maximum(last, 0).mean(1, keepdims=True)], 1)
+        three = np.concatenate([pairs, last.mean(1, keepdims=True)], 1)
         names = ["first softmax", "second softmax", "difference"]
         plots.save_heat_maps(
             folder / "differential_maps.png",
@@ -112,13 +125,13 @@ def draw_last_layer(seen: Seen, folder: pathlib.Path) -> None:
 
 def draw_all_layers(seen: Seen, folder: pathlib.Path) -> None:
     """Draws the heads' average of every layer."""
-    maps = np.stack([a.mean(1) for a in seen.inside["attention"]], 1)  # [b, layers, n, n]
+    maps = np.stack([a.mean(1) for a in seen.attention], 1)  # [b, layers, n, n]
     names = [f"layer {i}" for i in range(maps.shape[1])]
     title = f"{seen.name}: every layer, average over heads, {seen.what}"
     path = folder / "all_layers.png"
     plots.save_heat_maps(path, title, seen.pictures, seen.titles, seen.relevance(maps), names)
     distances = explain.mean_attention_distance(
-        seen.inside["attention"], seen.grid, seen.config.model.patch_size, seen.has_cls
+        seen.attention, seen.grid, seen.config.model.patch_size, seen.has_cls
     )
     path = folder / "attention_distance.png"
     plots.save_attention_distances(path, seen.name, np.asarray(distances))
@@ -213,21 +226,21 @@ def draw_comparison(models_seen: Sequence[Seen], folder: pathlib.Path) -> None:
     Raises UserError if one has no attention.
     """
     for seen in models_seen:
-        if "attention" not in seen.inside:
+        if not seen.attention:
             raise UserError(f"{seen.name} has no attention to compare")
     folder.mkdir(parents=True, exist_ok=True)
-    layers = max(len(seen.inside["attention"]) for seen in models_seen)
+    layers = max(len(seen.attention) for seen in models_seen)
     first = models_seen[0]
     for i in range(len(first.pictures)):
         maps = []
         for seen in models_seen:
-            of_image = np.stack([a[i].mean(0) for a in seen.inside["attention"]])
+            of_image = np.stack([a[i].mean(0) for a in seen.attention])
             found = seen.relevance(of_image)
             maps.append([*found, *[None] * (layers - len(found))])
         plots.save_comparison(
             folder / f"{i:02d}.png",
-            f"{first.titles[i].splitlines()[0]}: {first.what}, average over heads",
+            f"{first.names[i]}: {first.what}, average over heads",
             [seen.pictures[i] for seen in models_seen],
-            [f"{s.name}\n{s.titles[i].splitlines()[1]}" for s in models_seen],
+            [f"{s.name}\n{s.predictions[i]}" for s in models_seen],
             maps,
         )

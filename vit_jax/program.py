@@ -55,8 +55,7 @@ def build_program(config, data: Data, mesh: Mesh) -> Program:
     total = total_steps(config, per_epoch) if freeze != "none_trained" else 0
     shapes = _shapes(models.build(config.model, len(data.class_names)), config)
     trained = optim.trained_paths([path for path in shapes if "batch_stats/" not in path], freeze)
-    only_head = bool(trained) and all(path.startswith("head/") for path in trained)
-    if config.optim.layer_decay != 1 and only_head:
+    if config.optim.layer_decay != 1 and _head_only(trained):
         raise UserError(
             f"optim.layer_decay={config.optim.layer_decay} has no effect where the head alone is "
             "trained"
@@ -68,17 +67,18 @@ def build_program(config, data: Data, mesh: Mesh) -> Program:
             "optim.warmup_steps, _epochs or _percent, whichever is set"
         )
     schedule = optim.make_schedule(config.optim, warmup, total)
+    plateau = optim.make_plateau(config.optim)
     weights = _fitted(config, shapes, data.class_names)
     return Program(
         config=config,
         mesh=mesh,
-        **_jitted_steps(config, data, mesh, shapes, trained, schedule, only_head),
+        **_jitted_steps(config, data, mesh, shapes, trained, schedule, plateau),
         features={},
         weights=weights,
         fingerprint=data.fingerprint | ({"weights": weights.identity} if weights else {}),
         trained=trained,
         schedule=schedule,
-        plateau=optim.make_plateau(config.optim),
+        plateau=plateau,
         steps_per_epoch=per_epoch,
         total_steps=total,
         eval_every=steps_of(train, "eval_every", per_epoch, total) or total,
@@ -86,7 +86,11 @@ def build_program(config, data: Data, mesh: Mesh) -> Program:
     )
 
 
-def _jitted_steps(config, data, mesh, shapes, trained, schedule, only_head) -> dict[str, Any]:
+def _head_only(trained):
+    return bool(trained) and all(path.startswith("head/") for path in trained)
+
+
+def _jitted_steps(config, data, mesh, shapes, trained, schedule, plateau) -> dict[str, Any]:
     """Returns the functions of a Program."""
     train, classes = config.train, len(data.class_names)
     frozen_norms = {
@@ -98,13 +102,15 @@ def _jitted_steps(config, data, mesh, shapes, trained, schedule, only_head) -> d
     rates = (config.model[f"{key}_rate"] for key in ("dropout", "attention_dropout", "drop_path"))
     # Where the head always gets the same of an image, that is computed once.
     on_features = (
-        only_head and train.cache_features and config.augment.kind == "none" and not any(rates)
+        _head_only(trained)
+        and train.cache_features
+        and config.augment.kind == "none"
+        and not any(rates)
     )
     stepped = models.Head(classes) if on_features else model
     optimizer = optim.make_optimizer(
         config.optim, schedule, None if config.freeze == "full" else trained
     )
-    plateau = optim.make_plateau(config.optim)
     whole, split = sharding.replicated(mesh), sharding.split(mesh)
 
     def jit(function, *shardings, **options):

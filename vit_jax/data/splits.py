@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -54,6 +55,12 @@ def some_of_each_class(labels: np.ndarray, num_classes: int, per_class: int, see
     order = np.random.default_rng(seed).permutation(len(labels))
     chosen = [order[labels[order] == label][:per_class] for label in np.unique(labels)]
     return np.sort(np.concatenate(chosen))
+
+
+def one_of_each(labels: np.ndarray, classes: Iterable[int], seed) -> np.ndarray:
+    """Returns the index of a random example of each of some classes, all of which have one."""
+    rng = np.random.default_rng(seed)
+    return np.array([rng.choice(np.flatnonzero(labels == c)) for c in classes])
 
 
 def make_splits(source: Source, config) -> Splits:

@@ -210,19 +210,23 @@ def _best_run(folder, variant, best, report):
             "diagonal; the classes most often confused are listed above it."
         )
         many = len(report["classes"]) > 25  # names are then small
-        parts += [_figure(folder / "confusion.png", alt, "Confusion matrix", 0.75 if many else 0.5)]
+        parts += [
+            _figure(
+                folder / "figures" / "confusion.png", alt, "Confusion matrix", 0.75 if many else 0.5
+            )
+        ]
         parts += [markup.heading("Class by class")]
         cells = run.class_cells(report)
         parts += [markup.table("classes", run.CLASS_HEAD, cells, numbers=True, tall=many)]
         note = "All but the images in %. A class's accuracy is the share of its images that are "
         parts += [markup.paragraph(f"{note}recognised, which is its recall.", quiet=True)]
     alt = f"Size of every layer's kernel of {name} before and after training."
-    parts += [_figure(folder / "kernel_magnitudes.png", alt, "Kernels before and after training")]
+    path = folder / "figures" / "kernel_magnitudes.png"
+    parts += [_figure(path, alt, "Kernels before and after training")]
     return markup.section(f"Test report of {name}", *parts)
 
 
 def _figure(path, alt, caption, least=0.5):
-    path = path.parent / "figures" / path.name
     return markup.picture(path.read_bytes(), alt, caption, least) if path.exists() else ""
 
 
