@@ -7,10 +7,13 @@
     python scripts/visualize.py augment --config=configs/cifar_augment.py
 
 RUN is the folder of a finished run, or a converted checkpoint with a head. The figures go to
-RUN/figures: attention_rollout, last_layer_attention, all_layers_attention, positional_embeddings,
-kernels, feature_maps; name some to draw these alone. They show a fixed test image of each of eight
-classes, those of --classes NAME..., or --images FILE.... Of several runs, the attention of every
-layer is drawn side by side, a figure for each image.
+RUN/figures: curves, attention_rollout, last_layer_attention, all_layers_attention,
+positional_embeddings, kernels, feature_maps; name some to draw these alone. They show a fixed test
+image of each of eight classes, those of --classes NAME..., or --images FILE.... Of several runs,
+the attention of every layer is drawn side by side, a figure for each image.
+
+explanation_scores, drawn only if named, tells by deletion and insertion how much the explanations
+are worth, on 64 test images or on --images.
 
 augment draws a contact sheet: images of several classes, each beside random draws of every variant
 of the config. --config.SECTION.KEY=VALUE changes one setting.
@@ -53,31 +56,62 @@ def draw_models(argv: list[str]) -> None:
     from vit_jax import figures
     from vit_jax.classifier import Classifier
 
-    kinds = [name for name in args.runs if name in figures.DRAW]
-    folders = [pathlib.Path(name) for name in args.runs if name not in figures.DRAW]
+    known = ["curves", *figures.DRAW, "explanation_scores"]
+    kinds = [name for name in args.runs if name in known]
+    folders = [pathlib.Path(name) for name in args.runs if name not in known]
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder} is neither a folder nor one of {', '.join(figures.DRAW)}")
+            raise UserError(f"{folder} is neither a folder nor one of {', '.join(known)}")
     if not folders:
         raise UserError("give the folder of a run")
     classifiers = [Classifier(folder) for folder in folders]
-    if not args.images and not classifiers[0].has_data:
+    if kinds != ["curves"] and not args.images and not classifiers[0].has_data:
         raise UserError(f"{folders[0]} has no data of its own: give --images FILE...")
-    if len(folders) > 1 and (kinds or not args.out):
-        raise UserError("several runs are compared in a figure per image: give --out, and no kinds")
-    seen = []
-    for classifier in classifiers:
-        if args.images:
-            images, names = classifier.read_images(args.images), [p.name for p in args.images]
-        else:
-            images, names = classifier.images_of_classes(args.classes, 8)
-        seen.append(figures.Seen(classifier, images, names))
-    if len(seen) == 1:
-        for made in figures.draw_figures(seen[0], kinds, args.out or folders[0] / "figures"):
+    if len(folders) == 1:
+        for made in draw_model(folders[0], classifiers[0], kinds, args):
             print(f"wrote {made}")
-    else:
-        figures.draw_comparison(seen, args.out)
-        print(f"wrote {args.out}")
+        return
+    if kinds or not args.out:
+        raise UserError("several runs are compared in a figure per image: give --out, and no kinds")
+    seen = [see(classifier, args) for classifier in classifiers]
+    figures.draw_comparison(seen, args.out)
+    print(f"wrote {args.out}")
+
+
+def draw_model(folder, classifier, kinds, args) -> list[pathlib.Path]:
+    """Draws figures of one finished model, all that it has or `kinds`; returns their folders."""
+    from vit_jax import figures, report
+
+    possible = figures.kinds_of(classifier.config)
+    scored = ["explanation_scores"] if classifier.config.model.name == "vit" else []
+    curves = ["curves"] if classifier.has_data else []  # else it was not trained here
+    for kind in kinds:
+        if kind not in (every := [*curves, *possible, *scored]):
+            raise UserError(f"{classifier.name} has no {kind}: it has {', '.join(every)}")
+    kinds, out, made = kinds or [*curves, *possible], args.out or folder / "figures", []
+    if "curves" in kinds:
+        made.append(report.draw_curves(folder, out / "curves"))
+    if drawn := [kind for kind in kinds if kind in possible]:
+        made += figures.draw_figures(see(classifier, args), drawn, out)
+    if "explanation_scores" in kinds:
+        images = read_images(classifier, args) or classifier.random_images(64)
+        made.append(figures.draw_scores(classifier, images[0], out / "explanation_scores"))
+    return made
+
+
+def see(classifier, args):
+    """Returns what a model makes of the images that the arguments choose."""
+    from vit_jax import figures
+
+    images, names = read_images(classifier, args) or classifier.images_of_classes(args.classes, 8)
+    return figures.Viewer.of(classifier).see(classifier.variables, images, names)
+
+
+def read_images(classifier, args) -> tuple[np.ndarray, list[str]] | None:
+    """Returns the pictures of --images, and their names; None without."""
+    if not args.images:
+        return None
+    return classifier.read_images(args.images), [path.name for path in args.images]
 
 
 def draw_sheet(argv: list[str]) -> None:

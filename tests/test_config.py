@@ -1,5 +1,6 @@
 """Every contradiction in a config is refused in one sentence that names the key."""
 
+import importlib.util
 import pathlib
 import re
 
@@ -75,6 +76,7 @@ def test_valid_config_passes():
         ({"model__name": "resnet18"}, "has no effect with model.name=resnet18"),
         ({"optim__momentum": 0.5}, "optim.momentum=0.5 has no effect with optim.name=adamw"),
         ({"optim__plateau_patience": 3}, "has no effect with optim.schedule=cosine"),
+        ({"log__figures_every": 1, "log__tensorboard": False}, "log.figures_every=1 has no effect"),
         ({**PLATEAU, "optim__learning_rate": 0.0}, "needs an optim.learning_rate above"),
         ({**PLATEAU, "train__eval_every_epochs": 0.0}, "needs evaluations"),
         ({**PLATEAU, "optim__decay_factor": 1.0}, "optim.decay_factor=1.0 must lie between"),
@@ -143,3 +145,9 @@ def test_readme_lists_every_setting_with_its_default():
         assert row, f"README.md has no row for {key}"
         name = key if "." in key else f"config.{key}"
         assert f"{name} = {row[1]}  # {row[2]}\n" in source, f"{key} differs from config.py"
+
+
+def test_wandb_is_asked_for_before_it_is_needed(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs the package wandb: pip install wandb"):
+        validate(make(log__wandb=True))

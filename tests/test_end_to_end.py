@@ -19,6 +19,7 @@ TINY = (
     "--config.train.epochs=3",
     "--config.train.eval_every_epochs=1",
     "--config.train.accumulation_steps=2",
+    "--config.log.explain_images=0",
     "--config.optim.ema_decay=0.99",
     "--config.optim.warmup_epochs=1",
     "--config.optim.schedule=reduce_on_plateau",
@@ -195,7 +196,7 @@ def test_sweep_leaves_the_documented_files(finished):
         *("train_accuracy", "val_accuracy", "test_accuracy", "test_loss", "best_step"),
         *("wall_seconds", "images_per_second", "device"),
     ]
-    assert (folder / "figures" / "curves.png").exists()
+    assert (folder / "figures" / "curves" / "metrics.png").exists()
     assert list(folder.glob("events.out.tfevents.*"))
     assert "Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel" in output  # parameter table
     assert "| patch_4 |" in output

@@ -1,10 +1,14 @@
 """Rows survive kills, TensorBoard can read what is written, progress is told in lines."""
 
 import json
+import sys
+import types
 
 import numpy as np
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from vit_jax.errors import UserError
 from vit_jax.metrics import Progress, make_writer, read_jsonl
 
 
@@ -13,20 +17,20 @@ def test_rows_after_the_restored_step_are_dropped(tmp_path):
     rows = [{"step": step, "train/loss": 1 / step} for step in (5, 10, 15)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 20, "tra')
     assert read_jsonl(path) == rows
-    writer = make_writer(tmp_path, step=10, tensorboard=False, active=True)
+    writer = make_writer(tmp_path, step=10, tensorboard=False, wandb=False, active=True)
     writer.write_scalars(15, {"train/loss": 0.5})
     writer.close()
     assert read_jsonl(path) == [*rows[:2], {"step": 15, "train/loss": 0.5}]
 
 
 def test_tensorboard_reads_scalars_and_hparams(tmp_path):
-    writer = make_writer(tmp_path, step=0, tensorboard=True, active=True)
+    writer = make_writer(tmp_path, step=0, tensorboard=True, wandb=False, active=True)
     writer.write_hparams({"optim.learning_rate": 0.1, "model.pool": "cls", "data.mean": [0.5]})
     for step in (1, 2, 3):
         writer.write_scalars(step, {"train/loss": 1.0 / step})
     writer.close()
     # A run that goes on after step 1 hides the events that it repeats.
-    writer = make_writer(tmp_path, step=1, tensorboard=True, active=True)
+    writer = make_writer(tmp_path, step=1, tensorboard=True, wandb=False, active=True)
     writer.write_scalars(2, {"train/loss": 9.0})
     writer.close()
     events = EventAccumulator(str(tmp_path)).Reload()
@@ -34,20 +38,81 @@ def test_tensorboard_reads_scalars_and_hparams(tmp_path):
     assert events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
 
 
-def test_tensorboard_reads_images_and_texts(tmp_path):
-    writer = make_writer(tmp_path, step=0, tensorboard=True, active=True)
+def test_tensorboard_reads_images(tmp_path):
+    writer = make_writer(tmp_path, step=0, tensorboard=True, wandb=False, active=True)
     writer.write_images(3, {"grey": np.zeros((4, 5, 1), np.uint8)})
-    writer.write_texts(3, {"note": "a text"})
     writer.close()
     events = EventAccumulator(str(tmp_path)).Reload()
     (image,) = events.Images("grey")
     assert (image.step, image.height, image.width) == (3, 4, 5)
-    (text,) = events.Tensors("note")
-    assert text.tensor_proto.string_val[0] == b"a text"
+
+
+class FakeWandb:
+    """Stands for the package wandb, which is optional: keeps what it is given."""
+
+    errors = types.SimpleNamespace(Error=RuntimeError)
+
+    def __init__(self, error=None):
+        self.error, self.options, self.sent, self.finished = error, [], [], False
+        self.config = {}
+
+    def init(self, **options):
+        if self.error:
+            raise RuntimeError(self.error)
+        self.options.append(options)
+        return self
+
+    def define_metric(self, name, step_metric=None):
+        pass
+
+    def Image(self, pixels):  # noqa: N802
+        return ("image", pixels.shape)
+
+    def log(self, row):
+        self.sent.append(row)
+
+    def finish(self):
+        self.finished = True
+
+
+class Settings(dict):
+    def update(self, settings, allow_val_change):
+        assert allow_val_change  # a lengthened run has other epochs
+        super().update(settings)
+
+
+def test_wandb_gets_everything_under_one_name(tmp_path, monkeypatch):
+    wandb = FakeWandb()
+    wandb.config = Settings()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    folder = tmp_path / "cifar_patch" / "patch_4" / "seed_1"
+    folder.mkdir(parents=True)
+    for step in (0, 5):  # a run, and the same one going on
+        writer = make_writer(folder, step, tensorboard=False, wandb=True, active=True)
+        writer.write_hparams({"optim.learning_rate": 0.1})
+        writer.write_scalars(step + 1, {"train/loss": 0.5})
+        writer.write_images(step + 1, {"grey": np.zeros((4, 5, 1), np.uint8)})
+        writer.close()
+    first, second = wandb.options
+    assert first == second and first["resume"] == "allow" and first["dir"] == folder
+    assert (first["project"], first["group"], first["name"]) == (
+        *("cifar_patch", "patch_4", "patch_4/seed_1"),
+    )
+    assert wandb.sent[2:] == [
+        {"step": 6, "train/loss": 0.5},
+        {"step": 6, "grey": ("image", (4, 5))},
+    ]
+    assert wandb.config == {"optim.learning_rate": 0.1} and wandb.finished
+
+
+def test_wandb_that_cannot_start_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb("no API key"))
+    with pytest.raises(UserError, match="no API key; WANDB_MODE=offline"):
+        make_writer(tmp_path, 0, tensorboard=False, wandb=True, active=True)
 
 
 def test_only_the_first_process_writes(tmp_path):
-    writer = make_writer(tmp_path, step=0, tensorboard=True, active=False)
+    writer = make_writer(tmp_path, step=0, tensorboard=True, wandb=False, active=False)
     writer.write_scalars(1, {"train/loss": 1.0})
     writer.flush()
     writer.close()

@@ -7,7 +7,7 @@ import re
 import pytest
 from tiny_sweep import NASTY, summary, write_sweep
 
-from vit_jax.report import write_report
+from vit_jax.report import Sweep, write_report
 from vit_jax.sweep import make_row
 
 VOID = {"meta", "link", "img", "br", "hr"}
@@ -140,7 +140,7 @@ def test_page_is_accessible(page):
 def test_lengths_of_a_run_are_rows(tmp_path):
     longer = summary(0, 0.9) | {"epochs": 20.0, "legs": [summary(0, 0.95) | {"epochs": 5.0}]}
     results = {"experiment": "demo", "rows": [make_row("a", {}, [longer])]}
-    write_report(tmp_path, results, {"a": [longer]}, {}, "best")
+    write_report(Sweep(tmp_path, results, {"a": [longer]}, {}, "best"))
     page = Page((tmp_path / "report.html").read_text())
     assert [row[0] for row in page.tables[0]] == ["variant", "a, 5 epochs", "a, 20 epochs"]
     assert "90.00 %" in page.text and "At its last length, 20 epochs" in page.text
@@ -158,7 +158,7 @@ def test_parts_may_be_missing(tmp_path, missing):
 def test_one_run_alone(tmp_path):
     groups = {"base": [summary(0, 0.8, speed=None) | {"steps": 0, "epochs": 0.0, "best_step": 0}]}
     results = {"experiment": "demo", "rows": [make_row("base", {}, groups["base"])]}
-    write_report(tmp_path, results, groups, {}, "last")
+    write_report(Sweep(tmp_path, results, groups, {}, "last"))
     page = Page((tmp_path / "report.html").read_text())
     assert page.tables[0][1] == ["base", "1,234", "99.00", "90.00", "80.00", ""]
     assert "not trained" in page.text and "images/s" not in page.text.split("Results")[0]

@@ -10,7 +10,7 @@ from tiny_sweep import summary, write_metrics
 
 from vit_jax.evaluate import make_report
 from vit_jax.explain import kernel_magnitudes
-from vit_jax.report import results_table, write_figures, write_report
+from vit_jax.report import Sweep, results_table, write_figures, write_report
 from vit_jax.sweep import make_row
 
 
@@ -63,7 +63,7 @@ def test_report_files(tmp_path):
         write_metrics(folder)
     results = {"experiment": "demo", "rows": [make_row(n, {}, g) for n, g in groups.items()]}
     results["rows"].reverse()
-    table = write_report(tmp_path, results, groups, {"A Paper": "b > a"}, "best")
+    table = write_report(Sweep(tmp_path, results, groups, {"A Paper": "b > a"}, "best"))
     text = (tmp_path / "results.md").read_text()
     assert text.startswith("# demo\n") and table in text and "seeds 0, 1" in text
     assert text.index("| a |") < text.index("| b |")  # the best first
@@ -77,7 +77,7 @@ def test_one_seed_is_not_called_a_spread(tmp_path):
     (tmp_path / "a" / "seed_0").mkdir(parents=True)
     groups = {"a": [summary(0, 0.8)]}
     results = {"experiment": "demo", "rows": [make_row("a", {}, groups["a"])]}
-    write_report(tmp_path, results, groups, {}, "last")
+    write_report(Sweep(tmp_path, results, groups, {}, "last"))
     text = (tmp_path / "results.md").read_text()
     assert (
         "from the last checkpoint" in text

@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from vit_jax.evaluate import make_report
-from vit_jax.report import write_figures, write_report
+from vit_jax.report import Sweep, write_figures, write_report
 from vit_jax.sweep import make_row
 
 NASTY = "<script>alert('&\"')</script>"
@@ -76,5 +76,5 @@ def write_sweep(workdir, classes=("cat", "dog", NASTY), missing=None):
     results = {"experiment": "demo", "rows": rows}
     published = {"A Paper <2020>": "b > a"}
     arguments = ["--config=configs/demo.py", f"--config.model.size={NASTY}", "--workdir=my runs"]
-    write_report(workdir, results, groups, published, "best", arguments)
+    write_report(Sweep(workdir, results, groups, published, "best", arguments))
     return (workdir / "report.html").read_text()

@@ -47,15 +47,14 @@ class Classifier:
         self._folder = folder
         self.name = "/".join(folder.absolute().parts[-2:]) if record else folder.absolute().name
 
-    def model_and_variables(self) -> tuple[models.VisionTransformer | models.ResNet18, dict]:
-        """Returns the module and what it is applied with; reads the weights."""
-        return self._model(self.config), self._variables
-
     @functools.cached_property
-    def _variables(self):  # later than the rest, because it starts the devices
-        return pretrained.load(self._folder).variables
+    def variables(self) -> dict:
+        """What the model is applied with; reads the weights."""
+        return pretrained.load(self._folder).variables  # later than the rest: starts the devices
 
-    def _model(self, config):
+    def make_model(self, config: Config = None) -> models.VisionTransformer | models.ResNet18:
+        """Returns the module, of `self.config` or of one with other data."""
+        config = config or self.config
         return models.build(config.model, len(self.class_names), dtype_of(config.train.dtype))
 
     def report(self, config: Config, part: str) -> dict:
@@ -77,14 +76,14 @@ class Classifier:
         data = load_data(config.data, mesh)
         self._check_classes(data.class_names)
         step = jax.jit(
-            steps.make_eval_step(self._model(config), config),
+            steps.make_eval_step(self.make_model(config), config),
             out_shardings=sharding.replicated(mesh),
         )
         parts = ("train", "val", "test") if part == "all" else (part,)
         batches = [getattr(data, name).evaluate(batch_size) for name in parts]
         total = sum(len(getattr(data, name)) for name in parts)
         bar = tqdm(itertools.chain(*batches), "evaluating", -(-total // batch_size), disable=None)
-        variables = sharding.put_replicated(mesh, self._variables)
+        variables = sharding.put_replicated(mesh, self.variables)
         result = evaluate(step, variables, bar, keep=True)
         assert result is not None and result.logits is not None and result.labels is not None
         return make_report(result.logits, result.labels, data.class_names)
@@ -124,6 +123,14 @@ class Classifier:
         images, found = splits.test.take(chosen).decode_all(config.data.num_threads)
         return images, [splits.class_names[label] for label in found]
 
+    def random_images(self, count: int) -> tuple[np.ndarray, list[str]]:
+        """Returns as `images_of_classes` test images chosen at random, always the same."""
+        config = self.config
+        splits = make_splits(open_source(config.data), config.data)
+        order = np.random.default_rng(config.data.split_seed).permutation(len(splits.test.labels))
+        images, found = splits.test.take(order[:count]).decode_all(config.data.num_threads)
+        return images, [splits.class_names[label] for label in found]
+
     def read_images(self, paths: Sequence[pathlib.Path]) -> np.ndarray:
         """Returns files as uint8 [n, side, side, channels]; raises UserError if one is no image."""
         size, channels = stored_size(self.config.data), self.config.data.channels
@@ -136,7 +143,7 @@ class Classifier:
 
         Raises UserError if a file is no image.
         """
-        config, model, variables = self.config, self._model(self.config), self._variables
+        config, model, variables = self.config, self.make_model(), self.variables
 
         @jax.jit
         def logits_of(variables, images):

@@ -1,18 +1,93 @@
 """Figures of a finished model: what it attends to, its positions, kernels and feature maps."""
 
+import dataclasses
 import pathlib
+import tempfile
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
-from vit_jax import explain, models, plots
+from vit_jax import explain, models, plots, scores
 from vit_jax.augment import center_crop, preprocess
 from vit_jax.classifier import Classifier
+from vit_jax.config import Config
 from vit_jax.errors import UserError
+from vit_jax.evaluate import softmax
 
 
+class Viewer:
+    """Looks into a model, however often its weights change, with one compiled program.
+
+    Attributes:
+      name: of the model, for people.
+      config: resolved.
+      class_names: of the classes.
+      grid: rows and columns of patches.
+      has_cls: whether the first token is the class token.
+    """
+
+    def __init__(
+        self, name: str, config: Config, model: nn.Module, class_names: Sequence[str]
+    ) -> None:
+        """Compiles nothing yet."""
+        self.name, self.config, self.class_names = name, config, class_names
+        self.is_vit = config.model.name == "vit"
+        side = config.data.image_size // config.model.patch_size if self.is_vit else 0
+        self.grid, self.has_cls = (side, side), self.is_vit and config.model.pool == "cls"
+
+        @jax.jit
+        def look(variables, images):
+            inputs = preprocess(images, config)
+            if self.is_vit:
+                return models.attention_gradients(model, variables, inputs)
+            return *model.apply(variables, inputs, capture=True), []
+
+        self._look = look
+
+    @classmethod
+    def of(cls, classifier: Classifier) -> "Viewer":
+        """Returns the viewer of a trained model."""
+        return cls(
+            classifier.name, classifier.config, classifier.make_model(), classifier.class_names
+        )
+
+    def see(self, variables: dict, images: np.ndarray, names: Sequence[str]) -> "Seen":
+        """Returns what the model makes of some images.
+
+        Args:
+          variables: of the model.
+          images: as stored, uint8 [b, side, side, channels].
+          names: of each image: its class, or its file.
+        """
+        logits, inside, gradients = jax.device_get(self._look(variables, images))
+        probabilities = softmax(logits)
+        predictions = [
+            f"→ {self.class_names[row.argmax()]} {100 * row.max():.0f} %" for row in probabilities
+        ]
+        data = self.config.data
+        pictures = center_crop(jnp.asarray(images), data.image_size, data.eval_crop)
+        attention = [np.maximum(a, 0) for a in inside.get("attention", ())]
+        return Seen(
+            name=self.name,
+            config=self.config,
+            params=variables["params"],
+            grid=self.grid,
+            has_cls=self.has_cls,
+            pictures=np.asarray(pictures),
+            names=list(names),
+            predictions=predictions,
+            inside=inside,
+            attention=attention,
+            gradients=gradients,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Seen:
     """Some images, and what a model makes of them.
 
@@ -20,47 +95,27 @@ class Seen:
       name: of the model, for people.
       config: resolved.
       params: of the model.
+      grid: rows and columns of patches.
+      has_cls: whether the first token is the class token.
       pictures: uint8 [b, size, size, channels], as the model sees them.
       names: of each image: its class, or its file.
       predictions: of each image: the predicted class with its probability.
       inside: the intermediates of the model's call with `capture`.
       attention: of each layer [b, h, n, n], negative differences as 0; [] without attention.
       gradients: of the predicted class's logit, as "attention" in `inside`; [] without attention.
-      grid: rows and columns of patches.
-      has_cls: whether the first token is the class token.
     """
 
-    def __init__(self, classifier: Classifier, images: np.ndarray, names: Sequence[str]):
-        """Takes stored images, uint8 [b, side, side, channels], and their classes or files."""
-        self.config, model, variables = classifier.config, *classifier.model_and_variables()
-        config = self.config
-        self.name, self.params = classifier.name, variables["params"]
-        data = config.data
-        self.pictures = np.asarray(
-            center_crop(jnp.asarray(images), data.image_size, data.eval_crop)
-        )
-        is_vit = config.model.name == "vit"
-
-        @jax.jit
-        def look(variables, images):
-            inputs = preprocess(images, config)
-            if is_vit:
-                return models.attention_gradients(model, variables, inputs)
-            return *model.apply(variables, inputs, capture=True), []
-
-        logits, self.inside, self.gradients = jax.device_get(look(variables, images))
-        probabilities = np.asarray(jax.nn.softmax(logits))
-        best = probabilities.argmax(1)
-        self.names, self.predictions = (
-            list(names),
-            [
-                f"→ {classifier.class_names[i]} {100 * row[i]:.0f} %"
-                for row, i in zip(probabilities, best, strict=True)
-            ],
-        )
-        self.attention = [np.maximum(a, 0) for a in self.inside.get("attention", ())]
-        side = data.image_size // config.model.patch_size if is_vit else 0
-        self.grid, self.has_cls = (side, side), is_vit and config.model.pool == "cls"
+    name: str
+    config: Config
+    params: dict
+    grid: tuple[int, int]
+    has_cls: bool
+    pictures: np.ndarray
+    names: list[str]
+    predictions: list[str]
+    inside: dict
+    attention: list[Any]
+    gradients: list[Any]
 
     @property
     def titles(self) -> list[str]:
@@ -139,15 +194,12 @@ def draw_all_layers(seen: Seen, folder: pathlib.Path) -> None:
 
 def draw_positions(seen: Seen, folder: pathlib.Path) -> None:
     """Draws how alike the positions of patches are, where they are learned."""
-    positions = seen.params["Transformer"].get("posembed_input", {})
+    positions = seen.params["Transformer"]["posembed_input"]
     if "pos_embedding" in positions:
         table, has_cls = positions["pos_embedding"][0], seen.has_cls
-    elif "row_embedding" in positions:
+    else:
         rows, columns = positions["row_embedding"], positions["column_embedding"]
         table, has_cls = (rows[:, None] + columns[None]).reshape(-1, rows.shape[-1]), False
-    else:
-        print(f"{seen.name}: model.pos_embed={seen.config.model.pos_embed} learns no positions")
-        return
     found = np.asarray(explain.position_similarity(jnp.asarray(table), seen.grid, has_cls))
     plots.save_position_similarity(folder / "similarity.png", seen.name, found)
 
@@ -194,7 +246,14 @@ DRAW: dict[str, Callable[[Seen, pathlib.Path], None]] = {
     "kernels": draw_kernels,
     "feature_maps": draw_feature_maps,
 }
-OF_ANY_MODEL = ("kernels", "feature_maps")
+
+
+def kinds_of(config: Config) -> list[str]:
+    """Returns the keys of DRAW that a model has."""
+    if config.model.name != "vit":
+        return ["kernels", "feature_maps"]
+    learned = config.model.pos_embed.startswith("learned")
+    return [kind for kind in DRAW if learned or kind != "positional_embeddings"]
 
 
 def draw_figures(seen: Seen, kinds: Sequence[str], folder: pathlib.Path) -> list[pathlib.Path]:
@@ -202,22 +261,52 @@ def draw_figures(seen: Seen, kinds: Sequence[str], folder: pathlib.Path) -> list
 
     Args:
       seen: the model and the images.
-      kinds: keys of DRAW; empty: all that the model has.
+      kinds: of `kinds_of`.
       folder: of the figures.
-
-    Raises:
-      UserError: a kind that the model has not.
     """
-    is_vit = seen.config.model.name == "vit"
-    possible = [kind for kind in DRAW if is_vit or kind in OF_ANY_MODEL]
-    for kind in kinds:
-        if kind not in possible:
-            raise UserError(f"{seen.name} has no {kind}: it has {', '.join(possible)}")
-    made = [folder / kind for kind in kinds or possible]
+    made = [folder / kind for kind in kinds]
     for path in made:
         path.mkdir(parents=True, exist_ok=True)
         DRAW[path.name](seen, path)
     return made
+
+
+def training_figures(seen: Seen) -> dict[str, np.ndarray]:
+    """Returns the figures to follow during training, uint8 [height, width, 3] each.
+
+    They are attention rollout and, where they are learned, the positions; of a ResNet its kernels.
+    """
+    kinds = [
+        k for k in ("attention_rollout", "positional_embeddings") if k in kinds_of(seen.config)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        draw_figures(seen, kinds or ["kernels"], pathlib.Path(folder))
+        paths = sorted(pathlib.Path(folder).rglob("*.png"))
+        return {path.stem: np.asarray(Image.open(path).convert("RGB")) for path in paths}
+
+
+def explain_run(run: pathlib.Path, count: int) -> None:
+    """Draws the rollout of six test images of a finished run of a ViT, and scores explanations.
+
+    The scores, of `count` test images, are in `figures/explanation_scores/scores.json`.
+    """
+    classifier = Classifier(run)
+    images, names = classifier.random_images(count)
+    seen = Viewer.of(classifier).see(classifier.variables, images[:6], names[:6])
+    draw_figures(seen, ["attention_rollout"], run / "figures")
+    draw_scores(classifier, images, run / "figures" / "explanation_scores")
+
+
+def draw_scores(classifier: Classifier, images: np.ndarray, folder: pathlib.Path) -> pathlib.Path:
+    """Scores explanations of a ViT on stored images; draws curves, writes scores.json.
+
+    Returns the folder, which is made if missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found = scores.score(classifier, images)
+    plots.save_scores(folder / "scores.png", classifier.name, found)
+    scores.write(folder / "scores.json", found)
+    return folder
 
 
 def draw_comparison(models_seen: Sequence[Seen], folder: pathlib.Path) -> None:

@@ -1,5 +1,6 @@
 """Sums over examples, and the writers of what is measured: JSONL, TensorBoard, console."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -11,6 +12,8 @@ import flax.struct
 import numpy as np
 from clu import metrics as clu_metrics
 from tqdm import tqdm
+
+from vit_jax.errors import UserError
 
 
 @flax.struct.dataclass
@@ -62,9 +65,6 @@ class JsonlWriter:
     def write_images(self, step: int, images: dict) -> None:
         """Leaves images to TensorBoard."""
 
-    def write_texts(self, step: int, texts: dict) -> None:
-        """Leaves texts to TensorBoard."""
-
     def write_hparams(self, hparams: dict) -> None:
         """Leaves hyperparameters to TensorBoard and config.json."""
 
@@ -88,11 +88,9 @@ class TensorBoardWriter:
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.plugins.hparams import summary_v2 as hparams_summary
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
-        from tensorboard.util import tensor_util
 
         self._event: Any = event_pb2
         self._summary, self._hparams = summary_pb2, hparams_summary
-        self._make_tensor = tensor_util.make_tensor_proto
         self._writer = EventFileWriter(str(folder))
         started = self._event.SessionLog(status=self._event.SessionLog.START)
         self._writer.add_event(
@@ -128,20 +126,6 @@ class TensorBoardWriter:
             values.append(self._summary.Summary.Value(tag=tag, image=picture))
         self._add(step, values)
 
-    def write_texts(self, step: int, texts: dict) -> None:
-        """Writes Markdown texts."""
-        plugin = self._summary.SummaryMetadata.PluginData(plugin_name="text")
-        metadata = self._summary.SummaryMetadata(plugin_data=plugin)
-        self._add(
-            step,
-            [
-                self._summary.Summary.Value(
-                    tag=tag, metadata=metadata, tensor=self._make_tensor(np.array(text, object))
-                )
-                for tag, text in texts.items()
-            ],
-        )
-
     def write_hparams(self, hparams: dict) -> None:
         """Writes the hyperparameters, numbers, strings and bools, of this run."""
         plain = {k: v if isinstance(v, int | float | bool) else str(v) for k, v in hparams.items()}
@@ -155,6 +139,58 @@ class TensorBoardWriter:
     def close(self) -> None:
         """Flushes and closes the file."""
         self._writer.close()
+
+
+class WandbWriter:
+    """A run on Weights & Biases, by its package; WANDB_MODE=offline keeps it on this machine."""
+
+    def __init__(self, folder: pathlib.Path):
+        """Opens the run, or goes on with it; its project is the experiment's folder.
+
+        Raises UserError if the package cannot, for want of a key or of the network.
+        """
+        import wandb  # pyright: ignore[reportMissingImports]  (optional)
+
+        place = folder.absolute()
+        *_, project, variant, seed = place.parts
+        self._wandb: Any = wandb
+        try:
+            self._run = wandb.init(
+                project=project,
+                group=variant,
+                name=f"{variant}/{seed}",
+                id=hashlib.sha256(str(place).encode()).hexdigest()[:16],  # the same after a kill
+                resume="allow",
+                dir=folder,
+            )
+        except wandb.errors.Error as error:
+            reason = str(error).rstrip(".")
+            raise UserError(
+                f"Weights & Biases: {reason}; WANDB_MODE=offline keeps the run on this machine"
+            ) from None
+        # Their own count never goes back, as ours may where the last rows are done again.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def write_scalars(self, step: int, scalars: dict) -> None:
+        """Sends numbers."""
+        self._run.log({"step": step} | scalars)
+
+    def write_images(self, step: int, images: dict) -> None:
+        """Sends pictures: uint8 [height, width, 3 or 1] each."""
+        sent = {tag: self._wandb.Image(np.squeeze(pixels)) for tag, pixels in images.items()}
+        self._run.log({"step": step} | sent)
+
+    def write_hparams(self, hparams: dict) -> None:
+        """Sends the settings of the run."""
+        self._run.config.update(hparams, allow_val_change=True)
+
+    def flush(self) -> None:
+        """Leaves it to the package, which writes in the background."""
+
+    def close(self) -> None:
+        """Returns when everything is sent or, offline, written."""
+        self._run.finish()
 
 
 class MultiWriter:
@@ -174,11 +210,6 @@ class MultiWriter:
         for writer in self._writers:
             writer.write_images(step, images)
 
-    def write_texts(self, step: int, texts: dict) -> None:
-        """Passes Markdown texts on."""
-        for writer in self._writers:
-            writer.write_texts(step, texts)
-
     def write_hparams(self, hparams: dict) -> None:
         """Passes hyperparameters on."""
         for writer in self._writers:
@@ -196,7 +227,12 @@ class MultiWriter:
 
 
 def make_writer(
-    folder: pathlib.Path, step: int, tensorboard: bool, active: bool, evaluated: bool = True
+    folder: pathlib.Path,
+    step: int,
+    tensorboard: bool,
+    wandb: bool,
+    active: bool,
+    evaluated: bool = True,
 ) -> MultiWriter:
     """Returns the writer of a run that goes on after `step`.
 
@@ -204,14 +240,20 @@ def make_writer(
       folder: of the run.
       step: the last step whose rows are kept.
       tensorboard: whether to write event files too.
+      wandb: whether to send all to Weights & Biases too.
       active: False in all processes but the first, which then write nothing.
       evaluated: whether the validation row of `step` is kept too.
+
+    Raises:
+      UserError: Weights & Biases cannot be reached.
     """
     writers = []
+    if active and wandb:  # first, because it may fail
+        writers.append(WandbWriter(folder))
     if active:
         writers.append(JsonlWriter(folder / "metrics.jsonl", step, evaluated))
-        if tensorboard:
-            writers.append(TensorBoardWriter(folder, step))
+    if active and tensorboard:
+        writers.append(TensorBoardWriter(folder, step))
     return MultiWriter(writers)
 
 

@@ -8,16 +8,17 @@ import re
 import tempfile
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from vit_jax import config as settings
-from vit_jax import pretrained, run_folder, sharding, train
+from vit_jax import figures, pretrained, run_folder, sharding, train
 from vit_jax.config import Config
 from vit_jax.data import load_data
 from vit_jax.errors import UserError
 from vit_jax.metrics import write_atomically
 from vit_jax.program import build_program, print_parameters
-from vit_jax.report import write_figures, write_report
+from vit_jax.report import Sweep, write_figures, write_report
 from vit_jax.validation import validate
 
 ACCURACIES = ("train_accuracy", "val_accuracy", "test_accuracy")
@@ -121,8 +122,20 @@ def run_sweep(
     results = {"experiment": experiment, "rows": rows}
     select = next(iter(configs.values())).train.select
     write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
-    table = write_report(workdir, results, summaries, published, select, arguments)
+    sweep_done = Sweep(workdir, results, summaries, published, select, arguments)
+    _explain(sweep_done, configs)
+    table = write_report(sweep_done)
     print(f"\n{table}\n\n{workdir / 'results.md'}\n{workdir / 'report.html'}", flush=True)
+
+
+def _explain(sweep, configs):
+    """Draws what the best run looks at, once, if it is a ViT."""
+    log, model = (configs[sweep.ranking[0]["variant"]][key] for key in ("log", "model"))
+    done = sweep.best_folder / "figures" / "explanation_scores" / "scores.json"
+    # Several processes would have to read the checkpoint together.
+    alone = jax.process_count() == 1
+    if log.explain_images and model.name == "vit" and alone and not done.exists():
+        figures.explain_run(sweep.best_folder, log.explain_images)
 
 
 def seeds_of(config: Config) -> range:

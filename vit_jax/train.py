@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import explain, models, pretrained, run_folder, sharding
+from vit_jax import explain, figures, models, pretrained, run_folder, sharding
 from vit_jax.checkpoint import Checkpoints, abstract, checksum
 from vit_jax.data import Data, ResidentBatches
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, make_report
 from vit_jax.metrics import Progress, Sums, make_writer, read_jsonl, say, write_atomically
-from vit_jax.program import Program, num_trained, one_image
+from vit_jax.program import Program, dtype_of, num_trained, one_image
 
 
 class StopSignal:
@@ -95,14 +95,15 @@ class _Run:
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.key = jax.random.key(seed)
         self._restore()
-        tensorboard = program.config.log.tensorboard
+        log = program.config.log
         self.writer = make_writer(
-            folder, self.step, tensorboard, self.first_process, self.evaluated
+            folder, self.step, log.tensorboard, log.wandb, self.first_process, self.evaluated
         )
+        self.viewer, self.val_images = None, data.val  # the images, also where features are cached
         if self.step == 0:
             self.writer.write_hparams(run_folder.plain_settings(program.config, seed))
         self.progress = Progress(self.title, self.step, program.total_steps, self.first_process)
-        self.row_start, self.row_seconds = self.step, 0.0
+        self.row_start = self.step
 
     def _restore(self):
         init, images = self.program.init, one_image(self.program.config)
@@ -255,7 +256,25 @@ class _Run:
         text = f"val loss {result.loss:.3f}, val accuracy {result.accuracy:.3f}"
         self.progress.update(self.step, text, line=True)
         self._update_plateau(result.loss)
+        self._log_figures()
         self._save(result.accuracy)
+
+    def _log_figures(self):
+        """Logs what the model makes of the first validation images, now and then."""
+        every, config = self.program.config.log.figures_every, self.program.config
+        if not every or -(-self.step // self.program.eval_every) % every:
+            return
+        batch = next(iter(self.val_images.evaluate(config.train.eval_batch_size)))
+        images, labels = sharding.to_host((batch["image"], batch["label"]))
+        if not self.first_process:
+            return
+        names = self.data.class_names
+        if self.viewer is None:
+            model = models.build(config.model, len(names), dtype_of(config.train.dtype))
+            self.viewer = figures.Viewer(self.title, config, model, names)
+        variables = jax.device_get(self.state.eval_variables)
+        seen = self.viewer.see(variables, images[:6], [names[label] for label in labels[:6]])
+        self.writer.write_images(self.step, figures.training_figures(seen))
 
     def _update_plateau(self, val_loss):
         plateau, mesh = self.program.plateau, self.program.mesh
@@ -319,7 +338,8 @@ class _Run:
             report = make_report(
                 results["test"].logits, results["test"].labels, self.data.class_names
             )
-            (self.folder / "test_report.txt").unlink(missing_ok=True)  # of an earlier leg
+            for name in ("test_report.txt", "figures/explanation_scores/scores.json"):
+                (self.folder / name).unlink(missing_ok=True)  # of an earlier leg
             write_atomically(self.folder / "test_report.json", json.dumps(report) + "\n")
             write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary

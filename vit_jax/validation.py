@@ -1,5 +1,6 @@
 """The rules that the settings of a run must obey."""
 
+import importlib.util
 import math
 import re
 
@@ -83,6 +84,7 @@ def validate(config: Config) -> None:
     _validate_augment(config)
     _validate_model(config)
     _validate_train(config)
+    _validate_log(config.log)
     default = flatten(get_config())
     for key, (choice, values) in BELONGS.items():
         if flat[key] != default[key] and flat[choice] not in values:
@@ -224,6 +226,16 @@ def _validate_positions(model):
             f"model.pos_embed=rope_2d needs a width per attention map that 4 divides, not "
             f"{model.hidden_size // maps} (model.hidden_size={model.hidden_size} over {maps} maps)"
         )
+
+
+def _validate_log(log):
+    if log.figures_every and not (log.tensorboard or log.wandb):
+        raise UserError(
+            f"log.figures_every={log.figures_every} has no effect with log.tensorboard=False and "
+            "log.wandb=False"
+        )
+    if log.wandb and importlib.util.find_spec("wandb") is None:
+        raise UserError("log.wandb=True needs the package wandb: pip install wandb")
 
 
 def _validate_train(config):

@@ -7,6 +7,7 @@ from vit_jax.plots.inside import (
     save_filters,
     save_heat_maps,
     save_position_similarity,
+    save_scores,
 )
 from vit_jax.plots.results import (
     save_bars,
@@ -15,6 +16,7 @@ from vit_jax.plots.results import (
     save_curves,
     save_kernel_magnitudes,
     save_narrow_curves,
+    save_optimization,
     save_prediction,
 )
 
@@ -30,6 +32,8 @@ __all__ = [
     "save_heat_maps",
     "save_kernel_magnitudes",
     "save_narrow_curves",
+    "save_optimization",
     "save_position_similarity",
     "save_prediction",
+    "save_scores",
 ]

@@ -7,6 +7,8 @@ import matplotlib.colors
 import matplotlib.figure
 import numpy as np
 
+from vit_jax.plots.results import COLORS, STYLES
+
 HEAT = "viridis"  # even steps look even, also in grey and to the colour-blind
 
 
@@ -137,8 +139,8 @@ def save_attention_distances(path: pathlib.Path, title: str, distances: np.ndarr
     figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
     layers, heads = distances.shape
-    axis.scatter(np.repeat(np.arange(layers), heads), distances.reshape(-1), s=22, color="#0072B2")
-    axis.plot(range(layers), distances.mean(1), color="#D55E00", label="mean of the heads")
+    axis.scatter(np.repeat(np.arange(layers), heads), distances.reshape(-1), s=22, color=COLORS[0])
+    axis.plot(range(layers), distances.mean(1), color=COLORS[1], label="mean of the heads")
     axis.set_xticks(range(layers))
     axis.set_ylim(0, None)
     axis.set_xlabel("layer")
@@ -199,4 +201,33 @@ def save_feature_maps(
             axis.imshow(maps[..., channel], cmap=HEAT)
             axis.set_title(f"channel {channel}", fontsize=6, pad=2)
     figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=110)
+
+
+def save_scores(path: pathlib.Path, title: str, scores: dict) -> None:
+    """Draws the deletion and insertion curves of explanations.
+
+    Args:
+      path: of the PNG.
+      title: above the figure.
+      scores: of `scores.score`.
+    """
+    figure = matplotlib.figure.Figure(figsize=(8.5, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    better = {"deletion": "the lower, the better", "insertion": "the higher, the better"}
+    for axis, (key, hint) in zip(axes, better.items(), strict=True):
+        methods = zip(scores["methods"].items(), (*COLORS[:3], COLORS[6]), STYLES, strict=True)
+        for (name, values), color, style in methods:
+            label = f"{name}, area {values[key]['auc']:.3f}"
+            curve = values[key]["curve"]
+            options = dict(color=color, label=label, linewidth=1.8)
+            axis.plot(scores["fractions"], curve, style, **options)
+        axis.set_title(f"{key}: {hint}", fontsize=10)
+        axis.set_xlabel("share of patches " + {"deletion": "removed", "insertion": "shown"}[key])
+        axis.set_ylim(0, 1.02)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", color="#dddddd", linewidth=0.8)
+        axis.legend(frameon=False, fontsize="small")
+    axes[0].set_ylabel("probability of the predicted class")
+    figure.suptitle(f"{title}: explanations scored on {scores['images']} images", fontsize=11)
     figure.savefig(path, dpi=110)

@@ -40,6 +40,27 @@ def save_curves(path: pathlib.Path, title: str, runs: dict[str, list[dict]]) -> 
     figure.savefig(path, dpi=120)
 
 
+def save_optimization(path: pathlib.Path, title: str, rows: list[dict]) -> None:
+    """Draws the learning rate and the norm of the gradient over epochs.
+
+    Args:
+      path: of the PNG.
+      title: above the figure.
+      rows: of metrics.jsonl.
+    """
+    figure, axes = _figure(11, 4.2, 2)
+    keys = {"train/learning_rate": "learning rate", "train/grad_norm": "norm of the gradient"}
+    for axis, (key, label) in zip(axes, keys.items(), strict=True):
+        points = [(row["epoch"], row[key]) for row in rows if key in row]
+        if points:
+            axis.plot(*zip(*points, strict=True), color=COLORS[0], linewidth=1.8)
+        axis.set_xlabel("epoch")
+        axis.set_ylabel(label)
+        axis.set_ylim(0, None)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
 def save_narrow_curves(file: BinaryIO, quantity: str, runs: dict[str, list[dict]]) -> None:
     """Draws one quantity over epochs, narrow enough to be read on a telephone.
 

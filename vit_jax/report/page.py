@@ -31,12 +31,24 @@ class Sweep:
     summaries: dict[str, list[dict]]
     published: dict[str, str]
     select: str
-    arguments: Sequence[str]
+    arguments: Sequence[str] = ()
 
     @property
     def ranking(self) -> list[dict]:
         """The rows of results.json, at their last lengths, the best first."""
         return sorted(self.results["rows"], key=lambda row: -row["test_accuracy"]["mean"])
+
+    @property
+    def best(self) -> dict:
+        """The summary of the best variant's seed with the best validation accuracy."""
+        # Not the one that is best on the test set: that would flatter.
+        summaries = self.summaries[self.ranking[0]["variant"]]
+        return max(summaries, key=lambda summary: summary["val_accuracy"])
+
+    @property
+    def best_folder(self) -> pathlib.Path:
+        """The folder of that run."""
+        return self.workdir / self.ranking[0]["variant"] / f"seed_{self.best['seed']}"
 
     def records(self) -> dict[str, list[dict]]:
         """Returns config.json of each variant and seed, the best first; {} where it is missing."""
@@ -52,10 +64,7 @@ class Sweep:
 def make_page(sweep: Sweep) -> str:
     """Returns report.html."""
     name, records = sweep.results["experiment"], sweep.records()
-    variant = sweep.ranking[0]["variant"]
-    # Of the seeds, not the one that is best on the test set: that would flatter.
-    best = max(sweep.summaries[variant], key=lambda summary: summary["val_accuracy"])
-    folder = sweep.workdir / variant / f"seed_{best['seed']}"
+    variant, best, folder = sweep.ranking[0]["variant"], sweep.best, sweep.best_folder
     report = _read(folder / "test_report.json")
     body = [
         f"<header>\n<h1>{markup.escape(name)}</h1>",
@@ -65,6 +74,7 @@ def make_page(sweep: Sweep) -> str:
         _comparison(sweep),
         _curves(sweep),
         _best_run(folder, variant, best, report),
+        _explanations(folder, f"{variant}, seed {best['seed']}"),
         _settings(records),
         _repeat(sweep, records),
     ]
@@ -224,6 +234,23 @@ def _best_run(folder, variant, best, report):
     path = folder / "figures" / "kernel_magnitudes.png"
     parts += [_figure(path, alt, "Kernels before and after training")]
     return markup.section(f"Test report of {name}", *parts)
+
+
+def _explanations(folder, name):
+    rollout = folder / "figures" / "attention_rollout" / "attention_rollout.png"
+    scores = folder / "figures" / "explanation_scores"
+    found, parts = _read(scores / "scores.json"), []
+    alt = f"Test images beside heat maps of what {name} attends to in them."
+    parts += [_figure(rollout, alt, "Attention rollout, and weighted by the class's gradient")]
+    if found:
+        alt = "Curves of the predicted class's probability as patches are removed or shown, for "
+        alt += f"{', '.join(found['methods'])}; their areas are in the table below."
+        parts += [_figure(scores / "scores.png", alt, "Are these the patches that matter?")]
+        parts += [
+            markup.table("explanations", run.SCORE_HEAD, run.score_cells(found), numbers=True)
+        ]
+        parts += [markup.paragraph(run.score_legend(found), quiet=True)]
+    return markup.section(f"What {name}, looks at", *parts) if any(parts) else ""
 
 
 def _figure(path, alt, caption, least=0.5):

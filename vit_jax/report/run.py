@@ -10,6 +10,16 @@ from vit_jax import plots
 from vit_jax.metrics import read_jsonl, write_atomically
 
 
+def draw_curves(run: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """Draws the curves of a run's metrics.jsonl into a folder, made if missing; returns it."""
+    name = f"{run.parent.name} {run.name.replace('_', ' ')}"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = read_jsonl(run / "metrics.jsonl")
+    plots.save_curves(folder / "metrics.png", name, {"": rows})
+    plots.save_optimization(folder / "optimization.png", name, rows)
+    return folder
+
+
 def write_figures(run: pathlib.Path) -> None:
     """Draws the figures of one finished run and, last, writes its test_report.txt.
 
@@ -20,7 +30,7 @@ def write_figures(run: pathlib.Path) -> None:
     rows = read_jsonl(run / "metrics.jsonl")
     report = json.loads((run / "test_report.json").read_text())
     draw_confusion(run / "figures" / "confusion.png", name, report)
-    plots.save_curves(run / "figures" / "curves.png", name, {"": rows})
+    draw_curves(run, run / "figures" / "curves")
     magnitudes = json.loads((run / "summary.json").read_text()).get("kernel_magnitudes")
     if magnitudes:
         path = run / "figures" / "kernel_magnitudes.png"
@@ -138,3 +148,31 @@ def find_plateaus(val: list[tuple[float, float]], length: int = 5) -> list[tuple
         else:
             stretch.append(epoch)
     return plateaus
+
+
+SCORE_HEAD = ["explanation", "deletion area", "below chance by", "in images"]
+SCORE_HEAD += ["insertion area", "above chance by", "in images"]
+
+
+def score_cells(scores: dict) -> list[list[str]]:
+    """Returns a line for each explanation of `scores.score`, as texts of the columns SCORE_HEAD."""
+    lines = []
+    for name, values in scores["methods"].items():
+        lines.append([name])
+        for one in (values["deletion"], values["insertion"]):
+            spread = "" if one["gain_std"] is None else f" ± {one['gain_std']:.3f}"
+            cells = [f"{one['gain']:.3f}{spread}", f"{100 * one['better']:.0f} %"]
+            lines[-1] += [f"{one['auc']:.3f}", *(cells if name != "random" else ["-", "-"])]
+    return lines
+
+
+def score_legend(scores: dict) -> str:
+    """Returns what the figures of `score_cells` mean."""
+    return (
+        f"On {scores['images']} test images of {scores['patches']} patches. Deletion: the patches "
+        "are replaced by the image's mean colour, those that the explanation ranks highest first; "
+        "the area is that under the probability of the predicted class, and is small if the "
+        "explanation is right. Insertion: they are put on the mean colour in that order; the area "
+        "is large then. Chance is a random order; mean ± standard deviation over images of the "
+        "difference in area from it, and the share of images where the explanation is better."
+    )

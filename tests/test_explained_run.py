@@ -1,0 +1,82 @@
+"""A trained run explains itself: scores better than chance, in its report and in TensorBoard."""
+
+import html
+import json
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from scripts import visualize
+
+CONFIG = """
+from configs import common
+
+def get_config():
+    config = common.digits_vit()
+    config.train.epochs, config.train.num_seeds = 15.0, 1
+    config.log.figures_every = 2
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, command):
+    """Returns the folder of a finished experiment with one variant."""
+    folder = tmp_path_factory.mktemp("explained")
+    (folder / "digits.py").write_text(CONFIG)
+    arguments = [f"--config={folder / 'digits.py'}", f"--workdir={folder / 'runs'}"]
+    # It computes enough to deserve machine code of a kind.
+    flags = "--xla_backend_optimization_level=1"
+    done = command("-m", "vit_jax.main", *arguments, XLA_FLAGS=flags)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs"
+
+
+@pytest.fixture(scope="module")
+def run(workdir):
+    return workdir / "base" / "seed_0"
+
+
+def read_scores(folder):
+    return json.loads((folder / "explanation_scores" / "scores.json").read_text())
+
+
+def test_explanations_beat_chance_by_more_than_the_spread(run):
+    assert json.loads((run / "summary.json").read_text())["test_accuracy"] > 0.8
+    scores = read_scores(run / "figures")
+    assert scores["images"] == 64 and scores["patches"] == 16
+    assert scores["fractions"][0] == 0 and scores["fractions"][-1] == 1
+    for name in ("rollout", "gradient rollout"):
+        deletion, insertion = (scores["methods"][name][key] for key in ("deletion", "insertion"))
+        assert deletion["gain"] > deletion["gain_std"] > 0 and deletion["better"] > 0.8
+        assert insertion["gain"] > 0 and insertion["better"] > 0.7
+    chance = scores["methods"]["random"]["deletion"]
+    rollout = scores["methods"]["rollout"]["deletion"]
+    assert rollout["gain"] == pytest.approx(chance["auc"] - rollout["auc"], abs=1e-6)
+
+
+def test_report_has_the_scores(workdir, run):
+    text = (workdir / "report.html").read_text()
+    gain = read_scores(run / "figures")["methods"]["gradient rollout"]["deletion"]
+    assert f"{gain['gain']:.3f}\N{NO-BREAK SPACE}±" in html.unescape(text)
+    assert "heat maps of what base, seed 0 attends to" in text
+
+
+def test_figures_during_training_are_in_tensorboard(run):
+    events = EventAccumulator(str(run), {"images": 0})
+    events.Reload()
+    assert sorted(events.Tags()["images"]) == ["attention_rollout", "similarity"]
+    assert [event.step for event in events.Images("similarity")] == [200]  # every second evaluation
+    assert events.Images("attention_rollout")[0].width > 100
+
+
+def test_visualize_scores_and_draws_curves(run, tmp_path):
+    out = tmp_path / "figures"
+    assert visualize.main([str(run), "explanation_scores", "curves", f"--out={out}"]) == 0
+    again, before = read_scores(out)["methods"], read_scores(run / "figures")["methods"]
+    for name in before:  # the same images, and so the same scores
+        for key in ("deletion", "insertion"):
+            np.testing.assert_allclose(again[name][key]["auc"], before[name][key]["auc"], atol=1e-4)
+    for name in ("metrics.png", "optimization.png"):
+        assert (out / "curves" / name).stat().st_size > 1000

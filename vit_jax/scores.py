@@ -1,0 +1,111 @@
+"""How well explanations tell what a model sees: deletion and insertion, beside chance."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax import explain, models
+from vit_jax.augment import preprocess
+from vit_jax.classifier import Classifier
+from vit_jax.metrics import Progress, write_atomically
+
+STEPS = 10  # from no patch to all of them
+BATCH = 16  # images at a time
+CHANCE = 4  # random orders, whose curves are averaged
+
+
+def score(classifier: Classifier, images: np.ndarray) -> dict:
+    """Scores maps of patches by `explain.deletion_insertion`, beside random orders.
+
+    A patch that is deleted, or not yet inserted, has the image's own mean colour.
+
+    Args:
+      classifier: a ViT.
+      images: as stored, uint8 [n, side, side, channels].
+
+    Returns:
+      {"images": n, "patches": int, "fractions": [k] of the patches, "methods": {name: {"deletion" |
+      "insertion": {"curve": [k] mean probabilities of the predicted class, "auc": mean over images,
+      "auc_std": over images, "gain": mean over images of how much better the area is than that of
+      random orders, "gain_std": over images, "better": share of images where it is}}}}. Standard
+      deviations have ddof 1 (null for one image). The last method, "random", has gains of 0.
+    """
+    config, model = classifier.config, classifier.make_model()
+    side, has_cls = config.data.image_size // config.model.patch_size, config.model.pool == "cls"
+    steps = min(STEPS, side * side)
+
+    @jax.jit
+    def maps_of(variables, images):
+        inputs = preprocess(images, config)
+        _, inside, gradients = models.attention_gradients(model, variables, inputs)
+        return explain.explanations(inside["attention"], gradients, (side, side), has_cls)
+
+    @jax.jit
+    def curves_of(variables, images, relevance):
+        inputs = preprocess(images, config)
+        return explain.deletion_insertion(
+            lambda changed: jnp.asarray(model.apply(variables, changed)),
+            inputs,
+            relevance,
+            inputs.mean((1, 2), keepdims=True),
+            steps,
+        )
+
+    variables, n = classifier.variables, len(images)
+    chance = np.random.default_rng(0).random((CHANCE, n, side, side), np.float32)
+    progress = Progress(f"{classifier.name} explanations", 0, n, True, "image")
+    batches = []
+    for start in range(0, n, BATCH):
+        some = images[start : start + BATCH]
+        # A whole batch, even if the images are fewer: one compiled program serves all.
+        missing = min(BATCH, n) - len(some)
+        some = np.pad(some, ((0, missing), (0, 0), (0, 0), (0, 0)), "edge")
+        maps = maps_of(variables, some)
+        for i, random in enumerate(chance[:, start : start + BATCH]):
+            maps[f"random {i}"] = np.pad(random, ((0, missing), (0, 0), (0, 0)))
+        curves = {name: curves_of(variables, some, one) for name, one in maps.items()}
+        batches.append(jax.device_get(curves))
+        progress.advance(len(some) - missing)
+    progress.close()
+    return _summary(batches, n, side * side)
+
+
+def _summary(batches, n, patches):
+    names = list(batches[0])
+    found = {
+        name: {
+            key: np.concatenate([batch[name][key] for batch in batches])[:n]
+            for key in ("deletion", "insertion", "deletion_auc", "insertion_auc")
+        }
+        for name in names
+    }
+    drawn = [found.pop(name) for name in names if name.startswith("random")]
+    chance = {key: np.mean([one[key] for one in drawn], 0) for key in drawn[0]}
+    methods = {}
+    for name, values in {**found, "random": chance}.items():
+        methods[name] = {}
+        for key, sign in (("deletion", -1), ("insertion", 1)):
+            auc = values[f"{key}_auc"]
+            gain = sign * (auc - chance[f"{key}_auc"])
+            methods[name][key] = {
+                "curve": values[key].mean(0).tolist(),
+                "auc": float(auc.mean()),
+                "auc_std": _std(auc),
+                "gain": float(gain.mean()),
+                "gain_std": _std(gain),
+                "better": float((gain > 0).mean()),
+            }
+    fractions = next(iter(batches[0].values()))["fractions"].tolist()
+    return {"images": n, "patches": patches, "fractions": fractions, "methods": methods}
+
+
+def _std(values):
+    return float(values.std(ddof=1)) if len(values) > 1 else None
+
+
+def write(path: pathlib.Path, found: dict) -> None:
+    """Writes what `score` returns."""
+    write_atomically(path, json.dumps(found, indent=2) + "\n")
