@@ -1,116 +1,58 @@
-"""Measures our code beside others' in one run, the sides taking turns.
+"""Measures our code beside PyTorch's in one run, the sides taking turns.
 
     python scripts/benchmark.py step --peer-python=/path/to/an/environment/with/timm/bin/python
-    python scripts/benchmark.py augment --peer-python=/an/environment/with/torchvision/bin/python
+    python scripts/benchmark.py step --model=resnet18 --peer-python=...
+    python scripts/benchmark.py input --folder=photos --peer-python=...
 
-step: the training step of configs/cifar_patch.py's ViT at patch 4 (hidden 256, 8 blocks, 8 heads,
-MLP 512), batch 128, AdamW, without dropout, clipping or augmentation; the peer is timm's
-VisionTransformer in eager mode, on a batch that is ready as float32.
+MODE is one of
 
-augment: the kind "autoaugment" (crop, flip, policy, normalisation) on batches of 32 x 32 images;
-the peers do the policy alone, in one process per core: torchvision's AutoAugment, if there is a
---peer-python, and the same policy written with Pillow. Then that same training step with the
-augmentation and without.
+  step      the training step with AdamW, without dropout, clipping or augmentation; the peer is
+            timm's VisionTransformer (torchvision's ResNet18), eager and with torch.compile
+  infer     the evaluation step; the peer is the forward pass of the same
+  finetune  the training step of the head alone, the images going through the whole model
+  explain   attention rollout of a batch; the peer is timm with hooks
+  input     a pass over a folder of images: decoded, cropped, mirrored, normalised; the peer is
+            torchvision's ImageFolder and a DataLoader with a worker for each core
+  augment   the kind "autoaugment" (crop, flip, policy, normalisation) on 32 x 32 images; the peer
+            is the policy alone, by torchvision, in one process for each core
+  startup   from the main command to the first step of configs/cifar_patch.py's patch_4, on the
+            digits: with an empty compilation cache, and again
 
-Prints one line per side, and ratios of medians.
+on one of the models cifar_vit (configs/cifar_patch.py at patch 4), vit_ti, vit_b (16-pixel patches
+at 224 pixels) or resnet18 (at 32 pixels). Peers get batches that are ready as float32, but in
+`input`. Prints a line for each side and ratios of medians; --json=FILE adds them to a file of
+JSON lines.
 """
 
 import argparse
-import math
+import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
+import tempfile
 import time
 import types
 
 import numpy as np
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from configs import cifar_patch  # noqa: E402
 from vit_jax import config as settings  # noqa: E402
 from vit_jax import sharding  # noqa: E402
-from vit_jax.program import build_program  # noqa: E402
 from vit_jax.validation import validate  # noqa: E402
 
-# Runs in the peer's interpreter: one line on standard input asks for one step, and its seconds are
-# the answer.
-PEER = """
-import sys, time, torch
-from timm.models.vision_transformer import VisionTransformer
-batch, image, patch, width, depth, heads, mlp = map(int, sys.argv[1:])
-model = VisionTransformer(img_size=image, patch_size=patch, num_classes=10, embed_dim=width,
-                          depth=depth, num_heads=heads, mlp_ratio=mlp / width)
-optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.05)
-images, labels = torch.randn(batch, 3, image, image), torch.randint(0, 10, (batch,))
-print(sum(p.numel() for p in model.parameters()), flush=True)
-for line in sys.stdin:
-    start = time.perf_counter()
-    optimizer.zero_grad()
-    torch.nn.functional.cross_entropy(model(images), labels).backward()
-    optimizer.step()
-    print(time.perf_counter() - start, flush=True)
-"""
-
-
-# Run in processes of their own, one per core: each line asks for one pass over its images.
-PEER_AUGMENT = """
-import sys, numpy as np
-from PIL import Image
-pixels = np.random.default_rng(0).integers(0, 256, (int(sys.argv[1]), 32, 32, 3), np.uint8)
-images = [Image.fromarray(image) for image in pixels]
-print(flush=True)
-for line in sys.stdin:
-    for image in images:
-        transform(image)
-    print(flush=True)
-"""
-TORCHVISION = """
-import torch
-from torchvision.transforms import AutoAugment, AutoAugmentPolicy
-torch.set_num_threads(1)
-transform = AutoAugment(AutoAugmentPolicy.CIFAR10, fill=128)
-"""
-PILLOW = """
-import random
-from PIL import Image, ImageEnhance, ImageOps
-from vit_jax.augment import policies
-
-def affine(*matrix):
-    nearest = Image.Resampling.NEAREST
-    return lambda image: image.transform((32, 32), Image.Transform.AFFINE, matrix, nearest,
-                                         fillcolor=(128, 128, 128))
-
-def operation(name, m):
-    if name in policies.ENHANCEMENTS:
-        return lambda image: getattr(ImageEnhance, name)(image).enhance(1 + m)
-    if name == "Rotate":
-        return lambda image: image.rotate(m, fillcolor=(128, 128, 128))
-    if name in ("Solarize", "Posterize"):
-        return lambda image: getattr(ImageOps, name.lower())(image, int(m))
-    if name in policies.GEOMETRIC:
-        shift = -int(m)
-        return affine(*{"ShearX": (1, m, 0, 0, 1, 0), "ShearY": (1, 0, 0, m, 1, 0),
-                        "TranslateX": (1, 0, shift, 0, 1, 0),
-                        "TranslateY": (1, 0, 0, 0, 1, shift)}[name])
-    return getattr(ImageOps, name.lower())
-
-pairs = []
-for pair in policies.POLICIES["cifar10"]:
-    pairs.append([])
-    for name, rate, level in pair:
-        m = float(policies.magnitudes(name, 10, 32, 32)[level])
-        signs = (m, -m) if name in policies.SIGNED else (m,)
-        pairs[-1].append((rate, [operation(name, m) for m in signs]))
-
-def transform(image):
-    for rate, operations in random.choice(pairs):
-        if random.random() < rate:
-            image = random.choice(operations)(image)
-    return image
-"""
+# image_size, patch_size, hidden_size, depth, num_heads, mlp_dim, and a usual batch
+KEYS = ("image_size", "patch_size", "hidden_size", "depth", "num_heads", "mlp_dim", "batch_size")
+MODELS = {
+    "cifar_vit": (32, 4, 256, 8, 8, 512, 128),
+    "vit_ti": (224, 16, 192, 12, 3, 768, 16),
+    "vit_b": (224, 16, 768, 12, 12, 3072, 8),
+    "resnet18": (32, 0, 64, 0, 0, 0, 64),
+}
+MODES = ("step", "infer", "finetune", "explain", "input", "augment", "startup")
 
 
 def main() -> None:
@@ -118,53 +60,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    step = commands.add_parser("step", help="the training step")
-    step.add_argument("--peer-python", help="an interpreter that has torch and timm")
-    augment = commands.add_parser("augment", help="the augmentation, and its share of the step")
-    augment.add_argument("--peer-python", help="an interpreter that has torchvision")
-    augment.add_argument("--batch-size", type=int, default=512, help="images (default 512)")
-    for command in (step, augment):
-        command.add_argument("--rounds", type=int, default=9, help="alternations (default 9)")
+    parser.add_argument("mode", choices=MODES, metavar="MODE")
+    parser.add_argument("--peer-python", help="an interpreter that has torch, timm, torchvision")
+    parser.add_argument("--model", choices=MODELS, default="cifar_vit")
+    parser.add_argument("--batch-size", type=int, help="default: what is usual for the model")
+    parser.add_argument("--rounds", type=int, default=9, help="alternations (default 9)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile as one more peer")
+    parser.add_argument("--folder", help="input: of images, in folders by class")
+    parser.add_argument("--json", type=pathlib.Path, help="add a line to this file")
     args = parser.parse_args()
-    if args.command == "step":
-        measure_step(args.peer_python, args.rounds)
+    if args.mode == "startup":
+        found = measure_startup()
     else:
-        measure_augment(args.peer_python, args.rounds, args.batch_size)
+        spec = dict(zip(KEYS, MODELS[args.model], strict=True), model=args.model, num_classes=10)
+        spec |= {"batch_size": args.batch_size or spec["batch_size"], "folder": args.folder}
+        found = take_turns(*START[args.mode](spec, args), args.rounds)
+    if args.json:
+        line = {"mode": args.mode, "model": args.model, "device": sharding.describe_devices()}
+        with args.json.open("a") as file:
+            file.write(json.dumps(line | found) + "\n")
 
 
-def measure_step(peer_python, rounds):
-    """Prints the speed of the training step."""
-    config = make_config("none")
-    sides = {"vit_jax": start_ours(config)}
-    if peer_python:
-        sides["timm eager"] = start_peer(peer_python, config)
-    medians = take_turns(sides, rounds, config.train.batch_size, "step")
-    if peer_python:
-        print(f"ratio {medians['timm eager'] / medians['vit_jax']:.2f} (above 1: we are faster)")
+def take_turns(sides, count, rounds) -> dict:
+    """Runs the sides in turn and prints their speeds.
 
+    Args:
+      sides: name -> a function that runs once and returns its seconds; ours is the first.
+      count: images of a run.
+      rounds: how often each one runs, after a first time that is not counted.
 
-def measure_augment(peer_python, rounds, batch_size):
-    """Prints the speed of the augmentation, and of the training step with and without it."""
-    config = make_config("autoaugment")
-    sharding.start(False, config.sharding.cpu_devices, math.gcd(batch_size, 128))
-    sides = {"vit_jax": start_augment(config, batch_size)}
-    sides["Pillow"] = start_augment_peers(sys.executable, PILLOW, batch_size)
-    if peer_python:
-        sides["torchvision"] = start_augment_peers(peer_python, TORCHVISION, batch_size)
-    medians = take_turns(sides, rounds, batch_size, "batch")
-    for name in list(sides)[1:]:
-        print(f"ratio to {name} {medians[name] / medians['vit_jax']:.2f} (above 1: we are faster)")
-    sides = {kind: start_ours(make_config(kind)) for kind in ("none", "autoaugment")}
-    medians = take_turns(sides, rounds, config.train.batch_size, "step")
-    alone = start_augment(config, config.train.batch_size)
-    alone()
-    share = float(np.median([alone() for _ in range(rounds)])) / medians["autoaugment"]
-    print(f"the augmentation alone takes {100 * share:.2f} % of the step's time")
-
-
-def take_turns(sides, rounds, batch_size, unit):
-    """Runs the sides in turn, prints a line for each, and returns their median seconds."""
+    Returns:
+      {name: {"seconds": median, "ratio": of that to ours}}.
+    """
     for run in sides.values():  # compilation, allocation
         run()
     seconds = {name: [] for name in sides}
@@ -172,142 +99,269 @@ def take_turns(sides, rounds, batch_size, unit):
         for name, run in sides.items():
             seconds[name].append(run())
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
+    ours = next(iter(medians.values()))
     for name, values in seconds.items():
         print(
-            f"{name:11s} {1000 * medians[name]:8.2f} ms a {unit} "
+            f"{name:15s} {1000 * medians[name]:9.2f} ms "
             f"({1000 * min(values):.2f} to {1000 * max(values):.2f}), "
-            f"{batch_size / medians[name]:,.0f} images/s"
+            f"{count / medians[name]:,.0f} images/s, ratio {medians[name] / ours:.2f}"
         )
-    return medians
+    if len(medians) > 1:
+        print("A ratio above 1 means that we are faster.")
+    return {name: {"seconds": m, "ratio": m / ours} for name, m in medians.items()}
 
 
-def make_config(kind):
-    """Returns the resolved config of the measured step, with a kind of augmentation."""
-    overrides = {
-        "augment.kind": kind,
-        "model.dropout_rate": 0.0,
-        "optim.grad_clip_norm": 0.0,
-        "train.label_smoothing": 0.0,
-    }
-    config = settings.resolve(
-        settings.with_overrides(cifar_patch.get_config(), overrides, "the benchmark")
-    )
-    validate(config)
-    return config
+def peers(mode, spec, args, **more) -> dict:
+    """Returns {name: function that has a peer run once and returns its seconds}."""
+    if not args.peer_python:
+        return {}
+    spec = spec | {"compile": False, "head_only": False} | more
+    sides = {"torch eager": start_peer(args.peer_python, mode, spec)}
+    if args.compile:
+        sides["torch compiled"] = start_peer(args.peer_python, mode, spec | {"compile": True})
+    return sides
 
 
-def start_ours(config):
-    """Returns a function that runs one step and returns its seconds."""
-    sharding.start(False, config.sharding.cpu_devices, config.train.batch_size)
-    import jax
-
-    mesh = sharding.make_mesh()
-    # Of the data, a program needs the sizes only.
-    data = types.SimpleNamespace(train=range(50_000), class_names=range(10), fingerprint={})
-    program = build_program(config, data, mesh)
-    rng, batch_size = np.random.default_rng(0), config.train.batch_size
-    batch = sharding.put_split(
-        mesh,
-        {
-            "image": rng.integers(0, 256, (batch_size, 32, 32, 3), np.uint8),
-            "label": rng.integers(0, 10, batch_size).astype(np.int32),
-            "mask": np.ones(batch_size, bool),
-        },
-    )
-    key = jax.random.key(0)
-    state = [program.init(key, np.zeros((1, 32, 32, 3), np.float32))]
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state[0].params))
-    print(f"vit_jax: {parameters:,} parameters, {sharding.describe_devices()}")
-
-    def step():
-        start = time.perf_counter()
-        state[0] = program.train_step(state[0], key, batch)
-        jax.block_until_ready(state[0])
-        return time.perf_counter() - start
-
-    return step
-
-
-def start_augment(config, batch_size):
-    """Returns a function that augments some batches and returns the seconds of one."""
-    import jax
-
-    from vit_jax.augment import augment
-
-    mesh = sharding.make_mesh()
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (batch_size, 32, 32, 3), np.uint8)
-    labels = rng.integers(0, 10, batch_size).astype(np.int32)
-    batch = sharding.put_split(mesh, (images, labels))
-    program = jax.jit(
-        lambda key, images, labels: augment(key, images, labels, 10, config),
-        out_shardings=sharding.split(mesh),
-    )
-    keys = jax.random.split(jax.random.key(0), 16)
-
-    def run():
-        start = time.perf_counter()
-        for key in keys:
-            result = sharding.settle(program(key, *batch))
-        jax.block_until_ready(result)
-        return (time.perf_counter() - start) / len(keys)
-
-    return run
-
-
-def start_augment_peers(python, transform, batch_size):
-    """Returns a function that has a peer per core augment its share of a batch: -> seconds."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    command = [python, "-c", transform + PEER_AUGMENT, str(batch_size // cores)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+def start_peer(python, mode, spec):
+    """Returns a function that has one process of peers.py run once and returns its seconds."""
+    command = [python, str(ROOT / "scripts" / "peers.py"), mode, json.dumps(spec)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(command, env=environment, **pipes) for _ in range(cores)]
-
-    def wait():
-        for process in processes:
-            if not process.stdout.readline():
-                sys.exit(f"error: the peer {python} ended; does it have what it imports?")
-
-    def run():
-        start = time.perf_counter()
-        for process in processes:
-            process.stdin.write("\n")
-            process.stdin.flush()
-        wait()
-        return time.perf_counter() - start
-
-    wait()
-    return run
-
-
-def start_peer(python, config):
-    """Returns a function that has the peer run one step and returns its seconds."""
-    model = config.model
-    sizes = (
-        *(config.train.batch_size, config.data.image_size, model.patch_size),
-        *(model.hidden_size, model.depth, model.num_heads, model.mlp_dim),
-    )
-    process = subprocess.Popen(
-        [python, "-c", PEER, *map(str, sizes)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    process = subprocess.Popen(command, **pipes)
 
     def answer():
         line = process.stdout.readline()
         if not line:
-            sys.exit(f"error: the peer {python} ended; does it have torch and timm?")
-        return line
+            sys.exit(f"error: {python} ended; does it have torch, timm and torchvision?")
+        return json.loads(line)
 
-    print(f"timm eager: {int(answer()):,} parameters")
+    print(f"torch: {mode} of {answer()['size']:,}", flush=True)
 
-    def step():
+    def run():
         process.stdin.write("\n")
         process.stdin.flush()
-        return float(answer())
+        return answer()
 
-    return step
+    return run
+
+
+def make_config(spec, **overrides):
+    """Returns the resolved config of a measured model; data__name="folder" changes data.name."""
+    keys = {"data.image_size": spec["image_size"], "data.resident": "always", "train.steps": 100}
+    keys |= {"augment.kind": "none", "train.batch_size": spec["batch_size"]}
+    keys |= {"optim.weight_decay": 0.05, "train.eval_batch_size": spec["batch_size"]}
+    if spec["model"] == "resnet18":
+        keys["model.name"] = "resnet18"
+    else:
+        keys |= {f"model.{key}": spec[key] for key in KEYS[1:-1]}
+        keys["model.gelu"] = "erf"  # as timm's
+    keys |= {key.replace("__", "."): value for key, value in overrides.items()}
+    config = settings.with_overrides(settings.get_config(), keys, "the benchmark")
+    config = settings.resolve(config)
+    validate(config)
+    return config
+
+
+def make_program(config):
+    """Returns the program of a config, and a batch of random images on the devices."""
+    sharding.start(False, config.sharding.cpu_devices, config.train.batch_size)
+    from vit_jax.program import build_program
+
+    mesh = sharding.make_mesh()
+    # Of the data, a program needs the sizes only.
+    data = types.SimpleNamespace(train=range(50_000), class_names=range(10), fingerprint={})
+    rng, batch, side = np.random.default_rng(0), config.train.batch_size, config.data.image_size
+    images = {
+        "image": rng.integers(0, 256, (batch, side, side, 3), np.uint8),
+        "label": rng.integers(0, 10, batch).astype(np.int32),
+        "mask": np.ones(batch, bool),
+    }
+    return build_program(config, data, mesh), sharding.put_split(mesh, images)
+
+
+def first_state(program):
+    """Returns the state before the first step."""
+    import jax
+
+    side = program.config.data.image_size
+    state = program.init(jax.random.key(0), np.zeros((1, side, side, 3), np.float32))
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    print(f"vit_jax: {size:,} parameters, {sharding.describe_devices()}", flush=True)
+    return state
+
+
+def timed(call):
+    """Returns a function that waits for the result of `call` and returns the seconds."""
+    import jax
+
+    def run():
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        return time.perf_counter() - start
+
+    return run
+
+
+def start_step(spec, args, **overrides):
+    """Returns the sides that train, and the images of a run."""
+    import jax
+
+    head_only = overrides.get("freeze") == "head"
+    program, batch = make_program(make_config(spec, **overrides))
+    state, key = [first_state(program)], jax.random.key(0)
+
+    def step():
+        state[0] = program.train_step(state[0], key, batch)
+        return state[0]
+
+    sides = {"vit_jax": timed(step)} | peers("train", spec, args, head_only=head_only)
+    return sides, spec["batch_size"]
+
+
+def start_finetune(spec, args):
+    """Returns the sides that train the head alone, and the images of a run."""
+    return start_step(spec, args, freeze="head", train__cache_features=False)
+
+
+def start_infer(spec, args):
+    """Returns the sides that classify, and the images of a run."""
+    from vit_jax.metrics import Sums
+
+    program, batch = make_program(make_config(spec))
+    variables = first_state(program).eval_variables
+    empty = sharding.put_replicated(program.mesh, Sums.empty())
+    run = timed(lambda: program.eval_step(variables, empty, batch))
+    return {"vit_jax": run} | peers("infer", spec, args), spec["batch_size"]
+
+
+def start_explain(spec, args):
+    """Returns the sides that compute attention rollout, and the images of a run."""
+    import jax
+
+    from vit_jax import explain, models
+    from vit_jax.augment import preprocess
+
+    config = make_config(spec)
+    program, batch = make_program(config)
+    variables = first_state(program).eval_variables
+    model = models.build(config.model, 10, np.float32)
+    side = config.data.image_size // config.model.patch_size
+
+    @jax.jit
+    def look(variables, images):
+        inside = model.apply(variables, preprocess(images, config), capture=True)[1]
+        return explain.patch_relevance(explain.rollout(inside["attention"]), (side, side), True)
+
+    run = timed(lambda: look(variables, batch["image"]))
+    return {"vit_jax": run} | peers("explain", spec, args), spec["batch_size"]
+
+
+def start_input(spec, args):
+    """Returns the sides that pass over a folder of images, and the images of a run."""
+    import jax
+
+    from vit_jax.augment import augment
+    from vit_jax.data import load_data
+
+    if not args.folder:
+        sys.exit("error: input needs --folder, of images in folders by class")
+    spec = spec | {"workers": len(os.sched_getaffinity(0))}
+    config = make_config(
+        spec,
+        data__name="folder",
+        data__dir=args.folder,
+        data__resident="never",
+        data__val_size=1,
+        data__test_size=1,
+        augment__kind="baseline",
+    )
+    sharding.start(False, 0, spec["batch_size"])
+    mesh = sharding.make_mesh()
+    data = load_data(config.data, mesh)
+    steps = len(data.train) // spec["batch_size"]
+    program = jax.jit(
+        lambda key, images, labels: augment(key, images, labels, len(data.class_names), config),
+        out_shardings=sharding.split(mesh),
+    )
+    key = jax.random.key(0)
+
+    def a_pass():
+        for batch in data.train.train(0, 0, steps, spec["batch_size"]):
+            result = sharding.settle(program(key, batch["image"], batch["label"]))
+        return result
+
+    sides = {"vit_jax": timed(a_pass)} | peers("read_folder", spec, args)
+    return sides, steps * spec["batch_size"]
+
+
+def start_augment(spec, args):
+    """Returns the sides that augment, and the images of a run."""
+    import jax
+
+    from vit_jax.augment import augment
+
+    config = make_config(spec, augment__kind="autoaugment", augment__fill=128)
+    program, batch = make_program(config)
+    run = jax.jit(
+        lambda key, images, labels: augment(key, images, labels, 10, config),
+        out_shardings=sharding.split(program.mesh),
+    )
+    key, sides = jax.random.key(0), {}
+    if args.peer_python:
+        cores = len(os.sched_getaffinity(0))
+        share = {"batch_size": spec["batch_size"] // cores}
+        sides["torchvision"] = together(
+            [start_peer(args.peer_python, "auto_augment", share) for _ in range(cores)]
+        )
+    return {"vit_jax": timed(lambda: run(key, batch["image"], batch["label"]))} | sides, spec[
+        "batch_size"
+    ]
+
+
+def together(runs):
+    """Returns a function that runs several peers at once and returns the seconds of all."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    pool = ThreadPoolExecutor(len(runs))
+
+    def run():
+        start = time.perf_counter()
+        list(pool.map(lambda one: one(), runs))
+        return time.perf_counter() - start
+
+    return run
+
+
+START = {
+    "step": start_step,
+    "finetune": start_finetune,
+    "infer": start_infer,
+    "explain": start_explain,
+    "input": start_input,
+    "augment": start_augment,
+}
+
+
+def measure_startup() -> dict:
+    """Prints how long the main command takes to its first step, with a new cache and again."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("cold", "warm"):
+            command = [sys.executable, "-u", "-m", "vit_jax.main", "--variant=patch_4"]
+            command += ["--config=configs/cifar_patch.py", "--config.data.name=digits"]
+            command += [f"--workdir={folder}/{name}", "--config.train.num_seeds=1"]
+            environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
+            start = time.perf_counter()
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+            )
+            for line in process.stdout:
+                if match := re.search(r"first step.*", line):
+                    found[name] = {"seconds": time.perf_counter() - start}
+                    print(f"{name}: {found[name]['seconds']:.1f} s, of it {match[0]}", flush=True)
+                    break
+            process.kill()
+            process.wait()
+    return found
 
 
 if __name__ == "__main__":

@@ -229,6 +229,7 @@ def draw_feature_maps(seen: Seen, folder: pathlib.Path) -> None:
         }
     else:
         maps = seen.inside["feature_maps"]
+        maps = {"stem": maps["stem"]} | maps  # jit has sorted the names
     names = list(maps)
     chosen = sorted({round(i) for i in np.linspace(0, len(names) - 1, 6)})
     for i, title in enumerate(seen.titles):
