@@ -10,11 +10,23 @@ OURS = {path.stem for path in (ROOT / "vit_jax").iterdir() if path.name[0] not i
 
 # What each module may import of ours; a package may always import its own parts, anyone `errors`.
 ALLOWED = {name: set() for name in OURS} | {
-    "main": {"sweep", "train", "config"},
+    "main": {"sweep", "stop", "config"},
     "sweep": OURS - {"main", "sweep"},
     "train": OURS - {"main", "sweep", "train", "report"},
     "program": OURS
-    - {"main", "sweep", "train", "program", "report", "classifier", "figures", "scores"},
+    - {
+        "main",
+        "sweep",
+        "train",
+        "program",
+        "seeds",
+        "stop",
+        "report",
+        "classifier",
+        "figures",
+        "scores",
+    },
+    "seeds": {"evaluate", "models", "program", "run_folder", "sharding", "validation"},
     "classifier": OURS - {"main", "sweep", "train", "report", "classifier"},
     "cli": {"config"},
     "figures": {

@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import math
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -77,19 +79,23 @@ class Checkpoints:
         if not self._manager.save(step, args=args, metrics=metrics, force=True):
             raise RuntimeError(f"orbax refused to save step {step} in {self._folder}")
 
-    def restore_latest(self, abstract_state) -> Restored | None:
+    def restore_latest(self, abstract_state, upto: float = math.inf) -> Restored | None:
         """Returns the latest intact checkpoint; None if nothing was saved yet.
 
         A damaged one is passed over with a warning, and removed once an older one has been read.
 
         Args:
           abstract_state: tree of `jax.ShapeDtypeStruct` with the shardings to restore into.
+          upto: those of later steps are removed: what they hold is to be done again.
 
         Raises:
           UserError: checkpoints exist and none is intact.
         """
         damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
+            if step > upto:
+                self._manager.delete(step)
+                continue
             try:
                 restored = self._restore(step, abstract_state)
             except MemoryError:
@@ -146,6 +152,30 @@ class Checkpoints:
     def close(self) -> None:
         """Waits, and ends the background threads."""
         self._manager.close()
+
+
+def restore_common(runs: Sequence[Checkpoints], abstract_state) -> list[Restored] | None:
+    """Returns each run's checkpoint of the latest step at which all have an intact one.
+
+    A kill may leave some of the runs ahead; their later checkpoints are removed.
+
+    Args:
+      runs: that are trained together.
+      abstract_state: of one run, as for `Checkpoints.restore_latest`.
+
+    Returns:
+      None if there is no such step.
+
+    Raises:
+      UserError: a run has checkpoints and none is intact.
+    """
+    upto = math.inf
+    while True:
+        found = [run.restore_latest(abstract_state, upto) for run in runs]
+        steps = {-1 if restored is None else restored.step for restored in found}
+        if len(steps) == 1:
+            return [restored for restored in found if restored is not None] or None
+        upto = min(steps)
 
 
 def save_arrays(folder: pathlib.Path, tree) -> int:

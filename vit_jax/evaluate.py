@@ -57,13 +57,44 @@ def evaluate(
         sums, logits = sharding.settle(eval_step(variables, sums, batch))
         if keep:
             kept.append(sharding.to_host((logits, batch["label"], batch["mask"])))
-    sums = jax.device_get(sums)
-    means = {name: float(value) for name, value in sums.compute().items()}
-    logits = labels = None
+    result = _result(jax.device_get(sums))
     if keep:
         logits, labels, mask = (np.concatenate(arrays) for arrays in zip(*kept, strict=True))
-        logits, labels = logits[mask], labels[mask]
-    return Result(**means, count=int(sums.loss.count), logits=logits, labels=labels)
+        result = dataclasses.replace(result, logits=logits[mask], labels=labels[mask])
+    return result
+
+
+def evaluate_together(
+    eval_step: Callable,
+    variables: dict,
+    count: int,
+    batches: Iterable[dict],
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Result] | None:
+    """Evaluates several models on the same batches, every unmasked example once.
+
+    Args:
+      eval_step: jitted (variables, sums, batch) -> sums, of stacked variables and sums.
+      variables: of the models, {"params", "batch_stats"} with arrays [count, ...].
+      count: of the models.
+      batches: with "image", "label" and "mask".
+      stop: asked before every batch; True abandons the evaluation.
+
+    Returns:
+      The results without logits, or None if abandoned.
+    """
+    sums = jax.tree.map(lambda x: np.stack([x] * count), Sums.empty())
+    for batch in batches:
+        if stop():
+            return None
+        sums = sharding.settle(eval_step(variables, sums, batch))
+    sums = jax.device_get(sums)
+    return [_result(jax.tree.map(lambda x, i=i: x[i], sums)) for i in range(count)]
+
+
+def _result(sums):
+    means = sums.compute()
+    return Result(float(means["loss"]), float(means["accuracy"]), int(sums.loss.count))
 
 
 def make_report(logits: np.ndarray, labels: np.ndarray, class_names: list[str]) -> dict:

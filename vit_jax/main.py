@@ -69,9 +69,10 @@ def _main(argv):
     logging.set_verbosity(logging.ERROR)  # below it, JAX and orbax tell of their insides
     try:
         # Imported here, so that --help and a mistyped flag answer at once.
-        from vit_jax import sweep, train
+        from vit_jax import sweep
+        from vit_jax.stop import StopSignal
 
-        stop = train.StopSignal()
+        stop = StopSignal()
         flag: Any = flags.FLAGS["config"]
         path = pathlib.Path(flag.config_filename)
         _, variants, published = load_config_file(path)

@@ -28,6 +28,7 @@ class Program:
     init: Callable
     train_step: Callable
     eval_step: Callable
+    pure_steps: tuple[Callable, Callable]  # the two before `jit`, for several seeds at once
     feature_step: Callable | None  # if the other steps take features instead of images
     features: dict  # checksum of the trunk's weights -> Data of its features; filled by the runs
     weights: pretrained.Fitted | None
@@ -119,7 +120,13 @@ def _jitted_steps(config, data, mesh, shapes, trained, schedule, plateau) -> dic
 
     init = jit(steps.make_init(model, optimizer, config, plateau))
     train_step = steps.make_train_step(stepped, optimizer, config, trained, on_features)
+    eval_step = steps.make_eval_step(stepped, config, on_features)
     feature_step = steps.make_feature_step(model, config)
+    if on_features and train.seeds_at_once == "always":
+        raise UserError(
+            "train.seeds_at_once=always does not go with features that are computed once: use "
+            "auto, or train.cache_features=False"
+        )
     if on_features:
         state = jax.eval_shape(init, jax.random.key(0), one_image(config))
         light, call = _without_frozen(train_step, state, trained)
@@ -129,7 +136,8 @@ def _jitted_steps(config, data, mesh, shapes, trained, schedule, plateau) -> dic
     return dict(
         init=init,
         train_step=jitted,
-        eval_step=jit(steps.make_eval_step(stepped, config, on_features), whole, whole, split),
+        eval_step=jit(eval_step, whole, whole, split),
+        pure_steps=(train_step, eval_step),
         feature_step=jit(feature_step, whole, split) if on_features else None,
     )
 

@@ -27,6 +27,7 @@ FREE_KEYS = (
     "sharding.distributed",
     "train.eval_batch_size",
     "train.num_seeds",
+    "train.seeds_at_once",
 )
 
 # The length of a run, of which a finished one may be given more.
@@ -182,6 +183,12 @@ def read_config(folder: pathlib.Path) -> dict | None:
         return json.loads(path.read_text())
     except json.JSONDecodeError:
         raise UserError(f"{path} is damaged: remove {folder} to train that run again") from None
+
+
+def last_saved_step(folder: pathlib.Path) -> int:
+    """Returns the step of the latest checkpoint, damaged or not; 0 without any."""
+    names = (path.name for path in (folder / "checkpoints").glob("[0-9]*"))
+    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def _git_commit():

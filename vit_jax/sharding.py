@@ -1,5 +1,6 @@
 """Devices: their start, the mesh, and which array lies where."""
 
+import dataclasses
 import math
 import os
 import pathlib
@@ -81,6 +82,25 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def split(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of an array whose first axis is split over `data`."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+@dataclasses.dataclass(frozen=True)
+class OfSeeds:
+    """How the arrays of several seeds at once lie: stacked states, batches [s, b, ...].
+
+    `whole_seeds` tells that every device has seeds of its own, and needs no other device.
+    """
+
+    whole_seeds: bool
+    state: NamedSharding
+    batch: NamedSharding
+
+
+def of_seeds(mesh: Mesh, num_seeds: int) -> OfSeeds:
+    """Returns whole seeds on every device where their number allows it, else split batches."""
+    if num_seeds % mesh.size == 0:
+        return OfSeeds(True, split(mesh), split(mesh))
+    return OfSeeds(False, replicated(mesh), NamedSharding(mesh, PartitionSpec(None, "data")))
 
 
 def settle(tree):

@@ -12,13 +12,14 @@ import jax
 import numpy as np
 
 from vit_jax import config as settings
-from vit_jax import figures, pretrained, run_folder, sharding, train
+from vit_jax import figures, pretrained, run_folder, seeds, sharding, train
 from vit_jax.config import Config
 from vit_jax.data import load_data
 from vit_jax.errors import UserError
 from vit_jax.metrics import write_atomically
 from vit_jax.program import build_program, print_parameters
 from vit_jax.report import Sweep, write_figures, write_report
+from vit_jax.stop import StopSignal
 from vit_jax.validation import validate
 
 ACCURACIES = ("train_accuracy", "val_accuracy", "test_accuracy")
@@ -74,7 +75,7 @@ def run_sweep(
     published: dict[str, str],
     workdir: pathlib.Path,
     only: str | None,
-    stop: train.StopSignal,
+    stop: StopSignal,
     arguments: Sequence[str] = (),
 ) -> None:
     """Trains what is not finished yet and writes the results.
@@ -108,10 +109,7 @@ def run_sweep(
     if next(iter(configs.values())).sharding.distributed:
         runner.start()  # for this process to know whether it is the first, even if all is finished
     for name, config in chosen.items():
-        summaries[name] = [
-            runner.summary(workdir / name / f"seed_{seed}", name, config, seed)
-            for seed in seeds_of(config)
-        ]
+        summaries[name] = runner.summaries(name, config)
     if not sharding.is_first_process():
         return
     if only is not None:
@@ -200,23 +198,36 @@ class _Runner:
         """Starts the devices, where they are not needed yet."""
         return self.mesh
 
-    def summary(self, folder, name, config, seed):
-        """Returns the summary of one seed, training it if it is not finished."""
-        finished = run_folder.read_summary(folder, config, seed)
-        if finished is not None:
-            print(f"{name} seed {seed}: finished before, not trained again", flush=True)
-            if not (folder / "test_report.txt").exists():  # killed before it was written
-                write_figures(folder)
-            return finished
+    def summaries(self, name, config):
+        """Returns the summaries of a variant's seeds, training those that are not finished."""
+        folders = {seed: self._workdir / name / f"seed_{seed}" for seed in seeds_of(config)}
+        found = {}
+        for seed, folder in folders.items():
+            found[seed] = run_folder.read_summary(folder, config, seed)
+            if found[seed] is not None:
+                print(f"{name} seed {seed}: finished before, not trained again", flush=True)
+                if not (folder / "test_report.txt").exists():  # killed before it was written
+                    write_figures(folder)
+        left = {seed: folder for seed, folder in folders.items() if found[seed] is None}
+        if left:
+            self._train(name, config, left, found)
+        return list(found.values())
+
+    def _train(self, name, config, folders, found):
+        """Trains the seeds of {seed: folder} and puts their summaries into `found`."""
         data = self._load(config)
         if name not in self._program:
             self._program = {name: build_program(config, data, self.mesh)}
             if sharding.is_first_process():
                 print_parameters(self._program[name])
-        summary = train.run(self._program[name], data, folder, name, seed, self._stop)
-        if sharding.is_first_process():
-            write_figures(folder)
-        return summary
+        for group in seeds.groups(self._program[name], folders):
+            found |= zip(
+                group,
+                train.run(self._program[name], data, group, name, self._stop),
+                strict=True,
+            )
+            for folder in group.values() if sharding.is_first_process() else ():
+                write_figures(folder)
 
     def _load(self, config):
         key = json.dumps(config.data.to_dict(), sort_keys=True)

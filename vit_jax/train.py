@@ -7,124 +7,141 @@ import math
 import pathlib
 import signal
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import explain, figures, models, pretrained, run_folder, sharding
-from vit_jax.checkpoint import Checkpoints, abstract, checksum
+from vit_jax import explain, figures, models, pretrained, run_folder, seeds, sharding
+from vit_jax.checkpoint import Checkpoints, abstract, checksum, restore_common
 from vit_jax.data import Data, ResidentBatches
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, make_report
 from vit_jax.metrics import Progress, Sums, make_writer, read_jsonl, say, write_atomically
 from vit_jax.program import Program, dtype_of, num_trained, one_image
-
-
-class StopSignal:
-    """SIGTERM and SIGINT: end the program at once, or, while deferred, at the next good moment.
-
-    The exit status is 128 + the signal's number, as the shell has it: 143 for SIGTERM.
-    """
-
-    def __init__(self):
-        """Installs the handlers (the main thread must do this)."""
-        self.number, self._deferred = 0, False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle)
-
-    def _handle(self, number, frame):
-        if not self._deferred or self.number:  # a second signal means now
-            raise SystemExit(128 + number)
-        self.number = number
-
-    @contextlib.contextmanager
-    def deferred(self):
-        """Within this context a first signal only sets `number`."""
-        self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False
-        if self.number:  # it came when nothing was left to stop
-            raise SystemExit(128 + self.number)
+from vit_jax.stop import StopSignal
 
 
 def run(
     program: Program,
     data: Data,
-    folder: pathlib.Path,
+    folders: Mapping[int, pathlib.Path],
     name: str,
-    seed: int,
     stop: StopSignal,
-) -> dict:
-    """Trains one seed, or goes on with it, and returns its summary.
+) -> list[dict]:
+    """Trains seeds at once, or goes on with them, and returns their summaries.
 
     Args:
       program: of the variant.
       data: to train, validate and test on.
-      folder: of the run; made if missing.
+      folders: {seed: folder of its run, made if missing}; the seed is that of initialisation,
+        order, augmentation and dropout.
       name: of the variant, for people.
-      seed: of initialisation, order, augmentation and dropout.
       stop: asked after every step.
 
     Raises:
-      UserError: the folder is in use or damaged, or the loss became non-finite.
+      UserError: a folder is in use or damaged, a loss became non-finite, or the devices' memory
+        does not hold several seeds.
       SystemExit: stopped by a signal, after saving.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with run_folder.lock(folder), stop.deferred():
-        run_folder.write_config(
-            folder, program.config, program.fingerprint, program.total_steps, name, seed
-        )
-        current = _Run(program, data, folder, name, seed, stop)
+    with contextlib.ExitStack() as stack:
+        for folder in folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(run_folder.lock(folder))
+        stack.enter_context(stop.deferred())
+        for seed, folder in folders.items():
+            run_folder.write_config(
+                folder, program.config, program.fingerprint, program.total_steps, name, seed
+            )
+        current = _Run(program, data, folders, name, stop)
         try:
             current.loop()
-            return current.finish()
+            return [current.finish(seed) for seed in current.seeds]
+        except jax.errors.JaxRuntimeError as error:
+            if len(folders) == 1 or "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise UserError(
+                f"{current.title}: the devices' memory does not hold {len(folders)} seeds at once: "
+                "set train.seeds_at_once=never"
+            ) from None
         finally:
             current.close()
 
 
-class _Run:
-    """The stateful side of a run: files, clocks, progress."""
+class _Seed:
+    """What belongs to one seed of a run: its folder, and what is written there."""
 
-    def __init__(self, program, data, folder, name, seed, stop):
-        self.program, self.data, self.folder, self.stop = program, data, folder, stop
-        self.name, self.seed, self.title = name, seed, f"{name} seed {seed}"
-        self.first_process = sharding.is_first_process()
-        self.checkpoints = Checkpoints(folder / "checkpoints")
+    def __init__(self, place, seed, title, folder):
+        self.place, self.seed, self.title, self.folder = place, seed, title, folder
         self.key = jax.random.key(seed)
+        self.checkpoints = Checkpoints(folder / "checkpoints")
+        self.evaluated_step = -1  # the latest one that was evaluated
+        self.writer: Any = None
+        self.viewer: figures.Viewer | None = None
+
+    def check_finite(self, bad_step):
+        if bad_step >= 0:
+            raise UserError(
+                f"{self.title}: the loss or its gradient became non-finite at step {bad_step}; the "
+                f"last good checkpoint is in {self.folder / 'checkpoints'}: try a lower "
+                "optim.learning_rate, a longer warm-up or optim.grad_clip_norm"
+            )
+
+
+class _Run:
+    """The stateful side of a run: files, clocks, progress.
+
+    Its state, and what it gives the steps, is that of one seed, or stacked of several.
+    """
+
+    def __init__(self, program, data, folders, name, stop):
+        self.program, self.data, self.stop = program, data, stop
+        self.name, self.title = name, f"{name} {_listed(list(folders))}"
+        self.first_process = sharding.is_first_process()
+        self.seeds = [
+            _Seed(place, seed, f"{name} seed {seed}", folder)
+            for place, (seed, folder) in enumerate(folders.items())
+        ]
+        together = len(folders) > 1
+        self.steps = seeds.Together(program, len(folders)) if together else seeds.Alone(program)
         self._restore()
-        log = program.config.log
-        self.writer = make_writer(
-            folder, self.step, log.tensorboard, log.wandb, self.first_process, self.evaluated
-        )
-        self.viewer, self.val_images = None, data.val  # the images, also where features are cached
-        if self.step == 0:
-            self.writer.write_hparams(run_folder.plain_settings(program.config, seed))
+        config, log = program.config, program.config.log
+        self.val_images = data.val  # the images, also where features are cached
+        for seed in self.seeds:
+            evaluated = seed.evaluated_step == self.step
+            seed.writer = make_writer(
+                seed.folder, self.step, log.tensorboard, log.wandb, self.first_process, evaluated
+            )
+            if self.step == 0:
+                seed.writer.write_hparams(run_folder.plain_settings(config, seed.seed))
         self.progress = Progress(self.title, self.step, program.total_steps, self.first_process)
         self.row_start = self.step
 
     def _restore(self):
         init, images = self.program.init, one_image(self.program.config)
-        shapes = jax.eval_shape(init, self.key, images)
+        shapes = jax.eval_shape(init, self.seeds[0].key, images)
         self.abstract = abstract(shapes, sharding.replicated(self.program.mesh))
-        restored = self.checkpoints.restore_latest(self.abstract)
+        restored = restore_common([seed.checkpoints for seed in self.seeds], self.abstract)
         if restored is None:
-            self.state, self.step = self._first_state(), 0
-            # Without a step to do, the start is what there is to evaluate.
-            self.evaluated, self.wall_before = self.program.total_steps > 0, 0.0
+            states, self.step, self.wall_before = map(self._first_state, self.seeds), 0, 0.0
+            if self.program.total_steps:  # else the start is what there is to evaluate
+                for seed in self.seeds:
+                    seed.evaluated_step = 0
         else:
-            self.state, self.step = restored.state, restored.step
-            self.evaluated = restored.notes["evaluated"]
-            self.wall_before = restored.notes["wall_seconds"]
+            states, self.step = [one.state for one in restored], restored[0].step
+            self.wall_before = max(one.notes["wall_seconds"] for one in restored)
+            for seed, one in zip(self.seeds, restored, strict=True):
+                seed.evaluated_step = self.step if one.notes["evaluated"] else -1
             self._print(f"going on from step {self.step}")
+        self.state = self.steps.stack(list(states))
         self.began, self.saved_step = time.monotonic(), self.step
 
-    def _first_state(self):
+    def _first_state(self, seed):
         """Returns the state before the first step: fresh, or with the weights of init_from."""
         program = self.program
-        state = program.init(self.key, one_image(program.config))
+        state = program.init(seed.key, one_image(program.config))
         if program.weights is None:
             return state
         fresh = pretrained.flat_weights(state.params, state.batch_stats)
@@ -167,27 +184,29 @@ class _Run:
         features, labels = (np.concatenate(column) for column in zip(*found, strict=True))
         return ResidentBatches.of_features(features, labels, self.program.mesh)
 
-    def _print(self, text):
+    def _print(self, text, seed=None):
         if self.first_process:
-            say(f"{self.title}: {text}")
+            say(f"{(seed or self).title}: {text}")
 
     def wall_seconds(self):
-        return self.wall_before + time.monotonic() - self.began
+        # Seeds share the clock: what they are told adds up to the time that passed.
+        return self.wall_before + (time.monotonic() - self.began) / len(self.seeds)
 
     def loop(self):
         """Trains to the end; every checkpoint has the rows up to its step before it on disk."""
         self._compute_features()
-        program, step_key = self.program, jax.random.fold_in(self.key, 1)
-        if not self.evaluated:  # stopped within this evaluation
+        program = self.program
+        step_key = self.steps.stack([jax.random.fold_in(seed.key, 1) for seed in self.seeds])
+        if self._due():  # stopped within this evaluation
             self._evaluate_and_save()
             self._exit_if_stopped()
-        batches = self.data.train.train(
-            self.seed, self.step, program.total_steps, program.config.train.batch_size
+        batches = self.steps.batches(
+            self.data.train, [seed.seed for seed in self.seeds], self.step, program.total_steps
         )
         clock, started = None, time.monotonic()
         self.progress.update(self.step, "compiling")
         for batch in batches:
-            self.state = sharding.settle(program.train_step(self.state, step_key, batch))
+            self.state = sharding.settle(self.steps.train_step(self.state, step_key, batch))
             self.step += 1
             if clock is None:  # the first step compiles: keep it out of images/s
                 jax.block_until_ready(self.state)
@@ -196,71 +215,77 @@ class _Run:
                 self._print(f"first step, with compilation: {clock - started:.1f} s")
             evaluate_now = self.step % program.eval_every == 0 or self.step == program.total_steps
             if evaluate_now or self.step % program.log_every == 0:
-                self._log_row(clock)
+                self._log_rows(clock)
                 if evaluate_now:
                     self._evaluate_and_save()
                 clock, self.row_start = time.monotonic(), self.step
             self._exit_if_stopped()
 
-    def _log_row(self, clock):
+    def _due(self):
+        """Returns the seeds that are not evaluated yet at this step."""
+        return [seed for seed in self.seeds if seed.evaluated_step != self.step]
+
+    def _log_rows(self, clock):
         state = self.state
         values = (state.sums, state.grad_norm, state.bad_step, state.plateau)
-        sums, grad_norm, bad_step, plateau = jax.device_get(values)
-        self._check_finite(int(bad_step))
-        rate = float(self.program.schedule(self.step - 1)) * (plateau.scale if plateau else 1)
+        values = self.steps.rows((*values, self.steps.lambdas(state.params)))
         seconds, count = time.monotonic() - clock, self.step - self.row_start
-        row = {f"train/{k}": float(v) for k, v in sums.compute().items()}
-        text = f"loss {row['train/loss']:.3f}, accuracy {row['train/accuracy']:.3f}"
-        row |= {
-            "train/grad_norm": float(grad_norm),
-            "train/learning_rate": float(rate),
-            "epoch": self.step / self.program.steps_per_epoch,
-            "wall_seconds": self.wall_seconds(),
-        }
-        for block, strength in jax.device_get(models.differential_lambdas(state.params)).items():
-            row[f"lambda/{block}"] = float(strength)
-        if count:
-            speed = count * self.program.config.train.batch_size / seconds
-            row["train/images_per_second"] = speed
-            text += f", {speed:,.0f} images/s"
-        self.writer.write_scalars(self.step, row)
-        self.progress.update(self.step, text)
-        self.state = self.state.replace(
-            sums=sharding.put_replicated(self.program.mesh, Sums.empty())
+        # Of one seed: all of them together see as many times more.
+        speed = count * self.program.config.train.batch_size / seconds
+        rate = float(self.program.schedule(self.step - 1))
+        rows = []
+        for seed, (sums, grad_norm, bad_step, plateau, lambdas) in zip(
+            self.seeds, values, strict=True
+        ):
+            seed.check_finite(int(bad_step))
+            row = {f"train/{k}": float(v) for k, v in sums.compute().items()}
+            row |= {
+                "train/grad_norm": float(grad_norm),
+                "train/learning_rate": float(rate * (plateau.scale if plateau else 1)),
+                "epoch": self.step / self.program.steps_per_epoch,
+                "wall_seconds": self.wall_seconds(),
+            }
+            for block, strength in lambdas.items():
+                row[f"lambda/{block}"] = float(strength)
+            if count:
+                row["train/images_per_second"] = speed
+            seed.writer.write_scalars(self.step, row)
+            rows.append(row)
+        loss, accuracy = (
+            np.mean([row[f"train/{k}"] for row in rows]) for k in ("loss", "accuracy")
         )
-
-    def _check_finite(self, bad_step):
-        if bad_step >= 0:
-            raise UserError(
-                f"{self.title}: the loss or its gradient became non-finite at step {bad_step}; the "
-                f"last good checkpoint is in {self.folder / 'checkpoints'}: try a lower "
-                "optim.learning_rate, a longer warm-up or optim.grad_clip_norm"
-            )
+        text = f"loss {loss:.3f}, accuracy {accuracy:.3f}"
+        if count:
+            text += f", {speed * len(rows):,.0f} images/s"
+        self.progress.update(self.step, text)
+        self.state = self.state.replace(sums=self.steps.put([Sums.empty()] * len(rows)))
 
     def _evaluate_and_save(self):
-        batch_size = self.program.config.train.eval_batch_size
-        result = evaluate(
-            self.program.eval_step,
+        results = self.steps.evaluate(
             self.state.eval_variables,
-            self.data.val.evaluate(batch_size),
+            self.data.val.evaluate(self.program.config.train.eval_batch_size),
             lambda: bool(self.stop.number),
         )
-        if result is None:
-            self._save(None, evaluated=False)
+        due = self._due()
+        if results is None:
+            self._save(due, evaluated=False)
             return
-        if not math.isfinite(result.loss):
-            self._check_finite(self.step)
-        row = {"val/loss": result.loss, "val/accuracy": result.accuracy}
-        row |= {"epoch": self.step / self.program.steps_per_epoch}
-        self.writer.write_scalars(self.step, row | {"wall_seconds": self.wall_seconds()})
-        text = f"val loss {result.loss:.3f}, val accuracy {result.accuracy:.3f}"
+        for seed in due:
+            result = results[seed.place]
+            if not math.isfinite(result.loss):
+                seed.check_finite(self.step)
+            row = {"val/loss": result.loss, "val/accuracy": result.accuracy}
+            row |= {"epoch": self.step / self.program.steps_per_epoch}
+            seed.writer.write_scalars(self.step, row | {"wall_seconds": self.wall_seconds()})
+        loss, accuracy = (np.mean([getattr(r, k) for r in results]) for k in ("loss", "accuracy"))
+        text = f"val loss {loss:.3f}, val accuracy {accuracy:.3f}"
         self.progress.update(self.step, text, line=True)
-        self._update_plateau(result.loss)
-        self._log_figures()
-        self._save(result.accuracy)
+        self._update_plateau(due, results)
+        self._log_figures(due)
+        self._save(due, results)
 
-    def _log_figures(self):
-        """Logs what the model makes of the first validation images, now and then."""
+    def _log_figures(self, due):
+        """Logs what the models make of the first validation images, now and then."""
         every, config = self.program.config.log.figures_every, self.program.config
         if not every or -(-self.step // self.program.eval_every) % every:
             return
@@ -269,53 +294,66 @@ class _Run:
         if not self.first_process:
             return
         names = self.data.class_names
-        if self.viewer is None:
-            model = models.build(config.model, len(names), dtype_of(config.train.dtype))
-            self.viewer = figures.Viewer(self.title, config, model, names)
-        variables = jax.device_get(self.state.eval_variables)
-        seen = self.viewer.see(variables, images[:6], [names[label] for label in labels[:6]])
-        self.writer.write_images(self.step, figures.training_figures(seen))
+        for seed in due:
+            if seed.viewer is None:
+                model = models.build(config.model, len(names), dtype_of(config.train.dtype))
+                seed.viewer = figures.Viewer(seed.title, config, model, names)
+            variables = jax.device_get(self.steps.take(self.state.eval_variables, seed.place))
+            seen = seed.viewer.see(variables, images[:6], [names[label] for label in labels[:6]])
+            seed.writer.write_images(self.step, figures.training_figures(seen))
 
-    def _update_plateau(self, val_loss):
-        plateau, mesh = self.program.plateau, self.program.mesh
+    def _update_plateau(self, due, results):
+        plateau = self.program.plateau
         if plateau is None:
             return
-        before = jax.device_get(self.state.plateau)
-        after = jax.device_get(plateau.update(before, val_loss))
-        if after.scale < before.scale:
-            rate = float(after.scale) * self.program.config.optim.learning_rate
-            self._print(f"validation loss on a plateau: learning rate lowered to {rate:.3g}")
-        self.state = self.state.replace(plateau=sharding.put_replicated(mesh, after))
+        states = self.steps.rows(self.state.plateau)
+        for seed in due:
+            before = states[seed.place]
+            after = jax.device_get(plateau.update(before, results[seed.place].loss))
+            if after.scale < before.scale:
+                rate = float(after.scale) * self.program.config.optim.learning_rate
+                self._print(
+                    f"validation loss on a plateau: learning rate lowered to {rate:.3g}", seed
+                )
+            states[seed.place] = after
+        self.state = self.state.replace(plateau=self.steps.put(states))
 
-    def _save(self, val_accuracy, evaluated=True):
-        self._check_finite(int(self.state.bad_step))
-        self.writer.flush()
-        notes = {"evaluated": evaluated, "wall_seconds": self.wall_seconds()}
-        notes["variables_checksum"] = int(checksum(self.state.eval_variables))
-        self.checkpoints.save(self.step, self.state, notes, val_accuracy)
+    def _save(self, due, results=None, evaluated=True):
+        bad_steps = self.steps.rows(self.state.bad_step)
+        for seed in due:
+            seed.check_finite(int(bad_steps[seed.place]))
+            seed.writer.flush()
+            state = self.steps.take(self.state, seed.place)
+            notes = {"evaluated": evaluated, "wall_seconds": self.wall_seconds()}
+            notes["variables_checksum"] = int(checksum(state.eval_variables))
+            accuracy = results[seed.place].accuracy if results else None
+            seed.checkpoints.save(self.step, state, notes, accuracy)
+            if evaluated:
+                seed.evaluated_step = self.step
         self.saved_step = self.step
 
     def _exit_if_stopped(self):
         if not self.stop.number:
             return
         if self.saved_step != self.step:
-            self._save(None)
-        self.checkpoints.wait()
+            self._save(self.seeds)
+        for seed in self.seeds:
+            seed.checkpoints.wait()
         name = signal.Signals(self.stop.number).name
         self._print(
             f"stopped by {name} at step {self.step}, saved; the same command goes on from there"
         )
         raise SystemExit(128 + self.stop.number)
 
-    def finish(self) -> dict:
+    def finish(self, seed: _Seed) -> dict:
         """Evaluates the selected checkpoint on all three parts, test for the only time."""
         config = self.program.config
         if config.train.select == "best":
-            best = self.checkpoints.restore_best(self.abstract)
+            best = seed.checkpoints.restore_best(self.abstract)
             state, step = best.state, best.step
         else:
-            state, step = self.state, self.step
-        self._print(f"evaluating the {config.train.select} checkpoint, of step {step}")
+            state, step = self.steps.take(self.state, seed.place), self.step
+        self._print(f"evaluating the {config.train.select} checkpoint, of step {step}", seed)
         results = {}
         for part in ("train", "val", "test"):
             batches = getattr(self.data, part).evaluate(config.train.eval_batch_size)
@@ -327,9 +365,9 @@ class _Run:
                 keep=part == "test",
             )
             self._exit_if_stopped()
-        summary = self._summary(results, step)
+        summary = self._summary(seed, results, step)
         if config.log.kernel_magnitudes:
-            before = self._first_state().params
+            before = self._first_state(seed).params
             summary["kernel_magnitudes"] = {
                 "before": explain.kernel_magnitudes(before),
                 "after": explain.kernel_magnitudes(state.eval_variables["params"]),
@@ -339,19 +377,19 @@ class _Run:
                 results["test"].logits, results["test"].labels, self.data.class_names
             )
             for name in ("test_report.txt", "figures/explanation_scores/scores.json"):
-                (self.folder / name).unlink(missing_ok=True)  # of an earlier leg
-            write_atomically(self.folder / "test_report.json", json.dumps(report) + "\n")
-            write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+                (seed.folder / name).unlink(missing_ok=True)  # of an earlier leg
+            write_atomically(seed.folder / "test_report.json", json.dumps(report) + "\n")
+            write_atomically(seed.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
 
-    def _summary(self, results, step):
-        rows = read_jsonl(self.folder / "metrics.jsonl")
+    def _summary(self, seed, results, step):
+        rows = read_jsonl(seed.folder / "metrics.jsonl")
         speeds = [row[k] for row in rows if (k := "train/images_per_second") in row]
         num_params = sum(x.size for x in jax.tree.leaves(self.abstract.params))
-        legs = (run_folder.read_config(self.folder) or {}).get("legs", [])
+        legs = (run_folder.read_config(seed.folder) or {}).get("legs", [])
         return {
             "name": self.name,
-            "seed": self.seed,
+            "seed": seed.seed,
             "num_params": num_params,
             "num_trainable_params": num_trained(self.program, self.abstract.params),
             "epochs": self.program.total_steps / self.program.steps_per_epoch,
@@ -368,5 +406,15 @@ class _Run:
     def close(self):
         """Ends the progress bar and the background writers."""
         self.progress.close()
-        self.writer.close()
-        self.checkpoints.close()
+        for seed in self.seeds:
+            seed.writer.close()
+            seed.checkpoints.close()
+
+
+def _listed(numbers):
+    """Returns e.g. "seed 3", "seeds 0-3" or "seeds 1, 3"."""
+    if len(numbers) == 1:
+        return f"seed {numbers[0]}"
+    if numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"seeds {numbers[0]}-{numbers[-1]}"
+    return f"seeds {', '.join(map(str, numbers))}"

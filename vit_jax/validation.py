@@ -32,6 +32,7 @@ CHOICES = {
     "model.stem": ("cifar", "imagenet"),
     "train.select": ("best", "last"),
     "train.dtype": ("auto", "float32", "bfloat16"),
+    "train.seeds_at_once": ("auto", "always", "never"),
     "optim.name": ("adamw", "adam", "sgd"),
     "optim.schedule": ("constant", "cosine", "linear", "step", "reduce_on_plateau"),
 }
@@ -89,6 +90,15 @@ def validate(config: Config) -> None:
     for key, (choice, values) in BELONGS.items():
         if flat[key] != default[key] and flat[choice] not in values:
             raise UserError(f"{key}={flat[key]} has no effect with {choice}={flat[choice]}")
+
+
+def one_seed_at_a_time(config: Config) -> str:
+    """Returns the setting that keeps seeds from being trained at once, "" if none does."""
+    # Weights & Biases has one run per process; several processes are for a model that needs them.
+    for key in ("log.wandb", "sharding.distributed"):
+        if flatten(config)[key]:
+            return f"{key}=True"
+    return ""
 
 
 def parse_freeze(freeze: str) -> str | int | list[tuple[re.Pattern, bool]]:
@@ -248,6 +258,11 @@ def _validate_train(config):
         "train.eval_batch_size",
     )
     _only_one(config, "train.epochs", "train.steps")
+    if train.seeds_at_once == "always":
+        if train.num_seeds == 1:
+            raise UserError("train.seeds_at_once=always has no effect with train.num_seeds=1")
+        if reason := one_seed_at_a_time(config):
+            raise UserError(f"train.seeds_at_once=always does not go with {reason}: use auto")
     if not train.epochs and not train.steps:
         raise UserError("train.epochs and train.steps are both 0: set one, the run's length")
     for stem in ("optim.warmup", "train.eval_every", "log.every"):

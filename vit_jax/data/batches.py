@@ -13,18 +13,25 @@ from vit_jax.data.sources import Examples
 
 
 @functools.lru_cache(maxsize=4)
-def order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """Returns the permutation of `count` examples that epoch `epoch` goes through."""
+def order(seed: int | tuple[int, ...], epoch: int, count: int) -> np.ndarray:
+    """Returns the permutation of `count` examples that epoch `epoch` goes through.
+
+    Of several seeds, it returns all of theirs, [s, count].
+    """
+    if isinstance(seed, tuple):
+        return np.stack([order.__wrapped__(one, epoch, count) for one in seed])
     return np.random.default_rng((seed, epoch)).permutation(count).astype(np.int32)
 
 
-def batch_indices(seed: int, step: int, count: int, batch_size: int) -> np.ndarray:
-    """Returns the examples [batch_size] of training step `step`.
+def batch_indices(
+    seed: int | tuple[int, ...], step: int, count: int, batch_size: int
+) -> np.ndarray:
+    """Returns the examples [batch_size] of training step `step`, of several seeds [s, batch_size].
 
     Each epoch is a fresh permutation; its last, incomplete batch is left out.
     """
     epoch, position = divmod(step, count // batch_size)
-    return order(seed, epoch, count)[position * batch_size : (position + 1) * batch_size]
+    return order(seed, epoch, count)[..., position * batch_size : (position + 1) * batch_size]
 
 
 def padded_indices(start: int, count: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,25 +74,35 @@ class ResidentBatches(_Batches):
 
     def _hold(self, images, labels):
         self._arrays = sharding.put_replicated(self._mesh, (images, labels))
-        split = sharding.split(self._mesh)
+        self._gather = jax.jit(_gather, out_shardings=sharding.split(self._mesh))
 
-        def gather(arrays, indices, mask):
-            return {"image": arrays[0][indices], "label": arrays[1][indices], "mask": mask}
+    def train(
+        self, seed: int | tuple[int, ...], start: int, stop: int, batch_size: int
+    ) -> Iterator[dict]:
+        """Yields the batches of steps start ... stop - 1, split over the devices.
 
-        self._gather = jax.jit(gather, out_shardings=split)
-
-    def train(self, seed: int, start: int, stop: int, batch_size: int) -> Iterator[dict]:
-        """Yields the batches of steps start ... stop - 1, split over the devices."""
-        mask = jnp.ones(batch_size, bool)
+        Of several seeds, it yields theirs together, [s, batch_size, ...], as
+        `sharding.of_seeds` splits them.
+        """
+        shape, gather = (batch_size,), self._gather
+        if isinstance(seed, tuple):
+            shape = (len(seed), batch_size)
+            split = sharding.of_seeds(self._mesh, len(seed)).batch
+            gather = jax.jit(_gather, out_shardings=split)
+        mask = jnp.ones(shape, bool)
         for step in range(start, stop):
             indices = batch_indices(seed, step, self._count, batch_size)
-            yield self._gather(self._arrays, indices, mask)
+            yield gather(self._arrays, indices, mask)
 
     def evaluate(self, batch_size: int) -> Iterator[dict]:
         """Yields every example once; the last batch is padded, its mask False there."""
         batch_size, starts = self._eval_starts(batch_size)
         for start in starts:
             yield self._gather(self._arrays, *padded_indices(start, self._count, batch_size))
+
+
+def _gather(arrays, indices, mask):
+    return {"image": arrays[0][indices], "label": arrays[1][indices], "mask": mask}
 
 
 class StreamingBatches(_Batches):
@@ -96,13 +113,26 @@ class StreamingBatches(_Batches):
         super().__init__(len(examples), mesh)
         self._examples, self._num_threads = examples, num_threads
 
-    def train(self, seed: int, start: int, stop: int, batch_size: int) -> Iterator[dict]:
-        """Yields the batches of steps start ... stop - 1, split over the devices."""
+    def train(
+        self, seed: int | tuple[int, ...], start: int, stop: int, batch_size: int
+    ) -> Iterator[dict]:
+        """Yields the batches of steps start ... stop - 1, split over the devices.
+
+        Of several seeds, it yields theirs together, [s, batch_size, ...], as
+        `sharding.of_seeds` splits them.
+        """
 
         def example(step, row):
-            return int(batch_indices(seed, step, self._count, batch_size)[row]), True
+            return int(batch_indices(seed, step, self._count, batch_size).flat[row]), True
 
-        return self._stream(example, start, stop, batch_size)
+        if not isinstance(seed, tuple):
+            return self._put(self._stream(example, start, stop, batch_size))
+        shape, split = (len(seed), batch_size), sharding.of_seeds(self._mesh, len(seed)).batch
+        stream = self._stream(example, start, stop, len(seed) * batch_size)
+        return (
+            jax.device_put({k: v.reshape(*shape, *v.shape[1:]) for k, v in batch.items()}, split)
+            for batch in stream
+        )
 
     def evaluate(self, batch_size: int) -> Iterator[dict]:
         """Yields every example once; the last batch is padded, its mask False there."""
@@ -112,7 +142,10 @@ class StreamingBatches(_Batches):
             indices, mask = padded_indices(step * batch_size, self._count, batch_size)
             return int(indices[row]), mask[row]
 
-        return self._stream(example, 0, len(starts), batch_size)
+        return self._put(self._stream(example, 0, len(starts), batch_size))
+
+    def _put(self, stream):
+        return (sharding.put_split(self._mesh, batch) for batch in stream)
 
     def _stream(self, example, start, stop, batch_size):
         import grain  # costs a second, so only where it is used
@@ -130,5 +163,4 @@ class StreamingBatches(_Batches):
             num_threads=self._num_threads, prefetch_buffer_size=max(64, 2 * rows)
         )
         stream = grain.MapDataset.range(start * rows, stop * rows).map(load)
-        for batch in stream.to_iter_dataset(options).batch(rows):
-            yield sharding.put_split(self._mesh, batch)
+        yield from stream.to_iter_dataset(options).batch(rows)
