@@ -26,7 +26,8 @@ def _exit_if_stopped(run):
 
 def _save(run, *args, **kwargs):
     if MOMENT == "row" and run.step == STEP:
-        run.writer.flush()
+        for seed in run.seeds:
+            seed.writer.flush()
         _kill()
     original["save"](run, *args, **kwargs)
     if MOMENT == "save" and run.step == STEP:

@@ -26,6 +26,7 @@ def make(**overrides):
     return settings.resolve(settings.with_overrides(settings.get_config(), keys, "a test"))
 
 
+SEEDS = {"train__seeds_at_once": "always", "train__num_seeds": 2}
 PLATEAU = {"optim__schedule": "reduce_on_plateau"}
 
 
@@ -49,6 +50,10 @@ def test_valid_config_passes():
         ({"train__steps": 3}, "train.epochs=2.0 and train.steps=3 contradict each other"),
         ({"train__batch_size": 0}, "train.batch_size=0 must be at least 1"),
         ({"train__accumulation_steps": 3}, "is not divisible by train.accumulation_steps=3"),
+        ({"train__seeds_at_once": "yes"}, "'yes' is not one of auto, always, never"),
+        ({"train__seeds_at_once": "always"}, "always has no effect with train.num_seeds=1"),
+        ({**SEEDS, "sharding__distributed": True}, "does not go with sharding.distributed=True"),
+        ({**SEEDS, "log__wandb": True}, "seeds_at_once=always does not go with log.wandb=True"),
         ({"train__label_smoothing": 1.5}, "train.label_smoothing=1.5 must be below 1"),
         ({"optim__warmup_steps": 3, "optim__warmup_percent": 2.0}, "contradict each other"),
         ({"optim__learning_rate": -1.0}, "optim.learning_rate=-1.0 is negative"),

@@ -147,7 +147,8 @@ def test_resnet_resumes_exactly_and_records_its_kernels(command, tmp_path):
 
 
 SWEEP = (
-    *("--config.train.num_seeds=2", "--config.train.epochs=1", "--config.optim.warmup_epochs=0"),
+    *("--config.train.num_seeds=2", "--config.train.seeds_at_once=always"),
+    *("--config.train.epochs=1", "--config.optim.warmup_epochs=0"),
     "--config.model.attention=differential",
 )
 

@@ -1,0 +1,280 @@
+"""Seeds that are trained at once become what each becomes alone."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import pathlib
+import types
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_configs import make_config
+
+from vit_jax import checkpoint, figures, optim, run_folder, seeds, sharding, steps, train
+from vit_jax.data import load_data
+from vit_jax.errors import UserError
+from vit_jax.metrics import read_jsonl
+from vit_jax.program import build_program, one_image
+
+SHORT = dict(
+    train__epochs=2.0,  # of five steps
+    train__batch_size=256,
+    train__eval_batch_size=512,
+    model__dropout_rate=0.1,
+    optim__name="sgd",
+    optim__learning_rate=0.1,
+    optim__ema_decay=0.9,
+    optim__schedule="reduce_on_plateau",
+    optim__plateau_patience=0,
+    optim__plateau_threshold=0.9,  # so that every evaluation is a plateau
+    log__every_steps=2,
+    log__figures_every=2,
+)
+
+
+def make_mesh(devices):
+    return jax.make_mesh(
+        (devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
+    )
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return {n: load_data(make_config().data, make_mesh(n)) for n in (2, 4)}
+
+
+@pytest.fixture(scope="module")
+def run(digits):
+    """Returns a function that trains seeds 0 and 1 in a folder, and returns theirs."""
+    program = build_program(make_config(**SHORT), digits[2], make_mesh(2))
+    stacked = seeds.Together(program, 2)
+
+    def see(variables, images, labels):
+        return variables["params"]["head"]["bias"]
+
+    def train_seeds(workdir, at_once=True, stop=None, patches=()):
+        stop = stop or types.SimpleNamespace(number=0, deferred=contextlib.nullcontext)
+        folders = {seed: workdir / f"seed_{seed}" for seed in (0, 1)}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(seeds, "Together", lambda *args: stacked)  # traced once
+            viewer = types.SimpleNamespace(see=see)
+            patch.setattr(figures, "Viewer", lambda title, *args: viewer)
+            patch.setattr(figures, "training_figures", lambda bias: {"bias": as_picture(bias)})
+            for owner, name, value in patches:
+                patch.setattr(owner, name, value)
+            for group in [folders] if at_once else [{k: v} for k, v in folders.items()]:
+                train.run(program, digits[2], group, "base", stop)
+        return list(folders.values())
+
+    return train_seeds
+
+
+def as_picture(bias):
+    return (1000 * np.abs(bias)).astype(np.uint8)[None, :, None]
+
+
+def rows_of(folder):
+    """Returns metrics.jsonl without what depends on the clock."""
+    clock = ("wall_seconds", "train/images_per_second")
+    rows = read_jsonl(folder / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k not in clock} for row in rows]
+
+
+def summary_of(folder):
+    summary = json.loads((folder / "summary.json").read_text())
+    return {k: v for k, v in summary.items() if k not in ("wall_seconds", "images_per_second")}
+
+
+def pictures_of(folder):
+    events = EventAccumulator(str(folder), {"images": 0})
+    events.Reload()
+    assert [event.step for event in events.Images("bias")] == [10]  # every second evaluation
+    with Image.open(io.BytesIO(events.Images("bias")[0].encoded_image_string)) as image:
+        return np.asarray(image).tolist()
+
+
+@pytest.fixture(scope="module")
+def together(run, tmp_path_factory):
+    """Returns the folders of two seeds that were trained at once, each on a device."""
+    return run(tmp_path_factory.mktemp("together"))
+
+
+def test_seeds_at_once_write_what_each_writes_alone(run, together, tmp_path):
+    for one, other in zip(together, run(tmp_path, at_once=False), strict=True):
+        rows, found = rows_of(other), rows_of(one)
+        assert [row.keys() for row in found] == [row.keys() for row in rows]
+        assert {"val/loss", "train/loss"} < set().union(*rows)
+        for row, same in zip(found, rows, strict=True):
+            assert row == pytest.approx(same, rel=1e-4)
+        summaries = [list(summary_of(folder).items()) for folder in (one, other)]
+        for (key, value), (_, same) in zip(*summaries, strict=True):
+            assert value == (same if isinstance(same, str) else pytest.approx(same, rel=1e-4)), key
+        reports = [json.loads((f / "test_report.json").read_text()) for f in (one, other)]
+        assert reports[0]["confusion"] == reports[1]["confusion"]
+        states = [checkpoint.load_run(f / "checkpoints", "last")[0] for f in (one, other)]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *states)
+        assert (one / "config.json").exists()
+    assert pictures_of(together[0]) != pictures_of(together[1])
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+def interrupted(run, workdir, moment, step):
+    """Runs until `step` is half saved, or a signal comes in its evaluation or after it."""
+    stop = types.SimpleNamespace(number=0, deferred=contextlib.nullcontext)
+    save, evaluate, check = (
+        checkpoint.Checkpoints.save,
+        train._Run._evaluate_and_save,
+        train._Run._exit_if_stopped,
+    )
+
+    def half_saved(self, at, *args):
+        if moment == "save" and at == step and "seed_1" in str(self._folder):
+            raise Killed
+        save(self, at, *args)
+
+    def evaluated(self):
+        stop.number = 15 if moment == "eval" and self.step == step else 0
+        evaluate(self)
+
+    def checked(self):
+        if moment == "step" and self.step == step:
+            stop.number = 15
+        check(self)
+
+    patches = [
+        (checkpoint.Checkpoints, "save", half_saved),
+        (train._Run, "_evaluate_and_save", evaluated),
+        (train._Run, "_exit_if_stopped", checked),
+    ]
+    with pytest.raises((Killed, SystemExit)):
+        run(workdir, stop=stop, patches=patches)
+    folders = [workdir / f"seed_{seed}" for seed in (0, 1)]
+    return [run_folder.last_saved_step(folder) for folder in folders]
+
+
+def test_seeds_that_were_saved_at_different_steps_go_on_exactly(run, together, tmp_path, capsys):
+    saved = [
+        interrupted(run, tmp_path, moment, step)
+        for moment, step in (("eval", 5), ("save", 5), ("step", 7), ("save", 10))
+    ]
+    # In the evaluation; when the first one was evaluated; both in mid-epoch; the first at the end.
+    assert saved == [[5, 5], [5, 5], [7, 7], [10, 7]]
+    capsys.readouterr()
+    for one, other in zip(run(tmp_path), together, strict=True):
+        assert rows_of(one) == rows_of(other)
+        assert summary_of(one) == summary_of(other)
+        states = [checkpoint.load_run(f / "checkpoints", "last") for f in (one, other)]
+        assert states[0][1] == states[1][1]  # to the bit
+    assert "base seeds 0-1: going on from step 7" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_batches_of_seeds_are_those_of_each(digits, devices):
+    mesh = make_mesh(devices)
+    spec = PartitionSpec("data") if devices == 2 else PartitionSpec(None, "data")
+    config = make_config(data__resident="never").data
+    for data in (digits[devices], load_data(config, mesh)):
+        both = list(data.train.train((0, 1), 4, 6, 256))
+        for seed in (0, 1):
+            single = list(data.train.train(seed, 4, 6, 256))
+            for one, other in zip(both, single, strict=True):
+                assert one["image"].sharding.spec == spec
+                own = {key: np.asarray(value)[seed] for key, value in one.items()}
+                jax.tree.map(np.testing.assert_array_equal, own, other)
+
+
+class Net(nn.Module):
+    """A model with all that a state can hold, and little to compile."""
+
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.Dense(8)(images.reshape(len(images), -1))
+        x = nn.BatchNorm(not train)(x)
+        return nn.Dense(10, name="head")(nn.Dropout(0.1)(nn.relu(x), deterministic=not train))
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_a_step_is_that_of_each_seed(digits, devices):
+    """On two devices each has two seeds; four devices share each of the two seeds' batches."""
+    config = make_config(
+        augment__kind="none",
+        optim__name="sgd",
+        optim__ema_decay=0.9,
+        train__accumulation_steps=2,
+        train__batch_size=64,
+    )
+    program = build_program(config, digits[devices], make_mesh(devices))
+    optimizer, whole = optim.make_optimizer(config.optim, lambda step: 0.1), sharding.replicated
+    train_step = steps.make_train_step(Net(), optimizer, config)
+    eval_step = steps.make_eval_step(Net(), config)
+    init = jax.jit(steps.make_init(Net(), optimizer, config), out_shardings=whole(program.mesh))
+    program = dataclasses.replace(
+        program,
+        train_step=jax.jit(train_step, out_shardings=whole(program.mesh)),
+        eval_step=jax.jit(eval_step, out_shardings=whole(program.mesh)),
+        pure_steps=(train_step, eval_step),
+    )
+    numbers = range(4 if devices == 2 else 2)
+    train_set, val_set = digits[devices].train, digits[devices].val
+    keys = [jax.random.key(seed) for seed in numbers]
+    states = [init(key, one_image(config)) for key in keys]
+
+    def trained(steps, numbers):
+        state = steps.stack([states[i] for i in numbers])
+        key = steps.stack([keys[i] for i in numbers])
+        for batch in steps.batches(train_set, numbers, 0, 3):
+            state = sharding.settle(steps.train_step(state, key, batch))
+        results = steps.evaluate(state.eval_variables, val_set.evaluate(64), lambda: False)
+        return [steps.take(state, i) for i in range(len(numbers))], results
+
+    alone = [trained(seeds.Alone(program), [i]) for i in numbers]
+    for own, result, (single, expected) in zip(
+        *trained(seeds.Together(program, len(numbers)), numbers), alone, strict=True
+    ):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), own, single[0])
+        assert result.accuracy == expected[0].accuracy and result.count == len(val_set)
+        assert result.loss == pytest.approx(expected[0].loss, rel=1e-5)
+    assert alone[0][1][0].loss != alone[1][1][0].loss
+    assert np.abs(single[0].batch_stats["BatchNorm_0"]["mean"]).max() > 0
+
+
+def test_which_seeds_are_trained_at_once(digits, tmp_path):
+    def grouped(devices=2, **overrides):
+        program = build_program(make_config(**overrides), digits[devices], make_mesh(devices))
+        return [list(group) for group in seeds.groups(program, folders)]
+
+    folders = {seed: pathlib.Path(tmp_path, str(seed)) for seed in (0, 1)}
+    at_once, apart = [[0, 1]], [[0], [1]]
+    assert grouped() == at_once
+    assert grouped(devices=4) == apart  # which would be slower at once, on a CPU
+    assert grouped(train__seeds_at_once="never") == apart
+    always = dict(train__seeds_at_once="always", train__num_seeds=2)
+    assert grouped(devices=4, **always) == at_once
+    (tmp_path / "1" / "checkpoints" / "10").mkdir(parents=True)
+    assert grouped(train__eval_every_epochs=1.0) == at_once
+    assert grouped(train__eval_every_epochs=0.5) == apart  # the first one is far behind
+    head = dict(freeze="head", augment__kind="none")
+    assert grouped(**head) == apart
+    with pytest.raises(UserError, match="train.seeds_at_once=always does not go with features"):
+        grouped(**head, **always)
+
+
+def test_a_seed_is_taken_to_the_bit(digits):
+    program = build_program(make_config(), digits[2], make_mesh(2))
+    stacked = seeds.Together(program, 4)
+    state = stacked.put([np.float32([-0.0, seed]) for seed in range(4)])
+    for seed in range(4):
+        own = stacked.take(state, seed)
+        assert own.sharding.is_fully_replicated and own[1] == seed
+        assert np.signbit(own[0])
