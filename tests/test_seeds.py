@@ -242,7 +242,9 @@ def test_a_step_is_that_of_each_seed(digits, devices):
     for own, result, (single, expected) in zip(
         *trained(seeds.Together(program, len(numbers)), numbers), alone, strict=True
     ):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), own, single[0])
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), own, single[0]
+        )
         assert result.accuracy == expected[0].accuracy and result.count == len(val_set)
         assert result.loss == pytest.approx(expected[0].loss, rel=1e-5)
     assert alone[0][1][0].loss != alone[1][1][0].loss

@@ -144,9 +144,7 @@ def _train():
     train.epochs = 0.0  # length of the run in passes over the training data; or give train.steps
     train.steps = 0  # optimizer updates
     train.num_seeds = 1  # runs per variant, with seeds seed, seed + 1, ...
-    train.seeds_at_once = (
-        "auto"  # in one program, with the memory of all: "always", "never", "auto"
-    )
+    train.seeds_at_once = "auto"  # "always": in one program, with the memory of all; "never"
     train.batch_size = 128  # over all devices and processes; one optimizer update
     train.accumulation_steps = 1  # split the batch into this many, to save memory
     train.label_smoothing = 0.0  # share of the target spread over all classes
