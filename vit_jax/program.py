@@ -118,7 +118,10 @@ def _jitted_steps(config, data, mesh, shapes, trained, schedule, plateau) -> dic
         return jax.jit(function, out_shardings=whole, **inputs, **options)
 
     init = jit(steps.make_init(model, optimizer, config, plateau))
-    train_step = steps.make_train_step(stepped, optimizer, config, trained, on_features)
+    parts = 1 if on_features else _parts(config, mesh)
+    train_step = steps.make_train_step(
+        stepped, optimizer, config, trained, on_features, parts, mesh
+    )
     feature_step = steps.make_feature_step(model, config)
     if on_features:
         state = jax.eval_shape(init, jax.random.key(0), one_image(config))
@@ -132,6 +135,18 @@ def _jitted_steps(config, data, mesh, shapes, trained, schedule, plateau) -> dic
         eval_step=jit(steps.make_eval_step(stepped, config, on_features), whole, whole, split),
         feature_step=jit(feature_step, whole, split) if on_features else None,
     )
+
+
+def _parts(config, mesh):
+    """Returns the number of parts in which a batch is fastest, unless the config says it."""
+    model, train = config.model, config.train
+    if train.accumulation_steps or jax.default_backend() != "cpu" or model.name != "vit":
+        return train.accumulation_steps or 1
+    # Measured on a CPU: a part is best when its tokens stay in the cache from layer to layer.
+    image = model.hidden_size * (config.data.image_size // model.patch_size) ** 2
+    images, fitting = train.batch_size // mesh.size, max(1, 100_000 // image)
+    sizes = (size for size in range(min(fitting, images), images + 1) if images % size == 0)
+    return images // next(sizes)
 
 
 def _without_frozen(train_step, state, trained):
@@ -183,9 +198,10 @@ def _check_batch(train, data, mesh):
             f"train.batch_size={train.batch_size} is larger than the training set of "
             f"{len(data.train)} images"
         )
-    if train.batch_size // train.accumulation_steps % mesh.size:
+    parts = train.accumulation_steps or 1
+    if train.batch_size // parts % mesh.size:
         raise UserError(
-            f"train.batch_size={train.batch_size} in {train.accumulation_steps} part(s) does not "
+            f"train.batch_size={train.batch_size} in {parts} part(s) does not "
             f"split evenly over {mesh.size} devices"
         )
 

@@ -192,7 +192,7 @@ class _Runner:
         sharding.start(
             sharding_config.distributed,
             sharding_config.cpu_devices,
-            math.gcd(*(train.batch_size // train.accumulation_steps for train in trains)),
+            math.gcd(*(train.batch_size // (train.accumulation_steps or 1) for train in trains)),
         )
         return sharding.make_mesh()
 

@@ -244,7 +244,6 @@ def _validate_train(config):
         config,
         "train.num_seeds",
         "train.batch_size",
-        "train.accumulation_steps",
         "train.eval_batch_size",
     )
     _only_one(config, "train.epochs", "train.steps")
@@ -252,7 +251,7 @@ def _validate_train(config):
         raise UserError("train.epochs and train.steps are both 0: set one, the run's length")
     for stem in ("optim.warmup", "train.eval_every", "log.every"):
         _only_one(config, *(f"{stem}_{unit}" for unit in ("steps", "epochs", "percent")))
-    if train.batch_size % train.accumulation_steps:
+    if train.accumulation_steps and train.batch_size % train.accumulation_steps:
         raise UserError(
             f"train.batch_size={train.batch_size} is not divisible by "
             f"train.accumulation_steps={train.accumulation_steps}"
