@@ -166,7 +166,7 @@ def _log():
     log.tensorboard = True  # write event files
     log.wandb = False  # send the same to Weights & Biases; needs the package wandb
     log.figures_every = 0  # rollout and positions, at every so many evaluations, as images; 0: off
-    log.explain_images = 64  # test images on which the best ViT's explanations are scored; 0: off
+    log.explain_images = 64  # test images on which the best run's explanations are scored; 0: off
     log.kernel_magnitudes = False  # of every layer before and after, to summary.json and a figure
     return log
 

@@ -234,7 +234,8 @@ def _validate_log(log):
             f"log.figures_every={log.figures_every} has no effect with log.tensorboard=False and "
             "log.wandb=False"
         )
-    if log.wandb and importlib.util.find_spec("wandb") is None:
+    # Their own output folder, wandb/, would pass for a package without an origin.
+    if log.wandb and getattr(importlib.util.find_spec("wandb"), "origin", None) is None:
         raise UserError("log.wandb=True needs the package wandb: pip install wandb")
 
 
