@@ -7,7 +7,7 @@
 MODE is one of
 
   step      the training step with AdamW, without dropout, clipping or augmentation; the peer is
-            timm's VisionTransformer (torchvision's ResNet18), eager and with torch.compile
+            timm's VisionTransformer (torchvision's ResNet18), eager and, with --compile, compiled
   infer     the evaluation step; the peer is the forward pass of the same
   finetune  the training step of the head alone, the images going through the whole model
   explain   attention rollout of a batch; the peer is timm with hooks
@@ -69,6 +69,10 @@ def main() -> None:
     parser.add_argument("--folder", help="input: of images, in folders by class")
     parser.add_argument("--json", type=pathlib.Path, help="add a line to this file")
     args = parser.parse_args()
+    if args.mode == "augment":
+        args.model = "cifar_vit"  # of which only the size of the images matters
+    if args.mode == "explain" and args.model == "resnet18":
+        parser.error("resnet18 has no attention to explain")
     if args.mode == "startup":
         found = measure_startup()
     else:
@@ -308,6 +312,8 @@ def start_augment(spec, args):
     key, sides = jax.random.key(0), {}
     if args.peer_python:
         cores = len(os.sched_getaffinity(0))
+        if spec["batch_size"] % cores:
+            sys.exit(f"error: the batch size must be divisible by {cores}, the number of cores")
         share = {"batch_size": spec["batch_size"] // cores}
         sides["torchvision"] = together(
             [start_peer(args.peer_python, "auto_augment", share) for _ in range(cores)]
@@ -361,6 +367,8 @@ def measure_startup() -> dict:
                     break
             process.kill()
             process.wait()
+            if name not in found:
+                sys.exit("error: the main command ended before its first step")
     return found
 
 

@@ -11,6 +11,13 @@ import sys
 import time
 
 
+def place():
+    """Returns where the peer computes: as ours, on the accelerator if there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def make_model(spec):
     """Returns timm's VisionTransformer, or torchvision's ResNet18 with a stem for small images."""
     import torch
@@ -22,7 +29,7 @@ def make_model(spec):
         model = resnet18(num_classes=spec["num_classes"])
         model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
         model.maxpool = torch.nn.Identity()
-        return model
+        return model.to(place())
     from timm.models.vision_transformer import VisionTransformer
 
     return VisionTransformer(
@@ -33,14 +40,15 @@ def make_model(spec):
         depth=spec["depth"],
         num_heads=spec["num_heads"],
         mlp_ratio=spec["mlp_dim"] / spec["hidden_size"],
-    )
+    ).to(place())
 
 
 def make_images(spec):
     """Returns a batch that is ready as float32, [b, 3, side, side]."""
     import torch
 
-    return torch.randn(spec["batch_size"], 3, spec["image_size"], spec["image_size"])
+    shape = (spec["batch_size"], 3, spec["image_size"], spec["image_size"])
+    return torch.randn(shape, device=place())
 
 
 def train(spec):
@@ -48,7 +56,7 @@ def train(spec):
     import torch
 
     model, images = make_model(spec), make_images(spec)
-    labels = torch.randint(0, spec["num_classes"], (len(images),))
+    labels = torch.randint(0, spec["num_classes"], (len(images),), device=place())
     if spec["head_only"]:
         model.requires_grad_(False)
         (model.fc if spec["model"] == "resnet18" else model.head).requires_grad_(True)
@@ -94,7 +102,7 @@ def explain(spec):
             model(images)
             rollout = None
             for weights in found:
-                layer = weights.mean(1) + torch.eye(weights.shape[-1])
+                layer = weights.mean(1) + torch.eye(weights.shape[-1], device=place())
                 layer = layer / layer.sum(-1, keepdim=True)
                 rollout = layer if rollout is None else layer @ rollout
             return rollout[:, 0, 1:]
@@ -158,11 +166,15 @@ MODES = {f.__name__: f for f in (train, infer, explain, read_folder, auto_augmen
 
 def main():
     """Answers until the standard input ends."""
+    import torch
+
     step, size = MODES[sys.argv[1]](json.loads(sys.argv[2]))
     print(json.dumps({"size": size}), flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
         step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         print(time.perf_counter() - start, flush=True)
 
 

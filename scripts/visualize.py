@@ -20,6 +20,7 @@ of the config. --config.SECTION.KEY=VALUE changes one setting.
 """
 
 import functools
+import json
 import pathlib
 import sys
 
@@ -30,6 +31,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # without 
 from vit_jax import cli, plots  # noqa: E402
 from vit_jax.errors import UserError  # noqa: E402
 
+# The settings that decide on the test images.
+OF_IMAGES = ("name", "dir", "train_split", "test_split", "test_size", "split_seed")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
@@ -39,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 def draw(argv: list[str] | None) -> None:
     """Draws what the arguments say; raises UserError."""
     arguments = sys.argv[1:] if argv is None else argv
-    if arguments[:1] == ["augment"] or not arguments or arguments[0] in ("-h", "--help"):
+    if arguments[:1] == ["augment"]:
         draw_sheet(arguments)
     else:
         draw_models(arguments)
@@ -65,14 +69,22 @@ def draw_models(argv: list[str]) -> None:
     if not folders:
         raise UserError("give the folder of a run")
     classifiers = [Classifier(folder) for folder in folders]
-    if kinds != ["curves"] and not args.images and not classifiers[0].has_data:
-        raise UserError(f"{folders[0]} has no data of its own: give --images FILE...")
+    for folder, classifier in zip(folders, classifiers, strict=True):
+        if kinds != ["curves"] and not args.images and not classifier.has_data:
+            raise UserError(f"{folder} has no data of its own: give --images FILE...")
+    if args.classes and (args.images or {"curves", "explanation_scores"}.issuperset(kinds or "-")):
+        raise UserError("--classes has no effect with --images, curves and explanation_scores")
+    if args.out and args.out.exists() and not args.out.is_dir():
+        raise UserError(f"--out={args.out} is not a folder")
     if len(folders) == 1:
         for made in draw_model(folders[0], classifiers[0], kinds, args):
             print(f"wrote {made}")
         return
     if kinds or not args.out:
         raise UserError("several runs are compared in a figure per image: give --out, and no kinds")
+    same = [json.dumps([c.class_names, *map(c.config.data.get, OF_IMAGES)]) for c in classifiers]
+    if not args.images and len(set(same)) > 1:
+        raise UserError("the runs were tested on different images: give --images FILE...")
     seen = [see(classifier, args) for classifier in classifiers]
     figures.draw_comparison(seen, args.out)
     print(f"wrote {args.out}")

@@ -27,10 +27,10 @@ def run(kind="softmax", params=None, **options):
     """Returns output, weights and parameters of an attention layer on X; parameters are random."""
     layer = ATTENTION[kind](**(PLAIN | {"num_heads": 2} | options))
     if params is None:
-        shapes = layer.init(jax.random.key(0), X, False)["params"]
+        shapes = layer.init(jax.random.key(0), X, None)["params"]
         rng = np.random.default_rng(1)
         params = jax.tree.map(lambda p: rng.normal(0, 0.5, p.shape).astype(np.float32), shapes)
-    out, attended = layer.apply({"params": params}, X, False)
+    out, attended = layer.apply({"params": params}, X, None)
     return out, attended["attention"], params
 
 

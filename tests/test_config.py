@@ -3,6 +3,7 @@
 import importlib.util
 import pathlib
 import re
+import types
 
 import pytest
 
@@ -153,6 +154,8 @@ def test_readme_lists_every_setting_with_its_default():
 
 
 def test_wandb_is_asked_for_before_it_is_needed(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="needs the package wandb: pip install wandb"):
-        validate(make(log__wandb=True))
+    folder = types.SimpleNamespace(origin=None)  # what a folder of that name passes for
+    for found in (None, folder):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, found=found: found)
+        with pytest.raises(UserError, match="needs the package wandb: pip install wandb"):
+            validate(make(log__wandb=True))

@@ -2,6 +2,7 @@
 
 import html
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -33,18 +34,27 @@ def workdir(tmp_path_factory, command):
     return folder / "runs"
 
 
+def test_report_follows_the_number_of_images(workdir, run, command, tmp_path):
+    shutil.copytree(workdir, tmp_path / "runs")
+    arguments = [f"--config={workdir.parent / 'digits.py'}", f"--workdir={tmp_path / 'runs'}"]
+    done = command("-m", "vit_jax.main", *arguments, "--config.log.explain_images=0")
+    assert done.returncode == 0 and "finished before" in done.stdout
+    assert "heat maps" not in (tmp_path / "runs" / "report.html").read_text()
+    assert (run / "figures" / "explanation" / "scores.json").exists()
+
+
 @pytest.fixture(scope="module")
 def run(workdir):
     return workdir / "base" / "seed_0"
 
 
 def read_scores(folder):
-    return json.loads((folder / "explanation_scores" / "scores.json").read_text())
+    return json.loads((folder / "scores.json").read_text())
 
 
 def test_explanations_beat_chance_by_more_than_the_spread(run):
     assert json.loads((run / "summary.json").read_text())["test_accuracy"] > 0.8
-    scores = read_scores(run / "figures")
+    scores = read_scores(run / "figures" / "explanation")
     assert scores["images"] == 64 and scores["patches"] == 16
     assert scores["fractions"][0] == 0 and scores["fractions"][-1] == 1
     for name in ("rollout", "gradient rollout"):
@@ -58,7 +68,7 @@ def test_explanations_beat_chance_by_more_than_the_spread(run):
 
 def test_report_has_the_scores(workdir, run):
     text = (workdir / "report.html").read_text()
-    gain = read_scores(run / "figures")["methods"]["gradient rollout"]["deletion"]
+    gain = read_scores(run / "figures" / "explanation")["methods"]["gradient rollout"]["deletion"]
     assert f"{gain['gain']:.3f}\N{NO-BREAK SPACE}±" in html.unescape(text)
     assert "heat maps of what base, seed 0 attends to" in text
 
@@ -74,7 +84,10 @@ def test_figures_during_training_are_in_tensorboard(run):
 def test_visualize_scores_and_draws_curves(run, tmp_path):
     out = tmp_path / "figures"
     assert visualize.main([str(run), "explanation_scores", "curves", f"--out={out}"]) == 0
-    again, before = read_scores(out)["methods"], read_scores(run / "figures")["methods"]
+    again, before = (
+        read_scores(out / "explanation_scores")["methods"],
+        read_scores(run / "figures" / "explanation")["methods"],
+    )
     for name in before:  # the same images, and so the same scores
         for key in ("deletion", "insertion"):
             np.testing.assert_allclose(again[name][key]["auc"], before[name][key]["auc"], atol=1e-4)

@@ -54,7 +54,7 @@ class FakeWandb:
 
     def __init__(self, error=None):
         self.error, self.options, self.sent, self.finished = error, [], [], False
-        self.config = {}
+        self.config, self.axes = {}, {}
 
     def init(self, **options):
         if self.error:
@@ -63,7 +63,7 @@ class FakeWandb:
         return self
 
     def define_metric(self, name, step_metric=None):
-        pass
+        self.axes[name] = step_metric
 
     def Image(self, pixels):  # noqa: N802
         return ("image", pixels.shape)
@@ -102,6 +102,7 @@ def test_wandb_gets_everything_under_one_name(tmp_path, monkeypatch):
         {"step": 6, "train/loss": 0.5},
         {"step": 6, "grey": ("image", (4, 5))},
     ]
+    assert wandb.axes == {"step": None, "*": "step"}
     assert wandb.config == {"optim.learning_rate": 0.1} and wandb.finished
 
 

@@ -159,7 +159,11 @@ def test_drop_path_leaves_out_whole_branches_and_rescales_the_rest():
     variables = {"params": randomized(params)}
     images = np.repeat(IMAGES[:1], 200, 0)
     _, seen = model.apply(
-        variables, images, train=True, capture=True, rngs={"dropout": jax.random.key(0)}
+        variables,
+        images,
+        train=True,
+        capture=True,
+        keys=jax.random.split(jax.random.key(0), len(images)),
     )
     first, second, third = seen["tokens"]
     np.testing.assert_allclose(second, np.repeat(second[:1], 200, 0), atol=1e-6)  # rate 0
@@ -222,7 +226,8 @@ def test_dropout_acts_in_training_only(rate):
     variables = {"params": randomized(params)}
 
     def train(seed):
-        return model.apply(variables, IMAGES, train=True, rngs={"dropout": jax.random.key(seed)})
+        keys = jax.random.split(jax.random.key(seed), len(IMAGES))
+        return model.apply(variables, IMAGES, train=True, keys=keys)
 
     np.testing.assert_array_equal(train(0), train(0))
     assert not np.allclose(train(0), train(1))

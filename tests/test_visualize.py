@@ -25,7 +25,7 @@ def test_contact_sheet_shows_originals_and_draws(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "command"),
+        ([], "runs"),
         (["augment"], "--config"),
         (["augment", "--config=nowhere.py"], "nowhere.py is not a file"),
         (["augment", "--config=configs/digits_augment.py", "--rows=0"], "--rows=0"),
@@ -116,6 +116,8 @@ def test_mistakes_about_models_end_in_one_sentence(tmp_path, pictures, capsys):
         ([vit, "rollouts", *images], "rollouts is neither a folder nor one of"),
         ([vit, vit, *images], "give --out"),
         ([vit, "curves"], "vit has no curves: it has attention_rollout"),
+        ([vit, "--classes", "a", *images], "--classes has no effect with --images"),
+        ([vit, f"--out={pictures[0]}", *images], "is not a folder"),
         ([resnet, "attention_rollout", *images], "r has no attention_rollout"),
         ([vit, resnet, f"--out={tmp_path / 'o'}", *images], "has no attention to compare"),
         ([vit, "--images", str(tmp_path / "no.png")], "cannot be read as an image"),

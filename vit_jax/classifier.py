@@ -52,9 +52,12 @@ class Classifier:
         """What the model is applied with; reads the weights."""
         return pretrained.load(self._folder).variables  # later than the rest: starts the devices
 
-    def make_model(self, config: Config = None) -> models.VisionTransformer | models.ResNet18:
+    def make_model(
+        self, config: Config | None = None
+    ) -> models.VisionTransformer | models.ResNet18:
         """Returns the module, of `self.config` or of one with other data."""
         config = config or self.config
+        assert config is not None
         return models.build(config.model, len(self.class_names), dtype_of(config.train.dtype))
 
     def report(self, config: Config, part: str) -> dict:
@@ -119,16 +122,21 @@ class Classifier:
         names = list(names) or splits.class_names[:count]
         labels = splits.test.labels
         numbers = [n for name in names if (n := splits.class_names.index(name)) in labels]
+        if not numbers:
+            raise UserError(f"there is no test image of {', '.join(names)}")
         chosen = one_of_each(labels, numbers, config.data.split_seed)
         images, found = splits.test.take(chosen).decode_all(config.data.num_threads)
         return images, [splits.class_names[label] for label in found]
 
-    def random_images(self, count: int) -> tuple[np.ndarray, list[str]]:
-        """Returns as `images_of_classes` test images chosen at random, always the same."""
-        config = self.config
-        splits = make_splits(open_source(config.data), config.data)
-        order = np.random.default_rng(config.data.split_seed).permutation(len(splits.test.labels))
-        images, found = splits.test.take(order[:count]).decode_all(config.data.num_threads)
+    def random_images(self, count: int, data=None) -> tuple[np.ndarray, list[str]]:
+        """Returns as `images_of_classes` test images chosen at random, always the same.
+
+        `data` is a `config.data` to take instead of the run's own.
+        """
+        data = data or self.config.data
+        splits = make_splits(open_source(data), data)
+        order = np.random.default_rng(data.split_seed).permutation(len(splits.test.labels))
+        images, found = splits.test.take(order[:count]).decode_all(data.num_threads)
         return images, [splits.class_names[label] for label in found]
 
     def read_images(self, paths: Sequence[pathlib.Path]) -> np.ndarray:

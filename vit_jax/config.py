@@ -146,7 +146,7 @@ def _train():
     train.num_seeds = 1  # runs per variant, with seeds seed, seed + 1, ...
     train.seeds_at_once = "auto"  # "always": in one program, with the memory of all; "never"
     train.batch_size = 128  # over all devices and processes; one optimizer update
-    train.accumulation_steps = 1  # split the batch into this many, to save memory
+    train.accumulation_steps = 0  # split the batch into this many, to save memory; 0: the fastest
     train.label_smoothing = 0.0  # share of the target spread over all classes
     train.dtype = "auto"  # of the computation; auto: bfloat16 on GPU and TPU, float32 on CPU
     train.remat = False  # recompute each block in the backward pass: less memory, more time
@@ -167,7 +167,7 @@ def _log():
     log.tensorboard = True  # write event files
     log.wandb = False  # send the same to Weights & Biases; needs the package wandb
     log.figures_every = 0  # rollout and positions, at every so many evaluations, as images; 0: off
-    log.explain_images = 64  # test images on which the best ViT's explanations are scored; 0: off
+    log.explain_images = 64  # test images on which the best run's explanations are scored; 0: off
     log.kernel_magnitudes = False  # of every layer before and after, to summary.json and a figure
     return log
 

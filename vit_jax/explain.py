@@ -116,6 +116,9 @@ def patch_relevance(maps: jax.Array, grid: tuple[int, int], has_cls: bool) -> ja
     return seen.reshape(*seen.shape[:-1], *grid)
 
 
+EXPLANATIONS = ("gradient rollout", "rollout", "last layer")
+
+
 def explanations(
     attention: Sequence[jax.Array] | jax.Array,
     gradients: Sequence[jax.Array] | jax.Array,
@@ -124,8 +127,8 @@ def explanations(
 ) -> dict[str, jax.Array]:
     """Returns maps of the patches that a class rests on, {name: [b, rows, columns]}.
 
-    They are gradient rollout, rollout, and the mean of the last layer's heads with its negative
-    weights as 0, by `patch_relevance`.
+    The names are EXPLANATIONS: gradient rollout, rollout, and the mean of the last layer's heads
+    with its negative weights as 0, by `patch_relevance`.
 
     Args:
       attention: as for `rollout`.
@@ -136,12 +139,13 @@ def explanations(
     Raises:
       ValueError: n is not the number of tokens.
     """
-    maps = {
-        "gradient rollout": gradient_rollout(attention, gradients, has_cls=has_cls),
-        "rollout": rollout(attention, has_cls=has_cls),
-        "last layer": jnp.maximum(jnp.asarray(attention[-1], jnp.float32), 0).mean(1),
-    }
-    return {name: patch_relevance(one, grid, has_cls) for name, one in maps.items()}
+    maps = (
+        gradient_rollout(attention, gradients, has_cls=has_cls),
+        rollout(attention, has_cls=has_cls),
+        jnp.maximum(jnp.asarray(attention[-1], jnp.float32), 0).mean(1),
+    )
+    found = (patch_relevance(one, grid, has_cls) for one in maps)
+    return dict(zip(EXPLANATIONS, found, strict=True))
 
 
 def mean_attention_distance(

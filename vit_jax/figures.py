@@ -20,6 +20,11 @@ from vit_jax.errors import UserError
 from vit_jax.evaluate import softmax
 
 
+def short(name: str) -> str:
+    """Returns a name that has room beside a picture."""
+    return name if len(name) <= 24 else name[:23] + "…"
+
+
 class Viewer:
     """Looks into a model, however often its weights change, with one compiled program.
 
@@ -27,6 +32,7 @@ class Viewer:
       name: of the model, for people.
       config: resolved.
       class_names: of the classes.
+      is_vit: whether the model is a ViT.
       grid: rows and columns of patches.
       has_cls: whether the first token is the class token.
     """
@@ -67,7 +73,8 @@ class Viewer:
         logits, inside, gradients = jax.device_get(self._look(variables, images))
         probabilities = softmax(logits)
         predictions = [
-            f"→ {self.class_names[row.argmax()]} {100 * row.max():.0f} %" for row in probabilities
+            f"→ {short(self.class_names[int(row.argmax())])} {100 * row.max():.0f} %"
+            for row in probabilities
         ]
         data = self.config.data
         pictures = center_crop(jnp.asarray(images), data.image_size, data.eval_crop)
@@ -120,7 +127,7 @@ class Seen:
     @property
     def titles(self) -> list[str]:
         """What each image is, and is taken for."""
-        return [f"{n}\n{p}" for n, p in zip(self.names, self.predictions, strict=True)]
+        return [f"{short(n)}\n{p}" for n, p in zip(self.names, self.predictions, strict=True)]
 
     @property
     def what(self) -> str:
@@ -286,25 +293,37 @@ def training_figures(seen: Seen) -> dict[str, np.ndarray]:
         return {path.stem: np.asarray(Image.open(path).convert("RGB")) for path in paths}
 
 
-def explain_run(run: pathlib.Path, count: int) -> None:
+def explain_run(run: pathlib.Path, data, count: int, folder: pathlib.Path) -> None:
     """Draws the rollout of six test images of a finished run of a ViT, and scores explanations.
 
-    The scores, of `count` test images, are in `figures/explanation_scores/scores.json`.
+    Args:
+      run: its folder.
+      data: `config.data`, which says where the test images are now.
+      count: of the test images to score; 0: nothing is drawn, and scores.json goes.
+      folder: for the figures and, written last, scores.json.
+
+    Raises:
+      UserError: the run or the data cannot be read.
     """
+    (folder / "scores.json").unlink(missing_ok=True)
+    if not count:
+        return
     classifier = Classifier(run)
-    images, names = classifier.random_images(count)
-    seen = Viewer.of(classifier).see(classifier.variables, images[:6], names[:6])
-    draw_figures(seen, ["attention_rollout"], run / "figures")
-    draw_scores(classifier, images, run / "figures" / "explanation_scores")
+    images, names = classifier.random_images(count, data)
+    folder.mkdir(parents=True, exist_ok=True)
+    draw_rollout(Viewer.of(classifier).see(classifier.variables, images[:6], names[:6]), folder)
+    draw_scores(classifier, images, folder, count)
 
 
-def draw_scores(classifier: Classifier, images: np.ndarray, folder: pathlib.Path) -> pathlib.Path:
+def draw_scores(
+    classifier: Classifier, images: np.ndarray, folder: pathlib.Path, asked: int = 0
+) -> pathlib.Path:
     """Scores explanations of a ViT on stored images; draws curves, writes scores.json.
 
-    Returns the folder, which is made if missing.
+    Returns the folder, which is made if missing. `asked` images were wanted; 0: those given.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    found = scores.score(classifier, images)
+    found = scores.score(classifier, images) | {"asked": asked or len(images)}
     plots.save_scores(folder / "scores.png", classifier.name, found)
     scores.write(folder / "scores.json", found)
     return folder
@@ -329,7 +348,8 @@ def draw_comparison(models_seen: Sequence[Seen], folder: pathlib.Path) -> None:
             maps.append([*found, *[None] * (layers - len(found))])
         plots.save_comparison(
             folder / f"{i:02d}.png",
-            f"{first.names[i]}: {first.what}, average over heads",
+            f"{first.names[i]}: {'; '.join(dict.fromkeys(s.what for s in models_seen))}; average "
+            "over heads",
             [seen.pictures[i] for seen in models_seen],
             [f"{s.name}\n{s.predictions[i]}" for s in models_seen],
             maps,

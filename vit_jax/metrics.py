@@ -1,11 +1,11 @@
 """Sums over examples, and the writers of what is measured: JSONL, TensorBoard, console."""
 
-import hashlib
 import json
 import os
 import pathlib
 import sys
 import time
+import uuid
 from typing import Any
 
 import flax.struct
@@ -151,15 +151,17 @@ class WandbWriter:
         """
         import wandb  # pyright: ignore[reportMissingImports]  (optional)
 
-        place = folder.absolute()
-        *_, project, variant, seed = place.parts
+        *_, project, variant, seed = folder.absolute().parts
+        number = folder / "wandb_id"  # the same run after a kill, and no other's
+        if not number.exists():
+            write_atomically(number, uuid.uuid4().hex)
         self._wandb: Any = wandb
         try:
             self._run = wandb.init(
                 project=project,
                 group=variant,
                 name=f"{variant}/{seed}",
-                id=hashlib.sha256(str(place).encode()).hexdigest()[:16],  # the same after a kill
+                id=number.read_text(),
                 resume="allow",
                 dir=folder,
             )

@@ -1,6 +1,7 @@
 """What all seeds of one config share: the model, the jitted steps, the weights to begin with."""
 
 import dataclasses
+import functools
 import pathlib
 import sys
 from collections.abc import Callable
@@ -119,7 +120,12 @@ def _jitted_steps(config, data, mesh, shapes, trained, schedule, plateau) -> dic
         return jax.jit(function, out_shardings=whole, **inputs, **options)
 
     init = jit(steps.make_init(model, optimizer, config, plateau))
-    train_step = steps.make_train_step(stepped, optimizer, config, trained, on_features)
+    make_step = functools.partial(
+        steps.make_train_step, stepped, optimizer, config, trained, on_features
+    )
+    train_step = make_step(_parts(config, mesh.size), mesh)
+    # Where each device has seeds of its own, it has their whole batches.
+    of_one_device = make_step(_parts(config, 1))
     eval_step = steps.make_eval_step(stepped, config, on_features)
     feature_step = steps.make_feature_step(model, config)
     if on_features and train.seeds_at_once == "always":
@@ -137,9 +143,21 @@ def _jitted_steps(config, data, mesh, shapes, trained, schedule, plateau) -> dic
         init=init,
         train_step=jitted,
         eval_step=jit(eval_step, whole, whole, split),
-        pure_steps=(train_step, eval_step),
+        pure_steps=(of_one_device, eval_step),
         feature_step=jit(feature_step, whole, split) if on_features else None,
     )
+
+
+def _parts(config, devices):
+    """Returns the number of parts in which a batch is fastest, unless the config says it."""
+    model, train = config.model, config.train
+    if train.accumulation_steps or jax.default_backend() != "cpu" or model.name != "vit":
+        return train.accumulation_steps or 1
+    # Measured on a CPU: a part is best when its tokens stay in the cache from layer to layer.
+    image = model.hidden_size * (config.data.image_size // model.patch_size) ** 2
+    images, fitting = train.batch_size // devices, max(1, 100_000 // image)
+    sizes = (size for size in range(min(fitting, images), images + 1) if images % size == 0)
+    return images // next(sizes)
 
 
 def _without_frozen(train_step, state, trained):
@@ -191,9 +209,10 @@ def _check_batch(train, data, mesh):
             f"train.batch_size={train.batch_size} is larger than the training set of "
             f"{len(data.train)} images"
         )
-    if train.batch_size // train.accumulation_steps % mesh.size:
+    parts = train.accumulation_steps or 1
+    if train.batch_size // parts % mesh.size:
         raise UserError(
-            f"train.batch_size={train.batch_size} in {train.accumulation_steps} part(s) does not "
+            f"train.batch_size={train.batch_size} in {parts} part(s) does not "
             f"split evenly over {mesh.size} devices"
         )
 

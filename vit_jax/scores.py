@@ -66,7 +66,9 @@ def score(classifier: Classifier, images: np.ndarray) -> dict:
         maps = maps_of(variables, some)
         for i, random in enumerate(chance[:, start : start + BATCH]):
             maps[f"random {i}"] = np.pad(random, ((0, missing), (0, 0), (0, 0)))
-        curves = {name: curves_of(variables, some, one) for name, one in maps.items()}
+        # In this order; jit has sorted the names.
+        names = [*explain.EXPLANATIONS, *(f"random {i}" for i in range(CHANCE))]
+        curves = {name: curves_of(variables, some, maps[name]) for name in names}
         batches.append(jax.device_get(curves))
         progress.advance(len(some) - missing)
     progress.close()
@@ -104,6 +106,12 @@ def _summary(batches, n, patches):
 
 def _std(values):
     return float(values.std(ddof=1)) if len(values) > 1 else None
+
+
+def read(folder: pathlib.Path) -> dict:
+    """Returns what scores.json in a folder holds; {} if there is none."""
+    path = folder / "scores.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def write(path: pathlib.Path, found: dict) -> None:

@@ -7,6 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from vit_jax.augment import augment, preprocess
 from vit_jax.metrics import Sums
@@ -77,6 +78,8 @@ def make_train_step(
     config,
     trained: Collection[str] | None = None,
     on_features: bool = False,
+    parts: int = 1,
+    mesh: Mesh | None = None,
 ):
     """Returns (state, key, batch) -> state, one optimizer update.
 
@@ -90,13 +93,10 @@ def make_train_step(
       config: resolved.
       trained: paths of the trained parameters; None: all. The others keep every bit.
       on_features: `model` maps features to logits, and "image" holds those, [b, d].
+      parts: in which the batch is taken, one after another.
+      mesh: over whose axis "data" the batch is split; None: over no other than the compiler's.
     """
-
-    loss_fn = _make_loss(model, config, trained)
-
-    def gradients(*args):
-        grads, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(*args)
-        return grads, batch_stats, sums
+    gradients = _make_gradients(model, config, trained, parts, mesh)
 
     def train_step(state: TrainState, key: jax.Array, batch: dict) -> TrainState:
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
@@ -106,11 +106,8 @@ def make_train_step(
             images, targets = augment(
                 augment_key, batch["image"], batch["label"], model.num_classes, config
             )
-        grads, batch_stats, sums = _accumulated(
-            gradients,
-            config.train.accumulation_steps,
-            (state.params, state.batch_stats, dropout_key, images, targets),
-        )
+        keys = jax.random.split(dropout_key, len(images))
+        grads, batch_stats, sums = gradients(state.params, state.batch_stats, keys, images, targets)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         if state.plateau is not None:
             updates = optax.tree.scale(state.plateau.scale, updates)
@@ -137,9 +134,9 @@ def make_train_step(
 
 
 def _make_loss(model, config, trained):
-    """Returns (params, batch_stats, key, images, targets) -> (loss, (new statistics, sums))."""
+    """Returns (params, batch_stats, keys, images, targets) -> (loss, (new statistics, sums))."""
 
-    def loss_fn(params, batch_stats, key, images, targets):
+    def loss_fn(params, batch_stats, keys, images, targets):
         # Here, so that the backward pass ends where nothing below is trained.
         params = jax.tree_util.tree_map_with_path(
             lambda path, p: p if _in(path, trained) else jax.lax.stop_gradient(p), params
@@ -148,7 +145,7 @@ def _make_loss(model, config, trained):
             {"params": params, "batch_stats": batch_stats},
             images,
             train=True,
-            rngs={"dropout": key},
+            keys=keys,
             mutable=["batch_stats"],
         )
         # Smoothing the mixed targets is the same as mixing smoothed ones.
@@ -164,26 +161,45 @@ def _in(path, trained):
     return trained is None or jax.tree_util.keystr(path, simple=True, separator="/") in trained
 
 
-def _accumulated(gradients, parts, inputs):
-    """Returns gradients, statistics and sums of a batch that is taken in equal parts."""
-    if parts == 1:
-        return gradients(*inputs)
-    params, batch_stats, key, images, targets = inputs
+def _make_gradients(model, config, trained, parts, mesh):
+    """Returns (params, batch_stats, keys, images, targets) -> (gradients, statistics, sums)."""
+    loss_fn = _make_loss(model, config, trained)
 
-    # Part i takes examples i, i + parts, ...: each device keeps the examples that it has.
-    def spread(x):
-        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+    def of_part(*args):
+        grads, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(*args)
+        return grads, batch_stats, sums
 
-    def add(total, part):
-        i, part_images, part_targets = part
-        key_i = jax.random.fold_in(key, i)
-        grads, stats, sums = gradients(params, total[1], key_i, part_images, part_targets)
-        return (jax.tree.map(jnp.add, total[0], grads), stats, total[2].merge(sums)), None
+    def of_batch(params, batch_stats, *examples):
+        def add(total, part):
+            grads, stats, sums = of_part(params, total[1], *part)
+            return (jax.tree.map(jnp.add, total[0], grads), stats, total[2].merge(sums)), None
 
-    zero = (jax.tree.map(jnp.zeros_like, params), batch_stats, Sums.empty())
-    parts_of_batch = (jnp.arange(parts), spread(images), spread(targets))
-    (grads, batch_stats, sums), _ = jax.lax.scan(add, zero, parts_of_batch)
-    return jax.tree.map(lambda g: g / parts, grads), batch_stats, sums
+        # Part i takes examples i, i + parts, ...: each device keeps the examples that it has.
+        spread = [x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for x in examples]
+        zero = (jax.tree.map(jnp.zeros_like, params), batch_stats, Sums.empty())
+        (grads, batch_stats, sums), _ = jax.lax.scan(add, zero, spread)
+        return jax.tree.map(lambda g: g / parts, grads), batch_stats, sums
+
+    def of_device(params, batch_stats, *examples):
+        grads, batch_stats, sums = of_batch(params, batch_stats, *examples)
+        return jax.lax.pmean(grads, "data"), batch_stats, jax.lax.psum(sums, "data")
+
+    def gradients(params, batch_stats, *examples):
+        if parts == 1:
+            return of_part(params, batch_stats, *examples)
+        if mesh is None or batch_stats:  # BatchNorm needs the statistics of all devices
+            return of_batch(params, batch_stats, *examples)
+        # Every device by itself: the compiler would sum the gradients of every part over them.
+        whole, split = jax.P(), jax.P("data")
+        return jax.shard_map(
+            of_device,
+            mesh=mesh,
+            in_specs=(whole, whole, split, split, split),
+            out_specs=whole,
+            check_vma=False,  # else the gradients would come summed already
+        )(params, batch_stats, *examples)
+
+    return gradients
 
 
 def _moving_average(state, params, batch_stats, decay):

@@ -8,11 +8,10 @@ import re
 import tempfile
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from vit_jax import config as settings
-from vit_jax import figures, pretrained, run_folder, seeds, sharding, train
+from vit_jax import figures, pretrained, run_folder, scores, seeds, sharding, train
 from vit_jax.config import Config
 from vit_jax.data import load_data
 from vit_jax.errors import UserError
@@ -120,20 +119,25 @@ def run_sweep(
     results = {"experiment": experiment, "rows": rows}
     select = next(iter(configs.values())).train.select
     write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
-    sweep_done = Sweep(workdir, results, summaries, published, select, arguments)
-    _explain(sweep_done, configs)
-    table = write_report(sweep_done)
+    finished = Sweep(workdir, results, summaries, published, select, arguments)
+    table = write_report(finished)
+    if _explain(finished, configs[finished.ranking[0]["variant"]]):
+        write_report(finished)
     print(f"\n{table}\n\n{workdir / 'results.md'}\n{workdir / 'report.html'}", flush=True)
 
 
-def _explain(sweep, configs):
-    """Draws what the best run looks at, once, if it is a ViT."""
-    log, model = (configs[sweep.ranking[0]["variant"]][key] for key in ("log", "model"))
-    done = sweep.best_folder / "figures" / "explanation_scores" / "scores.json"
+def _explain(sweep, config) -> bool:
+    """Draws what the best run looks at, if it is a ViT; returns whether anything changed."""
+    count, before = config.log.explain_images, scores.read(sweep.explanation)
     # Several processes would have to read the checkpoint together.
-    alone = jax.process_count() == 1
-    if log.explain_images and model.name == "vit" and alone and not done.exists():
-        figures.explain_run(sweep.best_folder, log.explain_images)
+    if config.model.name != "vit" or config.sharding.distributed or count == before.get("asked", 0):
+        return False
+    try:
+        figures.explain_run(sweep.best_folder, config.data, count, sweep.explanation)
+    except UserError as error:  # such as data that are no longer there; the table is not to suffer
+        print(f"the best run is not explained: {error}", flush=True)
+        return False
+    return True
 
 
 def seeds_of(config: Config) -> range:
@@ -190,7 +194,7 @@ class _Runner:
         sharding.start(
             sharding_config.distributed,
             sharding_config.cpu_devices,
-            math.gcd(*(train.batch_size // train.accumulation_steps for train in trains)),
+            math.gcd(*(train.batch_size // (train.accumulation_steps or 1) for train in trains)),
         )
         return sharding.make_mesh()
 

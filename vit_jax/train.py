@@ -287,10 +287,11 @@ class _Run:
     def _log_figures(self, due):
         """Logs what the models make of the first validation images, now and then."""
         every, config = self.program.config.log.figures_every, self.program.config
-        if not every or -(-self.step // self.program.eval_every) % every:
+        if not every or -(-self.step // max(1, self.program.eval_every)) % every:
             return
         batch = next(iter(self.val_images.evaluate(config.train.eval_batch_size)))
-        images, labels = sharding.to_host((batch["image"], batch["label"]))
+        images, labels, mask = sharding.to_host((batch["image"], batch["label"], batch["mask"]))
+        images, labels = images[mask], labels[mask]  # without what fills up the batch
         if not self.first_process:
             return
         names = self.data.class_names
@@ -376,7 +377,7 @@ class _Run:
             report = make_report(
                 results["test"].logits, results["test"].labels, self.data.class_names
             )
-            for name in ("test_report.txt", "figures/explanation_scores/scores.json"):
+            for name in ("test_report.txt", "figures/explanation/scores.json"):
                 (seed.folder / name).unlink(missing_ok=True)  # of an earlier leg
             write_atomically(seed.folder / "test_report.json", json.dumps(report) + "\n")
             write_atomically(seed.folder / "summary.json", json.dumps(summary, indent=2) + "\n")

@@ -244,7 +244,8 @@ def _validate_log(log):
             f"log.figures_every={log.figures_every} has no effect with log.tensorboard=False and "
             "log.wandb=False"
         )
-    if log.wandb and importlib.util.find_spec("wandb") is None:
+    # Their own output folder, wandb/, would pass for a package without an origin.
+    if log.wandb and getattr(importlib.util.find_spec("wandb"), "origin", None) is None:
         raise UserError("log.wandb=True needs the package wandb: pip install wandb")
 
 
@@ -254,7 +255,6 @@ def _validate_train(config):
         config,
         "train.num_seeds",
         "train.batch_size",
-        "train.accumulation_steps",
         "train.eval_batch_size",
     )
     _only_one(config, "train.epochs", "train.steps")
@@ -267,7 +267,7 @@ def _validate_train(config):
         raise UserError("train.epochs and train.steps are both 0: set one, the run's length")
     for stem in ("optim.warmup", "train.eval_every", "log.every"):
         _only_one(config, *(f"{stem}_{unit}" for unit in ("steps", "epochs", "percent")))
-    if train.batch_size % train.accumulation_steps:
+    if train.accumulation_steps and train.batch_size % train.accumulation_steps:
         raise UserError(
             f"train.batch_size={train.batch_size} is not divisible by "
             f"train.accumulation_steps={train.accumulation_steps}"

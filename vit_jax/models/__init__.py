@@ -57,7 +57,9 @@ class Head(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(self, features: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(
+        self, features: jax.Array, train: bool = False, keys: jax.Array | None = None
+    ) -> jax.Array:
         """Maps the models' "features" [b, d] to float32 logits [b, num_classes]."""
-        del train
+        del train, keys
         return nn.Dense(self.num_classes, name="head")(features.astype(jnp.float32))

@@ -66,7 +66,13 @@ class ResNet18(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False, capture: bool = False):
+    def __call__(
+        self,
+        images: jax.Array,
+        train: bool = False,
+        capture: bool = False,
+        keys: jax.Array | None = None,
+    ):
         """Classifies normalised images.
 
         Args:
@@ -74,12 +80,14 @@ class ResNet18(nn.Module):
           train: whether to normalise by the batch's statistics, and to update the running ones (the
             collection "batch_stats", which must then be mutable).
           capture: whether to return the intermediates too.
+          keys: not used; the ViT has random keys of the images here.
 
         Returns:
           float32 logits [b, num_classes]; with `capture` also a dict of "feature_maps" ({name:
           [b, height, width, c]}: after the stem and after each block) and "features" [b, c], the
           head's input.
         """
+        del keys
         x, (size, stride) = images.astype(self.dtype), (7, 2) if self.stem == "imagenet" else (3, 1)
         x = _conv(self.hidden_size, size, stride, self.dtype, "conv1")(x)
         x = nn.relu(_norm(train, self.frozen_norms, self.dtype, name="bn1")(x))

@@ -6,8 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.dtypes import promote_dtype
 
 from vit_jax.models.attention import ATTENTION, IN_ATTENTION
+from vit_jax.models.layers import Dropout, Kernel, gelu_exact
 
 
 def sinusoidal_1d(length: int, width: int) -> np.ndarray:
@@ -75,7 +77,7 @@ class MlpBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
         """Maps tokens [b, n, d] to tokens [b, n, d]."""
         dense = functools.partial(
             nn.Dense,
@@ -85,11 +87,10 @@ class MlpBlock(nn.Module):
         )
         b, n, d = x.shape
         x = dense(self.mlp_dim)(x.reshape(b * n, d))
-        x = nn.gelu(x, approximate=not self.exact_gelu)
-        x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
-        x = dense(d)(x)
-        x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
-        return x.reshape(b, n, d)
+        x = gelu_exact(x) if self.exact_gelu else nn.gelu(x)
+        x = Dropout(self.dropout_rate)(x.reshape(b, n, -1), keys)
+        x = dense(d)(x.reshape(b * n, -1)).reshape(b, n, d)
+        return Dropout(self.dropout_rate)(x, keys)
 
 
 class EncoderBlock(nn.Module):
@@ -108,17 +109,15 @@ class EncoderBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, dict]:
+    def __call__(self, x: jax.Array, keys: jax.Array | None) -> tuple[jax.Array, dict]:
         """Maps tokens [b, n, d] to tokens [b, n, d] and the intermediates of the attention."""
         norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
-        # One draw per image: the whole branch is left out.
-        drop_path = functools.partial(nn.Dropout, self.drop_path_rate, broadcast_dims=(1, 2))
+        drop_path = functools.partial(Dropout, self.drop_path_rate, whole=True)
         attend = ATTENTION[self.attention_kind](dtype=self.dtype, **self.attention)
-        y, attended = attend(norm()(x), train)
-        y = nn.Dropout(self.dropout_rate)(y, deterministic=not train)
-        x = x + drop_path()(y, deterministic=not train)
-        y = MlpBlock(self.mlp_dim, self.dropout_rate, self.exact_gelu, self.dtype)(norm()(x), train)
-        return x + drop_path()(y, deterministic=not train), attended
+        y, attended = attend(norm()(x), keys)
+        x = x + drop_path()(Dropout(self.dropout_rate)(y, keys), keys)
+        y = MlpBlock(self.mlp_dim, self.dropout_rate, self.exact_gelu, self.dtype)(norm()(x), keys)
+        return x + drop_path()(y, keys), attended
 
 
 class Encoder(nn.Module):
@@ -137,13 +136,13 @@ class Encoder(nn.Module):
     block: dict
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, dict]:
+    def __call__(self, x: jax.Array, keys: jax.Array | None) -> tuple[jax.Array, dict]:
         """Maps tokens [b, n, d] to tokens [b, n, d] and the intermediates."""
         places = dict(pos_embed=self.pos_embed, grid=self.grid, has_cls=self.has_cls)
         if self.pos_embed not in ("none", *IN_ATTENTION):
             x = PositionEmbedding(self.pos_embed, self.grid, self.has_cls, name="posembed_input")(x)
-        x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
-        block = nn.remat(EncoderBlock, static_argnums=(2,)) if self.remat else EncoderBlock
+        x = Dropout(self.dropout_rate)(x, keys)
+        block = nn.remat(EncoderBlock) if self.remat else EncoderBlock
         tokens, attended = [x], []
         for i in range(self.depth):
             x, of_block = block(
@@ -154,7 +153,7 @@ class Encoder(nn.Module):
                 dtype=self.dtype,
                 name=f"encoderblock_{i}",
                 **self.block,
-            )(x, train)
+            )(x, keys)
             tokens.append(x)
             attended.append(of_block)
         x = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name="encoder_norm")(x)
@@ -194,13 +193,20 @@ class VisionTransformer(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False, capture: bool = False):
+    def __call__(
+        self,
+        images: jax.Array,
+        train: bool = False,
+        capture: bool = False,
+        keys: jax.Array | None = None,
+    ):
         """Classifies normalised images.
 
         Args:
           images: float [b, height, width, channels], both sides divisible by the patch size.
-          train: whether dropout and drop path are on; they need a "dropout" key.
+          train: whether dropout and drop path are on; they need `keys`.
           capture: whether to return the intermediates too.
+          keys: random keys of the images [b].
 
         Returns:
           float32 logits [b, num_classes]; with `capture` also a dict of "tokens" (depth + 1
@@ -236,7 +242,7 @@ class VisionTransformer(nn.Module):
                 exact_gelu=self.gelu == "erf",
             ),
             name="Transformer",
-        )(x, train)
+        )(x, keys if train else None)
         x = x[:, 0] if self.pool == "cls" else x.mean(1)
         if self.representation_size:
             x = nn.Dense(self.representation_size, dtype=self.dtype, name="pre_logits")(x)
@@ -251,10 +257,11 @@ class VisionTransformer(nn.Module):
 
     def _patches(self, images):
         p, (b, height, width, channels) = self.patch_size, images.shape
-        if self.patchify == "conv":
-            conv = nn.Conv(self.hidden_size, (p, p), (p, p), "VALID", dtype=self.dtype)
-            return conv.copy(name="embedding")(images)
+        # The kernel as a convolution has it, or as a dense layer. Either way it is a product with
+        # flat patches, which is what a convolution without overlap comes to, and faster on a CPU.
+        inputs = (p, p, channels) if self.patchify == "conv" else (p * p * channels,)
+        layer = Kernel(inputs, (self.hidden_size,), kernel_init=_RANDOM, name="embedding")
         x = images.reshape(b, height // p, p, width // p, p, channels)
         x = x.swapaxes(2, 3).reshape(b * height * width // p**2, p * p * channels)
-        x = nn.Dense(self.hidden_size, dtype=self.dtype, name="embedding")(x)
-        return x.reshape(b, height // p, width // p, self.hidden_size)
+        x, kernel, bias = promote_dtype(x, *layer(), dtype=self.dtype)
+        return (x @ kernel + bias).reshape(b, height // p, width // p, self.hidden_size)

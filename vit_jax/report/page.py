@@ -50,6 +50,11 @@ class Sweep:
         """The folder of that run."""
         return self.workdir / self.ranking[0]["variant"] / f"seed_{self.best['seed']}"
 
+    @property
+    def explanation(self) -> pathlib.Path:
+        """The folder of what that run looks at."""
+        return self.best_folder / "figures" / "explanation"
+
     def records(self) -> dict[str, list[dict]]:
         """Returns config.json of each variant and seed, the best first; {} where it is missing."""
         return {
@@ -74,7 +79,7 @@ def make_page(sweep: Sweep) -> str:
         _comparison(sweep),
         _curves(sweep),
         _best_run(folder, variant, best, report),
-        _explanations(folder, f"{variant}, seed {best['seed']}"),
+        _explanations(sweep.explanation, f"{variant}, seed {best['seed']}"),
         _settings(records),
         _repeat(sweep, records),
     ]
@@ -237,20 +242,19 @@ def _best_run(folder, variant, best, report):
 
 
 def _explanations(folder, name):
-    rollout = folder / "figures" / "attention_rollout" / "attention_rollout.png"
-    scores = folder / "figures" / "explanation_scores"
-    found, parts = _read(scores / "scores.json"), []
-    alt = f"Test images beside heat maps of what {name} attends to in them."
-    parts += [_figure(rollout, alt, "Attention rollout, and weighted by the class's gradient")]
+    found, parts = _read(folder / "scores.json"), []
     if found:
+        alt = f"Test images beside heat maps of what {name} attends to in them."
+        caption = "Attention rollout, and weighted by the class's gradient"
+        parts += [_figure(folder / "attention_rollout.png", alt, caption)]
         alt = "Curves of the predicted class's probability as patches are removed or shown, for "
         alt += f"{', '.join(found['methods'])}; their areas are in the table below."
-        parts += [_figure(scores / "scores.png", alt, "Are these the patches that matter?")]
+        parts += [_figure(folder / "scores.png", alt, "Are these the patches that matter?")]
         parts += [
             markup.table("explanations", run.SCORE_HEAD, run.score_cells(found), numbers=True)
         ]
         parts += [markup.paragraph(run.score_legend(found), quiet=True)]
-    return markup.section(f"What {name}, looks at", *parts) if any(parts) else ""
+    return markup.section(f"What {name}, looks at", *parts) if parts else ""
 
 
 def _figure(path, alt, caption, least=0.5):

@@ -150,8 +150,8 @@ def find_plateaus(val: list[tuple[float, float]], length: int = 5) -> list[tuple
     return plateaus
 
 
-SCORE_HEAD = ["explanation", "deletion area", "below chance by", "in images"]
-SCORE_HEAD += ["insertion area", "above chance by", "in images"]
+SCORE_HEAD = ["explanation", "deletion area", "below chance by", "images below"]
+SCORE_HEAD += ["insertion area", "above chance by", "images above"]
 
 
 def score_cells(scores: dict) -> list[list[str]]:
@@ -168,11 +168,13 @@ def score_cells(scores: dict) -> list[list[str]]:
 
 def score_legend(scores: dict) -> str:
     """Returns what the figures of `score_cells` mean."""
+    few = " So few patches say little." if scores["patches"] < 16 else ""
     return (
         f"On {scores['images']} test images of {scores['patches']} patches. Deletion: the patches "
         "are replaced by the image's mean colour, those that the explanation ranks highest first; "
         "the area is that under the probability of the predicted class, and is small if the "
         "explanation is right. Insertion: they are put on the mean colour in that order; the area "
-        "is large then. Chance is a random order; mean ± standard deviation over images of the "
-        "difference in area from it, and the share of images where the explanation is better."
+        "is large then. Chance is the mean of four random orders; mean ± standard deviation over "
+        "images of the difference in area from it, and the share of images where the explanation "
+        f"is better.{few}"
     )
