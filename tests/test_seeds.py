@@ -20,6 +20,7 @@ from vit_jax import checkpoint, figures, optim, run_folder, seeds, sharding, ste
 from vit_jax.data import load_data
 from vit_jax.errors import UserError
 from vit_jax.metrics import read_jsonl
+from vit_jax.models.layers import Dropout
 from vit_jax.program import build_program, one_image
 
 SHORT = dict(
@@ -198,10 +199,10 @@ class Net(nn.Module):
     num_classes: int = 10
 
     @nn.compact
-    def __call__(self, images, train=False):
+    def __call__(self, images, train=False, keys=None):
         x = nn.Dense(8)(images.reshape(len(images), -1))
         x = nn.BatchNorm(not train)(x)
-        return nn.Dense(10, name="head")(nn.Dropout(0.1)(nn.relu(x), deterministic=not train))
+        return nn.Dense(10, name="head")(Dropout(0.1)(nn.relu(x), keys))
 
 
 @pytest.mark.parametrize("devices", [2, 4])
