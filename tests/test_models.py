@@ -7,6 +7,7 @@ import pytest
 
 from vit_jax import config as settings
 from vit_jax import models
+from vit_jax.models import layers
 from vit_jax.models.vit import PositionEmbedding, sincos_2d, sinusoidal_1d
 from vit_jax.validation import CHOICES
 
@@ -343,3 +344,30 @@ def test_resnet18_pads_as_pytorch_does():
     ]
     expected = np.array(expected).transpose(2, 0, 1, 3) / np.sqrt(1 + 1e-5)
     np.testing.assert_allclose(seen["feature_maps"]["stem"], expected.clip(0), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride"),
+    [((6, 9, 8, 3), (3, 4), 2), ((3, 200, 120, 16), (3, 5), 1), ((5, 7, 7, 4), (1, 6), 2)],
+)
+def test_convolution_has_the_gradients_of_the_compilers_own(shape, kernel, stride):
+    """The images are taken all at once, one by one, and without neighbours."""
+    size, channels = kernel
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape).astype(np.float32)
+    kernel = rng.normal(size=(size, size, shape[-1], channels)).astype(np.float32)
+
+    def gradients(convolve):
+        return jax.grad(lambda *args: jnp.tanh(convolve(*args)).mean(), (0, 1))(x, kernel)
+
+    found = gradients(lambda *args: layers.convolve(*args, stride, size // 2))
+    expected = gradients(
+        lambda x, kernel: jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            [(size // 2, size // 2)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)

@@ -163,6 +163,8 @@ def _in(path, trained):
 
 def _make_gradients(model, config, trained, parts, mesh):
     """Returns (params, batch_stats, keys, images, targets) -> (gradients, statistics, sums)."""
+    if mesh is not None and hasattr(model, "axis_name"):  # batch statistics are of all devices
+        model = model.clone(axis_name="data")
     loss_fn = _make_loss(model, config, trained)
 
     def of_part(*args):
@@ -170,6 +172,9 @@ def _make_gradients(model, config, trained, parts, mesh):
         return grads, batch_stats, sums
 
     def of_batch(params, batch_stats, *examples):
+        if parts == 1:
+            return of_part(params, batch_stats, *examples)
+
         def add(total, part):
             grads, stats, sums = of_part(params, total[1], *part)
             return (jax.tree.map(jnp.add, total[0], grads), stats, total[2].merge(sums)), None
@@ -185,11 +190,10 @@ def _make_gradients(model, config, trained, parts, mesh):
         return jax.lax.pmean(grads, "data"), batch_stats, jax.lax.psum(sums, "data")
 
     def gradients(params, batch_stats, *examples):
-        if parts == 1:
-            return of_part(params, batch_stats, *examples)
-        if mesh is None or batch_stats:  # BatchNorm needs the statistics of all devices
+        if mesh is None:
             return of_batch(params, batch_stats, *examples)
-        # Every device by itself: the compiler would sum the gradients of every part over them.
+        # Every device by itself: the compiler would sum the gradients of every part, and of what
+        # `layers.convolve` takes at a time, over them.
         whole, split = jax.P(), jax.P("data")
         return jax.shard_map(
             of_device,

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.models.layers import convolve
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al. 2016, figure 5, left).
@@ -15,6 +17,7 @@ class BasicBlock(nn.Module):
       stride: of the first convolution; a projection takes the shortcut where shapes differ.
       zero_init_residual: start the last norm's scale at 0, so that the block begins as identity.
       frozen_norms: see `ResNet18`, here without the block's name.
+      axis_name: see `ResNet18`.
       dtype: of the computation.
     """
 
@@ -22,20 +25,21 @@ class BasicBlock(nn.Module):
     stride: int
     zero_init_residual: bool
     frozen_norms: frozenset[str]
+    axis_name: str | None
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps [b, height, width, c] to [b, height / stride, width / stride, channels]."""
-        norm = functools.partial(_norm, train, self.frozen_norms, self.dtype)
+        norm = functools.partial(_norm, train, self.frozen_norms, self.axis_name, self.dtype)
         ones = nn.initializers.ones
         last_scale = nn.initializers.zeros if self.zero_init_residual else ones
-        y = _conv(self.channels, 3, self.stride, self.dtype, "conv1")(x)
+        y = Conv(self.channels, 3, self.stride, self.dtype, name="conv1")(x)
         y = nn.relu(norm(name="bn1")(y))
-        y = _conv(self.channels, 3, 1, self.dtype, "conv2")(y)
+        y = Conv(self.channels, 3, 1, self.dtype, name="conv2")(y)
         y = norm(name="bn2", scale_init=last_scale)(y)
         if x.shape != y.shape:
-            x = _conv(self.channels, 1, self.stride, self.dtype, "downsample_conv")(x)
+            x = Conv(self.channels, 1, self.stride, self.dtype, name="downsample_conv")(x)
             x = norm(name="downsample_bn")(x)
         return nn.relu(x + y)
 
@@ -43,8 +47,7 @@ class BasicBlock(nn.Module):
 class ResNet18(nn.Module):
     """Image classifier of four stages of two blocks.
 
-    Batch statistics are of the whole batch, over all devices, because the step is jitted on the
-    global batch.
+    Batch statistics are of the whole batch, over all devices.
 
     Attributes:
       num_classes: width of the head.
@@ -55,6 +58,8 @@ class ResNet18(nn.Module):
         statistics in training too, and so leave them as they are.
       dtype: of the computation; parameters, statistics and logits are float32.
       remat: recompute the activations of each block in the backward pass.
+      axis_name: of the mesh over which each device trains on its part of a batch by itself
+        (`jax.shard_map`); None: a call has the whole batch.
     """
 
     num_classes: int
@@ -64,6 +69,7 @@ class ResNet18(nn.Module):
     frozen_norms: frozenset[str]
     dtype: jnp.dtype
     remat: bool
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(
@@ -89,8 +95,8 @@ class ResNet18(nn.Module):
         """
         del keys
         x, (size, stride) = images.astype(self.dtype), (7, 2) if self.stem == "imagenet" else (3, 1)
-        x = _conv(self.hidden_size, size, stride, self.dtype, "conv1")(x)
-        x = nn.relu(_norm(train, self.frozen_norms, self.dtype, name="bn1")(x))
+        x = Conv(self.hidden_size, size, stride, self.dtype, name="conv1")(x)
+        x = nn.relu(_norm(train, self.frozen_norms, self.axis_name, self.dtype, name="bn1")(x))
         maps = {"stem": x}
         if self.stem == "imagenet":
             # Zeros pad as well as -inf would: no value is below 0 here.
@@ -105,6 +111,7 @@ class ResNet18(nn.Module):
                     stride=2 if stage and not block else 1,
                     zero_init_residual=self.zero_init_residual,
                     frozen_norms=frozenset(n.split("/")[1] for n in inside),
+                    axis_name=self.axis_name,
                     dtype=self.dtype,
                     name=name,
                 )(x, train)
@@ -114,25 +121,40 @@ class ResNet18(nn.Module):
         return (logits, {"feature_maps": maps, "features": x}) if capture else logits
 
 
-def _conv(channels, size, stride, dtype, name):
-    # Padding as in PyTorch; "SAME" would differ at stride 2. The spread of He et al. 2015, fan-out.
-    return nn.Conv(
-        channels,
-        (size, size),
-        (stride, stride),
-        padding=size // 2,
-        use_bias=False,
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"),
-        dtype=dtype,
-        name=name,
-    )
+class Conv(nn.Module):
+    """A square convolution without bias, its parameters as in `nn.Conv`.
+
+    Attributes:
+      channels: of the output.
+      size: of the kernel.
+      stride: in both directions.
+      dtype: of the computation.
+    """
+
+    channels: int
+    size: int
+    stride: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [b, height, width, c] to [b, height / stride, width / stride, channels]."""
+        shape = (self.size, self.size, x.shape[-1], self.channels)
+        # The spread of He et al. 2015, fan-out.
+        spread = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+        kernel = self.param("kernel", spread, shape)
+        # Padding as in PyTorch; "SAME" would differ at stride 2.
+        return convolve(
+            x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.size // 2
+        )
 
 
-def _norm(train, frozen, dtype, name, **options):
+def _norm(train, frozen, axis_name, dtype, name, **options):
     return nn.BatchNorm(
         use_running_average=not train or name in frozen,
         momentum=0.9,
         epsilon=1e-5,
+        axis_name=axis_name,
         dtype=dtype,
         name=name,
         **options,
