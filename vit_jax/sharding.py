@@ -5,6 +5,7 @@ import math
 import os
 import pathlib
 import platform
+import zlib
 
 import jax
 import numpy as np
@@ -13,9 +14,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.errors import UserError
 
+CACHE_BYTES = 2 * 2**30  # of compiled programs; the least recently used go first
+
 
 def start(distributed: bool, cpu_devices: int, divides: int) -> None:
     """Prepares JAX's devices; call it before anything else touches them.
+
+    Compiled programs are kept for the next start, in `cache_folder`; JAX_COMPILATION_CACHE_DIR says
+    another place, JAX_ENABLE_COMPILATION_CACHE=false none.
 
     Args:
       distributed: join the other processes of this run. JAX finds them by itself under SLURM,
@@ -45,6 +51,10 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
             jax.config.update("jax_num_cpu_devices", wanted)
         except RuntimeError:
             pass  # JAX is running already, as in a notebook: keep the devices that it has
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+        jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     if distributed:
         number = os.environ.get("JAX_NUM_PROCESSES")
         rank = os.environ.get("JAX_PROCESS_ID")
@@ -58,6 +68,17 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
                 f"sharding.distributed=True, but the other processes are not known ({error}): set "
                 "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
             ) from None
+
+
+def cache_folder() -> pathlib.Path:
+    """Returns the folder of compiled programs, under the user's cache folder.
+
+    Each kind of CPU has its own: a home may be shared by machines, and JAX tells apart accelerators
+    only, so that a CPU would be given instructions that it lacks.
+    """
+    base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    kind = zlib.crc32("".join(_cpu_lines("model name", "flags", "Features")).encode())
+    return base / "vit_jax" / f"compiled_{platform.machine()}_{kind:08x}"
 
 
 def is_first_process() -> bool:
@@ -144,10 +165,14 @@ def describe_devices() -> str:
     """Returns e.g. "8 x NVIDIA H100" or "2 x cpu (AMD EPYC)"."""
     kind = jax.devices()[0].device_kind
     if jax.default_backend() == "cpu":
-        cpu = pathlib.Path("/proc/cpuinfo")
-        lines = cpu.read_text().splitlines() if cpu.exists() else []
-        models_found = [
-            line.split(":")[1].strip() for line in lines if line.startswith("model name")
-        ]
-        kind = f"cpu ({(models_found or [platform.processor() or platform.machine()])[0]})"
+        names = _cpu_lines("model name") or [platform.processor() or platform.machine()]
+        kind = f"cpu ({names[0]})"
     return f"{jax.device_count()} x {kind}"
+
+
+def _cpu_lines(*keys):
+    """Returns what Linux tells of the first CPU under some of these keys."""
+    cpu = pathlib.Path("/proc/cpuinfo")
+    text = cpu.read_text().split("\n\n")[0] if cpu.exists() else ""
+    pairs = [line.partition(":") for line in text.splitlines()]
+    return [value.strip() for key, _, value in pairs if key.strip() in keys]
