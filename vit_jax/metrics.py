@@ -9,6 +9,7 @@ import uuid
 from typing import Any
 
 import flax.struct
+import jax
 import numpy as np
 from clu import metrics as clu_metrics
 from tqdm import tqdm
@@ -263,6 +264,32 @@ def say(text: str) -> None:
     """Prints a line, above the progress bar where there is one."""
     tqdm.write(text)
     sys.stdout.flush()
+
+
+class CompileTimes:
+    """Adds up what JAX spends on making programs, until it is told to stop."""
+
+    _EVENTS = {
+        "/jax/core/compile/jaxpr_trace_duration": "tracing",
+        "/jax/core/compile/jaxpr_to_mlir_module_duration": "lowering",
+        "/jax/core/compile/backend_compile_duration": "compiling",  # or reading the cache
+    }
+
+    def __init__(self):
+        """Starts."""
+        self._seconds = dict.fromkeys(self._EVENTS.values(), 0.0)
+        jax.monitoring.register_event_duration_secs_listener(self._add)
+
+    def _add(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if what := self._EVENTS.get(event):
+            # The tracing of a function contains that of the functions that it calls.
+            total = max if what == "tracing" else float.__add__
+            self._seconds[what] = total(self._seconds[what], duration_secs)
+
+    def stop(self) -> dict[str, float]:
+        """Returns the seconds of tracing, lowering, and compiling or reading the cache."""
+        jax.monitoring.unregister_event_duration_listener(self._add)
+        return self._seconds
 
 
 class Progress:

@@ -51,7 +51,7 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
             jax.config.update("jax_num_cpu_devices", wanted)
         except RuntimeError:
             pass  # JAX is running already, as in a notebook: keep the devices that it has
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
         jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -6,6 +6,7 @@ import math
 import pathlib
 import re
 import tempfile
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -220,10 +221,12 @@ class _Runner:
     def _train(self, name, config, folders, found):
         """Trains the seeds of {seed: folder} and puts their summaries into `found`."""
         data = self._load(config)
+        started = time.monotonic()
         if name not in self._program:
             self._program = {name: build_program(config, data, self.mesh)}
-            if sharding.is_first_process():
-                print_parameters(self._program[name])
+        if sharding.is_first_process():
+            print_parameters(self._program[name])
+            print(f"{name}: model built in {time.monotonic() - started:.1f} s", flush=True)
         for group in seeds.groups(self._program[name], folders):
             found |= zip(
                 group,
@@ -237,11 +240,15 @@ class _Runner:
         key = json.dumps(config.data.to_dict(), sort_keys=True)
         if key not in self._data:
             self._data.clear()  # before the next set takes its room
+            started = time.monotonic()
             self._data = {key: load_data(config.data, self.mesh)}
+            print(f"data loaded in {time.monotonic() - started:.1f} s", flush=True)
             # Before hours are spent on the first variant, and so that no table is made of two sets.
             for name, other in self._configs.items():
                 if other.data == config.data:
                     program = build_program(other, self._data[key], self.mesh)
+                    if other is config:  # which is trained next
+                        self._program = {name: program}
                     for seed in seeds_of(other):
                         folder = self._workdir / name / f"seed_{seed}"
                         run_folder.check_data(folder, program.fingerprint)

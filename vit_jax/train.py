@@ -14,12 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import vit_jax
 from vit_jax import explain, figures, models, pretrained, run_folder, seeds, sharding
 from vit_jax.checkpoint import Checkpoints, abstract, checksum, restore_common
 from vit_jax.data import Data, ResidentBatches
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, make_report
-from vit_jax.metrics import Progress, Sums, make_writer, read_jsonl, say, write_atomically
+from vit_jax.metrics import (
+    CompileTimes,
+    Progress,
+    Sums,
+    make_writer,
+    read_jsonl,
+    say,
+    write_atomically,
+)
 from vit_jax.program import Program, dtype_of, num_trained, one_image
 from vit_jax.stop import StopSignal
 
@@ -203,7 +212,7 @@ class _Run:
         batches = self.steps.batches(
             self.data.train, [seed.seed for seed in self.seeds], self.step, program.total_steps
         )
-        clock, started = None, time.monotonic()
+        clock, started, compile_times = None, time.monotonic(), CompileTimes()
         self.progress.update(self.step, "compiling")
         for batch in batches:
             self.state = sharding.settle(self.steps.train_step(self.state, step_key, batch))
@@ -212,7 +221,7 @@ class _Run:
                 jax.block_until_ready(self.state)
                 clock, self.row_start = time.monotonic(), self.step
                 self.progress.update(self.step, "compiled")
-                self._print(f"first step, with compilation: {clock - started:.1f} s")
+                self._print_start(clock, clock - started, compile_times.stop())
             evaluate_now = self.step % program.eval_every == 0 or self.step == program.total_steps
             if evaluate_now or self.step % program.log_every == 0:
                 self._log_rows(clock)
@@ -220,6 +229,13 @@ class _Run:
                     self._evaluate_and_save()
                 clock, self.row_start = time.monotonic(), self.step
             self._exit_if_stopped()
+
+    def _print_start(self, now, seconds, compile_times):
+        parts = [f"{what} {spent:.1f}" for what, spent in compile_times.items()]
+        self._print(
+            f"first step, with compilation: {seconds:.1f} s (of it {', '.join(parts)}), "
+            f"{now - vit_jax.STARTED:.1f} s after the start of the program"
+        )
 
     def _due(self):
         """Returns the seeds that are not evaluated yet at this step."""
