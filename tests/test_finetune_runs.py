@@ -17,6 +17,7 @@ from scripts import convert_weights, evaluate, predict
 from vit_jax import checkpoint, pretrained, sharding
 from vit_jax import config as settings
 from vit_jax import sweep as sweep_module
+from vit_jax.classifier import Classifier
 from vit_jax.data import load_data
 from vit_jax.errors import UserError
 from vit_jax.metrics import read_jsonl
@@ -261,6 +262,27 @@ def test_mistakes_end_in_one_sentence(first, tuned, tmp_path, capsys):
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1, error
         assert sentence in error, error
+
+
+def test_a_run_of_an_older_version_is_used_with_the_defaults_of_what_it_lacks(first, tmp_path):
+    older = tmp_path / "older"
+    shutil.copytree(first, older)
+    record = json.loads((older / "config.json").read_text())
+    for key in ("data.eval_crop", "model.qkv_bias", "train.seeds_at_once"):
+        del record["config"][key]
+    (older / "config.json").write_text(json.dumps(record))
+    assert Classifier(older).config == Classifier(first).config
+    assert pretrained.read_info(older) == pretrained.read_info(first) | {"source": str(older)}
+    for change, sentence in (
+        ({"config": record["config"] | {"model.newer": 1}}, "unknown config key model.newer in"),
+        ({"config": record["config"] | {"model.depth": "x"}}, "takes a whole number, not 'x'"),
+        ({"config": record["config"] | {"model.depth": 10**9}}, "model.depth=1000000000 is above"),
+        ({"config": []}, "config.json is damaged"),
+        ({"data": {"classes": [1, 2]}}, "config.json is damaged"),
+    ):
+        (older / "config.json").write_text(json.dumps(record | change))
+        with pytest.raises(UserError, match=sentence):
+            Classifier(older)
 
 
 def test_weights_that_do_not_serve_stop_the_run(first, tmp_path):
