@@ -1,11 +1,9 @@
 """Weight files made to do harm: refused in one sentence, in little memory, nothing run."""
 
-import contextlib
 import io
 import json
 import pathlib
 import pickle
-import resource
 import shutil
 import struct
 import zipfile
@@ -13,6 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 import safetensors.numpy
+from tiny_memory import little_memory
 from tiny_weights import save_weights
 
 from scripts import convert_weights, predict
@@ -59,20 +58,6 @@ def tensors(header, data=b"", length=None):
 
 def tensor(begin, end, shape=(1,), dtype="F32"):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
-
-
-@contextlib.contextmanager
-def little_memory():
-    """Gives this process half a GiB more than it has; beyond it, MemoryError is raised."""
-    pages = pathlib.Path("/proc/self/statm")
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    if pages.exists():
-        taken = int(pages.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (taken + 2**29, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def assert_refused(path, sentence=None):

@@ -112,7 +112,8 @@ def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
     """Returns uint8 [size, size, channels]: upright, converted, resized, centre-cropped."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits: Pillow would clip, not scale
-        image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype(np.uint8))
+        levels = np.nan_to_num(np.asarray(image, np.float64) / 257, nan=0.0)
+        image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
     if "transparency" in image.info:  # of a palette: Pillow wants this step in between
         image = image.convert("RGBA")
     image = image.convert("RGB" if channels == 3 else "L")

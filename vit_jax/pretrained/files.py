@@ -69,6 +69,8 @@ def _read_npz(path):
             key = member.filename.removesuffix(".npy")
             if key in arrays:
                 raise ValueError(f"it holds {key} twice")
+            if member.compress_size > path.stat().st_size:  # so much would be read at once
+                raise ValueError(f"{key} is larger than the file")
             with archive.open(member) as file:
                 _check_npy_header(file, member)
             with archive.open(member) as file:
