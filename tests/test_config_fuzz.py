@@ -261,7 +261,7 @@ def test_every_config_is_refused_or_trains(_no_network, capsys):
     outcomes = collections.Counter()
 
     @hypothesis.settings(
-        max_examples=EXAMPLES or 16,
+        max_examples=EXAMPLES or 12,
         derandomize=not EXAMPLES,
         database=None,
         deadline=None,
@@ -275,4 +275,4 @@ def test_every_config_is_refused_or_trains(_no_network, capsys):
     with capsys.disabled():
         if EXAMPLES:
             print(f"\n{outcomes.total()} configs: {dict(outcomes)}")
-    assert outcomes["refused"] > 3 and outcomes["trained"] > 3
+    assert outcomes["refused"] > 2 and outcomes["trained"] > 2

@@ -231,9 +231,12 @@ def test_mistakes_end_in_one_sentence(first, tuned, tmp_path, capsys):
     for name in ("cat", "dog"):
         for i in range(10):
             shutil.copy(picture, tmp_path / "photos" / name / f"{i}.png")
+    shutil.copytree(tmp_path / "photos", tmp_path / "worse")
+    shutil.copy(tmp_path / "broken.jpg", tmp_path / "worse" / "cat")
     convert_weights.main([str(GOLDEN / "hf_bare" / "model.safetensors"), str(tmp_path / "bare")])
     convert_weights.main([str(GOLDEN / "hf" / "model.safetensors"), str(tmp_path / "whole")])
     other_data = ["--config.data.name=folder", f"--config.data.dir={tmp_path / 'photos'}"]
+    worse = [other_data[0], f"--config.data.dir={tmp_path / 'worse'}", f"--out={tmp_path / 'o'}"]
     cases = [
         (predict, [first, tmp_path / "broken.jpg"], "cannot be read as an image"),
         (predict, [first, tmp_path / "nowhere"], "neither a file nor a folder"),
@@ -243,6 +246,7 @@ def test_mistakes_end_in_one_sentence(first, tuned, tmp_path, capsys):
         (predict, [tmp_path, picture], "neither a converted checkpoint"),
         (evaluate, [tuned, *other_data], "--out is missing"),
         (evaluate, [tuned, *other_data, f"--out={tmp_path / 'o'}"], "the data have 2 classes"),
+        (evaluate, [tuned, *worse], "cat/broken.jpg cannot be read as an image"),
         (evaluate, [tmp_path / "whole"], "has no data of its own"),
         (evaluate, [tuned, "--config.optim.b1=0.5"], "has no effect on an evaluation"),
         (evaluate, [tuned, "--config.data.mean=(0.4,)"], "is the model's"),

@@ -259,8 +259,10 @@ def save_contact_sheet(
       groups: title -> uint8 [rows, columns, height, width, 1 or 3].
       cell: inches of an image's side.
     """
+    names = [_short(name, 24) for name in names]
     columns = [images.shape[1] for images in groups.values()]
-    size = (1.2 + cell * sum(columns) + 0.1 * len(groups), 0.5 + cell * len(names))
+    room = max(1.2, 0.4 + 0.1 * max(map(len, names)))
+    size = (room + cell * sum(columns) + 0.1 * len(groups), 0.5 + cell * len(names))
     figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, len(groups), width_ratios=columns, squeeze=False)[0]
     for axis, (title, images) in zip(axes, groups.items(), strict=True):
@@ -276,7 +278,6 @@ def save_contact_sheet(
         axis.set_yticks([])
         axis.spines[:].set_visible(False)
     first = axes[0].images[0].get_array().shape[0] / len(names)
-    places = [(i + 0.5) * first for i in range(len(names))]
-    axes[0].set_yticks(places, [_short(name, 24) for name in names], fontsize=11)
+    axes[0].set_yticks([(i + 0.5) * first for i in range(len(names))], names, fontsize=11)
     axes[0].tick_params(axis="y", length=0)
     figure.savefig(path, dpi=120, bbox_inches="tight", pad_inches=0.1)
