@@ -1,11 +1,12 @@
 PYTHON ?= python3
 REQUIREMENTS := $(if $(wildcard /proc/driver/nvidia/version),requirements.txt,requirements-cpu.txt)
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test fuzz lint clean
 
 help:
 	@echo "make demo   install into .venv, then compare three patch sizes on the digits: report.html"
 	@echo "make test   install into .venv, then run the test suite"
+	@echo "make fuzz   try 500 configs at random (EXAMPLES=500): refused, or trained; half an hour"
 	@echo "make lint   install into .venv, then check style and types"
 	@echo "make clean  remove .venv and the demo's results"
 
@@ -19,6 +20,10 @@ demo: .venv/installed
 
 test: .venv/installed
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+EXAMPLES ?= 500
+fuzz: .venv/installed
+	FUZZ_EXAMPLES=$(EXAMPLES) .venv/bin/python -m pytest -q tests/test_config_fuzz.py
 
 lint: .venv/installed
 	.venv/bin/ruff format --check .

@@ -9,13 +9,14 @@ as in the run's evaluation.
 """
 
 import json
+import os
 import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # without an installation
 
 from vit_jax import cli  # noqa: E402
-from vit_jax.errors import UserError  # noqa: E402
+from vit_jax.errors import UserError, one_line  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,10 +49,12 @@ def predict(argv: list[str] | None) -> None:
         top = dict(zip(names, (float(probabilities[i]) for i in best), strict=True))
         answers.append({"image": str(path), "top5": top})
         if args.overlay:
-            out = args.overlay / f"{number:04d}_{path.stem}.png"
-            plots.save_prediction(out, path.name, image, top)
+            # With the number and .png, within the 255 bytes that file systems take.
+            name = os.fsencode(path.stem)[:200].decode(errors="ignore")
+            out = args.overlay / f"{number:04d}_{name}.png"
+            plots.save_prediction(out, one_line(path.name), image, top)
         if not args.json:
-            tqdm.write(f"{path}")
+            tqdm.write(one_line(path))
             for name, probability in top.items():
                 tqdm.write(f"  {100 * probability:6.2f} %  {name}")
     if args.json:
@@ -66,6 +69,7 @@ def list_images(given: list[pathlib.Path]) -> list[pathlib.Path]:
     for path in given:
         if path.is_dir():
             inside = [p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES]
+            inside = [p for p in inside if p.is_file()]  # not a pipe, which would be waited for
             if not inside:
                 raise UserError(f"{path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
             paths += sorted(inside)

@@ -29,7 +29,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # without an installation
 
 from vit_jax import cli, plots  # noqa: E402
-from vit_jax.errors import UserError  # noqa: E402
+from vit_jax.errors import UserError, one_line  # noqa: E402
 
 # The settings that decide on the test images.
 OF_IMAGES = ("name", "dir", "train_split", "test_split", "test_size", "split_seed")
@@ -123,7 +123,7 @@ def read_images(classifier, args) -> tuple[np.ndarray, list[str]] | None:
     """Returns the pictures of --images, and their names; None without."""
     if not args.images:
         return None
-    return classifier.read_images(args.images), [path.name for path in args.images]
+    return classifier.read_images(args.images), [one_line(path.name) for path in args.images]
 
 
 def draw_sheet(argv: list[str]) -> None:

@@ -43,7 +43,7 @@ def test_valid_config_passes():
         ({"model__depth": 0}, "model.depth is not set"),
         ({"model__pool": "max"}, "model.pool='max' is not one of cls, mean"),
         ({"model__pos_embed": "sincos_2d", "model__hidden_size": 4}, "needs a model.hidden_size"),
-        ({"model__dropout_rate": 1.0}, "model.dropout_rate=1.0 must be below 1"),
+        ({"model__dropout_rate": 1.0}, "model.dropout_rate=1.0 is above 0.99"),
         ({"model__norm_eps": 0.0}, "model.norm_eps=0"),
         ({"model__size": "XL/4"}, "model.size='XL/4' is unknown: give one of Ti, S, B, L"),
         ({"model__size": "S/8"}, "model.size='S/8' does nothing"),
@@ -89,6 +89,19 @@ def test_valid_config_passes():
         ({**PLATEAU, "optim__plateau_threshold": 0.0}, "optim.plateau_threshold=0.0 must lie"),
         ({"model__attention": "differential", "model__hidden_size": 36}, "divisible by twice"),
         ({"model__pos_embed": "rope_2d", "model__hidden_size": 24}, "needs a width per attention"),
+        ({"model__depth": True}, "config key model.depth in the config takes a whole number"),
+        ({"model__depth": 10**9}, "model.depth=1000000000 is above 1000"),
+        ({"train__steps": 2**31}, "train.steps=2147483648 is above 2147483646"),
+        ({"optim__eps": 1e-50}, "optim.eps=1e-50 is too small: give 0 or at least 1e-30"),
+        ({"optim__b2": 0.99999999}, "optim.b2=0.99999999 must be below 1, by a millionth"),
+        ({"optim__learning_rate": 1e3}, "optim.learning_rate=1000.0 is above 100"),
+        ({"optim__weight_decay": 1000.0}, "weights would change sign instead of shrinking"),
+        ({"data__mean": (123.7,)}, "data.mean=(123.7,) is above 1"),
+        ({"data__std": (1e-6,)}, "data.std=(1e-06,) holds less than 0.001"),
+        ({"data__dir": "a\0b"}, "holds what no file name can"),
+        ({"freeze": f"last_{'9' * 5000}_blocks"}, "freeze='last_999"),
+        ({"freeze": "x{9999999999}=frozen"}, "is no regular expression"),
+        ({"model__size": f"S/{'9' * 5000}"}, "model.size='S/999"),
     ],
 )
 def test_wrong_config_is_refused(overrides, sentence):
@@ -103,6 +116,10 @@ def test_unknown_keys_and_wrong_types_are_refused():
         make(train__epoch=3)
     with pytest.raises(UserError, match="train.batch_size in a test takes a whole number"):
         make(train__batch_size="many")
+    with pytest.raises(UserError, match="optim.b1 in a test takes a number, not 1000"):
+        make(optim__b1=10**400)  # more than a float holds
+    with pytest.raises(UserError, match="not a number of thousands of digits"):
+        make(optim__b1=10**5000)
 
 
 def test_named_size_fills_what_is_left_out():

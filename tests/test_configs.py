@@ -6,9 +6,9 @@ import pathlib
 import tempfile
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_states import made_up
 from tiny_weights import save_weights
 
 from vit_jax import config as settings
@@ -67,18 +67,6 @@ def structure_of(config, sections):
     """Returns what tells programs apart in kind: the choices, and which numbers are not zero."""
     flat = {k: v for k, v in settings.flatten(config).items() if k.split(".")[0] in sections}
     return tuple(v if isinstance(v, str) else bool(v) for v in flat.values())
-
-
-def made_up(shapes, plateau):
-    """Returns a state of these shapes; compiling the real one would take as long as the step."""
-    rng = np.random.default_rng(0)
-    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    params = jax.tree.map(
-        lambda x: 0.05 * rng.standard_normal(x.shape).astype(x.dtype), shapes.params
-    )
-    return state.replace(
-        params=params, bad_step=jnp.int32(-1), plateau=plateau.init() if plateau else None
-    )
 
 
 @pytest.mark.parametrize("name", NAMES)

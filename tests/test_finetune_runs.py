@@ -17,6 +17,7 @@ from scripts import convert_weights, evaluate, predict
 from vit_jax import checkpoint, pretrained, sharding
 from vit_jax import config as settings
 from vit_jax import sweep as sweep_module
+from vit_jax.classifier import Classifier
 from vit_jax.data import load_data
 from vit_jax.errors import UserError
 from vit_jax.metrics import read_jsonl
@@ -230,9 +231,12 @@ def test_mistakes_end_in_one_sentence(first, tuned, tmp_path, capsys):
     for name in ("cat", "dog"):
         for i in range(10):
             shutil.copy(picture, tmp_path / "photos" / name / f"{i}.png")
+    shutil.copytree(tmp_path / "photos", tmp_path / "worse")
+    shutil.copy(tmp_path / "broken.jpg", tmp_path / "worse" / "cat")
     convert_weights.main([str(GOLDEN / "hf_bare" / "model.safetensors"), str(tmp_path / "bare")])
     convert_weights.main([str(GOLDEN / "hf" / "model.safetensors"), str(tmp_path / "whole")])
     other_data = ["--config.data.name=folder", f"--config.data.dir={tmp_path / 'photos'}"]
+    worse = [other_data[0], f"--config.data.dir={tmp_path / 'worse'}", f"--out={tmp_path / 'o'}"]
     cases = [
         (predict, [first, tmp_path / "broken.jpg"], "cannot be read as an image"),
         (predict, [first, tmp_path / "nowhere"], "neither a file nor a folder"),
@@ -242,6 +246,7 @@ def test_mistakes_end_in_one_sentence(first, tuned, tmp_path, capsys):
         (predict, [tmp_path, picture], "neither a converted checkpoint"),
         (evaluate, [tuned, *other_data], "--out is missing"),
         (evaluate, [tuned, *other_data, f"--out={tmp_path / 'o'}"], "the data have 2 classes"),
+        (evaluate, [tuned, *worse], "cat/broken.jpg cannot be read as an image"),
         (evaluate, [tmp_path / "whole"], "has no data of its own"),
         (evaluate, [tuned, "--config.optim.b1=0.5"], "has no effect on an evaluation"),
         (evaluate, [tuned, "--config.data.mean=(0.4,)"], "is the model's"),
@@ -261,6 +266,27 @@ def test_mistakes_end_in_one_sentence(first, tuned, tmp_path, capsys):
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1, error
         assert sentence in error, error
+
+
+def test_a_run_of_an_older_version_is_used_with_the_defaults_of_what_it_lacks(first, tmp_path):
+    older = tmp_path / "older"
+    shutil.copytree(first, older)
+    record = json.loads((older / "config.json").read_text())
+    for key in ("data.eval_crop", "model.qkv_bias", "train.seeds_at_once"):
+        del record["config"][key]
+    (older / "config.json").write_text(json.dumps(record))
+    assert Classifier(older).config == Classifier(first).config
+    assert pretrained.read_info(older) == pretrained.read_info(first) | {"source": str(older)}
+    for change, sentence in (
+        ({"config": record["config"] | {"model.newer": 1}}, "unknown config key model.newer in"),
+        ({"config": record["config"] | {"model.depth": "x"}}, "takes a whole number, not 'x'"),
+        ({"config": record["config"] | {"model.depth": 10**9}}, "model.depth=1000000000 is above"),
+        ({"config": []}, "config.json is damaged"),
+        ({"data": {"classes": [1, 2]}}, "config.json is damaged"),
+    ):
+        (older / "config.json").write_text(json.dumps(record | change))
+        with pytest.raises(UserError, match=sentence):
+            Classifier(older)
 
 
 def test_weights_that_do_not_serve_stop_the_run(first, tmp_path):

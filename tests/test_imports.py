@@ -40,7 +40,7 @@ ALLOWED = {name: set() for name in OURS} | {
         "scores",
     },
     "scores": {"augment", "classifier", "explain", "metrics", "models"},
-    "pretrained": {"checkpoint", "config", "metrics", "models", "run_folder"},
+    "pretrained": {"checkpoint", "config", "metrics", "models", "run_folder", "validation"},
     "validation": {"config"},
     "run_folder": {"config", "metrics", "sharding"},
     "evaluate": {"metrics", "steps", "sharding"},

@@ -8,7 +8,7 @@ from vit_jax.evaluate import make_report
 from vit_jax.report import Sweep, write_figures, write_report
 from vit_jax.sweep import make_row
 
-NASTY = "<script>alert('&\"')</script>"
+NASTY = "<script>alert('&\"')</script>$\\frac{$"  # to a browser, and to matplotlib
 
 
 def summary(seed, test, speed=100.0):

@@ -16,7 +16,7 @@ from vit_jax.config import Config
 from vit_jax.data import load_data
 from vit_jax.data.sources import open_source, read_image, stored_size
 from vit_jax.data.splits import make_splits, one_of_each
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, one_line
 from vit_jax.evaluate import evaluate, make_report, softmax
 from vit_jax.program import dtype_of
 
@@ -37,20 +37,27 @@ class Classifier:
         if not info["num_classes"]:
             raise UserError(f"{folder} has no head, so it knows no classes: fine-tune it first")
         record = run_folder.read_config(folder) if info["format"] == "vit_jax" else None
-        # Converted weights were trained elsewhere: any length makes their config a valid one.
-        kept = record["config"] if record else info["settings"] | {"train.steps": 1}
-        kept = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
-        self.config = settings.with_overrides(settings.get_config(), kept, str(folder))
+        if record is not None:
+            self.config = run_folder.config_of(folder, record)
+        else:  # trained elsewhere: any length makes the config a valid one
+            kept = info["settings"] | {"train.steps": 1}
+            self.config = settings.with_overrides(settings.get_config(), kept, str(folder))
         self.has_data = record is not None
         self._names = info["class_names"]
-        self.class_names = self._names or [f"class {i}" for i in range(info["num_classes"])]
+        names = self._names or [f"class {i}" for i in range(info["num_classes"])]
+        self.class_names = [one_line(name) for name in names]
         self._folder = folder
         self.name = "/".join(folder.absolute().parts[-2:]) if record else folder.absolute().name
 
     @functools.cached_property
     def variables(self) -> dict:
-        """What the model is applied with; reads the weights."""
-        return pretrained.load(self._folder).variables  # later than the rest: starts the devices
+        """What the model is applied with; reads the weights, later than the rest.
+
+        Raises UserError if they are damaged, or not those of the model.
+        """
+        weights = pretrained.load(self._folder)  # starts the devices
+        pretrained.check_whole(weights)
+        return weights.variables
 
     def make_model(
         self, config: Config | None = None

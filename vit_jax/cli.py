@@ -10,7 +10,7 @@ from absl import logging
 
 from vit_jax import config as settings
 from vit_jax.config import Config
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,7 +31,7 @@ def run(command: Callable[[], None]) -> int:
     try:
         command()
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, shown
 
 Config: TypeAlias = Any  # a ConfigDict; type checkers cannot know its attributes
 
@@ -213,7 +213,7 @@ def with_overrides(config: Config, overrides: dict, what: str) -> Config:
             if value is None:  # which ml_collections would take for any type
                 raise TypeError
             config.update_from_flattened_dict({key: value})
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise UserError(wrong_type(key, value, what)) from None
     return config
 
@@ -222,7 +222,7 @@ def wrong_type(key: str, value, what: str) -> str:
     """Returns the sentence for a value that `key` cannot take; `what` names its source."""
     kinds = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
     kind = kinds.get(type(flatten(get_config()).get(key)), "a tuple such as (0.5,)")
-    return f"config key {key} in {what} takes {kind}, not {value!r}"
+    return f"config key {key} in {what} takes {kind}, not {shown(value)}"
 
 
 def resolve(config: Config, weights: dict | None = None, given: Collection[str] = ()) -> Config:
@@ -252,11 +252,11 @@ def resolve(config: Config, weights: dict | None = None, given: Collection[str] 
 def _resolve_size(model):
     if not model.size or model.name == "resnet18":
         return
-    match = re.fullmatch(r"(\w+)/(\d+)", model.size)
+    match = re.fullmatch(r"(\w+)/(\d{1,9})", model.size)
     if not match or match[1] not in MODEL_SIZES:
         names = ", ".join(MODEL_SIZES)
         raise UserError(
-            f"model.size={model.size!r} is unknown: give one of {names}, a slash and "
+            f"model.size={shown(model.size)} is unknown: give one of {names}, a slash and "
             "the patch size, such as S/16"
         )
     filled = dict(zip(DIMENSIONS, MODEL_SIZES[match[1]], strict=True), patch_size=int(match[2]))

@@ -20,7 +20,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from vit_jax import config as settings
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, one_line
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file of the experiment; --config.SECTION.KEY=VALUE overrides it."
@@ -136,7 +136,7 @@ def load_config_file(path: pathlib.Path) -> tuple[settings.Config, dict[str, dic
 
 
 def _die(message) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     sys.exit(1)
 
 

@@ -39,7 +39,7 @@ def read_jsonl(path: pathlib.Path) -> list[dict]:
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Writes a file so that a kill leaves either the old or the new text."""
     part = path.with_name(path.name + ".part")
-    with part.open("w") as file:
+    with part.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

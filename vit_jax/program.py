@@ -17,7 +17,7 @@ from vit_jax import models, optim, pretrained, sharding, steps
 from vit_jax.config import Config, steps_of, total_steps
 from vit_jax.data import Data
 from vit_jax.errors import UserError
-from vit_jax.validation import parse_freeze
+from vit_jax.validation import COUNTABLE, parse_freeze
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +55,8 @@ def build_program(config, data: Data, mesh: Mesh) -> Program:
     per_epoch = len(data.train) // train.batch_size
     freeze = parse_freeze(config.freeze)
     total = total_steps(config, per_epoch) if freeze != "none_trained" else 0
+    if total > COUNTABLE:
+        raise UserError(f"train.epochs={train.epochs} are {total} steps, more than {COUNTABLE}")
     shapes = _shapes(models.build(config.model, len(data.class_names)), config)
     trained = optim.trained_paths([path for path in shapes if "batch_stats/" not in path], freeze)
     if config.optim.layer_decay != 1 and _head_only(trained):

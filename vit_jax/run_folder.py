@@ -9,7 +9,7 @@ import platform
 import subprocess
 
 from vit_jax import sharding
-from vit_jax.config import Config, flatten, get_config
+from vit_jax.config import Config, flatten, get_config, with_overrides
 from vit_jax.errors import UserError
 from vit_jax.metrics import write_atomically
 
@@ -183,6 +183,21 @@ def read_config(folder: pathlib.Path) -> dict | None:
         return json.loads(path.read_text())
     except json.JSONDecodeError:
         raise UserError(f"{path} is damaged: remove {folder} to train that run again") from None
+
+
+def config_of(folder: pathlib.Path, record: dict) -> Config:
+    """Returns the config of a run from its config.json, as `read_config` returned it.
+
+    A setting that was added since then has its default.
+
+    Raises UserError if one is unknown or of the wrong type, or if the file holds something else.
+    """
+    path = folder / "config.json"
+    try:
+        kept = {k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()}
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is damaged: it does not hold the settings of a run") from None
+    return with_overrides(get_config(), kept, str(path))
 
 
 def last_saved_step(folder: pathlib.Path) -> int:

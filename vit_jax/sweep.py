@@ -15,7 +15,7 @@ from vit_jax import config as settings
 from vit_jax import figures, pretrained, run_folder, scores, seeds, sharding, train
 from vit_jax.config import Config
 from vit_jax.data import load_data
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, shown
 from vit_jax.metrics import write_atomically
 from vit_jax.program import build_program, print_parameters
 from vit_jax.report import Sweep, write_figures, write_report
@@ -63,8 +63,14 @@ def make_variants(config: Config, sweep: dict[str, dict], given: set[str]) -> di
 def _resolve(config, given):
     weights = None
     if config.init_from:
-        folder = pathlib.Path(config.init_from).expanduser()
-        weights = pretrained.read_info(folder)["settings"]
+        try:
+            folder = pathlib.Path(config.init_from).expanduser()
+            weights = pretrained.read_info(folder)["settings"]
+        except UserError as error:
+            raise UserError(f"init_from={config.init_from}: {error}") from None
+        except (OSError, ValueError, RuntimeError):  # too long, unspeakable, of an unknown user
+            path = shown(config.init_from)
+            raise UserError(f"init_from={path} cannot be the path of a folder") from None
     return settings.resolve(config, weights, given)
 
 

@@ -4,8 +4,8 @@ import importlib.util
 import math
 import re
 
-from vit_jax.config import DIMENSIONS, Config, flatten, get_config
-from vit_jax.errors import UserError
+from vit_jax.config import DIMENSIONS, Config, flatten, get_config, wrong_type
+from vit_jax.errors import UserError, shown
 
 # The allowed values of every key that names a choice.
 CHOICES = {
@@ -61,6 +61,44 @@ BELONGS = {
     if key not in ("name", "hidden_size", "stem", "zero_init_residual")
 }
 
+# The largest values that mean anything, or that memory and float32 bear; all others may be as large
+# as COUNTABLE, SEEDS aside.
+LARGEST = {
+    "data.image_size": 10_000,
+    "data.stored_size": 10_000,
+    "data.mean": 1,
+    "data.std": 1,
+    "data.num_threads": 1000,
+    "augment.fill": 255,
+    "augment.num_ops": 100,
+    "augment.magnitude": 30,
+    "augment.rotation_degrees": 180,
+    "augment.mixup_alpha": 1000,
+    "augment.cutmix_alpha": 1000,
+    "model.hidden_size": 100_000,
+    "model.depth": 1000,
+    "model.mlp_dim": 1_000_000,
+    "model.dropout_rate": 0.99,
+    "model.attention_dropout_rate": 0.99,
+    "model.drop_path_rate": 0.99,
+    "model.representation_size": 1_000_000,
+    "optim.learning_rate": 100,
+    "optim.weight_decay": 1000,
+    "optim.decay_factor": 1,
+    "train.num_seeds": 1000,
+    "sharding.cpu_devices": 1000,
+} | dict.fromkeys(
+    (
+        *("augment.brightness", "augment.contrast", "augment.saturation"),
+        *("augment.crop_min_area", "augment.erasing_rate"),
+        *("augment.cutmix_rate", "augment.mix_rate"),
+    ),
+    1,
+)
+COUNTABLE = 2**31 - 2  # the devices count with 32 bits
+SEEDS = ("seed", "data.split_seed")
+SMALLEST = 1e-30  # above 0: float32 ends near 1e-38, and products of it earlier
+
 FREEZES = ("none_trained", "head", "full")
 
 
@@ -69,27 +107,41 @@ def validate(config: Config) -> None:
     flat = flatten(config)
     for key, allowed in CHOICES.items():
         if flat[key] not in allowed:
-            raise UserError(f"{key}={flat[key]!r} is not one of {', '.join(allowed)}")
+            raise UserError(f"{key}={shown(flat[key])} is not one of {', '.join(allowed)}")
+    default = flatten(get_config())
     for key, value in flat.items():
-        numbers = value if isinstance(value, tuple) else (value,)
-        if isinstance(value, tuple) and not all(type(number) in (int, float) for number in value):
-            raise UserError(f"{key}={value!r} holds something that is no number")
-        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-            raise UserError(f"{key}={value} is not a finite number")
-        if any(isinstance(number, int | float) and number < 0 for number in numbers):
-            raise UserError(f"{key}={value} is negative")
+        if isinstance(value, bool) != isinstance(default[key], bool):
+            raise UserError(wrong_type(key, value, "the config"))
+        if isinstance(value, str) and re.search("[\0\ud800-\udc7f\udd00-\udfff]", value):
+            raise UserError(f"{key}={shown(value)} holds what no file name can")
+        if not isinstance(value, bool | str):
+            _validate_numbers(key, value)
     if config.seed + config.train.num_seeds > 2**32:
-        raise UserError(f"seed={config.seed} is too large: seeds stay below 2**32")
+        raise UserError(f"seed={shown(config.seed)} is too large: seeds stay below 2**32")
     parse_freeze(config.freeze)
     _validate_data(config)
     _validate_augment(config)
     _validate_model(config)
     _validate_train(config)
     _validate_log(config.log)
-    default = flatten(get_config())
     for key, (choice, values) in BELONGS.items():
         if flat[key] != default[key] and flat[choice] not in values:
             raise UserError(f"{key}={flat[key]} has no effect with {choice}={flat[choice]}")
+
+
+def _validate_numbers(key, value):
+    numbers, limit = value if isinstance(value, tuple) else (value,), LARGEST.get(key, COUNTABLE)
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise UserError(f"{key}={shown(value)} holds something that is no number")
+        if isinstance(number, float) and not math.isfinite(number):
+            raise UserError(f"{key}={value} is not a finite number")
+        if number < 0:
+            raise UserError(f"{key}={shown(value)} is negative")
+        if number > limit and key not in SEEDS:
+            raise UserError(f"{key}={shown(value)} is above {limit}")
+        if 0 < number < SMALLEST:
+            raise UserError(f"{key}={value} is too small: give 0 or at least {SMALLEST:g}")
 
 
 def one_seed_at_a_time(config: Config) -> str:
@@ -112,20 +164,22 @@ def parse_freeze(freeze: str) -> str | int | list[tuple[re.Pattern, bool]]:
     """
     if freeze in FREEZES:
         return freeze
-    if match := re.fullmatch(r"last_(\d+)_blocks", freeze):
+    if match := re.fullmatch(r"last_(\d{1,9})_blocks", freeze):
         return int(match[1])
     rules = []
     for rule in filter(None, map(str.strip, freeze.split(";"))):
         match = re.fullmatch(r"(.+)=(trained|frozen)", rule)
         if not match:
             raise UserError(
-                f"freeze={freeze!r} is not one of {', '.join(FREEZES)}, last_4_blocks (with any "
-                "number), or rules such as 'head/.*=trained; .*=frozen'"
+                f"freeze={shown(freeze)} is not one of {', '.join(FREEZES)}, last_4_blocks (with "
+                "any number), or rules such as 'head/.*=trained; .*=frozen'"
             )
         try:
             rules.append((re.compile(match[1]), match[2] == "trained"))
-        except re.error as error:
-            raise UserError(f"freeze: {match[1]!r} is no regular expression: {error}") from None
+        except (re.error, OverflowError, RecursionError) as error:
+            raise UserError(
+                f"freeze: {shown(match[1])} is no regular expression: {error}"
+            ) from None
     if not rules:
         raise UserError(f"freeze is empty: give one of {', '.join(FREEZES)}")
     return rules
@@ -150,6 +204,8 @@ def _validate_data(config):
             )
     if 0 in data.std:
         raise UserError(f"data.std={tuple(data.std)} holds a 0, by which pixels would be divided")
+    if min(data.std) < 1e-3:
+        raise UserError(f"data.std={tuple(data.std)} holds less than 0.001, a fourth of a level")
     for key in ("val_size", "test_size"):
         if data[key] == 0 or (data[key] > 1 and data[key] != int(data[key])):
             raise UserError(
@@ -179,12 +235,10 @@ def _validate_augment(config):
     if augment.saturation and config.data.channels == 1:
         raise UserError(f"augment.saturation={augment.saturation} needs data.channels=3 (colours)")
     _at_least_one(config, "augment.num_ops")
-    limits = {"fill": 255, "magnitude": 30, "rotation_degrees": 180, "cutout_length": 2 * size}
-    limits |= dict.fromkeys(("brightness", "contrast", "saturation", "crop_min_area"), 1)
-    limits |= dict.fromkeys(("erasing_rate", "cutmix_rate", "mix_rate"), 1)
-    for key, limit in limits.items():
-        if augment[key] > limit:
-            raise UserError(f"augment.{key}={augment[key]} is above {limit}")
+    if augment.cutout_length > 2 * size:
+        raise UserError(
+            f"augment.cutout_length={augment.cutout_length} is above {2 * size}, twice the image"
+        )
 
 
 def _validate_model(config):
@@ -216,8 +270,6 @@ def _validate_vit(config):
         )
     if model.norm_eps == 0:
         raise UserError("model.norm_eps=0 would divide by zero: use 1e-6, say")
-    for key in ("dropout_rate", "attention_dropout_rate", "drop_path_rate"):
-        _below_one(config, f"model.{key}")
 
 
 def _validate_positions(model):
@@ -282,6 +334,11 @@ def _validate_train(config):
     )
     if not 0 < optim.layer_decay <= 1:
         raise UserError(f"optim.layer_decay={optim.layer_decay} is no factor above 0 and up to 1")
+    if optim.name != "adam" and optim.learning_rate * optim.weight_decay >= 1:
+        raise UserError(
+            f"optim.weight_decay={optim.weight_decay} times optim.learning_rate="
+            f"{optim.learning_rate} is 1 or more: weights would change sign instead of shrinking"
+        )
     if optim.eps == 0:
         raise UserError("optim.eps=0 would divide by zero: use 1e-8, say")
     percents = tuple(optim.decay_at_percent)
@@ -324,8 +381,8 @@ def _at_least_one(config, *keys):
 def _below_one(config, *keys):
     flat = flatten(config)
     for key in keys:
-        if flat[key] >= 1:
-            raise UserError(f"{key}={flat[key]} must be below 1")
+        if flat[key] > 1 - 1e-6:  # what float32 can tell from 1
+            raise UserError(f"{key}={flat[key]} must be below 1, by a millionth at least")
 
 
 def _only_one(config, *keys):

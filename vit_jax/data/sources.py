@@ -14,8 +14,10 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from vit_jax.data import prepare
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, one_line, shown
 
+# What Pillow may take a file for, whatever it is called: not those that it hands to other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 VALIDATION_NAMES = ("validation", "valid", "val")
 
@@ -110,7 +112,8 @@ def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
     """Returns uint8 [size, size, channels]: upright, converted, resized, centre-cropped."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits: Pillow would clip, not scale
-        image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype(np.uint8))
+        levels = np.nan_to_num(np.asarray(image, np.float64) / 257, nan=0.0)
+        image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
     if "transparency" in image.info:  # of a palette: Pillow wants this step in between
         image = image.convert("RGBA")
     image = image.convert("RGB" if channels == 3 else "L")
@@ -122,7 +125,7 @@ def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
 def read_image(path: pathlib.Path, size: int, channels: int) -> np.ndarray:
     """Returns a file's image as `to_array` makes it; raises UserError if it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return to_array(image, size, channels)
     except MemoryError:
         raise
@@ -138,20 +141,22 @@ class Digits:
         from sklearn.datasets import load_digits  # costs a second, so only where it is used
 
         digits: Any = load_digits()
-        pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+        self._pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
         self.class_names, self.split_names = [str(name) for name in digits.target_names], []
         self._labels = digits.target.astype(np.int32)
-        size, channels = stored_size(config), config.channels
-        self._images = [to_array(Image.fromarray(image), size, channels) for image in pixels]
+        self._size, self._channels = stored_size(config), config.channels
 
     def examples(self, split: str) -> Examples:
         """Returns all digits."""
         labels = self._labels
         return Examples(
             len(labels),
-            lambda wanted: [(self._images[i], labels[i]) for i in wanted],
+            lambda wanted: [(self._read(i), labels[i]) for i in wanted],
             lambda: labels,
         )
+
+    def _read(self, i):
+        return to_array(Image.fromarray(self._pixels[i]), self._size, self._channels)
 
     def overlap(self, one: str, other: str) -> bool:
         """Returns True: there is one split only."""
@@ -163,8 +168,8 @@ class Folder:
 
     def __init__(self, config):
         """Lists the classes and files; raises UserError where they make no data set."""
-        self._config, self._root = config, pathlib.Path(config.dir).expanduser()
-        if not self._root.is_dir():
+        self._config, self._root = config, pathlib.Path(os.path.expanduser(config.dir))
+        if not os.path.isdir(self._root):  # which, unlike Path.is_dir, bears any text
             raise UserError(f"data.dir={config.dir} is not a folder")
         top = _folders(self._root)
         split_layout = config.train_split in top
@@ -184,12 +189,18 @@ class Folder:
                 f"{first} holds fewer than two class folders ({names}): give each class a "
                 "folder of images"
             )
+        for name in self.class_names:
+            if one_line(name) != name:  # it would break tables, or could not be printed
+                raise UserError(
+                    f"the class folder {first / name} has a line break, another control character "
+                    "or no UTF-8 in its name: rename it"
+                )
 
     def examples(self, split: str) -> Examples:
         """Returns the images of `split`, "" for a flat folder."""
         root = self._root / split
-        if not root.is_dir():
-            raise UserError(f"{root} is not a folder of images")
+        if not os.path.isdir(root):
+            raise UserError(f"data.dir={self._root} has no folder {shown(split)} of images")
         if _folders(root) != self.class_names:
             differing = ", ".join(sorted(set(_folders(root)) ^ set(self.class_names)))
             raise UserError(f"{root} and the training images differ in their classes: {differing}")
@@ -209,7 +220,8 @@ class Folder:
             files += found
             labels += [label] * len(found)
         if others:
-            print(f"{root}: left out {len(others)} files of other kinds, such as {others[0]}")
+            text = f"{root}: left out {len(others)} files of other kinds, such as {others[0]}"
+            print(one_line(text))
         if self._config.skip_corrupt:
             files, labels = self._readable(root, files, labels)
         labels = np.array(labels, np.int32)
@@ -242,7 +254,8 @@ class Folder:
             good = list(pool.map(readable, files))
         skipped = [str(path) for path, ok in zip(files, good, strict=True) if not ok]
         if skipped:
-            print(f"{root}: skipped {len(skipped)} unreadable of {len(files)} files: {skipped[0]}")
+            text = f"{root}: skipped {len(skipped)} unreadable of {len(files)} files: {skipped[0]}"
+            print(one_line(text))
         left = {label for label, ok in zip(labels, good, strict=True) if ok}
         for label, name in enumerate(self.class_names):
             if label not in left:
@@ -272,7 +285,7 @@ class Tfds:
                 f"data.name={config.name} is no image-classification set: it has the features "
                 f"{', '.join(features)}, and 'image' and 'label' are needed"
             )
-        self.class_names = list(features["label"].names)
+        self.class_names = [one_line(name) for name in features["label"].names]
         self.split_names = list(self._builder.info.splits)
 
     def examples(self, split: str) -> Examples:
@@ -292,7 +305,8 @@ class Tfds:
         except Exception as error:  # tfds raises many types for a wrong split string
             raise UserError(
                 f"split {split!r} of {self._config.name} cannot be read: "
-                f"{str(error).splitlines()[0]} (it has {', '.join(self.split_names)})"
+                f"{(str(error).splitlines() or [type(error).__name__])[0]} (it has "
+                f"{', '.join(self.split_names)})"
             ) from None
         size, channels = stored_size(self._config), self._config.channels
 
@@ -301,14 +315,15 @@ class Tfds:
                 examples = source.__getitems__(wanted)
                 if any(e["label"] < 0 for e in examples):
                     raise UserError(f"split {split!r} of {self._config.name} has no labels")
+                images = [Image.open(io.BytesIO(e["image"]), formats=FORMATS) for e in examples]
                 return [
-                    (to_array(Image.open(io.BytesIO(e["image"])), size, channels), int(e["label"]))
-                    for e in examples
+                    (to_array(image, size, channels), int(e["label"]))
+                    for image, e in zip(images, examples, strict=True)
                 ]
             except (UserError, MemoryError):
                 raise
             except Exception as error:  # Pillow and array_record raise many types
-                reason = str(error).splitlines()[0]
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise UserError(
                     f"split {split!r} of {self._config.name} cannot be read: {reason}"
                 ) from None

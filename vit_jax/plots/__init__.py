@@ -1,5 +1,7 @@
 """Figures from arrays, with matplotlib."""
 
+import matplotlib
+
 from vit_jax.plots.inside import (
     save_attention_distances,
     save_comparison,
@@ -19,6 +21,9 @@ from vit_jax.plots.results import (
     save_optimization,
     save_prediction,
 )
+
+# Names of classes and files are no formulas, even if they hold dollars.
+matplotlib.rcParams["text.parse_math"] = False
 
 __all__ = [
     "save_attention_distances",

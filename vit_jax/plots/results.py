@@ -12,6 +12,10 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 STYLES = ("-", "--", "-.", ":")
 
 
+def _short(name, length):
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
 def _figure(width, height, columns=1):
     figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(1, columns, squeeze=False)[0]
@@ -153,7 +157,7 @@ def save_confusion(
     figure = matplotlib.figure.Figure(figsize=(side + 1.2, side), layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    short = [name if len(name) <= 24 else name[:23] + "…" for name in class_names]
+    short = [_short(name, 24) for name in class_names]
     axis.set_xticks(range(count), short, rotation=90, fontsize=font)
     axis.set_yticks(range(count), short, fontsize=font)
     if numbers:
@@ -190,7 +194,7 @@ def save_prediction(
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.3))
     left.imshow(image, cmap="gray", vmin=0, vmax=255)
     left.axis("off")
-    names = [name if len(name) <= 28 else name[:27] + "…" for name in probabilities]
+    names = [_short(name, 28) for name in probabilities]
     places, shares = range(len(names)), [100 * value for value in probabilities.values()]
     right.barh(places, shares, color=COLORS[0], alpha=0.75)
     right.set_yticks(places, names)
@@ -255,8 +259,10 @@ def save_contact_sheet(
       groups: title -> uint8 [rows, columns, height, width, 1 or 3].
       cell: inches of an image's side.
     """
+    names = [_short(name, 24) for name in names]
     columns = [images.shape[1] for images in groups.values()]
-    size = (1.2 + cell * sum(columns) + 0.1 * len(groups), 0.5 + cell * len(names))
+    room = max(1.2, 0.4 + 0.1 * max(map(len, names)))
+    size = (room + cell * sum(columns) + 0.1 * len(groups), 0.5 + cell * len(names))
     figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, len(groups), width_ratios=columns, squeeze=False)[0]
     for axis, (title, images) in zip(axes, groups.items(), strict=True):

@@ -1,6 +1,8 @@
 """Weight files of other projects, read without running anything that they hold."""
 
+import collections
 import json
+import math
 import pathlib
 import zipfile
 from typing import Any
@@ -10,11 +12,15 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, one_line
 from vit_jax.pretrained.formats import Arrays
 
 assert ml_dtypes  # tells NumPy of bfloat16, which safetensors then reads
 
+# An .npz may become this many bytes, or 20 times its own: weights can hardly be compressed.
+UNPACKED_BYTES = 2**28
+LARGEST_BYTES = 2**36  # those of the largest ViTs, of some billion parameters, are a tenth
+SIDE_BYTES = 2**24  # of a JSON file beside the weights, which has a few thousand
 _PICKLES = [bytes([0x80, protocol]) for protocol in range(1, 6)]
 
 
@@ -22,12 +28,14 @@ def read_arrays(path: pathlib.Path) -> Arrays:
     """Returns {key: array} of an .npz or .safetensors file.
 
     Raises:
-      UserError: the file is missing, damaged, a pickle, or of another kind.
+      UserError: the file is missing, damaged, a pickle, a zip bomb, or of another kind.
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file")
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty")
+    if path.stat().st_size > LARGEST_BYTES:
+        raise UserError(f"{path} is refused: it has {path.stat().st_size:,} bytes")
     with path.open("rb") as file:
         start = file.read(9)
     is_safetensors = start[8:] == b"{"  # after the length of its header
@@ -39,8 +47,7 @@ def read_arrays(path: pathlib.Path) -> Arrays:
         )
     try:
         if path.suffix == ".npz":
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                return _numbers({key: archive[key] for key in archive.files}, path)
+            return _numbers(_read_npz(path), path)
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, "np") as file:
                 return _numbers({key: file.get_tensor(key) for key in file.keys()}, path)
@@ -50,6 +57,44 @@ def read_arrays(path: pathlib.Path) -> Arrays:
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise UserError(f"{path} is damaged or of another kind ({reason})") from None
     raise UserError(f"{path} is neither .npz nor .safetensors")
+
+
+def _read_npz(path):
+    arrays, limit = {}, max(UNPACKED_BYTES, 20 * path.stat().st_size)
+    with zipfile.ZipFile(path) as archive:
+        total = sum(member.file_size for member in archive.infolist())
+        if total > limit:
+            raise UserError(f"{path} is refused: unpacked, it would have {total:,} bytes")
+        for member in archive.infolist():
+            key = member.filename.removesuffix(".npy")
+            if key in arrays:
+                raise ValueError(f"it holds {key} twice")
+            if member.compress_size > path.stat().st_size:  # so much would be read at once
+                raise ValueError(f"{key} is larger than the file")
+            with archive.open(member) as file:
+                _check_npy_header(file, member)
+            with archive.open(member) as file:
+                arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
+    return arrays
+
+
+def _check_npy_header(file, member):
+    """Raises ValueError if what a header promises is not there: NumPy would make room for it."""
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        read_header = np.lib.format.read_array_header_1_0
+    elif version == (2, 0):
+        read_header = np.lib.format.read_array_header_2_0
+    else:
+        raise ValueError(f"{member.filename} is of an unknown version")
+    try:
+        shape, _, dtype = read_header(file)
+    except MemoryError:  # Python's parser, of an expression that is nested too deeply
+        raise ValueError(f"{member.filename} has an absurd header") from None
+    if dtype.hasobject:
+        raise ValueError(f"{member.filename} holds Python objects, which could run any code")
+    if math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
+        raise ValueError(f"{member.filename} does not hold what its header promises")
 
 
 def _numbers(arrays, path):
@@ -108,9 +153,12 @@ def _side_settings(config, pre):
     labels = {int(number): name for number, name in (config.get("id2label") or {}).items()}
     if any(name != f"LABEL_{number}" for number, name in labels.items()):
         found["class_names"] = [labels[number] for number in sorted(labels)]
-    if names := found["class_names"]:  # ImageNet has two kinds of crane
-        found["class_names"] = [
-            f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names)
+    if names := found["class_names"]:
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("the names of its classes are no list of texts")
+        names, counts = [one_line(name) for name in names], collections.Counter(names)
+        found["class_names"] = [  # ImageNet has two kinds of crane
+            f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(names)
         ]
     return {
         key: tuple(map(float, value)) if key.startswith("data.") else value
@@ -120,11 +168,13 @@ def _side_settings(config, pre):
 
 
 def _read_json(path):
+    if not path.exists():
+        return {}
+    if not path.is_file() or path.stat().st_size > SIDE_BYTES:
+        raise UserError(f"{path} is no file of at most {SIDE_BYTES:,} bytes")
     try:
         content = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     return content if isinstance(content, dict) else {}
 

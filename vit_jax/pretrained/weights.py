@@ -7,6 +7,7 @@ import pathlib
 import re
 
 from vit_jax import checkpoint, run_folder
+from vit_jax.config import flatten, get_config, with_overrides
 from vit_jax.errors import UserError
 from vit_jax.metrics import write_atomically
 from vit_jax.pretrained import files, formats, tables
@@ -18,6 +19,7 @@ from vit_jax.pretrained.resize import (
     resize_positions,
     resize_side,
 )
+from vit_jax.validation import validate
 
 # The settings that weights were trained with and that a model must have to use them.
 KEYS = {
@@ -27,6 +29,7 @@ KEYS = {
     ),
     "resnet18": ("hidden_size", "stem"),
 }
+PLAIN = {"augment.kind": "none"}  # which goes with images of any size
 DATA_KEYS = ("data.image_size", "data.channels", "data.mean", "data.std")
 
 
@@ -84,6 +87,7 @@ def convert(source: pathlib.Path, given: dict) -> Weights:
         raise UserError(f"{useless[0]} has no effect on {source}, which is a {name}")
     if name in ("timm", "hf", "torchvision"):  # whose arrays do not tell it
         assumed["model.num_heads"] = settings["model.num_heads"]
+    _check_settings(settings, source)
     ours = formats.to_ours(name, arrays, formats.shapes(settings, num_classes), source)
     class_names = side.get("class_names")
     info = {
@@ -96,6 +100,15 @@ def convert(source: pathlib.Path, given: dict) -> Weights:
         "assumed": sorted(assumed.keys() - said.keys()),
     }
     return Weights(ours, info)
+
+
+def _check_settings(settings, source):
+    """Raises UserError if no model can have the settings that files tell."""
+    told = f"the files of {source}"
+    try:
+        validate(with_overrides(get_config(), settings | {"train.steps": 1} | PLAIN, told))
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
 
 
 def save(weights: Weights, folder: pathlib.Path) -> None:
@@ -141,9 +154,19 @@ def read_info(folder: pathlib.Path) -> dict:
     try:
         info = json.loads(path.read_text())
         settings = {k: tuple(v) if isinstance(v, list) else v for k, v in info["settings"].items()}
-        return info | {"settings": settings, "checksum": int(info["checksum"])}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        info |= {"settings": settings, "checksum": int(info["checksum"])}
+        _check_names(info["class_names"], info["num_classes"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} is damaged: convert the weights again") from None
+    _check_settings(settings, path)
+    return info
+
+
+def _check_names(names, count):
+    """Raises TypeError if names are not `count` texts, or None, as far as is known."""
+    of_texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if type(count) is not int or (names is not None and not (of_texts and len(names) == count)):
+        raise TypeError
 
 
 def _run_info(folder):
@@ -157,17 +180,24 @@ def _run_info(folder):
         )
     if run_folder.read_finished(folder, record) is None:
         raise UserError(f"the run in {folder} is not finished: run its command again first")
-    config = record["config"]
+    config, path = flatten(run_folder.config_of(folder, record)), folder / "config.json"
+    try:
+        data = record["data"]
+        class_names, rule = data["classes"], data.get("weights", {}).get("resize", RULES["vit_jax"])
+        _check_names(class_names, len(class_names))
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is damaged: it does not tell the classes") from None
     name = config["model.name"]
-    keys = ("model.name", *(f"model.{key}" for key in KEYS[name]), *DATA_KEYS)
-    settings = {k: tuple(config[k]) if isinstance(config[k], list) else config[k] for k in keys}
+    keys = ("model.name", *(f"model.{key}" for key in KEYS.get(name, ())), *DATA_KEYS)
+    settings = {key: config[key] for key in keys}
+    _check_settings(settings, path)
     return {
         "format": "vit_jax",
         "source": str(folder),
         "settings": settings,
-        "num_classes": len(record["data"]["classes"]),
-        "class_names": record["data"]["classes"],
-        "resize": record["data"].get("weights", {}).get("resize", RULES["vit_jax"]),
+        "num_classes": len(class_names),
+        "class_names": class_names,
+        "resize": rule,
         "select": config["train.select"],
         "eval_crop": config["data.eval_crop"],
     }
@@ -188,6 +218,19 @@ def load(folder: pathlib.Path) -> Weights:
     arrays = flat_weights(variables["params"], variables["batch_stats"])
     formats.check_finite(arrays, folder)
     return Weights(arrays, info)
+
+
+def check_whole(weights: Weights) -> None:
+    """Raises UserError if weights are not those of the model that their settings describe."""
+    info = weights.info
+    wanted = formats.shapes(info["settings"], info["num_classes"])
+    found = {path: array.shape for path, array in weights.arrays.items()}
+    if differing := sorted(path for path in wanted | found if wanted.get(path) != found.get(path)):
+        path = differing[0]
+        raise UserError(
+            f"the weights of {info['source']} are not those of its settings: {path} should have "
+            f"the shape {wanted.get(path)}, and has {found.get(path)}"
+        )
 
 
 @functools.lru_cache(maxsize=1)

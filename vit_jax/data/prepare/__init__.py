@@ -82,6 +82,8 @@ def _prepare_locked(
         source = download_all(image_set.name, image_set.archives, data_dir)
     elif not (source := Path(archive).expanduser()).exists():
         raise UserError(f"the archive {source} does not exist")
+    elif not (source.is_dir() or source.is_file()):  # a pipe would be waited for
+        raise UserError(f"the archive {source} is neither a file nor a folder")
     splits = image_set.parse(source)
     if source.is_file() and sha256(source) not in {file.sha256 for file in image_set.archives}:
         print(f"note: {source} is not the official file; its structure is right", flush=True)

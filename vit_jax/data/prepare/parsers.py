@@ -4,6 +4,7 @@ An archive is never unpacked to disk: its members are read as streams, within a 
 their names never become paths.
 """
 
+import bz2
 import functools
 import gzip
 import io
@@ -16,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -25,10 +26,13 @@ from vit_jax.errors import UserError
 
 # The largest official archive holds 184 MB; what holds more than this is no such set.
 MAX_BYTES = 1 << 30
+MAX_HEADER_BYTES = 1 << 16  # of a tar, which for a long name takes a few hundred
+
+OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
 # What a damaged archive raises in the standard library, whatever its format.
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error)
-DAMAGE += (EOFError, OSError, RuntimeError, ValueError)
+DAMAGE += (EOFError, OSError, RuntimeError, ValueError, OverflowError, struct.error)
 
 # {key: {feature: value}}; an image is an array, to be stored as PNG, or encoded bytes.
 Examples = dict[int | str, dict[str, Any]]
@@ -168,11 +172,18 @@ def _read_members(source: Path, pattern: re.Pattern) -> Iterator[tuple[re.Match,
         for name, size, read in _members(source):
             if match := pattern.fullmatch(name):
                 total += size
-                if total > MAX_BYTES:
-                    raise UserError(f"{source} is refused: it holds more than {MAX_BYTES:,} bytes")
-                yield match, read()
+                _check_total(source, total)
+                content = read()
+                if len(content) != size:
+                    raise EOFError(f"{name} has {len(content):,} of {size:,} bytes")
+                yield match, content
     except DAMAGE as error:
         raise UserError(f"{source} cannot be read, it may be cut short: {error}") from error
+
+
+def _check_total(source, total):
+    if total > MAX_BYTES:
+        raise UserError(f"{source} is refused: it holds more than {MAX_BYTES:,} bytes")
 
 
 def _members(source: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
@@ -181,16 +192,57 @@ def _members(source: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
         for path in sorted(source.rglob("*")):
             if path.is_file() and not path.is_symlink():
                 yield path.relative_to(source).as_posix(), path.stat().st_size, path.read_bytes
-    elif tarfile.is_tarfile(source):
-        with tarfile.open(source) as archive:
+        return
+    with _decompressed(source) as file:
+        if (archive := _open_tar(file)) is not None:
+            total = 0
             for info in archive:
-                if info.isreg() and (file := archive.extractfile(info)):
-                    yield info.name, info.size, file.read
-    elif zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as archive:
-            for info in archive.infolist():
-                yield info.filename, info.file_size, functools.partial(archive.read, info)
-    else:
+                if info.size < 0:
+                    raise ValueError(f"{info.name} has {info.size:,} bytes")
+                # Those that are passed over count: they are decompressed all the same.
+                total += info.size
+                _check_total(source, total)
+                if info.isreg() and not info.issparse():
+                    yield info.name, info.size, functools.partial(_read_at, file, info)
+            return
+    if not zipfile.is_zipfile(source):
         raise UserError(
             f"{source} is no readable archive: it is no tar or zip file, or is cut short"
         )
+    with zipfile.ZipFile(source) as archive:
+        for info in archive.infolist():
+            if info.compress_size > source.stat().st_size:  # so much would be read at once
+                raise zipfile.BadZipFile(f"{info.filename} is larger than the archive")
+            yield info.filename, info.file_size, functools.partial(archive.read, info)
+
+
+def _decompressed(source: Path) -> IO[bytes]:
+    with source.open("rb") as file:
+        start = file.read(6)
+    opener = next((OPENERS[magic] for magic in OPENERS if start.startswith(magic)), open)
+    return opener(source, "rb")
+
+
+class _Sober:
+    """A file for `tarfile`, which would read at once as much as a header asks for."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {size:,} bytes")
+        return self._file.read(size)
+
+
+def _open_tar(file: IO[bytes]) -> tarfile.TarFile | None:
+    try:
+        sober: Any = _Sober(file)
+        return tarfile.TarFile(fileobj=sober)
+    except (tarfile.ReadError, OSError, EOFError, zlib.error, lzma.LZMAError):
+        return None
+
+
+def _read_at(file: IO[bytes], info: tarfile.TarInfo) -> bytes:
+    file.seek(info.offset_data)
+    return file.read(info.size)

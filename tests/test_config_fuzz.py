@@ -1,0 +1,278 @@
+"""Any config at all is refused in one sentence that names a setting, or it trains.
+
+`make fuzz EXAMPLES=500` tries that many, each time others; the suite always the same few.
+"""
+
+import collections
+import math
+import os
+import pathlib
+import re
+import tempfile
+
+import hypothesis
+import jax
+import pytest
+import sklearn.datasets
+from hypothesis import strategies as st
+from PIL import Image
+from tiny_states import made_up
+from tiny_weights import save_weights
+
+from vit_jax import config as settings
+from vit_jax import sweep
+from vit_jax.data import load_data, prepare
+from vit_jax.errors import UserError
+from vit_jax.evaluate import evaluate
+from vit_jax.program import build_program, one_image
+from vit_jax.validation import BELONGS, CHOICES, LARGEST
+
+MESH = jax.make_mesh(
+    (1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1]
+)
+DEFAULT = settings.flatten(settings.get_config())
+PLACES = pathlib.Path(tempfile.mkdtemp(prefix="fuzz_"))  # of a folder of images, and of weights
+TINY = {
+    "data.name": "digits",
+    "data.image_size": 8,
+    "data.channels": 1,
+    "augment.crop_padding": 1,
+    "model.patch_size": 4,
+    "model.hidden_size": 8,
+    "model.depth": 1,
+    "model.num_heads": 2,
+    "model.mlp_dim": 8,
+    "train.batch_size": 8,
+    "train.steps": 2,
+    "train.eval_every_epochs": 0.0,
+    "log.every_steps": 0,
+}
+
+
+def near(limit):
+    """Numbers from 0 to a limit, both often."""
+    return st.sampled_from([0.0, limit]) | st.floats(0.0, limit)
+
+
+STEPS, EPOCHS, PERCENT = st.integers(1, 3), st.floats(0.001, 3.0), st.floats(0.001, 99.0)
+SPLITS = st.sampled_from(["auto", "auto", "train", "test", "extra"])
+CHANNELS = st.lists(st.floats(0.1, 1.0), min_size=1, max_size=3).map(tuple)
+
+# What may be right, for every setting that is neither a choice nor a yes or no.
+FITTING = {
+    "seed": st.sampled_from([0, 7, 2**32 - 1]),
+    "init_from": st.sampled_from(["", str(PLACES / "weights"), str(PLACES / "nothing")]),
+    "freeze": st.sampled_from(
+        ["full", "head", "none_trained", "last_1_blocks", "head/.*=trained; .*=frozen"]
+    ),
+    "data.name": st.sampled_from(["digits", "digits", "folder", "cifar10"]),
+    "data.dir": st.just(str(PLACES / "images")),
+    "data.train_split": st.sampled_from(["train", "train", "test", ""]),
+    "data.val_split": SPLITS,
+    "data.test_split": SPLITS,
+    "data.val_size": st.floats(0.01, 0.9) | st.sampled_from([1.0, 9.0]),
+    "data.test_size": st.floats(0.01, 0.9) | st.sampled_from([1.0, 9.0]),
+    "data.split_seed": st.integers(0, 2**70),
+    "data.train_examples": st.integers(0, 60),
+    "data.examples_per_class": st.integers(0, 6),
+    "data.image_size": st.sampled_from([0, 1, 4, 8, 12]),
+    "data.stored_size": st.sampled_from([0, 1, 5, 16]),
+    "data.eval_crop": near(1.0),
+    "data.channels": st.sampled_from([1, 3]),
+    "data.mean": CHANNELS,
+    "data.std": CHANNELS,
+    "data.resident_max_gib": near(8.0),
+    "data.num_threads": st.integers(1, 4),
+    "augment.crop_padding": st.integers(0, 4),
+    "augment.crop_min_area": near(1.0),
+    "augment.fill": st.integers(0, 255),
+    "augment.num_ops": st.integers(1, 3),
+    "augment.magnitude": st.integers(0, 30),
+    "augment.rotation_degrees": near(180.0),
+    "augment.brightness": near(1.0),
+    "augment.contrast": near(1.0),
+    "augment.saturation": near(1.0),
+    "augment.cutout_length": st.integers(0, 16),
+    "augment.erasing_rate": near(1.0),
+    "augment.mixup_alpha": near(9.0),
+    "augment.cutmix_alpha": near(9.0),
+    "augment.cutmix_rate": near(1.0),
+    "augment.mix_rate": near(1.0),
+    "model.size": st.sampled_from(["", "Ti/4"]),
+    "model.patch_size": st.sampled_from([0, 1, 2, 3, 4, 8]),
+    "model.hidden_size": st.sampled_from([0, 1, 2, 6, 8, 16]),
+    "model.depth": st.integers(0, 2),
+    "model.num_heads": st.sampled_from([0, 1, 2, 3]),
+    "model.mlp_dim": st.sampled_from([0, 1, 8]),
+    "model.dropout_rate": near(1.0),
+    "model.attention_dropout_rate": near(1.0),
+    "model.drop_path_rate": near(1.0),
+    "model.norm_eps": st.sampled_from([1e-12, 1e-6, 1e-5, 1.0]),
+    "model.representation_size": st.integers(0, 8),
+    "optim.learning_rate": near(1.0),
+    "optim.end_learning_rate": near(1e-3),
+    "optim.warmup_steps": st.integers(0, 2),
+    "optim.warmup_epochs": EPOCHS,
+    "optim.warmup_percent": PERCENT,
+    "optim.decay_at_percent": st.sets(near(99.0), max_size=3).map(lambda x: tuple(sorted(x))),
+    "optim.decay_factor": near(1.0),
+    "optim.plateau_patience": st.integers(0, 10),
+    "optim.plateau_cooldown": st.integers(0, 10),
+    "optim.plateau_threshold": near(1.0),
+    "optim.weight_decay": near(1.0),
+    "optim.b1": near(1.0),
+    "optim.b2": near(1.0),
+    "optim.eps": st.sampled_from([1e-12, 1e-8, 1e-3, 1.0]),
+    "optim.layer_decay": near(1.0),
+    "optim.momentum": near(1.0),
+    "optim.grad_clip_norm": near(9.0),
+    "optim.ema_decay": near(1.0),
+    "train.epochs": EPOCHS,
+    "train.steps": st.sampled_from([0, 1, 2, 3, 10**6]),
+    "train.num_seeds": st.integers(1, 3),
+    "train.batch_size": st.sampled_from([1, 2, 8, 24]),
+    "train.accumulation_steps": st.sampled_from([0, 1, 2, 4]),
+    "train.label_smoothing": near(1.0),
+    "train.eval_every_steps": STEPS,
+    "train.eval_every_epochs": EPOCHS,
+    "train.eval_every_percent": PERCENT,
+    "train.eval_batch_size": st.sampled_from([1, 7, 256]),
+    "log.every_steps": STEPS,
+    "log.every_epochs": EPOCHS,
+    "log.every_percent": PERCENT,
+    "log.figures_every": st.sampled_from([0, 0, 0, 1]),
+    "log.explain_images": st.integers(0, 64),
+    "sharding.cpu_devices": st.integers(0, 8),
+}
+FITTING |= {key: st.sampled_from(allowed) for key, allowed in CHOICES.items()}
+FITTING |= {
+    key: st.booleans()
+    for key, value in DEFAULT.items()
+    # Several processes cannot be had here; wandb, even if there is one, would be sent something.
+    if type(value) is bool and key not in ("sharding.distributed", "log.wandb")
+}
+FITTING |= {key: st.just(False) for key in ("sharding.distributed", "log.wandb")}
+
+# Compiling a policy of augmentations takes longer than all else.
+FITTING["augment.kind"] = st.sampled_from(
+    [*["none", "baseline", "cutout"] * 6, *CHOICES["augment.kind"]]
+)
+
+# What is wrong for most settings, or nearly so.
+TEXTS = ["", "0", "None", "\0", "a\nb", "\ud800", "..", "/", "~", "x" * 9999, "(", "last_9_blocks"]
+TEXTS += [f"last_{'9' * 5000}_blocks", "x{9999999999}=trained", f"S/{'9' * 5000}", "S/0"]
+NUMBERS = [-1, 0, 1, 2, 255, 4096, 10**6, 2**31 - 1, 2**31, 2**32, 2**63, 10**30, 10**400]
+NUMBERS += [-0.0, -0.5, 0.5, 0.99999999, 1e-300, 1e-40, 1e-20, 1e20, 1e40, 1e300]
+NUMBERS += [math.nan, math.inf, -math.inf]
+OTHERS = [None, True, False, b"x", [], {}, [1], {"a": 1}, 1j]
+OTHERS += [(), (0.5, 0.5), (1e300,), (1e-300,), (math.nan,), (-1.0,), ("a",), ((),), (True,)]
+OTHERS += [(200.0,), (10**400,), (0.5,) * 4]
+WRONG = st.sampled_from([*TEXTS, *NUMBERS, *OTHERS])
+
+
+COSTLY = ["data.image_size", "data.stored_size", "augment.num_ops", "train.num_seeds"]
+COSTLY += [f"model.{key}" for key in ("hidden_size", "depth", "mlp_dim", "representation_size")]
+
+
+@st.composite
+def overrides(draw):
+    """Settings to change: of most examples they fit, of the others one or two are far off."""
+    keys = dict(TINY)
+    chosen = draw(st.lists(st.sampled_from(sorted(FITTING)), unique=True, max_size=12))
+    keys |= {key: draw(FITTING[key]) for key in chosen}
+    if keys["data.name"] == "folder":
+        keys["data.dir"] = draw(FITTING["data.dir"])
+    if draw(st.integers(0, 7)):  # nearly always: without what contradicts something
+        for key, (choice, values) in BELONGS.items():
+            if keys.get(choice, DEFAULT[choice]) not in values:
+                keys.pop(key, None)
+        for stem in ("optim.warmup_", "train.eval_every_", "log.every_", "train."):
+            alike = [k for u in ("steps", "epochs", "percent") if keys.get(k := stem + u)]
+            keys |= {key: type(DEFAULT[key])(0) for key in alike[1:]}
+    wrong = draw(st.lists(st.sampled_from(sorted(FITTING)), unique=True, max_size=3))
+    return keys | {key: _affordable(key, draw(WRONG)) for key in wrong[1:]}
+
+
+def _affordable(key, value):
+    """Returns a value above the limit in the place of one that is allowed and takes hours."""
+    costly = key in COSTLY and isinstance(value, int) and 2 < value <= LARGEST[key]
+    return LARGEST[key] + 1 if costly else value
+
+
+def test_every_setting_has_values_to_try():
+    assert set(FITTING) == set(DEFAULT)
+
+
+@pytest.fixture(scope="module")
+def _no_network():
+    """Few digits, few pictures, few weights, and no network."""
+
+    def refuse(name, folder):
+        raise UserError(f"data.name={name}: there is no network here")
+
+    whole = sklearn.datasets.load_digits()
+    few = sklearn.utils.Bunch(
+        images=whole.images[:200], target=whole.target[:200], target_names=whole.target_names
+    )
+    for part in ("train", "test"):
+        for label, name in enumerate(("ant", "bee", "cat")):
+            (PLACES / "images" / part / name).mkdir(parents=True)
+            for i in range(9):
+                picture = Image.new("RGB", (9, 8), (80 * label, 20 * i, 0))
+                picture.save(PLACES / "images" / part / name / f"{i}.png")
+    save_weights(PLACES / "weights", model__depth=1, model__hidden_size=8, model__mlp_dim=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sklearn.datasets, "load_digits", lambda: few)
+        patch.setattr(prepare, "prepare", refuse)
+        patch.setenv("TFDS_DATA_DIR", str(PLACES / "tfds"))
+        yield
+
+
+def attempt(keys) -> str:
+    """Returns "refused" or "trained"; anything else that a config does is an exception."""
+    try:
+        config = settings.with_overrides(settings.get_config(), keys, "a test")
+        config = sweep.make_variants(config, {}, set(keys))["base"]
+        data, train = load_data(config.data, MESH), config.train
+        program = build_program(config, data, MESH)
+    except UserError as error:
+        told = str(error)
+        assert any(re.search(rf"\b{re.escape(key)}\b", told) for key in DEFAULT), told
+        return "refused"
+    state = jax.eval_shape(program.init, jax.random.key(0), one_image(config))
+    state = made_up(state, program.plateau)
+    put = program.feature_step or (lambda variables, batch: batch["image"])
+    for batch in data.train.train(config.seed, 0, min(2, program.total_steps), train.batch_size):
+        batch["image"] = put(state.variables, batch)
+        state = program.train_step(state, jax.random.key(1), batch)
+    batches = (
+        batch | {"image": put(state.variables, batch)}
+        for batch in data.val.evaluate(train.eval_batch_size)
+    )
+    result = evaluate(program.eval_step, state.eval_variables, batches)
+    assert int(state.bad_step) == -1 and math.isfinite(result.loss), "the loss is not finite"
+    return "trained"
+
+
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
+
+
+def test_every_config_is_refused_or_trains(_no_network, capsys):
+    outcomes = collections.Counter()
+
+    @hypothesis.settings(
+        max_examples=EXAMPLES or 12,
+        derandomize=not EXAMPLES,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(overrides())
+    def check(keys):
+        outcomes[attempt(keys)] += 1
+
+    check()
+    with capsys.disabled():
+        if EXAMPLES:
+            print(f"\n{outcomes.total()} configs: {dict(outcomes)}")
+    assert outcomes["refused"] > 2 and outcomes["trained"] > 2

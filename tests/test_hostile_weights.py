@@ -1,0 +1,316 @@
+"""Weight files made to do harm: refused in one sentence, in little memory, nothing run."""
+
+import io
+import json
+import pathlib
+import pickle
+import shutil
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from tiny_memory import little_memory
+from tiny_weights import save_weights
+
+from scripts import convert_weights, predict
+from vit_jax import pretrained
+from vit_jax.errors import UserError
+from vit_jax.pretrained import files
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+class Trap:
+    """What writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return pathlib.Path.write_text, (self.path, "sprung")
+
+
+def npy(header, data=b"", version=1):
+    """Returns the bytes of an .npy file with any header at all."""
+    text = header.encode() if isinstance(header, str) else repr(header).encode()
+    length = struct.pack("<H" if version == 1 else "<I", len(text))
+    return b"\x93NUMPY" + bytes([version, 0]) + length + text + data
+
+
+def promise(shape, descr="<f4"):
+    return {"descr": descr, "fortran_order": False, "shape": shape}
+
+
+def zipped(path, members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def tensors(header, data=b"", length=None):
+    """Returns the bytes of a .safetensors file with any header at all."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def tensor(begin, end, shape=(1,), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+
+
+def assert_refused(path, sentence=None):
+    """The file is told of in one short line, and hardly any memory is taken for it."""
+    with little_memory(), pytest.raises(UserError, match=sentence) as told:
+        pretrained.convert(path, {"model.num_heads": 3})
+    message = str(told.value)
+    assert str(path.parent) in message and "\n" not in message and len(message) < 600
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_pickles_are_not_opened(tmp_path, protocol):
+    sprung = tmp_path / "sprung"
+    bomb = pickle.dumps({"weight": Trap(sprung)}, protocol)
+    for name in ("model.pt", "model.bin", "model.npz", "model.safetensors", "model.npy"):
+        (tmp_path / name).write_bytes(bomb)
+        assert_refused(tmp_path / name)
+    for name in ("zip.pt", "zip.npz", "zip.safetensors"):  # as torch.save writes since 1.6
+        zipped(tmp_path / name, {"archive/data.pkl": bomb, "archive/data/0": bytes(64)})
+        assert_refused(tmp_path / name)
+    assert not sprung.exists()
+    pickle.loads(bomb)
+    assert sprung.exists(), "the trap would not have told"
+
+
+def test_arrays_of_objects_are_not_unpickled(tmp_path):
+    sprung = tmp_path / "sprung"
+    objects = np.array([Trap(sprung)], object)
+    np.savez(tmp_path / "a.npz", **{"embedding/kernel": objects})
+    assert_refused(tmp_path / "a.npz", "Python objects")
+    buffer = io.BytesIO()
+    np.save(buffer, objects)
+    (tmp_path / "b.npz").write_bytes(buffer.getvalue())  # an .npy under another name
+    assert_refused(tmp_path / "b.npz")
+    fields = npy(promise((1,), [("a", "|O")]), pickle.dumps([Trap(sprung)]))
+    zipped(tmp_path / "c.npz", {"embedding/kernel.npy": fields})
+    assert_refused(tmp_path / "c.npz")
+    assert not sprung.exists()
+
+
+FLOATS = bytes(16)
+NPZ = {
+    "shape": {"a.npy": npy(promise((10**12,)), FLOATS)},
+    "shape that overflows": {"a.npy": npy(promise((2**40, 2**40)), FLOATS)},
+    "negative shape": {"a.npy": npy(promise((-4,)), FLOATS)},
+    "two negatives": {"a.npy": npy(promise((-2, -2)), FLOATS)},
+    "shape of texts": {"a.npy": npy(promise(("4",)), FLOATS)},
+    "longer than told": {"a.npy": npy(promise((3,)), FLOATS)},
+    "no shape": {"a.npy": npy({"descr": "<f4", "fortran_order": False}, FLOATS)},
+    "wide type": {"a.npy": npy(promise((1,), "|S99999999"), FLOATS)},
+    "text": {"a.npy": npy(promise((1,), "<U4"), FLOATS)},
+    "no literal": {"a.npy": npy("__import__('os').system('true')", FLOATS)},
+    "deep": {"a.npy": npy("(" * 5000, FLOATS)},
+    "deep negation": {"a.npy": npy("-" * 9000 + "1", FLOATS)},
+    "long header": {"a.npy": npy(" " * 60000, FLOATS)},
+    "version": {"a.npy": npy(promise((4,)), FLOATS, 3)},
+    "no npy": {"a.npy": b"text"},
+    "nothing": {},
+    "twice": {"a": npy(promise((4,)), FLOATS), "a.npy": npy(promise((4,)), FLOATS)},
+    "path": {"../../a.npy": npy(promise((4,)), FLOATS), "/b.npy": npy(promise((4,)), FLOATS)},
+}
+
+
+@pytest.mark.parametrize("kind", NPZ)
+def test_absurd_npz_are_refused(tmp_path, kind):
+    (tmp_path / "in/side").mkdir(parents=True)
+    assert_refused(zipped(tmp_path / "in/side/x.npz", NPZ[kind]))
+    assert {path.name for path in tmp_path.rglob("*")} == {"in", "side", "x.npz"}
+
+
+def test_zip_bombs_are_refused_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "UNPACKED_BYTES", 2**20)
+    bomb = zipped(tmp_path / "bomb.npz", {"a.npy": npy(promise((2**20,)), bytes(2**22))})
+    assert bomb.stat().st_size < 2**13
+    assert_refused(bomb, "is refused: unpacked, it would have 4,194,")
+    whole = bomb.read_bytes()
+    place = whole.index(b"PK\x01\x02") + 24  # the size that the directory tells
+    lie = whole[:place] + struct.pack("<I", 200) + whole[place + 4 :]
+    (tmp_path / "lie.npz").write_bytes(lie)
+    assert_refused(tmp_path / "lie.npz")
+
+
+SAFETENSORS = {
+    "header of 2^63 bytes": tensors(b"{}", length=2**63),
+    "header of 99 MB": tensors(b"{}", length=99_000_000),
+    "header beyond the file": tensors(b"{}", length=999),
+    "no header": b"\0" * 9,
+    "half a length": b"\x02\0\0",
+    "no JSON": tensors(b"{nothing"),
+    "deep": tensors(b'{"a":' * 20000),
+    "a list": tensors([tensor(0, 4)], FLOATS),
+    "beyond the end": tensors({"a": tensor(0, 400, (100,))}, FLOATS),
+    "far beyond": tensors({"a": tensor(0, 2**62, (2**60,))}, FLOATS),
+    "negative": tensors({"a": tensor(-4, 0)}, FLOATS),
+    "backwards": tensors({"a": tensor(16, 0, (4,))}, FLOATS),
+    "overlap": tensors({"a": tensor(0, 16, (4,)), "b": tensor(8, 16, (2,))}, FLOATS),
+    "same bytes": tensors({"a": tensor(0, 16, (4,)), "b": tensor(0, 16, (4,))}, FLOATS),
+    "hole": tensors({"a": tensor(0, 4), "b": tensor(12, 16)}, FLOATS),
+    "rest": tensors({"a": tensor(0, 4)}, FLOATS),
+    "shape": tensors({"a": tensor(0, 16, (5,))}, FLOATS),
+    "shape that overflows": tensors({"a": tensor(0, 16, (2**62, 2**62, 4))}, FLOATS),
+    "negative shape": tensors({"a": tensor(0, 16, (-2, -2))}, FLOATS),
+    "type": tensors({"a": tensor(0, 16, (4,), "PICKLE")}, FLOATS),
+    "no offsets": tensors({"a": {"dtype": "F32", "shape": [4]}}, FLOATS),
+    "twice": tensors(
+        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
+        b'"a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}',
+        FLOATS,
+    ),
+    "other weights": tensors({"../../a": tensor(0, 16, (4,))}, FLOATS),
+}
+
+
+@pytest.mark.parametrize("kind", SAFETENSORS)
+def test_absurd_safetensors_are_refused(tmp_path, kind):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(SAFETENSORS[kind])
+    assert_refused(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_a_file_larger_than_memory_is_refused(tmp_path):
+    path, size = tmp_path / "model.safetensors", 2**42
+    with path.open("wb") as file:  # a hole, which takes no room on disk
+        file.write(tensors({"a": tensor(0, size, (size // 4,))}))
+        file.truncate(file.tell() + size)
+    assert_refused(path, "is refused: it has 4,398,046,")
+
+
+@pytest.mark.parametrize("name", ["timm/model.safetensors", "npz/model.npz"])
+def test_damage_anywhere_is_refused_or_harmless(tmp_path, name):
+    """Of bytes changed at random, none makes another outcome than a sentence or weights."""
+    whole, rng = (GOLDEN / name).read_bytes(), np.random.default_rng(0)
+    path = tmp_path / pathlib.Path(name).name
+    refused = 0
+    for round_ in range(30):
+        content = bytearray(whole)
+        # The header of the one, and the directory of the other, are what can do harm.
+        where = rng.integers(0, 3000, 3) if path.suffix != ".npz" else -rng.integers(1, 3000, 3)
+        for place in where if round_ % 2 else rng.integers(0, len(whole), 3):
+            content[place] = rng.integers(0, 256)
+        path.write_bytes(content)
+        try:
+            pretrained.convert(path, {"model.num_heads": 3})
+        except UserError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 10
+
+
+HEADS = {"num_attention_heads": 3}
+BESIDE = {
+    "depth": HEADS | {"num_hidden_layers": 10**9},
+    "width": HEADS | {"hidden_size": 10**18},
+    "patches": HEADS | {"patch_size": -4},
+    "heads": {"num_attention_heads": 10**9},
+    "heads as a text": {"num_attention_heads": "__import__('os')"},
+    "eps": HEADS | {"layer_norm_eps": float("nan")},
+    "eps as a text": HEADS | {"layer_norm_eps": "1e-6"},
+    "negative eps": HEADS | {"layer_norm_eps": -1.0},
+    "tiny eps": HEADS | {"layer_norm_eps": 1e-300},
+    "mean": HEADS | {"pretrained_cfg": {"mean": [1e300, 0.5, 0.5]}},
+    "mean of bytes": HEADS | {"pretrained_cfg": {"mean": [123.7, 116.3, 103.5]}},
+    "std": HEADS | {"pretrained_cfg": {"std": [0.0, 0.5, 0.5]}},
+    "two": HEADS | {"pretrained_cfg": {"mean": [0.5, 0.5]}},
+    "names": HEADS | {"label_names": [{"x": 1}] * 7},
+    "names as a text": HEADS | {"label_names": "abcdefg"},
+    "number of a class": HEADS | {"id2label": {"9" * 5000: "x"}},
+    "deep": "[" * 100_000,
+    "large": "[" + "0," * 2**23 + "0]",
+    "bytes": b"\xff\xfe\x00",
+}
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+def test_absurd_configs_beside_the_weights_are_refused(tmp_path, kind):
+    shutil.copy(GOLDEN / "timm/model.safetensors", tmp_path)
+    content = BESIDE[kind]
+    content = json.dumps(content) if isinstance(content, dict) else content
+    content = content.encode() if isinstance(content, str) else content
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError) as told:
+        pretrained.convert(tmp_path / "model.safetensors", {})
+    assert str(tmp_path) in str(told.value) and "\n" not in str(told.value)
+    assert len(str(told.value)) < 600
+
+
+def test_names_of_classes_cannot_steer_the_terminal(tmp_path):
+    shutil.copy(GOLDEN / "timm/model.safetensors", tmp_path)
+    names = ["\x1b[2Jcat", "a\nb", *"cdefg"]
+    (tmp_path / "config.json").write_text(json.dumps(HEADS | {"label_names": names}))
+    found = pretrained.convert(tmp_path / "model.safetensors", {}).info["class_names"]
+    assert found == ["\\x1b[2Jcat", "a\\nb", *"cdefg"]
+
+
+SETTINGS = {
+    "model.depth": 10**9,
+    "model.hidden_size": 10**9,
+    "model.num_heads": 0,
+    "model.norm_eps": "x",
+    "data.image_size": 10**6,
+    "data.mean": [0.1, 0.2],
+    "optim.unknown": 1,
+    "model.mlp_dim": 17,  # which is possible, but not that of the weights
+}
+
+
+@pytest.mark.parametrize("key", SETTINGS)
+def test_a_checkpoint_that_lies_about_its_model_is_refused(tmp_path, capsys, key):
+    folder = save_weights(tmp_path / "w", model__depth=1)
+    info = json.loads((folder / "model.json").read_text())
+    info["settings"][key] = SETTINGS[key]
+    (folder / "model.json").write_text(json.dumps(info))
+    picture = GOLDEN.parent.parent / "docs/digits_patch.png"
+    assert predict.main([str(folder), str(picture)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert key in error or "are not those of its settings: Transformer" in error
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"class_names": [1, 2, 3]},
+        {"class_names": ["a"]},
+        {"num_classes": 10**9},
+        {"num_classes": "3"},
+        {"settings": []},
+        {"checksum": []},
+    ],
+    ids=str,
+)
+def test_a_damaged_model_json_is_refused(tmp_path, change):
+    folder = save_weights(tmp_path / "w", model__depth=1)
+    info = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(info | change))
+    with pytest.raises(UserError, match="model.json is damaged|should have the shape"):
+        weights = pretrained.load(folder)
+        pretrained.check_whole(weights)
+
+
+def test_the_command_tells_in_a_line(tmp_path, capsys):
+    sprung = tmp_path / "sprung"
+    (tmp_path / "model\n\x1b[2J.bin").write_bytes(pickle.dumps(Trap(sprung)))
+    assert convert_weights.main([str(tmp_path / "model\n\x1b[2J.bin"), str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and "\x1b" not in error
+    assert "is a pickle" in error and not sprung.exists() and not (tmp_path / "out").exists()
+
+
+def test_large_but_honest_weights_are_read(tmp_path):
+    """What is refused for its size is far from what people have."""
+    arrays = safetensors.numpy.load_file(GOLDEN / "timm/model.safetensors")
+    np.savez_compressed(tmp_path / "a.npz", zeros=np.zeros((2**22,), np.float32), **arrays)
+    with pytest.raises(UserError, match="no known kind"):  # read, and of another naming
+        pretrained.convert(tmp_path / "a.npz", {})

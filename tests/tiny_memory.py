@@ -1,0 +1,19 @@
+"""A process that gets little more memory than it has, for the tests."""
+
+import contextlib
+import pathlib
+import resource
+
+
+@contextlib.contextmanager
+def little_memory():
+    """Gives this process half a GiB more than it has; beyond it, MemoryError is raised."""
+    pages = pathlib.Path("/proc/self/statm")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    if pages.exists():
+        taken = int(pages.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + 2**29, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
