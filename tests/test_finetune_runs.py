@@ -75,7 +75,8 @@ def tuned(first, tmp_path_factory):
 
 def test_a_run_begins_with_the_weights_of_another(first, tuned):
     before, after = weights_of(first), weights_of(tuned)
-    state, _ = checkpoint.load_run(first / "checkpoints", "best")
+    best = json.loads((first / "summary.json").read_text())["best_step"]
+    state, _ = checkpoint.load_run(first / "checkpoints", best)
     np.testing.assert_array_equal(before["cls"], state["params"]["cls"])  # the averages
     for path, array in before.items():
         assert np.array_equal(array, after[path]) != path.startswith("head/"), path
