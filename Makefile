@@ -1,13 +1,14 @@
 PYTHON ?= python3
 REQUIREMENTS := $(if $(wildcard /proc/driver/nvidia/version),requirements.txt,requirements-cpu.txt)
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test soak lint clean
 
 help:
 	@echo "make demo   install into .venv, then compare three patch sizes on the digits: report.html"
 	@echo "make test   install into .venv, then run the test suite"
+	@echo "make soak   install into .venv, then kill sweeps, damage their files and fill their disk"
 	@echo "make lint   install into .venv, then check style and types"
-	@echo "make clean  remove .venv and the demo's results"
+	@echo "make clean  remove .venv and what the demo and the soak left"
 
 .venv/installed: requirements.txt requirements-cpu.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -20,10 +21,15 @@ demo: .venv/installed
 test: .venv/installed
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+soak: .venv/installed
+	.venv/bin/python tests/storm.py --kills=40 --workdir=runs/soak/storm
+	.venv/bin/python tests/damaged_disk.py --workdir=runs/soak/damage
+	.venv/bin/python tests/full_disk.py --workdir=runs/soak/full
+
 lint: .venv/installed
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/pyright
 
 clean:
-	rm -rf .venv runs/digits_patch
+	rm -rf .venv runs/digits_patch runs/soak

@@ -186,7 +186,9 @@ def test_a_full_disk_is_told_in_a_sentence(saved, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "write_sums", full)
     checkpoints.save(5, make_state(5), {"evaluated": True}, 0.5)
-    with pytest.raises(UserError, match=f"written to {folder}: No space left on device"):
+    with pytest.raises(
+        UserError, match=f"{folder}: a checkpoint cannot be written: No space left on"
+    ):
         checkpoints.wait()
     monkeypatch.undo()
     assert restored_from(folder).step == 4

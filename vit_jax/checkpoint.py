@@ -109,7 +109,8 @@ class Checkpoints:
         except Exception as error:  # a full disk shows as many types in orbax and tensorstore
             if problem := disk_problem(error):
                 raise UserError(
-                    f"no checkpoint can be written to {self._folder}: {problem}"
+                    f"{self._folder}: a checkpoint cannot be written: {problem}; once that is "
+                    "mended, the same command goes on"
                 ) from None
             raise
 

@@ -30,14 +30,14 @@ def disk_problem(error: BaseException) -> str | None:
 
 
 @contextlib.contextmanager
-def naming(path: pathlib.Path) -> Iterator[None]:
-    """Lets an OSError from within name this file, where it names none."""
+def naming(file) -> Iterator[None]:
+    """Lets an OSError from within name this file (a path), where it names none."""
     try:
         yield
     except OSError as error:
         if error.errno is None or error.filename is not None:
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise OSError(error.errno, error.strerror, str(file)) from error
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
@@ -99,14 +99,14 @@ def read_sums(folder: pathlib.Path) -> dict[str, str] | None:
 def find_damage(folder: pathlib.Path) -> dict[pathlib.Path, str]:
     """Returns the files that are not what SHA256SUMS in their folder says, and what they are.
 
-    As in {path: "is missing"}. Without SHA256SUMS, nothing is known and {} returned.
+    As in {path: "does not match SHA256SUMS"}. Without SHA256SUMS, nothing is known and {} returned.
     """
     sums = read_sums(folder)
     if sums is None:
         return {folder / SUMS: "is damaged"}
     found = {folder / name: _digest(folder / name) for name in sums}
     return {
-        path: f"does not match {SUMS}" if digest else "is missing"
+        path: f"does not match {SUMS}" if digest else f"is missing, though {SUMS} lists it"
         for (path, digest), expected in zip(found.items(), sums.values(), strict=True)
         if digest != expected
     }
