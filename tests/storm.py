@@ -88,7 +88,8 @@ class Killer:
                 self.count -= 1
                 if self.count == 0:
                     threading.Thread(target=self._kill, daemon=True).start()
-                    time.sleep(0.2 * (self.delay == 0))  # so that it falls here
+                    if self.delay == 0 and self.phase != "save":
+                        time.sleep(0.5)  # so that it falls here
             return function(*args, **kwargs)
 
         return wrapped
@@ -99,8 +100,14 @@ class Killer:
 
     def _kill(self):
         time.sleep(self.delay)
+        while self.delay == 0 and self.phase == "save" and not self._is_saving():
+            time.sleep(0.001)
         self.diary.write_text(self._where())
         os.kill(os.getpid(), self.number)
+
+    def _is_saving(self):
+        unfinished = self.diary.parent.glob("*/*/*/checkpoints/*.orbax-checkpoint-tmp*")
+        return any(unfinished)
 
     def _where(self):
         """Returns what the main thread is doing; a save goes on in the background."""
@@ -109,7 +116,7 @@ class Killer:
             if "/vit_jax/" in frame.f_code.co_filename:
                 names.append(frame.f_code.co_name)
             frame = frame.f_back
-        if any(self.diary.parent.glob("*/*/*/checkpoints/*.orbax-checkpoint-tmp*")):
+        if self._is_saving():
             return "inside a save"
         if self.delay == 0:
             return f"before {self.phase} takes its place"
@@ -232,7 +239,7 @@ def assert_same_sweep(workdir, expected, read_state=read_state):
 SHORT = (
     (signal.SIGKILL, "step", 9, 0.001),
     (signal.SIGTERM, "evaluation", 1, 0.001),
-    (signal.SIGKILL, "save", 2, 0.03),
+    (signal.SIGKILL, "save", 2, 0),
     (signal.SIGTERM, "step", 7, 0.001),
     (signal.SIGKILL, "results.json", 1, 0),
 )

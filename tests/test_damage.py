@@ -1,6 +1,7 @@
 """A sweep whose files are damaged, or whose disk is full, ends the same, or in one sentence."""
 
 import errno
+import itertools
 import pathlib
 import shutil
 
@@ -80,11 +81,12 @@ def test_a_figure_on_a_full_disk_is_named(tmp_path):
 FULL = errno.ENOSPC, "No space left on device"
 
 
-def full_on(name):
-    """Returns an `append` that fails on files of a name, when half of the content is written."""
+def full_on(name, writes=1):
+    """Returns an `append` that fails in one of the writes to a file, half way through."""
+    counter = itertools.count(1)
 
     def append(file, content):
-        if name in str(file.name):
+        if name in str(file.name) and next(counter) >= writes:
             file.write(content[: len(content) // 2])
             raise OSError(*FULL)
         files_append(file, content)
@@ -96,20 +98,18 @@ files_append = files.append
 
 
 @pytest.mark.parametrize(
-    ("owner", "function", "name"),
+    ("owner", "name", "writes"),
     [
-        (metrics, "append", "metrics.jsonl"),
-        (metrics, "append", "tfevents"),
-        (files, "append", "summary.json"),
-        (files, "append", "results.json"),
+        *((metrics, "metrics.jsonl", 1), (metrics, "tfevents", 7)),
+        *((files, "summary.json", 2), (files, "results.json", 1)),
     ],
 )
 def test_a_full_disk_is_told_with_the_file_and_nothing_is_lost(
-    quick, sweeps, tmp_path, monkeypatch, owner, function, name
+    quick, sweeps, tmp_path, monkeypatch, owner, name, writes
 ):
     workdir = tmp_path / "sweep"
     shutil.copytree(sweeps[0], workdir)
-    monkeypatch.setattr(owner, function, full_on(name))
+    monkeypatch.setattr(owner, "append", full_on(name, writes))
     with pytest.raises(OSError, match=f"No space left on device.*{name}"):
         quick.run(workdir)
     monkeypatch.undo()

@@ -22,7 +22,7 @@ STOP = types.SimpleNamespace(number=0)
 def storm(command, tmp_path_factory):
     """Returns the folder and the output of a sweep that ran undisturbed, and with five kills."""
     folder = tmp_path_factory.mktemp("storm")
-    done = command("tests/storm.py", "--short", f"--workdir={folder / 'storm'}")
+    done = command("tests/storm.py", "--short", f"--workdir={folder / 'storm'}", timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "storm", done.stdout
 

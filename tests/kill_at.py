@@ -1,0 +1,52 @@
+"""Runs `vit_jax.main` and sends this process a signal at a chosen moment.
+
+python tests/kill_at.py SIGNAL MOMENT STEP ARGS...: MOMENT is "step" (after training step STEP),
+"row" (when the validation row of STEP has been written), "save" (in the background of the save at
+STEP) or "eval" (in the validation at STEP).
+"""
+
+import os
+import signal
+import sys
+
+from vit_jax import main, train
+
+NUMBER, MOMENT, STEP = signal.Signals[sys.argv[1]], sys.argv[2], int(sys.argv[3])
+
+
+def _kill():
+    os.kill(os.getpid(), NUMBER)
+
+
+def _exit_if_stopped(run):
+    if MOMENT == "step" and run.step == STEP:
+        _kill()
+    original["exit"](run)
+
+
+def _save(run, *args, **kwargs):
+    if MOMENT == "row" and run.step == STEP:
+        for seed in run.seeds:
+            seed.writer.flush()
+        _kill()
+    original["save"](run, *args, **kwargs)
+    if MOMENT == "save" and run.step == STEP:
+        _kill()
+
+
+def _evaluate(run):
+    if MOMENT == "eval" and run.step == STEP:
+        _kill()
+    original["evaluate"](run)
+
+
+original = {
+    "exit": train._Run._exit_if_stopped,
+    "save": train._Run._save,
+    "evaluate": train._Run._evaluate_and_save,
+}
+train._Run._exit_if_stopped = _exit_if_stopped
+train._Run._save = _save
+train._Run._evaluate_and_save = _evaluate
+sys.argv[1:] = sys.argv[4:]
+main.run()
