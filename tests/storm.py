@@ -313,7 +313,7 @@ if __name__ == "__main__":
     shutil.rmtree(args.workdir, ignore_errors=True)
     args.workdir.mkdir(parents=True)
     if args.short:
-        storm(SHORT, variants=2, eval_every=1.0, folder=args.workdir)
+        storm(SHORT, variants=1, eval_every=1.0, folder=args.workdir)
     else:
         moments = plan(args.kills, args.seed)
         storm(moments, variants=max(1, args.kills // 7), eval_every=0.25, folder=args.workdir)

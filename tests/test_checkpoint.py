@@ -182,7 +182,7 @@ def test_a_full_disk_is_told_in_a_sentence(saved, monkeypatch):
     checkpoints, folder = saved
 
     def full(*args, **kwargs):
-        raise ValueError("RESOURCE_EXHAUSTED: writing x [OS error 28: No space left on device]")
+        raise ValueError("RESOURCE_EXHAUSTED: x: No space left on device [os_error_code='28']")
 
     monkeypatch.setattr(checkpoint, "write_sums", full)
     checkpoints.save(5, make_state(5), {"evaluated": True}, 0.5)

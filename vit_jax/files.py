@@ -22,8 +22,8 @@ def disk_problem(error: BaseException) -> str | None:
     """Returns what the disk complained of, as "No space left on device"; None if it did not."""
     if isinstance(error, OSError) and error.errno in _DISK:
         return os.strerror(error.errno)
-    # TensorStore's errors are texts: "... [OS error 28: No space left on device]"
-    match = re.search(r"OS error (\d+):", str(error))
+    # TensorStore's errors are texts: "... No space left on device [os_error_code='28']"
+    match = re.search(r"os_error_code='(\d+)'", str(error))
     if match and int(match[1]) in _DISK:
         return os.strerror(int(match[1]))
     return None

@@ -66,7 +66,8 @@ def _parse(argv):
 
 def _main(argv):
     del argv
-    logging.set_verbosity(logging.ERROR)  # below it, JAX and orbax tell of their insides
+    # JAX and orbax tell of their insides, and log the tracebacks of what they raise as well.
+    logging.set_verbosity(logging.FATAL)
     try:
         # Imported here, so that --help and a mistyped flag answer at once.
         from vit_jax import sweep
