@@ -1,14 +1,15 @@
 PYTHON ?= python3
 REQUIREMENTS := $(if $(wildcard /proc/driver/nvidia/version),requirements.txt,requirements-cpu.txt)
 
-.PHONY: help demo test fuzz lint clean
+.PHONY: help demo test soak fuzz lint clean
 
 help:
 	@echo "make demo   install into .venv, then compare three patch sizes on the digits: report.html"
 	@echo "make test   install into .venv, then run the test suite"
+	@echo "make soak   install into .venv, then kill sweeps, damage their files and fill their disk"
 	@echo "make fuzz   try 500 configs at random (EXAMPLES=500): refused, or trained; half an hour"
 	@echo "make lint   install into .venv, then check style and types"
-	@echo "make clean  remove .venv and the demo's results"
+	@echo "make clean  remove .venv and what the demo and the soak left"
 
 .venv/installed: requirements.txt requirements-cpu.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -25,10 +26,15 @@ EXAMPLES ?= 500
 fuzz: .venv/installed
 	FUZZ_EXAMPLES=$(EXAMPLES) .venv/bin/python -m pytest -q tests/test_config_fuzz.py
 
+soak: .venv/installed
+	.venv/bin/python tests/storm.py --kills=40 --workdir=runs/soak/storm
+	.venv/bin/python tests/damaged_disk.py --workdir=runs/soak/damage
+	.venv/bin/python tests/full_disk.py --workdir=runs/soak/full
+
 lint: .venv/installed
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/pyright
 
 clean:
-	rm -rf .venv runs/digits_patch
+	rm -rf .venv runs/digits_patch runs/soak

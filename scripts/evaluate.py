@@ -34,7 +34,7 @@ def evaluate(argv: list[str] | None) -> None:
     parser.add_argument("--out", type=pathlib.Path, help="folder; default: RUN/evaluation/PART")
     args, rest = parser.parse_known_args(argv)
     from vit_jax.classifier import Classifier
-    from vit_jax.metrics import write_atomically
+    from vit_jax.files import write_atomically
     from vit_jax.report import draw_confusion, write_test_report
     from vit_jax.validation import validate
 

@@ -1,12 +1,15 @@
 """Checkpoints: what is kept, what is found damaged, and what is then done."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from damage import DAMAGE, harm
 
-from vit_jax import sharding
-from vit_jax.checkpoint import Checkpoints, abstract, checksum
+from vit_jax import checkpoint, sharding
+from vit_jax.checkpoint import Checkpoints, abstract, checksum, restore_common
 from vit_jax.errors import UserError
 
 MESH = sharding.make_mesh()
@@ -20,12 +23,15 @@ def make_state(value):
 TARGET = abstract(make_state(0), sharding.replicated(MESH))
 
 
+ROWS = {step: [{"step": i, "val/loss": 0.1 * i} for i in range(1, step + 1)] for step in range(5)}
+
+
 @pytest.fixture
 def saved(tmp_path):
     """Four checkpoints, the second of which is the best."""
     checkpoints = Checkpoints(tmp_path)
     for step, accuracy in ((1, 0.5), (2, 0.9), (3, 0.6), (4, 0.7)):
-        checkpoints.save(step, make_state(step), {"evaluated": True}, accuracy)
+        checkpoints.save(step, make_state(step), {"evaluated": True}, accuracy, ROWS[step])
     checkpoints.wait()
     yield checkpoints, tmp_path
     checkpoints.close()
@@ -35,57 +41,157 @@ def steps_in(folder):
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
-def damage(folder, how):
-    """Harms the largest file below a folder."""
-    path = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    content = bytearray(path.read_bytes())
-    if how == "truncate":
-        content = content[: len(content) // 2]
-    elif how == "flip":
-        content[len(content) // 2] ^= 1
-    path.unlink()
-    if how != "delete":
-        path.write_bytes(content)
+def largest(folder):
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
-def test_latest_two_and_best_are_kept(saved):
+def test_latest_two_and_best_with_the_one_before_it_are_kept(saved):
     checkpoints, folder = saved
-    assert steps_in(folder) == [2, 3, 4]
+    checkpoints.save(5, make_state(5), {"evaluated": False}, None)
+    checkpoints.wait()
+    assert steps_in(folder) == [1, 2, 4, 5]
     latest = checkpoints.restore_latest(TARGET)
-    assert (latest.step, latest.notes) == (4, {"evaluated": True})
-    jax.tree.map(np.testing.assert_array_equal, latest.state, make_state(4))
+    assert (latest.step, latest.notes, latest.rows) == (5, {"evaluated": False}, [])
+    jax.tree.map(np.testing.assert_array_equal, latest.state, make_state(5))
     best = checkpoints.restore_best(TARGET)
-    assert best.step == 2
+    assert (best.step, best.notes, best.rows) == (2, {"evaluated": True}, ROWS[2])
     jax.tree.map(np.testing.assert_array_equal, best.state, make_state(2))
 
 
-@pytest.mark.parametrize("how", ["truncate", "flip", "delete"])
-def test_damaged_latest_falls_back_with_a_warning(saved, how, capsys):
-    checkpoints, folder = saved
-    damage(folder / "4" / "state", how)
-    assert checkpoints.restore_latest(TARGET).step == 3
-    warning = capsys.readouterr().err
-    assert str(folder / "4") in warning and "damaged" in warning
-    checkpoints.save(4, make_state(4), {"evaluated": True}, 0.7)  # its place is free again
+def restored_from(folder):
+    """Returns what a new start goes on with."""
+    checkpoints = Checkpoints(folder)
+    try:
+        found = restore_common([checkpoints], TARGET)
+        return found and found[0]
+    finally:
+        checkpoints.close()
+
+
+def test_a_damaged_file_of_the_latest_is_named_and_the_one_before_taken(saved, tmp_path, capsys):
+    """All files, in all ways; or the file was not needed, and nothing changes."""
+    _, folder = saved
+    harmless = set()
+    for path in sorted(p.relative_to(folder) for p in (folder / "4").rglob("*") if p.is_file()):
+        for how in DAMAGE:
+            copy = tmp_path / "copy"
+            shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("copy"))
+            harm(copy / path, how)
+            restored = restored_from(copy)
+            warning = capsys.readouterr().err
+            if restored.step == 4:
+                harmless.add(str(path))
+            else:
+                assert restored.step == 3, (path, how)
+                named = copy / path if path.name != "SHA256SUMS" else path.name
+                assert str(named) in warning and warning.startswith("warning: ")
+                assert steps_in(copy) == [1, 2, 3]
+            assert restored.rows == ROWS[restored.step]
+            jax.tree.map(np.testing.assert_array_equal, restored.state, make_state(restored.step))
+            shutil.rmtree(copy)
+    # What orbax notes for itself; and without digests, the checksum of the state is still there.
+    assert harmless == {"4/_CHECKPOINT_METADATA", "4/commit_success.txt", "4/SHA256SUMS"}
+
+
+def test_without_digests_flipped_bits_are_found(saved, capsys):
+    _, folder = saved
+    (folder / "4" / "SHA256SUMS").unlink()
+    harm(largest(folder / "4" / "state"), "flip")
+    assert restored_from(folder).step == 3
+    assert "4 is damaged (its checksum does not match)" in capsys.readouterr().err
+
+
+def test_what_was_the_best_before_a_checkpoint_is_kept_with_it(tmp_path):
+    """So that the run can go back to before the one that surpassed it."""
+    checkpoints = Checkpoints(tmp_path)
+    for step, accuracy in ((1, 0.5), (2, 0.4), (3, 0.3), (4, 0.9), (5, 0.8), (6, 0.7)):
+        checkpoints.save(step, make_state(step), {}, accuracy)
+    checkpoints.close()
+    assert steps_in(tmp_path) == [1, 3, 4, 5, 6]
+    harm(largest(tmp_path / "4" / "state"), "flip")
+    assert restored_from(tmp_path).step == 3
+    assert restored_from(tmp_path).step == 3 and steps_in(tmp_path) == [1, 3]
+
+
+@pytest.mark.parametrize("how", ["flip", "delete", "folder"])
+def test_a_damaged_best_is_made_again_from_the_one_before_it(saved, how, capsys):
+    _, folder = saved
+    path = largest(folder / "2" / "state")
+    if how == "folder":
+        path = folder / "2"
+        shutil.rmtree(path)
+    else:
+        harm(path, how)
+    restored = restored_from(folder)
+    assert restored.step == 1 and restored.rows == ROWS[1]
+    assert steps_in(folder) == [1]
+    assert f"warning: {path} " in capsys.readouterr().err
+
+
+def test_a_damaged_best_does_not_matter_where_the_last_one_is_taken(saved):
+    _, folder = saved
+    harm(largest(folder / "2" / "state"), "flip")
+    checkpoints = Checkpoints(folder, needs_best=False)
     assert checkpoints.restore_latest(TARGET).step == 4
+    checkpoints.close()
+
+
+def test_a_best_that_is_damaged_when_it_is_needed_is_refused(saved):
+    checkpoints, folder = saved
+    harm(largest(folder / "2" / "state"), "flip")
+    with pytest.raises(
+        UserError, match="2/state/.* does not match SHA256SUMS, and is of the best checkpoint"
+    ):
+        checkpoints.restore_best(TARGET)
 
 
 def test_nothing_readable_is_refused_and_nothing_saved_is_none(saved, tmp_path):
-    checkpoints, folder = saved
+    _, folder = saved
     for step in steps_in(folder):
-        damage(folder / str(step) / "state", "truncate")
+        harm(largest(folder / str(step) / "state"), "truncate")
     for _ in range(2):  # and nothing is removed: the fault may lie elsewhere
         with pytest.raises(UserError, match="no checkpoint in .* could be read"):
-            checkpoints.restore_latest(TARGET)
-        assert steps_in(folder) == [2, 3, 4]
-    assert Checkpoints(tmp_path / "new").restore_latest(TARGET) is None
+            restored_from(folder)
+        assert steps_in(folder) == [1, 2, 3, 4]
+    assert restored_from(tmp_path / "new") is None
 
 
-def test_damaged_best_is_refused(saved):
+def test_seeds_go_back_to_a_step_that_all_have(tmp_path, capsys):
+    runs = [Checkpoints(tmp_path / str(seed)) for seed in (0, 1)]
+    for step in (1, 2, 3):
+        for run in runs:
+            run.save(step, make_state(step), {}, 0.1 * step)
+    for run in runs:
+        run.close()
+    harm(largest(tmp_path / "1" / "3" / "state"), "flip")
+    runs = [Checkpoints(tmp_path / str(seed)) for seed in (0, 1)]
+    assert [one.step for one in restore_common(runs, TARGET)] == [2, 2]
+    assert [steps_in(tmp_path / str(seed)) for seed in (0, 1)] == [[2], [2]]
+    for run in runs:
+        run.close()
+    shutil.rmtree(tmp_path / "0" / "2")
+    runs = [Checkpoints(tmp_path / str(seed)) for seed in (0, 1)]
+    assert restore_common(runs, TARGET) is None
+    assert "starting again" in capsys.readouterr().err
+    for run in runs:
+        run.close()
+
+
+def test_a_full_disk_is_told_in_a_sentence(saved, monkeypatch):
+    """In the background, as all that orbax writes."""
     checkpoints, folder = saved
-    damage(folder / "2" / "state", "flip")
-    with pytest.raises(UserError, match="the best checkpoint, .*2, is damaged"):
-        checkpoints.restore_best(TARGET)
+
+    def full(*args, **kwargs):
+        raise ValueError("RESOURCE_EXHAUSTED: x: No space left on device [os_error_code='28']")
+
+    monkeypatch.setattr(checkpoint, "write_sums", full)
+    checkpoints.save(5, make_state(5), {"evaluated": True}, 0.5)
+    with pytest.raises(
+        UserError, match=f"{folder}: a checkpoint cannot be written: No space left on"
+    ):
+        checkpoints.wait()
+    monkeypatch.undo()
+    assert restored_from(folder).step == 4
 
 
 def test_saving_a_step_again_replaces_it(saved):

@@ -76,7 +76,8 @@ def tuned(first, tmp_path_factory):
 
 def test_a_run_begins_with_the_weights_of_another(first, tuned):
     before, after = weights_of(first), weights_of(tuned)
-    state, _ = checkpoint.load_run(first / "checkpoints", "best")
+    best = json.loads((first / "summary.json").read_text())["best_step"]
+    state, _ = checkpoint.load_run(first / "checkpoints", best)
     np.testing.assert_array_equal(before["cls"], state["params"]["cls"])  # the averages
     for path, array in before.items():
         assert np.array_equal(array, after[path]) != path.startswith("head/"), path
@@ -316,10 +317,13 @@ def test_other_weights_than_a_run_began_with_are_refused(first, tuned):
     record = tuned / "config.json"
     before = record.read_text()
     replaced(record, '"checksum": ', '"checksum": 1')
+    sums = record.with_name("SHA256SUMS").read_text()
+    record.with_name("SHA256SUMS").unlink()  # which would tell that it was changed
     (tuned / "summary.json").rename(tuned / "kept.json")
     try:
         with pytest.raises(UserError, match="began with other"):
             run(tuned.parents[1], freeze="head", init_from=str(first))
     finally:
         record.write_text(before)
+        record.with_name("SHA256SUMS").write_text(sums)
         (tuned / "kept.json").rename(tuned / "summary.json")

@@ -7,7 +7,6 @@ import json
 import pathlib
 import types
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -15,12 +14,12 @@ from jax.sharding import AxisType, PartitionSpec
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_configs import make_config
+from tiny_net import Net
 
 from vit_jax import checkpoint, figures, optim, run_folder, seeds, sharding, steps, train
 from vit_jax.data import load_data
 from vit_jax.errors import UserError
 from vit_jax.metrics import read_jsonl
-from vit_jax.models.layers import Dropout
 from vit_jax.program import build_program, one_image
 
 SHORT = dict(
@@ -191,18 +190,6 @@ def test_batches_of_seeds_are_those_of_each(digits, devices):
                 assert one["image"].sharding.spec == spec
                 own = {key: np.asarray(value)[seed] for key, value in one.items()}
                 jax.tree.map(np.testing.assert_array_equal, own, other)
-
-
-class Net(nn.Module):
-    """A model with all that a state can hold, and little to compile."""
-
-    num_classes: int = 10
-
-    @nn.compact
-    def __call__(self, images, train=False, keys=None):
-        x = nn.Dense(8)(images.reshape(len(images), -1))
-        x = nn.BatchNorm(not train)(x)
-        return nn.Dense(10, name="head")(Dropout(0.1)(nn.relu(x), keys))
 
 
 @pytest.mark.parametrize("devices", [2, 4])

@@ -1,20 +1,20 @@
-"""Checkpoints of a run, the latest two and the best; weights alone. The only file knowing orbax."""
+"""Checkpoints of a run, and of weights alone. The only file that knows orbax."""
 
+import contextlib
 import dataclasses
 import functools
 import math
 import pathlib
-import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from vit_jax.errors import UserError
+from vit_jax.files import disk_problem, first_damage, warn, write_sums
 
 
 @jax.jit
@@ -35,88 +35,163 @@ def checksum(tree) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A checkpoint read back: the state, and what was noted beside it."""
+    """A checkpoint read back: the state, what was noted beside it, and the rows up to its step."""
 
     step: int
     state: Any
     notes: dict
+    rows: list[dict]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Best:
+    """The evaluated checkpoint with the highest accuracy; of equals, the latest.
+
+    If it is damaged, the run goes back to the checkpoint `before`, when another was the best.
+    """
+
+    step: int
+    val_accuracy: float
+    before: int | None
+    best_before: int | None
+
+
+class _Policy:
+    """Keeps the latest two checkpoints, the best, and what is needed to make that again."""
+
+    best: _Best | None = None
+
+    def should_preserve(self, checkpoints, *, context):
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = steps[-2:]
+        if self.best:
+            kept += [self.best.step, self.best.before, self.best.best_before]
+        return [step in kept for step in steps]
 
 
 class Checkpoints:
     """The checkpoints in one folder, written in the background.
 
-    A checkpoint holds a state, notes (JSON) and, when it was evaluated, the validation accuracy,
-    by which the best one is chosen; of equals, the latest.
+    A checkpoint holds a state, notes (JSON), the rows of metrics.jsonl up to it, and which one was
+    the best so far. SHA256SUMS tells whether its files are what was written. The latest two are
+    kept, the best one, the one before that, and the best one until then.
     """
 
-    def __init__(self, folder: pathlib.Path):
-        """Opens or makes the folder; what a killed save left half-made is removed."""
-        self._folder = folder
-        policies = checkpoint_managers
-        options = ocp.CheckpointManagerOptions(
-            best_fn=_accuracy,
-            cleanup_tmp_directories=True,
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(n=2),
-                    policies.BestN(
-                        get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False
-                    ),
-                ]
-            ),
-        )
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+    def __init__(self, folder: pathlib.Path, needs_best: bool = True):
+        """Opens or makes the folder; what a killed save left half-made is removed.
 
-    def save(self, step: int, state, notes: dict, val_accuracy: float | None) -> None:
-        """Starts to save a state; one that exists at this step is replaced."""
-        if step in self._manager.all_steps():
-            self._manager.delete(step)
-        notes = notes | {"checksum": int(checksum(state))}
-        metrics = None if val_accuracy is None else {"val_accuracy": val_accuracy}
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)
+        `needs_best` is whether the best one will be restored, and so has to be intact.
+        """
+        self._folder, self._needs_best = folder, needs_best
+        self._policy = _Policy()
+        options = ocp.CheckpointManagerOptions(
+            cleanup_tmp_directories=True,
+            lightweight_initialize=True,
+            preservation_policy=self._policy,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
-        if not self._manager.save(step, args=args, metrics=metrics, force=True):
-            raise RuntimeError(f"orbax refused to save step {step} in {self._folder}")
+        with self._explaining():
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def _seal(self):
+        """Writes the digests of the files of a checkpoint that is about to get its name."""
+        if jax.process_index() == 0:
+            for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                # Not of its own files, which only tell when it was saved: orbax changes them still.
+                items = (path for path in unfinished.glob("*/**/*") if path.is_file())
+                write_sums(unfinished, [str(path.relative_to(unfinished)) for path in items])
+
+    @contextlib.contextmanager
+    def _explaining(self):
+        """Tells in one sentence of a disk that is full, or does not take a checkpoint."""
+        try:
+            yield
+        except Exception as error:  # a full disk shows as many types in orbax and tensorstore
+            if problem := disk_problem(error):
+                raise UserError(
+                    f"{self._folder}: a checkpoint cannot be written: {problem}; once that is "
+                    "mended, the same command goes on"
+                ) from None
+            raise
+
+    def save(
+        self, step: int, state, notes: dict, val_accuracy: float | None, rows: Sequence[dict] = ()
+    ) -> None:
+        """Starts to save a state; one that exists at this step is replaced.
+
+        Args:
+          step: of the state.
+          state: tree of arrays.
+          notes: to be found beside it.
+          val_accuracy: by which the best one is chosen; None if it was not evaluated.
+          rows: of metrics.jsonl.
+
+        Raises:
+          UserError: the disk is full, perhaps since the checkpoint before this one.
+        """
+        with self._explaining():
+            self._manager.wait_until_finished()
+            if step in self.steps:
+                self._manager.delete(step)
+            best = self._policy.best
+            if val_accuracy is not None and (best is None or val_accuracy >= best.val_accuracy):
+                before = self._manager.latest_step()
+                self._policy.best = _Best(step, val_accuracy, before, best and best.step)
+            best = self._policy.best and dataclasses.asdict(self._policy.best)
+            notes = notes | {"checksum": int(checksum(state)), "best": best}
+            args = ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                notes=ocp.args.JsonSave(notes | {"rows": list(rows)}),
+            )
+            if not self._manager.save(step, args=args, force=True):
+                raise RuntimeError(f"orbax refused to save step {step} in {self._folder}")
 
     def restore_latest(self, abstract_state, upto: float = math.inf) -> Restored | None:
-        """Returns the latest intact checkpoint; None if nothing was saved yet.
+        """Returns the latest intact checkpoint; None if there is none.
 
-        A damaged one is passed over with a warning, and removed once an older one has been read.
+        A damaged one is passed over with a warning. If the best one so far is damaged, a checkpoint
+        before that is returned, from which it will be made again.
 
         Args:
           abstract_state: tree of `jax.ShapeDtypeStruct` with the shardings to restore into.
-          upto: those of later steps are removed: what they hold is to be done again.
+          upto: later steps are passed over.
 
         Raises:
           UserError: checkpoints exist and none is intact.
         """
-        damaged = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        found_damage = False
+        for step in sorted(self.steps, reverse=True):
             if step > upto:
-                self._manager.delete(step)
                 continue
             try:
-                restored = self._restore(step, abstract_state)
+                restored, best = self._restore(step, abstract_state)
+                if self._needs_best and best and (problem := self._problem(best.step)):
+                    upto = best.step - 1
+                    raise ValueError(f"{problem}, and is of the best checkpoint")
             except MemoryError:
                 raise
             except Exception as error:  # damage shows as many types in orbax and tensorstore
-                damaged.append(step)
-                print(
-                    f"warning: {self._folder / str(step)} is damaged ({_first_line(error)}): going "
-                    "back to the checkpoint before it",
-                    file=sys.stderr,
-                )
+                found_damage = True
+                warn(f"{_first_line(error)}: going back to the checkpoint before it")
                 continue
-            for bad in damaged:  # only now: if none can be read, the fault may lie elsewhere
-                self._manager.delete(bad)
+            self._policy.best = best
             return restored
-        if damaged:
+        if found_damage:
             raise UserError(
                 f"no checkpoint in {self._folder} could be read (see above): if they are beyond "
                 "help, remove the run's folder to start it again"
             )
         return None
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints, intact or not."""
+        return list(self._manager.all_steps())
+
+    def forget_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps: what they hold is to be done again."""
+        for later in [other for other in self.steps if other > step]:
+            self._manager.delete(later)
 
     def restore_best(self, abstract_state) -> Restored:
         """Returns the checkpoint with the highest validation accuracy.
@@ -124,34 +199,52 @@ class Checkpoints:
         Raises UserError if it is damaged.
         """
         self.wait()
-        step = self._manager.best_step()
+        assert self._policy.best is not None, "no checkpoint was evaluated"
         try:
-            return self._restore(step, abstract_state)
+            return self._restore(self._policy.best.step, abstract_state)[0]
+        except MemoryError:
+            raise
         except Exception as error:
             raise UserError(
-                f"the best checkpoint, {self._folder / str(step)}, is damaged "
-                f"({_first_line(error)}): remove the run's folder to train it again"
+                f"{_first_line(error)}, and is of the best checkpoint: the same command goes "
+                "back to the one before it"
             ) from None
 
-    def _restore(self, step, abstract_state):
+    def _problem(self, step) -> str | None:
+        """Returns which file of a checkpoint is damaged, by its digests alone."""
+        folder = self._folder / str(step)
+        return first_damage(folder) if folder.is_dir() else f"{folder} is missing"
+
+    def _restore(self, step, abstract_state) -> tuple[Restored, _Best | None]:
+        if problem := self._problem(step):
+            raise ValueError(problem)
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract_state), notes=ocp.args.JsonRestore()
         )
-        restored = self._manager.restore(step, args=args)
-        notes = dict(restored["notes"])
-        expected = notes.pop("checksum")
-        # Catches flipped bits, and the casts that orbax makes silently.
+        try:
+            restored = self._manager.restore(step, args=args)
+            notes = dict(restored["notes"])
+            rows, best, expected = notes.pop("rows"), notes.pop("best"), notes.pop("checksum")
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"{self._folder / str(step)} is damaged ({_first_line(error)})"
+            ) from None
+        # Catches the casts that orbax makes silently, and flipped bits where digests are missing.
         if int(checksum(restored["state"])) != expected:
-            raise ValueError("its checksum does not match")
-        return Restored(step, restored["state"], notes)
+            raise ValueError(f"{self._folder / str(step)} is damaged (its checksum does not match)")
+        return Restored(step, restored["state"], notes, rows), _Best(**best) if best else None
 
     def wait(self) -> None:
-        """Returns when everything saved so far is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything saved so far is on disk; raises UserError if that is full."""
+        with self._explaining():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, and ends the background threads."""
-        self._manager.close()
+        with self._explaining():
+            self._manager.close()
 
 
 def restore_common(runs: Sequence[Checkpoints], abstract_state) -> list[Restored] | None:
@@ -174,8 +267,13 @@ def restore_common(runs: Sequence[Checkpoints], abstract_state) -> list[Restored
         found = [run.restore_latest(abstract_state, upto) for run in runs]
         steps = {-1 if restored is None else restored.step for restored in found}
         if len(steps) == 1:
-            return [restored for restored in found if restored is not None] or None
+            break
         upto = min(steps)
+    if min(steps) < 0 and any(run.steps for run in runs):
+        warn("the seeds have no intact checkpoint at the same step: starting again")
+    for run in runs:  # only now: if none can be read, the fault may lie elsewhere
+        run.forget_after(min(steps))
+    return [restored for restored in found if restored is not None] or None
 
 
 def save_arrays(folder: pathlib.Path, tree) -> int:
@@ -203,28 +301,32 @@ def load_arrays(folder: pathlib.Path, expected: int):
     return jax.tree.map(np.asarray, tree)
 
 
-def load_run(folder: pathlib.Path, select: str) -> tuple[dict, int]:
+def load_run(folder: pathlib.Path, step: int | Literal["last"]) -> tuple[dict, int]:
     """Returns the evaluated variables of a run, NumPy arrays, and their checksum.
 
     Args:
       folder: of the run's checkpoints.
-      select: "best" by validation accuracy, or "last".
+      step: of the checkpoint.
 
     Raises:
       UserError: there is no such checkpoint, or it is damaged.
     """
-    options = ocp.CheckpointManagerOptions(read_only=True, best_fn=_accuracy)
+    options = ocp.CheckpointManagerOptions(read_only=True, lightweight_initialize=True)
     handlers = {"state": ocp.StandardCheckpointHandler(), "notes": ocp.JsonCheckpointHandler()}
     manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
+    place = folder / str(step)
     try:
-        step = manager.best_step() if select == "best" else manager.latest_step()
-        if step is None:
+        at = manager.latest_step() if step == "last" else step
+        if at is None or at not in manager.all_steps():
             raise ValueError("there is none")
-        stored = manager.item_metadata(step)["state"]
+        place = folder / str(at)
+        if problem := first_damage(place):
+            raise ValueError(problem)
+        stored = manager.item_metadata(at)["state"]
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(_on_one_device(stored)), notes=ocp.args.JsonRestore()
         )
-        restored = manager.restore(step, args=args)
+        restored = manager.restore(at, args=args)
         state = restored["state"]
         variables = state["ema"] or {key: state[key] for key in ("params", "batch_stats")}
         found = int(checksum(variables))
@@ -233,9 +335,7 @@ def load_run(folder: pathlib.Path, select: str) -> tuple[dict, int]:
     except MemoryError:
         raise
     except Exception as error:  # damage shows as many types in orbax and tensorstore
-        raise UserError(
-            f"the {select} checkpoint in {folder} is damaged ({_first_line(error)})"
-        ) from None
+        raise UserError(f"the checkpoint in {place} is damaged ({_first_line(error)})") from None
     finally:
         manager.close()
     return jax.tree.map(np.asarray, variables), found
@@ -247,12 +347,8 @@ def _on_one_device(metadata):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), metadata)
 
 
-def _accuracy(metrics) -> float:
-    return metrics["val_accuracy"]
-
-
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def abstract(tree, sharding: jax.sharding.Sharding):

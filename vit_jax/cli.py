@@ -27,7 +27,8 @@ class Parser(argparse.ArgumentParser):
 
 def run(command: Callable[[], None]) -> int:
     """Runs a command and returns its exit status; a user's mistake is one line, status 1."""
-    logging.set_verbosity(logging.ERROR)  # below it, JAX and orbax tell of their insides
+    # JAX and orbax tell of their insides, and log the tracebacks of what they raise as well.
+    logging.set_verbosity(logging.FATAL)
     try:
         command()
     except (UserError, OSError) as error:

@@ -305,7 +305,7 @@ def explain_run(run: pathlib.Path, data, count: int, folder: pathlib.Path) -> No
     Raises:
       UserError: the run or the data cannot be read.
     """
-    (folder / "scores.json").unlink(missing_ok=True)
+    scores.remove(folder)
     if not count:
         return
     classifier = Classifier(run)

@@ -8,7 +8,6 @@
 run again continues where it stopped; finished runs are not trained again.
 """
 
-import errno
 import pathlib
 import re
 import runpy
@@ -21,6 +20,7 @@ from ml_collections import ConfigDict, config_flags
 
 from vit_jax import config as settings
 from vit_jax.errors import UserError, one_line
+from vit_jax.files import disk_problem
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file of the experiment; --config.SECTION.KEY=VALUE overrides it."
@@ -66,7 +66,8 @@ def _parse(argv):
 
 def _main(argv):
     del argv
-    logging.set_verbosity(logging.ERROR)  # below it, JAX and orbax tell of their insides
+    # JAX and orbax tell of their insides, and log the tracebacks of what they raise as well.
+    logging.set_verbosity(logging.FATAL)
     try:
         # Imported here, so that --help and a mistyped flag answer at once.
         from vit_jax import sweep
@@ -83,9 +84,10 @@ def _main(argv):
     except UserError as error:
         _die(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if (problem := disk_problem(error)) is None:
             raise
-        _die(str(error))
+        where = f"{error.filename}: " if error.filename else ""
+        _die(f"{where}{problem}; once that is mended, the same command goes on")
 
 
 def load_config_file(path: pathlib.Path) -> tuple[settings.Config, dict[str, dict], dict]:

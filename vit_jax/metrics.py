@@ -1,8 +1,11 @@
 """Sums over examples, and the writers of what is measured: JSONL, TensorBoard, console."""
 
+import contextlib
+import io
 import json
 import os
 import pathlib
+import socket
 import sys
 import time
 import uuid
@@ -15,6 +18,7 @@ from clu import metrics as clu_metrics
 from tqdm import tqdm
 
 from vit_jax.errors import UserError
+from vit_jax.files import append, naming, warn, write_atomically
 
 
 @flax.struct.dataclass
@@ -28,7 +32,7 @@ class Sums(clu_metrics.Collection):
 def read_jsonl(path: pathlib.Path) -> list[dict]:
     """Returns the rows of a JSON-lines file; a last line cut off by a kill is left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
@@ -36,32 +40,29 @@ def read_jsonl(path: pathlib.Path) -> list[dict]:
     return rows
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a kill leaves either the old or the new text."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
 class JsonlWriter:
-    """One row per call in `metrics.jsonl`: {"step": int, name: number, ...}."""
+    """One row per call in `metrics.jsonl`: {"step": int, name: number, ...}.
 
-    def __init__(self, path: pathlib.Path, step: int, evaluated: bool):
-        """Opens the file to go on after `step`; rows of what is yet to be done are dropped."""
-        rows = [
-            row
-            for row in read_jsonl(path)
-            if row["step"] < step or (row["step"] == step and (evaluated or "val/loss" not in row))
-        ]
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._file = path.open("a")
+    Attributes:
+      rows: all of them, those included that are not on disk yet.
+    """
+
+    def __init__(self, path: pathlib.Path, rows: list[dict]):
+        """Makes the file hold these rows alone; warns if it has lost some of them."""
+        text = _lines(rows)
+        before = path.read_bytes() if path.exists() else None
+        if rows and (before is None or not before.startswith(text)):
+            what = "missing" if before is None else "damaged"
+            warn(f"{path} is {what}: its rows are written again from the checkpoint")
+        if before != text:
+            write_atomically(path, text.decode())
+        self.rows = list(rows)
+        self._path, self._written = path, len(rows)
+        self._file = path.open("ab", buffering=0)
 
     def write_scalars(self, step: int, scalars: dict) -> None:
         """Appends a row."""
-        self._file.write(json.dumps({"step": step} | scalars) + "\n")
+        self.rows.append({"step": step} | scalars)
 
     def write_images(self, step: int, images: dict) -> None:
         """Leaves images to TensorBoard."""
@@ -71,36 +72,49 @@ class JsonlWriter:
 
     def flush(self) -> None:
         """Returns when the rows are on disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self._path):
+            append(self._file, _lines(self.rows[self._written :]))
+            os.fsync(self._file.fileno())
+        self._written = len(self.rows)
 
     def close(self) -> None:
         """Flushes and closes the file."""
-        self.flush()
-        self._file.close()
+        with self._file:
+            self.flush()
+
+
+def _lines(rows) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 class TensorBoardWriter:
-    """Event files, written by the `tensorboard` package without TensorFlow."""
+    """Event files, written with the `tensorboard` package without TensorFlow."""
 
     def __init__(self, folder: pathlib.Path, step: int):
         """Opens a new event file; TensorBoard will hide earlier files' events after `step`."""
         # Imported here, because it costs half a second.
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.plugins.hparams import summary_v2 as hparams_summary
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event: Any = event_pb2
-        self._summary, self._hparams = summary_pb2, hparams_summary
-        self._writer = EventFileWriter(str(folder))
+        self._summary, self._hparams, self._record = summary_pb2, hparams_summary, RecordWriter
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self._path = folder / name
+        self._file = self._path.open("xb", buffering=0)
+        self._write(file_version="brain.Event:2")
         started = self._event.SessionLog(status=self._event.SessionLog.START)
-        self._writer.add_event(
-            self._event.Event(wall_time=time.time(), step=step + 1, session_log=started)
-        )
+        self._write(step=step + 1, session_log=started)
+
+    def _write(self, **fields):
+        # Not by the package's own writer, whose thread dies with a traceback on a full disk.
+        event, buffer = self._event.Event(wall_time=time.time(), **fields), io.BytesIO()
+        self._record(buffer).write(event.SerializeToString())
+        with naming(self._path):
+            append(self._file, buffer.getvalue())
 
     def _add(self, step, values):
-        summary = self._summary.Summary(value=values)
-        self._writer.add_event(self._event.Event(wall_time=time.time(), step=step, summary=summary))
+        self._write(step=step, summary=self._summary.Summary(value=values))
 
     def write_scalars(self, step: int, scalars: dict) -> None:
         """Writes numbers; "train/loss" and "val/loss" land in groups of their own."""
@@ -111,8 +125,6 @@ class TensorBoardWriter:
 
     def write_images(self, step: int, images: dict) -> None:
         """Writes pictures: uint8 [height, width, 3 or 1] each."""
-        import io
-
         from PIL import Image
 
         values = []
@@ -134,12 +146,11 @@ class TensorBoardWriter:
         self._add(0, list(summary.value))
 
     def flush(self) -> None:
-        """Returns when the events are on disk."""
-        self._writer.flush()
+        """Leaves it to the system: every event is written at once."""
 
     def close(self) -> None:
-        """Flushes and closes the file."""
-        self._writer.close()
+        """Closes the file."""
+        self._file.close()
 
 
 class WandbWriter:
@@ -203,6 +214,11 @@ class MultiWriter:
         """Takes the writers; none at all is fine, as in all but the first process."""
         self._writers = writers
 
+    @property
+    def rows(self) -> list[dict]:
+        """The rows of metrics.jsonl; empty in all but the first process."""
+        return next((w.rows for w in self._writers if isinstance(w, JsonlWriter)), [])
+
     def write_scalars(self, step: int, scalars: dict) -> None:
         """Passes numbers on."""
         for writer in self._writers:
@@ -224,9 +240,10 @@ class MultiWriter:
             writer.flush()
 
     def close(self) -> None:
-        """Closes all."""
-        for writer in self._writers:
-            writer.close()
+        """Closes all, also if one fails."""
+        with contextlib.ExitStack() as stack:
+            for writer in reversed(self._writers):
+                stack.callback(writer.close)
 
 
 def make_writer(
@@ -235,17 +252,17 @@ def make_writer(
     tensorboard: bool,
     wandb: bool,
     active: bool,
-    evaluated: bool = True,
+    rows: list[dict],
 ) -> MultiWriter:
     """Returns the writer of a run that goes on after `step`.
 
     Args:
       folder: of the run.
-      step: the last step whose rows are kept.
+      step: the last one that is done.
       tensorboard: whether to write event files too.
       wandb: whether to send all to Weights & Biases too.
       active: False in all processes but the first, which then write nothing.
-      evaluated: whether the validation row of `step` is kept too.
+      rows: of metrics.jsonl up to there.
 
     Raises:
       UserError: Weights & Biases cannot be reached.
@@ -254,7 +271,7 @@ def make_writer(
     if active and wandb:  # first, because it may fail
         writers.append(WandbWriter(folder))
     if active:
-        writers.append(JsonlWriter(folder / "metrics.jsonl", step, evaluated))
+        writers.append(JsonlWriter(folder / "metrics.jsonl", rows))
     if active and tensorboard:
         writers.append(TensorBoardWriter(folder, step))
     return MultiWriter(writers)

@@ -11,7 +11,7 @@ import subprocess
 from vit_jax import sharding
 from vit_jax.config import Config, flatten, get_config, with_overrides
 from vit_jax.errors import UserError
-from vit_jax.metrics import write_atomically
+from vit_jax.files import SUMS, find_damage, read_sums, warn, write_atomically, write_sums
 
 # Settings that a run may be continued with although they differ: they change no result.
 FREE_KEYS = (
@@ -32,6 +32,14 @@ FREE_KEYS = (
 
 # The length of a run, of which a finished one may be given more.
 LENGTH_KEYS = ("train.epochs", "train.steps")
+
+
+# What a finished run cannot do without, and what is drawn from it.
+RESULTS = ("metrics.jsonl", "test_report.json", "summary.json")
+DRAWN = (
+    *("figures/confusion.png", "figures/curves/metrics.png", "figures/curves/optimization.png"),
+    *("figures/kernel_magnitudes.png", "test_report.txt"),
+)
 
 
 def plain_settings(config: Config, seed: int) -> dict:
@@ -82,13 +90,32 @@ def _lengthened(before, now, free):
 
 
 def read_finished(folder: pathlib.Path, record: dict) -> dict | None:
-    """Returns summary.json, None if there is none or it is that of an earlier leg."""
-    path = folder / "summary.json"
-    if not path.exists():
+    """Returns summary.json; None if there is none, none to read, or that of an earlier leg."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+    except (FileNotFoundError, ValueError):
         return None
-    summary = json.loads(path.read_text())
     done = [leg["steps"] for leg in record.get("legs", [])]
     return summary if summary["steps"] not in done else None
+
+
+def discard_damage(folder: pathlib.Path) -> None:
+    """Warns of what is damaged of a finished run, and removes it so that it is made again.
+
+    Results are made again from the checkpoints, figures from the results.
+    """
+    sums = read_sums(folder)
+    if sums is not None and RESULTS[-1] not in sums:  # not finished, or not in these settings
+        return
+    bad = {str(path.relative_to(folder)): what for path, what in find_damage(folder).items()}
+    bad.pop("config.json", None)  # which cannot be made again
+    for name, what in bad.items():
+        again = "drawn" if name in DRAWN else "evaluated"
+        warn(f"{folder / name} {what}: the run is {again} again")
+    if {*RESULTS, SUMS} & bad.keys():
+        (folder / RESULTS[-1]).unlink(missing_ok=True)
+    if bad:
+        (folder / DRAWN[-1]).unlink(missing_ok=True)
 
 
 def check_data(folder: pathlib.Path, fingerprint: dict) -> None:
@@ -145,7 +172,9 @@ def write_config(
         leg = {key: value for key, value in summary.items() if key != "legs"}
         leg |= {key: record[key] for key in ("versions", "git_commit")}
         record |= {"legs": [*record.get("legs", []), leg], "config": settings} | _made_with()
+    (folder / SUMS).unlink(missing_ok=True)  # a kill is not to leave what would contradict it
     write_atomically(folder / "config.json", json.dumps(record, indent=2) + "\n")
+    write_sums(folder, ("config.json",))
 
 
 def _made_with():
@@ -180,9 +209,14 @@ def read_config(folder: pathlib.Path) -> dict | None:
     if not path.exists():
         raise UserError(f"{path} is missing: remove {folder} to train that run again")
     try:
+        if path in find_damage(folder):
+            raise ValueError
         return json.loads(path.read_text())
-    except json.JSONDecodeError:
-        raise UserError(f"{path} is damaged: remove {folder} to train that run again") from None
+    except ValueError:
+        raise UserError(
+            f"{path} is damaged, or was changed: bring it back as it was, or remove {folder} to "
+            "train that run again"
+        ) from None
 
 
 def config_of(folder: pathlib.Path, record: dict) -> Config:

@@ -10,7 +10,8 @@ import numpy as np
 from vit_jax import explain, models
 from vit_jax.augment import preprocess
 from vit_jax.classifier import Classifier
-from vit_jax.metrics import Progress, write_atomically
+from vit_jax.files import first_damage, warn, write_atomically, write_sums
+from vit_jax.metrics import Progress
 
 STEPS = 10  # from no patch to all of them
 BATCH = 16  # images at a time
@@ -109,11 +110,24 @@ def _std(values):
 
 
 def read(folder: pathlib.Path) -> dict:
-    """Returns what scores.json in a folder holds; {} if there is none."""
+    """Returns what scores.json in a folder holds; {} if there is none.
+
+    If anything there is damaged, all of it is removed, to be made again.
+    """
     path = folder / "scores.json"
+    if problem := first_damage(folder):
+        warn(f"{problem}: the explanations are scored again")
+        remove(folder)
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def remove(folder: pathlib.Path) -> None:
+    """Removes the scores in a folder, and the figures beside them."""
+    for path in folder.glob("*"):
+        path.unlink()
+
+
 def write(path: pathlib.Path, found: dict) -> None:
-    """Writes what `score` returns."""
+    """Writes what `score` returns, and the digests of what lies beside it."""
     write_atomically(path, json.dumps(found, indent=2) + "\n")
+    write_sums(path.parent, [beside.name for beside in path.parent.glob("*.*")])

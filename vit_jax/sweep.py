@@ -16,7 +16,7 @@ from vit_jax import figures, pretrained, run_folder, scores, seeds, sharding, tr
 from vit_jax.config import Config
 from vit_jax.data import load_data
 from vit_jax.errors import UserError, shown
-from vit_jax.metrics import write_atomically
+from vit_jax.files import write_atomically, write_sums
 from vit_jax.program import build_program, print_parameters
 from vit_jax.report import Sweep, write_figures, write_report
 from vit_jax.stop import StopSignal
@@ -127,17 +127,21 @@ def run_sweep(
     select = next(iter(configs.values())).train.select
     write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
     finished = Sweep(workdir, results, summaries, published, select, arguments)
+    explained = scores.read(finished.explanation).get("asked", 0)  # first: what is damaged goes
     table = write_report(finished)
-    if _explain(finished, configs[finished.ranking[0]["variant"]]):
+    if _explain(finished, configs[finished.ranking[0]["variant"]], explained):
         write_report(finished)
     print(f"\n{table}\n\n{workdir / 'results.md'}\n{workdir / 'report.html'}", flush=True)
 
 
-def _explain(sweep, config) -> bool:
-    """Draws what the best run looks at, if it is a ViT; returns whether anything changed."""
-    count, before = config.log.explain_images, scores.read(sweep.explanation)
+def _explain(sweep, config, before) -> bool:
+    """Draws what the best run looks at, if it is a ViT; returns whether anything changed.
+
+    `before` images were asked for when that was last done.
+    """
+    count = config.log.explain_images
     # Several processes would have to read the checkpoint together.
-    if config.model.name != "vit" or config.sharding.distributed or count == before.get("asked", 0):
+    if config.model.name != "vit" or config.sharding.distributed or count == before:
         return False
     try:
         figures.explain_run(sweep.best_folder, config.data, count, sweep.explanation)
@@ -214,11 +218,12 @@ class _Runner:
         folders = {seed: self._workdir / name / f"seed_{seed}" for seed in seeds_of(config)}
         found = {}
         for seed, folder in folders.items():
+            run_folder.discard_damage(folder)
             found[seed] = run_folder.read_summary(folder, config, seed)
             if found[seed] is not None:
                 print(f"{name} seed {seed}: finished before, not trained again", flush=True)
                 if not (folder / "test_report.txt").exists():  # killed before it was written
-                    write_figures(folder)
+                    self._draw(folder)
         left = {seed: folder for seed, folder in folders.items() if found[seed] is None}
         if left:
             self._train(name, config, left, found)
@@ -240,7 +245,11 @@ class _Runner:
                 strict=True,
             )
             for folder in group.values() if sharding.is_first_process() else ():
-                write_figures(folder)
+                self._draw(folder)
+
+    def _draw(self, folder):
+        write_figures(folder)
+        write_sums(folder, run_folder.DRAWN)
 
     def _load(self, config):
         key = json.dumps(config.data.to_dict(), sort_keys=True)

@@ -15,20 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import vit_jax
-from vit_jax import explain, figures, models, pretrained, run_folder, seeds, sharding
+from vit_jax import explain, figures, models, pretrained, run_folder, scores, seeds, sharding
 from vit_jax.checkpoint import Checkpoints, abstract, checksum, restore_common
 from vit_jax.data import Data, ResidentBatches
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, make_report
-from vit_jax.metrics import (
-    CompileTimes,
-    Progress,
-    Sums,
-    make_writer,
-    read_jsonl,
-    say,
-    write_atomically,
-)
+from vit_jax.files import write_atomically, write_sums
+from vit_jax.metrics import CompileTimes, Progress, Sums, make_writer, say
 from vit_jax.program import Program, dtype_of, num_trained, one_image
 from vit_jax.stop import StopSignal
 
@@ -82,11 +75,12 @@ def run(
 class _Seed:
     """What belongs to one seed of a run: its folder, and what is written there."""
 
-    def __init__(self, place, seed, title, folder):
+    def __init__(self, place, seed, title, folder, needs_best):
         self.place, self.seed, self.title, self.folder = place, seed, title, folder
         self.key = jax.random.key(seed)
-        self.checkpoints = Checkpoints(folder / "checkpoints")
+        self.checkpoints = Checkpoints(folder / "checkpoints", needs_best)
         self.evaluated_step = -1  # the latest one that was evaluated
+        self.rows = []  # of metrics.jsonl, at the start
         self.writer: Any = None
         self.viewer: figures.Viewer | None = None
 
@@ -109,8 +103,9 @@ class _Run:
         self.program, self.data, self.stop = program, data, stop
         self.name, self.title = name, f"{name} {_listed(list(folders))}"
         self.first_process = sharding.is_first_process()
+        needs_best = program.config.train.select == "best"
         self.seeds = [
-            _Seed(place, seed, f"{name} seed {seed}", folder)
+            _Seed(place, seed, f"{name} seed {seed}", folder, needs_best)
             for place, (seed, folder) in enumerate(folders.items())
         ]
         together = len(folders) > 1
@@ -119,9 +114,8 @@ class _Run:
         config, log = program.config, program.config.log
         self.val_images = data.val  # the images, also where features are cached
         for seed in self.seeds:
-            evaluated = seed.evaluated_step == self.step
             seed.writer = make_writer(
-                seed.folder, self.step, log.tensorboard, log.wandb, self.first_process, evaluated
+                seed.folder, self.step, log.tensorboard, log.wandb, self.first_process, seed.rows
             )
             if self.step == 0:
                 seed.writer.write_hparams(run_folder.plain_settings(config, seed.seed))
@@ -143,6 +137,7 @@ class _Run:
             self.wall_before = max(one.notes["wall_seconds"] for one in restored)
             for seed, one in zip(self.seeds, restored, strict=True):
                 seed.evaluated_step = self.step if one.notes["evaluated"] else -1
+                seed.rows = one.rows
             self._print(f"going on from step {self.step}")
         self.state = self.steps.stack(list(states))
         self.began, self.saved_step = time.monotonic(), self.step
@@ -344,7 +339,7 @@ class _Run:
             notes = {"evaluated": evaluated, "wall_seconds": self.wall_seconds()}
             notes["variables_checksum"] = int(checksum(state.eval_variables))
             accuracy = results[seed.place].accuracy if results else None
-            seed.checkpoints.save(self.step, state, notes, accuracy)
+            seed.checkpoints.save(self.step, state, notes, accuracy, seed.writer.rows)
             if evaluated:
                 seed.evaluated_step = self.step
         self.saved_step = self.step
@@ -393,14 +388,16 @@ class _Run:
             report = make_report(
                 results["test"].logits, results["test"].labels, self.data.class_names
             )
-            for name in ("test_report.txt", "figures/explanation/scores.json"):
-                (seed.folder / name).unlink(missing_ok=True)  # of an earlier leg
+            # Those of an earlier leg.
+            scores.remove(seed.folder / "figures" / "explanation")
+            (seed.folder / "test_report.txt").unlink(missing_ok=True)
             write_atomically(seed.folder / "test_report.json", json.dumps(report) + "\n")
             write_atomically(seed.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+            write_sums(seed.folder, run_folder.RESULTS)
         return summary
 
     def _summary(self, seed, results, step):
-        rows = read_jsonl(seed.folder / "metrics.jsonl")
+        rows = seed.writer.rows
         speeds = [row[k] for row in rows if (k := "train/images_per_second") in row]
         num_params = sum(x.size for x in jax.tree.leaves(self.abstract.params))
         legs = (run_folder.read_config(seed.folder) or {}).get("legs", [])
@@ -421,11 +418,12 @@ class _Run:
         }
 
     def close(self):
-        """Ends the progress bar and the background writers."""
-        self.progress.close()
-        for seed in self.seeds:
-            seed.writer.close()
-            seed.checkpoints.close()
+        """Ends the progress bar and the background writers, also if one fails."""
+        with contextlib.ExitStack() as stack:
+            for seed in reversed(self.seeds):
+                stack.callback(seed.checkpoints.close)
+                stack.callback(seed.writer.close)
+            stack.callback(self.progress.close)
 
 
 def _listed(numbers):

@@ -7,7 +7,7 @@ import matplotlib.colors
 import matplotlib.figure
 import numpy as np
 
-from vit_jax.plots.results import COLORS, STYLES
+from vit_jax.plots.results import COLORS, STYLES, save
 
 HEAT = "viridis"  # even steps look even, also in grey and to the colour-blind
 
@@ -73,7 +73,7 @@ def save_heat_maps(
         axis.set_title(name, fontsize=8)
     figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, pad=0.01)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=110)
+    save(figure, path, dpi=110)
 
 
 def save_comparison(
@@ -105,7 +105,7 @@ def save_comparison(
         axis.set_title(f"layer {j - 1}" if j else "image", fontsize=8)
     figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, pad=0.01)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=110)
+    save(figure, path, dpi=110)
 
 
 def save_position_similarity(path: pathlib.Path, title: str, cosines: np.ndarray) -> None:
@@ -125,7 +125,7 @@ def save_position_similarity(path: pathlib.Path, title: str, cosines: np.ndarray
             axes[i, j].plot(j, i, ".", color="black", markersize=3)
     figure.colorbar(image, ax=axes, shrink=0.8, label="cosine similarity")
     figure.suptitle(f"{title}: each patch's position and all others", fontsize=10)
-    figure.savefig(path, dpi=110)
+    save(figure, path, dpi=110)
 
 
 def save_attention_distances(path: pathlib.Path, title: str, distances: np.ndarray) -> None:
@@ -149,7 +149,7 @@ def save_attention_distances(path: pathlib.Path, title: str, distances: np.ndarr
     axis.grid(axis="y", color="#dddddd", linewidth=0.8)
     axis.legend(frameon=False, fontsize="small")
     figure.suptitle(f"{title}: how far each head looks")
-    figure.savefig(path, dpi=110)
+    save(figure, path, dpi=110)
 
 
 def save_filters(path: pathlib.Path, title: str, images: np.ndarray) -> None:
@@ -168,7 +168,7 @@ def save_filters(path: pathlib.Path, title: str, images: np.ndarray) -> None:
     for axis, image in zip(axes.flat, images, strict=False):
         axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=110)
+    save(figure, path, dpi=110)
 
 
 def save_feature_maps(
@@ -201,7 +201,7 @@ def save_feature_maps(
             axis.imshow(maps[..., channel], cmap=HEAT)
             axis.set_title(f"channel {channel}", fontsize=6, pad=2)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=110)
+    save(figure, path, dpi=110)
 
 
 def save_scores(path: pathlib.Path, title: str, scores: dict) -> None:
@@ -230,4 +230,4 @@ def save_scores(path: pathlib.Path, title: str, scores: dict) -> None:
         axis.legend(frameon=False, fontsize="small")
     axes[0].set_ylabel("probability of the predicted class")
     figure.suptitle(f"{title}: explanations scored on {scores['images']} images", fontsize=11)
-    figure.savefig(path, dpi=110)
+    save(figure, path, dpi=110)

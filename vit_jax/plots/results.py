@@ -7,6 +7,8 @@ import matplotlib.figure
 import matplotlib.ticker
 import numpy as np
 
+from vit_jax.files import naming
+
 # Okabe & Ito 2008: told apart with any common form of colour-blindness.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
@@ -26,6 +28,12 @@ def _figure(width, height, columns=1):
     return figure, axes
 
 
+def save(figure, file: pathlib.Path | BinaryIO, **options) -> None:
+    """Writes a figure as PNG; an OSError names the file."""
+    with naming(file):
+        figure.savefig(file, **options)
+
+
 def save_curves(path: pathlib.Path, title: str, runs: dict[str, list[dict]]) -> None:
     """Draws loss and accuracy over epochs: validation as marked lines, training thin.
 
@@ -41,7 +49,7 @@ def save_curves(path: pathlib.Path, title: str, runs: dict[str, list[dict]]) -> 
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize="small")
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    save(figure, path, dpi=120)
 
 
 def save_optimization(path: pathlib.Path, title: str, rows: list[dict]) -> None:
@@ -62,7 +70,7 @@ def save_optimization(path: pathlib.Path, title: str, rows: list[dict]) -> None:
         axis.set_ylabel(label)
         axis.set_ylim(0, None)
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    save(figure, path, dpi=120)
 
 
 def save_narrow_curves(file: BinaryIO, quantity: str, runs: dict[str, list[dict]]) -> None:
@@ -90,7 +98,7 @@ def save_narrow_curves(file: BinaryIO, quantity: str, runs: dict[str, list[dict]
             frameon=False,
             fontsize="small",
         )
-    figure.savefig(file, dpi=160)
+    save(figure, file, dpi=160)
 
 
 def _draw_curves(axis, quantity, runs):
@@ -135,7 +143,7 @@ def save_kernel_magnitudes(path: pathlib.Path, title: str, magnitudes: dict) -> 
         axis.grid(axis="x", color="#dddddd", linewidth=0.8)
     axes[1].legend(frameon=False, fontsize="small")
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    save(figure, path, dpi=120)
 
 
 def save_confusion(
@@ -176,7 +184,7 @@ def save_confusion(
     axis.set_ylabel("true class")
     figure.colorbar(image, shrink=0.6, label="% of the true class")
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    save(figure, path, dpi=120)
 
 
 def save_prediction(
@@ -207,7 +215,7 @@ def save_prediction(
     right.spines[["top", "right"]].set_visible(False)
     right.set_xlabel("probability, %")
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    save(figure, path, dpi=120)
 
 
 def save_bars(path: pathlib.Path | BinaryIO, title: str, rows: list[dict]) -> None:
@@ -245,7 +253,7 @@ def save_bars(path: pathlib.Path | BinaryIO, title: str, rows: list[dict]) -> No
     axis.set_title(title)
     if len(names) > 4:
         axis.tick_params(axis="x", rotation=30)
-    figure.savefig(path, dpi=120)
+    save(figure, path, dpi=120)
 
 
 def save_contact_sheet(
@@ -280,4 +288,4 @@ def save_contact_sheet(
     first = axes[0].images[0].get_array().shape[0] / len(names)
     axes[0].set_yticks([(i + 0.5) * first for i in range(len(names))], names, fontsize=11)
     axes[0].tick_params(axis="y", length=0)
-    figure.savefig(path, dpi=120, bbox_inches="tight", pad_inches=0.1)
+    save(figure, path, dpi=120, bbox_inches="tight", pad_inches=0.1)

@@ -9,7 +9,7 @@ import re
 from vit_jax import checkpoint, run_folder
 from vit_jax.config import flatten, get_config, with_overrides
 from vit_jax.errors import UserError
-from vit_jax.metrics import write_atomically
+from vit_jax.files import write_atomically
 from vit_jax.pretrained import files, formats, tables
 from vit_jax.pretrained.formats import Arrays, flat_weights, nested_weights
 from vit_jax.pretrained.resize import (
@@ -178,7 +178,8 @@ def _run_info(folder):
             f"{folder} is neither a converted checkpoint (with model.json) nor the folder of a "
             f"run{hint}"
         )
-    if run_folder.read_finished(folder, record) is None:
+    summary = run_folder.read_finished(folder, record)
+    if summary is None:
         raise UserError(f"the run in {folder} is not finished: run its command again first")
     config, path = flatten(run_folder.config_of(folder, record)), folder / "config.json"
     try:
@@ -198,7 +199,7 @@ def _run_info(folder):
         "num_classes": len(class_names),
         "class_names": class_names,
         "resize": rule,
-        "select": config["train.select"],
+        "step": summary["best_step"],
         "eval_crop": config["data.eval_crop"],
     }
 
@@ -211,7 +212,7 @@ def load(folder: pathlib.Path) -> Weights:
     """
     info = read_info(folder)
     if info["format"] == "vit_jax":
-        variables, checksum = checkpoint.load_run(folder / "checkpoints", info["select"])
+        variables, checksum = checkpoint.load_run(folder / "checkpoints", info["step"])
         info = info | {"checksum": checksum}
     else:
         variables = checkpoint.load_arrays(folder / "weights", info["checksum"])

@@ -1,7 +1,8 @@
 """What runs and sweeps show at their end: test reports, results.md, report.html and the charts."""
 
 from vit_jax import plots
-from vit_jax.metrics import read_jsonl, write_atomically
+from vit_jax.files import write_atomically
+from vit_jax.metrics import read_jsonl
 from vit_jax.report.page import Sweep, make_page
 from vit_jax.report.run import (
     draw_confusion,

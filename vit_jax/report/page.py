@@ -89,7 +89,7 @@ def make_page(sweep: Sweep) -> str:
 def _read(path):
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # or damaged: the page is not to suffer
         return {}
 
 

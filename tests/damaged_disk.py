@@ -1,0 +1,208 @@
+"""Damages a sweep's files one by one, starts it again, and says what became of it.
+
+python tests/damaged_disk.py --workdir=DIR
+
+Every file of an unfinished and of a finished run in turn is truncated, emptied, deleted, or gets a
+flipped bit. The same sweep then must end with the very same results, after a warning that names the
+file where anything was lost, or refuse in one sentence that names it. Programs are compiled once
+for all starts, and figures are not really drawn: the rest is what `vit_jax.main` does.
+"""
+
+import argparse
+import collections
+import contextlib
+import functools
+import io
+import os
+import pathlib
+import shutil
+import sys
+import types
+from unittest import mock
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # without an installation
+    os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+
+import jax
+from damage import DAMAGE, harm
+from jax.sharding import AxisType
+from PIL import Image
+from storm import assert_same_sweep, checksums
+from tiny_configs import make_config
+from tiny_net import Net
+
+from vit_jax import models, plots, seeds, sharding, sweep
+from vit_jax.data import load_data
+from vit_jax.errors import UserError
+from vit_jax.program import build_program
+
+# Files that hold nothing of a run: marks of orbax, locks, what only TensorBoard reads. And those
+# that are written anew at every start.
+UNUSED = ("commit_success.txt", "_CHECKPOINT_METADATA", ".lock")
+REWRITTEN = ("results.json", "results.md", "results.png", "curves.png", "report.html")
+
+
+class QuickSweep:
+    """A sweep of two seeds at once, of a model with BatchNorm, to be run often in this process."""
+
+    def __init__(self):
+        mesh = jax.make_mesh(
+            (2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2]
+        )
+        self.config = make_config(
+            train__epochs=2.0,  # of five steps
+            train__batch_size=256,
+            train__eval_batch_size=512,
+            train__eval_every_steps=3,
+            train__eval_every_epochs=0.0,
+            train__num_seeds=2,
+            train__seeds_at_once="always",
+            optim__learning_rate=0.01,
+            optim__ema_decay=0.9,
+            log__every_steps=2,
+            log__explain_images=0,
+            augment__kind="none",
+        )
+        self._data = load_data(self.config.data, mesh)
+        with mock.patch.object(models, "build", lambda *args: Net()):
+            self._program = build_program(self.config, self._data, mesh)
+        self._together = seeds.Together(self._program, 2)
+        picture = io.BytesIO()
+        Image.new("L", (2, 2)).save(picture, "png")
+
+        def draw(place, *args):
+            place = place.open("wb") if isinstance(place, pathlib.Path) else place
+            place.write(picture.getvalue())
+            if not isinstance(place, io.BytesIO):
+                place.close()
+
+        self._patches = [
+            mock.patch.object(sharding, "start", lambda *args: None),
+            mock.patch.object(sharding, "make_mesh", lambda: mesh),
+            mock.patch.object(sweep, "load_data", lambda *args: self._data),
+            mock.patch.object(sweep, "build_program", lambda *args: self._program),
+            mock.patch.object(sweep, "print_parameters", lambda program: None),
+            mock.patch.object(seeds, "Together", lambda *args: self._together),
+            *(mock.patch.object(plots, name, draw) for name in plots.__all__),
+        ]
+
+    def run(self, workdir, stop_at=None, broken_at=None):
+        """Runs it, or goes on; returns what it printed.
+
+        It stops with a SIGTERM at step `stop_at`; the parameters are NaN after `broken_at`.
+        """
+        stop = types.SimpleNamespace(number=0, deferred=contextlib.nullcontext)
+        text = io.StringIO()
+        with contextlib.ExitStack() as stack:
+            for patch in self._patches:
+                stack.enter_context(patch)
+            for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
+                stack.enter_context(redirect(text))
+            if broken_at:
+                step = functools.partial(_broken_step, broken_at, self._together.train_step)
+                stack.enter_context(mock.patch.object(self._together, "train_step", step))
+            if stop_at:
+                exits = sweep.train._Run._exit_if_stopped
+                stopping = functools.partialmethod(_stop_at, stop, stop_at, exits)
+                stack.enter_context(
+                    mock.patch.object(sweep.train._Run, "_exit_if_stopped", stopping)
+                )
+            with contextlib.suppress(SystemExit):
+                sweep.run_sweep(
+                    "demo", {"base": self.config}, {}, {}, workdir, None, stop, ["--config=demo"]
+                )
+        return text.getvalue()
+
+
+def _broken_step(at, train_step, state, key, batch):
+    state = train_step(state, key, batch)
+    if int(state.step[0]) == at:
+        state = state.replace(params=jax.tree.map(lambda x: x * float("nan"), state.params))
+    return state
+
+
+def _stop_at(run, stop, step, exits):
+    if run.step == step:
+        stop.number = 15
+    exits(run)
+
+
+def files_of(folder):
+    """Returns the files below a folder, relative to it."""
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+def damage_and_run(quick, before, after, path, how, scratch):
+    """Damages one file of a copy of the sweep in `before`, and runs that to its end.
+
+    Returns "refused", "gone back" with a warning, or "unharmed".
+
+    Raises:
+      AssertionError: it ended otherwise than `after`, or did not name the file.
+    """
+    workdir = scratch / "copy"
+    shutil.rmtree(workdir, ignore_errors=True)
+    shutil.copytree(before, workdir)
+    harm(workdir / path, how)
+    case = f"{path} {how}"
+    # A digest that is wrong speaks of the file that it is of.
+    named = path.name if path.name == "SHA256SUMS" else str(workdir / path)
+    try:
+        text = quick.run(workdir)
+    except UserError as error:
+        assert named in str(error) or path.name == "SHA256SUMS", f"{case}: {error}"
+        assert "\n" not in str(error), f"{case}: {error}"
+        return "refused"
+    assert_same_sweep(workdir, after, checksums)
+    warnings = [line for line in text.splitlines() if line.startswith("warning: ")]
+    if not warnings:
+        ignored = path.name in (*UNUSED, *REWRITTEN) or "tfevents" in path.name
+        ignored |= "checkpoints" in path.parts and not {"6", "8"} & set(path.parts)  # an older one
+        # Digests that are gone are not missed, as long as the files are what they were.
+        assert ignored or (path.name == "SHA256SUMS" and how in ("delete", "truncate")), case
+        return "unharmed"
+    assert any(named in line for line in warnings), f"{case}: {warnings}"
+    return "gone back"
+
+
+def prepare(quick, folder):
+    """Returns the folders of a sweep that was stopped, and of the same sweep at its end."""
+    stopped, finished = folder / "stopped", folder / "finished"
+    quick.run(stopped, stop_at=8)
+    shutil.copytree(stopped, finished)
+    quick.run(finished)
+    return stopped, finished
+
+
+def main(folder):
+    """Damages all files and prints what happened."""
+    quick, counts, total = QuickSweep(), collections.Counter(), 0
+    stopped, finished = prepare(quick, folder)
+    for name, before in (("unfinished", stopped), ("finished", finished)):
+        # Of the seeds, the second: the first has to go back with it.
+        paths = [p for p in files_of(before) if "seed_0" not in p.parts]
+        if before == finished:  # which are not read any more
+            paths = [p for p in paths if "checkpoints" not in p.parts]
+        for path in paths:
+            for how in DAMAGE:
+                if how == "flip" and not (before / path).stat().st_size:
+                    continue
+                outcome = damage_and_run(quick, before, finished, path, how, folder)
+                kind = "checkpoint's files" if "checkpoints" in path.parts else path.name
+                kind = "events" if "tfevents" in kind else kind
+                counts[name, kind, how, outcome] += 1
+                total += 1
+        print(f"{name}: {len(paths)} files", flush=True)
+    for (name, kind, how, outcome), count in sorted(counts.items()):
+        print(f"{count:3} {name:10} {kind:20} {how:8} {outcome}")
+    print(f"{total} damages: no traceback, no other result, every loss named")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=pathlib.Path, required=True)
+    args = parser.parse_args()
+    shutil.rmtree(args.workdir, ignore_errors=True)
+    args.workdir.mkdir(parents=True)
+    main(args.workdir)

@@ -1,0 +1,319 @@
+"""Kills a sweep again and again, and shows that nothing is lost.
+
+python tests/storm.py --workdir=DIR [--kills=40] [--seed=0] | --short
+
+A sweep on the digits, with all that a state can hold, runs once undisturbed, and once in a storm:
+it is killed in a phase drawn at random, some time after entering it, and started again with the
+same command. At the end all its runs have the same states, rows and results as the undisturbed
+ones, to the bit. All processes are forked from this one, which has imported the program and done
+nothing else: that saves seconds for each.
+"""
+
+import argparse
+import collections
+import functools
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import sys
+import threading
+import time
+import warnings
+
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # without an installation
+warnings.filterwarnings("ignore", "os.fork")  # JAX has started nothing yet
+
+from vit_jax import checkpoint, main, sweep, train  # noqa: E402
+from vit_jax.metrics import Progress, read_jsonl  # noqa: E402
+
+CONFIG = """
+from configs import common
+
+def get_config():
+    config = common.digits_vit()
+    config.model.patch_size, config.model.hidden_size, config.model.depth = 4, 16, 1
+    config.model.num_heads, config.model.mlp_dim, config.model.dropout_rate = 2, 16, 0.1
+    config.model.attention = "differential"
+    config.optim.ema_decay, config.optim.warmup_epochs = 0.99, 0.5
+    config.optim.schedule, config.optim.plateau_patience = "reduce_on_plateau", 0
+    config.optim.plateau_threshold = 0.9  # so that every evaluation is a plateau
+    config.train.seeds_at_once, config.train.accumulation_steps = "always", 2
+    config.train.epochs, config.train.eval_every_epochs = {epochs}, {eval_every}
+    config.log.every_steps, config.log.explain_images = 7, 0
+    return config
+
+def sweep():
+    return {{f"seeds_{{2 * i}}": {{"seed": 2 * i}} for i in range({variants})}}
+"""
+CLOCK = ("wall_seconds", "train/images_per_second", "images_per_second")
+
+# The phases of a sweep in which it is killed, and how many seconds later at most.
+TRAINING = {"data": 0.3, "compilation": 1.0, "step": 0.02, "evaluation": 0.05, "save": 0.08}
+ENDING = {"final evaluation": 0.1, "summary.json": 0, "figures": 0.5}
+RESULTS = {"results.json": 0, "results.md": 0, "report.html": 0, "report": 1.0}
+DELAYS = TRAINING | ENDING | RESULTS
+
+
+class Killer:
+    """Sends this process a signal, some time after it has entered a phase so many times."""
+
+    def __init__(self, number, phase, count, delay, diary):
+        self.number, self.phase, self.count, self.delay = number, phase, count, delay
+        self.diary, self.compiling = diary, False
+
+    def arm(self):
+        """Hangs itself into the program."""
+        for owner, name, phase in (
+            (sweep, "load_data", "data"),
+            (sweep, "write_figures", "figures"),
+            (sweep, "write_report", "report"),
+            (train._Run, "_exit_if_stopped", "step"),
+            (train._Run, "_evaluate_and_save", "evaluation"),
+            (train._Run, "finish", "final evaluation"),
+            (checkpoint.Checkpoints, "save", "save"),
+        ):
+            setattr(owner, name, self._entering(getattr(owner, name), lambda *_, p=phase: p))
+        pathlib.Path.replace = self._entering(pathlib.Path.replace, lambda _, path: path.name)
+        Progress.update = self._entering(Progress.update, self._told)
+
+    def _entering(self, function, phase_of):
+        @functools.wraps(function)
+        def wrapped(*args, **kwargs):
+            if phase_of(*args) == self.phase:
+                self.count -= 1
+                if self.count == 0:
+                    threading.Thread(target=self._kill, daemon=True).start()
+                    if self.delay == 0 and self.phase != "save":
+                        time.sleep(0.5)  # so that it falls here
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    def _told(self, progress, step, text, *_):
+        self.compiling = text == "compiling"
+        return "compilation" if self.compiling else None
+
+    def _kill(self):
+        time.sleep(self.delay)
+        while self.delay == 0 and self.phase == "save" and not self._is_saving():
+            time.sleep(0.001)
+        self.diary.write_text(self._where())
+        os.kill(os.getpid(), self.number)
+
+    def _is_saving(self):
+        unfinished = self.diary.parent.glob("*/*/*/checkpoints/*.orbax-checkpoint-tmp*")
+        return any(unfinished)
+
+    def _where(self):
+        """Returns what the main thread is doing; a save goes on in the background."""
+        frame, names = sys._current_frames()[threading.main_thread().ident], []
+        while frame:
+            if "/vit_jax/" in frame.f_code.co_filename:
+                names.append(frame.f_code.co_name)
+            frame = frame.f_back
+        if self._is_saving():
+            return "inside a save"
+        if self.delay == 0:
+            return f"before {self.phase} takes its place"
+        if self.compiling and "loop" in names:
+            return "compilation"
+        for name, phase in (
+            ("load_data", "data preparation"),
+            ("build_program", "building the program"),
+            ("_restore", "restoring"),
+            ("write_figures", "drawing figures"),
+            ("write_report", "writing the report"),
+            ("finish", "final evaluation"),
+            ("_evaluate_and_save", "evaluation"),
+            ("loop", "between steps" if names[:1] == ["_exit_if_stopped"] else "within a step"),
+        ):
+            if name in names:
+                return phase
+        return "start or end of the program"
+
+
+def run(arguments, log, killer=None):
+    """Runs the program in a process of its own; returns its status, -9 if killed by SIGKILL."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    status = 70
+    try:
+        with log.open("a") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        if killer:
+            killer.arm()
+        sys.argv = ["vit_jax.main", *arguments]
+        main.run()
+    except SystemExit as end:
+        status = end.code or 0
+    finally:
+        with log.with_name("modules.txt").open("a") as file:
+            file.write("\n".join([*sys.modules, ""]))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def plan(kills, seed):
+    """Yields (signal, phase, the how manieth time it is entered, seconds later).
+
+    Three quarters are SIGKILL and as many within training; each variant's end gets one, and what
+    is left falls into the writing of the results.
+    """
+    rng = random.Random(seed)
+    results = max(1, kills // 8)
+    endings = kills // 8
+    phases = [list(TRAINING)[i % len(TRAINING)] for i in range(kills - results - endings)]
+    rng.shuffle(phases)
+    for i in range(endings):
+        phases.insert((i + 1) * len(phases) // endings, list(ENDING)[i % len(ENDING)])
+    phases += [list(RESULTS)[i % len(RESULTS)] for i in range(results)]
+    signals = [signal.SIGTERM] * (kills // 4) + [signal.SIGKILL] * (kills - kills // 4)
+    rng.shuffle(signals)
+    for number, phase in zip(signals, phases, strict=True):
+        most = {"step": 12, "evaluation": 2, "save": 3}.get(phase, 1)
+        yield number, phase, rng.randint(1, most), rng.uniform(0, DELAYS[phase])
+
+
+def last_checkpoint(folder):
+    """Returns the folder of a run's last checkpoint."""
+    found = [path for path in (folder / "checkpoints").iterdir() if path.name.isdigit()]
+    return max(found, key=lambda path: int(path.name))
+
+
+def read_state(folder):
+    """Returns the arrays of a run's last checkpoint; this starts JAX, and ends the forking."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    path = (last_checkpoint(folder) / "state").absolute()
+    with ocp.StandardCheckpointer() as checkpointer:
+        stored = checkpointer.metadata(path).item_metadata
+        tree = checkpointer.restore(path, checkpoint._on_one_device(stored.tree))
+    return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(tree)}
+
+
+def checksums(folder):
+    """Returns the checksums of the last state and of the evaluated variables."""
+    notes = json.loads((last_checkpoint(folder) / "notes" / "metadata").read_text())
+    return {key: notes[key] for key in ("checksum", "variables_checksum")}
+
+
+def assert_same_run(folder, expected, read_state=read_state):
+    """Two runs have the same states, rows and summaries, to the bit, but for the clock."""
+    rows = read_rows(expected)
+    assert read_rows(folder) == rows, f"{folder}: other rows"
+    steps = [(row["step"], "val/loss" in row) for row in rows]
+    assert steps == sorted(set(steps)), f"{folder}: a gap or a repeat"
+    states = read_state(folder), read_state(expected)
+    assert states[0].keys() == states[1].keys()
+    for key, value in states[1].items():
+        assert np.array_equal(value, states[0][key]), f"{folder}: other {key}"
+    for name in ("summary.json", "test_report.json"):
+        one, other = (json.loads((f / name).read_text()) for f in (folder, expected))
+        assert without_clock(one) == without_clock(other), f"{folder}: other {name}"
+    for name in ("test_report.txt", "figures/confusion.png", "figures/curves/metrics.png"):
+        assert (folder / name).read_bytes() == (expected / name).read_bytes(), f"other {name}"
+
+
+def assert_same_sweep(workdir, expected, read_state=read_state):
+    """Two sweeps have the same runs and results, to the bit, but for the clock."""
+    folders = sorted(path.relative_to(expected) for path in expected.glob("*/seed_*"))
+    assert folders == sorted(path.relative_to(workdir) for path in workdir.glob("*/seed_*"))
+    for folder in folders:
+        assert_same_run(workdir / folder, expected / folder, read_state)
+    results = [json.loads((w / "results.json").read_text()) for w in (workdir, expected)]
+    assert without_clock(results[0]) == without_clock(results[1]), "other results.json"
+    assert (workdir / "report.html").exists() and (workdir / "results.md").exists()
+
+
+# Before the first checkpoint, in mid-epoch or at a log row, in the second save, and at the end.
+SHORT = (
+    (signal.SIGKILL, "step", 9, 0.001),
+    (signal.SIGTERM, "evaluation", 1, 0.001),
+    (signal.SIGKILL, "save", 2, 0),
+    (signal.SIGTERM, "step", 7, 0.001),
+    (signal.SIGKILL, "results.json", 1, 0),
+)
+
+
+def read_rows(folder):
+    """Returns metrics.jsonl without what depends on the clock."""
+    return [without_clock(row) for row in read_jsonl(folder / "metrics.jsonl")]
+
+
+def without_clock(tree):
+    """Returns nested dicts and lists without what depends on the clock."""
+    if isinstance(tree, dict):
+        return {k: without_clock(v) for k, v in tree.items() if k not in CLOCK}
+    return [without_clock(v) for v in tree] if isinstance(tree, list) else tree
+
+
+def write_config(folder, variants, epochs, eval_every):
+    """Writes the sweep's config file and returns the command line."""
+    path = folder / "storm_config.py"
+    path.write_text(CONFIG.format(variants=variants, epochs=epochs, eval_every=eval_every))
+    return [f"--config={path}"]
+
+
+def weather(arguments, workdir, moments, log):
+    """Runs a sweep to its end, killed at the moments; returns (where it fell, signal) of each."""
+    diary, fallen = workdir.parent / "killed_at.txt", []
+    for i, (number, phase, count, delay) in enumerate(moments):
+        diary.unlink(missing_ok=True)
+        # Streamed batches are those that are held in memory.
+        streamed = ["--config.data.resident=never"] if i % 4 == 2 else []
+        status = run([*arguments, *streamed], log, Killer(number, phase, count, delay, diary))
+        if not diary.exists():
+            print(f"  {phase} was not reached: exit status {status}")
+            assert status == 0, log.read_text()
+            continue
+        fallen.append((diary.read_text(), number.name))
+        print(f"  {len(fallen)}: {number.name} {fallen[-1][0]} (aimed at: {phase})", flush=True)
+        # A signal that comes when nothing is left to stop ends the program all the same.
+        assert status == (-9 if number == signal.SIGKILL else 143), log.read_text()
+    assert run(arguments, log) == 0, log.read_text()
+    return fallen
+
+
+def storm(moments, variants, eval_every, folder):
+    """Runs the sweep with and without kills, compares, and prints what happened."""
+    arguments = write_config(folder, variants=variants, epochs=3.0, eval_every=eval_every)
+    began, log = time.monotonic(), folder / "log.txt"
+    calm, stormy = folder / "undisturbed" / "sweep", folder / "stormy" / "sweep"
+    assert run([*arguments, f"--workdir={calm}"], log) == 0, log.read_text()
+    print(f"undisturbed: {time.monotonic() - began:.0f} s", flush=True)
+    fallen = weather([*arguments, f"--workdir={stormy}"], stormy, moments, log)
+    assert "Traceback" not in log.read_text(), log
+    assert_same_sweep(stormy, calm)
+    for (place, name), count in sorted(collections.Counter(fallen).items()):
+        print(f"{count:3} {name:8} {place}")
+    runs = len(list(calm.glob("*/seed_*")))
+    print(
+        f"{len(fallen)} kills in {time.monotonic() - began:.0f} s: states, rows and results of "
+        f"{runs} runs are equal to the bit, nothing was lost"
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--short", action="store_true", help="five kills, for the test suite")
+    parser.add_argument("--workdir", type=pathlib.Path, required=True)
+    args = parser.parse_args()
+    shutil.rmtree(args.workdir, ignore_errors=True)
+    args.workdir.mkdir(parents=True)
+    if args.short:
+        storm(SHORT, variants=1, eval_every=1.0, folder=args.workdir)
+    else:
+        moments = plan(args.kills, args.seed)
+        storm(moments, variants=max(1, args.kills // 7), eval_every=0.25, folder=args.workdir)

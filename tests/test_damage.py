@@ -1,0 +1,117 @@
+"""A sweep whose files are damaged, or whose disk is full, ends the same, or in one sentence."""
+
+import errno
+import itertools
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from damage import DAMAGE
+from damaged_disk import QuickSweep, damage_and_run, prepare
+from storm import assert_same_sweep, checksums, read_state
+
+from vit_jax import files, metrics, plots
+from vit_jax.errors import UserError
+
+SEED = pathlib.Path("base", "seed_1")
+
+
+@pytest.fixture(scope="module")
+def quick():
+    return QuickSweep()
+
+
+@pytest.fixture(scope="module")
+def sweeps(quick, tmp_path_factory):
+    """Returns the folders of a sweep stopped at step 8, and of the same at its end, at step 10."""
+    return prepare(quick, tmp_path_factory.mktemp("sweeps"))
+
+
+def outcome(quick, sweeps, tmp_path, path, how, finished=False):
+    return damage_and_run(quick, sweeps[finished], sweeps[1], SEED / path, how, tmp_path)
+
+
+def test_a_stopped_sweep_ends_as_one_that_was_not_stopped(quick, sweeps, tmp_path):
+    """The statistics of BatchNorm and their average are a part of the state."""
+    quick.run(tmp_path / "whole")
+    assert_same_sweep(sweeps[1], tmp_path / "whole")
+    state = read_state(sweeps[1] / SEED)
+    assert any("batch_stats" in key and "ema" in key for key in state)
+
+
+def test_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(quick, tmp_path):
+    with pytest.raises(UserError, match="became non-finite at step 5; the last good"):
+        quick.run(tmp_path, broken_at=4)
+    kept = [int(p.name) for p in (tmp_path / SEED / "checkpoints").iterdir() if p.name.isdigit()]
+    assert kept == [3]
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_damaged_settings_are_refused(quick, sweeps, tmp_path, how):
+    assert outcome(quick, sweeps, tmp_path, "config.json", how) == "refused"
+    assert outcome(quick, sweeps, tmp_path, "config.json", how, finished=True) == "refused"
+
+
+@pytest.mark.parametrize(("path", "how"), [("metrics.jsonl", "truncate"), ("8/notes/metadata", 0)])
+def test_a_damaged_run_goes_on_from_what_is_intact(quick, sweeps, tmp_path, path, how):
+    """The other seed goes back with it."""
+    path = path if "metrics" in path else f"checkpoints/{path}"
+    assert outcome(quick, sweeps, tmp_path, path, how or "flip") == "gone back"
+
+
+@pytest.mark.parametrize(
+    ("path", "how"),
+    [
+        *(("summary.json", how) for how in DAMAGE),
+        *(("metrics.jsonl", "flip"), ("test_report.json", "empty"), ("SHA256SUMS", "flip")),
+        *(("figures/confusion.png", "truncate"), ("test_report.txt", "delete")),
+    ],
+)
+def test_what_is_damaged_of_a_finished_run_is_made_again(quick, sweeps, tmp_path, path, how):
+    assert outcome(quick, sweeps, tmp_path, path, how, finished=True) == "gone back"
+
+
+def test_a_figure_on_a_full_disk_is_named(tmp_path):
+    (tmp_path / "figure.png").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device.*figure.png"):
+        plots.save_confusion(tmp_path / "figure.png", "title", np.eye(2), ["a", "b"])
+
+
+FULL = errno.ENOSPC, "No space left on device"
+
+
+def full_on(name, writes=1):
+    """Returns an `append` that fails in one of the writes to a file, half way through."""
+    counter = itertools.count(1)
+
+    def append(file, content):
+        if name in str(file.name) and next(counter) >= writes:
+            file.write(content[: len(content) // 2])
+            raise OSError(*FULL)
+        files_append(file, content)
+
+    return append
+
+
+files_append = files.append
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "writes"),
+    [
+        *((metrics, "metrics.jsonl", 1), (metrics, "tfevents", 7)),
+        *((files, "summary.json", 2), (files, "results.json", 1)),
+    ],
+)
+def test_a_full_disk_is_told_with_the_file_and_nothing_is_lost(
+    quick, sweeps, tmp_path, monkeypatch, owner, name, writes
+):
+    workdir = tmp_path / "sweep"
+    shutil.copytree(sweeps[0], workdir)
+    monkeypatch.setattr(owner, "append", full_on(name, writes))
+    with pytest.raises(OSError, match=f"No space left on device.*{name}"):
+        quick.run(workdir)
+    monkeypatch.undo()
+    quick.run(workdir)
+    assert_same_sweep(workdir, sweeps[1], checksums)
