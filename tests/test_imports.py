@@ -10,7 +10,7 @@ OURS = {path.stem for path in (ROOT / "vit_jax").iterdir() if path.name[0] not i
 
 # What each module may import of ours; a package may always import its own parts, anyone `errors`.
 ALLOWED = {name: set() for name in OURS} | {
-    "main": {"sweep", "stop", "config"},
+    "main": {"sweep", "stop", "config", "processes"},
     "sweep": OURS - {"main", "sweep"},
     "train": OURS - {"main", "sweep", "train", "report"},
     "program": OURS
@@ -46,7 +46,8 @@ ALLOWED = {name: set() for name in OURS} | {
     "evaluate": {"metrics", "steps", "sharding"},
     "steps": {"augment", "metrics"},
     "report": {"plots", "metrics"},
-    "data": {"sharding"},
+    "data": {"processes", "sharding"},
+    "sharding": {"processes"},
     "configs": {"config"},
 }
 HOMES = {

@@ -191,7 +191,7 @@ def load_arrays(folder: pathlib.Path, expected: int):
     Raises UserError if it is damaged, or its checksum is not the expected one.
     """
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
             stored = checkpointer.metadata(folder.absolute()).item_metadata
             tree = checkpointer.restore(folder.absolute(), _on_one_device(stored.tree))
         if int(checksum(tree)) != expected:
@@ -213,7 +213,9 @@ def load_run(folder: pathlib.Path, select: str) -> tuple[dict, int]:
     Raises:
       UserError: there is no such checkpoint, or it is damaged.
     """
-    options = ocp.CheckpointManagerOptions(read_only=True, best_fn=_accuracy)
+    options = ocp.CheckpointManagerOptions(
+        read_only=True, best_fn=_accuracy, multiprocessing_options=_alone()
+    )
     handlers = {"state": ocp.StandardCheckpointHandler(), "notes": ocp.JsonCheckpointHandler()}
     manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
     try:
@@ -239,6 +241,12 @@ def load_run(folder: pathlib.Path, select: str) -> tuple[dict, int]:
     finally:
         manager.close()
     return jax.tree.map(np.asarray, variables), found
+
+
+def _alone():
+    """Returns what lets orbax read in this process without the others."""
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
 
 
 def _on_one_device(metadata):

@@ -67,11 +67,11 @@ def _parse(argv):
 def _main(argv):
     del argv
     logging.set_verbosity(logging.ERROR)  # below it, JAX and orbax tell of their insides
-    try:
-        # Imported here, so that --help and a mistyped flag answer at once.
-        from vit_jax import sweep
-        from vit_jax.stop import StopSignal
+    # Imported here, so that --help and a mistyped flag answer at once.
+    from vit_jax import processes, sweep
+    from vit_jax.stop import StopSignal
 
+    try:
         stop = StopSignal()
         flag: Any = flags.FLAGS["config"]
         path = pathlib.Path(flag.config_filename)
@@ -80,12 +80,25 @@ def _main(argv):
         workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / path.stem)
         only, arguments = _VARIANT.value, sys.argv[1:]
         sweep.run_sweep(path.stem, configs, variants, published, workdir, only, stop, arguments)
-    except UserError as error:
-        _die(str(error))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        return
+    except Exception as error:
+        several, message = processes.count() > 1, _sentence(error)
+        if message is None and several and processes.is_loss(error):
+            message = processes.LOST
+        if message is None and not several:
             raise
-        _die(str(error))
+        if message is None:
+            traceback.print_exc()
+            message = "this process failed, as told above"
+        processes.leave(message) if several else _die(message)
+
+
+def _sentence(error) -> str | None:
+    """Returns what to tell of an error that a person can mend, None for another."""
+    no_place = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT)
+    if isinstance(error, UserError) or getattr(error, "errno", None) in no_place:
+        return str(error)
+    return None
 
 
 def load_config_file(path: pathlib.Path) -> tuple[settings.Config, dict[str, dict], dict]:

@@ -264,7 +264,7 @@ class _Run:
         results = self.steps.evaluate(
             self.state.eval_variables,
             self.data.val.evaluate(self.program.config.train.eval_batch_size),
-            lambda: bool(self.stop.number),
+            self.stop.asked,
         )
         due = self._due()
         if results is None:
@@ -334,7 +334,7 @@ class _Run:
         self.saved_step = self.step
 
     def _exit_if_stopped(self):
-        if not self.stop.number:
+        if not self.stop.asked():
             return
         if self.saved_step != self.step:
             self._save(self.seeds)
@@ -362,7 +362,7 @@ class _Run:
                 self.program.eval_step,
                 state.eval_variables,
                 batches,
-                lambda: bool(self.stop.number),
+                self.stop.asked,
                 keep=part == "test",
             )
             self._exit_if_stopped()
