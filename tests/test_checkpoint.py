@@ -17,7 +17,7 @@ def make_state(value):
     return sharding.put_replicated(MESH, tree)
 
 
-TARGET = abstract(make_state(0), sharding.replicated(MESH))
+TARGET = abstract(make_state(0), sharding.of_state(MESH, make_state(0), fsdp=False))
 
 
 @pytest.fixture

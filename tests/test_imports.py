@@ -47,6 +47,7 @@ ALLOWED = {name: set() for name in OURS} | {
     "steps": {"augment", "metrics"},
     "report": {"plots", "metrics"},
     "data": {"processes", "sharding"},
+    "checkpoint": {"processes"},
     "sharding": {"processes"},
     "configs": {"config"},
 }

@@ -1,7 +1,6 @@
 """Checkpoints of a run, the latest two and the best; weights alone. The only file knowing orbax."""
 
 import dataclasses
-import functools
 import math
 import pathlib
 import sys
@@ -14,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from vit_jax import processes
 from vit_jax.errors import UserError
 
 
@@ -137,7 +137,14 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract_state), notes=ocp.args.JsonRestore()
         )
-        restored = self._manager.restore(step, args=args)
+        restored, failure = None, None
+        try:
+            restored = self._manager.restore(step, args=args)
+        except Exception as error:
+            failure = error
+        # All processes take the same checkpoint, or none could go on.
+        if not processes.all_true(failure is None):
+            raise failure or OSError("another process could not read it")
         notes = dict(restored["notes"])
         expected = notes.pop("checksum")
         # Catches flipped bits, and the casts that orbax makes silently.
@@ -263,7 +270,10 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
 
 
-def abstract(tree, sharding: jax.sharding.Sharding):
-    """Returns the shapes, dtypes and sharding that a tree is to be restored into."""
-    shape = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
-    return jax.tree.map(lambda x: shape(np.shape(x), x.dtype), tree)
+def abstract(tree, shardings):
+    """Returns the shapes, dtypes and shardings that a tree is to be restored into."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )

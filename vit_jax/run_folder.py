@@ -25,6 +25,7 @@ FREE_KEYS = (
     "log.wandb",
     "sharding.cpu_devices",
     "sharding.distributed",
+    "sharding.fsdp",
     "train.eval_batch_size",
     "train.num_seeds",
     "train.seeds_at_once",

@@ -13,6 +13,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vit_jax import processes
 
+_WHOLE_BELOW = 4096  # numbers; of smaller arrays there is nothing to gain
+
 
 def start(distributed: bool, cpu_devices: int, divides: int) -> None:
     """Prepares JAX's devices; call it before anything else touches them.
@@ -71,6 +73,34 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def split(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of an array whose first axis is split over `data`."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def of_state(mesh: Mesh, shapes, fsdp: bool):
+    """Returns the sharding of every array of a state: whole on every device or, with `fsdp`, split.
+
+    An array is then split along its largest dimension that the number of devices divides (fully
+    sharded data parallelism: Rajbhandari et al. 2020, stage 3; Zhao et al. 2023). Small arrays,
+    and those without such a dimension, stay whole.
+    """
+
+    def rule(x):
+        sides = [side for side in range(x.ndim) if x.shape[side] % mesh.size == 0]
+        if not fsdp or x.size < _WHOLE_BELOW or not sides:
+            return replicated(mesh)
+        largest = max(sides, key=lambda side: x.shape[side])
+        return NamedSharding(mesh, PartitionSpec(*[None] * largest, "data"))
+
+    return jax.tree.map(rule, shapes)
+
+
+def bytes_per_device(shapes, shardings) -> int:
+    """Returns the memory that a tree of arrays, laid out as `shardings` says, takes per device."""
+    sizes = jax.tree.map(
+        lambda x, sharding: math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize,
+        shapes,
+        shardings,
+    )
+    return sum(jax.tree.leaves(sizes))
 
 
 @dataclasses.dataclass(frozen=True)

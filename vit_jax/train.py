@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import explain, figures, models, pretrained, run_folder, seeds, sharding
+from vit_jax import explain, figures, models, pretrained, processes, run_folder, seeds, sharding
 from vit_jax.checkpoint import Checkpoints, abstract, checksum, restore_common
 from vit_jax.data import Data, ResidentBatches
 from vit_jax.errors import UserError
@@ -122,7 +122,7 @@ class _Run:
     def _restore(self):
         init, images = self.program.init, one_image(self.program.config)
         shapes = jax.eval_shape(init, self.seeds[0].key, images)
-        self.abstract = abstract(shapes, sharding.replicated(self.program.mesh))
+        self.abstract = abstract(shapes, self.program.layout)
         restored = restore_common([seed.checkpoints for seed in self.seeds], self.abstract)
         if restored is None:
             states, self.step, self.wall_before = map(self._first_state, self.seeds), 0, 0.0
@@ -144,9 +144,11 @@ class _Run:
         state = program.init(seed.key, one_image(program.config))
         if program.weights is None:
             return state
-        fresh = pretrained.flat_weights(state.params, state.batch_stats)
-        params, batch_stats = pretrained.nested_weights(fresh | program.weights.arrays)
-        params, batch_stats = sharding.put_replicated(program.mesh, (params, batch_stats))
+        given, fresh = program.weights.arrays, pretrained.flat_weights(*state.variables.values())
+        fresh = sharding.to_host({path: x for path, x in fresh.items() if path not in given})
+        params, batch_stats = pretrained.nested_weights(fresh | given)
+        layout = (program.layout.params, program.layout.batch_stats)
+        params, batch_stats = sharding.put((params, batch_stats), layout)
         ema = None
         if state.ema is not None:
             ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
@@ -292,16 +294,17 @@ class _Run:
         batch = next(iter(self.val_images.evaluate(config.train.eval_batch_size)))
         images, labels, mask = sharding.to_host((batch["image"], batch["label"], batch["mask"]))
         images, labels = images[mask], labels[mask]  # without what fills up the batch
-        if not self.first_process:
-            return
         names = self.data.class_names
         for seed in due:
+            variables = sharding.to_host(self.steps.take(self.state.eval_variables, seed.place))
+            if not self.first_process:
+                continue
             if seed.viewer is None:
                 model = models.build(config.model, len(names), dtype_of(config.train.dtype))
                 seed.viewer = figures.Viewer(seed.title, config, model, names)
-            variables = jax.device_get(self.steps.take(self.state.eval_variables, seed.place))
             seen = seed.viewer.see(variables, images[:6], [names[label] for label in labels[:6]])
             seed.writer.write_images(self.step, figures.training_figures(seen))
+        processes.wait()
 
     def _update_plateau(self, due, results):
         plateau = self.program.plateau
