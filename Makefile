@@ -1,11 +1,12 @@
 PYTHON ?= python3
 REQUIREMENTS := $(if $(wildcard /proc/driver/nvidia/version),requirements.txt,requirements-cpu.txt)
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test processes lint clean
 
 help:
 	@echo "make demo   install into .venv, then compare three patch sizes on the digits: report.html"
 	@echo "make test   install into .venv, then run the test suite"
+	@echo "make processes  install into .venv, then test four processes of one run"
 	@echo "make lint   install into .venv, then check style and types"
 	@echo "make clean  remove .venv and the demo's results"
 
@@ -19,6 +20,9 @@ demo: .venv/installed
 
 test: .venv/installed
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+processes: .venv/installed
+	PROCESSES=4 .venv/bin/python -m pytest tests/test_processes.py -s
 
 lint: .venv/installed
 	.venv/bin/ruff format --check .

@@ -57,7 +57,7 @@ def launch(argv: list[str] | None) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: processes[0].send_signal(number))
     signal.signal(signal.SIGINT, lambda number, frame: None)
     statuses = [process.wait() for process in processes]
-    return next((status for status in statuses if status), 0)
+    return next((status if status > 0 else 128 - status for status in statuses if status), 0)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ LOST = (
     "another process of this run has ended or cannot be reached: give the same command to all "
     "of them again, to go on from the last checkpoint"
 )
-_SIGN_OF_LIFE_SECONDS = 60  # a process that gave none for so long is taken for dead
+_SIGN_OF_LIFE_SECONDS = 100  # a process that gave none for so long is taken for dead
 _PATIENCE_SECONDS = 24 * 3600  # with a process that lives, and prepares data or draws
 _barriers = itertools.count()
 
