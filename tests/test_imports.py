@@ -42,7 +42,7 @@ ALLOWED = {name: set() for name in OURS} | {
     "scores": {"augment", "classifier", "explain", "metrics", "models"},
     "pretrained": {"checkpoint", "config", "metrics", "models", "run_folder"},
     "validation": {"config"},
-    "run_folder": {"config", "metrics", "sharding"},
+    "run_folder": {"config", "metrics", "processes"},
     "evaluate": {"metrics", "steps", "sharding"},
     "steps": {"augment", "metrics"},
     "report": {"plots", "metrics"},

@@ -244,10 +244,14 @@ def _fitted(config, shapes, class_names):
 
 def print_parameters(program: Program) -> None:
     """Prints the table of parameters, how many are trained, and what became of init_from."""
-    params = jax.eval_shape(program.init, jax.random.key(0), one_image(program.config)).params
+    state = jax.eval_shape(program.init, jax.random.key(0), one_image(program.config))
+    params = state.params
     print(parameter_overview.get_parameter_overview(params, include_stats=False))
     total, trained = sum(x.size for x in jax.tree.leaves(params)), num_trained(program, params)
     print(f"freeze={program.config.freeze}: {trained:,} trained, {total - trained:,} frozen")
+    if program.config.sharding.fsdp:
+        held = sharding.bytes_per_device(state, program.layout)
+        print(f"sharding.fsdp: {held / 2**20:.2f} MiB of weights and optimizer state per device")
     if program.weights is not None:
         print(pretrained.table(program.weights, program.config.init_from))
     sys.stdout.flush()

@@ -51,11 +51,6 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
             pass  # JAX is running already, as in a notebook: keep the devices that it has
 
 
-def is_first_process() -> bool:
-    """Returns whether this process is the one that prints and writes files."""
-    return processes.is_first()
-
-
 def make_mesh() -> Mesh:
     """Returns a mesh of all devices with one axis, `data`.
 

@@ -109,7 +109,7 @@ def run_sweep(
         runner.start()  # for this process to know whether it is the first, even if all is finished
     for name, config in chosen.items():
         summaries[name] = runner.summaries(name, config)
-    if sharding.is_first_process():
+    if processes.is_first():
         if only is None:
             rows = [make_row(name, sweep.get(name, {}), summaries[name]) for name in configs]
             results = {"experiment": experiment, "rows": rows}
@@ -218,7 +218,7 @@ class _Runner:
                 left[seed] = folder
                 continue
             print(f"{name} seed {seed}: finished before, not trained again", flush=True)
-            if sharding.is_first_process() and not (folder / "test_report.txt").exists():
+            if processes.is_first() and not (folder / "test_report.txt").exists():
                 write_figures(folder)  # it was killed before this
         if left:
             self._train(name, config, left, found)
@@ -229,7 +229,7 @@ class _Runner:
         data = self._load(config)
         if name not in self._program:
             self._program = {name: build_program(config, data, self.mesh)}
-            if sharding.is_first_process():
+            if processes.is_first():
                 print_parameters(self._program[name])
         for group in seeds.groups(self._program[name], folders):
             found |= zip(
@@ -237,7 +237,7 @@ class _Runner:
                 train.run(self._program[name], data, group, name, self._stop),
                 strict=True,
             )
-            for folder in group.values() if sharding.is_first_process() else ():
+            for folder in group.values() if processes.is_first() else ():
                 write_figures(folder)
             processes.wait()
 

@@ -99,7 +99,7 @@ class _Run:
     def __init__(self, program, data, folders, name, stop):
         self.program, self.data, self.stop = program, data, stop
         self.name, self.title = name, f"{name} {_listed(list(folders))}"
-        self.first_process = sharding.is_first_process()
+        self.first_process = processes.is_first()
         self.seeds = [
             _Seed(place, seed, f"{name} seed {seed}", folder)
             for place, (seed, folder) in enumerate(folders.items())
