@@ -137,7 +137,8 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract_state), notes=ocp.args.JsonRestore()
         )
-        restored, failure = None, None
+        restored: Any = None
+        failure = None
         try:
             restored = self._manager.restore(step, args=args)
         except Exception as error:
