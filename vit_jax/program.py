@@ -115,7 +115,7 @@ def _jitted_steps(config, data, mesh, shapes, trained, schedule, plateau) -> dic
         config.optim, schedule, None if config.freeze == "full" else trained
     )
     whole, split, fsdp = sharding.replicated(mesh), sharding.split(mesh), config.sharding.fsdp
-    init = steps.make_init(model, optimizer, config, plateau)
+    init = jax.jit(steps.make_init(model, optimizer, config, plateau))  # traced once for both uses
     state = jax.eval_shape(init, jax.random.key(0), one_image(config))
     layout = sharding.of_state(mesh, state, fsdp)
     make_step = functools.partial(
