@@ -1,13 +1,14 @@
 PYTHON ?= python3
 REQUIREMENTS := $(if $(wildcard /proc/driver/nvidia/version),requirements.txt,requirements-cpu.txt)
 
-.PHONY: help demo test soak fuzz lint clean
+.PHONY: help demo test soak fuzz processes lint clean
 
 help:
 	@echo "make demo   install into .venv, then compare three patch sizes on the digits: report.html"
 	@echo "make test   install into .venv, then run the test suite"
 	@echo "make soak   install into .venv, then kill sweeps, damage their files and fill their disk"
 	@echo "make fuzz   try 500 configs at random (EXAMPLES=500): refused, or trained; half an hour"
+	@echo "make processes  test four processes of one run"
 	@echo "make lint   install into .venv, then check style and types"
 	@echo "make clean  remove .venv and what the demo and the soak left"
 
@@ -30,6 +31,9 @@ soak: .venv/installed
 	.venv/bin/python tests/storm.py --kills=40 --workdir=runs/soak/storm
 	.venv/bin/python tests/damaged_disk.py --workdir=runs/soak/damage
 	.venv/bin/python tests/full_disk.py --workdir=runs/soak/full
+
+processes: .venv/installed
+	PROCESSES=4 .venv/bin/python -m pytest tests/test_processes.py -s
 
 lint: .venv/installed
 	.venv/bin/ruff format --check .

@@ -3,24 +3,36 @@
 python tests/kill_at.py SIGNAL MOMENT STEP ARGS...: MOMENT is "step" (after training step STEP),
 "row" (when the validation row of STEP has been written), "save" (in the background of the save at
 STEP) or "eval" (in the validation at STEP).
+
+As one of several processes, it also prints "wrote PATH" for every file that it opens to write, and
+takes its time after SIGTERM, which JAX passes on within a second.
 """
 
 import os
 import signal
 import sys
+import time
 
 from vit_jax import main, train
 
 NUMBER, MOMENT, STEP = signal.Signals[sys.argv[1]], sys.argv[2], int(sys.argv[3])
+SEVERAL = "JAX_NUM_PROCESSES" in os.environ
 
 
 def _kill():
     os.kill(os.getpid(), NUMBER)
 
 
+def _tell_what_is_written(event, arguments):
+    if event == "open" and isinstance(arguments[0], str) and arguments[2] & os.O_ACCMODE:
+        print("wrote", arguments[0], file=sys.stderr)
+
+
 def _exit_if_stopped(run):
     if MOMENT == "step" and run.step == STEP:
         _kill()
+    if SEVERAL and run.step >= STEP:
+        time.sleep(0.1)
     original["exit"](run)
 
 
@@ -49,4 +61,6 @@ train._Run._exit_if_stopped = _exit_if_stopped
 train._Run._save = _save
 train._Run._evaluate_and_save = _evaluate
 sys.argv[1:] = sys.argv[4:]
+if SEVERAL:
+    sys.addaudithook(_tell_what_is_written)
 main.run()

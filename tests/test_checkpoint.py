@@ -20,7 +20,7 @@ def make_state(value):
     return sharding.put_replicated(MESH, tree)
 
 
-TARGET = abstract(make_state(0), sharding.replicated(MESH))
+TARGET = abstract(make_state(0), sharding.of_state(MESH, make_state(0), fsdp=False))
 
 
 ROWS = {step: [{"step": i, "val/loss": 0.1 * i} for i in range(1, step + 1)] for step in range(5)}

@@ -11,7 +11,7 @@ OURS = {path.stem for path in (ROOT / "vit_jax").iterdir() if path.name[0] not i
 # What each module may import of ours; a package may always import its own parts, and anyone
 # `errors` and `files`.
 ALLOWED = {name: set() for name in OURS} | {
-    "main": {"sweep", "stop", "config"},
+    "main": {"sweep", "stop", "config", "processes"},
     "sweep": OURS - {"main", "sweep"},
     "train": OURS - {"main", "sweep", "train", "report"},
     "program": OURS
@@ -43,11 +43,13 @@ ALLOWED = {name: set() for name in OURS} | {
     "scores": {"augment", "classifier", "explain", "metrics", "models"},
     "pretrained": {"checkpoint", "config", "metrics", "models", "run_folder", "validation"},
     "validation": {"config"},
-    "run_folder": {"config", "metrics", "sharding"},
+    "run_folder": {"config", "metrics", "processes"},
     "evaluate": {"metrics", "steps", "sharding"},
     "steps": {"augment", "metrics"},
     "report": {"plots", "metrics"},
-    "data": {"sharding"},
+    "data": {"processes", "sharding"},
+    "checkpoint": {"processes"},
+    "sharding": {"processes"},
     "configs": {"config"},
 }
 HOMES = {

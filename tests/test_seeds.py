@@ -59,7 +59,7 @@ def run(digits):
         return variables["params"]["head"]["bias"]
 
     def train_seeds(workdir, at_once=True, stop=None, patches=()):
-        stop = stop or types.SimpleNamespace(number=0, deferred=contextlib.nullcontext)
+        stop = stop or Stop()
         folders = {seed: workdir / f"seed_{seed}" for seed in (0, 1)}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(seeds, "Together", lambda *args: stacked)  # traced once
@@ -73,6 +73,15 @@ def run(digits):
         return list(folders.values())
 
     return train_seeds
+
+
+class Stop:
+    """Stands for the signals: none comes but those that a test sends."""
+
+    number, deferred = 0, contextlib.nullcontext
+
+    def asked(self):
+        return bool(self.number)
 
 
 def as_picture(bias):
@@ -129,7 +138,7 @@ class Killed(BaseException):
 
 def interrupted(run, workdir, moment, step):
     """Runs until `step` is half saved, or a signal comes in its evaluation or after it."""
-    stop = types.SimpleNamespace(number=0, deferred=contextlib.nullcontext)
+    stop = Stop()
     save, evaluate, check = (
         checkpoint.Checkpoints.save,
         train._Run._evaluate_and_save,

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import math
 import pathlib
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from vit_jax import processes
 from vit_jax.errors import UserError
 from vit_jax.files import disk_problem, first_damage, warn, write_sums
 
@@ -95,7 +95,7 @@ class Checkpoints:
 
     def _seal(self):
         """Writes the digests of the files of a checkpoint that is about to get its name."""
-        if jax.process_index() == 0:
+        if processes.is_first():
             for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 # Not of its own files, which only tell when it was saved: orbax changes them still.
                 items = (path for path in unfinished.glob("*/**/*") if path.is_file())
@@ -216,11 +216,12 @@ class Checkpoints:
         return first_damage(folder) if folder.is_dir() else f"{folder} is missing"
 
     def _restore(self, step, abstract_state) -> tuple[Restored, _Best | None]:
-        if problem := self._problem(step):
-            raise ValueError(problem)
+        problem = self._problem(step)
+        self._agree_on(problem, step)
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract_state), notes=ocp.args.JsonRestore()
         )
+        restored: Any = None
         try:
             restored = self._manager.restore(step, args=args)
             notes = dict(restored["notes"])
@@ -228,13 +229,19 @@ class Checkpoints:
         except MemoryError:
             raise
         except Exception as error:
-            raise ValueError(
-                f"{self._folder / str(step)} is damaged ({_first_line(error)})"
-            ) from None
+            problem = f"{self._folder / str(step)} is damaged ({_first_line(error)})"
+        self._agree_on(problem, step)
         # Catches the casts that orbax makes silently, and flipped bits where digests are missing.
         if int(checksum(restored["state"])) != expected:
             raise ValueError(f"{self._folder / str(step)} is damaged (its checksum does not match)")
         return Restored(step, restored["state"], notes, rows), _Best(**best) if best else None
+
+    def _agree_on(self, problem, step):
+        """Raises ValueError in all processes if one has a problem with a checkpoint."""
+        # All processes take the same checkpoint, or none could go on.
+        if not processes.all_true(problem is None):
+            place = self._folder / str(step)
+            raise ValueError(problem or f"{place} could not be read by another process")
 
     def wait(self) -> None:
         """Returns when everything saved so far is on disk; raises UserError if that is full."""
@@ -289,7 +296,7 @@ def load_arrays(folder: pathlib.Path, expected: int):
     Raises UserError if it is damaged, or its checksum is not the expected one.
     """
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
             stored = checkpointer.metadata(folder.absolute()).item_metadata
             tree = checkpointer.restore(folder.absolute(), _on_one_device(stored.tree))
         if int(checksum(tree)) != expected:
@@ -311,7 +318,9 @@ def load_run(folder: pathlib.Path, step: int | Literal["last"]) -> tuple[dict, i
     Raises:
       UserError: there is no such checkpoint, or it is damaged.
     """
-    options = ocp.CheckpointManagerOptions(read_only=True, lightweight_initialize=True)
+    options = ocp.CheckpointManagerOptions(
+        read_only=True, lightweight_initialize=True, multiprocessing_options=_alone()
+    )
     handlers = {"state": ocp.StandardCheckpointHandler(), "notes": ocp.JsonCheckpointHandler()}
     manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
     place = folder / str(step)
@@ -341,6 +350,12 @@ def load_run(folder: pathlib.Path, step: int | Literal["last"]) -> tuple[dict, i
     return jax.tree.map(np.asarray, variables), found
 
 
+def _alone():
+    """Returns what lets orbax read in this process without the others."""
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
+
+
 def _on_one_device(metadata):
     """Returns what to restore an orbax tree of array metadata into."""
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -351,7 +366,10 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def abstract(tree, sharding: jax.sharding.Sharding):
-    """Returns the shapes, dtypes and sharding that a tree is to be restored into."""
-    shape = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
-    return jax.tree.map(lambda x: shape(np.shape(x), x.dtype), tree)
+def abstract(tree, shardings):
+    """Returns the shapes, dtypes and shardings that a tree is to be restored into."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )

@@ -175,7 +175,8 @@ def _log():
 def _sharding():
     sharding: Config = ConfigDict()
     sharding.distributed = False  # one of several processes (SLURM, TPU pod, ...) of a single run
-    sharding.cpu_devices = 0  # CPU only: devices to split the cores into; 0: one per core
+    sharding.cpu_devices = 0  # CPU only: devices of each process; 0: one per core that it has
+    sharding.fsdp = False  # split weights, averages and optimizer state over the devices
     return sharding
 
 

@@ -68,11 +68,11 @@ def _main(argv):
     del argv
     # JAX and orbax tell of their insides, and log the tracebacks of what they raise as well.
     logging.set_verbosity(logging.FATAL)
-    try:
-        # Imported here, so that --help and a mistyped flag answer at once.
-        from vit_jax import sweep
-        from vit_jax.stop import StopSignal
+    # Imported here, so that --help and a mistyped flag answer at once.
+    from vit_jax import processes, sweep
+    from vit_jax.stop import StopSignal
 
+    try:
         stop = StopSignal()
         flag: Any = flags.FLAGS["config"]
         path = pathlib.Path(flag.config_filename)
@@ -81,13 +81,25 @@ def _main(argv):
         workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / path.stem)
         only, arguments = _VARIANT.value, sys.argv[1:]
         sweep.run_sweep(path.stem, configs, variants, published, workdir, only, stop, arguments)
-    except UserError as error:
-        _die(str(error))
-    except OSError as error:
-        if (problem := disk_problem(error)) is None:
+        return
+    except Exception as error:
+        several, message = processes.count() > 1, _sentence(error)
+        if message is None and several and processes.is_loss(error):
+            message = processes.LOST
+        if message is None and not several:
             raise
+        if message is None:
+            traceback.print_exc()
+            message = "this process failed, as told above"
+        processes.leave(message) if several else _die(message)
+
+
+def _sentence(error) -> str | None:
+    """Returns what to tell of an error that a person can mend, None for another."""
+    if isinstance(error, OSError) and (problem := disk_problem(error)):
         where = f"{error.filename}: " if error.filename else ""
-        _die(f"{where}{problem}; once that is mended, the same command goes on")
+        return f"{where}{problem}; once that is mended, the same command goes on"
+    return str(error) if isinstance(error, UserError) else None
 
 
 def load_config_file(path: pathlib.Path) -> tuple[settings.Config, dict[str, dict], dict]:

@@ -26,6 +26,7 @@ class Program:
 
     config: Config
     mesh: Mesh
+    layout: Any  # a TrainState of the arrays' shardings
     init: Callable
     train_step: Callable
     eval_step: Callable
@@ -115,17 +116,15 @@ def _jitted_steps(config, data, mesh, shapes, trained, schedule, plateau) -> dic
     optimizer = optim.make_optimizer(
         config.optim, schedule, None if config.freeze == "full" else trained
     )
-    whole, split = sharding.replicated(mesh), sharding.split(mesh)
-
-    def jit(function, *shardings, **options):
-        inputs = {"in_shardings": shardings} if shardings else {}
-        return jax.jit(function, out_shardings=whole, **inputs, **options)
-
-    init = jit(steps.make_init(model, optimizer, config, plateau))
+    whole, split, fsdp = sharding.replicated(mesh), sharding.split(mesh), config.sharding.fsdp
+    init = jax.jit(steps.make_init(model, optimizer, config, plateau))  # traced once for both uses
+    state = jax.eval_shape(init, jax.random.key(0), one_image(config))
+    layout = sharding.of_state(mesh, state, fsdp)
     make_step = functools.partial(
         steps.make_train_step, stepped, optimizer, config, trained, on_features
     )
-    train_step = make_step(_parts(config, mesh.size), mesh)
+    # Split weights are gathered layer by layer where the compiler sees the whole batch.
+    train_step = make_step(_parts(config, mesh.size), None if fsdp else mesh)
     # Where each device has seeds of its own, it has their whole batches.
     of_one_device = make_step(_parts(config, 1))
     eval_step = steps.make_eval_step(stepped, config, on_features)
@@ -136,18 +135,23 @@ def _jitted_steps(config, data, mesh, shapes, trained, schedule, plateau) -> dic
             "auto, or train.cache_features=False"
         )
     if on_features:
-        state = jax.eval_shape(init, jax.random.key(0), one_image(config))
-        light, call = _without_frozen(train_step, state, trained)
-        jitted = call(jit(light, whole, whole, split, donate_argnums=0))
+        light, call, changing = _without_frozen(train_step, state, trained)
+        arrays = [jax.tree.leaves(layout)[i] for i in changing]
+        jitted = call(_jit(light, (arrays, whole, split), arrays, donate_argnums=0))
     else:
-        jitted = jit(train_step, whole, whole, split, donate_argnums=0)
+        jitted = _jit(train_step, (layout, whole, split), layout, donate_argnums=0)
     return dict(
-        init=init,
+        layout=layout,
+        init=jax.jit(init, out_shardings=layout),
         train_step=jitted,
-        eval_step=jit(eval_step, whole, whole, split),
+        eval_step=_jit(eval_step, (layout.variables, whole, split), whole),
         pure_steps=(of_one_device, eval_step),
-        feature_step=jit(feature_step, whole, split) if on_features else None,
+        feature_step=_jit(feature_step, (layout.variables, split), whole) if on_features else None,
     )
+
+
+def _jit(function, inputs, outputs, **options):
+    return jax.jit(function, in_shardings=inputs, out_shardings=outputs, **options)
 
 
 def _parts(config, devices):
@@ -174,8 +178,8 @@ def _without_frozen(train_step, state, trained):
       trained: paths of the trained parameters.
 
     Returns:
-      (arrays that change, key, batch) -> the same arrays after the step, to be jitted; and a
-      function from the jitted one to (state, key, batch) -> state.
+      (arrays that change, key, batch) -> the same arrays after the step, to be jitted; a function
+      from the jitted one to (state, key, batch) -> state; and which leaves of a state change.
     """
     shapes, structure = jax.tree.flatten(state)
     changing = []
@@ -202,7 +206,7 @@ def _without_frozen(train_step, state, trained):
 
         return step
 
-    return light, call
+    return light, call, changing
 
 
 def _check_batch(train, data, mesh):
@@ -242,10 +246,14 @@ def _fitted(config, shapes, class_names):
 
 def print_parameters(program: Program) -> None:
     """Prints the table of parameters, how many are trained, and what became of init_from."""
-    params = jax.eval_shape(program.init, jax.random.key(0), one_image(program.config)).params
+    state = jax.eval_shape(program.init, jax.random.key(0), one_image(program.config))
+    params = state.params
     print(parameter_overview.get_parameter_overview(params, include_stats=False))
     total, trained = sum(x.size for x in jax.tree.leaves(params)), num_trained(program, params)
     print(f"freeze={program.config.freeze}: {trained:,} trained, {total - trained:,} frozen")
+    if program.config.sharding.fsdp:
+        held = sharding.bytes_per_device(state, program.layout)
+        print(f"sharding.fsdp: {held / 2**20:.2f} MiB of weights and optimizer state per device")
     if program.weights is not None:
         print(pretrained.table(program.weights, program.config.init_from))
     sys.stdout.flush()

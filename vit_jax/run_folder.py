@@ -8,7 +8,7 @@ import pathlib
 import platform
 import subprocess
 
-from vit_jax import sharding
+from vit_jax import processes
 from vit_jax.config import Config, flatten, get_config, with_overrides
 from vit_jax.errors import UserError
 from vit_jax.files import SUMS, find_damage, read_sums, warn, write_atomically, write_sums
@@ -25,6 +25,7 @@ FREE_KEYS = (
     "log.wandb",
     "sharding.cpu_devices",
     "sharding.distributed",
+    "sharding.fsdp",
     "train.eval_batch_size",
     "train.num_seeds",
     "train.seeds_at_once",
@@ -153,7 +154,7 @@ def write_config(
       UserError: the run has begun, with other data or weights, or a lengthening adds no step.
     """
     check_data(folder, fingerprint)
-    if not sharding.is_first_process():
+    if not processes.is_first():
         return
     record, settings = read_config(folder), plain_settings(config, seed)
     if record is None:
@@ -187,7 +188,7 @@ def _made_with():
 @contextlib.contextmanager
 def lock(folder: pathlib.Path):
     """Holds the folder for this process; raises UserError if another one holds it."""
-    if not sharding.is_first_process():
+    if not processes.is_first():
         yield
         return
     with (folder / ".lock").open("w") as file:

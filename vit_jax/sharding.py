@@ -12,7 +12,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vit_jax.errors import UserError
+from vit_jax import processes
+
+_WHOLE_BELOW = 4096  # numbers; of smaller arrays there is nothing to gain
 
 CACHE_BYTES = 2 * 2**30  # of compiled programs; the least recently used go first
 
@@ -27,18 +29,20 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
       distributed: join the other processes of this run. JAX finds them by itself under SLURM,
         Open MPI, Kubernetes and on TPU pods; elsewhere it reads JAX_COORDINATOR_ADDRESS,
         JAX_NUM_PROCESSES and JAX_PROCESS_ID.
-      cpu_devices: devices that the CPU is split into; 0 takes one per core, which trains faster
-        than one device with as many threads.
-      divides: the number of CPU devices must divide this (the batch size).
+      cpu_devices: devices that the CPU is split into, in every process; 0 takes one per core,
+        which trains faster than one device with as many threads. Processes share the cores.
+      divides: the number of all CPU devices must divide this (the batch size).
 
     Raises:
       UserError: the other processes cannot be found.
     """
+    if distributed:
+        processes.join()
     if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
+        cores = os.sched_getaffinity(0)
     else:  # macOS
-        cores = os.cpu_count() or 1
-    wanted = cpu_devices or math.gcd(divides, cores)
+        cores = range(os.cpu_count() or 1)
+    share = math.gcd(divides // processes.count(), processes.cores_each(cores))
     flags = os.environ.get("XLA_FLAGS", "")
     if "collective_call_terminate_timeout" not in flags:
         # XLA would abort when a device waits 40 s for another, which happens on a busy machine.
@@ -48,26 +52,13 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
         )
     if "xla_force_host_platform_device_count" not in flags:
         try:
-            jax.config.update("jax_num_cpu_devices", wanted)
+            jax.config.update("jax_num_cpu_devices", cpu_devices or share)
         except RuntimeError:
             pass  # JAX is running already, as in a notebook: keep the devices that it has
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
         jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    if distributed:
-        number = os.environ.get("JAX_NUM_PROCESSES")
-        rank = os.environ.get("JAX_PROCESS_ID")
-        try:
-            jax.distributed.initialize(
-                num_processes=int(number) if number else None,
-                process_id=int(rank) if rank else None,
-            )
-        except ValueError as error:
-            raise UserError(
-                f"sharding.distributed=True, but the other processes are not known ({error}): set "
-                "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
-            ) from None
 
 
 def cache_folder() -> pathlib.Path:
@@ -79,11 +70,6 @@ def cache_folder() -> pathlib.Path:
     base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     kind = zlib.crc32("".join(_cpu_lines("model name", "flags", "Features")).encode())
     return base / "vit_jax" / f"compiled_{platform.machine()}_{kind:08x}"
-
-
-def is_first_process() -> bool:
-    """Returns whether this process is the one that prints and writes files."""
-    return jax.process_index() == 0
 
 
 def make_mesh() -> Mesh:
@@ -103,6 +89,34 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def split(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of an array whose first axis is split over `data`."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def of_state(mesh: Mesh, shapes, fsdp: bool):
+    """Returns the sharding of every array of a state: whole on every device or, with `fsdp`, split.
+
+    An array is then split along its largest dimension that the number of devices divides (fully
+    sharded data parallelism: Rajbhandari et al. 2020, stage 3; Zhao et al. 2023). Small arrays,
+    and those without such a dimension, stay whole.
+    """
+
+    def rule(x):
+        sides = [side for side in range(x.ndim) if x.shape[side] % mesh.size == 0]
+        if not fsdp or x.size < _WHOLE_BELOW or not sides:
+            return replicated(mesh)
+        largest = max(sides, key=lambda side: x.shape[side])
+        return NamedSharding(mesh, PartitionSpec(*[None] * largest, "data"))
+
+    return jax.tree.map(rule, shapes)
+
+
+def bytes_per_device(shapes, shardings) -> int:
+    """Returns the memory that a tree of arrays, laid out as `shardings` says, takes per device."""
+    sizes = jax.tree.map(
+        lambda x, sharding: math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize,
+        shapes,
+        shardings,
+    )
+    return sum(jax.tree.leaves(sizes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +150,18 @@ def settle(tree):
 
 def put_replicated(mesh: Mesh, tree):
     """Copies a tree of arrays, equal in every process, to every device of the mesh."""
-    # From NumPy, because over several processes JAX cannot copy arrays of one device.
-    return jax.device_put(jax.tree.map(np.asarray, tree), replicated(mesh))
+    return put(tree, jax.tree.map(lambda _: replicated(mesh), tree))
+
+
+def put(tree, shardings):
+    """Lays a tree of arrays, equal in every process, on the devices as `shardings` says."""
+
+    def of_leaf(x, sharding):
+        host = np.asarray(x)
+        # `device_put` would compare the arrays of the processes first, at the cost of sending them.
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(of_leaf, tree, shardings)
 
 
 def put_split(mesh: Mesh, tree):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vit_jax import config as settings
-from vit_jax import figures, pretrained, run_folder, scores, seeds, sharding, train
+from vit_jax import figures, pretrained, processes, run_folder, scores, seeds, sharding, train
 from vit_jax.config import Config
 from vit_jax.data import load_data
 from vit_jax.errors import UserError, shown
@@ -116,21 +116,26 @@ def run_sweep(
         runner.start()  # for this process to know whether it is the first, even if all is finished
     for name, config in chosen.items():
         summaries[name] = runner.summaries(name, config)
-    if not sharding.is_first_process():
-        return
-    if only is not None:
-        accuracies = ", ".join(f"{summary['test_accuracy']:.4f}" for summary in summaries[only])
-        print(f"{only}: test accuracy {accuracies}; without --variant the table is written")
-        return
-    rows = [make_row(name, sweep.get(name, {}), summaries[name]) for name in configs]
-    results = {"experiment": experiment, "rows": rows}
-    select = next(iter(configs.values())).train.select
-    write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
-    finished = Sweep(workdir, results, summaries, published, select, arguments)
+    if processes.is_first():
+        if only is None:
+            rows = [make_row(name, sweep.get(name, {}), summaries[name]) for name in configs]
+            results = {"experiment": experiment, "rows": rows}
+            select = next(iter(configs.values())).train.select
+            write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+            finished = Sweep(workdir, results, summaries, published, select, arguments)
+            _report(finished, configs[finished.ranking[0]["variant"]])
+        else:
+            accuracies = ", ".join(f"{summary['test_accuracy']:.4f}" for summary in summaries[only])
+            print(f"{only}: test accuracy {accuracies}; without --variant the table is written")
+    processes.wait()  # while the first one draws
+
+
+def _report(finished, best_config):
     explained = scores.read(finished.explanation).get("asked", 0)  # first: what is damaged goes
     table = write_report(finished)
-    if _explain(finished, configs[finished.ranking[0]["variant"]], explained):
+    if _explain(finished, best_config, explained):
         write_report(finished)
+    workdir = finished.workdir
     print(f"\n{table}\n\n{workdir / 'results.md'}\n{workdir / 'report.html'}", flush=True)
 
 
@@ -140,8 +145,7 @@ def _explain(sweep, config, before) -> bool:
     `before` images were asked for when that was last done.
     """
     count = config.log.explain_images
-    # Several processes would have to read the checkpoint together.
-    if config.model.name != "vit" or config.sharding.distributed or count == before:
+    if config.model.name != "vit" or count == before:
         return False
     try:
         figures.explain_run(sweep.best_folder, config.data, count, sweep.explanation)
@@ -207,6 +211,8 @@ class _Runner:
             sharding_config.cpu_devices,
             math.gcd(*(train.batch_size // (train.accumulation_steps or 1) for train in trains)),
         )
+        if sharding_config.distributed:
+            self._stop.share(processes.reached_stop)
         return sharding.make_mesh()
 
     def start(self):
@@ -216,15 +222,18 @@ class _Runner:
     def summaries(self, name, config):
         """Returns the summaries of a variant's seeds, training those that are not finished."""
         folders = {seed: self._workdir / name / f"seed_{seed}" for seed in seeds_of(config)}
-        found = {}
+        found, left = {}, {}
         for seed, folder in folders.items():
-            run_folder.discard_damage(folder)
+            if processes.is_first():
+                run_folder.discard_damage(folder)
+            processes.wait()
             found[seed] = run_folder.read_summary(folder, config, seed)
-            if found[seed] is not None:
-                print(f"{name} seed {seed}: finished before, not trained again", flush=True)
-                if not (folder / "test_report.txt").exists():  # killed before it was written
-                    self._draw(folder)
-        left = {seed: folder for seed, folder in folders.items() if found[seed] is None}
+            if not processes.from_first(found[seed] is not None):
+                left[seed] = folder
+                continue
+            print(f"{name} seed {seed}: finished before, not trained again", flush=True)
+            if processes.is_first() and not (folder / "test_report.txt").exists():
+                self._draw(folder)  # it was killed before this
         if left:
             self._train(name, config, left, found)
         return list(found.values())
@@ -235,7 +244,7 @@ class _Runner:
         started = time.monotonic()
         if name not in self._program:
             self._program = {name: build_program(config, data, self.mesh)}
-        if sharding.is_first_process():
+        if processes.is_first():
             print_parameters(self._program[name])
             print(f"{name}: model built in {time.monotonic() - started:.1f} s", flush=True)
         for group in seeds.groups(self._program[name], folders):
@@ -244,8 +253,9 @@ class _Runner:
                 train.run(self._program[name], data, group, name, self._stop),
                 strict=True,
             )
-            for folder in group.values() if sharding.is_first_process() else ():
+            for folder in group.values() if processes.is_first() else ():
                 self._draw(folder)
+            processes.wait()
 
     def _draw(self, folder):
         write_figures(folder)

@@ -15,7 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 
 import vit_jax
-from vit_jax import explain, figures, models, pretrained, run_folder, scores, seeds, sharding
+from vit_jax import (
+    explain,
+    figures,
+    models,
+    pretrained,
+    processes,
+    run_folder,
+    scores,
+    seeds,
+    sharding,
+)
 from vit_jax.checkpoint import Checkpoints, abstract, checksum, restore_common
 from vit_jax.data import Data, ResidentBatches
 from vit_jax.errors import UserError
@@ -102,7 +112,7 @@ class _Run:
     def __init__(self, program, data, folders, name, stop):
         self.program, self.data, self.stop = program, data, stop
         self.name, self.title = name, f"{name} {_listed(list(folders))}"
-        self.first_process = sharding.is_first_process()
+        self.first_process = processes.is_first()
         needs_best = program.config.train.select == "best"
         self.seeds = [
             _Seed(place, seed, f"{name} seed {seed}", folder, needs_best)
@@ -125,7 +135,7 @@ class _Run:
     def _restore(self):
         init, images = self.program.init, one_image(self.program.config)
         shapes = jax.eval_shape(init, self.seeds[0].key, images)
-        self.abstract = abstract(shapes, sharding.replicated(self.program.mesh))
+        self.abstract = abstract(shapes, self.program.layout)
         restored = restore_common([seed.checkpoints for seed in self.seeds], self.abstract)
         if restored is None:
             states, self.step, self.wall_before = map(self._first_state, self.seeds), 0, 0.0
@@ -148,9 +158,11 @@ class _Run:
         state = program.init(seed.key, one_image(program.config))
         if program.weights is None:
             return state
-        fresh = pretrained.flat_weights(state.params, state.batch_stats)
-        params, batch_stats = pretrained.nested_weights(fresh | program.weights.arrays)
-        params, batch_stats = sharding.put_replicated(program.mesh, (params, batch_stats))
+        given, fresh = program.weights.arrays, pretrained.flat_weights(*state.variables.values())
+        fresh = sharding.to_host({path: x for path, x in fresh.items() if path not in given})
+        params, batch_stats = pretrained.nested_weights(fresh | given)
+        layout = (program.layout.params, program.layout.batch_stats)
+        params, batch_stats = sharding.put((params, batch_stats), layout)
         ema = None
         if state.ema is not None:
             ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
@@ -275,7 +287,7 @@ class _Run:
         results = self.steps.evaluate(
             self.state.eval_variables,
             self.data.val.evaluate(self.program.config.train.eval_batch_size),
-            lambda: bool(self.stop.number),
+            self.stop.asked,
         )
         due = self._due()
         if results is None:
@@ -303,16 +315,17 @@ class _Run:
         batch = next(iter(self.val_images.evaluate(config.train.eval_batch_size)))
         images, labels, mask = sharding.to_host((batch["image"], batch["label"], batch["mask"]))
         images, labels = images[mask], labels[mask]  # without what fills up the batch
-        if not self.first_process:
-            return
         names = self.data.class_names
         for seed in due:
+            variables = sharding.to_host(self.steps.take(self.state.eval_variables, seed.place))
+            if not self.first_process:
+                continue
             if seed.viewer is None:
                 model = models.build(config.model, len(names), dtype_of(config.train.dtype))
                 seed.viewer = figures.Viewer(seed.title, config, model, names)
-            variables = jax.device_get(self.steps.take(self.state.eval_variables, seed.place))
             seen = seed.viewer.see(variables, images[:6], [names[label] for label in labels[:6]])
             seed.writer.write_images(self.step, figures.training_figures(seen))
+        processes.wait()
 
     def _update_plateau(self, due, results):
         plateau = self.program.plateau
@@ -345,7 +358,7 @@ class _Run:
         self.saved_step = self.step
 
     def _exit_if_stopped(self):
-        if not self.stop.number:
+        if not self.stop.asked():
             return
         if self.saved_step != self.step:
             self._save(self.seeds)
@@ -373,7 +386,7 @@ class _Run:
                 self.program.eval_step,
                 state.eval_variables,
                 batches,
-                lambda: bool(self.stop.number),
+                self.stop.asked,
                 keep=part == "test",
             )
             self._exit_if_stopped()

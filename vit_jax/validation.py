@@ -146,8 +146,9 @@ def _validate_numbers(key, value):
 
 def one_seed_at_a_time(config: Config) -> str:
     """Returns the setting that keeps seeds from being trained at once, "" if none does."""
-    # Weights & Biases has one run per process; several processes are for a model that needs them.
-    for key in ("log.wandb", "sharding.distributed"):
+    # Weights & Biases has one run per process; several processes, and weights that are split, are
+    # for a model that needs them.
+    for key in ("log.wandb", "sharding.distributed", "sharding.fsdp"):
         if flatten(config)[key]:
             return f"{key}=True"
     return ""

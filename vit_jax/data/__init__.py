@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vit_jax import processes
 from vit_jax.data.batches import ResidentBatches, StreamingBatches
 from vit_jax.data.sources import open_source, stored_size
 from vit_jax.data.splits import make_splits
@@ -34,7 +35,8 @@ def load_data(config, mesh: Mesh) -> Data:
     Raises:
       UserError: the set is missing, unreadable, or too small for its splits.
     """
-    splits = make_splits(open_source(config), config)
+    with processes.first_before_others():  # it prepares a missing set
+        splits = make_splits(open_source(config), config)
     parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
     num_bytes = sum(map(len, parts.values())) * stored_size(config) ** 2 * config.channels
     if jax.default_backend() == "cpu":
@@ -49,6 +51,7 @@ def load_data(config, mesh: Mesh) -> Data:
     )
     kind = ResidentBatches if resident else StreamingBatches
     batches = {name: kind(part, mesh, config.num_threads) for name, part in parts.items()}
+    processes.wait()  # one machine may read faster than another
     return Data(splits.class_names, _fingerprint(splits.class_names, parts), **batches)
 
 

@@ -1,0 +1,144 @@
+"""Split weights train like whole ones, take a part of the memory, and go to other devices."""
+
+import types
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+from tiny_configs import make_config
+
+from vit_jax import models, sharding
+from vit_jax.checkpoint import Checkpoints, abstract
+from vit_jax.data import load_data
+from vit_jax.errors import UserError
+from vit_jax.evaluate import evaluate
+from vit_jax.program import build_program, one_image
+from vit_jax.validation import validate
+
+SETTINGS = dict(
+    augment__kind="none",
+    train__batch_size=256,
+    train__accumulation_steps=2,
+    optim__ema_decay=0.9,
+    optim__learning_rate=1e-2,
+    optim__eps=1e-3,  # so that rounding stays small
+)
+
+
+class Net(nn.Module):
+    """A model with large arrays and little to compile."""
+
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, images, train=False, keys=None):
+        x = nn.relu(nn.Dense(256)(images.reshape(len(images), -1)))
+        return nn.Dense(10, name="head")(nn.relu(nn.Dense(64)(x)))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_model():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "build", lambda *args: Net())
+        yield
+
+
+def make_run(devices, fsdp):
+    """Returns the program, the data and the state before the first step."""
+    mesh = jax.make_mesh(
+        (devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
+    )
+    config = make_config(sharding__fsdp=fsdp, **SETTINGS)
+    data = load_data(config.data, mesh)
+    program = build_program(config, data, mesh)
+    return types.SimpleNamespace(program=program, data=data, config=config)
+
+
+def train(run, state, start, stop):
+    """Returns the state after some steps, and the training loss of each."""
+    losses, before = [], float(state.sums.loss.total)
+    for batch in run.data.train.train(0, start, stop, 256):
+        state = sharding.settle(run.program.train_step(state, jax.random.key(1), batch))
+        losses.append((float(state.sums.loss.total) - before) / 256)
+        before = float(state.sums.loss.total)
+    return state, losses
+
+
+def first_state(run):
+    return run.program.init(jax.random.key(0), one_image(run.config))
+
+
+def held(state):
+    """Returns the bytes of the state that each device holds."""
+    bytes_of = dict.fromkeys(jax.devices(), 0)
+    for array in jax.tree.leaves(state):
+        for shard in array.addressable_shards:
+            bytes_of[shard.device] += shard.data.nbytes
+    return list(bytes_of.values())
+
+
+@pytest.fixture(scope="module")
+def runs(small_model):
+    """Returns {whether split: (run, state after two steps, its losses)} on eight devices."""
+    made = {fsdp: make_run(8, fsdp) for fsdp in (False, True)}
+    return {fsdp: (run, *train(run, first_state(run), 0, 2)) for fsdp, run in made.items()}
+
+
+def test_split_weights_train_and_evaluate_like_whole_ones(runs):
+    (whole, state, losses), (split, same, found) = runs[False], runs[True]
+    np.testing.assert_allclose(found, losses, rtol=1e-5)
+    assert losses[0] != losses[1]
+    for one, other in ((same.params, state.params), (same.ema, state.ema)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), one, other)
+    results = [
+        evaluate(run.program.eval_step, one.eval_variables, run.data.val.evaluate(512))
+        for run, one in ((whole, state), (split, same))
+    ]
+    assert results[0].count == results[1].count == len(whole.data.val)
+    assert results[0].loss == pytest.approx(results[1].loss, rel=1e-5)
+
+
+def test_each_device_holds_a_part(runs):
+    (whole, state, _), (split, same, _) = runs[False], runs[True]
+    assert len(set(held(state))) == len(set(held(same))) == 1
+    ratio = held(state)[0] / held(same)[0]
+    print(f"bytes of the state per device: {held(state)[0]:,} whole, {held(same)[0]:,} split")
+    assert ratio > 5  # of 8; small arrays stay whole
+    assert held(same)[0] == sharding.bytes_per_device(same, split.program.layout)
+    kernel = same.ema["params"]["Dense_0"]["kernel"]
+    assert kernel.sharding.spec == PartitionSpec(None, "data")  # [64, 256]
+    sizes = []
+    for run, one in ((whole, state), (split, same)):
+        batch = next(run.data.train.train(0, 0, 1, 256))
+        step = run.program.train_step.lower(one, jax.random.key(1), batch).compile()
+        sizes.append(step.memory_analysis())
+    print("arguments per device:", *(size.argument_size_in_bytes for size in sizes))
+    print("temporary per device:", *(size.temp_size_in_bytes for size in sizes))
+    assert sizes[0].argument_size_in_bytes / sizes[1].argument_size_in_bytes > 4
+
+
+def test_what_eight_devices_saved_goes_on_with_fewer(runs, tmp_path):
+    split, state, _ = runs[True]
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(2, state, {}, 0.5)
+    host = jax.device_get(state)
+    _, losses = train(split, jax.tree.map(lambda x: x.copy(), state), 2, 4)
+    for devices in (1, 2, 4, 8):
+        run = make_run(devices, fsdp=True) if devices < 8 else runs[False][0]
+        target = abstract(host, run.program.layout)
+        restored = checkpoints.restore_latest(target).state  # whose checksum is compared
+        kernel = restored.params["Dense_0"]["kernel"]
+        part = 256 if devices == 8 else 256 // devices  # the last one has whole weights
+        assert kernel.sharding.shard_shape((64, 256)) == (64, part)
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), host)
+        if devices in (1, 8):
+            np.testing.assert_allclose(train(run, restored, 2, 4)[1], losses, rtol=1e-5)
+    checkpoints.close()
+
+
+def test_seeds_at_once_do_not_go_with_split_weights():
+    settings = dict(train__seeds_at_once="always", train__num_seeds=2, sharding__fsdp=True)
+    with pytest.raises(UserError, match="does not go with sharding.fsdp=True"):
+        validate(make_config(**settings))

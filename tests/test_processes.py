@@ -1,0 +1,142 @@
+"""Several processes train one run as one process does, and stop, fail and go on together."""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import types
+
+import pytest
+from conftest import QUICK
+
+from vit_jax.sweep import make_variants, run_sweep
+
+ROOT = pathlib.Path(__file__).parent.parent
+COUNT = int(os.environ.get("PROCESSES", 2))  # `make processes` takes four
+CONFIG = """
+from configs import common
+
+def get_config():
+    config = common.digits_vit()
+    config.model.update(patch_size=4, hidden_size=64, depth=1, num_heads=2, mlp_dim=64)
+    config.train.update(epochs=3.0, eval_every_epochs=1.0, num_seeds=1)
+    config.optim.update(warmup_epochs=1.0, ema_decay=0.9)
+    config.log.update(every_steps=7, explain_images=0)
+    return config
+"""
+RUN = pathlib.Path("base", "seed_0")
+
+
+def alone(workdir):
+    """Trains in this process, on its eight devices, and returns the run's folder."""
+    scope = {}
+    exec(CONFIG, scope)
+    config = scope["get_config"]()
+    never = types.SimpleNamespace(number=0, asked=lambda: False, deferred=contextlib.nullcontext)
+    run_sweep("digits", make_variants(config, {}, set()), {}, {}, workdir, None, never)
+    return workdir / RUN
+
+
+def together(folder, victim, signal, step, *arguments):
+    """Trains in several processes, one of which gets a signal after a step.
+
+    Returns their statuses, outputs and errors.
+    """
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{found.getsockname()[1]}"
+    shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(COUNT)}
+    shared |= {"XLA_FLAGS": QUICK, "PYTHONPATH": str(ROOT)}
+    command = [f"--config={folder / 'digits.py'}", f"--workdir={folder / 'runs'}", *arguments]
+    command += ["--config.sharding.distributed=True", "--config.sharding.cpu_devices=1"]
+    killed = ["tests/kill_at.py", signal, "step", str(step)]
+    started, began = [], time.monotonic()
+    for rank in range(COUNT):
+        program = killed if rank == victim else ["-m", "vit_jax.main"]
+        started.append(
+            subprocess.Popen(
+                [sys.executable, *program, *command],
+                cwd=ROOT,
+                env=os.environ | shared | {"JAX_PROCESS_ID": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    outputs = [process.communicate(timeout=400) for process in started]
+    statuses = [process.returncode for process in started]
+    print(f"{signal} to process {victim} of {COUNT}: {statuses}, {time.monotonic() - began:.0f} s")
+    return statuses, *zip(*outputs, strict=True)
+
+
+def rows_of(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    clock = ("wall_seconds", "train/images_per_second")
+    return [{key: value for key, value in row.items() if key not in clock} for row in rows]
+
+
+def assert_same_run(folder, other):
+    """Every loss, rate and accuracy agrees up to rounding, and each test image counts once."""
+    rows, expected = rows_of(folder), rows_of(other)
+    assert [row.keys() for row in rows] == [row.keys() for row in expected]
+    for row, same in zip(rows, expected, strict=True):
+        assert row == pytest.approx(same, rel=1e-3, abs=1e-6)
+    one, two = (json.loads((f / "summary.json").read_text()) for f in (folder, other))
+    for key in ("train_accuracy", "val_accuracy", "test_accuracy", "test_loss"):
+        assert one[key] == pytest.approx(two[key], rel=1e-3), key
+    reports = [json.loads((f / "test_report.json").read_text()) for f in (folder, other)]
+    assert reports[0]["count"] == reports[1]["count"] == 359
+
+
+def test_killed_stopped_and_resumed_processes_train_like_one(command, tmp_path):
+    (tmp_path / "digits.py").write_text(CONFIG)
+    expected, run = alone(tmp_path / "alone"), tmp_path / "runs" / RUN
+
+    # One is killed, among four also the first: the others end, and say why.
+    for victim in (1,) if COUNT == 2 else (1, 0):
+        statuses, _, errors = together(tmp_path, victim, "SIGKILL", 25)
+        assert statuses == [-9 if rank == victim else 1 for rank in range(COUNT)], errors
+        for rank in set(range(COUNT)) - {victim}:
+            (*_, last) = errors[rank].strip().splitlines()
+            assert last.startswith("error: another process of this run has ended"), errors[rank]
+            assert "Traceback" not in errors[rank]
+
+    # One gets SIGTERM: all stop at the same step with one checkpoint. In between, the batches are
+    # streamed and the weights split, which changes no result.
+    free = ("--config.data.resident=never", "--config.sharding.fsdp=True")
+    statuses, outputs, errors = together(tmp_path, 1, "SIGTERM", 27, *free)
+    assert statuses == [143] * COUNT, errors
+    step = int(outputs[0].split("stopped by SIGTERM at step ")[1].split(",")[0])
+    steps = [int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()]
+    assert max(steps) == step > 27
+    # The others have written to checkpoints alone, and said nothing.
+    written = [line[6:] for line in errors[1].splitlines() if line.startswith("wrote ")]
+    inside = {pathlib.Path(path) for path in written if path.startswith(str(tmp_path))}
+    inside -= {tmp_path / "runs"}  # a file without a name, to see whether it can be written to
+    assert all(path.is_relative_to(run / "checkpoints") for path in inside), inside
+    assert set(outputs[1:]) == {""}
+
+    # From there one process goes on, with eight devices.
+    shutil.copytree(tmp_path / "runs", tmp_path / "copy")
+    assert_same_run(alone(tmp_path / "copy"), expected)
+
+    # And so do several, as they are started on one machine, to the report.
+    arguments = (f"--config={tmp_path / 'digits.py'}", f"--workdir={tmp_path / 'runs'}")
+    several = ("scripts/launch_local.py", "-n", COUNT, "--")
+    drawn = ("--config.log.figures_every=1", "--config.log.explain_images=2") if COUNT > 2 else ()
+    done = command(*several, *arguments, *drawn, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert f"going on from step {step}" in done.stdout
+    assert_same_run(run, expected)
+    for name in ("results.json", "results.md", "report.html"):
+        assert (tmp_path / "runs" / name).stat().st_size > 100
+    assert (run / "figures" / "explanation" / "scores.json").exists() == bool(drawn)
+    cores = len(os.sched_getaffinity(0))
+    devices = COUNT * math.gcd(64 // COUNT, max(1, cores // COUNT))  # of a batch of 64
+    assert json.loads((run / "summary.json").read_text())["device"].startswith(f"{devices} x cpu")
