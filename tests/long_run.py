@@ -1,0 +1,119 @@
+"""Trains for half an hour, and shows that nothing grows.
+
+python tests/long_run.py --workdir=DIR [--minutes=30]
+
+A small ViT goes through the digits, with an evaluation and a checkpoint after every epoch. While it
+does, a thread notes the process's memory, open files and threads, and when a program was compiled.
+It prints a table, and ends with status 1 if memory still grew after the warm-up, if files or
+threads became more, or if anything was compiled after the first epoch.
+"""
+
+import argparse
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # without an installation
+
+from vit_jax import main  # noqa: E402
+
+CONFIG = """
+from configs import common
+
+def get_config():
+    config = common.digits_vit()
+    config.train.epochs, config.train.num_seeds = 1e6, 1
+    config.log.every_steps = 5
+    return config
+"""
+WARM_UP = 0.2  # of the time, in which caches and pools of memory fill
+MOST_GROWTH = 0.02  # of the memory, from the warm-up's end to the end of the run
+
+
+class Watch(threading.Thread):
+    """Samples this process until its time is over, and then asks it to stop.
+
+    Attributes:
+      samples: [(seconds, bytes of resident memory, open files, threads)].
+      compiled: seconds at which programs were compiled.
+      first_epoch: seconds at which the first epoch had been evaluated and saved; None before.
+    """
+
+    def __init__(self, checkpoints, seconds):
+        """Does not start yet."""
+        super().__init__(daemon=True)
+        self._checkpoints, self._seconds, self._began = checkpoints, seconds, time.monotonic()
+        self.samples, self.compiled, self.first_epoch = [], [], None
+        jax.monitoring.register_event_duration_secs_listener(self._note)
+
+    def _note(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            self.compiled.append(time.monotonic() - self._began)
+
+    def run(self):
+        """Samples every second."""
+        page = os.sysconf("SC_PAGE_SIZE")
+        while (now := time.monotonic() - self._began) < self._seconds:
+            resident = int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * page
+            files, threads = (len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task"))
+            self.samples.append((now, resident, files, threads))
+            # The second one: by then the first is saved, and all that follows it was done once.
+            if self.first_epoch is None and len(list(self._checkpoints.glob("[0-9]*"))) > 1:
+                self.first_epoch = now
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def summarize(watch) -> bool:
+    """Prints what was seen, and returns whether nothing grew."""
+    samples = np.array(watch.samples)
+    for at in np.linspace(0, len(samples) - 1, 13).astype(int):
+        seconds, resident, files, threads = samples[at]
+        print(
+            f"{seconds / 60:5.1f} min  {resident / 2**20:7.1f} MiB  "
+            f"{files:3.0f} files  {threads:3.0f} threads"
+        )
+    warm = samples[int(WARM_UP * len(samples)) :]
+    slope = np.polyfit(warm[:, 0], warm[:, 1], 1)[0]  # bytes a second
+    growth = slope * (warm[-1, 0] - warm[0, 0]) / warm[0, 1]
+    print(
+        f"memory after the warm-up: {slope * 3600 / 2**20:+.1f} MiB an hour, "
+        f"{100 * growth:+.2f} % in {(warm[-1, 0] - warm[0, 0]) / 60:.0f} minutes"
+    )
+    halves = np.array_split(warm, 2)
+    more = [half[:, 2:].max(0) for half in halves]
+    print(f"most files and threads, first and second half: {more[0]}, {more[1]}")
+    late = [at for at in watch.compiled if watch.first_epoch is None or at > watch.first_epoch]
+    print(f"programs compiled: {len(watch.compiled)}, after the first epoch: {len(late)}")
+    return growth < MOST_GROWTH and (more[1] <= more[0]).all() and not late
+
+
+def run(folder, minutes):
+    """Trains in this process, and ends it with its status."""
+    folder.mkdir(parents=True)
+    (folder / "long_run.py").write_text(CONFIG)
+    watch = Watch(folder / "runs" / "base" / "seed_0" / "checkpoints", 60 * minutes)
+    watch.start()
+    sys.argv = ["main", f"--config={folder / 'long_run.py'}", f"--workdir={folder / 'runs'}"]
+    try:
+        main.run()
+    except SystemExit as stopped:
+        if stopped.code != 128 + signal.SIGTERM:
+            raise
+    sys.exit(not summarize(watch))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="a new folder")
+    parser.add_argument("--minutes", type=float, default=30)
+    flags = parser.parse_args()
+    run(flags.workdir, flags.minutes)
