@@ -17,7 +17,6 @@ import os
 import pathlib
 import shutil
 import sys
-import types
 from unittest import mock
 
 if __name__ == "__main__":
@@ -31,6 +30,7 @@ from PIL import Image
 from storm import assert_same_sweep, checksums
 from tiny_configs import make_config
 from tiny_net import Net
+from tiny_stop import Stop
 
 from vit_jax import models, plots, seeds, sharding, sweep
 from vit_jax.data import load_data
@@ -92,7 +92,7 @@ class QuickSweep:
 
         It stops with a SIGTERM at step `stop_at`; the parameters are NaN after `broken_at`.
         """
-        stop = types.SimpleNamespace(number=0, deferred=contextlib.nullcontext)
+        stop = Stop()
         text = io.StringIO()
         with contextlib.ExitStack() as stack:
             for patch in self._patches:

@@ -3,19 +3,17 @@
 import fcntl
 import json
 import shutil
-import types
 
 import pytest
 import storm as storms
 from tiny_configs import make_config
+from tiny_stop import Stop
 
 from vit_jax import config as settings
 from vit_jax import run_folder
 from vit_jax.errors import UserError
 from vit_jax.main import load_config_file
 from vit_jax.sweep import make_variants, run_sweep
-
-STOP = types.SimpleNamespace(number=0)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +37,7 @@ def start(folder, workdir, **overrides):
     changed = {key.replace("__", "."): value for key, value in overrides.items()}
     config = settings.with_overrides(config, changed, "a test")
     configs = make_variants(config, variants, set(changed))
-    run_sweep("storm_config", configs, variants, published, workdir, None, STOP)
+    run_sweep("storm_config", configs, variants, published, workdir, None, Stop())
 
 
 def test_a_sweep_that_is_killed_five_times_loses_nothing(storm):
@@ -129,7 +127,7 @@ def test_other_images_in_the_same_workdir_are_refused(storm, finished, tmp_path)
 
 def test_the_workdir_of_another_experiment_is_refused(finished):
     with pytest.raises(UserError, match="holds the results of storm_config, which cifar_patch"):
-        run_sweep("cifar_patch", {"base": make_config()}, {}, {}, finished, None, STOP)
+        run_sweep("cifar_patch", {"base": make_config()}, {}, {}, finished, None, Stop())
 
 
 def test_a_run_that_saved_nothing_may_be_started_with_other_settings(tmp_path):

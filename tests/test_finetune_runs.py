@@ -1,10 +1,8 @@
 """As people go: run, fine-tune on the weights, evaluate, ask about a picture, lengthen."""
 
-import contextlib
 import json
 import pathlib
 import shutil
-import types
 
 import jax
 import numpy as np
@@ -13,6 +11,7 @@ from jax.sharding import AxisType
 from PIL import Image
 from sklearn.datasets import load_digits
 from tiny_configs import make_config
+from tiny_stop import Stop
 
 from scripts import convert_weights, evaluate, predict
 from vit_jax import checkpoint, pretrained, sharding
@@ -27,7 +26,6 @@ from vit_jax.sweep import make_variants, run_sweep
 
 MESH = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-NEVER = types.SimpleNamespace(number=0, asked=lambda: False, deferred=contextlib.nullcontext)
 SHORT = dict(
     augment__kind="none",
     train__epochs=2.0,
@@ -55,7 +53,7 @@ def run(workdir, sweep=None, **overrides):
             config.model[key] = 0
         config.data.image_size = overrides.get("data__image_size", 0)
     variants = make_variants(config, sweep, set())
-    run_sweep("demo", variants, sweep, {}, workdir, None, NEVER)
+    run_sweep("demo", variants, sweep, {}, workdir, None, Stop())
     return workdir / next(iter(variants)) / "seed_0"
 
 

@@ -68,7 +68,7 @@ class FakeWandb:
     errors = types.SimpleNamespace(Error=RuntimeError)
 
     def __init__(self, error=None):
-        self.error, self.options, self.sent, self.finished = error, [], [], False
+        self.error, self.options, self.sent, self.status = error, [], [], None
         self.config, self.axes = {}, {}
 
     def init(self, **options):
@@ -86,8 +86,8 @@ class FakeWandb:
     def log(self, row):
         self.sent.append(row)
 
-    def finish(self):
-        self.finished = True
+    def finish(self, exit_code):
+        self.status = exit_code
 
 
 class Settings(dict):
@@ -108,6 +108,7 @@ def test_wandb_gets_everything_under_one_name(tmp_path, monkeypatch):
         writer.write_scalars(step + 1, {"train/loss": 0.5})
         writer.write_images(step + 1, {"grey": np.zeros((4, 5, 1), np.uint8)})
         writer.close()
+        assert wandb.status == 0
     first, second = wandb.options
     assert first == second and first["resume"] == "allow" and first["dir"] == folder
     assert (first["project"], first["group"], first["name"]) == (
@@ -118,7 +119,14 @@ def test_wandb_gets_everything_under_one_name(tmp_path, monkeypatch):
         {"step": 6, "grey": ("image", (4, 5))},
     ]
     assert wandb.axes == {"step": None, "*": "step"}
-    assert wandb.config == {"optim.learning_rate": 0.1} and wandb.finished
+    assert wandb.config == {"optim.learning_rate": 0.1}
+    writer = make_writer(folder, 6, tensorboard=False, wandb=True, active=True, rows=[])
+    with pytest.raises(UserError):
+        try:
+            raise UserError("the loss became non-finite")
+        finally:
+            writer.close()
+    assert wandb.status == 1
 
 
 def test_wandb_that_cannot_start_is_a_sentence(tmp_path, monkeypatch):

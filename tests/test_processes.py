@@ -1,6 +1,5 @@
 """Several processes train one run as one process does, and stop, fail and go on together."""
 
-import contextlib
 import json
 import math
 import os
@@ -10,10 +9,10 @@ import socket
 import subprocess
 import sys
 import time
-import types
 
 import pytest
 from conftest import QUICK
+from tiny_stop import Stop
 
 from vit_jax.sweep import make_variants, run_sweep
 
@@ -38,8 +37,7 @@ def alone(workdir):
     scope = {}
     exec(CONFIG, scope)
     config = scope["get_config"]()
-    never = types.SimpleNamespace(number=0, asked=lambda: False, deferred=contextlib.nullcontext)
-    run_sweep("digits", make_variants(config, {}, set()), {}, {}, workdir, None, never)
+    run_sweep("digits", make_variants(config, {}, set()), {}, {}, workdir, None, Stop())
     return workdir / RUN
 
 

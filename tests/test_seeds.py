@@ -1,6 +1,5 @@
 """Seeds that are trained at once become what each becomes alone."""
 
-import contextlib
 import dataclasses
 import io
 import json
@@ -15,6 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_configs import make_config
 from tiny_net import Net
+from tiny_stop import Stop
 
 from vit_jax import checkpoint, figures, optim, run_folder, seeds, sharding, steps, train
 from vit_jax.data import load_data
@@ -73,15 +73,6 @@ def run(digits):
         return list(folders.values())
 
     return train_seeds
-
-
-class Stop:
-    """Stands for the signals: none comes but those that a test sends."""
-
-    number, deferred = 0, contextlib.nullcontext
-
-    def asked(self):
-        return bool(self.number)
 
 
 def as_picture(bias):

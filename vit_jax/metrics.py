@@ -203,8 +203,8 @@ class WandbWriter:
         """Leaves it to the package, which writes in the background."""
 
     def close(self) -> None:
-        """Returns when everything is sent or, offline, written."""
-        self._run.finish()
+        """Returns when everything is sent or, offline, written; tells if the run has failed."""
+        self._run.finish(exit_code=int(isinstance(sys.exception(), Exception)))
 
 
 class MultiWriter:
