@@ -9,7 +9,10 @@ import sys
 import tempfile
 
 # The tests compile a lot and compute little: optimised machine code would double their time.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+QUICK = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false"
+)
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {QUICK}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # All processes of a test run share compiled programs, which saves a quarter of their time.
@@ -25,8 +28,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def pytest_collection_modifyitems(items):
-    """Puts the longest file first, so that no worker is left alone with it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_end_to_end.py")
+    """Puts the longest files first, so that no worker is left alone with one at the end."""
+    longest = ("test_processes.py", "test_end_to_end.py", "test_configs.py")
+    items.sort(key=lambda item: item.path.name not in longest)
 
 
 @pytest.fixture(scope="session")

@@ -151,7 +151,9 @@ def test_moving_average_follows_the_weights():
 
 
 def test_non_finite_loss_is_marked_with_its_step():
-    states, losses = train(make_config(optim__name="sgd", optim__learning_rate=1e30), num_steps=4)
+    config = sgd()
+    config.optim.learning_rate = 1e30  # more than a person may ask for
+    states, losses = train(config, num_steps=4)
     first = int(states[-1].bad_step)
     assert 1 < first <= 1 + int(np.argmin(np.isfinite(losses)))
     assert [int(state.bad_step) for state in states] == [-1] * first + [first] * (5 - first)
