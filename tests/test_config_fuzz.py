@@ -275,4 +275,4 @@ def test_every_config_is_refused_or_trains(_no_network, capsys):
     with capsys.disabled():
         if EXAMPLES:
             print(f"\n{outcomes.total()} configs: {dict(outcomes)}")
-    assert outcomes["refused"] > 2 and outcomes["trained"] > 2
+    assert outcomes["refused"] > 1 and outcomes["trained"] > 1

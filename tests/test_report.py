@@ -86,6 +86,8 @@ def test_best_run_is_told_of(page):
         "80.00 %",  # of its seeds, of equal validation accuracy, the first
         "95 % interval",
         "Best epoch 2 of 3",
+        "looks at",
+        "On 64 test images of 16 patches",
         "Most often taken for another: dog as cat (1 of 3)",
         "Best validation accuracy: 66.67 % at epoch 3",
     ):
@@ -133,7 +135,7 @@ def test_page_is_accessible(page):
     assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
     assert page.all("html") == [{"lang": "en"}]
     images = page.all("img")
-    assert len(images) == 4  # bars, accuracy, loss, confusion
+    assert len(images) == 6  # bars, accuracy, loss, confusion, heat maps, scores
     assert all(image["alt"] and image["src"].startswith("data:image/png") for image in images)
 
 
@@ -151,7 +153,8 @@ def test_parts_may_be_missing(tmp_path, missing):
     page = Page(write_sweep(tmp_path, missing=missing))
     assert len(page.tables[0]) == 3 and "Best run" in page.text
     curves, confusion = missing != "metrics.jsonl", missing not in ("test_report.json", "figures")
-    assert len(page.all("img")) == 1 + 2 * curves + confusion
+    explanation = 2
+    assert len(page.all("img")) == 1 + 2 * curves + confusion + explanation
     assert ("Settings" in page.text) == (missing != "config.json")
 
 

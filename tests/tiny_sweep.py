@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+from PIL import Image
 
 from vit_jax.evaluate import make_report
 from vit_jax.report import Sweep, write_figures, write_report
@@ -58,6 +59,20 @@ def write_run(folder, classes, settings):
     write_figures(folder)
 
 
+def write_explanation(folder):
+    """Writes what explains the best run: two wide pictures and the scores."""
+    folder.mkdir(parents=True)
+    for name in ("attention_rollout.png", "scores.png"):
+        Image.new("RGB", (1500, 600), "white").save(folder / name)
+    one = {"curve": [0.9, 0.1], "auc": 0.5, "auc_std": 0.2, "gain": 0.125, "gain_std": 0.0625}
+    found = {"deletion": one | {"better": 0.75}, "insertion": one | {"better": 0.5}}
+    methods = dict.fromkeys(
+        ("rollout", "gradient rollout", "last-layer attention", "random"), found
+    )
+    scores = {"images": 64, "patches": 16, "fractions": [0, 1], "methods": methods}
+    (folder / "scores.json").write_text(json.dumps(scores))
+
+
 def write_sweep(workdir, classes=("cat", "dog", NASTY), missing=None):
     """Writes the folder of a sweep, but its runs' parts `missing`; returns report.html."""
     groups = {
@@ -76,5 +91,7 @@ def write_sweep(workdir, classes=("cat", "dog", NASTY), missing=None):
     results = {"experiment": "demo", "rows": rows}
     published = {"A Paper <2020>": "b > a"}
     arguments = ["--config=configs/demo.py", f"--config.model.size={NASTY}", "--workdir=my runs"]
-    write_report(Sweep(workdir, results, groups, published, "best", arguments))
+    sweep = Sweep(workdir, results, groups, published, "best", arguments)
+    write_explanation(sweep.explanation)
+    write_report(sweep)
     return (workdir / "report.html").read_text()
