@@ -3,9 +3,10 @@
 import html
 import html.parser
 import re
+import shutil
 
 import pytest
-from tiny_sweep import NASTY, summary, write_sweep
+from tiny_sweep import NASTY, make_sweep, summary, write_sweep
 
 from vit_jax.report import Sweep, write_report
 from vit_jax.sweep import make_row
@@ -149,11 +150,16 @@ def test_lengths_of_a_run_are_rows(tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["test_report.json", "metrics.jsonl", "config.json", "figures"])
-def test_parts_may_be_missing(tmp_path, missing):
-    page = Page(write_sweep(tmp_path, missing=missing))
+def test_parts_may_be_missing(workdir, tmp_path, missing):
+    folder = tmp_path / "sweep"
+    shutil.copytree(workdir, folder)
+    for path in list(folder.glob(f"*/*/{missing}")):
+        path.rename(path.with_name("elsewhere"))
+    write_report(make_sweep(folder)[0])
+    page = Page((folder / "report.html").read_text())
     assert len(page.tables[0]) == 3 and "Best run" in page.text
     curves, confusion = missing != "metrics.jsonl", missing not in ("test_report.json", "figures")
-    explanation = 2
+    explanation = 2 * (missing != "figures")
     assert len(page.all("img")) == 1 + 2 * curves + confusion + explanation
     assert ("Settings" in page.text) == (missing != "config.json")
 

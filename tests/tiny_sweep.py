@@ -73,25 +73,28 @@ def write_explanation(folder):
     (folder / "scores.json").write_text(json.dumps(scores))
 
 
-def write_sweep(workdir, classes=("cat", "dog", NASTY), missing=None):
-    """Writes the folder of a sweep, but its runs' parts `missing`; returns report.html."""
+def make_sweep(workdir):
+    """Returns a sweep whose folder may be there or not, and {variant: overrides}."""
     groups = {
         "patch_4": [summary(0, 0.7), summary(1, 0.75)],
         "patch_2.of-a-variant-with-quite-a-long-name": [summary(0, 0.8), summary(1, 0.9)],
     }
     groups["patch_4"][0] |= {"num_trainable_params": 12}
     overrides = {name: {"model.patch_size": i} for i, name in enumerate(groups)}
-    for name, group in groups.items():
-        for one in group:
-            settings = overrides[name] | {"optim.eps": 1e-8, "model.size": NASTY}
-            write_run(workdir / name / f"seed_{one['seed']}", list(classes), settings)
-    for path in list(workdir.glob(f"*/*/{missing}")) if missing else []:
-        path.rename(path.with_name("elsewhere"))
     rows = [make_row(name, overrides[name], group) for name, group in groups.items()]
     results = {"experiment": "demo", "rows": rows}
     published = {"A Paper <2020>": "b > a"}
     arguments = ["--config=configs/demo.py", f"--config.model.size={NASTY}", "--workdir=my runs"]
-    sweep = Sweep(workdir, results, groups, published, "best", arguments)
+    return Sweep(workdir, results, groups, published, "best", arguments), overrides
+
+
+def write_sweep(workdir, classes=("cat", "dog", NASTY)):
+    """Writes the folder of a sweep; returns report.html."""
+    sweep, overrides = make_sweep(workdir)
+    for name, group in sweep.summaries.items():
+        for one in group:
+            settings = overrides[name] | {"optim.eps": 1e-8, "model.size": NASTY}
+            write_run(workdir / name / f"seed_{one['seed']}", list(classes), settings)
     write_explanation(sweep.explanation)
     write_report(sweep)
     return (workdir / "report.html").read_text()
