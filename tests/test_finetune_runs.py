@@ -32,6 +32,7 @@ SHORT = dict(
     train__batch_size=256,
     train__eval_batch_size=512,
     log__tensorboard=False,
+    log__explain_images=0,
     log__every_steps=1,
     optim__learning_rate=1e-2,
 )
