@@ -87,11 +87,12 @@ def summarize(watch) -> bool:
         f"{100 * growth:+.2f} % in {(warm[-1, 0] - warm[0, 0]) / 60:.0f} minutes"
     )
     halves = np.array_split(warm, 2)
-    more = [half[:, 2:].max(0) for half in halves]
-    print(f"most files and threads, first and second half: {more[0]}, {more[1]}")
+    # Not the most: a checkpoint that is being written opens files, and a sample meets it or not.
+    usual = [np.median(half[:, 2:], 0) for half in halves]
+    print(f"open files and threads, medians of both halves: {usual[0]}, {usual[1]}")
     late = [at for at in watch.compiled if watch.first_epoch is None or at > watch.first_epoch]
     print(f"programs compiled: {len(watch.compiled)}, after the first epoch: {len(late)}")
-    return growth < MOST_GROWTH and (more[1] <= more[0]).all() and not late
+    return growth < MOST_GROWTH and (usual[1] <= usual[0] + 1).all() and not late
 
 
 def run(folder, minutes):
