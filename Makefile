@@ -28,6 +28,7 @@ fuzz: .venv/installed
 	FUZZ_EXAMPLES=$(EXAMPLES) .venv/bin/python -m pytest -q tests/test_config_fuzz.py
 
 soak: .venv/installed
+	rm -rf runs/soak
 	.venv/bin/python tests/storm.py --kills=40 --workdir=runs/soak/storm
 	.venv/bin/python tests/damaged_disk.py --workdir=runs/soak/damage
 	.venv/bin/python tests/full_disk.py --workdir=runs/soak/full

@@ -8,7 +8,6 @@ file where anything was lost, or refuse in one sentence that names it. Programs 
 for all starts, and figures are not really drawn: the rest is what `vit_jax.main` does.
 """
 
-import argparse
 import collections
 import contextlib
 import functools
@@ -27,7 +26,7 @@ import jax
 from damage import DAMAGE, harm
 from jax.sharding import AxisType
 from PIL import Image
-from storm import assert_same_sweep, checksums
+from storm import assert_same_sweep, checksums, parse
 from tiny_configs import make_config
 from tiny_net import Net
 from tiny_stop import Stop
@@ -200,9 +199,4 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=pathlib.Path, required=True)
-    args = parser.parse_args()
-    shutil.rmtree(args.workdir, ignore_errors=True)
-    args.workdir.mkdir(parents=True)
-    main(args.workdir)
+    main(parse(__doc__).workdir)

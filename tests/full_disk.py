@@ -7,14 +7,12 @@ one sentence that names a file, or it ends well; room is made, the same command 
 results are those of an undisturbed run, to the bit.
 """
 
-import argparse
 import contextlib
-import pathlib
 import shutil
 import subprocess
 import sys
 
-from storm import assert_same_sweep, checksums, run, write_config
+from storm import assert_same_sweep, checksums, parse, run, write_config
 
 DISK = 4 << 20
 
@@ -71,9 +69,4 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=pathlib.Path, required=True)
-    args = parser.parse_args()
-    shutil.rmtree(args.workdir, ignore_errors=True)
-    args.workdir.mkdir(parents=True)
-    main(args.workdir)
+    main(parse(__doc__).workdir)

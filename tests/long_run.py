@@ -8,7 +8,6 @@ It prints a table, and ends with status 1 if memory still grew after the warm-up
 threads became more, or if anything was compiled after the first epoch.
 """
 
-import argparse
 import os
 import pathlib
 import signal
@@ -18,10 +17,9 @@ import time
 
 import jax
 import numpy as np
+from storm import parse
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # without an installation
-
-from vit_jax import main  # noqa: E402
+from vit_jax import main
 
 CONFIG = """
 from configs import common
@@ -97,7 +95,6 @@ def summarize(watch) -> bool:
 
 def run(folder, minutes):
     """Trains in this process, and ends it with its status."""
-    folder.mkdir(parents=True)
     (folder / "long_run.py").write_text(CONFIG)
     watch = Watch(folder / "runs" / "base" / "seed_0" / "checkpoints", 60 * minutes)
     watch.start()
@@ -111,10 +108,5 @@ def run(folder, minutes):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="a new folder")
-    parser.add_argument("--minutes", type=float, default=30)
-    flags = parser.parse_args()
-    run(flags.workdir, flags.minutes)
+    args = parse(__doc__, ("--minutes", {"type": float, "default": 30}))
+    run(args.workdir, args.minutes)

@@ -16,7 +16,6 @@ import json
 import os
 import pathlib
 import random
-import shutil
 import signal
 import sys
 import threading
@@ -303,15 +302,27 @@ def storm(moments, variants, eval_every, folder):
     )
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--short", action="store_true", help="five kills, for the test suite")
-    parser.add_argument("--workdir", type=pathlib.Path, required=True)
+def parse(doc, *options):
+    """Returns the command line's arguments: the options, and --workdir, a folder that it makes."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="a new folder")
+    for name, settings in options:
+        parser.add_argument(name, **settings)
     args = parser.parse_args()
-    shutil.rmtree(args.workdir, ignore_errors=True)
-    args.workdir.mkdir(parents=True)
+    try:
+        args.workdir.mkdir(parents=True)
+    except OSError as error:
+        parser.error(f"--workdir={args.workdir}: {error.strerror}")
+    return args
+
+
+if __name__ == "__main__":
+    args = parse(
+        __doc__,
+        ("--kills", {"type": int, "default": 40}),
+        ("--seed", {"type": int, "default": 0}),
+        ("--short", {"action": "store_true", "help": "five kills, for the test suite"}),
+    )
     if args.short:
         storm(SHORT, variants=1, eval_every=1.0, folder=args.workdir)
     else:

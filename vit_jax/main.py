@@ -8,6 +8,7 @@
 run again continues where it stopped; finished runs are not trained again.
 """
 
+import functools
 import pathlib
 import re
 import runpy
@@ -68,6 +69,7 @@ def _main(argv):
     del argv
     # JAX and orbax tell of their insides, and log the tracebacks of what they raise as well.
     logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = functools.partial(_tell_unraisable, sys.unraisablehook)
     # Imported here, so that --help and a mistyped flag answer at once.
     from vit_jax import processes, sweep
     from vit_jax.stop import StopSignal
@@ -92,6 +94,12 @@ def _main(argv):
             traceback.print_exc()
             message = "this process failed, as told above"
         processes.leave(message) if several else _die(message)
+
+
+def _tell_unraisable(tell, failure):
+    # Where one write of a checkpoint fails, orbax closes its loop; those that end later complain.
+    if str(failure.exc_value) != "Event loop is closed":
+        tell(failure)
 
 
 def _sentence(error) -> str | None:
