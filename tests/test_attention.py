@@ -17,20 +17,19 @@ PLAIN = dict(
     pos_embed="none",
     grid=GRID,
     has_cls=True,
-    layer=0,
     dtype=np.float32,
 )
 X = RNG.normal(size=(B, 7, D)).astype(np.float32)
 
 
-def run(kind="softmax", params=None, **options):
+def run(kind="softmax", params=None, block=0, **options):
     """Returns output, weights and parameters of an attention layer on X; parameters are random."""
     layer = ATTENTION[kind](**(PLAIN | {"num_heads": 2} | options))
     if params is None:
-        shapes = layer.init(jax.random.key(0), X, None)["params"]
+        shapes = layer.init(jax.random.key(0), X, None, block, None)["params"]
         rng = np.random.default_rng(1)
         params = jax.tree.map(lambda p: rng.normal(0, 0.5, p.shape).astype(np.float32), shapes)
-    out, attended = layer.apply({"params": params}, X, None)
+    out, attended = layer.apply({"params": params}, X, None, block, None)
     return out, attended["attention"], params
 
 
@@ -68,7 +67,7 @@ def differential_reference(p, layer):
 
 @pytest.mark.parametrize("layer", [0, 3])
 def test_differential_attention_follows_the_formula(layer):
-    out, weights, params = run("differential", layer=layer)
+    out, weights, params = run("differential", block=layer)
     expected, expected_weights, strength = differential_reference(params, layer)
     np.testing.assert_allclose(weights, expected_weights, atol=1e-5)
     np.testing.assert_allclose(out, expected, atol=1e-5)

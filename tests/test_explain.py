@@ -3,7 +3,6 @@
 import functools
 import itertools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -162,7 +161,7 @@ def build(**options):
     own = {key: options.pop(key) for key in ("dtype", "remat") if key in options}
     model = models.build(SMALL | options, num_classes=5, **own)
     shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
-    assert set(shapes) == {"params"}  # no perturbations
+    assert set(shapes) == {"params"}
     rng = np.random.default_rng(1)
     variables = jax.tree.map(lambda p: rng.normal(0.1, 0.3, p.shape).astype("f"), shapes)
     gradients_of = functools.partial(models.attention_gradients, model)
@@ -262,18 +261,13 @@ def test_gradients_are_those_of_the_chosen_logit(kind, remat, classes):
     assert np.abs(expected).max() > 0.01
     np.testing.assert_allclose(gradients[1], expected, rtol=1e-3, atol=1e-5)
     # In the first layer: raising a weight by a little raises the logit by so much.
-    name = {"softmax": "DotProduct", "differential": "Differential"}[kind]
     bump = np.zeros((2, 3, 2, 7, 7), np.float32)
     place = np.unravel_index(np.abs(gradients[0]).argmax(), gradients[0].shape)
     bump[(0, *place)] = 0.01
 
     def logit(sign):
-        blocks = {
-            f"encoderblock_{i}": {f"MultiHead{name}Attention_0": {"weights": sign * bump[i]}}
-            for i in range(2)
-        }
-        perturbed = variables | {"perturbations": {"Transformer": blocks}}
-        return np.asarray(apply(perturbed, IMAGES))[np.arange(3), classes].sum()
+        logits = apply(variables, IMAGES, added=list(sign * bump))
+        return np.asarray(logits)[np.arange(3), classes].sum()
 
     plain = apply(variables, IMAGES)
     assert logit(0) == np.asarray(plain)[np.arange(3), classes].sum()  # to the last bit
@@ -283,44 +277,11 @@ def test_gradients_are_those_of_the_chosen_logit(kind, remat, classes):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_perturbations_change_nothing_in_bfloat16(kind):
-    dtype = jnp.bfloat16
-    model, variables, apply, gradients_of = build(attention=kind, dtype=dtype, depth=1)
+def test_gradients_have_the_dtype_of_the_weights(kind):
+    _, variables, _, gradients_of = build(attention=kind, dtype=jnp.bfloat16, depth=1)
     _, seen, gradients = jax.eval_shape(gradients_of, variables, IMAGES)
-    assert [(g.shape, g.dtype) for g in gradients] == [((3, 2, 7, 7), dtype)]
+    assert [(g.shape, g.dtype) for g in gradients] == [((3, 2, 7, 7), jnp.bfloat16)]
     assert gradients == seen["attention"]
-    found = functools.partial(model.apply, mutable=["perturbations", "batch_stats"])
-    _, made = jax.eval_shape(found, variables, IMAGES)
-    assert set(made) == {"perturbations"}
-    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), made)
-    np.testing.assert_array_equal(apply(variables | zeros, IMAGES), apply(variables, IMAGES))
-    # A training step, which asks for statistics alone, makes none.
-    step = functools.partial(model.apply, mutable=["batch_stats"])
-    assert not jax.eval_shape(step, variables, IMAGES)[1]
-
-
-class Ramp(nn.Module):
-    """A stand-in of 11 blocks, the logit of which rises by i + 1 with the weight of block i."""
-
-    class Block(nn.Module):
-        @nn.compact
-        def __call__(self):
-            return self.perturb("weights", jnp.ones((1, 1, 1, 1)))
-
-    class Encoder(nn.Module):
-        @nn.compact
-        def __call__(self):
-            return sum((i + 1) * Ramp.Block(name=f"encoderblock_{i}")() for i in range(11))
-
-    @nn.compact
-    def __call__(self, images, capture=False):
-        logits = Ramp.Encoder(name="Transformer")().reshape(1, 1)
-        return (logits, {}) if capture else logits
-
-
-def test_gradients_come_in_the_order_of_the_layers():
-    _, _, gradients = models.attention_gradients(Ramp(), {}, jnp.zeros((1, 1, 1, 1)))
-    assert [g.item() for g in gradients] == list(range(1, 12))
 
 
 def test_gradient_rollout_finds_the_one_layer_that_matters():

@@ -5,6 +5,7 @@ import functools
 import pathlib
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from vit_jax import models, optim, pretrained, sharding, steps
+from vit_jax.checkpoint import abstract
 from vit_jax.config import Config, steps_of, total_steps
 from vit_jax.data import Data
 from vit_jax.errors import UserError
@@ -58,7 +60,8 @@ def build_program(config, data: Data, mesh: Mesh) -> Program:
     total = total_steps(config, per_epoch) if freeze != "none_trained" else 0
     if total > COUNTABLE:
         raise UserError(f"train.epochs={train.epochs} are {total} steps, more than {COUNTABLE}")
-    shapes = _shapes(models.build(config.model, len(data.class_names)), config)
+    model = models.build(config.model, len(data.class_names), dtype_of(train.dtype))
+    shapes = _shapes(model, config)
     trained = optim.trained_paths([path for path in shapes if "batch_stats/" not in path], freeze)
     if config.optim.layer_decay != 1 and _head_only(trained):
         raise UserError(
@@ -232,7 +235,7 @@ def dtype_of(name: str) -> jnp.dtype:
 
 def _shapes(model, config):
     """Returns {path: shape} of all parameters and statistics."""
-    tree = jax.eval_shape(model.init, jax.random.key(0), one_image(config))
+    tree = steps.init.eval_shape(model, jax.random.key(0), one_image(config))
     flat = pretrained.flat_weights(tree["params"], tree.get("batch_stats", {}))
     return {path: leaf.shape for path, leaf in flat.items()}
 
@@ -242,6 +245,31 @@ def _fitted(config, shapes, class_names):
         return None
     weights = pretrained.load_once(pathlib.Path(config.init_from).expanduser())
     return pretrained.fit(weights, shapes, class_names, config.model.pool == "cls")
+
+
+def compile_ahead(program: Program) -> Future | None:
+    """Starts to compile the training step of one seed, while its state is made or read.
+
+    Returns:
+      what to wait for before the first step, or None where nothing was started: on features, whose
+      width a run finds out, and of several processes, which are to compile in the same order.
+    """
+    if program.feature_step is not None or jax.process_count() > 1:
+        return None
+    init, image = program.init, one_image(program.config)
+    key, size = jax.random.key(0), program.config.train.batch_size
+    shapes = {
+        "image": ((size, *image.shape[1:]), np.uint8),
+        "label": ((size,), np.int32),
+        "mask": ((size,), bool),
+    }
+    split = sharding.split(program.mesh)
+    batch = {k: jax.ShapeDtypeStruct(*like, sharding=split) for k, like in shapes.items()}
+    state = abstract(jax.eval_shape(init, key, image), program.layout)
+    pool = ThreadPoolExecutor(1)
+    started = pool.submit(lambda: program.train_step.lower(state, key, batch).compile())
+    pool.shutdown(wait=False)
+    return started
 
 
 def print_parameters(program: Program) -> None:

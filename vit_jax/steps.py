@@ -1,5 +1,6 @@
 """One training step and one evaluation step, as pure functions of a state."""
 
+import functools
 from collections.abc import Collection
 from typing import Any
 
@@ -50,14 +51,26 @@ class TrainState:
         return self.variables if self.ema is None else self.ema
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def init(model, key: jax.Array, images: jax.Array) -> dict:
+    """Returns the variables of a new model; that of equal models is traced once.
+
+    Args:
+      model: of `models.build`.
+      key: of all that is random.
+      images: [1, height, width, channels], of which only the shape matters.
+    """
+    return dict(model.init(key, images))
+
+
 def make_init(model, optimizer: optax.GradientTransformation, config, plateau=None):
     """Returns (key, images) -> the TrainState before the first step.
 
     `images` is one batch [1, height, width, channels], of which only the shape matters.
     """
 
-    def init(key, images):
-        variables = {"batch_stats": {}} | dict(model.init(key, images))
+    def first_state(key, images):
+        variables = {"batch_stats": {}} | init(model, key, images)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             **variables,
@@ -69,7 +82,7 @@ def make_init(model, optimizer: optax.GradientTransformation, config, plateau=No
             bad_step=jnp.full((), -1, jnp.int32),
         )
 
-    return init
+    return first_state
 
 
 def make_train_step(

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from vit_jax import config as settings
-from vit_jax import figures, pretrained, processes, run_folder, scores, seeds, sharding, train
+from vit_jax import pretrained, processes, run_folder, scores, seeds, sharding, train
 from vit_jax.config import Config
 from vit_jax.data import load_data
 from vit_jax.errors import UserError, shown
 from vit_jax.files import write_atomically, write_sums
 from vit_jax.program import build_program, print_parameters
-from vit_jax.report import Sweep, write_figures, write_report
 from vit_jax.stop import StopSignal
 from vit_jax.validation import validate
 
@@ -120,22 +119,23 @@ def run_sweep(
         if only is None:
             rows = [make_row(name, sweep.get(name, {}), summaries[name]) for name in configs]
             results = {"experiment": experiment, "rows": rows}
-            select = next(iter(configs.values())).train.select
             write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
-            finished = Sweep(workdir, results, summaries, published, select, arguments)
-            _report(finished, configs[finished.ranking[0]["variant"]])
+            _report(workdir, results, summaries, published, configs, arguments)
         else:
             accuracies = ", ".join(f"{summary['test_accuracy']:.4f}" for summary in summaries[only])
             print(f"{only}: test accuracy {accuracies}; without --variant the table is written")
     processes.wait()  # while the first one draws
 
 
-def _report(finished, best_config):
+def _report(workdir, results, summaries, published, configs, arguments):
+    from vit_jax.report import Sweep, write_report  # matplotlib costs half a second
+
+    select = next(iter(configs.values())).train.select
+    finished = Sweep(workdir, results, summaries, published, select, arguments)
     explained = scores.read(finished.explanation).get("asked", 0)  # first: what is damaged goes
     table = write_report(finished)
-    if _explain(finished, best_config, explained):
+    if _explain(finished, configs[finished.ranking[0]["variant"]], explained):
         write_report(finished)
-    workdir = finished.workdir
     print(f"\n{table}\n\n{workdir / 'results.md'}\n{workdir / 'report.html'}", flush=True)
 
 
@@ -147,6 +147,8 @@ def _explain(sweep, config, before) -> bool:
     count = config.log.explain_images
     if config.model.name != "vit" or count == before:
         return False
+    from vit_jax import figures  # as above
+
     try:
         figures.explain_run(sweep.best_folder, config.data, count, sweep.explanation)
     except UserError as error:  # such as data that are no longer there; the table is not to suffer
@@ -258,6 +260,8 @@ class _Runner:
             processes.wait()
 
     def _draw(self, folder):
+        from vit_jax.report import write_figures  # as above
+
         write_figures(folder)
         write_sums(folder, run_folder.DRAWN)
 

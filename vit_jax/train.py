@@ -17,7 +17,6 @@ import numpy as np
 import vit_jax
 from vit_jax import (
     explain,
-    figures,
     models,
     pretrained,
     processes,
@@ -32,7 +31,7 @@ from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, make_report
 from vit_jax.files import write_atomically, write_sums
 from vit_jax.metrics import CompileTimes, Progress, Sums, make_writer, say
-from vit_jax.program import Program, dtype_of, num_trained, one_image
+from vit_jax.program import Program, compile_ahead, dtype_of, num_trained, one_image
 from vit_jax.stop import StopSignal
 
 
@@ -92,7 +91,7 @@ class _Seed:
         self.evaluated_step = -1  # the latest one that was evaluated
         self.rows = []  # of metrics.jsonl, at the start
         self.writer: Any = None
-        self.viewer: figures.Viewer | None = None
+        self.viewer: Any = None  # figures.Viewer
 
     def check_finite(self, bad_step):
         if bad_step >= 0:
@@ -120,6 +119,12 @@ class _Run:
         ]
         together = len(folders) > 1
         self.steps = seeds.Together(program, len(folders)) if together else seeds.Alone(program)
+        self.compile_times = CompileTimes()
+        shapes = jax.eval_shape(program.init, self.seeds[0].key, one_image(program.config))
+        self.abstract = abstract(shapes, program.layout)
+        last = run_folder.last_saved_step(self.seeds[0].folder)
+        ahead = not together and last < program.total_steps
+        self.compiled = compile_ahead(program) if ahead else None
         self._restore()
         config, log = program.config, program.config.log
         self.val_images = data.val  # the images, also where features are cached
@@ -133,9 +138,6 @@ class _Run:
         self.row_start = self.step
 
     def _restore(self):
-        init, images = self.program.init, one_image(self.program.config)
-        shapes = jax.eval_shape(init, self.seeds[0].key, images)
-        self.abstract = abstract(shapes, self.program.layout)
         restored = restore_common([seed.checkpoints for seed in self.seeds], self.abstract)
         if restored is None:
             states, self.step, self.wall_before = map(self._first_state, self.seeds), 0, 0.0
@@ -219,8 +221,10 @@ class _Run:
         batches = self.steps.batches(
             self.data.train, [seed.seed for seed in self.seeds], self.step, program.total_steps
         )
-        clock, started, compile_times = None, time.monotonic(), CompileTimes()
+        clock = None
         self.progress.update(self.step, "compiling")
+        if self.compiled is not None:
+            self.compiled.result()
         for batch in batches:
             self.state = sharding.settle(self.steps.train_step(self.state, step_key, batch))
             self.step += 1
@@ -228,7 +232,7 @@ class _Run:
                 jax.block_until_ready(self.state)
                 clock, self.row_start = time.monotonic(), self.step
                 self.progress.update(self.step, "compiled")
-                self._print_start(clock, clock - started, compile_times.stop())
+                self._print_start()
             evaluate_now = self.step % program.eval_every == 0 or self.step == program.total_steps
             if evaluate_now or self.step % program.log_every == 0:
                 self._log_rows(clock)
@@ -237,11 +241,11 @@ class _Run:
                 clock, self.row_start = time.monotonic(), self.step
             self._exit_if_stopped()
 
-    def _print_start(self, now, seconds, compile_times):
-        parts = [f"{what} {spent:.1f}" for what, spent in compile_times.items()]
+    def _print_start(self):
+        parts = [f"{what} {spent:.1f}" for what, spent in self.compile_times.stop().items()]
         self._print(
-            f"first step, with compilation: {seconds:.1f} s (of it {', '.join(parts)}), "
-            f"{now - vit_jax.STARTED:.1f} s after the start of the program"
+            f"first step after {time.monotonic() - vit_jax.STARTED:.1f} s from the start of the "
+            f"program (of it {', '.join(parts)})"
         )
 
     def _due(self):
@@ -316,6 +320,8 @@ class _Run:
         images, labels, mask = sharding.to_host((batch["image"], batch["label"], batch["mask"]))
         images, labels = images[mask], labels[mask]  # without what fills up the batch
         names = self.data.class_names
+        from vit_jax import figures  # matplotlib costs half a second, so only where it is used
+
         for seed in due:
             variables = sharding.to_host(self.steps.take(self.state.eval_variables, seed.place))
             if not self.first_process:

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 
 
 def _inside(top, left, bottom, right, images):
@@ -111,6 +110,8 @@ def _beta(chance, alpha):
     """
     if not alpha:  # off
         return jnp.ones_like(chance)
+    import scipy.special  # costs a quarter of a second, so only where it is used
+
     grid = np.linspace(0, 1, 4097)
     return jnp.interp(chance, grid, scipy.special.betaincinv(alpha, alpha, grid))
 

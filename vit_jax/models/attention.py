@@ -1,7 +1,5 @@
 """Attention layers: softmax and differential, with relative and rotary positions."""
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -88,7 +86,6 @@ class _Attention(nn.Module):
       pos_embed: `config.model.pos_embed`; the kinds IN_ATTENTION act here.
       grid: rows and columns of patches.
       has_cls: whether the first token is the class token.
-      layer: of this block, from 0.
       dtype: of the computation; the softmax is taken in float32.
     """
 
@@ -98,7 +95,6 @@ class _Attention(nn.Module):
     pos_embed: str
     grid: tuple[int, int]
     has_cls: bool
-    layer: int
     dtype: jnp.dtype
 
     def _heads(self, x, **heads):
@@ -133,14 +129,6 @@ class _Attention(nn.Module):
             )()
         return jax.nn.softmax(scores).astype(self.dtype)
 
-    def _perturbed(self, weights):
-        """Adds the variable "weights" of the collection "perturbations", where one is given.
-
-        That is how `attention_gradients` reaches the weights; nothing happens otherwise.
-        """
-        # `init` makes every collection, and its result is to hold parameters alone.
-        return weights if self.is_initializing() else self.perturb("weights", weights)
-
     def _out(self, x, use_bias):
         """Joins heads [b, h, n, width] to tokens [b, n, h * width]."""
         b, h, n, width = x.shape
@@ -155,6 +143,10 @@ class _Attention(nn.Module):
         return layer(x.swapaxes(1, 2).reshape(b * n, h, width)).reshape(b, n, h * width)
 
 
+def _sum(weights, added):
+    return weights if added is None else weights + added
+
+
 class MultiHeadDotProductAttention(_Attention):
     """Softmax self-attention (Vaswani et al. 2017), with the official ViT parameter names.
 
@@ -162,11 +154,18 @@ class MultiHeadDotProductAttention(_Attention):
     """
 
     @nn.compact
-    def __call__(self, x: jax.Array, keys: jax.Array | None) -> tuple[jax.Array, dict]:
+    def __call__(
+        self,
+        x: jax.Array,
+        keys: jax.Array | None,
+        layer: jax.Array | int,
+        added: jax.Array | None,
+    ) -> tuple[jax.Array, dict]:
         """Maps tokens [b, n, d] to tokens [b, n, d] and {"attention": weights [b, h, n, n]}."""
+        del layer
         h = self.num_heads
         query, key, value = self._heads(x, query=h, key=h, value=h)
-        weights = self._perturbed(self._maps(query, key))
+        weights = _sum(self._maps(query, key), added)
         dropped = Dropout(self.dropout_rate)(weights, keys)
         return self._out(dropped @ value, use_bias=True), {"attention": weights}
 
@@ -181,7 +180,13 @@ class MultiHeadDifferentialAttention(_Attention):
     """
 
     @nn.compact
-    def __call__(self, x: jax.Array, keys: jax.Array | None) -> tuple[jax.Array, dict]:
+    def __call__(
+        self,
+        x: jax.Array,
+        keys: jax.Array | None,
+        layer: jax.Array | int,
+        added: jax.Array | None,
+    ) -> tuple[jax.Array, dict]:
         """Maps tokens [b, n, d] to tokens [b, n, d] and what they attended to.
 
         That is a dict of "attention", the differences [b, h, n, n], and "softmax_maps"
@@ -194,13 +199,13 @@ class MultiHeadDifferentialAttention(_Attention):
         vectors = {
             name: self.param(name, nn.initializers.normal(0.1), (width,)) for name in _LAMBDAS
         }
-        strength = _strength(vectors, self.layer)
+        strength = _strength(vectors, layer)
         # The maps 2 i and 2 i + 1 form head i.
         maps = self._maps(query, key).reshape(b, h, 2, n, n)
-        weights = self._perturbed(maps[:, :, 0] - strength.astype(self.dtype) * maps[:, :, 1])
+        weights = _sum(maps[:, :, 0] - strength.astype(self.dtype) * maps[:, :, 1], added)
         dropped = Dropout(self.dropout_rate)(weights, keys)
         out = nn.RMSNorm(epsilon=1e-5, dtype=self.dtype, name="head_norm")(dropped @ value)
-        out = self._out(out * (1 - _initial_strength(self.layer)), self.qkv_bias)
+        out = self._out(out * (1 - _initial_strength(layer)), self.qkv_bias)
         return out, {"attention": weights, "softmax_maps": maps}
 
 
@@ -208,7 +213,7 @@ _LAMBDAS = ("lambda_query_1", "lambda_key_1", "lambda_query_2", "lambda_key_2")
 
 
 def _initial_strength(layer):
-    return 0.8 - 0.6 * math.exp(-0.3 * layer)
+    return 0.8 - 0.6 * jnp.exp(-0.3 * layer)
 
 
 def _strength(vectors, layer):

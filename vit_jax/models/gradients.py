@@ -29,22 +29,16 @@ def attention_gradients(
     Raises:
       ValueError: the model has no attention.
     """
-    # The model itself says where perturbations go; their shapes cost no computation.
-    make = functools.partial(model.apply, mutable=["perturbations"])
-    shapes = jax.eval_shape(make, variables, images)[1].get("perturbations")
+    make = functools.partial(model.apply, capture=True)
+    shapes = jax.eval_shape(make, variables, images)[1].get("attention")
     if not shapes:
         raise ValueError(f"{type(model).__name__} has no attention")
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-    def chosen(perturbations):
-        logits, seen = model.apply(
-            {**variables, "perturbations": perturbations}, images, capture=True
-        )
+    def chosen(added):
+        logits, seen = model.apply(variables, images, capture=True, added=added)
         of_class = logits.argmax(-1) if classes is None else jnp.asarray(classes)
         return jnp.take_along_axis(logits, of_class[:, None], 1).sum(), (logits, seen)
 
-    grads, (logits, seen) = jax.grad(chosen, has_aux=True)(zeros)
-    blocks = grads["Transformer"]
-    # By number: the alphabet puts block 10 before block 2.
-    by_layer = [jax.tree.leaves(blocks[f"encoderblock_{i}"]) for i in range(len(blocks))]
-    return logits, seen, [gradient for (gradient,) in by_layer]
+    zeros = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
+    gradients, (logits, seen) = jax.grad(chosen, has_aux=True)(zeros)
+    return logits, seen, gradients

@@ -1,11 +1,13 @@
 """Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), with the official names."""
 
 import functools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import FrozenDict
 from flax.linen.dtypes import promote_dtype
 
 from vit_jax.models.attention import ATTENTION, IN_ATTENTION
@@ -109,15 +111,34 @@ class EncoderBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, keys: jax.Array | None) -> tuple[jax.Array, dict]:
-        """Maps tokens [b, n, d] to tokens [b, n, d] and the intermediates of the attention."""
+    def __call__(
+        self,
+        x: jax.Array,
+        keys: jax.Array | None,
+        layer: jax.Array | int,
+        added: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict]:
+        """Maps tokens [b, n, d] to tokens [b, n, d] and the intermediates of the attention.
+
+        `keys` are to differ from those of other blocks; `layer` counts the blocks from 0; `added`
+        [b, h, n, n] is added to the attention weights.
+        """
         norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
         drop_path = functools.partial(Dropout, self.drop_path_rate, whole=True)
         attend = ATTENTION[self.attention_kind](dtype=self.dtype, **self.attention)
-        y, attended = attend(norm()(x), keys)
+        y, attended = attend(norm()(x), keys, layer, added)
         x = x + drop_path()(Dropout(self.dropout_rate)(y, keys), keys)
         y = MlpBlock(self.mlp_dim, self.dropout_rate, self.exact_gelu, self.dtype)(norm()(x), keys)
         return x + drop_path()(y, keys), attended
+
+
+def _apply(block, remat, params, *inputs):
+    apply = jax.checkpoint(block.apply) if remat else block.apply
+    return apply({"params": params}, *inputs)
+
+
+# Equal blocks are traced once, which halves the time until a program is compiled.
+_apply_shared = jax.jit(_apply, static_argnums=(0, 1))
 
 
 class Encoder(nn.Module):
@@ -136,30 +157,49 @@ class Encoder(nn.Module):
     block: dict
 
     @nn.compact
-    def __call__(self, x: jax.Array, keys: jax.Array | None) -> tuple[jax.Array, dict]:
+    def __call__(
+        self, x: jax.Array, keys: jax.Array | None, added: Sequence[jax.Array] | None
+    ) -> tuple[jax.Array, dict]:
         """Maps tokens [b, n, d] to tokens [b, n, d] and the intermediates."""
         places = dict(pos_embed=self.pos_embed, grid=self.grid, has_cls=self.has_cls)
         if self.pos_embed not in ("none", *IN_ATTENTION):
             x = PositionEmbedding(self.pos_embed, self.grid, self.has_cls, name="posembed_input")(x)
         x = Dropout(self.dropout_rate)(x, keys)
-        block = nn.remat(EncoderBlock) if self.remat else EncoderBlock
+        make_block = functools.partial(
+            EncoderBlock,
+            attention=FrozenDict({**self.attention, **places}),
+            dropout_rate=self.dropout_rate,
+            norm_eps=self.norm_eps,
+            dtype=self.dtype,
+            parent=None,
+            **self.block,
+        )
+        # In bfloat16, XLA would round at the borders of what is shared, and what is captured would
+        # change the logits.
+        apply = _apply_shared if self.dtype == jnp.float32 else _apply
         tokens, attended = [x], []
-        for i in range(self.depth):
-            x, of_block = block(
-                attention=dict(self.attention, **places, layer=i),
-                dropout_rate=self.dropout_rate,
-                drop_path_rate=self.drop_path_rate * i / max(1, self.depth - 1),
-                norm_eps=self.norm_eps,
-                dtype=self.dtype,
-                name=f"encoderblock_{i}",
-                **self.block,
-            )(x, keys)
+        for i, params in enumerate(self._params_of_blocks(make_block(drop_path_rate=0.0), x)):
+            block = make_block(drop_path_rate=self.drop_path_rate * i / max(1, self.depth - 1))
+            own = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+            x, seen = apply(block, self.remat, params, x, own, i, added and added[i])
             tokens.append(x)
-            attended.append(of_block)
+            attended.append(seen)
         x = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name="encoder_norm")(x)
         return x, {"tokens": tokens} | {
-            key: [of_block[key] for of_block in attended] for key in attended[0]
+            key: [seen[key] for seen in attended] for key in attended[0]
         }
+
+    def _params_of_blocks(self, block, x):
+        """Returns the parameters of each block; new ones are drawn for all blocks at once."""
+        names = [f"encoderblock_{i}" for i in range(self.depth)]
+        if not self.is_initializing():
+            return [self.get_variable("params", name) for name in names]
+        keys = jax.random.split(self.make_rng("params"), self.depth)
+        stacked = jax.vmap(lambda key: block.init(key, x, None, 0)["params"])(keys)
+        return [
+            self.param(name, lambda _, i: jax.tree.map(lambda a: a[i], stacked), i)
+            for i, name in enumerate(names)
+        ]
 
 
 class VisionTransformer(nn.Module):
@@ -199,6 +239,7 @@ class VisionTransformer(nn.Module):
         train: bool = False,
         capture: bool = False,
         keys: jax.Array | None = None,
+        added: Sequence[jax.Array] | None = None,
     ):
         """Classifies normalised images.
 
@@ -207,6 +248,7 @@ class VisionTransformer(nn.Module):
           train: whether dropout and drop path are on; they need `keys`.
           capture: whether to return the intermediates too.
           keys: random keys of the images [b].
+          added: to the attention weights, depth arrays [b, h, n, n], for derivatives.
 
         Returns:
           float32 logits [b, num_classes]; with `capture` also a dict of "tokens" (depth + 1
@@ -242,7 +284,7 @@ class VisionTransformer(nn.Module):
                 exact_gelu=self.gelu == "erf",
             ),
             name="Transformer",
-        )(x, keys if train else None)
+        )(x, keys if train else None, added)
         x = x[:, 0] if self.pool == "cls" else x.mean(1)
         if self.representation_size:
             x = nn.Dense(self.representation_size, dtype=self.dtype, name="pre_logits")(x)
