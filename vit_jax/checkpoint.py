@@ -1,6 +1,7 @@
 """Checkpoints of a run, and of weights alone. The only file that knows orbax."""
 
 import contextlib
+import ctypes
 import dataclasses
 import math
 import pathlib
@@ -131,6 +132,7 @@ class Checkpoints:
         """
         with self._explaining():
             self._manager.wait_until_finished()
+            _hand_back_memory()
             if step in self.steps:
                 self._manager.delete(step)
             best = self._policy.best
@@ -360,6 +362,13 @@ def _on_one_device(metadata):
     """Returns what to restore an orbax tree of array metadata into."""
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), metadata)
+
+
+def _hand_back_memory():
+    # The C library keeps what the threads of a save have freed, a little more of it every time: it
+    # was 100 MiB after 1,400 checkpoints of a small model.
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # of glibc
+        trim(0)
 
 
 def _first_line(error: Exception) -> str:
