@@ -109,14 +109,19 @@ def stored_size(config) -> int:
 
 
 def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """Returns uint8 [size, size, channels]: upright, converted, resized, centre-cropped."""
-    image = ImageOps.exif_transpose(image)
+    """Returns uint8 [size, size, channels]: upright, converted, resized, centre-cropped.
+
+    `image` itself may be turned upright.
+    """
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits: Pillow would clip, not scale
         levels = np.nan_to_num(np.asarray(image, np.float64) / 257, nan=0.0)
         image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
     if "transparency" in image.info:  # of a palette: Pillow wants this step in between
         image = image.convert("RGBA")
-    image = image.convert("RGB" if channels == 3 else "L")
+    mode = "RGB" if channels == 3 else "L"
+    if image.mode != mode:  # else it would be copied
+        image = image.convert(mode)
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return np.asarray(image).reshape(size, size, channels)
