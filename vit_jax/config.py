@@ -60,6 +60,7 @@ def _data():
     data.resident_max_gib = 2.0  # GiB of uint8 pixels up to which "auto" is resident
     data.skip_corrupt = False  # leave unreadable files of a folder out, and count them
     data.num_threads = 8  # that read and decode images
+    data.keep_decoded = True  # keep decoded images in ~/.cache/vit_jax, for the next start
     data.download = True  # fetch and prepare a missing known set
     return data
 

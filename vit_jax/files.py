@@ -40,6 +40,18 @@ def naming(file) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(file)) from error
 
 
+def cache_folder() -> pathlib.Path | None:
+    """Returns the folder of what the next start need not make again; None for users without home.
+
+    It is in the user's cache folder, and may be removed at any time.
+    """
+    try:
+        base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:
+        return None
+    return base / "vit_jax"
+
+
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Writes a file so that a kill leaves either the old or the new text."""
     part = path.with_name(path.name + ".part")

@@ -16,6 +16,7 @@ from vit_jax.files import SUMS, find_damage, read_sums, warn, write_atomically, 
 # Settings that a run may be continued with although they differ: they change no result.
 FREE_KEYS = (
     "data.download",
+    "data.keep_decoded",
     "data.num_threads",
     "data.resident",
     "data.resident_max_gib",

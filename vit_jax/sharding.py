@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vit_jax import processes
+from vit_jax import files, processes
 
 _WHOLE_BELOW = 4096  # numbers; of smaller arrays there is nothing to gain
 
@@ -22,8 +22,8 @@ CACHE_BYTES = 2 * 2**30  # of compiled programs; the least recently used go firs
 def start(distributed: bool, cpu_devices: int, divides: int) -> None:
     """Prepares JAX's devices; call it before anything else touches them.
 
-    Compiled programs are kept for the next start, in `cache_folder`; JAX_COMPILATION_CACHE_DIR says
-    another place, JAX_ENABLE_COMPILATION_CACHE=false none.
+    Compiled programs are kept for the next start, in `compiled_folder`; JAX_COMPILATION_CACHE_DIR
+    says another place, JAX_ENABLE_COMPILATION_CACHE=false none.
 
     Args:
       distributed: join the other processes of this run. JAX finds them by itself under SLURM,
@@ -55,21 +55,22 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
             jax.config.update("jax_num_cpu_devices", cpu_devices or share)
         except RuntimeError:
             pass  # JAX is running already, as in a notebook: keep the devices that it has
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+    named = jax.config.values["jax_compilation_cache_dir"] is not None
+    if not named and (folder := compiled_folder()) is not None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def cache_folder() -> pathlib.Path:
-    """Returns the folder of compiled programs, under the user's cache folder.
+def compiled_folder() -> pathlib.Path | None:
+    """Returns the folder of compiled programs; None for users without home.
 
     Each kind of CPU has its own: a home may be shared by machines, and JAX tells apart accelerators
     only, so that a CPU would be given instructions that it lacks.
     """
-    base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    base = files.cache_folder()
     kind = zlib.crc32("".join(_cpu_lines("model name", "flags", "Features")).encode())
-    return base / "vit_jax" / f"compiled_{platform.machine()}_{kind:08x}"
+    return base and base / f"compiled_{platform.machine()}_{kind:08x}"
 
 
 def make_mesh() -> Mesh:

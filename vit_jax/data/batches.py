@@ -60,9 +60,9 @@ class ResidentBatches(_Batches):
     """Batches of a set that is decoded once and lives on every device as uint8."""
 
     def __init__(self, examples: Examples, mesh: Mesh, num_threads: int):
-        """Decodes all examples and copies them to the devices of `mesh`."""
+        """Decodes all examples, or reads them decoded, and copies them to the devices of `mesh`."""
         super().__init__(len(examples), mesh)
-        self._hold(*examples.decode_all(num_threads))
+        self._hold(*examples.load_all(num_threads))
 
     @classmethod
     def of_features(cls, features: np.ndarray, labels: np.ndarray, mesh: Mesh) -> "ResidentBatches":

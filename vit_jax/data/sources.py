@@ -10,16 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from vit_jax.data import prepare
+from vit_jax.data import decoded, prepare
 from vit_jax.errors import UserError, one_line, shown
 
 # What Pillow may take a file for, whatever it is called: not those that it hands to other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 VALIDATION_NAMES = ("validation", "valid", "val")
+PIXELS = 1  # counts up when `to_array` begins to give other pixels: those kept are then made anew
 
 
 class Examples:
@@ -27,6 +29,7 @@ class Examples:
 
     Attributes:
       labels: int32 [n].
+      identity: a text that changes with the pixels or labels; None: they are not to be kept.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class Examples:
         count: int,
         read: Callable[[Sequence[int]], list[tuple[np.ndarray, int]]],
         labels: Callable[[], np.ndarray],
+        identity: Callable[[], str | None] = lambda: None,
     ):
         """Wraps a reader.
 
@@ -41,8 +45,9 @@ class Examples:
           count: number of examples.
           read: indices -> (uint8 [height, width, channels], label) each.
           labels: -> int32 [count]; called only when labels are needed without the pixels.
+          identity: -> `identity`; called only before all are decoded.
         """
-        self._count, self._read, self._labels = count, read, labels
+        self._count, self._read, self._labels, self._identity = count, read, labels, identity
 
     def __len__(self):
         return self._count
@@ -51,6 +56,11 @@ class Examples:
     def labels(self) -> np.ndarray:
         """The labels, int32 [n]."""
         return self._labels()
+
+    @functools.cached_property
+    def identity(self) -> str | None:
+        """A text that changes with the pixels or labels; None: they are not to be kept."""
+        return self._identity()
 
     def read(self, indices: Sequence[int]) -> list[tuple[np.ndarray, int]]:
         """Reads and decodes some examples: (uint8 [height, width, channels], label) each."""
@@ -62,6 +72,7 @@ class Examples:
             len(indices),
             lambda wanted: self._read([int(indices[i]) for i in wanted]),
             lambda: self.labels[indices],
+            lambda: self.identity and decoded.identity(self.identity, indices.tolist()),
         )
 
     def decode_all(self, num_threads: int) -> tuple[np.ndarray, np.ndarray]:
@@ -76,6 +87,24 @@ class Examples:
                 for i, (image, label) in zip(chunk, examples, strict=True):
                     images[i], labels[i] = image, label
                 bar.update(len(chunk))
+        return images, labels
+
+    def load_all(self, num_threads: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns as `decode_all`, without decoding what an earlier start kept (`decoded`)."""
+        if self.identity is None:
+            return self.decode_all(num_threads)
+        # Some are compared: dates may mislead, and the libraries that Pillow decodes with change.
+        some = np.linspace(0, len(self) - 1, 8).astype(int).tolist()
+        seen = self.read(some)
+
+        def fits(images, labels):
+            pairs = zip(some, seen, strict=True)
+            return all(labels[i] == y and np.array_equal(images[i], x) for i, (x, y) in pairs)
+
+        shapes = ((len(self), *seen[0][0].shape), np.uint8), ((len(self),), np.int32)
+        images, labels = decoded.kept(
+            self.identity, shapes, lambda: self.decode_all(num_threads), fits
+        )
         return images, labels
 
 
@@ -108,15 +137,24 @@ def stored_size(config) -> int:
     return config.stored_size or config.image_size
 
 
+def _identity(config, *what) -> str:
+    return decoded.identity(PIXELS, PIL.__version__, stored_size(config), config.channels, *what)
+
+
 def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """Returns uint8 [size, size, channels]: upright, converted, resized, centre-cropped."""
-    image = ImageOps.exif_transpose(image)
+    """Returns uint8 [size, size, channels]: upright, converted, resized, centre-cropped.
+
+    `image` itself may be turned upright.
+    """
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits: Pillow would clip, not scale
         levels = np.nan_to_num(np.asarray(image, np.float64) / 257, nan=0.0)
         image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
     if "transparency" in image.info:  # of a palette: Pillow wants this step in between
         image = image.convert("RGBA")
-    image = image.convert("RGB" if channels == 3 else "L")
+    mode = "RGB" if channels == 3 else "L"
+    if image.mode != mode:  # else it would be copied
+        image = image.convert(mode)
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return np.asarray(image).reshape(size, size, channels)
@@ -225,10 +263,16 @@ class Folder:
         if self._config.skip_corrupt:
             files, labels = self._readable(root, files, labels)
         labels = np.array(labels, np.int32)
+
+        def identity():
+            state = decoded.state_of(files) if self._config.keep_decoded else None
+            return state and _identity(self._config, str(root.resolve()), state, labels.tolist())
+
         return Examples(
             len(files),
             lambda wanted: [(self._read(files[i]), labels[i]) for i in wanted],
             lambda: labels,
+            identity,
         )
 
     def overlap(self, one: str, other: str) -> bool:
@@ -292,6 +336,7 @@ class Tfds:
         """Returns the examples of a TFDS split string such as "train[:90%]"."""
         import tensorflow_datasets as tfds
 
+        files = self._state()  # before they are opened: later changes are to be noticed
         try:
             # The pixels are decoded by Pillow, as for folders.
             source = self._builder.as_data_source(
@@ -340,7 +385,23 @@ class Tfds:
                 raise UserError(f"split {split!r} of {self._config.name} has no labels")
             return np.array(found, np.int32)
 
-        return Examples(len(source), read, labels)
+        def kept_labels():
+            name = files and decoded.identity("labels", split, files)
+            (found,) = decoded.kept(name, [((len(source),), np.int32)], lambda: (labels(),))
+            return found
+
+        identity = files and _identity(self._config, split, files)
+        return Examples(len(source), read, kept_labels, lambda: identity)
+
+    def _state(self):
+        """Returns what tells of a change of the files; None if nothing is to be kept."""
+        if not self._config.keep_decoded:
+            return None
+        try:
+            paths = [entry.path for entry in os.scandir(os.path.abspath(self._builder.data_dir))]
+        except OSError:  # as of a remote disk
+            return None
+        return decoded.state_of(sorted(paths))
 
     def overlap(self, one: str, other: str) -> bool:
         """Returns whether two split strings share examples."""

@@ -1,0 +1,291 @@
+"""What was decoded is read again from the user's cache, as long as it is what would be decoded."""
+
+import os
+import pathlib
+import resource
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_configs import make_config
+from tiny_sets import make_cifar10
+
+from vit_jax import run_folder, sharding
+from vit_jax.config import get_config
+from vit_jax.data import decoded, load_data, prepare
+from vit_jax.data.sources import Examples, open_source
+from vit_jax.errors import UserError
+
+SIZE = 16
+NUM_IMAGES = 40  # more than are compared with those kept
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """The cache folder of each test, in which everything is worth a file."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(decoded, "SLOW_SECONDS", 0.0)
+    return tmp_path / "cache" / "vit_jax" / "images"
+
+
+@pytest.fixture
+def decodings(monkeypatch):
+    """The sizes of the sets that were decoded as a whole."""
+    found, decode_all = [], Examples.decode_all
+
+    def count(self, num_threads):
+        found.append(len(self))
+        return decode_all(self, num_threads)
+
+    monkeypatch.setattr(Examples, "decode_all", count)
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of images that are told apart by one pixel alone."""
+    for number in range(NUM_IMAGES):
+        inside = tmp_path / "images" / "ab"[number % 2]
+        inside.mkdir(parents=True, exist_ok=True)
+        write(inside / f"{number:02}.bmp", number)
+    return tmp_path / "images"
+
+
+def write(path, level):
+    image = Image.new("RGB", (SIZE, SIZE))
+    image.putpixel((5, 5), (level, 0, 0))
+    image.save(path)
+
+
+def settings(folder, **keys):
+    config = get_config().data
+    config.update({"name": "folder", "dir": str(folder), "image_size": SIZE} | keys)
+    return config
+
+
+def load(folder, take=None, **keys):
+    """Returns the images and labels as a new process would find them."""
+    examples = open_source(settings(folder, **keys)).examples("")
+    return (examples if take is None else examples.take(np.array(take))).load_all(2)
+
+
+def levels(arrays):
+    return arrays[0][:, 5, 5, 0].tolist()
+
+
+ALL = [*range(0, NUM_IMAGES, 2), *range(1, NUM_IMAGES, 2)]
+
+
+def test_the_second_load_decodes_nothing_and_gives_the_same_bits(folder, cache, decodings, capsys):
+    decoded._tell.cache_clear()
+    first = load(folder)
+    assert levels(first) == ALL and first[1].tolist() == [0] * 20 + [1] * 20
+    assert f"kept in {cache} for the next start (data.keep_decoded)" in capsys.readouterr().out
+    second = load(folder)
+    assert decodings == [NUM_IMAGES] and capsys.readouterr().out == ""
+    for before, after in zip(first, second, strict=True):
+        assert before.dtype == after.dtype
+        np.testing.assert_array_equal(before, after)
+
+
+def test_a_tfds_set_is_kept_with_its_labels(tmp_path, decodings, monkeypatch):
+    written, write_file = [], decoded._write
+    monkeypatch.setattr(decoded, "_write", lambda *args: (written.append(1), write_file(*args)))
+    archive = make_cifar10(tmp_path / "archive.tar.gz")
+    prepare.prepare_set(prepare.SETS["cifar10"], tmp_path / "tfds", archive)
+    config = get_config().data
+    config.dir, mesh = str(tmp_path / "tfds"), sharding.make_mesh()
+
+    def load_parts():
+        data = load_data(config, mesh)
+        parts = [getattr(data, name).evaluate(256) for name in ("train", "val", "test")]
+        return data.fingerprint, [np.asarray(x) for part in parts for x in next(part).values()]
+
+    first = load_parts()
+    assert sorted(decodings) == [10, 20, 90] and len(written) == 4
+    second = load_parts()
+    assert len(decodings) == 3 and len(written) == 4 and first[0] == second[0]
+    for before, after in zip(first[1], second[1], strict=True):
+        np.testing.assert_array_equal(before, after)
+    for config.train_split in ("train[:50%]", "train[50%:]") * 2:
+        load_parts()
+    assert decodings[3:] == [45, 5] * 2 and len(written) == 10
+    for config.val_split in ("train[:10]", "train[10:20]") * 2:
+        load_parts()
+    assert decodings[7:] == [50, 10, 10] and len(written) == 13
+    os.utime(next((tmp_path / "tfds").rglob("*-train.array_record*")), ns=(1, 1))
+    load_parts()
+    assert decodings[10:] == [50, 10, 20] and len(written) == 16
+
+
+def change_contents(a, b):
+    write(a, 99)
+
+
+def change_contents_alone(a, b):
+    """In place, with the former size and date."""
+    before = a.stat()
+    write(a, 99)
+    os.utime(a, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def swap_names(a, b):
+    os.utime(a, ns=(1, 1))
+    os.utime(b, ns=(1, 1))
+    load(a.parent.parent)
+    a.rename(a.with_suffix(".x"))
+    b.rename(a)
+    a.with_suffix(".x").rename(b)
+
+
+@pytest.mark.parametrize("change", [change_contents, change_contents_alone, swap_names])
+def test_changed_files_are_decoded_anew(folder, change):
+    load(folder)
+    files = sorted((folder / "a").iterdir())
+    change(files[8], files[9])  # neither of those compared
+    expected = list(ALL)
+    expected[8:10] = [18, 16] if change is swap_names else [99, 18]
+    assert levels(load(folder)) == expected
+
+
+def test_every_size_subset_and_number_of_channels_has_its_own(folder, cache, decodings):
+    wanted = [{}, {"take": range(20)}, {"take": range(20, 40)}, {"channels": 1}, {"image_size": 8}]
+    first = [load(folder, **keys) for keys in wanted]
+    assert len(decodings) == len(list(cache.iterdir())) == len(wanted)
+    for keys, before in zip(wanted, first, strict=True):
+        np.testing.assert_array_equal(load(folder, **keys)[0], before[0])
+    assert len(decodings) == len(wanted)
+    assert levels(first[1]) == ALL[:20] and levels(first[2]) == ALL[20:]
+
+
+def flipped(at):
+    def damage(path):
+        content = bytearray(path.read_bytes())
+        content[at] ^= 1
+        path.write_bytes(content)
+
+    return damage
+
+
+def exchange(path):
+    """Puts the equally long file of other images in its place."""
+    (path.parent / "kept").write_bytes(path.read_bytes())
+    path.unlink()
+    order = [0, 2, 1, *range(3, NUM_IMAGES)]  # in none of the images that are compared
+    load(path.parents[3] / "images", take=order)
+    other = next(path.parent.glob("*.arrays"))
+    other.rename(path)
+
+
+DAMAGE = {
+    "a pixel": flipped(5 * SIZE * 3 + 15 + 3 * SIZE * SIZE * 3),
+    "the labels": flipped(-9),
+    "the checksum": flipped(-1),
+    "short": lambda path: os.truncate(path, 5000),
+    "empty": lambda path: os.truncate(path, 0),
+    "long": lambda path: path.write_bytes(path.read_bytes() + b"x"),
+    "foreign": lambda path: path.write_bytes(b"PK\3\4"),
+    "of other images": exchange,
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_files_are_decoded_anew_and_replaced(folder, cache, decodings, monkeypatch, kind):
+    load(folder)
+    (path,) = cache.iterdir()
+    whole = path.read_bytes()
+    DAMAGE[kind](path)
+    monkeypatch.setattr(decoded, "SLOW_SECONDS", 60.0)
+    decodings.clear()
+    assert levels(load(folder)) == ALL and decodings == [NUM_IMAGES]
+    assert path.read_bytes() == whole
+    assert levels(load(folder)) == ALL and decodings == [NUM_IMAGES]
+
+
+def test_pixels_that_another_version_would_decode_otherwise_are_decoded_anew(folder, monkeypatch):
+    load(folder)
+    state = decoded.state_of(folder.rglob("*.bmp"))
+    with monkeypatch.context() as patch:
+        patch.setattr(decoded, "state_of", lambda paths: state)  # the dates tell of no change
+        load(folder)
+        for path in folder.rglob("*.bmp"):
+            write(path, 77)
+        assert levels(load(folder)) == levels(load(folder)) == [77] * NUM_IMAGES
+
+
+def no_folder(cache):
+    cache.parent.parent.write_text("a file where the folder should be")
+
+
+def small_files(cache):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("hinder", [no_folder, small_files])
+def test_a_cache_that_cannot_be_written_changes_nothing(folder, cache, decodings, hinder):
+    restore = hinder(cache)
+    try:
+        assert levels(load(folder)) == levels(load(folder)) == ALL
+    finally:
+        if restore:
+            restore()
+    assert decodings == [NUM_IMAGES] * 2
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_users_without_home_lack_the_cache_alone(folder, monkeypatch):
+    def no_home(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(pathlib.Path, "expanduser", no_home)
+    assert levels(load(folder)) == ALL and sharding.compiled_folder() is None
+
+
+def test_the_least_recently_used_files_go_first(folder, cache, decodings, monkeypatch):
+    def path_of(take):
+        before = set(cache.glob("*"))
+        load(folder, take=take)
+        (path,) = set(cache.glob("*")) - before
+        return path
+
+    a, b = path_of(range(0, 20)), path_of(range(1, 21))
+    (cache / "left_by_a_kill.part").write_bytes(bytes(a.stat().st_size))
+    for number, path in enumerate((cache / "left_by_a_kill.part", a, b)):
+        os.utime(path, (number, number))
+    load(folder, take=range(0, 20))  # which makes b the one used longest ago
+    monkeypatch.setattr(decoded, "FOLDER_BYTES", 2 * a.stat().st_size)
+    c = path_of(range(2, 22))
+    assert set(cache.iterdir()) == {a, c}
+
+
+def test_nothing_is_kept_that_is_not_wanted_fast_large_or_of_another_process(
+    folder, cache, monkeypatch
+):
+    assert levels(load(folder, keep_decoded=False)) == ALL
+    limits = {"SLOW_SECONDS": 60, "LARGEST_BYTES": 9999, "SHARE_OF_FREE": 0}
+    for name, value in [*limits.items(), ("processes.is_first", lambda: False)]:
+        with monkeypatch.context() as patch:
+            patch.setattr(f"vit_jax.data.decoded.{name}", value)
+            assert levels(load(folder)) == ALL
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_a_run_may_go_on_with_and_without(tmp_path):
+    config = make_config()
+    run_folder.write_config(tmp_path, config, {}, 20, "base", 0)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    config.data.keep_decoded = False
+    assert run_folder.read_summary(tmp_path, config, 0) is None
+    config.data.split_seed = 1
+    with pytest.raises(UserError, match="was trained with data.split_seed=0"):
+        run_folder.read_summary(tmp_path, config, 0)
+
+
+def test_nothing_is_kept_of_the_digits(cache):
+    config = settings("", name="digits", channels=1)
+    load_data(config, sharding.make_mesh())
+    assert not cache.exists()
