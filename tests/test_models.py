@@ -1,5 +1,8 @@
 """The models have the published sizes, names and arithmetic."""
 
+import functools
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +17,7 @@ from vit_jax.validation import CHOICES
 SMALL = settings.get_config().model.to_dict() | dict(
     patch_size=4, hidden_size=16, depth=2, num_heads=2, mlp_dim=24
 )
+KEY = jax.random.key(1)
 IMAGES = np.random.default_rng(0).normal(size=(3, 8, 12, 3)).astype(np.float32)
 
 
@@ -206,6 +210,45 @@ def test_capture_returns_intermediates_and_changes_nothing():
         np.testing.assert_allclose(attention.sum(-1), 1, atol=1e-5)
     head = params["head"]
     np.testing.assert_allclose(seen["features"] @ head["kernel"] + head["bias"], logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(("drop_path", "traced"), [(0.0, 1), (0.1, 3)])
+def test_equal_blocks_are_traced_once(drop_path, traced):
+    """Programs of deep models are to be ready soon; a block of another drop path is another."""
+    options = dict(mlp_dim=10 * traced)  # unlike the blocks of other tests, which are kept
+    model, params = init(depth=3, drop_path_rate=drop_path, dropout_rate=0.1, **options)
+    seen = []
+
+    def note(call, args, kwargs, context):
+        seen.append(type(context.module).__name__)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        apply = functools.partial(model.apply, train=True, keys=jax.random.split(KEY, 3))
+        jax.eval_shape(apply, {"params": params}, IMAGES)
+    assert seen.count("EncoderBlock") == traced
+
+
+def test_blocks_draw_apart():
+    """Neither their parameters nor their dropout are those of another block."""
+    model, params = init(depth=2, dropout_rate=0.5)
+    first, second = (params["Transformer"][f"encoderblock_{i}"] for i in range(2))
+    for (path, one), other in zip(
+        jax.tree.leaves_with_path(first), jax.tree.leaves(second), strict=True
+    ):
+        assert "kernel" not in str(path) or np.abs(one - other).max() > 0.1
+    # Blocks of the same weights, whose attention leads nowhere, add what their MLPs leave.
+    same = jax.tree.map(jnp.zeros_like, first)
+    bias = 1.0 + jnp.arange(16.0)
+    same["MlpBlock_0"]["Dense_1"]["bias"] = bias
+    blocks = {f"encoderblock_{i}": same for i in range(2)}
+    params = params | {"Transformer": params["Transformer"] | blocks}
+    apply = functools.partial(model.apply, train=True, capture=True, keys=jax.random.split(KEY, 3))
+    tokens = apply({"params": params}, IMAGES)[1]["tokens"]
+    left = [np.asarray(tokens[i + 1] - tokens[i]) > 0.5 for i in range(2)]
+    for kept in left:
+        assert 0.4 < kept.mean() < 0.6
+    assert 0.4 < (left[0] != left[1]).mean() < 0.6
 
 
 def test_unused_intermediates_cost_nothing():

@@ -1,0 +1,71 @@
+"""A run starts as soon as it can: its programs are made ahead, and once."""
+
+import signal
+
+import jax
+import pytest
+from jax.sharding import AxisType
+from tiny_configs import make_config
+from tiny_stop import Stop
+
+from vit_jax import train
+from vit_jax.data import load_data
+from vit_jax.program import build_program
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+
+
+@pytest.fixture
+def compiled():
+    """Returns the names of what is compiled, while it is."""
+    names = []
+
+    def note(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(kwargs["fun_name"])
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(note)
+
+
+@pytest.mark.parametrize("resident", ["always", "never"])
+def test_the_step_is_compiled_once_for_fresh_and_resumed_runs(
+    resident, mesh, compiled, tmp_path, capsys
+):
+    """What is compiled ahead is what the steps then use: also of a restored state."""
+    options = dict(train__epochs=2.0, train__batch_size=256, train__eval_batch_size=512)
+    config = make_config(**options, data__resident=resident)
+    data = load_data(config.data, mesh)
+
+    class StopsSoon(Stop):
+        times = 0
+
+        def asked(self):  # after every step, and in evaluations
+            self.times += 1
+            self.number = signal.SIGTERM if self.times > 3 else 0
+            return super().asked()
+
+    for stop, resumed in ((StopsSoon(), False), (Stop(), True)):
+        program = build_program(config, data, mesh)
+        compiled.clear()
+        try:
+            train.run(program, data, {0: tmp_path / "run"}, "base", stop)
+        except SystemExit:
+            assert stop.number == signal.SIGTERM
+        assert compiled.count("jit(train_step)") == 1
+        told = capsys.readouterr().out
+        assert "first step after" in told and ("going on from step" in told) == resumed
+
+
+def test_a_finished_run_compiles_no_step(mesh, compiled, tmp_path):
+    config = make_config(train__batch_size=512, train__eval_batch_size=512)
+    data = load_data(config.data, mesh)
+    for times in (1, 0):
+        program = build_program(config, data, mesh)
+        compiled.clear()
+        train.run(program, data, {0: tmp_path / "run"}, "base", Stop())
+        assert compiled.count("jit(train_step)") == times
