@@ -15,13 +15,15 @@ MODE is one of
             torchvision's ImageFolder and a DataLoader with a worker for each core
   augment   the kind "autoaugment" (crop, flip, policy, normalisation) on 32 x 32 images; the peer
             is the policy alone, by torchvision, in one process for each core
+  seeds     the training step of four seeds at once, beside that of one
+  resident  what the main thread does for a training step on images that the devices hold
   startup   from the main command to the first step of configs/cifar_patch.py's patch_4, on the
-            digits: with an empty compilation cache, and again
+            digits or another --data set: with empty caches, and again
 
-on one of the models cifar_vit (configs/cifar_patch.py at patch 4), vit_ti, vit_b (16-pixel patches
-at 224 pixels) or resnet18 (at 32 pixels). Peers get batches that are ready as float32, but in
-`input`. Prints a line for each side and ratios of medians; --json=FILE adds them to a file of
-JSON lines.
+on one of the models cifar_vit (configs/cifar_patch.py at patch 4), small_vit (the same, 128 wide
+with 6 blocks), vit_ti, vit_b (16-pixel patches at 224 pixels) or resnet18 (at 32 pixels). Peers get
+batches that are ready as float32, but in `input`. Prints a line for each side and ratios of
+medians; --json=FILE adds them to a file of JSON lines.
 """
 
 import argparse
@@ -48,11 +50,12 @@ from vit_jax.validation import validate  # noqa: E402
 KEYS = ("image_size", "patch_size", "hidden_size", "depth", "num_heads", "mlp_dim", "batch_size")
 MODELS = {
     "cifar_vit": (32, 4, 256, 8, 8, 512, 128),
+    "small_vit": (32, 4, 128, 6, 4, 256, 128),
     "vit_ti": (224, 16, 192, 12, 3, 768, 16),
     "vit_b": (224, 16, 768, 12, 12, 3072, 8),
     "resnet18": (32, 0, 64, 0, 0, 0, 64),
 }
-MODES = ("step", "infer", "finetune", "explain", "input", "augment", "startup")
+MODES = ("step", "infer", "finetune", "explain", "input", "augment", "seeds", "resident", "startup")
 
 
 def main() -> None:
@@ -67,6 +70,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="alternations (default 9)")
     parser.add_argument("--compile", action="store_true", help="torch.compile as one more peer")
     parser.add_argument("--folder", help="input: of images, in folders by class")
+    parser.add_argument("--data", default="digits", help="startup: data.name (default digits)")
     parser.add_argument("--json", type=pathlib.Path, help="add a line to this file")
     args = parser.parse_args()
     if args.mode == "augment":
@@ -74,11 +78,14 @@ def main() -> None:
     if args.mode == "explain" and args.model == "resnet18":
         parser.error("resnet18 has no attention to explain")
     if args.mode == "startup":
-        found = measure_startup()
+        found = measure_startup(args.data)
     else:
         spec = dict(zip(KEYS, MODELS[args.model], strict=True), model=args.model, num_classes=10)
         spec |= {"batch_size": args.batch_size or spec["batch_size"], "folder": args.folder}
-        found = take_turns(*START[args.mode](spec, args), args.rounds)
+        if args.mode == "resident":
+            found = measure_resident(spec)
+        else:
+            found = take_turns(*START[args.mode](spec, args), args.rounds)
     if args.json:
         line = {"mode": args.mode, "model": args.model, "device": sharding.describe_devices()}
         with args.json.open("a") as file:
@@ -110,7 +117,7 @@ def take_turns(sides, count, rounds) -> dict:
             f"({1000 * min(values):.2f} to {1000 * max(values):.2f}), "
             f"{count / medians[name]:,.0f} images/s, ratio {medians[name] / ours:.2f}"
         )
-    if len(medians) > 1:
+    if any(name.startswith("torch") for name in medians):
         print("A ratio above 1 means that we are faster.")
     return {name: {"seconds": m, "ratio": m / ours} for name, m in medians.items()}
 
@@ -323,6 +330,28 @@ def start_augment(spec, args):
     ]
 
 
+def start_seeds(spec, args):
+    """Returns a step of one seed and one of four at once, and the images of a seed."""
+    import jax
+
+    from vit_jax import seeds
+
+    program, batch = make_program(make_config(spec))
+    alone, count = start_step(spec, args)[0]["vit_jax"], 4
+    four, place = seeds.Together(program, count), sharding.of_seeds(program.mesh, count)
+    image = np.zeros((1, spec["image_size"], spec["image_size"], 3), np.float32)
+    keys = [jax.random.key(seed) for seed in range(count)]
+    state, stacked = [four.stack([program.init(key, image) for key in keys])], four.stack(keys)
+    batches = {name: np.stack([np.asarray(value)] * count) for name, value in batch.items()}
+    batches = jax.device_put(batches, place.batch)
+
+    def step():
+        state[0] = four.train_step(state[0], stacked, batches)
+        return state[0]
+
+    return {"one seed": alone, "four at once": timed(step)}, spec["batch_size"]
+
+
 def together(runs):
     """Returns a function that runs several peers at once and returns the seconds of all."""
     from concurrent.futures import ThreadPoolExecutor
@@ -344,30 +373,71 @@ START = {
     "explain": start_explain,
     "input": start_input,
     "augment": start_augment,
+    "seeds": start_seeds,
 }
 
 
-def measure_startup() -> dict:
-    """Prints how long the main command takes to its first step, with a new cache and again."""
+def measure_resident(spec, steps=20) -> dict:
+    """Prints what the main thread does for a training step on images that the devices hold."""
+    import cProfile
+    import pstats
+
+    import jax
+
+    from vit_jax.data import ResidentBatches
+
+    program, _ = make_program(make_config(spec))
+    rng, side = np.random.default_rng(0), spec["image_size"]
+    images = rng.integers(0, 256, (2048, side, side, 3), np.uint8)
+    labels = rng.integers(0, 10, len(images)).astype(np.int32)
+    data = ResidentBatches.of_features(images, labels, program.mesh)
+    state, key = first_state(program), jax.random.key(0)
+
+    def train(state, steps):
+        for batch in data.train(0, 0, steps, spec["batch_size"]):
+            state = sharding.settle(program.train_step(state, key, batch))
+        return state
+
+    state = jax.block_until_ready(train(state, 2))
+    wall, own = time.perf_counter(), time.thread_time()
+    state = jax.block_until_ready(train(state, steps))
+    wall, own = (time.perf_counter() - wall) / steps, (time.thread_time() - own) / steps
+    print(f"a step takes {1000 * wall:.1f} ms, of which the main thread works {1000 * own:.2f} ms")
+    profile = cProfile.Profile()
+    profile.runcall(train, state, steps)
+    profiled: dict = pstats.Stats(profile).get_stats_profile().func_profiles
+    calls = sum(int(str(one.ncalls).split("/")[0]) for one in profiled.values()) / steps
+    print(f"{calls:.0f} Python calls a step; most of its time in")
+    for name, one in sorted(profiled.items(), key=lambda item: -item[1].tottime)[:8]:
+        print(f"  {1000 * one.tottime / steps:8.3f} ms a step  {name} ({one.ncalls} calls)")
+    return {"step_seconds": wall, "main_thread_seconds": own, "calls": calls}
+
+
+def measure_startup(name) -> dict:
+    """Prints how long the main command takes to its first step, with new caches and again."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("cold", "warm"):
+        for start_of in ("cold", "warm"):
             command = [sys.executable, "-u", "-m", "vit_jax.main", "--variant=patch_4"]
-            command += ["--config=configs/cifar_patch.py", "--config.data.name=digits"]
-            command += [f"--workdir={folder}/{name}", "--config.train.num_seeds=1"]
-            environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
+            command += ["--config=configs/cifar_patch.py", f"--config.data.name={name}"]
+            command += [f"--workdir={folder}/{start_of}", "--config.train.num_seeds=1"]
+            caches = {"XDG_CACHE_HOME": folder, "JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled"}
+            environment = os.environ | caches
             start = time.perf_counter()
             process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
             )
             for line in process.stdout:
                 if match := re.search(r"first step.*", line):
-                    found[name] = {"seconds": time.perf_counter() - start}
-                    print(f"{name}: {found[name]['seconds']:.1f} s, of it {match[0]}", flush=True)
+                    found[start_of] = {"seconds": time.perf_counter() - start}
+                    print(
+                        f"{start_of}: {found[start_of]['seconds']:.1f} s, of it {match[0]}",
+                        flush=True,
+                    )
                     break
             process.kill()
             process.wait()
-            if name not in found:
+            if start_of not in found:
                 sys.exit("error: the main command ended before its first step")
     return found
 

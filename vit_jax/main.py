@@ -9,6 +9,7 @@ run again continues where it stopped; finished runs are not trained again.
 """
 
 import functools
+import gc
 import pathlib
 import re
 import runpy
@@ -36,6 +37,8 @@ _VARIANT = flags.DEFINE_string(
 
 def run() -> None:
     """The command line's entry point."""
+    # Tracing makes many objects, none of them in vain: looking for such took a second of a start.
+    gc.set_threshold(100_000)
     app.run(_main, flags_parser=_parse)
 
 
