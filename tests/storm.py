@@ -27,7 +27,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # without an installation
 warnings.filterwarnings("ignore", "os.fork")  # JAX has started nothing yet
 
-from vit_jax import checkpoint, main, sweep, train  # noqa: E402
+from vit_jax import checkpoint, main, report, sweep, train  # noqa: E402
 from vit_jax.metrics import Progress, read_jsonl  # noqa: E402
 
 CONFIG = """
@@ -69,8 +69,8 @@ class Killer:
         """Hangs itself into the program."""
         for owner, name, phase in (
             (sweep, "load_data", "data"),
-            (sweep, "write_figures", "figures"),
-            (sweep, "write_report", "report"),
+            (report, "write_figures", "figures"),
+            (report, "write_report", "report"),
             (train._Run, "_exit_if_stopped", "step"),
             (train._Run, "_evaluate_and_save", "evaluation"),
             (train._Run, "finish", "final evaluation"),

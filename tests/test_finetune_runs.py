@@ -14,9 +14,8 @@ from tiny_configs import make_config
 from tiny_stop import Stop
 
 from scripts import convert_weights, evaluate, predict
-from vit_jax import checkpoint, pretrained, sharding
+from vit_jax import checkpoint, pretrained, report, sharding
 from vit_jax import config as settings
-from vit_jax import sweep as sweep_module
 from vit_jax.classifier import Classifier
 from vit_jax.data import load_data
 from vit_jax.errors import UserError
@@ -163,7 +162,7 @@ def final_state(folder):
 
 
 def test_a_lengthened_run_equals_one_of_that_length(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep_module, "write_figures", lambda folder: None)  # for time's sake
+    monkeypatch.setattr(report, "write_figures", lambda folder: None)  # for time's sake
     constant = LONGER | dict(optim__schedule="constant")
     whole = run(tmp_path / "whole", train__epochs=10.0, **constant)
     first = run(tmp_path / "legs", train__epochs=5.0, **constant)
