@@ -115,3 +115,13 @@ def test_a_full_disk_is_told_with_the_file_and_nothing_is_lost(
     monkeypatch.undo()
     quick.run(workdir)
     assert_same_sweep(workdir, sweeps[1], checksums)
+
+
+def test_digests_with_an_unprintable_name_are_damaged_themselves(tmp_path):
+    """Else the warning would name a file that nobody has, and break off in it."""
+    (tmp_path / "a.txt").write_text("a")
+    files.write_sums(tmp_path, ["a.txt"])
+    assert files.find_damage(tmp_path) == {}
+    sums = tmp_path / files.SUMS
+    sums.write_text(sums.read_text().replace(".txt", ".t\x1et"))
+    assert files.find_damage(tmp_path) == {sums: "is damaged"}

@@ -103,7 +103,7 @@ def read_sums(folder: pathlib.Path) -> dict[str, str] | None:
     except UnicodeDecodeError:
         return None
     found = [re.fullmatch(r"([0-9a-f]{64})  (.+)", line) for line in lines[:-1]]
-    if not found or lines[-1] or not all(found):
+    if not found or lines[-1] or not all(found) or not "".join(lines).isprintable():
         return None
     return {match[2]: match[1] for match in found if match}
 
