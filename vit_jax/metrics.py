@@ -296,6 +296,7 @@ class CompileTimes:
         """Starts."""
         self._seconds = dict.fromkeys(self._EVENTS.values(), 0.0)
         jax.monitoring.register_event_duration_secs_listener(self._add)
+        self._listens = True
 
     def _add(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if what := self._EVENTS.get(event):
@@ -304,8 +305,13 @@ class CompileTimes:
             self._seconds[what] = total(self._seconds[what], duration_secs)
 
     def stop(self) -> dict[str, float]:
-        """Returns the seconds of tracing, lowering, and compiling or reading the cache."""
-        jax.monitoring.unregister_event_duration_listener(self._add)
+        """Returns the seconds of tracing, lowering, and compiling or reading the cache.
+
+        May be called again.
+        """
+        if self._listens:
+            jax.monitoring.unregister_event_duration_listener(self._add)
+            self._listens = False
         return self._seconds
 
 

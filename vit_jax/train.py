@@ -443,6 +443,7 @@ class _Run:
                 stack.callback(seed.checkpoints.close)
                 stack.callback(seed.writer.close)
             stack.callback(self.progress.close)
+            stack.callback(self.compile_times.stop)
 
 
 def _listed(numbers):
