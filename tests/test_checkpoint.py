@@ -1,5 +1,7 @@
 """Checkpoints: what is kept, what is found damaged, and what is then done."""
 
+import gc
+import json
 import shutil
 
 import jax
@@ -11,6 +13,7 @@ from damage import DAMAGE, harm
 from vit_jax import checkpoint, sharding
 from vit_jax.checkpoint import Checkpoints, abstract, checksum, restore_common
 from vit_jax.errors import UserError
+from vit_jax.files import write_sums
 
 MESH = sharding.make_mesh()
 
@@ -23,7 +26,7 @@ def make_state(value):
 TARGET = abstract(make_state(0), sharding.of_state(MESH, make_state(0), fsdp=False))
 
 
-ROWS = {step: [{"step": i, "val/loss": 0.1 * i} for i in range(1, step + 1)] for step in range(5)}
+LINES = {step: [f'{{"step": {i}}}\n' for i in range(1, step + 1)] for step in range(5)}
 
 
 @pytest.fixture
@@ -31,7 +34,7 @@ def saved(tmp_path):
     """Four checkpoints, the second of which is the best."""
     checkpoints = Checkpoints(tmp_path)
     for step, accuracy in ((1, 0.5), (2, 0.9), (3, 0.6), (4, 0.7)):
-        checkpoints.save(step, make_state(step), {"evaluated": True}, accuracy, ROWS[step])
+        checkpoints.save(step, make_state(step), {"evaluated": True}, accuracy, LINES[step])
     checkpoints.wait()
     yield checkpoints, tmp_path
     checkpoints.close()
@@ -51,11 +54,32 @@ def test_latest_two_and_best_with_the_one_before_it_are_kept(saved):
     checkpoints.wait()
     assert steps_in(folder) == [1, 2, 4, 5]
     latest = checkpoints.restore_latest(TARGET)
-    assert (latest.step, latest.notes, latest.rows) == (5, {"evaluated": False}, [])
+    assert (latest.step, latest.notes, latest.lines) == (5, {"evaluated": False}, [])
     jax.tree.map(np.testing.assert_array_equal, latest.state, make_state(5))
     best = checkpoints.restore_best(TARGET)
-    assert (best.step, best.notes, best.rows) == (2, {"evaluated": True}, ROWS[2])
+    assert (best.step, best.notes, best.lines) == (2, {"evaluated": True}, LINES[2])
     jax.tree.map(np.testing.assert_array_equal, best.state, make_state(2))
+
+
+def test_rows_of_earlier_versions_become_lines(saved):
+    _, folder = saved
+    notes = folder / "4" / "notes" / "metadata"
+    items = json.loads(notes.read_text())
+    items["rows"] = [json.loads(line) for line in items.pop("lines")]
+    notes.write_text(json.dumps(items))
+    write_sums(folder / "4", ["notes/metadata"])
+    assert restored_from(folder).lines == LINES[4]
+
+
+def test_checkpoints_leave_nothing_in_memory(saved):
+    checkpoints, _ = saved
+    counts = []
+    for step in range(5, 10):
+        checkpoints.save(step, make_state(step), {}, None)
+        checkpoints.wait()
+        gc.collect()
+        counts.append(sum(type(item) is list for item in gc.get_objects()))
+    assert counts[-1] - counts[1] < 12, counts
 
 
 def restored_from(folder):
@@ -86,7 +110,7 @@ def test_a_damaged_file_of_the_latest_is_named_and_the_one_before_taken(saved, t
                 named = copy / path if path.name != "SHA256SUMS" else path.name
                 assert str(named) in warning and warning.startswith("warning: ")
                 assert steps_in(copy) == [1, 2, 3]
-            assert restored.rows == ROWS[restored.step]
+            assert restored.lines == LINES[restored.step]
             jax.tree.map(np.testing.assert_array_equal, restored.state, make_state(restored.step))
             shutil.rmtree(copy)
     # What orbax notes for itself; and without digests, the checksum of the state is still there.
@@ -123,7 +147,7 @@ def test_a_damaged_best_is_made_again_from_the_one_before_it(saved, how, capsys)
     else:
         harm(path, how)
     restored = restored_from(folder)
-    assert restored.step == 1 and restored.rows == ROWS[1]
+    assert restored.step == 1 and restored.lines == LINES[1]
     assert steps_in(folder) == [1]
     assert f"warning: {path} " in capsys.readouterr().err
 

@@ -18,11 +18,12 @@ def test_rows_that_are_to_be_done_again_are_dropped(tmp_path, capsys):
     rows = [{"step": step, "train/loss": 1 / step} for step in (5, 10, 15)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 20, "tra')
     assert read_jsonl(path) == rows
-    writer = make_writer(tmp_path, 10, False, wandb=False, active=True, rows=rows[:2])
+    lines = [json.dumps(row) + "\n" for row in rows]
+    writer = make_writer(tmp_path, 10, False, wandb=False, active=True, lines=lines[:2])
     writer.write_scalars(15, {"train/loss": 0.5})
-    assert writer.rows == [*rows[:2], {"step": 15, "train/loss": 0.5}]
     writer.close()
-    assert read_jsonl(path) == writer.rows
+    assert read_jsonl(path) == [*rows[:2], {"step": 15, "train/loss": 0.5}]
+    assert writer.lines == path.read_text().splitlines(keepends=True)
     assert not capsys.readouterr().err
 
 
@@ -30,22 +31,22 @@ def test_rows_that_are_to_be_done_again_are_dropped(tmp_path, capsys):
 def test_damaged_rows_are_written_again(tmp_path, how, capsys):
     path = tmp_path / "metrics.jsonl"
     rows = [{"step": step, "train/loss": 1 / step} for step in (5, 10)]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    path.write_text(text)
+    lines = [json.dumps(row) + "\n" for row in rows]
+    path.write_text("".join(lines))
     harm(path, how)
-    make_writer(tmp_path, 10, False, wandb=False, active=True, rows=rows).close()
-    assert path.read_text() == text
+    make_writer(tmp_path, 10, False, wandb=False, active=True, lines=lines).close()
+    assert path.read_text() == "".join(lines)
     assert f"warning: {path} is " in capsys.readouterr().err
 
 
 def test_tensorboard_reads_scalars_and_hparams(tmp_path):
-    writer = make_writer(tmp_path, step=0, tensorboard=True, wandb=False, active=True, rows=[])
+    writer = make_writer(tmp_path, step=0, tensorboard=True, wandb=False, active=True, lines=[])
     writer.write_hparams({"optim.learning_rate": 0.1, "model.pool": "cls", "data.mean": [0.5]})
     for step in (1, 2, 3):
         writer.write_scalars(step, {"train/loss": 1.0 / step})
     writer.close()
     # A run that goes on after step 1 hides the events that it repeats.
-    writer = make_writer(tmp_path, step=1, tensorboard=True, wandb=False, active=True, rows=[])
+    writer = make_writer(tmp_path, step=1, tensorboard=True, wandb=False, active=True, lines=[])
     writer.write_scalars(2, {"train/loss": 9.0})
     writer.close()
     events = EventAccumulator(str(tmp_path)).Reload()
@@ -54,7 +55,7 @@ def test_tensorboard_reads_scalars_and_hparams(tmp_path):
 
 
 def test_tensorboard_reads_images(tmp_path):
-    writer = make_writer(tmp_path, step=0, tensorboard=True, wandb=False, active=True, rows=[])
+    writer = make_writer(tmp_path, step=0, tensorboard=True, wandb=False, active=True, lines=[])
     writer.write_images(3, {"grey": np.zeros((4, 5, 1), np.uint8)})
     writer.close()
     events = EventAccumulator(str(tmp_path)).Reload()
@@ -103,7 +104,7 @@ def test_wandb_gets_everything_under_one_name(tmp_path, monkeypatch):
     folder = tmp_path / "cifar_patch" / "patch_4" / "seed_1"
     folder.mkdir(parents=True)
     for step in (0, 5):  # a run, and the same one going on
-        writer = make_writer(folder, step, tensorboard=False, wandb=True, active=True, rows=[])
+        writer = make_writer(folder, step, tensorboard=False, wandb=True, active=True, lines=[])
         writer.write_hparams({"optim.learning_rate": 0.1})
         writer.write_scalars(step + 1, {"train/loss": 0.5})
         writer.write_images(step + 1, {"grey": np.zeros((4, 5, 1), np.uint8)})
@@ -120,7 +121,7 @@ def test_wandb_gets_everything_under_one_name(tmp_path, monkeypatch):
     ]
     assert wandb.axes == {"step": None, "*": "step"}
     assert wandb.config == {"optim.learning_rate": 0.1}
-    writer = make_writer(folder, 6, tensorboard=False, wandb=True, active=True, rows=[])
+    writer = make_writer(folder, 6, tensorboard=False, wandb=True, active=True, lines=[])
     with pytest.raises(UserError):
         try:
             raise UserError("the loss became non-finite")
@@ -132,11 +133,11 @@ def test_wandb_gets_everything_under_one_name(tmp_path, monkeypatch):
 def test_wandb_that_cannot_start_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", FakeWandb("no API key"))
     with pytest.raises(UserError, match="no API key; WANDB_MODE=offline"):
-        make_writer(tmp_path, 0, tensorboard=False, wandb=True, active=True, rows=[])
+        make_writer(tmp_path, 0, tensorboard=False, wandb=True, active=True, lines=[])
 
 
 def test_only_the_first_process_writes(tmp_path):
-    writer = make_writer(tmp_path, step=0, tensorboard=True, wandb=False, active=False, rows=[])
+    writer = make_writer(tmp_path, step=0, tensorboard=True, wandb=False, active=False, lines=[])
     writer.write_scalars(1, {"train/loss": 1.0})
     writer.flush()
     writer.close()

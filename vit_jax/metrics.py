@@ -44,25 +44,25 @@ class JsonlWriter:
     """One row per call in `metrics.jsonl`: {"step": int, name: number, ...}.
 
     Attributes:
-      rows: all of them, those included that are not on disk yet.
+      lines: all of them, those included that are not on disk yet.
     """
 
-    def __init__(self, path: pathlib.Path, rows: list[dict]):
-        """Makes the file hold these rows alone; warns if it has lost some of them."""
-        text = _lines(rows)
+    def __init__(self, path: pathlib.Path, lines: list[str]):
+        """Makes the file hold these lines alone; warns if it has lost some of them."""
+        text = "".join(lines).encode()
         before = path.read_bytes() if path.exists() else None
-        if rows and (before is None or not before.startswith(text)):
+        if lines and (before is None or not before.startswith(text)):
             what = "missing" if before is None else "damaged"
             warn(f"{path} is {what}: its rows are written again from the checkpoint")
         if before != text:
             write_atomically(path, text.decode())
-        self.rows = list(rows)
-        self._path, self._written = path, len(rows)
+        self.lines = list(lines)
+        self._path, self._written = path, len(lines)
         self._file = path.open("ab", buffering=0)
 
     def write_scalars(self, step: int, scalars: dict) -> None:
         """Appends a row."""
-        self.rows.append({"step": step} | scalars)
+        self.lines.append(json.dumps({"step": step} | scalars) + "\n")
 
     def write_images(self, step: int, images: dict) -> None:
         """Leaves images to TensorBoard."""
@@ -73,18 +73,14 @@ class JsonlWriter:
     def flush(self) -> None:
         """Returns when the rows are on disk."""
         with naming(self._path):
-            append(self._file, _lines(self.rows[self._written :]))
+            append(self._file, "".join(self.lines[self._written :]).encode())
             os.fsync(self._file.fileno())
-        self._written = len(self.rows)
+        self._written = len(self.lines)
 
     def close(self) -> None:
         """Flushes and closes the file."""
         with self._file:
             self.flush()
-
-
-def _lines(rows) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 class TensorBoardWriter:
@@ -215,9 +211,9 @@ class MultiWriter:
         self._writers = writers
 
     @property
-    def rows(self) -> list[dict]:
-        """The rows of metrics.jsonl; empty in all but the first process."""
-        return next((w.rows for w in self._writers if isinstance(w, JsonlWriter)), [])
+    def lines(self) -> list[str]:
+        """The lines of metrics.jsonl; none in all but the first process."""
+        return next((w.lines for w in self._writers if isinstance(w, JsonlWriter)), [])
 
     def write_scalars(self, step: int, scalars: dict) -> None:
         """Passes numbers on."""
@@ -252,7 +248,7 @@ def make_writer(
     tensorboard: bool,
     wandb: bool,
     active: bool,
-    rows: list[dict],
+    lines: list[str],
 ) -> MultiWriter:
     """Returns the writer of a run that goes on after `step`.
 
@@ -262,7 +258,7 @@ def make_writer(
       tensorboard: whether to write event files too.
       wandb: whether to send all to Weights & Biases too.
       active: False in all processes but the first, which then write nothing.
-      rows: of metrics.jsonl up to there.
+      lines: of metrics.jsonl up to there.
 
     Raises:
       UserError: Weights & Biases cannot be reached.
@@ -271,7 +267,7 @@ def make_writer(
     if active and wandb:  # first, because it may fail
         writers.append(WandbWriter(folder))
     if active:
-        writers.append(JsonlWriter(folder / "metrics.jsonl", rows))
+        writers.append(JsonlWriter(folder / "metrics.jsonl", lines))
     if active and tensorboard:
         writers.append(TensorBoardWriter(folder, step))
     return MultiWriter(writers)

@@ -89,7 +89,7 @@ class _Seed:
         self.key = jax.random.key(seed)
         self.checkpoints = Checkpoints(folder / "checkpoints", needs_best)
         self.evaluated_step = -1  # the latest one that was evaluated
-        self.rows = []  # of metrics.jsonl, at the start
+        self.lines = []  # of metrics.jsonl, at the start
         self.writer: Any = None
         self.viewer: Any = None  # figures.Viewer
 
@@ -130,7 +130,7 @@ class _Run:
         self.val_images = data.val  # the images, also where features are cached
         for seed in self.seeds:
             seed.writer = make_writer(
-                seed.folder, self.step, log.tensorboard, log.wandb, self.first_process, seed.rows
+                seed.folder, self.step, log.tensorboard, log.wandb, self.first_process, seed.lines
             )
             if self.step == 0:
                 seed.writer.write_hparams(run_folder.plain_settings(config, seed.seed))
@@ -149,7 +149,7 @@ class _Run:
             self.wall_before = max(one.notes["wall_seconds"] for one in restored)
             for seed, one in zip(self.seeds, restored, strict=True):
                 seed.evaluated_step = self.step if one.notes["evaluated"] else -1
-                seed.rows = one.rows
+                seed.lines = one.lines
             self._print(f"going on from step {self.step}")
         self.state = self.steps.stack(list(states))
         self.began, self.saved_step = time.monotonic(), self.step
@@ -358,7 +358,7 @@ class _Run:
             notes = {"evaluated": evaluated, "wall_seconds": self.wall_seconds()}
             notes["variables_checksum"] = int(checksum(state.eval_variables))
             accuracy = results[seed.place].accuracy if results else None
-            seed.checkpoints.save(self.step, state, notes, accuracy, seed.writer.rows)
+            seed.checkpoints.save(self.step, state, notes, accuracy, seed.writer.lines)
             if evaluated:
                 seed.evaluated_step = self.step
         self.saved_step = self.step
@@ -416,7 +416,7 @@ class _Run:
         return summary
 
     def _summary(self, seed, results, step):
-        rows = seed.writer.rows
+        rows = [json.loads(line) for line in seed.writer.lines]
         speeds = [row[k] for row in rows if (k := "train/images_per_second") in row]
         num_params = sum(x.size for x in jax.tree.leaves(self.abstract.params))
         legs = (run_folder.read_config(seed.folder) or {}).get("legs", [])
