@@ -278,10 +278,12 @@ def test_gradients_are_those_of_the_chosen_logit(kind, remat, classes):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_have_the_dtype_of_the_weights(kind):
-    _, variables, _, gradients_of = build(attention=kind, dtype=jnp.bfloat16, depth=1)
+    _, variables, apply, gradients_of = build(attention=kind, dtype=jnp.bfloat16, depth=1)
     _, seen, gradients = jax.eval_shape(gradients_of, variables, IMAGES)
     assert [(g.shape, g.dtype) for g in gradients] == [((3, 2, 7, 7), jnp.bfloat16)]
     assert gradients == seen["attention"]
+    logits = apply(variables, IMAGES, added=[np.zeros((3, 2, 7, 7), jnp.bfloat16)])
+    np.testing.assert_array_equal(logits, apply(variables, IMAGES))
 
 
 def test_gradient_rollout_finds_the_one_layer_that_matters():

@@ -80,11 +80,14 @@ def test_a_run_begins_with_the_weights_of_another(first, tuned):
     np.testing.assert_array_equal(before["cls"], state["params"]["cls"])  # the averages
     for path, array in before.items():
         assert np.array_equal(array, after[path]) != path.startswith("head/"), path
-    summary = json.loads((tuned / "summary.json").read_text())
+    summary, of_first = (
+        json.loads((folder / "summary.json").read_text()) for folder in (tuned, first)
+    )
     assert summary["num_trainable_params"] == 16 * 10 + 10 < summary["num_params"]
     # It goes on where the first ended, with its head too: as both are of the same classes.
     losses = [read_jsonl(folder / "metrics.jsonl")[0]["train/loss"] for folder in (tuned, first)]
     assert losses[0] < losses[1] - 0.2
+    assert summary["test_loss"] < of_first["test_loss"]
     text = (tuned.parents[1] / "results.md").read_text()
     assert "170 trained" in text
     record = json.loads((tuned / "config.json").read_text())

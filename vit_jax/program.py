@@ -15,7 +15,6 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from vit_jax import models, optim, pretrained, sharding, steps
-from vit_jax.checkpoint import abstract
 from vit_jax.config import Config, steps_of, total_steps
 from vit_jax.data import Data
 from vit_jax.errors import UserError
@@ -247,8 +246,12 @@ def _fitted(config, shapes, class_names):
     return pretrained.fit(weights, shapes, class_names, config.model.pool == "cls")
 
 
-def compile_ahead(program: Program) -> Future | None:
+def compile_ahead(program: Program, state) -> Future | None:
     """Starts to compile the training step of one seed, while its state is made or read.
+
+    Args:
+      program: of the step.
+      state: shapes, dtypes and shardings of a TrainState.
 
     Returns:
       what to wait for before the first step, or None where nothing was started: on features, whose
@@ -256,8 +259,7 @@ def compile_ahead(program: Program) -> Future | None:
     """
     if program.feature_step is not None or jax.process_count() > 1:
         return None
-    init, image = program.init, one_image(program.config)
-    key, size = jax.random.key(0), program.config.train.batch_size
+    image, size = one_image(program.config), program.config.train.batch_size
     shapes = {
         "image": ((size, *image.shape[1:]), np.uint8),
         "label": ((size,), np.int32),
@@ -265,8 +267,7 @@ def compile_ahead(program: Program) -> Future | None:
     }
     split = sharding.split(program.mesh)
     batch = {k: jax.ShapeDtypeStruct(*like, sharding=split) for k, like in shapes.items()}
-    state = abstract(jax.eval_shape(init, key, image), program.layout)
-    pool = ThreadPoolExecutor(1)
+    key, pool = jax.random.key(0), ThreadPoolExecutor(1)
     started = pool.submit(lambda: program.train_step.lower(state, key, batch).compile())
     pool.shutdown(wait=False)
     return started

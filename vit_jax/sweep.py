@@ -147,7 +147,7 @@ def _explain(sweep, config, before) -> bool:
     count = config.log.explain_images
     if config.model.name != "vit" or count == before:
         return False
-    from vit_jax import figures  # as above
+    from vit_jax import figures  # imports matplotlib
 
     try:
         figures.explain_run(sweep.best_folder, config.data, count, sweep.explanation)
@@ -260,7 +260,7 @@ class _Runner:
             processes.wait()
 
     def _draw(self, folder):
-        from vit_jax.report import write_figures  # as above
+        from vit_jax.report import write_figures  # imports matplotlib
 
         write_figures(folder)
         write_sums(folder, run_folder.DRAWN)

@@ -124,7 +124,7 @@ class _Run:
         self.abstract = abstract(shapes, program.layout)
         last = run_folder.last_saved_step(self.seeds[0].folder)
         ahead = not together and last < program.total_steps
-        self.compiled = compile_ahead(program) if ahead else None
+        self.compiled = compile_ahead(program, self.abstract) if ahead else None
         self._restore()
         config, log = program.config, program.config.log
         self.val_images = data.val  # the images, also where features are cached

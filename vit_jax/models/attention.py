@@ -77,7 +77,11 @@ class RelativeBias(nn.Module):
 
 
 class _Attention(nn.Module):
-    """What both kinds share: projections, positions, scores.
+    """What both kinds share: projections, positions, scores, and the order of things.
+
+    A kind defines `_weigh`, from tokens and layer to the attention weights [b, h, n, n], the values
+    [b, h, n, d / h] and what else there is to see; and `_join`, from the weighted values and layer
+    to tokens.
 
     Attributes:
       num_heads: number of heads h.
@@ -96,6 +100,25 @@ class _Attention(nn.Module):
     grid: tuple[int, int]
     has_cls: bool
     dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        keys: jax.Array | None,
+        layer: jax.Array | int,
+        added: jax.Array | None,
+    ) -> tuple[jax.Array, dict]:
+        """Maps tokens [b, n, d] to tokens [b, n, d] and what they attended to.
+
+        That is a dict of "attention", the weights [b, h, n, n] with what is `added` to them, and
+        what the kind has besides.
+        """
+        weights, value, seen = self._weigh(x, layer)
+        if added is not None:
+            weights += added
+        dropped = Dropout(self.dropout_rate)(weights, keys)
+        return self._join(dropped @ value, layer), {"attention": weights} | seen
 
     def _heads(self, x, **heads):
         """Projects tokens [b, n, d] to [b, heads, n, d / heads] for each name=heads."""
@@ -143,31 +166,19 @@ class _Attention(nn.Module):
         return layer(x.swapaxes(1, 2).reshape(b * n, h, width)).reshape(b, n, h * width)
 
 
-def _sum(weights, added):
-    return weights if added is None else weights + added
-
-
 class MultiHeadDotProductAttention(_Attention):
     """Softmax self-attention (Vaswani et al. 2017), with the official ViT parameter names.
 
     `num_heads` must divide the width.
     """
 
-    @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        keys: jax.Array | None,
-        layer: jax.Array | int,
-        added: jax.Array | None,
-    ) -> tuple[jax.Array, dict]:
-        """Maps tokens [b, n, d] to tokens [b, n, d] and {"attention": weights [b, h, n, n]}."""
-        del layer
+    def _weigh(self, x, layer):
         h = self.num_heads
         query, key, value = self._heads(x, query=h, key=h, value=h)
-        weights = _sum(self._maps(query, key), added)
-        dropped = Dropout(self.dropout_rate)(weights, keys)
-        return self._out(dropped @ value, use_bias=True), {"attention": weights}
+        return self._maps(query, key), value, {}
+
+    def _join(self, x, layer):
+        return self._out(x, use_bias=True)
 
 
 class MultiHeadDifferentialAttention(_Attention):
@@ -177,36 +188,25 @@ class MultiHeadDifferentialAttention(_Attention):
     softmax(Q2 K2' / sqrt(w)) with w = d / h / 2, multiplies values of width 2 w, and is normalised
     by RMSNorm times (1 - lambda_init); lambda is learned per layer (see `differential_lambdas`).
     Twice `num_heads` must divide the width. The output layer has a bias if the others have one.
+
+    Besides the differences, "softmax_maps" [b, h, 2, n, n] are the two maps of each head.
     """
 
-    @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        keys: jax.Array | None,
-        layer: jax.Array | int,
-        added: jax.Array | None,
-    ) -> tuple[jax.Array, dict]:
-        """Maps tokens [b, n, d] to tokens [b, n, d] and what they attended to.
-
-        That is a dict of "attention", the differences [b, h, n, n], and "softmax_maps"
-        [b, h, 2, n, n], the two maps of each head.
-        """
+    def _weigh(self, x, layer):
         b, n, d = x.shape
         h, width = self.num_heads, d // self.num_heads // 2
-        # The values are [b, h, n, 2 * width].
         query, key, value = self._heads(x, query=2 * h, key=2 * h, value=h)
         vectors = {
             name: self.param(name, nn.initializers.normal(0.1), (width,)) for name in _LAMBDAS
         }
-        strength = _strength(vectors, layer)
+        strength = _strength(vectors, layer).astype(self.dtype)
         # The maps 2 i and 2 i + 1 form head i.
         maps = self._maps(query, key).reshape(b, h, 2, n, n)
-        weights = _sum(maps[:, :, 0] - strength.astype(self.dtype) * maps[:, :, 1], added)
-        dropped = Dropout(self.dropout_rate)(weights, keys)
-        out = nn.RMSNorm(epsilon=1e-5, dtype=self.dtype, name="head_norm")(dropped @ value)
-        out = self._out(out * (1 - _initial_strength(layer)), self.qkv_bias)
-        return out, {"attention": weights, "softmax_maps": maps}
+        return maps[:, :, 0] - strength * maps[:, :, 1], value, {"softmax_maps": maps}
+
+    def _join(self, x, layer):
+        x = nn.RMSNorm(epsilon=1e-5, dtype=self.dtype, name="head_norm")(x)
+        return self._out(x * (1 - _initial_strength(layer)), self.qkv_bias)
 
 
 _LAMBDAS = ("lambda_query_1", "lambda_key_1", "lambda_query_2", "lambda_key_2")

@@ -137,7 +137,7 @@ def _apply(block, remat, params, *inputs):
     return apply({"params": params}, *inputs)
 
 
-# Equal blocks are traced once, which halves the time until a program is compiled.
+# Equal blocks are traced once, which halves the time that tracing takes.
 _apply_shared = jax.jit(_apply, static_argnums=(0, 1))
 
 
