@@ -193,8 +193,9 @@ def first_state(program):
     """Returns the state before the first step."""
     import jax
 
-    side = program.config.data.image_size
-    state = program.init(jax.random.key(0), np.zeros((1, side, side, 3), np.float32))
+    from vit_jax.program import one_image
+
+    state = program.init(jax.random.key(0), one_image(program.config))
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(f"vit_jax: {size:,} parameters, {sharding.describe_devices()}", flush=True)
     return state
@@ -212,20 +213,25 @@ def timed(call):
     return run
 
 
+def timed_step(step, state, *inputs):
+    """Returns a function that takes one more training step and returns its seconds."""
+    states = [state]
+
+    def take():
+        states.append(step(states.pop(), *inputs))
+        return states[0]
+
+    return timed(take)
+
+
 def start_step(spec, args, **overrides):
     """Returns the sides that train, and the images of a run."""
     import jax
 
     head_only = overrides.get("freeze") == "head"
     program, batch = make_program(make_config(spec, **overrides))
-    state, key = [first_state(program)], jax.random.key(0)
-
-    def step():
-        state[0] = program.train_step(state[0], key, batch)
-        return state[0]
-
-    sides = {"vit_jax": timed(step)} | peers("train", spec, args, head_only=head_only)
-    return sides, spec["batch_size"]
+    run = timed_step(program.train_step, first_state(program), jax.random.key(0), batch)
+    return {"vit_jax": run} | peers("train", spec, args, head_only=head_only), spec["batch_size"]
 
 
 def start_finetune(spec, args):
@@ -337,19 +343,14 @@ def start_seeds(spec, args):
     from vit_jax import seeds
 
     program, batch = make_program(make_config(spec))
-    alone, count = start_step(spec, args)[0]["vit_jax"], 4
-    four, place = seeds.Together(program, count), sharding.of_seeds(program.mesh, count)
-    image = np.zeros((1, spec["image_size"], spec["image_size"], 3), np.float32)
-    keys = [jax.random.key(seed) for seed in range(count)]
-    state, stacked = [four.stack([program.init(key, image) for key in keys])], four.stack(keys)
-    batches = {name: np.stack([np.asarray(value)] * count) for name, value in batch.items()}
+    keys = [jax.random.key(seed) for seed in range(4)]
+    alone = timed_step(program.train_step, first_state(program), keys[0], batch)
+    four, place = seeds.Together(program, 4), sharding.of_seeds(program.mesh, 4)
+    batches = {name: np.stack([np.asarray(value)] * 4) for name, value in batch.items()}
     batches = jax.device_put(batches, place.batch)
-
-    def step():
-        state[0] = four.train_step(state[0], stacked, batches)
-        return state[0]
-
-    return {"one seed": alone, "four at once": timed(step)}, spec["batch_size"]
+    state = four.stack([first_state(program)] * 4)
+    at_once = timed_step(four.train_step, state, four.stack(keys), batches)
+    return {"one seed": alone, "four at once": at_once}, spec["batch_size"]
 
 
 def together(runs):
@@ -413,14 +414,14 @@ def measure_resident(spec, steps=20) -> dict:
     return {"step_seconds": wall, "main_thread_seconds": own, "calls": calls}
 
 
-def measure_startup(name) -> dict:
+def measure_startup(data_name) -> dict:
     """Prints how long the main command takes to its first step, with new caches and again."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for start_of in ("cold", "warm"):
+        for name in ("cold", "warm"):
             command = [sys.executable, "-u", "-m", "vit_jax.main", "--variant=patch_4"]
-            command += ["--config=configs/cifar_patch.py", f"--config.data.name={name}"]
-            command += [f"--workdir={folder}/{start_of}", "--config.train.num_seeds=1"]
+            command += ["--config=configs/cifar_patch.py", f"--config.data.name={data_name}"]
+            command += [f"--workdir={folder}/{name}", "--config.train.num_seeds=1"]
             caches = {"XDG_CACHE_HOME": folder, "JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled"}
             environment = os.environ | caches
             start = time.perf_counter()
@@ -429,15 +430,12 @@ def measure_startup(name) -> dict:
             )
             for line in process.stdout:
                 if match := re.search(r"first step.*", line):
-                    found[start_of] = {"seconds": time.perf_counter() - start}
-                    print(
-                        f"{start_of}: {found[start_of]['seconds']:.1f} s, of it {match[0]}",
-                        flush=True,
-                    )
+                    found[name] = {"seconds": time.perf_counter() - start}
+                    print(f"{name}: {found[name]['seconds']:.1f} s, of it {match[0]}", flush=True)
                     break
             process.kill()
             process.wait()
-            if start_of not in found:
+            if name not in found:
                 sys.exit("error: the main command ended before its first step")
     return found
 
