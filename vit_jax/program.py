@@ -246,6 +246,22 @@ def _fitted(config, shapes, class_names):
     return pretrained.fit(weights, shapes, class_names, config.model.pool == "cls")
 
 
+def first_state(program: Program, key: jax.Array) -> Any:
+    """Returns the TrainState before the first step: fresh, or with the weights of init_from."""
+    state = program.init(key, one_image(program.config))
+    if program.weights is None:
+        return state
+    given, fresh = program.weights.arrays, pretrained.flat_weights(*state.variables.values())
+    fresh = sharding.to_host({path: x for path, x in fresh.items() if path not in given})
+    params, batch_stats = pretrained.nested_weights(fresh | given)
+    layout = (program.layout.params, program.layout.batch_stats)
+    params, batch_stats = sharding.put((params, batch_stats), layout)
+    ema = None
+    if state.ema is not None:
+        ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
+    return state.replace(params=params, batch_stats=batch_stats, ema=ema)
+
+
 def compile_ahead(program: Program, state) -> Future | None:
     """Starts to compile the training step of one seed, while its state is made or read.
 

@@ -1,7 +1,6 @@
 """One run: restore, then step, log, validate and save until the end; then the summary."""
 
 import contextlib
-import dataclasses
 import json
 import math
 import pathlib
@@ -11,14 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import vit_jax
 from vit_jax import (
     explain,
+    features,
     models,
-    pretrained,
     processes,
     run_folder,
     scores,
@@ -26,12 +24,12 @@ from vit_jax import (
     sharding,
 )
 from vit_jax.checkpoint import Checkpoints, abstract, checksum, restore_common
-from vit_jax.data import Data, ResidentBatches
+from vit_jax.data import Data
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, make_report
 from vit_jax.files import write_atomically, write_sums
 from vit_jax.metrics import CompileTimes, Progress, Sums, make_writer, say
-from vit_jax.program import Program, compile_ahead, dtype_of, num_trained, one_image
+from vit_jax.program import Program, compile_ahead, dtype_of, first_state, num_trained, one_image
 from vit_jax.stop import StopSignal
 
 
@@ -140,7 +138,8 @@ class _Run:
     def _restore(self):
         restored = restore_common([seed.checkpoints for seed in self.seeds], self.abstract)
         if restored is None:
-            states, self.step, self.wall_before = map(self._first_state, self.seeds), 0, 0.0
+            states = [first_state(self.program, seed.key) for seed in self.seeds]
+            self.step, self.wall_before = 0, 0.0
             if self.program.total_steps:  # else the start is what there is to evaluate
                 for seed in self.seeds:
                     seed.evaluated_step = 0
@@ -151,56 +150,8 @@ class _Run:
                 seed.evaluated_step = self.step if one.notes["evaluated"] else -1
                 seed.lines = one.lines
             self._print(f"going on from step {self.step}")
-        self.state = self.steps.stack(list(states))
+        self.state = self.steps.stack(states)
         self.began, self.saved_step = time.monotonic(), self.step
-
-    def _first_state(self, seed):
-        """Returns the state before the first step: fresh, or with the weights of init_from."""
-        program = self.program
-        state = program.init(seed.key, one_image(program.config))
-        if program.weights is None:
-            return state
-        given, fresh = program.weights.arrays, pretrained.flat_weights(*state.variables.values())
-        fresh = sharding.to_host({path: x for path, x in fresh.items() if path not in given})
-        params, batch_stats = pretrained.nested_weights(fresh | given)
-        layout = (program.layout.params, program.layout.batch_stats)
-        params, batch_stats = sharding.put((params, batch_stats), layout)
-        ema = None
-        if state.ema is not None:
-            ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
-        return state.replace(params=params, batch_stats=batch_stats, ema=ema)
-
-    def _compute_features(self):
-        """Puts the head's inputs in the place of the images, where nothing else changes."""
-        program, variables = self.program, self.state.variables
-        if program.feature_step is None:
-            return
-        trunk = {key: value for key, value in variables["params"].items() if key != "head"}
-        key = int(checksum((trunk, variables["batch_stats"])))
-        if key not in program.features:  # else another seed had the same trunk
-            parts = {name: getattr(self.data, name) for name in ("train", "val", "test")}
-            total = sum(map(len, parts.values()))
-            progress = Progress(f"{self.title} features", 0, total, self.first_process, "image")
-            cached, started = {}, time.monotonic()
-            for name, part in parts.items():
-                cached[name] = self._features_of(part, variables, progress)
-            progress.close()
-            self._print(f"features of {total:,} images: {time.monotonic() - started:.1f} s")
-            program.features.clear()
-            program.features[key] = dataclasses.replace(self.data, **cached)
-        self.data = program.features[key]
-
-    def _features_of(self, part, variables, progress):
-        found = []
-        # Of a size that the run cannot change, so that the features keep every bit.
-        for batch in part.evaluate(self.program.config.train.batch_size):
-            self._exit_if_stopped()
-            features = sharding.settle(self.program.feature_step(variables, batch))
-            mask, labels = sharding.to_host((batch["mask"], batch["label"]))
-            found.append((np.asarray(features)[mask], labels[mask]))
-            progress.advance(int(mask.sum()))
-        features, labels = (np.concatenate(column) for column in zip(*found, strict=True))
-        return ResidentBatches.of_features(features, labels, self.program.mesh)
 
     def _print(self, text, seed=None):
         if self.first_process:
@@ -212,8 +163,16 @@ class _Run:
 
     def loop(self):
         """Trains to the end; every checkpoint has the rows up to its step before it on disk."""
-        self._compute_features()
         program = self.program
+        if program.feature_step is not None:
+            self.data = features.of_data(
+                program,
+                self.data,
+                self.state.variables,
+                self.title,
+                self.first_process,
+                self._exit_if_stopped,
+            )
         step_key = self.steps.stack([jax.random.fold_in(seed.key, 1) for seed in self.seeds])
         if self._due():  # stopped within this evaluation
             self._evaluate_and_save()
@@ -398,7 +357,7 @@ class _Run:
             self._exit_if_stopped()
         summary = self._summary(seed, results, step)
         if config.log.kernel_magnitudes:
-            before = self._first_state(seed).params
+            before = first_state(self.program, seed.key).params
             summary["kernel_magnitudes"] = {
                 "before": explain.kernel_magnitudes(before),
                 "after": explain.kernel_magnitudes(state.eval_variables["params"]),
