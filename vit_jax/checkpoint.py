@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -19,9 +20,16 @@ from vit_jax import processes
 from vit_jax.errors import UserError
 from vit_jax.files import disk_problem, first_damage, warn, write_sums
 
-# For a line of its log, orbax has tensorstore list its counters three times a save, and tensorstore
-# 0.1.86 never frees such a list: without this, a long run grows by 60 KiB with each checkpoint.
+# tensorstore, up to 0.1.86 at least, never frees the lists and strings that it makes of JSON. orbax
+# asks for some with every save: for each array, of where the checkpoint lies; and for its log, of
+# all counters. A long run would grow by 150 KiB with each checkpoint of 300 arrays, so the first
+# are made once for a checkpoint, and the others not at all.
+_to_json = tensorstore.KvStore.Spec.to_json
+_json_of = functools.lru_cache(4)(lambda url: _to_json(tensorstore.KvStore.Spec(url)))
+tensorstore.KvStore.Spec.to_json = lambda self, include_defaults=False: dict(_json_of(self.url))
 tensorstore.experimental_collect_matching_metrics = lambda *args, **options: []
+
+LOG = "metrics.jsonl"  # in a checkpoint: the lines of the run's up to there
 
 
 @jax.jit
@@ -79,9 +87,9 @@ class _Policy:
 class Checkpoints:
     """The checkpoints in one folder, written in the background.
 
-    A checkpoint holds a state, notes (JSON), the lines of metrics.jsonl up to it, and which one was
-    the best so far. SHA256SUMS tells whether its files are what was written. The latest two are
-    kept, the best one, the one before that, and the best one until then.
+    A checkpoint holds a state, notes (JSON) with which one was the best so far, and the lines of
+    metrics.jsonl up to it. SHA256SUMS tells whether its files are what was written. The latest two
+    are kept, the best one, the one before that, and the best one until then.
     """
 
     def __init__(self, folder: pathlib.Path, needs_best: bool = True):
@@ -91,6 +99,7 @@ class Checkpoints:
         """
         self._folder, self._needs_best = folder, needs_best
         self._policy = _Policy()
+        self._lines: list[str] = []  # of the checkpoint that is being written
         options = ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True,
             lightweight_initialize=True,
@@ -101,12 +110,16 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def _seal(self):
-        """Writes the digests of the files of a checkpoint that is about to get its name."""
+        """Writes the lines and the digests of a checkpoint that is about to get its name."""
         if processes.is_first():
             for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                # Line by line: each of many threads' pools of memory would keep room for the text.
+                with (unfinished / LOG).open("w") as file:
+                    file.writelines(self._lines)
                 # Not of its own files, which only tell when it was saved: orbax changes them still.
                 items = (path for path in unfinished.glob("*/**/*") if path.is_file())
-                write_sums(unfinished, [str(path.relative_to(unfinished)) for path in items])
+                names = [str(path.relative_to(unfinished)) for path in items]
+                write_sums(unfinished, [*names, LOG])
 
     @contextlib.contextmanager
     def _explaining(self):
@@ -147,9 +160,9 @@ class Checkpoints:
                 self._policy.best = _Best(step, val_accuracy, before, best and best.step)
             best = self._policy.best and dataclasses.asdict(self._policy.best)
             notes = notes | {"checksum": int(checksum(state)), "best": best}
+            self._lines = list(lines)
             args = ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                notes=ocp.args.JsonSave(notes | {"lines": list(lines)}),
+                state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)
             )
             if not self._manager.save(step, args=args, force=True):
                 raise RuntimeError(f"orbax refused to save step {step} in {self._folder}")
@@ -234,8 +247,10 @@ class Checkpoints:
             restored = self._manager.restore(step, args=args)
             notes = dict(restored["notes"])
             best, expected = notes.pop("best"), notes.pop("checksum")
-            rows = notes.pop("rows", ())  # which earlier versions stored instead of their lines
-            lines = notes.pop("lines", [json.dumps(row) + "\n" for row in rows])
+            if "rows" in notes:  # as earlier versions stored the lines
+                lines = [json.dumps(row) + "\n" for row in notes.pop("rows")]
+            else:
+                lines = (self._folder / str(step) / LOG).read_text().splitlines(keepends=True)
         except MemoryError:
             raise
         except Exception as error:
