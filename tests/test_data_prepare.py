@@ -294,6 +294,21 @@ def test_a_wrong_checksum_names_both_and_leaves_nothing(server, small_cifar10, t
     assert_nothing_left(tmp_path / "data")
 
 
+def test_other_addresses_are_tried_before_a_pause(tmp_path, monkeypatch):
+    tried = []
+
+    def fetch(url, archive, part):
+        tried.append(url)
+        if len(tried) < 4:
+            raise ConnectionError("reset")
+        part.write_bytes(b"data")
+
+    monkeypatch.setattr(download, "_fetch", fetch)
+    archive = download.Archive(("a", "b"), hashlib.sha256(b"data").hexdigest(), 4)
+    assert download.download(archive, tmp_path).read_bytes() == b"data"
+    assert tried == ["a", "b", "a", "b"]
+
+
 def test_a_missing_page_is_told_at_once_and_another_address_helps(server, tmp_path):
     server.files = {"file": b"data"}
     urls = (server.url + "gone", server.url + "file")

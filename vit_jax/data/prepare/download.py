@@ -60,24 +60,41 @@ def download_all(name: str, archives: Sequence[Archive], data_dir: Path) -> Path
 
 
 def download(archive: Archive, folder: Path) -> Path:
-    """Returns the verified file in `folder`; raises `DownloadError` if no address gives it."""
+    """Returns the verified file in `folder`; raises `DownloadError` if no address gives it.
+
+    All addresses are tried before any is tried again.
+    """
     target = folder / archive.filename
     if target.exists() and sha256(target) == archive.sha256:
         return target
     part = target.with_name(target.name + ".part")
-    problems = []
-    for url in archive.urls:
-        try:
-            _fetch_patiently(url, archive, part)
-        except DownloadError as error:
-            problems.append(f"{url}: {error}")
-            continue
-        if (found := sha256(part)) == archive.sha256:
-            os.replace(part, target)
-            return target
+    problems, hopeful = {}, list(archive.urls)
+    for attempt in range(ATTEMPTS):
+        if attempt and hopeful:
+            time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
+        for url in list(hopeful):
+            try:
+                _fetch(url, archive, part)
+                return _verified(part, archive, target)
+            except DownloadError as error:
+                problems[url] = str(error)
+                hopeful.remove(url)
+            except HTTPError as error:
+                error.close()
+                problems[url] = f"HTTP status {error.code}"
+                if error.code < 500 and error.code not in (408, 425, 429):
+                    hopeful.remove(url)
+            except NETWORK_ERRORS as error:
+                problems[url] = str(getattr(error, "reason", error))
+    raise DownloadError("; ".join(f"{url}: {problem}" for url, problem in problems.items()))
+
+
+def _verified(part, archive, target):
+    if (found := sha256(part)) != archive.sha256:
         part.unlink()
-        problems.append(f"{url}: its sha256 is {found}, the official one {archive.sha256}")
-    raise DownloadError("; ".join(problems))
+        raise DownloadError(f"its sha256 is {found}, the official one {archive.sha256}")
+    os.replace(part, target)
+    return target
 
 
 def sha256(path: Path) -> str:
@@ -89,23 +106,6 @@ def sha256(path: Path) -> str:
 def progress(*args, **options) -> tqdm:
     """Returns a progress bar on stderr; where that is a log, it speaks every ten seconds only."""
     return tqdm(*args, mininterval=0.1 if sys.stderr.isatty() else 10.0, **options)
-
-
-def _fetch_patiently(url: str, archive: Archive, part: Path) -> None:
-    problem = ""
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
-        try:
-            return _fetch(url, archive, part)
-        except HTTPError as error:
-            error.close()
-            problem = f"HTTP status {error.code}"
-            if error.code < 500 and error.code not in (408, 425, 429):
-                break
-        except NETWORK_ERRORS as error:
-            problem = str(getattr(error, "reason", error))
-    raise DownloadError(problem)
 
 
 def _fetch(url: str, archive: Archive, part: Path) -> None:
