@@ -30,6 +30,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 import pytest  # noqa: E402  (JAX reads the variables when first imported)
 
 ROOT = pathlib.Path(__file__).parent.parent
+COMMAND_ENVIRONMENT = {"XLA_FLAGS": QUICK, "PYTHONPATH": str(ROOT)}
 
 
 def pytest_collection_modifyitems(items):
@@ -41,13 +42,12 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def command():
     """Returns a function that runs `python ARGS...` in the project's root."""
-    env = os.environ | {"XLA_FLAGS": QUICK}
 
     def run(*args, timeout=240, **environment):
         return subprocess.run(
             [sys.executable, *map(str, args)],
             cwd=ROOT,
-            env=env | {"PYTHONPATH": str(ROOT)} | environment,
+            env=os.environ | COMMAND_ENVIRONMENT | environment,
             capture_output=True,
             text=True,
             timeout=timeout,

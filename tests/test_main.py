@@ -1,8 +1,40 @@
 """A mistake on the command line ends in one sentence, status 1 and no traceback."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
+from conftest import COMMAND_ENVIRONMENT, ROOT
 
 DIGITS = "--config=configs/digits_patch.py"
+
+
+@pytest.fixture(scope="module")
+def main(tmp_path_factory):
+    """Returns a function that runs `python -m vit_jax.main ARGS...` (see forked.py)."""
+    # A process with a second thread is not to be forked.
+    env = os.environ | COMMAND_ENVIRONMENT | {"OPENBLAS_NUM_THREADS": "1"}
+    server = subprocess.Popen(
+        [sys.executable, "tests/forked.py"],
+        cwd=ROOT,
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def run(*arguments, **environment):
+        out, err = (tmp_path_factory.mktemp("output") / name for name in ("stdout", "stderr"))
+        request = {"arguments": arguments, "environment": environment}
+        server.stdin.write(json.dumps(request | {"stdout": str(out), "stderr": str(err)}) + "\n")
+        server.stdin.flush()
+        status = int(server.stdout.readline())
+        return subprocess.CompletedProcess(arguments, status, out.read_text(), err.read_text())
+
+    with server:
+        yield run
 
 
 def assert_refused(done, *sentences):
@@ -35,10 +67,10 @@ def assert_refused(done, *sentences):
         ),
     ],
 )
-def test_mistakes(command, tmp_path, arguments, sentence):
+def test_mistakes(main, tmp_path, arguments, sentence):
     if arguments:
         arguments = [*arguments, f"--workdir={tmp_path / 'runs'}"]
-    done = command("-m", "vit_jax.main", *arguments, TFDS_DATA_DIR=str(tmp_path))
+    done = main(*arguments, TFDS_DATA_DIR=str(tmp_path))
     assert_refused(done, sentence)
 
 
@@ -71,10 +103,10 @@ DEFAULTS = "from vit_jax import config\nget_config = config.get_config\n"
         ),
     ],
 )
-def test_mistakes_in_a_config_file(command, tmp_path, text, sentence):
+def test_mistakes_in_a_config_file(main, tmp_path, text, sentence):
     path = tmp_path / "mine.py"
     path.write_text(text)
-    done = command("-m", "vit_jax.main", f"--config={path}", f"--workdir={tmp_path / 'runs'}")
+    done = main(f"--config={path}", f"--workdir={tmp_path / 'runs'}")
     assert_refused(done, sentence)
 
 
