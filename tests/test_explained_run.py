@@ -15,7 +15,7 @@ from configs import common
 
 def get_config():
     config = common.digits_vit()
-    config.train.epochs, config.train.num_seeds = 15.0, 1
+    config.train.epochs, config.train.num_seeds = 10.0, 1
     config.log.figures_every = 2
     return config
 """
@@ -27,9 +27,7 @@ def workdir(tmp_path_factory, command):
     folder = tmp_path_factory.mktemp("explained")
     (folder / "digits.py").write_text(CONFIG)
     arguments = [f"--config={folder / 'digits.py'}", f"--workdir={folder / 'runs'}"]
-    # It computes enough to deserve machine code of a kind.
-    flags = "--xla_backend_optimization_level=1"
-    done = command("-m", "vit_jax.main", *arguments, XLA_FLAGS=flags)
+    done = command("-m", "vit_jax.main", *arguments)
     assert done.returncode == 0, done.stderr
     return folder / "runs"
 
