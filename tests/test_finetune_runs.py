@@ -171,8 +171,9 @@ def test_a_lengthened_run_equals_one_of_that_length(tmp_path, monkeypatch):
     first = run(tmp_path / "legs", train__epochs=5.0, **constant)
     earlier = json.loads((first / "summary.json").read_text())
     folder = run(tmp_path / "legs", train__epochs=10.0, **constant)
+    found = final_state(folder)
     for path, array in final_state(whole).items():
-        np.testing.assert_array_equal(final_state(folder)[path], array, path)
+        np.testing.assert_array_equal(found[path], array, path)
     clock = ("wall_seconds", "train/images_per_second")
     rows = [
         [
