@@ -122,7 +122,7 @@ MAGNITUDES = {
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_operations_are_those_of_pillow(channels):
-    images = sample_images()[..., :channels]
+    images = sample_images()[:: 2 if channels == 3 else 5, ..., :channels]
     operations = [(name, float(m)) for name, list_ in MAGNITUDES.items() for m in list_]
     ops = make_ops(operations, 32, 32)
     apply = jax.jit(lambda images, row: apply_ops(images, ops, row, 77))

@@ -261,7 +261,7 @@ def test_every_config_is_refused_or_trains(_no_network, capsys):
     outcomes = collections.Counter()
 
     @hypothesis.settings(
-        max_examples=EXAMPLES or 8,
+        max_examples=EXAMPLES or 6,
         derandomize=not EXAMPLES,
         database=None,
         deadline=None,
