@@ -8,6 +8,7 @@
 run again continues where it stopped; finished runs are not trained again.
 """
 
+import ctypes
 import functools
 import gc
 import pathlib
@@ -34,11 +35,16 @@ _VARIANT = flags.DEFINE_string(
     "variant", None, "Train this variant of the sweep alone, and write no table."
 )
 
+_M_ARENA_MAX = -8  # of malloc.h
+
 
 def run() -> None:
     """The command line's entry point."""
     # Tracing makes many objects, none of them in vain: looking for such took a second of a start.
     gc.set_threshold(100_000)
+    # Each pool of the C library keeps some of what was freed in it, and there are eight for a core.
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # of glibc
+        mallopt(_M_ARENA_MAX, 4)
     app.run(_main, flags_parser=_parse)
 
 
