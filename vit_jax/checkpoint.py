@@ -29,7 +29,7 @@ _json_of = functools.lru_cache(4)(lambda url: _to_json(tensorstore.KvStore.Spec(
 tensorstore.KvStore.Spec.to_json = lambda self, include_defaults=False: dict(_json_of(self.url))
 tensorstore.experimental_collect_matching_metrics = lambda *args, **options: []
 
-LOG = "metrics.jsonl"  # in a checkpoint: the lines of the run's up to there
+_LOG = "metrics.jsonl"  # in a checkpoint: the lines of the run's up to there
 
 
 @jax.jit
@@ -114,12 +114,12 @@ class Checkpoints:
         if processes.is_first():
             for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 # Line by line: each of many threads' pools of memory would keep room for the text.
-                with (unfinished / LOG).open("w") as file:
+                with (unfinished / _LOG).open("w") as file:
                     file.writelines(self._lines)
                 # Not of its own files, which only tell when it was saved: orbax changes them still.
                 items = (path for path in unfinished.glob("*/**/*") if path.is_file())
                 names = [str(path.relative_to(unfinished)) for path in items]
-                write_sums(unfinished, [*names, LOG])
+                write_sums(unfinished, [*names, _LOG])
 
     @contextlib.contextmanager
     def _explaining(self):
@@ -250,7 +250,7 @@ class Checkpoints:
             if "rows" in notes:  # as earlier versions stored the lines
                 lines = [json.dumps(row) + "\n" for row in notes.pop("rows")]
             else:
-                lines = (self._folder / str(step) / LOG).read_text().splitlines(keepends=True)
+                lines = (self._folder / str(step) / _LOG).read_text().splitlines(keepends=True)
         except MemoryError:
             raise
         except Exception as error:
@@ -388,8 +388,7 @@ def _on_one_device(metadata):
 
 
 def _hand_back_memory():
-    # The C library keeps what the threads of a save have freed, a little more of it every time: 100
-    # MiB after 300 checkpoints of a small model, 70 MiB with this.
+    # The C library keeps what the threads of a save have freed, a little more of it every time.
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # of glibc
         trim(0)
 
