@@ -1,27 +1,41 @@
-"""Runs vit_jax.main many times in forks of this process, which has imported what it needs.
+"""Runs vit_jax.main many times in forks of one process, which has imported it: that takes seconds.
 
-An import takes two seconds, a mistake on the command line a tenth. Reads lines of JSON from its
-input, {"arguments": [str], "environment": {str: str}, "stdout": path, "stderr": path}, and answers
-each with the exit status.
+python tests/forked.py reads lines of JSON, {"arguments": [str], "environment": {str: str},
+"stdout": path, "stderr": path}, and answers each with the exit status.
 """
 
+import contextlib
 import json
 import os
-import runpy
+import pathlib
 import sys
 import traceback
+import warnings
 
-import vit_jax.sweep  # noqa: F401  what main imports
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # without an installation
+warnings.filterwarnings("ignore", "os.fork")  # JAX has started nothing yet
+
+import vit_jax.sweep  # noqa: E402, F401  what main imports late
+from vit_jax import main  # noqa: E402
 
 
-def run(arguments, environment, stdout, stderr):
-    """Does what a new interpreter would, and ends this process."""
-    os.environ.update(environment)
-    for number, path in ((1, stdout), (2, stderr)):
-        os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), number)
-    sys.argv, status = ["main", *arguments], 0
+def run(arguments, stdout, stderr, environment=(), around=None):
+    """Returns the exit status of the main command in a fork; -9 if it is killed by SIGKILL.
+
+    Its output is appended to the two files; `around` is a context that the fork enters.
+    """
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    status = 1
     try:
-        runpy.run_module("vit_jax.main", run_name="__main__", alter_sys=True)
+        os.environ.update(environment)
+        for number, path in ((1, stdout), (2, stderr)):
+            os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
+        sys.argv = ["main", *arguments]
+        with around or contextlib.nullcontext():
+            main.run()
     except SystemExit as stopped:
         status = stopped.code or 0
         if isinstance(status, str):
@@ -29,14 +43,12 @@ def run(arguments, environment, stdout, stderr):
             status = 1
     except BaseException:
         traceback.print_exc()
-        status = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
-for line in sys.stdin:
-    child = os.fork()
-    if not child:
-        run(**json.loads(line))
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+if __name__ == "__main__":
+    for line in sys.stdin:
+        print(run(**json.loads(line)), flush=True)

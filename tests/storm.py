@@ -11,6 +11,7 @@ nothing else: that saves seconds for each.
 
 import argparse
 import collections
+import contextlib
 import functools
 import json
 import os
@@ -20,15 +21,12 @@ import signal
 import sys
 import threading
 import time
-import warnings
 
+import forked  # first: it finds vit_jax without an installation
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # without an installation
-warnings.filterwarnings("ignore", "os.fork")  # JAX has started nothing yet
-
-from vit_jax import checkpoint, main, report, sweep, train  # noqa: E402
-from vit_jax.metrics import Progress, read_jsonl  # noqa: E402
+from vit_jax import checkpoint, report, sweep, train
+from vit_jax.metrics import Progress, read_jsonl
 
 CONFIG = """
 from configs import common
@@ -138,27 +136,18 @@ class Killer:
 
 def run(arguments, log, killer=None):
     """Runs the program in a process of its own; returns its status, -9 if killed by SIGKILL."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    status = 70
-    try:
-        with log.open("a") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
+
+    @contextlib.contextmanager
+    def around():
         if killer:
             killer.arm()
-        sys.argv = ["vit_jax.main", *arguments]
-        main.run()
-    except SystemExit as end:
-        status = end.code or 0
-    finally:
-        with log.with_name("modules.txt").open("a") as file:
-            file.write("\n".join([*sys.modules, ""]))
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        try:
+            yield
+        finally:
+            with log.with_name("modules.txt").open("a") as file:
+                file.write("\n".join([*sys.modules, ""]))
+
+    return forked.run(arguments, log, log, around=around())
 
 
 def plan(kills, seed):
