@@ -13,7 +13,6 @@ import tempfile
 import hypothesis
 import jax
 import pytest
-import sklearn.datasets
 from hypothesis import strategies as st
 from PIL import Image
 from tiny_states import made_up
@@ -21,7 +20,7 @@ from tiny_weights import save_weights
 
 from vit_jax import config as settings
 from vit_jax import sweep
-from vit_jax.data import load_data, prepare
+from vit_jax.data import load_data, prepare, sources
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate
 from vit_jax.program import build_program, one_image
@@ -210,10 +209,7 @@ def _no_network():
     def refuse(name, folder):
         raise UserError(f"data.name={name}: there is no network here")
 
-    whole = sklearn.datasets.load_digits()
-    few = sklearn.utils.Bunch(
-        images=whole.images[:200], target=whole.target[:200], target_names=whole.target_names
-    )
+    pixels, labels = sources.read_digits()
     for part in ("train", "test"):
         for label, name in enumerate(("ant", "bee", "cat")):
             (PLACES / "images" / part / name).mkdir(parents=True)
@@ -222,7 +218,7 @@ def _no_network():
                 picture.save(PLACES / "images" / part / name / f"{i}.png")
     save_weights(PLACES / "weights", model__depth=1, model__hidden_size=8, model__mlp_dim=8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sklearn.datasets, "load_digits", lambda: few)
+        patch.setattr(sources, "read_digits", lambda: (pixels[:200], labels[:200]))
         patch.setattr(prepare, "prepare", refuse)
         patch.setenv("TFDS_DATA_DIR", str(PLACES / "tfds"))
         yield

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 from tiny_sets import cifar10_members, make_cifar10
 
 from vit_jax import sharding
 from vit_jax.config import get_config
-from vit_jax.data import ResidentBatches, StreamingBatches, load_data, prepare
+from vit_jax.data import ResidentBatches, StreamingBatches, load_data, prepare, sources
 from vit_jax.data.sources import IMAGE_SUFFIXES, Examples, open_source
 from vit_jax.data.splits import make_splits, stratified
 from vit_jax.errors import UserError
@@ -449,6 +450,9 @@ def test_what_does_not_fit_is_streamed(tfds_dir, mesh, capsys):
 
 
 def test_the_digits_need_no_files(mesh):
+    given, (pixels, labels) = load_digits(), sources.read_digits()
+    np.testing.assert_array_equal(pixels, np.rint(given.images * (255 / 16)))
+    np.testing.assert_array_equal(labels, given.target)
     data = load_data(settings(name="digits", channels=1), mesh)
     assert data.class_names == [str(digit) for digit in range(10)]
     assert len(data.train) + len(data.val) + len(data.test) == 1797

@@ -263,7 +263,7 @@ def first_state(program: Program, key: jax.Array) -> Any:
 
 
 def compile_ahead(program: Program, state) -> Future | None:
-    """Starts to compile the training step of one seed, while its state is made or read.
+    """Lowers the training step of one seed, and starts to compile it while its state is made.
 
     Args:
       program: of the step.
@@ -283,8 +283,10 @@ def compile_ahead(program: Program, state) -> Future | None:
     }
     split = sharding.split(program.mesh)
     batch = {k: jax.ShapeDtypeStruct(*like, sharding=split) for k, like in shapes.items()}
-    key, pool = jax.random.key(0), ThreadPoolExecutor(1)
-    started = pool.submit(lambda: program.train_step.lower(state, key, batch).compile())
+    # Python traces and lowers; beside other Python, as that which makes the state, it would wait.
+    lowered = program.train_step.lower(state, jax.random.key(0), batch)
+    pool = ThreadPoolExecutor(1)
+    started = pool.submit(lowered.compile)
     pool.shutdown(wait=False)
     return started
 
