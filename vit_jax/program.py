@@ -263,7 +263,7 @@ def first_state(program: Program, key: jax.Array) -> Any:
 
 
 def compile_ahead(program: Program, state) -> Future | None:
-    """Lowers the training step of one seed, and starts to compile it while its state is made.
+    """Lowers the training step of one seed, and starts to compile it, beside what makes its state.
 
     Args:
       program: of the step.

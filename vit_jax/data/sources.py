@@ -199,7 +199,7 @@ class Digits:
 
 
 def read_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Returns scikit-learn's images [1797, 8, 8] as uint8, 0 to 255, and their labels [1797]."""
+    """Returns scikit-learn's images [1797, 8, 8] as uint8, 0 to 255, and their int32 labels."""
     # Its own reader is slow to come by: the import takes two seconds, the file 20 milliseconds.
     package: Any = importlib.util.find_spec("sklearn")
     file = pathlib.Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
