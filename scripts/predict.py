@@ -63,7 +63,7 @@ def predict(argv: list[str] | None) -> None:
 
 def list_images(given: list[pathlib.Path]) -> list[pathlib.Path]:
     """Returns the image files among and in `given`; raises UserError if one leads to none."""
-    from vit_jax.data.sources import IMAGE_SUFFIXES
+    from vit_jax.data.images import IMAGE_SUFFIXES
 
     paths = []
     for path in given:

@@ -7,25 +7,15 @@ import textwrap
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 from sklearn.datasets import load_digits
-from tiny_sets import cifar10_members, make_cifar10
+from tiny_sets import cifar10_members, levels, make_cifar10, make_folder, settings
 
 from vit_jax import sharding
-from vit_jax.config import get_config
 from vit_jax.data import ResidentBatches, StreamingBatches, load_data, prepare, sources
-from vit_jax.data.sources import IMAGE_SUFFIXES, Examples, open_source
+from vit_jax.data.examples import Examples
+from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits, stratified
 from vit_jax.errors import UserError
-
-CLASSES = ("ant", "bee", "cat")
-
-
-def settings(**keys):
-    """The settings `config.data`, with some of them changed; 8x8 pixels unless told."""
-    config = get_config().data
-    config.update({"image_size": 8, "num_threads": 2} | keys)
-    return config
 
 
 @pytest.fixture(scope="module")
@@ -40,181 +30,6 @@ def tfds_dir(tmp_path_factory):
     archive = make_cifar10(folder / "archive.tar.gz")
     prepare.prepare_set(prepare.SETS["cifar10"], folder, archive)
     return str(folder)
-
-
-def make_folder(root, parts=("",), per_class=4, classes=CLASSES):
-    """Writes `per_class` images a class; the grey level of each is unique in the folder."""
-    level = 0
-    for part in parts:
-        for name in classes:
-            (root / part / name).mkdir(parents=True)
-            for number in range(per_class):
-                path = root / part / name / f"{number}.png"
-                Image.new("RGB", (8, 8), (level, level, level)).save(path)
-                level += 1
-    return root
-
-
-def levels(examples):
-    """The grey level of each image: its identity."""
-    return [int(image[0, 0, 0]) for image, _ in examples.read(range(len(examples)))]
-
-
-# Image folders
-
-
-def test_a_split_folder_keeps_its_parts(tmp_path):
-    make_folder(tmp_path, ("train", "valid", "test"))
-    splits = make_splits(
-        source := open_source(settings(name="folder", dir=str(tmp_path))), settings()
-    )
-    assert splits.class_names == list(CLASSES)
-    assert sorted(source.split_names) == ["test", "train", "valid"]
-    assert levels(splits.train) == list(range(12))
-    assert levels(splits.val) == list(range(12, 24))
-    assert levels(splits.test) == list(range(24, 36))
-    assert splits.test.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-
-
-def test_a_flat_folder_is_divided(tmp_path):
-    make_folder(tmp_path, per_class=10)
-    config = settings(name="folder", dir=str(tmp_path))
-    splits = make_splits(open_source(config), config)
-    parts = [splits.train, splits.val, splits.test]
-    assert [len(part) for part in parts] == [22, 2, 6]  # a fifth, then a tenth of the rest
-    assert sorted(sum(map(levels, parts), [])) == list(range(30))
-    for part in parts:
-        assert [level // 10 for level in levels(part)] == part.labels.tolist()
-
-
-@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
-def test_every_format_is_read(tmp_path, suffix):
-    make_folder(tmp_path)
-    path = tmp_path / f"ant/x{suffix.upper()}"
-    Image.new("RGB", (20, 12), (250, 130, 10)).save(path)
-    (tmp_path / "ant/notes.txt").write_text("no image")
-    examples = open_source(settings(name="folder", dir=str(tmp_path))).examples("")
-    assert len(examples) == 13
-    image, label = examples.read([4])[0]
-    assert (image.shape, image.dtype, label) == ((8, 8, 3), np.uint8, 0)
-    np.testing.assert_allclose(
-        image.astype(int), np.broadcast_to((250, 130, 10), image.shape), 0, 6
-    )
-
-
-def palette():
-    image = Image.new("P", (8, 8), 1)
-    image.putpalette([0, 0, 0, 200, 100, 50])
-    return image
-
-
-MODES = {
-    "greyscale": (Image.new("L", (8, 8), 77), (77, 77, 77)),
-    "palette": (palette(), (200, 100, 50)),
-    "RGBA": (Image.new("RGBA", (8, 8), (10, 20, 30, 255)), (10, 20, 30)),
-    "CMYK": (Image.new("CMYK", (8, 8), (0, 255, 255, 0)), (255, 0, 0)),
-    "16 bits": (Image.fromarray(np.full((8, 8), 100 * 257, np.uint16)), (100, 100, 100)),
-}
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_every_mode_becomes_rgb_or_grey(tmp_path, mode):
-    original, colour = MODES[mode]
-    make_folder(tmp_path)
-    suffix = "jpg" if mode == "CMYK" else "png"
-    original.save(tmp_path / f"ant/x.{suffix}")
-    config = settings(name="folder", dir=str(tmp_path))
-    image, _ = open_source(config).examples("").read([4])[0]
-    np.testing.assert_allclose(image.astype(int), np.broadcast_to(colour, image.shape), 0, 4)
-    config.channels = 1
-    image, _ = open_source(config).examples("").read([4])[0]
-    grey = np.dot(colour, (0.299, 0.587, 0.114))
-    np.testing.assert_allclose(image.astype(float), np.full((8, 8, 1), grey), 0, 4)
-
-
-def test_a_transparent_palette_is_read_without_a_warning(tmp_path):
-    make_folder(tmp_path)
-    palette().save(tmp_path / "ant/x.png", transparency=b"\x80\xff")
-    image, _ = open_source(settings(name="folder", dir=str(tmp_path))).examples("").read([4])[0]
-    assert image[0, 0].tolist() == [200, 100, 50]
-
-
-def test_an_image_is_turned_upright_and_cropped_in_its_centre(tmp_path):
-    make_folder(tmp_path)
-    pixels = np.zeros((8, 16, 3), np.uint8)
-    pixels[:, 4:8], pixels[:, 8:12] = 100, 200  # the left and right half of the centre
-    exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying: a quarter turn clockwise shows it upright
-    Image.fromarray(pixels).save(tmp_path / "ant/x.png", exif=exif)
-    image, _ = open_source(settings(name="folder", dir=str(tmp_path))).examples("").read([4])[0]
-    assert (image[:4] == 100).all() and (image[4:] == 200).all()  # left has become top
-
-
-def test_hidden_files_and_folders_are_passed_over(tmp_path):
-    make_folder(tmp_path)
-    (tmp_path / "ant/._0.png").write_text("what macOS writes beside 0.png")
-    (tmp_path / "ant/folder.png").mkdir()
-    (tmp_path / ".cache").mkdir()
-    (tmp_path / "ant/.copies").mkdir()
-    (tmp_path / "ant/.copies/0.png").write_bytes((tmp_path / "ant/0.png").read_bytes())
-    examples = open_source(settings(name="folder", dir=str(tmp_path))).examples("")
-    assert levels(examples) == list(range(12))
-
-
-def broken_folder(root):
-    make_folder(root)
-    (root / "bee/1.png").write_bytes((root / "bee/1.png").read_bytes()[:50])
-    (root / "cat/0.png").write_text("no image")
-    return settings(name="folder", dir=str(root))
-
-
-@pytest.mark.parametrize("resident", ["always", "never"])
-def test_an_unreadable_file_is_named(tmp_path, mesh, resident):
-    config = broken_folder(tmp_path)
-    config.resident, config.test_size, config.val_size = resident, 1, 1
-    with pytest.raises(UserError, match=r"(bee/1|cat/0).png cannot be read as an image"):
-        data = load_data(config, mesh)
-        for part in (data.train, data.val, data.test):
-            list(part.evaluate(8))
-
-
-def test_unreadable_files_are_skipped_and_counted(tmp_path, capsys):
-    config = broken_folder(tmp_path)
-    config.skip_corrupt = True
-    examples = open_source(config).examples("")
-    assert levels(examples) == [0, 1, 2, 3, 4, 6, 7, 9, 10, 11]
-    assert examples.labels.tolist() == [0] * 4 + [1] * 3 + [2] * 3
-    assert "skipped 2 unreadable of 12 files" in capsys.readouterr().out
-    for path in (tmp_path / "cat").iterdir():
-        path.write_text("no image")
-    with pytest.raises(UserError, match="cat holds no readable image"):
-        open_source(config).examples("")
-
-
-@pytest.mark.parametrize(
-    ("make", "keys", "sentence"),
-    [
-        (lambda root: (root / "dog").mkdir(), {}, "class folder .*/dog holds no image"),
-        (lambda root: None, {"dir": "/absent"}, "data.dir=/absent is not a folder"),
-        (lambda root: make_folder(root, ("test",)), {}, "holds test but no folder 'train'"),
-        (
-            lambda root: make_folder(root, ("train",), classes=["ant"]),
-            {},
-            "holds fewer than two class folders",
-        ),
-        (
-            lambda root: (make_folder(root, ("train",)), make_folder(root, ("test",), 1, ["ant"])),
-            {},
-            "differ in their classes: bee, cat",
-        ),
-    ],
-)
-def test_a_folder_that_is_no_set_is_told(tmp_path, make, keys, sentence):
-    if make(tmp_path) is None:
-        make_folder(tmp_path)
-    config = settings(**({"name": "folder", "dir": str(tmp_path)} | keys))
-    with pytest.raises(UserError, match=sentence):
-        make_splits(open_source(config), config)
 
 
 # Splits

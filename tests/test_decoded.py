@@ -13,7 +13,8 @@ from tiny_sets import make_cifar10
 from vit_jax import run_folder, sharding
 from vit_jax.config import get_config
 from vit_jax.data import decoded, load_data, prepare
-from vit_jax.data.sources import Examples, open_source
+from vit_jax.data.examples import Examples
+from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 
 SIZE = 16

@@ -1,4 +1,4 @@
-"""Small archives in the official formats of CIFAR-10, MNIST and EuroSAT, for the tests."""
+"""Small data sets for the tests: folders, and archives in the official formats."""
 
 import gzip
 import io
@@ -9,7 +9,35 @@ import zipfile
 import numpy as np
 from PIL import Image
 
+from vit_jax.config import get_config
 from vit_jax.data.prepare import SETS
+
+CLASSES = ("ant", "bee", "cat")
+
+
+def settings(**keys):
+    """The settings `config.data`, with some of them changed; 8x8 pixels unless told."""
+    config = get_config().data
+    config.update({"image_size": 8, "num_threads": 2} | keys)
+    return config
+
+
+def make_folder(root, parts=("",), per_class=4, classes=CLASSES):
+    """Writes `per_class` images a class; the grey level of each is unique in the folder."""
+    level = 0
+    for part in parts:
+        for name in classes:
+            (root / part / name).mkdir(parents=True)
+            for number in range(per_class):
+                path = root / part / name / f"{number}.png"
+                Image.new("RGB", (8, 8), (level, level, level)).save(path)
+                level += 1
+    return root
+
+
+def levels(examples):
+    """The grey level of each image: its identity."""
+    return [int(image[0, 0, 0]) for image, _ in examples.read(range(len(examples)))]
 
 
 def make_tar(path, members):

@@ -14,7 +14,8 @@ from vit_jax import models, pretrained, run_folder, sharding, steps
 from vit_jax.augment import preprocess
 from vit_jax.config import Config
 from vit_jax.data import load_data
-from vit_jax.data.sources import open_source, read_image, stored_size
+from vit_jax.data.images import read_image, stored_size
+from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits, one_of_each
 from vit_jax.errors import UserError, one_line
 from vit_jax.evaluate import evaluate, make_report, softmax

@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 
 from vit_jax import processes
 from vit_jax.data.batches import ResidentBatches, StreamingBatches
-from vit_jax.data.sources import open_source, stored_size
+from vit_jax.data.images import stored_size
+from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits
 
 __all__ = ["Data", "ResidentBatches", "StreamingBatches", "load_data"]

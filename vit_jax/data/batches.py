@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vit_jax import sharding
-from vit_jax.data.sources import Examples
+from vit_jax.data.examples import Examples
 
 
 @functools.lru_cache(maxsize=4)

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from vit_jax.data.sources import VALIDATION_NAMES, Examples, Source
+from vit_jax.data.examples import Examples
+from vit_jax.data.sources import VALIDATION_NAMES, Source
 from vit_jax.errors import UserError
 
 

@@ -1,0 +1,94 @@
+"""Labelled images by their numbers, read one by one or all at once."""
+
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from tqdm import tqdm
+
+from vit_jax.data import decoded
+
+
+class Examples:
+    """Random access to labelled images.
+
+    Attributes:
+      labels: int32 [n].
+      identity: a text that changes with the pixels or labels; None: they are not to be kept.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        read: Callable[[Sequence[int]], list[tuple[np.ndarray, int]]],
+        labels: Callable[[], np.ndarray],
+        identity: Callable[[], str | None] = lambda: None,
+    ):
+        """Wraps a reader.
+
+        Args:
+          count: number of examples.
+          read: indices -> (uint8 [height, width, channels], label) each.
+          labels: -> int32 [count]; called only when labels are needed without the pixels.
+          identity: -> `identity`; called only before all are decoded.
+        """
+        self._count, self._read, self._labels, self._identity = count, read, labels, identity
+
+    def __len__(self):
+        return self._count
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """The labels, int32 [n]."""
+        return self._labels()
+
+    @functools.cached_property
+    def identity(self) -> str | None:
+        """A text that changes with the pixels or labels; None: they are not to be kept."""
+        return self._identity()
+
+    def read(self, indices: Sequence[int]) -> list[tuple[np.ndarray, int]]:
+        """Reads and decodes some examples: (uint8 [height, width, channels], label) each."""
+        return self._read(indices)
+
+    def take(self, indices: np.ndarray) -> "Examples":
+        """Returns the examples at `indices`, in that order."""
+        return Examples(
+            len(indices),
+            lambda wanted: self._read([int(indices[i]) for i in wanted]),
+            lambda: self.labels[indices],
+            lambda: self.identity and decoded.identity(self.identity, indices.tolist()),
+        )
+
+    def decode_all(self, num_threads: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns all images, uint8 [n, height, width, channels], and labels, int32 [n]."""
+        chunks = [range(i, min(i + 256, len(self))) for i in range(0, len(self), 256)]
+        # Filled in place: a stack at the end would need twice the room.
+        images = np.empty((len(self), *self.read([0])[0][0].shape), np.uint8)
+        labels = np.empty(len(self), np.int32)
+        bar = tqdm(total=len(self), desc="decoding", unit="image", leave=False, disable=None)
+        with ThreadPoolExecutor(num_threads) as pool, bar:
+            for chunk, examples in zip(chunks, pool.map(self.read, chunks), strict=True):
+                for i, (image, label) in zip(chunk, examples, strict=True):
+                    images[i], labels[i] = image, label
+                bar.update(len(chunk))
+        return images, labels
+
+    def load_all(self, num_threads: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns as `decode_all`, without decoding what an earlier start kept (`decoded`)."""
+        if self.identity is None:
+            return self.decode_all(num_threads)
+        # Some are compared: dates may mislead, and the libraries that Pillow decodes with change.
+        some = np.linspace(0, len(self) - 1, 8).astype(int).tolist()
+        seen = self.read(some)
+
+        def fits(images, labels):
+            pairs = zip(some, seen, strict=True)
+            return all(labels[i] == y and np.array_equal(images[i], x) for i, (x, y) in pairs)
+
+        shapes = ((len(self), *seen[0][0].shape), np.uint8), ((len(self),), np.int32)
+        images, labels = decoded.kept(
+            self.identity, shapes, lambda: self.decode_all(num_threads), fits
+        )
+        return images, labels
