@@ -54,3 +54,27 @@ def command():
         )
 
     return run
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A tiny_server.Server, which is asked without pauses."""
+    from tiny_server import Server
+
+    from vit_jax.data.prepare import download
+
+    monkeypatch.setattr(download, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def small_cifar10(server, tmp_path):
+    """A served CIFAR-10: the set and its archive's bytes."""
+    from tiny_server import served
+    from tiny_sets import make_cifar10
+
+    path = make_cifar10(tmp_path / "cifar-10-binary.tar.gz")
+    return served(server, "cifar10", {path.name: path.read_bytes()}), path.read_bytes()

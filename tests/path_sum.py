@@ -1,0 +1,17 @@
+"""Rollout by its definition, slow and plain."""
+
+import itertools
+
+import numpy as np
+
+
+def path_sum(fused):
+    """Returns [n, n]: over all paths from output to input token, the products of their steps."""
+    n = fused[0].shape[0]
+    layers = [a + np.eye(n) for a in fused]
+    layers = [a / a.sum(1)[:, None] for a in layers]
+    total = np.zeros((n, n))
+    for path in itertools.product(range(n), repeat=len(layers) + 1):
+        steps = zip(reversed(layers), itertools.pairwise(path), strict=True)
+        total[path[0], path[-1]] += np.prod([layer[step] for layer, step in steps])
+    return total
