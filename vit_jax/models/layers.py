@@ -121,8 +121,8 @@ def _convolve_backward(stride, padding, inputs, dy):
 def _kernel_gradient(x, dy, shape, stride, padding):
     """Returns the product of `dy` and the patches that the kernel met, [size, size, c, d]."""
     size, (b, height, width, d) = shape[0], dy.shape
-    # As many images at a time as stay in the cache with their patches.
-    fitting = max(1, 2**17 // x[0].size)
+    # As few images at a time as make a large product, so that their patches stay in the cache.
+    fitting = max(1, 256 // (height * width))
     parts = next(n for n in range(-(-b // fitting), b + 1) if b % n == 0)
 
     def add(total, part):
