@@ -43,7 +43,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from vit_jax import config as settings  # noqa: E402
-from vit_jax import sharding  # noqa: E402
+from vit_jax import memory, sharding  # noqa: E402
 from vit_jax.validation import validate  # noqa: E402
 
 # image_size, patch_size, hidden_size, depth, num_heads, mlp_dim, and a usual batch
@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--data", default="digits", help="startup: data.name (default digits)")
     parser.add_argument("--json", type=pathlib.Path, help="add a line to this file")
     args = parser.parse_args()
+    memory.keep_freed()  # as the main command does
     if args.mode == "augment":
         args.model = "cifar_vit"  # of which only the size of the images matters
     if args.mode == "explain" and args.model == "resnet18":

@@ -11,7 +11,7 @@ OURS = {path.stem for path in (ROOT / "vit_jax").iterdir() if path.name[0] not i
 # What each module may import of ours; a package may always import its own parts, and anyone
 # `errors` and `files`.
 ALLOWED = {name: set() for name in OURS} | {
-    "main": {"sweep", "stop", "config", "processes"},
+    "main": {"sweep", "stop", "config", "memory", "processes"},
     "sweep": OURS - {"main", "sweep"},
     "train": OURS - {"main", "sweep", "train", "report"},
     "program": OURS
@@ -31,7 +31,7 @@ ALLOWED = {name: set() for name in OURS} | {
     "features": {"checkpoint", "data", "metrics", "program", "sharding"},
     "seeds": {"evaluate", "models", "program", "run_folder", "sharding", "validation"},
     "classifier": OURS - {"main", "sweep", "train", "report", "classifier"},
-    "cli": {"config"},
+    "cli": {"config", "memory"},
     "figures": {
         "augment",
         "classifier",
@@ -50,7 +50,7 @@ ALLOWED = {name: set() for name in OURS} | {
     "steps": {"augment", "metrics"},
     "report": {"plots", "metrics"},
     "data": {"processes", "sharding"},
-    "checkpoint": {"processes"},
+    "checkpoint": {"memory", "processes"},
     "sharding": {"processes"},
     "configs": {"config"},
 }

@@ -1,7 +1,6 @@
 """Checkpoints of a run, and of weights alone. The only file that knows orbax."""
 
 import contextlib
-import ctypes
 import dataclasses
 import functools
 import json
@@ -16,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
-from vit_jax import processes
+from vit_jax import memory, processes
 from vit_jax.errors import UserError
 from vit_jax.files import disk_problem, first_damage, warn, write_sums
 
@@ -151,7 +150,7 @@ class Checkpoints:
         """
         with self._explaining():
             self._manager.wait_until_finished()
-            _hand_back_memory()
+            memory.hand_back()
             if step in self.steps:
                 self._manager.delete(step)
             best = self._policy.best
@@ -385,12 +384,6 @@ def _on_one_device(metadata):
     """Returns what to restore an orbax tree of array metadata into."""
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), metadata)
-
-
-def _hand_back_memory():
-    # The C library keeps what the threads of a save have freed, a little more of it every time.
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # of glibc
-        trim(0)
 
 
 def _first_line(error: Exception) -> str:

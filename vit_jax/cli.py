@@ -9,6 +9,7 @@ from collections.abc import Callable
 from absl import logging
 
 from vit_jax import config as settings
+from vit_jax import memory
 from vit_jax.config import Config
 from vit_jax.errors import UserError, one_line
 
@@ -29,6 +30,7 @@ def run(command: Callable[[], None]) -> int:
     """Runs a command and returns its exit status; a user's mistake is one line, status 1."""
     # JAX and orbax tell of their insides, and log the tracebacks of what they raise as well.
     logging.set_verbosity(logging.FATAL)
+    memory.keep_freed()
     try:
         command()
     except (UserError, OSError) as error:

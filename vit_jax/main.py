@@ -8,7 +8,6 @@
 run again continues where it stopped; finished runs are not trained again.
 """
 
-import ctypes
 import functools
 import gc
 import pathlib
@@ -22,6 +21,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from vit_jax import config as settings
+from vit_jax import memory
 from vit_jax.errors import UserError, one_line
 from vit_jax.files import disk_problem
 
@@ -35,16 +35,12 @@ _VARIANT = flags.DEFINE_string(
     "variant", None, "Train this variant of the sweep alone, and write no table."
 )
 
-_M_ARENA_MAX = -8  # of malloc.h
-
 
 def run() -> None:
     """The command line's entry point."""
     # Tracing makes many objects, none of them in vain: looking for such took a second of a start.
     gc.set_threshold(100_000)
-    # Each pool of the C library keeps some of what was freed in it, and there are eight for a core.
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # of glibc
-        mallopt(_M_ARENA_MAX, 4)
+    memory.keep_freed()
     app.run(_main, flags_parser=_parse)
 
 
