@@ -31,7 +31,8 @@ def _show(axis, picture):
 
 def _heat(axis, picture, heat, scale):
     """Draws a map over a picture, which stays visible in grey."""
-    axis.imshow(picture.mean(-1), cmap="gray", vmin=0, vmax=255)
+    # In half its contrast, so that black and white parts change a colour little.
+    axis.imshow(picture.mean(-1), cmap="gray", vmin=-128, vmax=383)
     height, width = picture.shape[:2]
     return axis.imshow(
         heat,
@@ -41,6 +42,11 @@ def _heat(axis, picture, heat, scale):
         extent=(-0.5, width - 0.5, height - 0.5, -0.5),
         interpolation="nearest",
     )
+
+
+def _heat_bar(figure, axes, image):
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, pad=0.01)
+    bar.ax.set_facecolor("0.5")  # what lies below the maps, on average
 
 
 def save_heat_maps(
@@ -71,7 +77,7 @@ def save_heat_maps(
             image = _heat(axes[i, j + 1], pictures[i], maps[i, j], scale)
     for axis, name in zip(axes[0], ["image", *columns], strict=True):
         axis.set_title(name, fontsize=8)
-    figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, pad=0.01)
+    _heat_bar(figure, axes, image)
     figure.suptitle(title, fontsize=10)
     save(figure, path, dpi=110)
 
@@ -103,7 +109,7 @@ def save_comparison(
                 image = _heat(axis, pictures[i], heat, scale)
     for j, axis in enumerate(axes[0]):
         axis.set_title(f"layer {j - 1}" if j else "image", fontsize=8)
-    figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, pad=0.01)
+    _heat_bar(figure, axes, image)
     figure.suptitle(title, fontsize=10)
     save(figure, path, dpi=110)
 
