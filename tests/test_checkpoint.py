@@ -62,6 +62,31 @@ def test_latest_two_and_best_with_the_one_before_it_are_kept(saved):
     jax.tree.map(np.testing.assert_array_equal, best.state, make_state(2))
 
 
+def test_a_checkpoint_stays_until_its_successor_is_there(saved, monkeypatch):
+    checkpoints, folder = saved
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save(4, make_state(4), {"evaluated": "again"}, 0.7, LINES[4])
+    assert restored_from(folder).notes == {"evaluated": True}
+    assert steps_in(folder) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_replaced_checkpoint_is_removed(saved, killed):
+    checkpoints, folder = saved
+    checkpoints.save(4, make_state(4), {"evaluated": "again"}, 0.7, LINES[4])
+    checkpoints.wait()
+    if killed:  # before the old one was removed as a whole
+        (folder / "4.replaced" / "state").mkdir(parents=True)
+    assert restored_from(folder).notes == {"evaluated": "again"}
+    assert not list(folder.glob("*.replaced"))
+
+
 def test_rows_of_earlier_versions_become_lines(saved):
     _, folder = saved
     notes = folder / "4" / "notes" / "metadata"

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import pathlib
+import shutil
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ tensorstore.KvStore.Spec.to_json = lambda self, include_defaults=False: dict(_js
 tensorstore.experimental_collect_matching_metrics = lambda *args, **options: []
 
 _LOG = "metrics.jsonl"  # in a checkpoint: the lines of the run's up to there
+_REPLACED = ".replaced"  # after the name of a checkpoint, while its successor is being written
 
 
 @jax.jit
@@ -106,7 +108,29 @@ class Checkpoints:
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
         with self._explaining():
+            self._settle_replaced()
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def _replace(self, step):
+        """Makes room for another checkpoint of this step; until that is there, the old one stays.
+
+        So a run that was stopped before it evaluated its state, and then saves it once more with
+        the accuracy, may be killed meanwhile.
+        """
+        with processes.first_before_others():
+            if processes.is_first():
+                old = self._folder / str(step)
+                old.rename(old.with_name(old.name + _REPLACED))
+        self._manager.reload()
+        self._replacing = True
+
+    def _settle_replaced(self):
+        """Removes a checkpoint whose successor is there; brings it back if there is none."""
+        with processes.first_before_others():
+            for old in self._folder.glob(f"*{_REPLACED}") if processes.is_first() else ():
+                new = old.with_suffix("")
+                shutil.rmtree(old) if new.exists() else old.rename(new)
+        self._replacing = False
 
     def _seal(self):
         """Writes the lines and the digests of a checkpoint that is about to get its name."""
@@ -148,11 +172,11 @@ class Checkpoints:
         Raises:
           UserError: the disk is full, perhaps since the checkpoint before this one.
         """
+        self.wait()
         with self._explaining():
-            self._manager.wait_until_finished()
             memory.hand_back()
             if step in self.steps:
-                self._manager.delete(step)
+                self._replace(step)
             best = self._policy.best
             if val_accuracy is not None and (best is None or val_accuracy >= best.val_accuracy):
                 before = self._manager.latest_step()
@@ -271,11 +295,15 @@ class Checkpoints:
         """Returns when everything saved so far is on disk; raises UserError if that is full."""
         with self._explaining():
             self._manager.wait_until_finished()
+            if self._replacing:
+                self._settle_replaced()
 
     def close(self) -> None:
         """Waits, and ends the background threads."""
         with self._explaining():
             self._manager.close()
+            if self._replacing:
+                self._settle_replaced()
 
 
 def restore_common(runs: Sequence[Checkpoints], abstract_state) -> list[Restored] | None:
