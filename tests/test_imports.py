@@ -50,7 +50,7 @@ ALLOWED = {name: set() for name in OURS} | {
     "steps": {"augment", "metrics"},
     "report": {"plots", "metrics"},
     "data": {"processes", "sharding"},
-    "checkpoint": {"memory", "processes"},
+    "checkpoint": {"processes"},
     "sharding": {"processes"},
     "configs": {"config"},
 }

@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
-from vit_jax import memory, processes
+from vit_jax import processes
 from vit_jax.errors import UserError
 from vit_jax.files import disk_problem, first_damage, warn, write_sums
 
@@ -174,7 +174,6 @@ class Checkpoints:
         """
         self.wait()
         with self._explaining():
-            memory.hand_back()
             if step in self.steps:
                 self._replace(step)
             best = self._policy.best

@@ -21,7 +21,11 @@ def keep_freed() -> None:
 
 
 def hand_back() -> None:
-    """Gives the kernel what is free: after a checkpoint, which needs much once in a while."""
+    """Gives the kernel what is free.
+
+    Call it once in many steps, and after what needed much once: small objects in places that larger
+    ones have left make those grow the pool, by half in a hundred steps.
+    """
     if trim := _function("malloc_trim"):
         trim(0)
 

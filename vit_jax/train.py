@@ -16,6 +16,7 @@ import vit_jax
 from vit_jax import (
     explain,
     features,
+    memory,
     models,
     processes,
     run_folder,
@@ -197,6 +198,7 @@ class _Run:
                 self._log_rows(clock)
                 if evaluate_now:
                     self._evaluate_and_save()
+                memory.hand_back()
                 clock, self.row_start = time.monotonic(), self.step
             self._exit_if_stopped()
 
