@@ -3,14 +3,17 @@
 import numpy as np
 
 from vit_jax import pretrained
+from vit_jax.config import get_config
+from vit_jax.pretrained.weights import KEYS
 
 
 def save_weights(folder, num_classes=3, **settings):
     """Writes a checkpoint of a ViT, or what model__name says, for 8x8 images; returns `folder`."""
-    keys = {"patch_size": 4, "hidden_size": 16, "depth": 5, "num_heads": 2, "mlp_dim": 16}
-    keys = {} if settings.get("model__name") == "resnet18" else keys
-    keys = {f"model.{key}": value for key, value in keys.items()}
-    keys |= {"data.image_size": 8, "data.channels": 1}
+    name = settings.get("model__name", "vit")
+    tiny = {"patch_size": 4, "hidden_size": 16, "depth": 5, "num_heads": 2, "mlp_dim": 16}
+    told = {key: get_config().model[key] for key in KEYS[name]} | (tiny if name == "vit" else {})
+    keys = {f"model.{key}": value for key, value in told.items()}
+    keys |= {"model.name": name, "data.image_size": 8, "data.channels": 1}
     keys |= {key.replace("__", "."): value for key, value in settings.items()}
     rng = np.random.default_rng(0)
     arrays = {
