@@ -10,9 +10,9 @@ def keep_freed() -> None:
     """Has the C library keep what is freed; call it before threads are started.
 
     A step's buffers are some hundred MB, which glibc would give to the kernel after every step and
-    ask for again: a quarter of the time of ResNet18's step on a CPU, spent on clearing pages. It
-    does not where all threads share one pool, as only the first one grows beyond 64 MiB. Its lock
-    is no loss: few threads ask for memory while a step computes.
+    ask for again: a fifth of ResNet18's step on a CPU went into clearing pages. All threads share
+    one pool, since only the first one grows beyond 64 MiB. Its lock is no loss on a CPU: few threads
+    ask for memory while a step computes.
     """
     if mallopt := _function("mallopt"):
         mallopt(_M_ARENA_MAX, 1)
@@ -23,8 +23,8 @@ def keep_freed() -> None:
 def hand_back() -> None:
     """Gives the kernel what is free.
 
-    Call it once in many steps, and after what needed much once: small objects in places that larger
-    ones have left make those grow the pool, by half in a hundred steps.
+    Call it once in many steps, the next of which takes up to 20 ms longer: small objects in places
+    that larger ones have left make the pool grow, by half in a hundred steps.
     """
     if trim := _function("malloc_trim"):
         trim(0)
