@@ -11,8 +11,8 @@ def keep_freed() -> None:
 
     A step's buffers are some hundred MB, which glibc would give to the kernel after every step and
     ask for again: a fifth of ResNet18's step on a CPU went into clearing pages. All threads share
-    one pool, since only the first one grows beyond 64 MiB. Its lock is no loss on a CPU: few threads
-    ask for memory while a step computes.
+    one pool, since only the first one grows beyond 64 MiB. Its lock is no loss on a CPU: few
+    threads ask for memory while a step computes.
     """
     if mallopt := _function("mallopt"):
         mallopt(_M_ARENA_MAX, 1)
