@@ -391,10 +391,16 @@ def test_resnet18_pads_as_pytorch_does():
 
 @pytest.mark.parametrize(
     ("shape", "kernel", "stride"),
-    [((6, 9, 8, 3), (3, 4), 2), ((3, 200, 120, 16), (3, 5), 1), ((5, 7, 7, 4), (1, 6), 2)],
+    [
+        ((6, 9, 8, 3), (3, 4), 2),
+        ((4, 30, 28, 3), (3, 4), 2),
+        ((3, 200, 120, 16), (3, 5), 1),
+        ((6, 5, 4, 3), (3, 4), 1),
+        ((5, 7, 7, 4), (1, 6), 2),
+    ],
 )
 def test_convolution_has_the_gradients_of_the_compilers_own(shape, kernel, stride):
-    """The images are taken all at once, one by one, and without neighbours."""
+    """The images are taken all at once, two by two, one by one, and without neighbours."""
     size, channels = kernel
     rng = np.random.default_rng(0)
     x = rng.normal(size=shape).astype(np.float32)
