@@ -1,8 +1,11 @@
 """What is freed is kept for the next step, in all threads, until it is handed back."""
 
 import ctypes
+import gc
 
 import pytest
+
+from vit_jax import memory
 
 PROGRAM = """
 import os, pathlib, threading
@@ -29,3 +32,11 @@ def test_freed_memory_is_kept_until_handed_back(command):
     kept, left = map(int, done.stdout.split())
     assert kept > 90_000_000
     assert left < 30_000_000
+
+
+def test_handing_back_leaves_no_garbage():
+    memory.hand_back()
+    gc.collect()
+    for _ in range(3):
+        memory.hand_back()
+    assert gc.collect() == 0

@@ -1,6 +1,7 @@
 """What the C library does with memory that was freed."""
 
 import ctypes
+import functools
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -30,5 +31,6 @@ def hand_back() -> None:
         trim(0)
 
 
+@functools.cache  # each CDLL is garbage that refers to itself
 def _function(name):
     return getattr(ctypes.CDLL(None), name, None)  # None on other systems than glibc's
