@@ -1,6 +1,7 @@
 """Seeds that are trained at once become what each becomes alone."""
 
 import dataclasses
+import errno
 import io
 import json
 import pathlib
@@ -175,6 +176,22 @@ def test_seeds_that_were_saved_at_different_steps_go_on_exactly(run, together, t
         states = [checkpoint.load_run(f / "checkpoints", "last") for f in (one, other)]
         assert states[0][1] == states[1][1]  # to the bit
     assert "base seeds 0-1: going on from step 7" in capsys.readouterr().out
+
+
+def test_no_seed_gets_two_saves_ahead_of_one_whose_save_failed(run, together, tmp_path):
+    write_sums = checkpoint.write_sums
+
+    def full(folder, *args):
+        if "seed_1" in str(folder):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_sums(folder, *args)
+
+    with pytest.raises(UserError, match="seed_1/checkpoints: a checkpoint cannot be written"):
+        run(tmp_path, patches=[(checkpoint, "write_sums", full)])
+    folders = [tmp_path / f"seed_{seed}" for seed in (0, 1)]
+    assert [run_folder.last_saved_step(folder) for folder in folders] == [5, 0]
+    for one, other in zip(run(tmp_path), together, strict=True):
+        assert rows_of(one) == rows_of(other)
 
 
 @pytest.mark.parametrize("devices", [2, 4])

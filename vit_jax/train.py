@@ -311,6 +311,9 @@ class _Run:
         self.state = self.state.replace(plateau=self.steps.put(states))
 
     def _save(self, due, results=None, evaluated=True):
+        # First, so that none gets two saves ahead of one whose save failed (see `seeds.groups`).
+        for seed in due:
+            seed.checkpoints.wait()
         bad_steps = self.steps.rows(self.state.bad_step)
         for seed in due:
             seed.check_finite(int(bad_steps[seed.place]))
