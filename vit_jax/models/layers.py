@@ -94,8 +94,8 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.
 
     Returns:
       [b, (height + 2 padding - size) // stride + 1, likewise, d]. On a CPU the kernel's gradient,
-      and the images' where they are small, are made of products, because XLA's own run at a
-      fraction of a product's speed there.
+      and the images' where the outputs are few or there is a stride, are made of products, because
+      XLA's own run at a fraction of a product's speed there.
     """
     return _convolution(x, kernel, stride, padding)
 
