@@ -16,14 +16,15 @@ MODE is one of
   augment   the kind "autoaugment" (crop, flip, policy, normalisation) on 32 x 32 images; the peer
             is the policy alone, by torchvision, in one process for each core
   seeds     the training step of four seeds at once, beside that of one
+  calls     32 training steps in one call, beside 32 calls
   resident  what the main thread does for a training step on images that the devices hold
   startup   from the main command to the first step of configs/cifar_patch.py's patch_4, on the
             digits or another --data set: with empty caches, and again
 
 on one of the models cifar_vit (configs/cifar_patch.py at patch 4), small_vit (the same, 128 wide
-with 6 blocks), vit_ti, vit_b (16-pixel patches at 224 pixels) or resnet18 (at 32 pixels). Peers get
-batches that are ready as float32, but in `input`. Prints a line for each side and ratios of
-medians; --json=FILE adds them to a file of JSON lines.
+with 6 blocks), digits_vit (configs/digits_patch.py at patch 2), vit_ti, vit_b (16-pixel patches at
+224 pixels) or resnet18 (at 32 pixels). Peers get batches that are ready as float32, but in `input`.
+Prints a line for each side and ratios of medians; --json=FILE adds them to a file of JSON lines.
 """
 
 import argparse
@@ -51,11 +52,23 @@ KEYS = ("image_size", "patch_size", "hidden_size", "depth", "num_heads", "mlp_di
 MODELS = {
     "cifar_vit": (32, 4, 256, 8, 8, 512, 128),
     "small_vit": (32, 4, 128, 6, 4, 256, 128),
+    "digits_vit": (8, 2, 64, 2, 4, 128, 64),
     "vit_ti": (224, 16, 192, 12, 3, 768, 16),
     "vit_b": (224, 16, 768, 12, 12, 3072, 8),
     "resnet18": (32, 0, 64, 0, 0, 0, 64),
 }
-MODES = ("step", "infer", "finetune", "explain", "input", "augment", "seeds", "resident", "startup")
+MODES = (
+    "step",
+    "infer",
+    "finetune",
+    "explain",
+    "input",
+    "augment",
+    "seeds",
+    "calls",
+    "resident",
+    "startup",
+)
 
 
 def main() -> None:
@@ -174,20 +187,18 @@ def make_config(spec, **overrides):
 
 
 def make_program(config):
-    """Returns the program of a config, and a batch of random images on the devices."""
+    """Returns a config's program, random images that the devices hold, and a batch of them."""
     sharding.start(False, config.sharding.cpu_devices, config.train.batch_size)
+    from vit_jax.data import ResidentBatches
     from vit_jax.program import build_program
 
-    mesh = sharding.make_mesh()
-    # Of the data, a program needs the sizes only.
-    data = types.SimpleNamespace(train=range(50_000), class_names=range(10), fingerprint={})
-    rng, batch, side = np.random.default_rng(0), config.train.batch_size, config.data.image_size
-    images = {
-        "image": rng.integers(0, 256, (batch, side, side, 3), np.uint8),
-        "label": rng.integers(0, 10, batch).astype(np.int32),
-        "mask": np.ones(batch, bool),
-    }
-    return build_program(config, data, mesh), sharding.put_split(mesh, images)
+    mesh, rng, side = sharding.make_mesh(), np.random.default_rng(0), config.data.image_size
+    count = max(config.train.batch_size, 2**21 // side**2)
+    images = rng.integers(0, 256, (count, side, side, 3), np.uint8)
+    train = ResidentBatches.of_features(images, rng.integers(0, 10, count).astype(np.int32), mesh)
+    data = types.SimpleNamespace(train=train, class_names=range(10), fingerprint={})
+    batch = next(train.train(0, 0, 1, config.train.batch_size))
+    return build_program(config, data, mesh), train, batch
 
 
 def first_state(program):
@@ -230,7 +241,7 @@ def start_step(spec, args, **overrides):
     import jax
 
     head_only = overrides.get("freeze") == "head"
-    program, batch = make_program(make_config(spec, **overrides))
+    program, _, batch = make_program(make_config(spec, **overrides))
     run = timed_step(program.train_step, first_state(program), jax.random.key(0), batch)
     return {"vit_jax": run} | peers("train", spec, args, head_only=head_only), spec["batch_size"]
 
@@ -244,7 +255,7 @@ def start_infer(spec, args):
     """Returns the sides that classify, and the images of a run."""
     from vit_jax.metrics import Sums
 
-    program, batch = make_program(make_config(spec))
+    program, _, batch = make_program(make_config(spec))
     variables = first_state(program).eval_variables
     empty = sharding.put_replicated(program.mesh, Sums.empty())
     run = timed(lambda: program.eval_step(variables, empty, batch))
@@ -259,7 +270,7 @@ def start_explain(spec, args):
     from vit_jax.augment import preprocess
 
     config = make_config(spec)
-    program, batch = make_program(config)
+    program, _, batch = make_program(config)
     variables = first_state(program).eval_variables
     model = models.build(config.model, 10, np.float32)
     side = config.data.image_size // config.model.patch_size
@@ -318,7 +329,7 @@ def start_augment(spec, args):
     from vit_jax.augment import augment
 
     config = make_config(spec, augment__kind="autoaugment", augment__fill=128)
-    program, batch = make_program(config)
+    program, _, batch = make_program(config)
     run = jax.jit(
         lambda key, images, labels: augment(key, images, labels, 10, config),
         out_shardings=sharding.split(program.mesh),
@@ -343,7 +354,7 @@ def start_seeds(spec, args):
 
     from vit_jax import seeds
 
-    program, batch = make_program(make_config(spec))
+    program, _, batch = make_program(make_config(spec, train__steps_at_once="never"))
     keys = [jax.random.key(seed) for seed in range(4)]
     alone = timed_step(program.train_step, first_state(program), keys[0], batch)
     four, place = seeds.Together(program, 4), sharding.of_seeds(program.mesh, 4)
@@ -352,6 +363,26 @@ def start_seeds(spec, args):
     state = four.stack([first_state(program)] * 4)
     at_once = timed_step(four.train_step, state, four.stack(keys), batches)
     return {"one seed": alone, "four at once": at_once}, spec["batch_size"]
+
+
+def start_calls(spec, args, steps=32):
+    """Returns the sides that train on in one call and in many, and the images of a run."""
+    import jax
+
+    program, part, _ = make_program(make_config(spec, train__steps_at_once="always"))
+    states, key, size = [first_state(program)], jax.random.key(0), spec["batch_size"]
+
+    def in_one():
+        for _, batches in part.train_at_once(0, 0, steps, size, lambda step: steps):
+            states.append(program.steps_at_once(states.pop(), key, batches))
+        return states[0]
+
+    def in_many():
+        for batch in part.train(0, 0, steps, size):
+            states.append(sharding.settle(program.train_step(states.pop(), key, batch)))
+        return states[0]
+
+    return {"one call": timed(in_one), "many calls": timed(in_many)}, steps * size
 
 
 def together(runs):
@@ -376,6 +407,7 @@ START = {
     "input": start_input,
     "augment": start_augment,
     "seeds": start_seeds,
+    "calls": start_calls,
 }
 
 
@@ -386,18 +418,14 @@ def measure_resident(spec, steps=20) -> dict:
 
     import jax
 
-    from vit_jax.data import ResidentBatches
+    from vit_jax.seeds import Alone
 
-    program, _ = make_program(make_config(spec))
-    rng, side = np.random.default_rng(0), spec["image_size"]
-    images = rng.integers(0, 256, (2048, side, side, 3), np.uint8)
-    labels = rng.integers(0, 10, len(images)).astype(np.int32)
-    data = ResidentBatches.of_features(images, labels, program.mesh)
-    state, key = first_state(program), jax.random.key(0)
+    program, part, _ = make_program(make_config(spec))
+    state, key, alone = first_state(program), jax.random.key(0), Alone(program)
 
     def train(state, steps):
-        for batch in data.train(0, 0, steps, spec["batch_size"]):
-            state = sharding.settle(program.train_step(state, key, batch))
+        for _, batch in alone.batches(part, [0], 0, steps, lambda step: 1):
+            state = sharding.settle(alone.train_step(state, key, batch))
         return state
 
     state = jax.block_until_ready(train(state, 2))

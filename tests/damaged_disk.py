@@ -89,7 +89,8 @@ class QuickSweep:
     def run(self, workdir, stop_at=None, broken_at=None):
         """Runs it, or goes on; returns what it printed.
 
-        It stops with a SIGTERM at step `stop_at`; the parameters are NaN after `broken_at`.
+        It stops with a SIGTERM at step `stop_at`; the parameters are NaN after `broken_at`. Both
+        are steps with a row, at which a call of several steps ends.
         """
         stop = Stop()
         text = io.StringIO()

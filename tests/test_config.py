@@ -54,6 +54,7 @@ def test_valid_config_passes():
         ({"train__seeds_at_once": "yes"}, "'yes' is not one of auto, always, never"),
         ({"train__seeds_at_once": "always"}, "always has no effect with train.num_seeds=1"),
         ({**SEEDS, "sharding__distributed": True}, "does not go with sharding.distributed=True"),
+        ({"train__steps_at_once": "always", "sharding__fsdp": True}, "not go with sharding.fsdp"),
         ({**SEEDS, "log__wandb": True}, "seeds_at_once=always does not go with log.wandb=True"),
         ({"train__label_smoothing": 1.5}, "train.label_smoothing=1.5 must be below 1"),
         ({"optim__warmup_steps": 3, "optim__warmup_percent": 2.0}, "contradict each other"),

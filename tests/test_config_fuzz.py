@@ -19,7 +19,7 @@ from tiny_states import made_up
 from tiny_weights import save_weights
 
 from vit_jax import config as settings
-from vit_jax import sweep
+from vit_jax import features, seeds, sweep
 from vit_jax.data import load_data, prepare, sources
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate
@@ -237,14 +237,12 @@ def attempt(keys) -> str:
         return "refused"
     state = jax.eval_shape(program.init, jax.random.key(0), one_image(config))
     state = made_up(state, program.plateau)
-    put = program.feature_step or (lambda variables, batch: batch["image"])
-    for batch in data.train.train(config.seed, 0, min(2, program.total_steps), train.batch_size):
-        batch["image"] = put(state.variables, batch)
-        state = program.train_step(state, jax.random.key(1), batch)
-    batches = (
-        batch | {"image": put(state.variables, batch)}
-        for batch in data.val.evaluate(train.eval_batch_size)
-    )
+    if program.feature_step:
+        data = features.of_data(program, data, state.variables, "base", False, lambda: None)
+    steps, stop = seeds.Alone(program), min(3, program.total_steps)
+    for _, batch in steps.batches(data.train, [config.seed], 0, stop, lambda step: 2):
+        state = steps.train_step(state, jax.random.key(1), batch)
+    batches = data.val.evaluate(train.eval_batch_size)
     result = evaluate(program.eval_step, state.eval_variables, batches)
     assert int(state.bad_step) == -1 and math.isfinite(result.loss), "the loss is not finite"
     return "trained"

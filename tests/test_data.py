@@ -12,6 +12,7 @@ from tiny_sets import cifar10_members, levels, make_cifar10, make_folder, settin
 
 from vit_jax import sharding
 from vit_jax.data import ResidentBatches, StreamingBatches, load_data, prepare, sources
+from vit_jax.data.batches import batch_indices
 from vit_jax.data.examples import Examples
 from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits, stratified
@@ -218,6 +219,19 @@ def test_resident_and_streaming_batches_are_the_same(kinds, mesh):
     for data in kinds.values():
         image = next(data.train.train(0, 0, 1, 16))["image"]
         assert image.sharding.is_equivalent_to(sharding.split(mesh), image.ndim)
+
+
+def test_several_steps_have_the_rows_of_each(kinds):
+    train = kinds["always"].train  # 90 images, five batches an epoch
+    for seed in (3, (3, 4)):
+        found = list(train.train_at_once(seed, 4, 154, 16, lambda step: 0 if step == 4 else 10**6))
+        assert [count for count, _ in found] == [1, 64, 64, 21]
+        assert [int(batches["count"]) for _, batches in found] == [1, 64, 64, 21]
+        rows = np.concatenate([batches["rows"][:count] for count, batches in found])
+        expected = [batch_indices(seed, step, 90, 16) for step in range(4, 154)]
+        np.testing.assert_array_equal(rows, expected)
+        assert len({batches["rows"].shape for _, batches in found}) == 1
+    assert found[0][1]["image"].shape == (90, 32, 32, 3)
 
 
 @pytest.mark.parametrize("kind", ["always", "never"])

@@ -66,7 +66,7 @@ def test_sweep_leaves_the_documented_files(storm, finished):
     assert results["experiment"] == "storm_config"
     assert [row["variant"] for row in results["rows"]] == ["seeds_0"]
     for row in results["rows"]:
-        assert row["overrides"] == {"seed": int(row["variant"][-1])}
+        assert row["overrides"]["seed"] == int(row["variant"][-1])
         for part in ("train", "val", "test"):
             assert len(row[f"{part}_accuracy"]["values"]) == 2
             assert 0 <= row[f"{part}_accuracy"]["mean"] <= 1

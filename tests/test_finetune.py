@@ -172,6 +172,10 @@ def test_kept_features_train_like_images(model):
             state = program.train_step(state, KEY, batch)
             losses[-1].append(float(state.sums.loss.total))
     np.testing.assert_allclose(*losses, rtol=1e-5)
+    state = program.init(jax.random.key(0), one_image(config))
+    for _, batches in part.train_at_once(0, 0, 5, 16, lambda step: 3):
+        state = program.steps_at_once(state, KEY, batches)
+    assert float(state.sums.loss.total) == pytest.approx(losses[1][-1], rel=1e-6)
     assert np.ptp(np.diff(losses[0])) > 1e-3
 
 

@@ -29,7 +29,7 @@ ALLOWED = {name: set() for name in OURS} | {
         "scores",
     },
     "features": {"checkpoint", "data", "metrics", "program", "sharding"},
-    "seeds": {"evaluate", "models", "program", "run_folder", "sharding", "validation"},
+    "seeds": {"evaluate", "models", "program", "run_folder", "sharding", "steps", "validation"},
     "classifier": OURS - {"main", "sweep", "train", "report", "classifier"},
     "cli": {"config", "memory"},
     "figures": {

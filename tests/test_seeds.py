@@ -18,7 +18,7 @@ from tiny_net import Net
 from tiny_stop import Stop
 
 from vit_jax import checkpoint, figures, optim, run_folder, seeds, sharding, steps, train
-from vit_jax.data import load_data
+from vit_jax.data import ResidentBatches, load_data
 from vit_jax.errors import UserError
 from vit_jax.metrics import read_jsonl
 from vit_jax.program import build_program, one_image
@@ -194,6 +194,30 @@ def test_no_seed_gets_two_saves_ahead_of_one_whose_save_failed(run, together, tm
         assert rows_of(one) == rows_of(other)
 
 
+@pytest.mark.parametrize("at_once", [True, False], ids=["together", "alone"])
+def test_steps_in_one_call_are_those_of_single_calls(run, at_once, tmp_path):
+    """Rows are due at steps 2, 4, 6, 8 and 10, and evaluations at 5 and 10."""
+    found = {}
+    for seconds in (0.0, 1000.0):
+        calls, batches = [], ResidentBatches.train_at_once
+
+        def counted(*args, calls=calls, batches=batches):
+            for count, batch in batches(*args):
+                calls.append(count)
+                yield count, batch
+
+        patches = [(train, "_CALL_SECONDS", seconds)]
+        patches.append((ResidentBatches, "train_at_once", counted))
+        patches.append((train, "compile_ahead", lambda *args: None))  # which takes a batch
+        folders = run(tmp_path / str(seconds), at_once, patches=patches)
+        found[seconds] = [calls, *map(rows_of, folders)]
+    (ones, *rows), (several, *same) = found.values()
+    times = 1 if at_once else 2
+    assert ones == [1] * 10 * times
+    assert several == [1, 1, 2, 1, 1, 2, 2] * times  # the first two show how long a step takes
+    assert rows == same
+
+
 @pytest.mark.parametrize("devices", [2, 4])
 def test_batches_of_seeds_are_those_of_each(digits, devices):
     mesh = make_mesh(devices)
@@ -230,6 +254,8 @@ def test_a_step_is_that_of_each_seed(digits, devices):
         eval_step=jax.jit(eval_step, out_shardings=whole(program.mesh)),
         pure_steps=(train_step, eval_step),
     )
+    several = program  # has `steps_at_once`, which tells Together to make its own
+    program = dataclasses.replace(program, steps_at_once=None)
     numbers = range(4 if devices == 2 else 2)
     train_set, val_set = digits[devices].train, digits[devices].val
     keys = [jax.random.key(seed) for seed in numbers]
@@ -238,20 +264,21 @@ def test_a_step_is_that_of_each_seed(digits, devices):
     def trained(steps, numbers):
         state = steps.stack([states[i] for i in numbers])
         key = steps.stack([keys[i] for i in numbers])
-        for batch in steps.batches(train_set, numbers, 0, 3):
+        for _, batch in steps.batches(train_set, numbers, 0, 3, lambda step: 2):
             state = sharding.settle(steps.train_step(state, key, batch))
         results = steps.evaluate(state.eval_variables, val_set.evaluate(64), lambda: False)
         return [steps.take(state, i) for i in range(len(numbers))], results
 
     alone = [trained(seeds.Alone(program), [i]) for i in numbers]
-    for own, result, (single, expected) in zip(
-        *trained(seeds.Together(program, len(numbers)), numbers), alone, strict=True
-    ):
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), own, single[0]
-        )
-        assert result.accuracy == expected[0].accuracy and result.count == len(val_set)
-        assert result.loss == pytest.approx(expected[0].loss, rel=1e-5)
+    for one in (program, several):
+        for own, result, (single, expected) in zip(
+            *trained(seeds.Together(one, len(numbers)), numbers), alone, strict=True
+        ):
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), own, single[0]
+            )
+            assert result.accuracy == expected[0].accuracy and result.count == len(val_set)
+            assert result.loss == pytest.approx(expected[0].loss, rel=1e-5)
     assert alone[0][1][0].loss != alone[1][1][0].loss
     assert np.abs(single[0].batch_stats["BatchNorm_0"]["mean"]).max() > 0
 

@@ -11,9 +11,11 @@ from tiny_configs import make_config
 
 from vit_jax import data, models, optim, sharding, steps
 from vit_jax.augment import normalize
+from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate
 from vit_jax.metrics import Sums
 from vit_jax.models.resnet import BasicBlock
+from vit_jax.program import build_program
 
 RNG = np.random.default_rng(0)
 BATCH = {
@@ -100,6 +102,24 @@ def test_plateau_scales_the_updates():
     expected = jax.tree.map(lambda a, b: a + 0.25 * (b - a), state.params, whole)
     assert_close(quarter, expected, 1e-6)
     assert np.abs(whole["head"]["bias"]).sum() > 0
+
+
+def test_which_steps_are_taken_several_in_a_call():
+    def at_once(**overrides):
+        config = make_config(**{"data__resident": "always"} | overrides)
+        loaded = data.load_data(config.data, make_mesh(1))
+        return build_program(config, loaded, make_mesh(1)).steps_at_once is not None
+
+    assert at_once()
+    assert not at_once(train__steps_at_once="never")
+    assert not at_once(sharding__fsdp=True)
+    assert not at_once(data__resident="never")
+    assert at_once(data__resident="never", freeze="head", augment__kind="none")  # its features
+    resnet = dict(model__name="resnet18", model__hidden_size=4)
+    assert not at_once(**resnet)  # which would be slower so, on a CPU
+    assert at_once(**resnet, train__steps_at_once="always")
+    with pytest.raises(UserError, match="train.steps_at_once=always does not go with data that"):
+        at_once(data__resident="never", train__steps_at_once="always")
 
 
 @pytest.mark.parametrize("kind", [data.ResidentBatches, data.StreamingBatches])

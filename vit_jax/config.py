@@ -146,6 +146,7 @@ def _train():
     train.steps = 0  # optimizer updates
     train.num_seeds = 1  # runs per variant, with seeds seed, seed + 1, ...
     train.seeds_at_once = "auto"  # "always": in one program, with the memory of all; "never"
+    train.steps_at_once = "auto"  # several in a call, where that is faster; "always"; "never"
     train.batch_size = 128  # over all devices and processes; one optimizer update
     train.accumulation_steps = 0  # split the batch into this many, to save memory; 0: the fastest
     train.label_smoothing = 0.0  # share of the target spread over all classes

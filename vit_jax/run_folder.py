@@ -30,6 +30,7 @@ FREE_KEYS = (
     "train.eval_batch_size",
     "train.num_seeds",
     "train.seeds_at_once",
+    "train.steps_at_once",
 )
 
 # The length of a run, of which a finished one may be given more.

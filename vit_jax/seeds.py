@@ -1,7 +1,7 @@
 """The seeds of a variant: one after another, or several at once in one program."""
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 from vit_jax import models, run_folder, sharding
 from vit_jax.evaluate import Result, evaluate, evaluate_together
 from vit_jax.program import Program
+from vit_jax.steps import make_steps_at_once
 from vit_jax.validation import one_seed_at_a_time
 
 
@@ -46,11 +47,23 @@ class Alone:
 
     def __init__(self, program: Program):
         """Takes the steps as they are."""
-        self._program, self.train_step = program, program.train_step
+        self._program = program
+        self.train_step = program.steps_at_once or program.train_step
 
-    def batches(self, part, seeds: Sequence[int], start: int, stop: int):
-        """Yields the training batches of steps start ... stop - 1."""
-        return part.train(seeds[0], start, stop, self._program.config.train.batch_size)
+    def batches(
+        self, part, seeds: Sequence[int], start: int, stop: int, most: Callable[[int], int]
+    ) -> Iterator[tuple[int, dict]]:
+        """Yields n, and what `train_step` takes for the next n steps of start ... stop - 1.
+
+        `most` tells of a step how many, from that one on, may be taken in one call.
+        """
+        return self._batches(part, seeds[0], start, stop, most)
+
+    def _batches(self, part, seed, start, stop, most):
+        size = self._program.config.train.batch_size
+        if self._program.steps_at_once:
+            return part.train_at_once(seed, start, stop, size, most)
+        return ((1, batch) for batch in part.train(seed, start, stop, size))
 
     def stack(self, trees: list) -> Any:
         """Returns one tree of the seeds' trees of arrays on the devices."""
@@ -102,6 +115,8 @@ class Together(Alone):
             options: dict[str, Any] = dict(mesh=mesh, out_specs=own, check_vma=False)
             train_all = jax.shard_map(train_all, in_specs=own, **options)
             eval_all = jax.shard_map(eval_all, in_specs=(own, own, shared), **options)
+        if program.steps_at_once:
+            train_all, batch = make_steps_at_once(train_all, batch), sharding.replicated(mesh)
         self.train_step = jax.jit(
             train_all, in_shardings=(state, state, batch), out_shardings=state, donate_argnums=0
         )
@@ -122,9 +137,9 @@ class Together(Alone):
         self._take = jax.jit(take, out_shardings=sharding.replicated(mesh))
         self._lambdas = jax.jit(jax.vmap(models.differential_lambdas))
 
-    def batches(self, part, seeds, start, stop):
-        """Yields the training batches [s, b, ...] of steps start ... stop - 1."""
-        return part.train(tuple(seeds), start, stop, self._program.config.train.batch_size)
+    def batches(self, part, seeds, start, stop, most):
+        """Yields n, and what `train_step` takes for the next n steps of all seeds."""
+        return self._batches(part, tuple(seeds), start, stop, most)
 
     def stack(self, trees):
         """Returns one tree of the seeds' trees of arrays on the devices."""

@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from vit_jax.augment import augment, preprocess
 from vit_jax.metrics import Sums
@@ -144,6 +144,30 @@ def make_train_step(
         )
 
     return train_step
+
+
+def make_steps_at_once(train_step, split: NamedSharding):
+    """Returns (state, key, batches) -> the state after so many updates, one after another.
+
+    `batches` holds the images and labels of the whole set, [n, ...]; "rows" [k, ..., b], those of
+    each of up to k batches; and "count", how many of these to take. One program does any number:
+    the results do not depend on how the steps are divided.
+
+    Args:
+      train_step: (state, key, batch) -> state.
+      split: of a batch.
+    """
+
+    def steps_at_once(state, key, batches):
+        def one(i, state):
+            place = functools.partial(jax.lax.with_sharding_constraint, shardings=split)
+            rows = place(batches["rows"][i])
+            batch = {name: place(batches[name][rows]) for name in ("image", "label")}
+            return train_step(state, key, batch)
+
+        return jax.lax.fori_loop(0, batches["count"], one, state)
+
+    return steps_at_once
 
 
 def _make_loss(model, config, trained):

@@ -33,6 +33,8 @@ from vit_jax.metrics import CompileTimes, Progress, Sums, make_writer, say
 from vit_jax.program import Program, compile_ahead, dtype_of, first_state, num_trained, one_image
 from vit_jax.stop import StopSignal
 
+_CALL_SECONDS = 0.1  # of short steps; signals are answered after it
+
 
 def run(
     program: Program,
@@ -49,7 +51,7 @@ def run(
       folders: {seed: folder of its run, made if missing}; the seed is that of initialisation,
         order, augmentation and dropout.
       name: of the variant, for people.
-      stop: asked after every step.
+      stop: asked after every call, of one step or several.
 
     Raises:
       UserError: a folder is in use or damaged, a loss became non-finite, or the devices' memory
@@ -123,7 +125,7 @@ class _Run:
         self.abstract = abstract(shapes, program.layout)
         last = run_folder.last_saved_step(self.seeds[0].folder)
         ahead = not together and last < program.total_steps
-        self.compiled = compile_ahead(program, self.abstract) if ahead else None
+        self.compiled = compile_ahead(program, self.abstract, data.train) if ahead else None
         self._restore()
         config, log = program.config, program.config.log
         self.val_images = data.val  # the images, also where features are cached
@@ -134,7 +136,7 @@ class _Run:
             if self.step == 0:
                 seed.writer.write_hparams(run_folder.plain_settings(config, seed.seed))
         self.progress = Progress(self.title, self.step, program.total_steps, self.first_process)
-        self.row_start = self.step
+        self.row_start, self.step_seconds = self.step, math.inf  # until they were measured
 
     def _restore(self):
         restored = restore_common([seed.checkpoints for seed in self.seeds], self.abstract)
@@ -178,21 +180,25 @@ class _Run:
         if self._due():  # stopped within this evaluation
             self._evaluate_and_save()
             self._exit_if_stopped()
+        numbers = [seed.seed for seed in self.seeds]
         batches = self.steps.batches(
-            self.data.train, [seed.seed for seed in self.seeds], self.step, program.total_steps
+            self.data.train, numbers, self.step, program.total_steps, self._most_steps
         )
         clock = None
         self.progress.update(self.step, "compiling")
         if self.compiled is not None:
             self.compiled.result()
-        for batch in batches:
+        for count, batch in batches:
             self.state = sharding.settle(self.steps.train_step(self.state, step_key, batch))
-            self.step += 1
+            self.step += count
             if clock is None:  # the first step compiles: keep it out of images/s
                 jax.block_until_ready(self.state)
                 clock, self.row_start = time.monotonic(), self.step
                 self.progress.update(self.step, "compiled")
                 self._print_start()
+            elif self.step_seconds == math.inf:
+                jax.block_until_ready(self.state)
+                self.step_seconds = (time.monotonic() - clock) / (self.step - self.row_start)
             evaluate_now = self.step % program.eval_every == 0 or self.step == program.total_steps
             if evaluate_now or self.step % program.log_every == 0:
                 self._log_rows(clock)
@@ -201,6 +207,12 @@ class _Run:
                 memory.hand_back()
                 clock, self.row_start = time.monotonic(), self.step
             self._exit_if_stopped()
+
+    def _most_steps(self, step):
+        """Returns how many steps, at most, may be taken in one call, which ends at every row."""
+        program = self.program
+        to_row = min(every - step % every for every in (program.log_every, program.eval_every))
+        return min(to_row, int(_CALL_SECONDS / self.step_seconds))
 
     def _print_start(self):
         parts = [f"{what} {spent:.1f}" for what, spent in self.compile_times.stop().items()]
@@ -220,6 +232,8 @@ class _Run:
         seconds, count = time.monotonic() - clock, self.step - self.row_start
         # Of one seed: all of them together see as many times more.
         speed = count * self.program.config.train.batch_size / seconds
+        if count:
+            self.step_seconds = seconds / count
         rate = float(self.program.schedule(self.step - 1))
         rows = []
         for seed, (sums, grad_norm, bad_step, plateau, lambdas) in zip(

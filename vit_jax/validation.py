@@ -33,6 +33,7 @@ CHOICES = {
     "train.select": ("best", "last"),
     "train.dtype": ("auto", "float32", "bfloat16"),
     "train.seeds_at_once": ("auto", "always", "never"),
+    "train.steps_at_once": ("auto", "always", "never"),
     "optim.name": ("adamw", "adam", "sgd"),
     "optim.schedule": ("constant", "cosine", "linear", "step", "reduce_on_plateau"),
 }
@@ -149,6 +150,16 @@ def one_seed_at_a_time(config: Config) -> str:
     # Weights & Biases has one run per process; several processes, and weights that are split, are
     # for a model that needs them.
     for key in ("log.wandb", "sharding.distributed", "sharding.fsdp"):
+        if flatten(config)[key]:
+            return f"{key}=True"
+    return ""
+
+
+def one_step_at_a_time(config: Config) -> str:
+    """Returns the setting that has every step called by itself, "" if none does."""
+    # Several processes agree after each step whether to stop; weights that are split are for models
+    # whose steps are long.
+    for key in ("sharding.distributed", "sharding.fsdp"):
         if flatten(config)[key]:
             return f"{key}=True"
     return ""
@@ -316,6 +327,8 @@ def _validate_train(config):
             raise UserError("train.seeds_at_once=always has no effect with train.num_seeds=1")
         if reason := one_seed_at_a_time(config):
             raise UserError(f"train.seeds_at_once=always does not go with {reason}: use auto")
+    if train.steps_at_once == "always" and (reason := one_step_at_a_time(config)):
+        raise UserError(f"train.steps_at_once=always does not go with {reason}: use auto")
     if not train.epochs and not train.steps:
         raise UserError("train.epochs and train.steps are both 0: set one, the run's length")
     for stem in ("optim.warmup", "train.eval_every", "log.every"):

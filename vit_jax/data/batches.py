@@ -1,7 +1,7 @@
 """Batches on the devices; the batch of step s is a function of (seed, s) alone."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,8 @@ from jax.sharding import Mesh
 
 from vit_jax import sharding
 from vit_jax.data.examples import Examples
+
+MOST_STEPS = 64  # in a call
 
 
 @functools.lru_cache(maxsize=4)
@@ -59,6 +61,8 @@ class _Batches:
 class ResidentBatches(_Batches):
     """Batches of a set that is decoded once and lives on every device as uint8."""
 
+    resident = True
+
     def __init__(self, examples: Examples, mesh: Mesh, num_threads: int):
         """Decodes all examples, or reads them decoded, and copies them to the devices of `mesh`."""
         super().__init__(len(examples), mesh)
@@ -94,6 +98,36 @@ class ResidentBatches(_Batches):
             indices = batch_indices(seed, step, self._count, batch_size)
             yield gather(self._arrays, indices, mask)
 
+    def train_at_once(
+        self,
+        seed: int | tuple[int, ...],
+        start: int,
+        stop: int,
+        batch_size: int,
+        most: Callable[[int], int],
+    ) -> Iterator[tuple[int, dict]]:
+        """Yields n, and what `steps.make_steps_at_once` takes for the next n steps.
+
+        Of several seeds, the batches are theirs together, as in `train`.
+
+        Args:
+          seed: as in `train`, like `start`, `stop` and `batch_size`.
+          most: number of a step -> how many, from that one on, may be taken in one call; 1 may
+            always.
+        """
+        shape = (len(seed), batch_size) if isinstance(seed, tuple) else (batch_size,)
+        images, labels = self._arrays
+        step = start
+        while step < stop:
+            count = max(1, min(most(step), MOST_STEPS, stop - step))
+            # Of one shape, so that one program serves any number of steps.
+            rows = np.zeros((MOST_STEPS, *shape), np.int32)
+            for i in range(count):
+                rows[i] = batch_indices(seed, step + i, self._count, batch_size)
+            batches = {"image": images, "label": labels, "rows": rows, "count": np.int32(count)}
+            yield count, batches
+            step += count
+
     def evaluate(self, batch_size: int) -> Iterator[dict]:
         """Yields every example once; the last batch is padded, its mask False there."""
         batch_size, starts = self._eval_starts(batch_size)
@@ -107,6 +141,8 @@ def _gather(arrays, indices, mask):
 
 class StreamingBatches(_Batches):
     """Batches of a set that is read and decoded on the fly, by Grain, in threads."""
+
+    resident = False
 
     def __init__(self, examples: Examples, mesh: Mesh, num_threads: int):
         """Reads nothing yet."""
