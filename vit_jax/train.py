@@ -33,7 +33,7 @@ from vit_jax.metrics import CompileTimes, Progress, Sums, make_writer, say
 from vit_jax.program import Program, compile_ahead, dtype_of, first_state, num_trained, one_image
 from vit_jax.stop import StopSignal
 
-_CALL_SECONDS = 0.1  # of short steps; signals are answered after it
+_CALL_SECONDS = 1.0  # of short steps; signals are answered after it
 
 
 def run(
