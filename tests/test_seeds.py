@@ -178,18 +178,21 @@ def test_seeds_that_were_saved_at_different_steps_go_on_exactly(run, together, t
     assert "base seeds 0-1: going on from step 7" in capsys.readouterr().out
 
 
-def test_no_seed_gets_two_saves_ahead_of_one_whose_save_failed(run, together, tmp_path):
-    write_sums = checkpoint.write_sums
+@pytest.mark.parametrize(("failing", "saved"), [(1, [5, 0]), (2, [10, 5])])
+def test_no_seed_gets_further_than_one_whose_save_failed(run, together, failing, saved, tmp_path):
+    write_sums, begun = checkpoint.write_sums, []
 
     def full(folder, *args):
-        if "seed_1" in str(folder):
+        begun.extend(["seed_1"] * ("seed_1" in str(folder)))
+        if "seed_1" in str(folder) and len(begun) == failing:
             raise OSError(errno.ENOSPC, "No space left on device")
         write_sums(folder, *args)
 
     with pytest.raises(UserError, match="seed_1/checkpoints: a checkpoint cannot be written"):
         run(tmp_path, patches=[(checkpoint, "write_sums", full)])
     folders = [tmp_path / f"seed_{seed}" for seed in (0, 1)]
-    assert [run_folder.last_saved_step(folder) for folder in folders] == [5, 0]
+    assert [run_folder.last_saved_step(folder) for folder in folders] == saved
+    assert not (folders[0] / "summary.json").exists()
     for one, other in zip(run(tmp_path), together, strict=True):
         assert rows_of(one) == rows_of(other)
 

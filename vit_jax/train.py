@@ -207,6 +207,7 @@ class _Run:
                 memory.hand_back()
                 clock, self.row_start = time.monotonic(), self.step
             self._exit_if_stopped()
+        self._wait()  # so that none is finished, and left by itself one whose save failed
 
     def _most_steps(self, step):
         """Returns how many steps, at most, may be taken in one call, which ends at every row."""
@@ -325,9 +326,7 @@ class _Run:
         self.state = self.state.replace(plateau=self.steps.put(states))
 
     def _save(self, due, results=None, evaluated=True):
-        # First, so that none gets two saves ahead of one whose save failed (see `seeds.groups`).
-        for seed in due:
-            seed.checkpoints.wait()
+        self._wait()  # so that none gets two saves ahead of one whose save failed
         bad_steps = self.steps.rows(self.state.bad_step)
         for seed in due:
             seed.check_finite(int(bad_steps[seed.place]))
@@ -341,13 +340,17 @@ class _Run:
                 seed.evaluated_step = self.step
         self.saved_step = self.step
 
+    def _wait(self):
+        """Returns when all saves are done: seeds that get apart go on alone (`seeds.groups`)."""
+        for seed in self.seeds:
+            seed.checkpoints.wait()
+
     def _exit_if_stopped(self):
         if not self.stop.asked():
             return
         if self.saved_step != self.step:
             self._save(self.seeds)
-        for seed in self.seeds:
-            seed.checkpoints.wait()
+        self._wait()
         name = signal.Signals(self.stop.number).name
         self._print(
             f"stopped by {name} at step {self.step}, saved; the same command goes on from there"
