@@ -112,16 +112,18 @@ def _convolve_forward(x, kernel, stride, padding):
 
 def _convolve_backward(stride, padding, inputs, dy):
     x, kernel = inputs
-    plain = functools.partial(_convolution, stride=stride, padding=padding)
-    on_cpu, positions = jax.default_backend() == "cpu", math.prod(dy.shape[1:3])
-    # XLA's own turns the kernel round, which is long for what few positions then do with it, and
-    # with a stride it multiplies by zeros.
-    few = on_cpu and (positions < 64 or stride > 1)
-    of_images = functools.partial(_product, stride=stride, padding=padding) if few else plain
-    (dx,) = jax.linear_transpose(lambda x: of_images(x, kernel), x)(dy)
-    if on_cpu:
-        return dx, _kernel_gradient(x, dy, kernel.shape, stride, padding).astype(kernel.dtype)
-    return dx, *jax.linear_transpose(lambda kernel: plain(x, kernel), kernel)(dy)
+    if jax.default_backend() != "cpu":
+        return jax.vjp(lambda x, k: _convolution(x, k, stride, padding), x, kernel)[1](dy)
+    # To turn the kernel round is long for what few positions then do with it, and with a stride
+    # that way multiplies by zeros.
+    if math.prod(dy.shape[1:3]) < 64 or stride > 1:
+        (dx,) = jax.linear_transpose(lambda x: _product(x, kernel, stride, padding), x)(dy)
+    else:
+        # XLA's own derivative, of which it may leave the turning to the convolution: within a loop
+        # that takes ten times as long.
+        turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+        dx = _convolution(dy, turned, 1, kernel.shape[0] - 1 - padding)
+    return dx, _kernel_gradient(x, dy, kernel.shape, stride, padding).astype(kernel.dtype)
 
 
 def _product(x, kernel, stride, padding):
