@@ -115,9 +115,6 @@ def test_which_steps_are_taken_several_in_a_call():
     assert not at_once(sharding__fsdp=True)
     assert not at_once(data__resident="never")
     assert at_once(data__resident="never", freeze="head", augment__kind="none")  # its features
-    resnet = dict(model__name="resnet18", model__hidden_size=4)
-    assert not at_once(**resnet)  # which would be slower so, on a CPU
-    assert at_once(**resnet, train__steps_at_once="always")
     with pytest.raises(UserError, match="train.steps_at_once=always does not go with data that"):
         at_once(data__resident="never", train__steps_at_once="always")
 

@@ -175,9 +175,8 @@ def _steps_at_once(config, data, on_features):
     if choice != "auto":
         return choice == "always"
     # Measured on a CPU: steps of a few milliseconds become a third shorter, those of a second no
-    # longer; but convolutions in a loop take three times as long. GPUs were not measured.
-    fast = jax.default_backend() == "cpu" and (config.model.name == "vit" or on_features)
-    return fast and resident and not one_step_at_a_time(config)
+    # longer. GPUs were not measured.
+    return jax.default_backend() == "cpu" and resident and not one_step_at_a_time(config)
 
 
 def _parts(config, devices):
