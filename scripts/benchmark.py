@@ -29,46 +29,16 @@ Prints a line for each side and ratios of medians; --json=FILE adds them to a fi
 
 import argparse
 import json
-import os
 import pathlib
-import re
-import subprocess
 import sys
-import tempfile
-import time
-import types
 
 import numpy as np
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from vit_jax import config as settings  # noqa: E402
+import benchmark_modes as modes  # noqa: E402
+
 from vit_jax import memory, sharding  # noqa: E402
-from vit_jax.validation import validate  # noqa: E402
-
-# image_size, patch_size, hidden_size, depth, num_heads, mlp_dim, and a usual batch
-KEYS = ("image_size", "patch_size", "hidden_size", "depth", "num_heads", "mlp_dim", "batch_size")
-MODELS = {
-    "cifar_vit": (32, 4, 256, 8, 8, 512, 128),
-    "small_vit": (32, 4, 128, 6, 4, 256, 128),
-    "digits_vit": (8, 2, 64, 2, 4, 128, 64),
-    "vit_ti": (224, 16, 192, 12, 3, 768, 16),
-    "vit_b": (224, 16, 768, 12, 12, 3072, 8),
-    "resnet18": (32, 0, 64, 0, 0, 0, 64),
-}
-MODES = (
-    "step",
-    "infer",
-    "finetune",
-    "explain",
-    "input",
-    "augment",
-    "seeds",
-    "calls",
-    "resident",
-    "startup",
-)
 
 
 def main() -> None:
@@ -76,9 +46,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("mode", choices=MODES, metavar="MODE")
+    parser.add_argument("mode", choices=modes.MODES, metavar="MODE")
     parser.add_argument("--peer-python", help="an interpreter that has torch, timm, torchvision")
-    parser.add_argument("--model", choices=MODELS, default="cifar_vit")
+    parser.add_argument("--model", choices=modes.MODELS, default="cifar_vit")
     parser.add_argument("--batch-size", type=int, help="default: what is usual for the model")
     parser.add_argument("--rounds", type=int, default=9, help="alternations (default 9)")
     parser.add_argument("--compile", action="store_true", help="torch.compile as one more peer")
@@ -92,14 +62,11 @@ def main() -> None:
     if args.mode == "explain" and args.model == "resnet18":
         parser.error("resnet18 has no attention to explain")
     if args.mode == "startup":
-        found = measure_startup(args.data)
+        found = modes.measure_startup(args.data)
+    elif args.mode == "resident":
+        found = modes.measure_resident(modes.make_spec(args))
     else:
-        spec = dict(zip(KEYS, MODELS[args.model], strict=True), model=args.model, num_classes=10)
-        spec |= {"batch_size": args.batch_size or spec["batch_size"], "folder": args.folder}
-        if args.mode == "resident":
-            found = measure_resident(spec)
-        else:
-            found = take_turns(*START[args.mode](spec, args), args.rounds)
+        found = take_turns(*modes.START[args.mode](modes.make_spec(args), args), args.rounds)
     if args.json:
         line = {"mode": args.mode, "model": args.model, "device": sharding.describe_devices()}
         with args.json.open("a") as file:
@@ -134,339 +101,6 @@ def take_turns(sides, count, rounds) -> dict:
     if any(name.startswith("torch") for name in medians):
         print("A ratio above 1 means that we are faster.")
     return {name: {"seconds": m, "ratio": m / ours} for name, m in medians.items()}
-
-
-def peers(mode, spec, args, **more) -> dict:
-    """Returns {name: function that has a peer run once and returns its seconds}."""
-    if not args.peer_python:
-        return {}
-    spec = spec | {"compile": False, "head_only": False} | more
-    sides = {"torch eager": start_peer(args.peer_python, mode, spec)}
-    if args.compile:
-        sides["torch compiled"] = start_peer(args.peer_python, mode, spec | {"compile": True})
-    return sides
-
-
-def start_peer(python, mode, spec):
-    """Returns a function that has one process of peers.py run once and returns its seconds."""
-    command = [python, str(ROOT / "scripts" / "peers.py"), mode, json.dumps(spec)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, **pipes)
-
-    def answer():
-        line = process.stdout.readline()
-        if not line:
-            sys.exit(f"error: {python} ended; does it have torch, timm and torchvision?")
-        return json.loads(line)
-
-    print(f"torch: {mode} of {answer()['size']:,}", flush=True)
-
-    def run():
-        process.stdin.write("\n")
-        process.stdin.flush()
-        return answer()
-
-    return run
-
-
-def make_config(spec, **overrides):
-    """Returns the resolved config of a measured model; data__name="folder" changes data.name."""
-    keys = {"data.image_size": spec["image_size"], "data.resident": "always", "train.steps": 100}
-    keys |= {"augment.kind": "none", "train.batch_size": spec["batch_size"]}
-    keys |= {"optim.weight_decay": 0.05, "train.eval_batch_size": spec["batch_size"]}
-    if spec["model"] == "resnet18":
-        keys["model.name"] = "resnet18"
-    else:
-        keys |= {f"model.{key}": spec[key] for key in KEYS[1:-1]}
-        keys["model.gelu"] = "erf"  # as timm's
-    keys |= {key.replace("__", "."): value for key, value in overrides.items()}
-    config = settings.with_overrides(settings.get_config(), keys, "the benchmark")
-    config = settings.resolve(config)
-    validate(config)
-    return config
-
-
-def make_program(config):
-    """Returns a config's program, random images that the devices hold, and a batch of them."""
-    sharding.start(False, config.sharding.cpu_devices, config.train.batch_size)
-    from vit_jax.data import ResidentBatches
-    from vit_jax.program import build_program
-
-    mesh, rng, side = sharding.make_mesh(), np.random.default_rng(0), config.data.image_size
-    count = max(config.train.batch_size, 2**21 // side**2)
-    images = rng.integers(0, 256, (count, side, side, 3), np.uint8)
-    train = ResidentBatches.of_features(images, rng.integers(0, 10, count).astype(np.int32), mesh)
-    data = types.SimpleNamespace(train=train, class_names=range(10), fingerprint={})
-    batch = next(train.train(0, 0, 1, config.train.batch_size))
-    return build_program(config, data, mesh), train, batch
-
-
-def first_state(program):
-    """Returns the state before the first step."""
-    import jax
-
-    from vit_jax.program import one_image
-
-    state = program.init(jax.random.key(0), one_image(program.config))
-    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    print(f"vit_jax: {size:,} parameters, {sharding.describe_devices()}", flush=True)
-    return state
-
-
-def timed(call):
-    """Returns a function that waits for the result of `call` and returns the seconds."""
-    import jax
-
-    def run():
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        return time.perf_counter() - start
-
-    return run
-
-
-def timed_step(step, state, *inputs):
-    """Returns a function that takes one more training step and returns its seconds."""
-    states = [state]
-
-    def take():
-        states.append(step(states.pop(), *inputs))
-        return states[0]
-
-    return timed(take)
-
-
-def start_step(spec, args, **overrides):
-    """Returns the sides that train, and the images of a run."""
-    import jax
-
-    head_only = overrides.get("freeze") == "head"
-    program, _, batch = make_program(make_config(spec, **overrides))
-    run = timed_step(program.train_step, first_state(program), jax.random.key(0), batch)
-    return {"vit_jax": run} | peers("train", spec, args, head_only=head_only), spec["batch_size"]
-
-
-def start_finetune(spec, args):
-    """Returns the sides that train the head alone, and the images of a run."""
-    return start_step(spec, args, freeze="head", train__cache_features=False)
-
-
-def start_infer(spec, args):
-    """Returns the sides that classify, and the images of a run."""
-    from vit_jax.metrics import Sums
-
-    program, _, batch = make_program(make_config(spec))
-    variables = first_state(program).eval_variables
-    empty = sharding.put_replicated(program.mesh, Sums.empty())
-    run = timed(lambda: program.eval_step(variables, empty, batch))
-    return {"vit_jax": run} | peers("infer", spec, args), spec["batch_size"]
-
-
-def start_explain(spec, args):
-    """Returns the sides that compute attention rollout, and the images of a run."""
-    import jax
-
-    from vit_jax import explain, models
-    from vit_jax.augment import preprocess
-
-    config = make_config(spec)
-    program, _, batch = make_program(config)
-    variables = first_state(program).eval_variables
-    model = models.build(config.model, 10, np.float32)
-    side = config.data.image_size // config.model.patch_size
-
-    @jax.jit
-    def look(variables, images):
-        inside = model.apply(variables, preprocess(images, config), capture=True)[1]
-        return explain.patch_relevance(explain.rollout(inside["attention"]), (side, side), True)
-
-    run = timed(lambda: look(variables, batch["image"]))
-    return {"vit_jax": run} | peers("explain", spec, args), spec["batch_size"]
-
-
-def start_input(spec, args):
-    """Returns the sides that pass over a folder of images, and the images of a run."""
-    import jax
-
-    from vit_jax.augment import augment
-    from vit_jax.data import load_data
-
-    if not args.folder:
-        sys.exit("error: input needs --folder, of images in folders by class")
-    spec = spec | {"workers": len(os.sched_getaffinity(0))}
-    config = make_config(
-        spec,
-        data__name="folder",
-        data__dir=args.folder,
-        data__resident="never",
-        data__val_size=1,
-        data__test_size=1,
-        augment__kind="baseline",
-    )
-    sharding.start(False, 0, spec["batch_size"])
-    mesh = sharding.make_mesh()
-    data = load_data(config.data, mesh)
-    steps = len(data.train) // spec["batch_size"]
-    program = jax.jit(
-        lambda key, images, labels: augment(key, images, labels, len(data.class_names), config),
-        out_shardings=sharding.split(mesh),
-    )
-    key = jax.random.key(0)
-
-    def a_pass():
-        for batch in data.train.train(0, 0, steps, spec["batch_size"]):
-            result = sharding.settle(program(key, batch["image"], batch["label"]))
-        return result
-
-    sides = {"vit_jax": timed(a_pass)} | peers("read_folder", spec, args)
-    return sides, steps * spec["batch_size"]
-
-
-def start_augment(spec, args):
-    """Returns the sides that augment, and the images of a run."""
-    import jax
-
-    from vit_jax.augment import augment
-
-    config = make_config(spec, augment__kind="autoaugment", augment__fill=128)
-    program, _, batch = make_program(config)
-    run = jax.jit(
-        lambda key, images, labels: augment(key, images, labels, 10, config),
-        out_shardings=sharding.split(program.mesh),
-    )
-    key, sides = jax.random.key(0), {}
-    if args.peer_python:
-        cores = len(os.sched_getaffinity(0))
-        if spec["batch_size"] % cores:
-            sys.exit(f"error: the batch size must be divisible by {cores}, the number of cores")
-        share = {"batch_size": spec["batch_size"] // cores}
-        sides["torchvision"] = together(
-            [start_peer(args.peer_python, "auto_augment", share) for _ in range(cores)]
-        )
-    return {"vit_jax": timed(lambda: run(key, batch["image"], batch["label"]))} | sides, spec[
-        "batch_size"
-    ]
-
-
-def start_seeds(spec, args):
-    """Returns a step of one seed and one of four at once, and the images of a seed."""
-    import jax
-
-    from vit_jax import seeds
-
-    program, _, batch = make_program(make_config(spec, train__steps_at_once="never"))
-    keys = [jax.random.key(seed) for seed in range(4)]
-    alone = timed_step(program.train_step, first_state(program), keys[0], batch)
-    four, place = seeds.Together(program, 4), sharding.of_seeds(program.mesh, 4)
-    batches = {name: np.stack([np.asarray(value)] * 4) for name, value in batch.items()}
-    batches = jax.device_put(batches, place.batch)
-    state = four.stack([first_state(program)] * 4)
-    at_once = timed_step(four.train_step, state, four.stack(keys), batches)
-    return {"one seed": alone, "four at once": at_once}, spec["batch_size"]
-
-
-def start_calls(spec, args, steps=32):
-    """Returns the sides that train on in one call and in many, and the images of a run."""
-    import jax
-
-    program, part, _ = make_program(make_config(spec, train__steps_at_once="always"))
-    states, key, size = [first_state(program)], jax.random.key(0), spec["batch_size"]
-
-    def in_one():
-        for _, batches in part.train_at_once(0, 0, steps, size, lambda step: steps):
-            states.append(program.steps_at_once(states.pop(), key, batches))
-        return states[0]
-
-    def in_many():
-        for batch in part.train(0, 0, steps, size):
-            states.append(sharding.settle(program.train_step(states.pop(), key, batch)))
-        return states[0]
-
-    return {"one call": timed(in_one), "many calls": timed(in_many)}, steps * size
-
-
-def together(runs):
-    """Returns a function that runs several peers at once and returns the seconds of all."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    pool = ThreadPoolExecutor(len(runs))
-
-    def run():
-        start = time.perf_counter()
-        list(pool.map(lambda one: one(), runs))
-        return time.perf_counter() - start
-
-    return run
-
-
-START = {
-    "step": start_step,
-    "finetune": start_finetune,
-    "infer": start_infer,
-    "explain": start_explain,
-    "input": start_input,
-    "augment": start_augment,
-    "seeds": start_seeds,
-    "calls": start_calls,
-}
-
-
-def measure_resident(spec, steps=20) -> dict:
-    """Prints what the main thread does for a training step on images that the devices hold."""
-    import cProfile
-    import pstats
-
-    import jax
-
-    from vit_jax.seeds import Alone
-
-    program, part, _ = make_program(make_config(spec))
-    state, key, alone = first_state(program), jax.random.key(0), Alone(program)
-
-    def train(state, steps):
-        for _, batch in alone.batches(part, [0], 0, steps, lambda step: 1):
-            state = sharding.settle(alone.train_step(state, key, batch))
-        return state
-
-    state = jax.block_until_ready(train(state, 2))
-    wall, own = time.perf_counter(), time.thread_time()
-    state = jax.block_until_ready(train(state, steps))
-    wall, own = (time.perf_counter() - wall) / steps, (time.thread_time() - own) / steps
-    print(f"a step takes {1000 * wall:.1f} ms, of which the main thread works {1000 * own:.2f} ms")
-    profile = cProfile.Profile()
-    profile.runcall(train, state, steps)
-    profiled: dict = pstats.Stats(profile).get_stats_profile().func_profiles
-    calls = sum(int(str(one.ncalls).split("/")[0]) for one in profiled.values()) / steps
-    print(f"{calls:.0f} Python calls a step; most of its time in")
-    for name, one in sorted(profiled.items(), key=lambda item: -item[1].tottime)[:8]:
-        print(f"  {1000 * one.tottime / steps:8.3f} ms a step  {name} ({one.ncalls} calls)")
-    return {"step_seconds": wall, "main_thread_seconds": own, "calls": calls}
-
-
-def measure_startup(data_name) -> dict:
-    """Prints how long the main command takes to its first step, with new caches and again."""
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("cold", "warm"):
-            command = [sys.executable, "-u", "-m", "vit_jax.main", "--variant=patch_4"]
-            command += ["--config=configs/cifar_patch.py", f"--config.data.name={data_name}"]
-            command += [f"--workdir={folder}/{name}", "--config.train.num_seeds=1"]
-            caches = {"XDG_CACHE_HOME": folder, "JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled"}
-            environment = os.environ | caches
-            start = time.perf_counter()
-            process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
-            )
-            for line in process.stdout:
-                if match := re.search(r"first step.*", line):
-                    found[name] = {"seconds": time.perf_counter() - start}
-                    print(f"{name}: {found[name]['seconds']:.1f} s, of it {match[0]}", flush=True)
-                    break
-            process.kill()
-            process.wait()
-            if name not in found:
-                sys.exit("error: the main command ended before its first step")
-    return found
 
 
 if __name__ == "__main__":

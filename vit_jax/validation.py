@@ -149,20 +149,19 @@ def one_seed_at_a_time(config: Config) -> str:
     """Returns the setting that keeps seeds from being trained at once, "" if none does."""
     # Weights & Biases has one run per process; several processes, and weights that are split, are
     # for a model that needs them.
-    for key in ("log.wandb", "sharding.distributed", "sharding.fsdp"):
-        if flatten(config)[key]:
-            return f"{key}=True"
-    return ""
+    return _first_true(config, "log.wandb", "sharding.distributed", "sharding.fsdp")
 
 
 def one_step_at_a_time(config: Config) -> str:
     """Returns the setting that has every step called by itself, "" if none does."""
     # Several processes agree after each step whether to stop; weights that are split are for models
     # whose steps are long.
-    for key in ("sharding.distributed", "sharding.fsdp"):
-        if flatten(config)[key]:
-            return f"{key}=True"
-    return ""
+    return _first_true(config, "sharding.distributed", "sharding.fsdp")
+
+
+def _first_true(config, *keys):
+    flat = flatten(config)
+    return next((f"{key}=True" for key in keys if flat[key]), "")
 
 
 def parse_freeze(freeze: str) -> str | int | list[tuple[re.Pattern, bool]]:
