@@ -32,13 +32,14 @@ def compiled():
     jax.monitoring.unregister_event_duration_listener(note)
 
 
-@pytest.mark.parametrize("resident", ["always", "never"])
+@pytest.mark.parametrize("resident, stored", [("always", 0), ("never", 0), ("never", 12)])
 def test_the_step_is_compiled_once_for_fresh_and_resumed_runs(
-    resident, mesh, compiled, tmp_path, capsys
+    resident, stored, mesh, compiled, tmp_path, capsys
 ):
     """What is compiled ahead is what the steps then use: also of a restored state."""
     options = dict(train__epochs=2.0, train__batch_size=256, train__eval_batch_size=512)
-    config = make_config(**options, data__resident=resident)
+    options |= dict(data__resident=resident, data__stored_size=stored)
+    config = make_config(**options)
     data = load_data(config.data, mesh)
 
     class StopsSoon(Stop):

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from vit_jax import models, optim, pretrained, sharding, steps
 from vit_jax.config import Config, steps_of, total_steps
 from vit_jax.data import Data
+from vit_jax.data.images import stored_size
 from vit_jax.errors import UserError
 from vit_jax.validation import COUNTABLE, one_step_at_a_time, parse_freeze
 
@@ -304,8 +305,9 @@ def compile_ahead(program: Program, state, part) -> Future | None:
         _, batch = next(part.train_at_once(0, 0, 1, size, lambda step: 1))
     else:
         step, split = program.train_step, sharding.split(program.mesh)
+        data = program.config.data
         shapes = {
-            "image": ((size, *one_image(program.config).shape[1:]), np.uint8),
+            "image": ((size, stored_size(data), stored_size(data), data.channels), np.uint8),
             "label": ((size,), np.int32),
             "mask": ((size,), bool),
         }
