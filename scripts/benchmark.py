@@ -15,7 +15,7 @@ MODE is one of
             torchvision's ImageFolder and a DataLoader with a worker for each core
   augment   the kind "autoaugment" (crop, flip, policy, normalisation) on 32 x 32 images; the peer
             is the policy alone, by torchvision, in one process for each core
-  seeds     the training step of four seeds at once, beside that of one
+  seeds     the training step of four seeds at once, beside that of one; images/s are of each seed
   calls     32 training steps in one call, beside 32 calls
   resident  what the main thread does for a training step on images that the devices hold
   startup   from the main command to the first step of configs/cifar_patch.py's patch_4, on the
@@ -25,6 +25,8 @@ on one of the models cifar_vit (configs/cifar_patch.py at patch 4), small_vit (t
 with 6 blocks), digits_vit (configs/digits_patch.py at patch 2), vit_ti, vit_b (16-pixel patches at
 224 pixels) or resnet18 (at 32 pixels). Peers get batches that are ready as float32, but in `input`.
 Prints a line for each side and ratios of medians; --json=FILE adds them to a file of JSON lines.
+For `step` and `infer` of a ViT also the TFLOP/s of its products, and with --peak=989 (an H100 in
+bfloat16) the share of what the device could do: the model's FLOPs utilisation (MFU).
 """
 
 import argparse
@@ -50,6 +52,13 @@ def main() -> None:
     parser.add_argument("--peer-python", help="an interpreter that has torch, timm, torchvision")
     parser.add_argument("--model", choices=modes.MODELS, default="cifar_vit")
     parser.add_argument("--batch-size", type=int, help="default: what is usual for the model")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of step, finetune and infer, on both sides (default auto: as train.dtype)",
+    )
+    parser.add_argument("--peak", type=float, help="TFLOP/s of the device, for the MFU")
     parser.add_argument("--rounds", type=int, default=9, help="alternations (default 9)")
     parser.add_argument("--compile", action="store_true", help="torch.compile as one more peer")
     parser.add_argument("--folder", help="input: of images, in folders by class")
@@ -66,20 +75,26 @@ def main() -> None:
     elif args.mode == "resident":
         found = modes.measure_resident(modes.make_spec(args))
     else:
-        found = take_turns(*modes.START[args.mode](modes.make_spec(args), args), args.rounds)
+        spec = modes.make_spec(args)
+        sides, count = modes.START[args.mode](spec, args)
+        found = take_turns(
+            sides, args.rounds, count, modes.flops_per_image(args.mode, spec), args.peak
+        )
     if args.json:
         line = {"mode": args.mode, "model": args.model, "device": sharding.describe_devices()}
         with args.json.open("a") as file:
             file.write(json.dumps(line | found) + "\n")
 
 
-def take_turns(sides, count, rounds) -> dict:
+def take_turns(sides, rounds, count, flops=0, peak=None) -> dict:
     """Runs the sides in turn and prints their speeds.
 
     Args:
       sides: name -> a function that runs once and returns its seconds; ours is the first.
-      count: images of a run.
       rounds: how often each one runs, after a first time that is not counted.
+      count: images of a run.
+      flops: floating-point operations of an image, if known.
+      peak: TFLOP/s of the device, if known.
 
     Returns:
       {name: {"seconds": median, "ratio": of that to ours}}.
@@ -93,10 +108,13 @@ def take_turns(sides, count, rounds) -> dict:
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
     ours = next(iter(medians.values()))
     for name, values in seconds.items():
+        speed = flops * count / medians[name] / 1e12
         print(
             f"{name:15s} {1000 * medians[name]:9.2f} ms "
             f"({1000 * min(values):.2f} to {1000 * max(values):.2f}), "
             f"{count / medians[name]:,.0f} images/s, ratio {medians[name] / ours:.2f}"
+            + (f", {speed:,.2f} TFLOP/s" if flops else "")
+            + (f", MFU {speed / peak:.1%}" if flops and peak else "")
         )
     if any(name.startswith("torch") for name in medians):
         print("A ratio above 1 means that we are faster.")

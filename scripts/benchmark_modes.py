@@ -40,7 +40,10 @@ def peers(mode, spec, args, **more) -> dict:
     """Returns {name: function that has a peer run once and returns its seconds}."""
     if not args.peer_python:
         return {}
-    spec = spec | {"compile": False, "head_only": False} | more
+    from vit_jax.program import dtype_of
+
+    shared = {"compile": False, "head_only": False, "dtype": dtype_of(args.dtype).name}
+    spec = spec | shared | more
     sides = {"torch eager": start_peer(args.peer_python, mode, spec)}
     if args.compile:
         sides["torch compiled"] = start_peer(args.peer_python, mode, spec | {"compile": True})
@@ -67,6 +70,23 @@ def start_peer(python, mode, spec):
         return answer()
 
     return run
+
+
+def flops_per_image(mode, spec) -> int:
+    """Returns the floating-point operations of a ViT's products for an image; 0 if not known.
+
+    Of a training step three times those of a forward pass: the derivative of a product has two.
+    """
+    passes = {"step": 3, "infer": 1}.get(mode, 0)
+    if spec["model"] == "resnet18":
+        return 0
+    width, patches = spec["hidden_size"], (spec["image_size"] // spec["patch_size"]) ** 2
+    tokens = patches + 1
+    embedding = patches * 3 * spec["patch_size"] ** 2 * width
+    dense = tokens * width * (4 * width + 2 * spec["mlp_dim"])
+    attention = 2 * tokens**2 * width
+    products = embedding + spec["depth"] * (dense + attention) + width * spec["num_classes"]
+    return 2 * passes * products
 
 
 def make_config(spec, **overrides):
@@ -141,7 +161,7 @@ def start_step(spec, args, **overrides):
     import jax
 
     head_only = overrides.get("freeze") == "head"
-    program, _, batch = make_program(make_config(spec, **overrides))
+    program, _, batch = make_program(make_config(spec, train__dtype=args.dtype, **overrides))
     run = timed_step(program.train_step, first_state(program), jax.random.key(0), batch)
     return {"vit_jax": run} | peers("train", spec, args, head_only=head_only), spec["batch_size"]
 
@@ -155,7 +175,7 @@ def start_infer(spec, args):
     """Returns the sides that classify, and the images of a run."""
     from vit_jax.metrics import Sums
 
-    program, _, batch = make_program(make_config(spec))
+    program, _, batch = make_program(make_config(spec, train__dtype=args.dtype))
     variables = first_state(program).eval_variables
     empty = sharding.put_replicated(program.mesh, Sums.empty())
     run = timed(lambda: program.eval_step(variables, empty, batch))
@@ -163,7 +183,7 @@ def start_infer(spec, args):
 
 
 def start_explain(spec, args):
-    """Returns the sides that compute attention rollout, and the images of a run."""
+    """Returns the sides that compute attention rollout in float32, and the images of a run."""
     import jax
 
     from vit_jax import explain, models
@@ -181,7 +201,7 @@ def start_explain(spec, args):
         return explain.patch_relevance(explain.rollout(inside["attention"]), (side, side), True)
 
     run = timed(lambda: look(variables, batch["image"]))
-    return {"vit_jax": run} | peers("explain", spec, args), spec["batch_size"]
+    return {"vit_jax": run} | peers("explain", spec, args, dtype="float32"), spec["batch_size"]
 
 
 def start_input(spec, args):
