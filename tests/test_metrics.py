@@ -4,13 +4,14 @@ import json
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
 from damage import DAMAGE, harm
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vit_jax.errors import UserError
-from vit_jax.metrics import Progress, make_writer, read_jsonl
+from vit_jax.metrics import CompileTimes, Progress, make_writer, read_jsonl
 
 
 def test_rows_that_are_to_be_done_again_are_dropped(tmp_path, capsys):
@@ -151,3 +152,14 @@ def test_progress_off_a_terminal_is_plain_lines(capsys):
     progress.close()
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("run step 5/10: loss 1.0, 00:0") and line.endswith("left")
+
+
+def test_programs_that_are_compiled_at_once_take_the_time_of_one():
+    """Else a start would tell of more seconds of compiling than it took."""
+    times, event = CompileTimes(), "/jax/core/compile/backend_compile_duration"
+    for seconds in (10.0, 8.0, 11.0):  # that end now
+        jax.monitoring.record_event_duration_secs(event, seconds)
+    found = times.stop()
+    assert found == {"tracing": 0, "lowering": 0, "compiling": pytest.approx(11, abs=0.5)}
+    jax.monitoring.record_event_duration_secs(event, 60.0)
+    assert times.stop() == found

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 import pathlib
 import socket
@@ -280,7 +281,7 @@ def say(text: str) -> None:
 
 
 class CompileTimes:
-    """Adds up what JAX spends on making programs, until it is told to stop."""
+    """Notes how long JAX makes programs, until it is told to stop."""
 
     _EVENTS = {
         "/jax/core/compile/jaxpr_trace_duration": "tracing",
@@ -290,25 +291,33 @@ class CompileTimes:
 
     def __init__(self):
         """Starts."""
-        self._seconds = dict.fromkeys(self._EVENTS.values(), 0.0)
+        self._spans = {what: [] for what in self._EVENTS.values()}
         jax.monitoring.register_event_duration_secs_listener(self._add)
         self._listens = True
 
     def _add(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if what := self._EVENTS.get(event):
-            # The tracing of a function contains that of the functions that it calls.
-            total = max if what == "tracing" else float.__add__
-            self._seconds[what] = total(self._seconds[what], duration_secs)
+            self._spans[what].append((time.monotonic() - duration_secs, time.monotonic()))
 
     def stop(self) -> dict[str, float]:
         """Returns the seconds of tracing, lowering, and compiling or reading the cache.
 
-        May be called again.
+        Each is the time in which at least one such thing went on: threads compile at once, and the
+        tracing of a function contains that of those it calls. May be called again.
         """
         if self._listens:
             jax.monitoring.unregister_event_duration_listener(self._add)
             self._listens = False
-        return self._seconds
+        return {what: _covered(spans) for what, spans in self._spans.items()}
+
+
+def _covered(spans):
+    """Returns the length of the union of spans (start, end)."""
+    total, reached = 0.0, -math.inf
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
 
 
 class Progress:
