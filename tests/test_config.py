@@ -57,6 +57,10 @@ def test_valid_config_passes():
         ({"train__steps_at_once": "always", "sharding__fsdp": True}, "not go with sharding.fsdp"),
         ({**SEEDS, "log__wandb": True}, "seeds_at_once=always does not go with log.wandb=True"),
         ({"train__label_smoothing": 1.5}, "train.label_smoothing=1.5 must be below 1"),
+        (
+            {"optim__name": "sgd", "optim__nesterov": True, "optim__momentum": 0.0},
+            "nesterov=True has",
+        ),
         ({"optim__warmup_steps": 3, "optim__warmup_percent": 2.0}, "contradict each other"),
         ({"optim__learning_rate": -1.0}, "optim.learning_rate=-1.0 is negative"),
         ({"optim__learning_rate": float("inf")}, "is not a finite number"),
@@ -140,6 +144,17 @@ def test_kinds_of_augmentation_fill_what_is_left_out():
     augment = make(augment__kind="strong", augment__mixup_alpha=0.2).augment
     assert (augment.erasing_rate, augment.mixup_alpha, augment.cutmix_alpha) == (0.25, 0.2, 1.0)
     assert make().augment == settings.get_config().augment
+
+
+def test_a_part_of_strong_augmentation_is_switched_off_by_0():
+    off = dict.fromkeys(("augment.erasing_rate", "augment.mixup_alpha"), 0.0)
+    config = settings.with_overrides(settings.get_config(), VALID, "a test")
+    variants = {"strong": {}, "cutmix": off}
+    config.augment.kind = "strong"
+    found = sweep.make_variants(config, variants, {"augment.cutmix_alpha"})
+    rates = [(one.augment.erasing_rate, one.augment.mixup_alpha) for one in found.values()]
+    assert rates == [(0.25, 1.0), (0.0, 0.0)]
+    assert {one.augment.cutmix_alpha for one in found.values()} == {0.0}
 
 
 def test_durations_in_any_unit():

@@ -248,7 +248,7 @@ def resolve(config: Config, weights: dict | None = None, given: Collection[str] 
         _adopt(config, weights, given)
     if config.model.name == "resnet18":
         config.model.hidden_size = config.model.hidden_size or 64  # He et al. 2016, table 1
-    _resolve_augment(config)
+    _resolve_augment(config, given)
     return config
 
 
@@ -290,7 +290,7 @@ def _adopt(config, weights, given):
         config.update_from_flattened_dict({key: value})
 
 
-def _resolve_augment(config):
+def _resolve_augment(config, given):
     augment = config.augment
     filled = {}
     if augment.kind == "cutout":
@@ -298,7 +298,8 @@ def _resolve_augment(config):
     elif augment.kind == "strong":
         filled = {"erasing_rate": 0.25, "mixup_alpha": 1.0, "cutmix_alpha": 1.0}
     for key, value in filled.items():
-        augment[key] = augment[key] or value
+        if f"augment.{key}" not in given:  # a 0 on purpose switches off
+            augment[key] = augment[key] or value
 
 
 def steps_of(section, stem: str, steps_per_epoch: int, total_steps: int) -> int:

@@ -352,6 +352,8 @@ def _validate_train(config):
             f"optim.weight_decay={optim.weight_decay} times optim.learning_rate="
             f"{optim.learning_rate} is 1 or more: weights would change sign instead of shrinking"
         )
+    if optim.name == "sgd" and optim.nesterov and not optim.momentum:
+        raise UserError("optim.nesterov=True has no effect with optim.momentum=0")
     if optim.eps == 0:
         raise UserError("optim.eps=0 would divide by zero: use 1e-8, say")
     percents = tuple(optim.decay_at_percent)
