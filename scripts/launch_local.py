@@ -3,7 +3,8 @@
     python scripts/launch_local.py -n 2 -- --config=configs/digits_patch.py
     python scripts/launch_local.py -n 4 --devices-per-process 1 -- --config=configs/cifar_vit.py
 
-What follows `--` goes to vit_jax.main. SIGTERM and Ctrl-C stop them all, as they stop one.
+What follows `--` goes to vit_jax.main. Where there are GPUs, each process has one of them. SIGTERM
+and Ctrl-C stop them all, as they stop one.
 """
 
 import os
@@ -49,10 +50,10 @@ def launch(argv: list[str] | None) -> int:
         found.bind(("127.0.0.1", 0))  # a free port
         coordinator = f"127.0.0.1:{found.getsockname()[1]}"
     shared = {"JAX_COORDINATOR_ADDRESS": coordinator, "JAX_NUM_PROCESSES": str(options.n)}
-    processes = [
-        subprocess.Popen(command, env=os.environ | shared | {"JAX_PROCESS_ID": str(rank)})
-        for rank in range(options.n)
-    ]
+    processes = []
+    for rank in map(str, range(options.n)):
+        own = {"JAX_PROCESS_ID": rank, "JAX_LOCAL_DEVICE_IDS": rank}  # the latter of GPUs
+        processes.append(subprocess.Popen(command, env=os.environ | shared | own))
     # One that is told tells the others; Ctrl-C comes to all from the terminal.
     signal.signal(signal.SIGTERM, lambda number, frame: processes[0].send_signal(number))
     signal.signal(signal.SIGINT, lambda number, frame: None)
