@@ -249,6 +249,22 @@ def test_a_full_disk_is_told_in_a_sentence(saved, monkeypatch):
     assert restored_from(folder).step == 4
 
 
+def test_full_memory_is_no_damage(saved, monkeypatch):
+    """As that of a device which another program still uses."""
+    checkpoints, folder = saved
+
+    def fail(*args, **options):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(type(checkpoints._manager), "restore", fail)
+    for restore in (lambda like: restore_common([checkpoints], like), checkpoints.restore_best):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="Out of memory"):
+            restore(TARGET)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Out of memory"):
+        checkpoint.load_run(folder, "last")
+    assert steps_in(folder) == [1, 2, 3, 4]
+
+
 def test_saving_a_step_again_replaces_it(saved):
     checkpoints, _ = saved
     checkpoints.save(4, make_state(40), {"evaluated": False}, None)

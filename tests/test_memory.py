@@ -2,7 +2,15 @@
 
 import ctypes
 
+import jax
 import pytest
+from jax.sharding import AxisType
+from tiny_configs import make_config
+from tiny_stop import Stop
+
+from vit_jax import cli, main, memory, train
+from vit_jax.data import load_data
+from vit_jax.program import build_program
 
 PROGRAM = """
 import os, pathlib, threading
@@ -35,3 +43,44 @@ def test_handing_back_leaves_no_garbage(command):
     program = "import gc; from vit_jax import memory; memory.hand_back(); gc.collect(); "
     done = command("-c", program + "[memory.hand_back() for _ in range(3)]; print(gc.collect())")
     assert int(done.stdout) == 0
+
+
+OUT = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore")
+
+
+def test_memory_that_ran_out_is_told_in_one_sentence(capsys):
+    sentence = "memory of this machine or of a device is too small"
+    for error, reason in (
+        (OUT, "Out of memory allocating 9 bytes."),
+        (MemoryError(), "MemoryError"),
+    ):
+
+        def command(error=error):
+            raise error
+
+        assert cli.run(command) == 1
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1 and sentence in told and f"{reason})" in told
+        assert "lower train.batch_size" in main._sentence(error)
+    assert not memory.ran_out(jax.errors.JaxRuntimeError("INTERNAL: a fault"))
+    assert not memory.ran_out(ValueError("RESOURCE_EXHAUSTED: of a disk"))
+
+
+def test_at_its_end_a_run_holds_no_more_than_it_evaluates(monkeypatch, tmp_path):
+    """A state that takes more than half of a device could be trained, and then not evaluated."""
+    mesh = jax.make_mesh((1,), ("data",), (AxisType.Auto,), devices=jax.devices()[:1])
+    config = make_config(model__hidden_size=128, train__batch_size=512, optim__ema_decay=0.9)
+    data, held = load_data(config.data, mesh), []
+
+    def evaluate(*args, evaluate=train.evaluate, **options):
+        held.append(bytes_on_devices())
+        return evaluate(*args, **options)
+
+    def bytes_on_devices():
+        return sum(x.nbytes for x in jax.live_arrays())
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    before = bytes_on_devices()
+    (summary,) = train.run(build_program(config, data, mesh), data, {0: tmp_path}, "base", Stop())
+    weights = 4 * summary["num_params"]  # of a state that has them four times
+    assert [(size - before) / weights for size in held] == pytest.approx([1, 1, 1], abs=0.1)

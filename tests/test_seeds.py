@@ -296,6 +296,7 @@ def test_which_seeds_are_trained_at_once(digits, tmp_path):
     assert grouped() == at_once
     assert grouped(devices=4) == apart  # which would be slower at once, on a CPU
     assert grouped(train__seeds_at_once="never") == apart
+    assert grouped(model__name="resnet18") == apart
     always = dict(train__seeds_at_once="always", train__num_seeds=2)
     assert grouped(devices=4, **always) == at_once
     (tmp_path / "1" / "checkpoints" / "10").mkdir(parents=True)
@@ -305,6 +306,17 @@ def test_which_seeds_are_trained_at_once(digits, tmp_path):
     assert grouped(**head) == apart
     with pytest.raises(UserError, match="train.seeds_at_once=always does not go with features"):
         grouped(**head, **always)
+
+
+def test_seeds_that_the_memory_does_not_hold_are_told_of(run, tmp_path):
+    def fail(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    failing = [(checkpoint.Checkpoints, "save", fail)]
+    with pytest.raises(UserError, match="not hold 2 seeds at once: set train.seeds_at_once=never"):
+        run(tmp_path, patches=failing)
+    with pytest.raises(jax.errors.JaxRuntimeError):  # of a single one, main tells
+        run(tmp_path, at_once=False, patches=failing)
 
 
 def test_a_seed_is_taken_to_the_bit(digits):

@@ -3,6 +3,7 @@
 import signal
 
 import jax
+import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType
 from tiny_configs import make_config
@@ -61,6 +62,21 @@ def test_the_step_is_compiled_once_for_fresh_and_resumed_runs(
         assert compiled.count(step) == 1
         told = capsys.readouterr().out
         assert "first step after" in told and ("going on from step" in told) == resumed
+
+
+def test_a_run_that_goes_on_in_another_type_says_so(mesh, tmp_path, capsys, monkeypatch):
+    """As where "auto" is float32 on the CPU where it began, and bfloat16 on the GPU."""
+    config = make_config(train__batch_size=512)
+    data = load_data(config.data, mesh)
+
+    def restart():
+        train.run(build_program(config, data, mesh), data, {0: tmp_path}, "base", Stop())
+        return capsys.readouterr().out
+
+    assert "going on" not in restart()
+    assert "going on from step 2\n" in restart()
+    monkeypatch.setattr(train, "dtype_of", lambda name: jnp.dtype("bfloat16"))
+    assert "going on from step 2, from now on in bfloat16 instead of float32\n" in restart()
 
 
 def test_a_finished_run_compiles_no_step(mesh, compiled, tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
-from vit_jax import processes
+from vit_jax import memory, processes
 from vit_jax.errors import UserError
 from vit_jax.files import disk_problem, first_damage, warn, write_sums
 
@@ -211,9 +211,9 @@ class Checkpoints:
                 if self._needs_best and best and (problem := self._problem(best.step)):
                     upto = best.step - 1
                     raise ValueError(f"{problem}, and is of the best checkpoint")
-            except MemoryError:
-                raise
             except Exception as error:  # damage shows as many types in orbax and tensorstore
+                if memory.ran_out(error):
+                    raise
                 found_damage = True
                 warn(f"{_first_line(error)}: going back to the checkpoint before it")
                 continue
@@ -245,9 +245,9 @@ class Checkpoints:
         assert self._policy.best is not None, "no checkpoint was evaluated"
         try:
             return self._restore(self._policy.best.step, abstract_state)[0]
-        except MemoryError:
-            raise
         except Exception as error:
+            if memory.ran_out(error):
+                raise
             raise UserError(
                 f"{_first_line(error)}, and is of the best checkpoint: the same command goes "
                 "back to the one before it"
@@ -273,9 +273,9 @@ class Checkpoints:
                 lines = [json.dumps(row) + "\n" for row in notes.pop("rows")]
             else:
                 lines = (self._folder / str(step) / _LOG).read_text().splitlines(keepends=True)
-        except MemoryError:
-            raise
         except Exception as error:
+            if memory.ran_out(error):
+                raise
             problem = f"{self._folder / str(step)} is damaged ({_first_line(error)})"
         self._agree_on(problem, step)
         # Catches the casts that orbax makes silently, and flipped bits where digests are missing.
@@ -349,14 +349,14 @@ def load_arrays(folder: pathlib.Path, expected: int):
     try:
         with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
             stored = checkpointer.metadata(folder.absolute()).item_metadata
-            tree = checkpointer.restore(folder.absolute(), _on_one_device(stored.tree))
+            tree = checkpointer.restore(folder.absolute(), _as_numpy(stored.tree))
         if int(checksum(tree)) != expected:
             raise ValueError("its checksum does not match")
-    except MemoryError:
-        raise
     except Exception as error:  # damage shows as many types in orbax and tensorstore
+        if memory.ran_out(error):
+            raise
         raise UserError(f"{folder} is damaged ({_first_line(error)})") from None
-    return jax.tree.map(np.asarray, tree)
+    return tree
 
 
 def load_run(folder: pathlib.Path, step: int | Literal["last"]) -> tuple[dict, int]:
@@ -384,7 +384,7 @@ def load_run(folder: pathlib.Path, step: int | Literal["last"]) -> tuple[dict, i
             raise ValueError(problem)
         stored = manager.item_metadata(at)["state"]
         args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(_on_one_device(stored)), notes=ocp.args.JsonRestore()
+            state=ocp.args.StandardRestore(_as_numpy(stored)), notes=ocp.args.JsonRestore()
         )
         restored = manager.restore(at, args=args)
         state = restored["state"]
@@ -392,13 +392,13 @@ def load_run(folder: pathlib.Path, step: int | Literal["last"]) -> tuple[dict, i
         found = int(checksum(variables))
         if found != restored["notes"].get("variables_checksum", found):
             raise ValueError("its checksum does not match")
-    except MemoryError:
-        raise
     except Exception as error:  # damage shows as many types in orbax and tensorstore
+        if memory.ran_out(error):
+            raise
         raise UserError(f"the checkpoint in {place} is damaged ({_first_line(error)})") from None
     finally:
         manager.close()
-    return jax.tree.map(np.asarray, variables), found
+    return variables, found
 
 
 def _alone():
@@ -407,10 +407,9 @@ def _alone():
     return ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
 
 
-def _on_one_device(metadata):
-    """Returns what to restore an orbax tree of array metadata into."""
-    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), metadata)
+def _as_numpy(metadata):
+    """Returns what to restore an orbax tree of array metadata into: no device may hold it."""
+    return jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata)
 
 
 def _first_line(error: Exception) -> str:

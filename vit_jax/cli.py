@@ -33,7 +33,11 @@ def run(command: Callable[[], None]) -> int:
     memory.keep_freed()
     try:
         command()
-    except (UserError, OSError) as error:
+    except Exception as error:
+        if memory.ran_out(error):
+            error = memory.full(error)
+        elif not isinstance(error, (UserError, OSError)):
+            raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     return 0

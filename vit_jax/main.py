@@ -112,6 +112,11 @@ def _sentence(error) -> str | None:
     if isinstance(error, OSError) and (problem := disk_problem(error)):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{problem}; once that is mended, the same command goes on"
+    if memory.ran_out(error):
+        return (
+            f"{memory.full(error)}: lower train.batch_size or raise train.accumulation_steps, or "
+            "set train.remat=True or data.resident=never"
+        )
     return str(error) if isinstance(error, UserError) else None
 
 

@@ -67,19 +67,17 @@ def run(
             run_folder.write_config(
                 folder, program.config, program.fingerprint, program.total_steps, name, seed
             )
-        current = _Run(program, data, folders, name, stop)
         try:
-            current.loop()
-            return [current.finish(seed) for seed in current.seeds]
-        except jax.errors.JaxRuntimeError as error:
-            if len(folders) == 1 or "RESOURCE_EXHAUSTED" not in str(error):
+            with contextlib.closing(_Run(program, data, folders, name, stop)) as current:
+                current.loop()
+                return [current.finish(seed) for seed in current.seeds]
+        except Exception as error:
+            if len(folders) == 1 or not memory.ran_out(error):
                 raise
             raise UserError(
-                f"{current.title}: the devices' memory does not hold {len(folders)} seeds at once: "
-                "set train.seeds_at_once=never"
+                f"{name}: the memory does not hold {len(folders)} seeds at once: set "
+                "train.seeds_at_once=never"
             ) from None
-        finally:
-            current.close()
 
 
 class _Seed:
@@ -152,13 +150,25 @@ class _Run:
             for seed, one in zip(self.seeds, restored, strict=True):
                 seed.evaluated_step = self.step if one.notes["evaluated"] else -1
                 seed.lines = one.lines
-            self._print(f"going on from step {self.step}")
-        self.state = self.steps.stack(states)
+            before, now = restored[0].notes.get("dtype"), self._dtype()
+            self._print(
+                f"going on from step {self.step}"
+                + (
+                    f", from now on in {now} instead of {before}"
+                    if before not in (None, now)
+                    else ""
+                )
+            )
+        self.state: Any = self.steps.stack(states)
         self.began, self.saved_step = time.monotonic(), self.step
 
     def _print(self, text, seed=None):
         if self.first_process:
             say(f"{(seed or self).title}: {text}")
+
+    def _dtype(self):
+        """Returns the type of the products, which "auto" lets depend on the devices."""
+        return dtype_of(self.program.config.train.dtype).name
 
     def wall_seconds(self):
         # Seeds share the clock: what they are told adds up to the time that passed.
@@ -333,6 +343,7 @@ class _Run:
             seed.writer.flush()
             state = self.steps.take(self.state, seed.place)
             notes = {"evaluated": evaluated, "wall_seconds": self.wall_seconds()}
+            notes["dtype"] = self._dtype()
             notes["variables_checksum"] = int(checksum(state.eval_variables))
             accuracy = results[seed.place].accuracy if results else None
             seed.checkpoints.save(self.step, state, notes, accuracy, seed.writer.lines)
@@ -360,18 +371,14 @@ class _Run:
     def finish(self, seed: _Seed) -> dict:
         """Evaluates the selected checkpoint on all three parts, test for the only time."""
         config = self.program.config
-        if config.train.select == "best":
-            best = seed.checkpoints.restore_best(self.abstract)
-            state, step = best.state, best.step
-        else:
-            state, step = self.steps.take(self.state, seed.place), self.step
+        variables, step = self._selected(seed)
         self._print(f"evaluating the {config.train.select} checkpoint, of step {step}", seed)
         results = {}
         for part in ("train", "val", "test"):
             batches = getattr(self.data, part).evaluate(config.train.eval_batch_size)
             results[part] = evaluate(
                 self.program.eval_step,
-                state.eval_variables,
+                variables,
                 batches,
                 self.stop.asked,
                 keep=part == "test",
@@ -382,7 +389,7 @@ class _Run:
             before = first_state(self.program, seed.key).params
             summary["kernel_magnitudes"] = {
                 "before": explain.kernel_magnitudes(before),
-                "after": explain.kernel_magnitudes(state.eval_variables["params"]),
+                "after": explain.kernel_magnitudes(variables["params"]),
             }
         if self.first_process:
             report = make_report(
@@ -395,6 +402,14 @@ class _Run:
             write_atomically(seed.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
             write_sums(seed.folder, run_folder.RESULTS)
         return summary
+
+    def _selected(self, seed):
+        """Returns the variables to be evaluated at the end, and their step."""
+        if self.program.config.train.select == "last":
+            return self.steps.take(self.state, seed.place).eval_variables, self.step
+        self.state = None  # the devices may not hold two
+        best = seed.checkpoints.restore_best(self.abstract)
+        return best.state.eval_variables, best.step
 
     def _summary(self, seed, results, step):
         rows = [json.loads(line) for line in seed.writer.lines]
