@@ -2,6 +2,7 @@
 
 import html
 import html.parser
+import pathlib
 import re
 import shutil
 
@@ -86,6 +87,7 @@ def test_best_run_is_told_of(page):
         "Best run: patch_2.of-a-variant-with-quite-a-long-name, seed 0",
         "80.00 %",  # of its seeds, of equal validation accuracy, the first
         "95 % interval",
+        "Chosen of the variants and seeds by validation accuracy.",
         "Best epoch 2 of 3",
         "looks at",
         "On 64 test images of 16 patches",
@@ -94,6 +96,14 @@ def test_best_run_is_told_of(page):
     ):
         assert words in page.text
     assert ["dog", "100.00", "66.67", "80.00", "66.67", "3"] in page.tables[3]
+
+
+def test_best_run_is_not_chosen_on_the_test_set():
+    sweep = make_sweep(pathlib.Path("runs"))[0]
+    last = sweep.ranking[-1]
+    last["val_accuracy"]["mean"] = 0.95
+    assert last["test_accuracy"]["mean"] < sweep.ranking[0]["test_accuracy"]["mean"]
+    assert sweep.best_folder == pathlib.Path("runs", last["variant"], "seed_1")
 
 
 def test_how_to_repeat_it_is_told(page):

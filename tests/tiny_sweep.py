@@ -79,7 +79,7 @@ def make_sweep(workdir):
         "patch_4": [summary(0, 0.7), summary(1, 0.75)],
         "patch_2.of-a-variant-with-quite-a-long-name": [summary(0, 0.8), summary(1, 0.9)],
     }
-    groups["patch_4"][0] |= {"num_trainable_params": 12}
+    groups["patch_4"][0] |= {"num_trainable_params": 12, "val_accuracy": 0.85}
     overrides = {name: {"model.patch_size": i} for i, name in enumerate(groups)}
     rows = [make_row(name, overrides[name], group) for name, group in groups.items()]
     results = {"experiment": "demo", "rows": rows}

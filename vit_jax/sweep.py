@@ -134,7 +134,7 @@ def _report(workdir, results, summaries, published, configs, arguments):
     finished = Sweep(workdir, results, summaries, published, select, arguments)
     explained = scores.read(finished.explanation).get("asked", 0)  # first: what is damaged goes
     table = write_report(finished)
-    if _explain(finished, configs[finished.ranking[0]["variant"]], explained):
+    if _explain(finished, configs[finished.chosen], explained):
         write_report(finished)
     print(f"\n{table}\n\n{workdir / 'results.md'}\n{workdir / 'report.html'}", flush=True)
 

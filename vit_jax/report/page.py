@@ -35,20 +35,25 @@ class Sweep:
 
     @property
     def ranking(self) -> list[dict]:
-        """The rows of results.json, at their last lengths, the best first."""
+        """The rows of results.json, at their last lengths, by test accuracy, the best first."""
         return sorted(self.results["rows"], key=lambda row: -row["test_accuracy"]["mean"])
 
     @property
-    def best(self) -> dict:
-        """The summary of the best variant's seed with the best validation accuracy."""
+    def chosen(self) -> str:
+        """The variant with the best validation accuracy."""
         # Not the one that is best on the test set: that would flatter.
-        summaries = self.summaries[self.ranking[0]["variant"]]
+        return max(self.results["rows"], key=lambda row: row["val_accuracy"]["mean"])["variant"]
+
+    @property
+    def best(self) -> dict:
+        """The summary of that variant's seed with the best validation accuracy."""
+        summaries = self.summaries[self.chosen]
         return max(summaries, key=lambda summary: summary["val_accuracy"])
 
     @property
     def best_folder(self) -> pathlib.Path:
         """The folder of that run."""
-        return self.workdir / self.ranking[0]["variant"] / f"seed_{self.best['seed']}"
+        return self.workdir / self.chosen / f"seed_{self.best['seed']}"
 
     @property
     def explanation(self) -> pathlib.Path:
@@ -69,7 +74,7 @@ class Sweep:
 def make_page(sweep: Sweep) -> str:
     """Returns report.html."""
     name, records = sweep.results["experiment"], sweep.records()
-    variant, best, folder = sweep.ranking[0]["variant"], sweep.best, sweep.best_folder
+    variant, best, folder = sweep.chosen, sweep.best, sweep.best_folder
     report = _read(folder / "test_report.json")
     body = [
         f"<header>\n<h1>{markup.escape(name)}</h1>",
@@ -131,7 +136,7 @@ def _unique_data(records):
 
 
 def _key_figures(sweep, best, report):
-    top = sweep.ranking[0]
+    top = next(row for row in sweep.ranking if row["variant"] == sweep.chosen)
     low, high = report.get("accuracy_interval", (None, None))
     interval = "" if low is None else f"95 % interval {100 * low:.2f} to {100 * high:.2f}"
     facts = {"Test accuracy": (f"{100 * best['test_accuracy']:.2f} %", interval)}
@@ -151,8 +156,10 @@ def _key_figures(sweep, best, report):
     facts["Time"] = (f"{best['wall_seconds'] / 60:.1f} minutes", "training and evaluation")
     facts["Device"] = (best["device"], "")
     notes = []
-    if len(sweep.summaries[top["variant"]]) > 1:
-        notes += ["Of the best variant's seeds, the one with the best validation accuracy."]
+    several = {"variants": len(sweep.ranking) > 1, "seeds": len(sweep.summaries[sweep.chosen]) > 1}
+    if several["variants"] or several["seeds"]:
+        choice = " and ".join(what for what, more in several.items() if more)
+        notes += [f"Chosen of the {choice} by validation accuracy."]
     if top.get("legs"):
         notes += [f"At its last length, {top['epochs']:g} epochs; only of that are details kept."]
     return markup.section(

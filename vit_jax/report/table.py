@@ -69,7 +69,7 @@ def legend(rows: list[dict], seeds: list[int], select: str) -> str:
         spread = f"of one run, seed {seeds[0]}"
     if len(rows) > 1:
         chance = ", which alone cannot tell a difference from chance" if len(seeds) == 1 else ""
-        spread += f"{chance}; the best first"
+        spread += f"{chance}; sorted by test accuracy"
     unit = "length of a run" if any("epochs" in row for row in rows) else "run"
     checkpoint = {
         "best": "checkpoint with the best validation accuracy",
