@@ -3,6 +3,7 @@
 import fcntl
 import json
 import shutil
+import subprocess
 
 import pytest
 import storm as storms
@@ -137,6 +138,41 @@ def test_a_run_that_saved_nothing_may_be_started_with_other_settings(tmp_path):
         run_folder.write_config(tmp_path, config, {}, 20, "base", 0)
         record = json.loads((tmp_path / "config.json").read_text())
         assert record["config"]["model.mlp_dim"] == mlp_dim
+
+
+def test_a_folder_of_images_is_the_same_however_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    ways = (f"{tmp_path}/photos", f"{tmp_path}/photos/", "photos", "./run/../photos")
+    configs = [make_config(data__name="folder", data__dir=way) for way in ways]
+    run_folder.write_config(tmp_path / "run", configs[0], {}, 20, "base", 0)
+    (tmp_path / "run" / "checkpoints" / "1").mkdir(parents=True)
+    for config in configs:
+        assert run_folder.read_summary(tmp_path / "run", config, 0) is None
+    with pytest.raises(UserError, match="was trained with data.dir=.*/photos, now data.dir="):
+        run_folder.read_summary(
+            tmp_path / "run", make_config(data__name="folder", data__dir="x"), 0
+        )
+
+
+def test_uncommitted_code_is_noted(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "ROOT", tmp_path)
+
+    def git(*arguments):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    assert run_folder.made_with()["git_commit"] is None
+    git("init", "-q")
+    (tmp_path / "code.py").write_text("1\n")
+    git("add", ".")
+    git("commit", "-qm", "Begin")
+    commit = run_folder.made_with()["git_commit"]
+    assert len(commit) == 40
+    (tmp_path / "notes.txt").touch()
+    assert run_folder.made_with()["git_commit"] == commit
+    (tmp_path / "config.py").touch()
+    assert run_folder.made_with()["git_commit"] == f"{commit}-dirty"
 
 
 def test_a_run_folder_in_use_is_refused(tmp_path):

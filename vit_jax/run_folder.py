@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import subprocess
@@ -33,6 +34,8 @@ FREE_KEYS = (
     "train.steps_at_once",
 )
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
 # The length of a run, of which a finished one may be given more.
 LENGTH_KEYS = ("train.epochs", "train.steps")
 
@@ -50,7 +53,13 @@ def plain_settings(config: Config, seed: int) -> dict:
     flat = {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(config).items()}
     if config.init_from:
         flat["init_from"] = str(pathlib.Path(config.init_from).expanduser().resolve())
+    if config.data.name == "folder":
+        flat["data.dir"] = _place(config.data.dir)
     return flat | {"seed": seed}
+
+
+def _place(folder):
+    return os.path.realpath(os.path.expanduser(folder))
 
 
 def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None:
@@ -72,7 +81,7 @@ def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None
     for key in now:
         # A key that was added since then had the effect of its default.
         old = before.get(key, default[key])
-        if key in free or old == now[key]:
+        if key in free or old == now[key] or (key == "data.dir" and _place(old) == now[key]):
             continue
         if key in LENGTH_KEYS and 0 < old < now[key]:  # the run is to be lengthened
             if summary is not None:
@@ -160,7 +169,7 @@ def write_config(
         return
     record, settings = read_config(folder), plain_settings(config, seed)
     if record is None:
-        record = {"variant": name, "config": settings, "data": fingerprint} | _made_with()
+        record = {"variant": name, "config": settings, "data": fingerprint} | made_with()
     else:
         summary = read_finished(folder, record)
         if summary is None or not _lengthened(record["config"], settings, ()):
@@ -174,13 +183,14 @@ def write_config(
         # The leg that ends is noted before its summary can be replaced.
         leg = {key: value for key, value in summary.items() if key != "legs"}
         leg |= {key: record[key] for key in ("versions", "git_commit")}
-        record |= {"legs": [*record.get("legs", []), leg], "config": settings} | _made_with()
+        record |= {"legs": [*record.get("legs", []), leg], "config": settings} | made_with()
     (folder / SUMS).unlink(missing_ok=True)  # a kill is not to leave what would contradict it
     write_atomically(folder / "config.json", json.dumps(record, indent=2) + "\n")
     write_sums(folder, ("config.json",))
 
 
-def _made_with():
+def made_with() -> dict:
+    """Returns the versions of packages and the commit that a run is made with."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {package: importlib.metadata.version(package) for package in packages}
     versions = {"python": platform.python_version()} | versions
@@ -244,9 +254,15 @@ def last_saved_step(folder: pathlib.Path) -> int:
 
 
 def _git_commit():
-    command, here = ["git", "rev-parse", "HEAD"], pathlib.Path(__file__).parent
+    """Returns the commit of this code, "-dirty" where Python files differ; None without git."""
+
+    def git(*arguments):
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        ).stdout.strip()
+
     try:
-        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+        commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", "*.py")
     except OSError:  # no git here
         return None
-    return done.stdout.strip() or None
+    return commit + "-dirty" * bool(changed) if commit else None
