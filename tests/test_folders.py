@@ -42,6 +42,17 @@ def test_a_flat_folder_is_divided(tmp_path):
         assert [level // 10 for level in levels(part)] == part.labels.tolist()
 
 
+def test_a_folder_above_the_set_is_warned_of(tmp_path, capsys, mesh):
+    """As where an archive of parts was unpacked, each in a folder of its own name."""
+    for part in ("seg_train", "seg_test"):
+        make_folder(tmp_path / part / part, per_class=4)
+    load_data(settings(name="folder", dir=str(tmp_path / "seg_train" / "seg_train")), mesh)
+    told = capsys.readouterr()
+    assert "folder: 3 classes (ant, bee, cat), 9 train" in told.out and not told.err
+    load_data(settings(name="folder", dir=str(tmp_path)), mesh)
+    assert "(seg_test, seg_train) hold no images but further folders" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
 def test_every_format_is_read(tmp_path, suffix):
     make_folder(tmp_path)
@@ -139,7 +150,8 @@ def test_unreadable_files_are_skipped_and_counted(tmp_path, capsys):
     examples = open_source(config).examples("")
     assert levels(examples) == [0, 1, 2, 3, 4, 6, 7, 9, 10, 11]
     assert examples.labels.tolist() == [0] * 4 + [1] * 3 + [2] * 3
-    assert "skipped 2 unreadable of 12 files" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "skipped 2 unreadable of 12 files: " in told and "bee/1.png, " in told
     for path in (tmp_path / "cat").iterdir():
         path.write_text("no image")
     with pytest.raises(UserError, match="cat holds no readable image"):

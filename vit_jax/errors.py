@@ -1,6 +1,7 @@
 """The one exception that a user's mistake raises, and how its message shows what was wrong."""
 
 import re
+from collections.abc import Sequence
 
 
 class UserError(Exception):
@@ -17,6 +18,11 @@ def shown(value: object) -> str:
     except ValueError:  # Python writes no number of more than 4300 digits
         return "a number of thousands of digits"
     return text if len(text) <= 100 else f"{text[:60]}...{text[-20:]}"
+
+
+def some(names: Sequence[str]) -> str:
+    """Returns the first five of some names, and whether there are more."""
+    return ", ".join([*names[:5], *(["..."] if len(names) > 5 else [])])
 
 
 def one_line(text: object) -> str:

@@ -13,7 +13,8 @@ from vit_jax.data import decoded
 from vit_jax.data.examples import Examples
 from vit_jax.data.images import IMAGE_SUFFIXES, identity_of, read_image, stored_size, to_array
 from vit_jax.data.tfds import Tfds
-from vit_jax.errors import UserError, one_line, shown
+from vit_jax.errors import UserError, one_line, shown, some
+from vit_jax.files import warn
 
 VALIDATION_NAMES = ("validation", "valid", "val")
 
@@ -111,6 +112,14 @@ class Folder:
                     "or no UTF-8 in its name: rename it"
                 )
 
+        if not any(
+            entry.is_file() for name in self.class_names for entry in (first / name).iterdir()
+        ):
+            warn(
+                f"{first}: its class folders ({some(self.class_names)}) hold no images but further "
+                "folders, whose images are taken all together: is data.dir one level too high?"
+            )
+
     def examples(self, split: str) -> Examples:
         """Returns the images of `split`, "" for a flat folder."""
         root = self._root / split
@@ -175,7 +184,9 @@ class Folder:
             good = list(pool.map(readable, files))
         skipped = [str(path) for path, ok in zip(files, good, strict=True) if not ok]
         if skipped:
-            text = f"{root}: skipped {len(skipped)} unreadable of {len(files)} files: {skipped[0]}"
+            text = (
+                f"{root}: skipped {len(skipped)} unreadable of {len(files)} files: {some(skipped)}"
+            )
             print(one_line(text))
         left = {label for label, ok in zip(labels, good, strict=True) if ok}
         for label, name in enumerate(self.class_names):
