@@ -6,7 +6,7 @@
 
 Writes test_report.txt, test_report.json and confusion.png, by default into RUN/evaluation/PART. The
 data are those of the run, divided as there, unless --config.data.KEY=VALUE changes them; their
-classes must be the model's.
+classes must be the model's. --part=all takes all images, with none divided off or left out.
 """
 
 import json
@@ -30,10 +30,15 @@ def evaluate(argv: list[str] | None) -> None:
     """Evaluates as the arguments say; raises UserError."""
     parser = cli.Parser(description=__doc__)
     parser.add_argument("run", type=pathlib.Path, help="RUN/VARIANT/seed_0, or a checkpoint")
-    parser.add_argument("--part", choices=("train", "val", "test", "all"), default="test")
+    parser.add_argument(
+        "--part",
+        choices=("train", "val", "test", "all"),
+        help="default: test; of another set that comes in one piece, all",
+    )
     parser.add_argument("--out", type=pathlib.Path, help="folder; default: RUN/evaluation/PART")
     args, rest = parser.parse_known_args(argv)
     from vit_jax.classifier import Classifier
+    from vit_jax.data.sources import open_source
     from vit_jax.files import write_atomically
     from vit_jax.report import draw_confusion, write_test_report
     from vit_jax.validation import validate
@@ -50,14 +55,21 @@ def evaluate(argv: list[str] | None) -> None:
         raise UserError(f"{args.run} has no data of its own: give --config.data.name, say")
     if other_data and not args.out:
         raise UserError("--out is missing: give a folder for the report on other data")
+    part = args.part or "test"
+    if given & {"data.name", "data.dir"}:
+        for key in {"data.train_examples", "data.examples_per_class"} - given:
+            config.update_from_flattened_dict({key: 0})  # which were of the run's own
+        if args.part is None and not open_source(config.data).split_names:
+            part = "all"
     validate(config)
-    report = classifier.report(config, args.part)
-    out = args.out or args.run / "evaluation" / args.part
+    report = classifier.report(config, part)
+    out = args.out or args.run / "evaluation" / part
     out.mkdir(parents=True, exist_ok=True)
-    name = f"{args.run} on the {args.part} part of {config.data.dir or config.data.name}"
+    what = "all" if part == "all" else f"the {part} part"
+    name = f"{args.run} on {what} of {config.data.dir or config.data.name}"
     write_atomically(out / "test_report.json", json.dumps(report) + "\n")
     write_test_report(out / "test_report.txt", name, report, [])
-    draw_confusion(out / "confusion.png", str(args.run), report, args.part)
+    draw_confusion(out / "confusion.png", str(args.run), report, part)
     print(f"\n{(out / 'test_report.txt').read_text()}\nwrote {out}")
 
 

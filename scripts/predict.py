@@ -5,7 +5,8 @@
     python scripts/predict.py runs/sports_finetune/base/seed_0 photo.jpg --overlay=pictures
 
 Prints the five most probable classes of each; of folders, all images in them. Images are made ready
-as in the run's evaluation.
+as in the run's evaluation. Of files that cannot be read the first is told of at the end, with
+status 1.
 """
 
 import json
@@ -41,8 +42,8 @@ def predict(argv: list[str] | None) -> None:
     classifier = Classifier(args.run)
     if args.overlay:
         args.overlay.mkdir(parents=True, exist_ok=True)
-    answers = []
-    found = tqdm(classifier.predict(paths), total=len(paths), unit="image", disable=None)
+    answers, failed = [], []
+    found = tqdm(classifier.predict(paths, failed), total=len(paths), unit="image", disable=None)
     for number, (path, image, probabilities) in enumerate(found):
         best = (-probabilities).argsort(kind="stable")[:5]
         names = [classifier.class_names[i] for i in best]
@@ -59,6 +60,9 @@ def predict(argv: list[str] | None) -> None:
                 tqdm.write(f"  {100 * probability:6.2f} %  {name}")
     if args.json:
         print(json.dumps(answers, indent=2))
+    if failed:
+        more = f"; {len(failed)} of {len(paths)} files cannot" if len(failed) > 1 else ""
+        raise UserError(f"{failed[0]}{more}")
 
 
 def list_images(given: list[pathlib.Path]) -> list[pathlib.Path]:

@@ -16,7 +16,8 @@ explanation_scores, drawn only if named, tells by deletion and insertion how muc
 are worth, on 64 test images or on --images.
 
 augment draws a contact sheet: images of several classes, each beside random draws of every variant
-of the config. --config.SECTION.KEY=VALUE changes one setting.
+of the config, into CONFIG_augment.png here or --out=FILE.png; --draws=N and --rows=N choose how
+many. --config.SECTION.KEY=VALUE changes one setting.
 """
 
 import functools
@@ -132,7 +133,7 @@ def draw_sheet(argv: list[str]) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     sheet = commands.add_parser("augment", help="augmented training images")
     sheet.add_argument("--config", type=pathlib.Path, required=True, help="of an experiment")
-    sheet.add_argument("--out", type=pathlib.Path, help="default: CONFIG_augment.png")
+    sheet.add_argument("--out", type=pathlib.Path, help="FILE.png; default: CONFIG_augment.png")
     sheet.add_argument("--draws", type=int, default=3, help="of each variant (default 3)")
     sheet.add_argument("--rows", type=int, default=8, help="images, of as many classes (default 8)")
     args, rest = parser.parse_known_args(argv)
@@ -140,6 +141,8 @@ def draw_sheet(argv: list[str]) -> None:
         if getattr(args, name) < 1:
             raise UserError(f"--{name}={getattr(args, name)} must be at least 1")
     out = args.out or pathlib.Path(f"{args.config.stem}_augment.png")
+    if out.suffix != ".png":
+        raise UserError(f"--out={out} must be the name of a picture, ending in .png")
     if not out.parent.is_dir():
         raise UserError(f"--out={out}: {out.parent} is not a folder")
     draw_augmentations(load_variants(args.config, rest), args.rows, args.draws, out)

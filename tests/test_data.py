@@ -274,7 +274,7 @@ def test_what_does_not_fit_is_streamed(tfds_dir, mesh, capsys):
     for gib, told in ((1.0, "to be held on the device"), (1e-6, "streamed")):
         config.resident_max_gib = gib
         load_data(config, mesh)
-        line = "cifar10: 10 classes, 90 train, 10 val, 20 test examples, " + told
+        line = "bird, cat, deer, ...), 90 train, 10 val, 20 test examples, " + told
         assert line in capsys.readouterr().out
 
 

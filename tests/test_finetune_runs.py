@@ -18,6 +18,7 @@ from vit_jax import checkpoint, pretrained, report, sharding
 from vit_jax import config as settings
 from vit_jax.classifier import Classifier
 from vit_jax.data import load_data
+from vit_jax.data.sources import read_digits
 from vit_jax.errors import UserError
 from vit_jax.metrics import read_jsonl
 from vit_jax.program import build_program
@@ -132,6 +133,12 @@ def test_predictions_of_pictures(tuned, tmp_path, capsys):
     assert len(list(overlay.glob("*.png"))) == 4
     assert predict.main([str(tuned), str(single)]) == 0
     assert capsys.readouterr().out.count(" %  ") == 5
+    for name in ("broken.png", "worse.png"):
+        (tmp_path / "more" / name).write_bytes(b"no picture")
+    assert predict.main([str(tuned), str(tmp_path / "more")]) == 1
+    told = capsys.readouterr()
+    assert told.out.count(" %  ") == 3 * 5 and told.err.count("\n") == 1
+    assert "broken.png cannot be read" in told.err and "; 2 of 5 files cannot" in told.err
 
 
 def test_converted_weights_are_tuned_at_another_size(tmp_path, capsys):
@@ -220,6 +227,32 @@ def test_a_second_leg_follows_the_longer_schedule():
     assert rates["step", 10.0] == pytest.approx([1, 1, 0.1])
 
 
+def test_another_set_is_evaluated_whole(tuned, tmp_path, capsys):
+    pixels, labels = read_digits()
+    for i in range(40):
+        for place in ("flat", "parts/train", "parts/test") if i < 30 else ("flat",):
+            folder = tmp_path / place / str(labels[i])
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels[i]).save(folder / f"{i}.png")
+    few = tmp_path / "few"
+    shutil.copytree(tuned, few)
+    record = json.loads((few / "config.json").read_text())
+    record["config"] |= {"data.train_examples": 600, "data.test_size": 100}
+    (few / "config.json").write_text(json.dumps(record))
+    (few / "SHA256SUMS").unlink()
+    for place, part, count in (
+        ("flat", [], 40),
+        ("flat", ["--part=all"], 40),
+        ("parts", [], 30),
+        ("parts", ["--part=all"], 60),
+    ):
+        data = ["--config.data.name=folder", f"--config.data.dir={tmp_path / place}"]
+        assert evaluate.main([str(few), *data, *part, f"--out={tmp_path / 'o'}"]) == 0
+        assert json.loads((tmp_path / "o" / "test_report.json").read_text())["count"] == count
+        title = capsys.readouterr().out.partition("Test report of ")[2].splitlines()[0]
+        assert ("on all of" in title) == (count != 30)
+
+
 def replaced(path, old, new):
     text = path.read_text()
     assert old in text
@@ -240,7 +273,12 @@ def test_mistakes_end_in_one_sentence(first, tuned, tmp_path, capsys):
     convert_weights.main([str(GOLDEN / "hf_bare" / "model.safetensors"), str(tmp_path / "bare")])
     convert_weights.main([str(GOLDEN / "hf" / "model.safetensors"), str(tmp_path / "whole")])
     other_data = ["--config.data.name=folder", f"--config.data.dir={tmp_path / 'photos'}"]
-    worse = [other_data[0], f"--config.data.dir={tmp_path / 'worse'}", f"--out={tmp_path / 'o'}"]
+    worse = [
+        other_data[0],
+        f"--config.data.dir={tmp_path / 'worse'}",
+        f"--out={tmp_path / 'o'}",
+        "--part=test",
+    ]
     cases = [
         (predict, [first, tmp_path / "broken.jpg"], "cannot be read as an image"),
         (predict, [first, tmp_path / "nowhere"], "neither a file nor a folder"),

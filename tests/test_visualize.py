@@ -33,6 +33,7 @@ def test_contact_sheet_shows_originals_and_draws(tmp_path, capsys):
         (["augment", "--config=configs/digits_augment.py", "--config.seed=a"], "seed"),
         (["augment", "--config=configs/digits_augment.py", "--config.seeds=1"], "mean seed?"),
         (["augment", "--config=configs/digits_augment.py", "--out=nowhere/a.png"], "nowhere"),
+        (["augment", "--config=configs/digits_augment.py", "--out=a.txt"], "ending in .png"),
     ],
 )
 def test_mistakes_end_in_one_sentence(arguments, sentence, capsys):

@@ -13,10 +13,10 @@ from vit_jax import config as settings
 from vit_jax import models, pretrained, run_folder, sharding, steps
 from vit_jax.augment import preprocess
 from vit_jax.config import Config
-from vit_jax.data import load_data
+from vit_jax.data import StreamingBatches, load_data
 from vit_jax.data.images import read_image, stored_size
 from vit_jax.data.sources import open_source
-from vit_jax.data.splits import make_splits, one_of_each
+from vit_jax.data.splits import make_splits, one_of_each, undivided
 from vit_jax.errors import UserError, one_line
 from vit_jax.evaluate import evaluate, make_report, softmax
 from vit_jax.program import dtype_of
@@ -73,7 +73,7 @@ class Classifier:
 
         Args:
           config: `self.config`, its data perhaps changed.
-          part: "train", "val", "test", or "all" three.
+          part: "train", "val" or "test"; or "all" images, with none carved or left out.
 
         Returns:
           The report of `evaluate.make_report`.
@@ -84,20 +84,25 @@ class Classifier:
         batch_size = config.train.eval_batch_size
         sharding.start(False, config.sharding.cpu_devices, batch_size)
         mesh = sharding.make_mesh()
-        data = load_data(config.data, mesh)
-        self._check_classes(data.class_names)
+        if part == "all":
+            source = open_source(config.data)
+            names, examples = source.class_names, undivided(source, config.data)
+            parts = [StreamingBatches(one, mesh, config.data.num_threads) for one in examples]
+        else:
+            data = load_data(config.data, mesh)
+            names, parts = data.class_names, [getattr(data, part)]
+        self._check_classes(names)
         step = jax.jit(
             steps.make_eval_step(self.make_model(config), config),
             out_shardings=sharding.replicated(mesh),
         )
-        parts = ("train", "val", "test") if part == "all" else (part,)
-        batches = [getattr(data, name).evaluate(batch_size) for name in parts]
-        total = sum(len(getattr(data, name)) for name in parts)
-        bar = tqdm(itertools.chain(*batches), "evaluating", -(-total // batch_size), disable=None)
+        batches = itertools.chain(*(one.evaluate(batch_size) for one in parts))
+        total = sum(map(len, parts))
+        bar = tqdm(batches, "evaluating", -(-total // batch_size), disable=None)
         variables = sharding.put_replicated(mesh, self.variables)
         result = evaluate(step, variables, bar, keep=True)
         assert result is not None and result.logits is not None and result.labels is not None
-        return make_report(result.logits, result.labels, data.class_names)
+        return make_report(result.logits, result.labels, names)
 
     def _check_classes(self, found):
         if self._names is None and len(found) == len(self.class_names):
@@ -153,11 +158,11 @@ class Classifier:
         return np.stack([read_image(path, size, channels) for path in paths])
 
     def predict(
-        self, paths: Sequence[pathlib.Path], batch_size: int = 32
+        self, paths: Sequence[pathlib.Path], failed: list[UserError], batch_size: int = 32
     ) -> Iterator[tuple[pathlib.Path, np.ndarray, np.ndarray]]:
         """Yields each path with its image, uint8 [side, side, channels], and probabilities [c].
 
-        Raises UserError if a file is no image.
+        A file that is no image is left out, and what there is to tell of it added to `failed`.
         """
         config, model, variables = self.config, self.make_model(), self.variables
 
@@ -166,8 +171,15 @@ class Classifier:
             return model.apply(variables, preprocess(images, config))
 
         for start in range(0, len(paths), batch_size):
-            some = paths[start : start + batch_size]
-            images = self.read_images(some)
+            some, images = [], []
+            for path in paths[start : start + batch_size]:
+                try:
+                    images.append(self.read_images([path])[0])
+                    some.append(path)
+                except UserError as error:
+                    failed.append(error)
+            if not some:
+                continue
             # A whole batch, even if the images are fewer: one compiled program serves all.
             rows = min(batch_size, len(paths))
             padded = np.pad(images, ((0, rows - len(some)), (0, 0), (0, 0), (0, 0)))

@@ -73,18 +73,7 @@ def make_splits(source: Source, config) -> Splits:
     Raises:
       UserError: a part would be empty, or larger than what it is taken from.
     """
-    has = source.split_names
-    names = {
-        "train": config.train_split if has else "",
-        "val": _split_name(config, "val_split", has, VALIDATION_NAMES),
-        "test": _split_name(config, "test_split", has, ("test",)),
-    }
-    for one, other in itertools.combinations([part for part in names if names[part]], 2):
-        if source.overlap(names[one], names[other]):
-            raise UserError(
-                f"data.{one}_split={names[one]!r} and data.{other}_split={names[other]!r} share "
-                "examples"
-            )
+    names = _split_names(source, config)
     train = source.examples(names["train"])
     val, test = (source.examples(names[part]) if names[part] else None for part in ("val", "test"))
     if test is None:
@@ -108,6 +97,30 @@ def make_splits(source: Source, config) -> Splits:
         )
         train = train.take(chosen)
     return Splits(source.class_names, train, val, test)
+
+
+def undivided(source: Source, config) -> list[Examples]:
+    """Returns the examples of all splits that `config.data` names, with none carved or left out."""
+    names = _split_names(source, config)
+    others = [names[part] for part in ("val", "test") if names[part]]
+    return [source.examples(name) for name in (names["train"], *others)]
+
+
+def _split_names(source, config):
+    """Returns {part: split of the source}, "" for a part that is to be carved or for one piece."""
+    has = source.split_names
+    names = {
+        "train": config.train_split if has else "",
+        "val": _split_name(config, "val_split", has, VALIDATION_NAMES),
+        "test": _split_name(config, "test_split", has, ("test",)),
+    }
+    for one, other in itertools.combinations([part for part in names if names[part]], 2):
+        if source.overlap(names[one], names[other]):
+            raise UserError(
+                f"data.{one}_split={names[one]!r} and data.{other}_split={names[other]!r} share "
+                "examples"
+            )
+    return names
 
 
 def _split_name(config, key, has, standard):
