@@ -1,11 +1,14 @@
 """The pictures that scripts/visualize.py draws, and its complaints."""
 
+import matplotlib.backends.backend_agg
+import matplotlib.figure
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_weights import save_weights
 
 from scripts import visualize
+from vit_jax.plots.results import head
 
 
 def test_contact_sheet_shows_originals_and_draws(tmp_path, capsys):
@@ -126,3 +129,14 @@ def test_mistakes_about_models_end_in_one_sentence(tmp_path, pictures, capsys):
         assert visualize.main(arguments) == 1
         error = capsys.readouterr().err
         assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("width", [4, 11])
+def test_a_title_fits_its_figure(width):
+    figure = matplotlib.figure.Figure(figsize=(width, 3), layout="constrained")
+    head(figure, "WIDE Letters, attention of the class token in all heads; " * 4)
+    canvas = matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
+    canvas.draw()
+    (title,) = figure.texts
+    extent = title.get_window_extent()
+    assert extent.x0 >= 0 and extent.x1 <= figure.bbox.x1

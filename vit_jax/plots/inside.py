@@ -7,7 +7,7 @@ import matplotlib.colors
 import matplotlib.figure
 import numpy as np
 
-from vit_jax.plots.results import COLORS, STYLES, save
+from vit_jax.plots.results import COLORS, STYLES, head, save
 
 HEAT = "viridis"  # even steps look even, also in grey and to the colour-blind
 
@@ -78,7 +78,7 @@ def save_heat_maps(
     for axis, name in zip(axes[0], ["image", *columns], strict=True):
         axis.set_title(name, fontsize=8)
     _heat_bar(figure, axes, image)
-    figure.suptitle(title, fontsize=10)
+    head(figure, title, 10)
     save(figure, path, dpi=110)
 
 
@@ -110,7 +110,7 @@ def save_comparison(
     for j, axis in enumerate(axes[0]):
         axis.set_title(f"layer {j - 1}" if j else "image", fontsize=8)
     _heat_bar(figure, axes, image)
-    figure.suptitle(title, fontsize=10)
+    head(figure, title, 10)
     save(figure, path, dpi=110)
 
 
@@ -130,7 +130,7 @@ def save_position_similarity(path: pathlib.Path, title: str, cosines: np.ndarray
             image = axes[i, j].imshow(cosines[i, j], cmap="RdBu_r", vmin=-1, vmax=1)
             axes[i, j].plot(j, i, ".", color="black", markersize=3)
     figure.colorbar(image, ax=axes, shrink=0.8, label="cosine similarity")
-    figure.suptitle(f"{title}: each patch's position and all others", fontsize=10)
+    head(figure, f"{title}: each patch's position and all others", 10)
     save(figure, path, dpi=110)
 
 
@@ -148,13 +148,13 @@ def save_attention_distances(path: pathlib.Path, title: str, distances: np.ndarr
     axis.scatter(np.repeat(np.arange(layers), heads), distances.reshape(-1), s=22, color=COLORS[0])
     axis.plot(range(layers), distances.mean(1), color=COLORS[1], label="mean of the heads")
     axis.set_xticks(range(layers))
-    axis.set_ylim(0, None)
+    axis.set_ylim(0, 1.05 * distances.max())
     axis.set_xlabel("layer")
     axis.set_ylabel("mean attention distance, pixels")
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color="#dddddd", linewidth=0.8)
     axis.legend(frameon=False, fontsize="small")
-    figure.suptitle(f"{title}: how far each head looks")
+    head(figure, f"{title}: how far each head looks")
     save(figure, path, dpi=110)
 
 
@@ -173,7 +173,7 @@ def save_filters(path: pathlib.Path, title: str, images: np.ndarray) -> None:
         axis.axis("off")
     for axis, image in zip(axes.flat, images, strict=False):
         axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
-    figure.suptitle(title, fontsize=10)
+    head(figure, title, 10)
     save(figure, path, dpi=110)
 
 
@@ -206,7 +206,7 @@ def save_feature_maps(
         for axis, channel in zip(axes[i, 1:], chosen, strict=False):
             axis.imshow(maps[..., channel], cmap=HEAT)
             axis.set_title(f"channel {channel}", fontsize=6, pad=2)
-    figure.suptitle(title, fontsize=10)
+    head(figure, title, 10)
     save(figure, path, dpi=110)
 
 
@@ -235,5 +235,5 @@ def save_scores(path: pathlib.Path, title: str, scores: dict) -> None:
         axis.grid(axis="y", color="#dddddd", linewidth=0.8)
         axis.legend(frameon=False, fontsize="small")
     axes[0].set_ylabel("probability of the predicted class")
-    figure.suptitle(f"{title}: explanations scored on {scores['images']} images", fontsize=11)
+    head(figure, f"{title}: explanations scored on {scores['images']} images", 11)
     save(figure, path, dpi=110)

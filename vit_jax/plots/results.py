@@ -1,6 +1,7 @@
 """Figures of what runs and sweeps measure, and of images."""
 
 import pathlib
+import textwrap
 from typing import BinaryIO
 
 import matplotlib.figure
@@ -28,6 +29,12 @@ def _figure(width, height, columns=1):
     return figure, axes
 
 
+def head(figure, text: str, size: float = 12) -> None:
+    """Writes a title above a figure, in as many lines as its width asks for."""
+    letters = int(72 * figure.get_figwidth() / (0.6 * size))  # wide ones, in points
+    figure.suptitle(textwrap.fill(text, letters), fontsize=size)
+
+
 def save(figure, file: pathlib.Path | BinaryIO, **options) -> None:
     """Writes a figure as PNG; an OSError names the file."""
     with naming(file):
@@ -48,7 +55,7 @@ def save_curves(path: pathlib.Path, title: str, runs: dict[str, list[dict]]) -> 
     if axes[0].lines:
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize="small")
-    figure.suptitle(title)
+    head(figure, title)
     save(figure, path, dpi=120)
 
 
@@ -69,7 +76,7 @@ def save_optimization(path: pathlib.Path, title: str, rows: list[dict]) -> None:
         axis.set_xlabel("epoch")
         axis.set_ylabel(label)
         axis.set_ylim(0, None)
-    figure.suptitle(title)
+    head(figure, title)
     save(figure, path, dpi=120)
 
 
@@ -142,7 +149,7 @@ def save_kernel_magnitudes(path: pathlib.Path, title: str, magnitudes: dict) -> 
         axis.set_xlim(0, None)
         axis.grid(axis="x", color="#dddddd", linewidth=0.8)
     axes[1].legend(frameon=False, fontsize="small")
-    figure.suptitle(title)
+    head(figure, title)
     save(figure, path, dpi=120)
 
 
@@ -183,7 +190,7 @@ def save_confusion(
     axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
     figure.colorbar(image, shrink=0.6, label="% of the true class")
-    figure.suptitle(title)
+    head(figure, title)
     save(figure, path, dpi=120)
 
 
@@ -214,7 +221,7 @@ def save_prediction(
     right.invert_yaxis()
     right.spines[["top", "right"]].set_visible(False)
     right.set_xlabel("probability, %")
-    figure.suptitle(title)
+    head(figure, title)
     save(figure, path, dpi=120)
 
 

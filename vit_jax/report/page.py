@@ -200,7 +200,7 @@ def _curves(sweep):
         row["variant"]: read_jsonl(
             sweep.workdir / row["variant"] / f"seed_{seed}" / "metrics.jsonl"
         )
-        for row in sweep.ranking
+        for row in sweep.results["rows"]  # not the ranking: colours are to stay what they are
     }
     runs = {name: rows for name, rows in runs.items() if rows}
     if not runs:
