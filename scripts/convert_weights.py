@@ -55,6 +55,8 @@ def convert(argv: list[str] | None) -> None:
         for note in pretrained.export(pretrained.load(args.source), args.to, args.dest):
             print(f"note: {note}")
     else:
+        if args.source.is_dir():
+            raise UserError(f"{args.source} is a folder: give a file, or --to for a run's weights")
         weights = pretrained.convert(args.source, given)
         pretrained.save(weights, args.dest)
         print(pretrained.describe(weights))

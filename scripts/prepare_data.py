@@ -6,21 +6,27 @@
 Without --archive the official files are downloaded and their sha256 is verified.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without an installation
 
+from vit_jax import cli  # noqa: E402
 from vit_jax.data import prepare  # noqa: E402
-from vit_jax.errors import UserError, one_line  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status; a user's mistake is one line, status 1."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Runs the command line and returns its exit status."""
+    try:
+        return cli.run(lambda: prepare_data(argv))
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+
+
+def prepare_data(argv: list[str] | None) -> None:
+    """Prepares as the arguments say; raises UserError."""
+    parser = cli.Parser(description=__doc__)
     parser.add_argument("name", choices=prepare.NAMES, help="the set to prepare")
     parser.add_argument(
         "--archive",
@@ -36,15 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         help="the folder of all sets (default: $TFDS_DATA_DIR, then ~/tensorflow_datasets)",
     )
     args = parser.parse_args(argv)
-    try:
-        prepare.prepare(args.name, args.data_dir, args.archive)
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
-    return 0
+    prepare.prepare(args.name, args.data_dir, args.archive)
 
 
 if __name__ == "__main__":

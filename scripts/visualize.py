@@ -69,6 +69,9 @@ def draw_models(argv: list[str]) -> None:
             raise UserError(f"{folder} is neither a folder nor one of {', '.join(known)}")
     if not folders:
         raise UserError("give the folder of a run")
+    for path in args.images or ():
+        if path.is_dir():
+            raise UserError(f"--images={path} is a folder: give the pictures in it")
     classifiers = [Classifier(folder) for folder in folders]
     for folder, classifier in zip(folders, classifiers, strict=True):
         if kinds != ["curves"] and not args.images and not classifier.has_data:

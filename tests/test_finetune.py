@@ -12,7 +12,7 @@ from tiny_configs import make_config
 from vit_jax import models, optim, sharding
 from vit_jax.data import ResidentBatches, load_data
 from vit_jax.errors import UserError
-from vit_jax.program import build_program, num_trained, one_image
+from vit_jax.program import build_program, num_trained, one_image, print_parameters
 
 MESH = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
 KEY = jax.random.key(1)
@@ -203,3 +203,10 @@ def test_remat_recomputes_blocks_of_the_same_names(model):
         assert ("remat" in str(jax.make_jaxpr(jax.grad(loss))(variables))) == remat
         names.append({optim.path_of(path) for path, _ in jax.tree.leaves_with_path(variables)})
     assert names[0] == names[1]
+
+
+def test_frozen_parameters_without_weights_are_told_of(capsys):
+    for freeze, told in (("head", "7,072 frozen at random values, as there is no"), ("full", "0 ")):
+        print_parameters(build_program(make_config(freeze=freeze, **VIT), digits(), MESH))
+        line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("freeze="))
+        assert told in line and ("random" in line) == (freeze == "head")

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from tiny_configs import make_config
 from tiny_stop import Stop
 
-from scripts import convert_weights, evaluate, predict
+from scripts import convert_weights, evaluate, predict, visualize
 from vit_jax import checkpoint, pretrained, report, sharding
 from vit_jax import config as settings
 from vit_jax.classifier import Classifier
@@ -293,7 +293,9 @@ def test_mistakes_end_in_one_sentence(first, tuned, tmp_path, capsys):
         (evaluate, [tuned, "--config.optim.b1=0.5"], "has no effect on an evaluation"),
         (evaluate, [tuned, "--config.data.mean=(0.4,)"], "is the model's"),
         (evaluate, [tuned, "--part=some"], "invalid choice"),
-        (convert_weights, [first, tmp_path / "x"], "is not a file"),
+        (convert_weights, [first, tmp_path / "x"], "is a folder: give a file, or --to"),
+        (visualize, [first, f"--images={tmp_path}"], "is a folder: give the pictures in it"),
+        (predict, [first, picture, f"--overlay={picture}"], "a.png: File exists"),
         (convert_weights, [GOLDEN / "hf", tmp_path / "x", "--to=timm"], "neither a converted"),
         (convert_weights, [first, tmp_path / "bare", "--to=timm"], "exists already"),
         (

@@ -86,8 +86,14 @@ DEFAULTS = "from vit_jax import config\nget_config = config.get_config\n"
         (
             "from vit_jax import config\ndef get_config():\n  c = config.get_config()\n"
             "  c.model.patchsize = 4\n  return c",
-            'line 4: AttributeError: Key "patchsize" does not exist',
+            "line 4: there is no setting patchsize; did you mean patch_size?",
         ),
+        (
+            "from vit_jax import config\nconfig.get_config().optimizer.name = 'sgd'",
+            "line 2: there is no setting optimizer; did you mean optim?",
+        ),
+        ("{}['optim']", "line 1: KeyError: 'optim'"),
+        ("import numpyy", "line 1: ModuleNotFoundError: No module named 'numpyy'"),
         (DEFAULTS + "def sweep():\n  return {'a': {'model.dept': 1}}", "did you mean model.depth"),
         (DEFAULTS + "def sweep():\n  return {'a': 1}", "variant 'a' must be a dict"),
         (DEFAULTS + "def sweep():\n  pass", "sweep() of --config="),
@@ -136,6 +142,10 @@ def test_workdir_that_is_a_file(command, tmp_path):
     (tmp_path / "runs").touch()
     done = command("-m", "vit_jax.main", DIGITS, f"--workdir={tmp_path / 'runs'}")
     assert_refused(done, "cannot be written to")
+
+
+def test_an_empty_workdir_is_no_default(main):
+    assert_refused(main(DIGITS, "--workdir="), "--workdir is empty")
 
 
 def test_help_explains_itself(command):

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -33,9 +34,15 @@ def run(command: Callable[[], None]) -> int:
     memory.keep_freed()
     try:
         command()
+        sys.stdout.flush()
+    except BrokenPipeError:  # as of `| head`, which has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
         if memory.ran_out(error):
             error = memory.full(error)
+        elif isinstance(error, OSError) and error.filename:
+            error = f"{os.fsdecode(error.filename)}: {error.strerror}"
         elif not isinstance(error, (UserError, OSError)):
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)

@@ -8,6 +8,7 @@
 run again continues where it stopped; finished runs are not trained again.
 """
 
+import difflib
 import functools
 import gc
 import pathlib
@@ -85,6 +86,8 @@ def _main(argv):
         path = pathlib.Path(flag.config_filename)
         _, variants, published = load_config_file(path)
         configs = sweep.make_variants(_CONFIG.value, variants, set(flag.override_values))
+        if _WORKDIR.value == "":
+            raise UserError("--workdir is empty: give a folder, or leave it out for runs/NAME")
         workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / path.stem)
         only, arguments = _VARIANT.value, sys.argv[1:]
         sweep.run_sweep(path.stem, configs, variants, published, workdir, only, stop, arguments)
@@ -143,9 +146,7 @@ def load_config_file(path: pathlib.Path) -> tuple[settings.Config, dict[str, dic
             f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
         ]
         line = error.lineno if isinstance(error, SyntaxError) else (lines or ["?"])[-1]
-        text = (str(error).strip("'\"").splitlines() or ["no reason given"])[0]
-        reason = text.split(" and cannot be added")[0]
-        raise UserError(f"--config={path}, line {line}: {type(error).__name__}: {reason}") from None
+        raise UserError(f"--config={path}, line {line}: {_reason(error)}") from None
     if not isinstance(config, ConfigDict):
         raise UserError(f"get_config() of --config={path} returns no ConfigDict")
     differing = set(settings.flatten(config)) ^ set(settings.flatten(settings.get_config()))
@@ -165,6 +166,19 @@ def load_config_file(path: pathlib.Path) -> tuple[settings.Config, dict[str, dic
     ):
         raise UserError(f"PUBLISHED of --config={path} must be a dict of texts: source to order")
     return config, variants, published
+
+
+def _reason(error):
+    """Returns what to tell of an error in a config file's code."""
+    # ml_collections quotes its messages, and lists all keys.
+    match = re.match(r"""[\\'"]*(?:Key ")?(\w+)[\\'"]*(?:$|\\n|\n| does not exist)""", str(error))
+    own = isinstance(error, KeyError) and "does not exist" not in str(error)  # of another dict
+    if isinstance(error, (AttributeError, KeyError)) and match and not own:
+        known = {part for key in settings.flatten(settings.get_config()) for part in key.split(".")}
+        near = difflib.get_close_matches(match[1], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "vit_jax/config.py lists them"
+        return f"there is no setting {match[1]}; {hint}"
+    return f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
 
 
 def _die(message) -> NoReturn:

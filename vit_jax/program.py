@@ -326,7 +326,9 @@ def print_parameters(program: Program) -> None:
     params = state.params
     print(parameter_overview.get_parameter_overview(params, include_stats=False))
     total, trained = sum(x.size for x in jax.tree.leaves(params)), num_trained(program, params)
-    print(f"freeze={program.config.freeze}: {trained:,} trained, {total - trained:,} frozen")
+    fresh = " at random values, as there is no init_from" * (program.weights is None)
+    frozen = f"{total - trained:,} frozen{fresh if trained < total else ''}"
+    print(f"freeze={program.config.freeze}: {trained:,} trained, {frozen}")
     if program.config.sharding.fsdp:
         held = sharding.bytes_per_device(state, program.layout)
         print(f"sharding.fsdp: {held / 2**20:.2f} MiB of weights and optimizer state per device")
