@@ -191,7 +191,7 @@ def read_state(folder):
     path = (last_checkpoint(folder) / "state").absolute()
     with ocp.StandardCheckpointer() as checkpointer:
         stored = checkpointer.metadata(path).item_metadata
-        tree = checkpointer.restore(path, checkpoint._on_one_device(stored.tree))
+        tree = checkpointer.restore(path, checkpoint._as_numpy(stored.tree))
     return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(tree)}
 
 

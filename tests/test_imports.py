@@ -50,7 +50,7 @@ ALLOWED = {name: set() for name in OURS} | {
     "steps": {"augment", "metrics"},
     "report": {"plots", "metrics"},
     "data": {"processes", "sharding"},
-    "checkpoint": {"processes"},
+    "checkpoint": {"memory", "processes"},
     "sharding": {"processes"},
     "configs": {"config"},
 }
