@@ -68,6 +68,10 @@ def main() -> None:
     memory.keep_freed()  # as the main command does
     if args.mode == "augment":
         args.model = "cifar_vit"  # of which only the size of the images matters
+    if args.dtype != "auto" and args.mode not in ("step", "finetune", "infer"):
+        parser.error(f"--dtype has no effect on {args.mode}")
+    if args.peak and not modes.flops_per_image(args.mode, modes.make_spec(args)):
+        parser.error(f"--peak has no effect on {args.mode} of {args.model}")
     if args.mode == "explain" and args.model == "resnet18":
         parser.error("resnet18 has no attention to explain")
     if args.mode == "startup":
@@ -81,7 +85,8 @@ def main() -> None:
             sides, args.rounds, count, modes.flops_per_image(args.mode, spec), args.peak
         )
     if args.json:
-        line = {"mode": args.mode, "model": args.model, "device": sharding.describe_devices()}
+        line = {"mode": args.mode, "model": args.model, "dtype": args.dtype}
+        line |= {"device": sharding.describe_devices()}
         with args.json.open("a") as file:
             file.write(json.dumps(line | found) + "\n")
 

@@ -6,7 +6,8 @@
 
 Writes test_report.txt, test_report.json and confusion.png, by default into RUN/evaluation/PART. The
 data are those of the run, divided as there, unless --config.data.KEY=VALUE changes them; their
-classes must be the model's. --part=all takes all images, with none divided off or left out.
+classes must be the model's. --part=all takes all images, with none divided off or left out; --part
+has to be given for other data that have no test part.
 """
 
 import json
@@ -33,12 +34,13 @@ def evaluate(argv: list[str] | None) -> None:
     parser.add_argument(
         "--part",
         choices=("train", "val", "test", "all"),
-        help="default: test; of another set that comes in one piece, all",
+        help="default: test",
     )
     parser.add_argument("--out", type=pathlib.Path, help="folder; default: RUN/evaluation/PART")
     args, rest = parser.parse_known_args(argv)
     from vit_jax.classifier import Classifier
     from vit_jax.data.sources import open_source
+    from vit_jax.data.splits import carves_test
     from vit_jax.files import write_atomically
     from vit_jax.report import draw_confusion, write_test_report
     from vit_jax.validation import validate
@@ -56,12 +58,15 @@ def evaluate(argv: list[str] | None) -> None:
     if other_data and not args.out:
         raise UserError("--out is missing: give a folder for the report on other data")
     part = args.part or "test"
-    if given & {"data.name", "data.dir"}:
-        for key in {"data.train_examples", "data.examples_per_class"} - given:
-            config.update_from_flattened_dict({key: 0})  # which were of the run's own
-        if args.part is None and not open_source(config.data).split_names:
-            part = "all"
+    if part != "train":
+        config.data.update(train_examples=0, examples_per_class=0)  # as many may not be there
     validate(config)
+    if not args.part and given & {"data.name", "data.dir"}:
+        if carves_test(open_source(config.data), config.data):
+            raise UserError(
+                f"{config.data.dir or config.data.name} has no test part: give --part=all for all "
+                "its images, or --part=test for a part divided off as the run's settings say"
+            )
     report = classifier.report(config, part)
     out = args.out or args.run / "evaluation" / part
     out.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import shutil
 import subprocess
 
@@ -143,13 +144,16 @@ def test_a_run_that_saved_nothing_may_be_started_with_other_settings(tmp_path):
 def test_a_folder_of_images_is_the_same_however_it_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
-    ways = (f"{tmp_path}/photos", f"{tmp_path}/photos/", "photos", "./run/../photos")
+    ways = ("photos", f"{tmp_path}/photos", f"{tmp_path}/photos/", "./run/../photos")
     configs = [make_config(data__name="folder", data__dir=way) for way in ways]
     run_folder.write_config(tmp_path / "run", configs[0], {}, 20, "base", 0)
     (tmp_path / "run" / "checkpoints" / "1").mkdir(parents=True)
     for config in configs:
         assert run_folder.read_summary(tmp_path / "run", config, 0) is None
-    with pytest.raises(UserError, match="was trained with data.dir=.*/photos, now data.dir="):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # as where all of it has moved
+    assert run_folder.read_summary(tmp_path / "run", configs[0], 0) is None
+    with pytest.raises(UserError, match="was trained with data.dir=photos, now data.dir=x"):
         run_folder.read_summary(
             tmp_path / "run", make_config(data__name="folder", data__dir="x"), 0
         )
@@ -157,9 +161,11 @@ def test_a_folder_of_images_is_the_same_however_it_is_written(tmp_path, monkeypa
 
 def test_uncommitted_code_is_noted(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "ROOT", tmp_path)
+    for key in [key for key in os.environ if key.startswith("GIT_")]:
+        monkeypatch.delenv(key)  # as in a hook of git, which would mean its own repository
 
     def git(*arguments):
-        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
         subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
 
     assert run_folder.made_with()["git_commit"] is None

@@ -240,8 +240,10 @@ def test_another_set_is_evaluated_whole(tuned, tmp_path, capsys):
     record["config"] |= {"data.train_examples": 600, "data.test_size": 100}
     (few / "config.json").write_text(json.dumps(record))
     (few / "SHA256SUMS").unlink()
+    flat = ["--config.data.name=folder", f"--config.data.dir={tmp_path / 'flat'}"]
+    assert evaluate.main([str(few), *flat, f"--out={tmp_path / 'o'}"]) == 1
+    assert "flat has no test part: give --part=all" in capsys.readouterr().err
     for place, part, count in (
-        ("flat", [], 40),
         ("flat", ["--part=all"], 40),
         ("parts", [], 30),
         ("parts", ["--part=all"], 60),
@@ -287,7 +289,7 @@ def test_mistakes_end_in_one_sentence(first, tuned, tmp_path, capsys):
         (predict, [tmp_path / "bare", picture], "has no head"),
         (predict, [tmp_path, picture], "neither a converted checkpoint"),
         (evaluate, [tuned, *other_data], "--out is missing"),
-        (evaluate, [tuned, *other_data, f"--out={tmp_path / 'o'}"], "the data have 2 classes"),
+        (evaluate, [tuned, *other_data, f"--out={tmp_path / 'o'}", "--part=all"], "have 2 classes"),
         (evaluate, [tuned, *worse], "cat/broken.jpg cannot be read as an image"),
         (evaluate, [tmp_path / "whole"], "has no data of its own"),
         (evaluate, [tuned, "--config.optim.b1=0.5"], "has no effect on an evaluation"),

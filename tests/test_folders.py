@@ -49,6 +49,7 @@ def test_a_folder_above_the_set_is_warned_of(tmp_path, capsys, mesh):
     load_data(settings(name="folder", dir=str(tmp_path / "seg_train" / "seg_train")), mesh)
     told = capsys.readouterr()
     assert "folder: 3 classes (ant, bee, cat), 9 train" in told.out and not told.err
+    (tmp_path / "seg_train" / ".DS_Store").touch()
     load_data(settings(name="folder", dir=str(tmp_path)), mesh)
     assert "(seg_test, seg_train) hold no images but further folders" in capsys.readouterr().err
 

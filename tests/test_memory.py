@@ -1,6 +1,7 @@
 """What is freed is kept for the next step, in all threads, until it is handed back."""
 
 import ctypes
+import gc
 
 import jax
 import pytest
@@ -80,6 +81,7 @@ def test_at_its_end_a_run_holds_no_more_than_it_evaluates(monkeypatch, tmp_path)
         return sum(x.nbytes for x in jax.live_arrays())
 
     monkeypatch.setattr(train, "evaluate", evaluate)
+    gc.collect()  # what other tests have left
     before = bytes_on_devices()
     (summary,) = train.run(build_program(config, data, mesh), data, {0: tmp_path}, "base", Stop())
     weights = 4 * summary["num_params"]  # of a state that has them four times

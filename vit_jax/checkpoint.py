@@ -350,7 +350,7 @@ def load_arrays(folder: pathlib.Path, expected: int):
         with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
             stored = checkpointer.metadata(folder.absolute()).item_metadata
             tree = checkpointer.restore(folder.absolute(), _as_numpy(stored.tree))
-        if int(checksum(tree)) != expected:
+        if _checksum_here(tree) != expected:
             raise ValueError("its checksum does not match")
     except Exception as error:  # damage shows as many types in orbax and tensorstore
         if memory.ran_out(error):
@@ -389,7 +389,7 @@ def load_run(folder: pathlib.Path, step: int | Literal["last"]) -> tuple[dict, i
         restored = manager.restore(at, args=args)
         state = restored["state"]
         variables = state["ema"] or {key: state[key] for key in ("params", "batch_stats")}
-        found = int(checksum(variables))
+        found = _checksum_here(variables)
         if found != restored["notes"].get("variables_checksum", found):
             raise ValueError("its checksum does not match")
     except Exception as error:  # damage shows as many types in orbax and tensorstore
@@ -410,6 +410,16 @@ def _alone():
 def _as_numpy(metadata):
     """Returns what to restore an orbax tree of array metadata into: no device may hold it."""
     return jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata)
+
+
+def _checksum_here(tree) -> int:
+    """Returns the checksum of NumPy arrays, taken on a CPU where JAX has one: see `_as_numpy`."""
+    try:
+        place = jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # as with JAX_PLATFORMS=cuda
+        place = contextlib.nullcontext()
+    with place:
+        return int(checksum(tree))
 
 
 def _first_line(error: Exception) -> str:

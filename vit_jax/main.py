@@ -171,13 +171,15 @@ def load_config_file(path: pathlib.Path) -> tuple[settings.Config, dict[str, dic
 def _reason(error):
     """Returns what to tell of an error in a config file's code."""
     # ml_collections quotes its messages, and lists all keys.
-    match = re.match(r"""[\\'"]*(?:Key ")?(\w+)[\\'"]*(?:$|\\n|\n| does not exist)""", str(error))
-    own = isinstance(error, KeyError) and "does not exist" not in str(error)  # of another dict
-    if isinstance(error, (AttributeError, KeyError)) and match and not own:
-        known = {part for key in settings.flatten(settings.get_config()) for part in key.split(".")}
-        near = difflib.get_close_matches(match[1], known, n=1)
+    match = re.match(r"""[\\'"]*(?:Key ")?(\w+)""", str(error))
+    where = traceback.extract_tb(error.__traceback__)[-1].filename
+    if isinstance(error, (AttributeError, KeyError)) and match and "ml_collections" in where:
+        known = settings.flatten(settings.get_config())
+        parts = {part for key in known for part in key.split(".")}
+        near = [key for key in known if key.split(".")[-1] == match[1]]  # of another section
+        near = near or difflib.get_close_matches(match[1], parts, n=1)
         hint = f"did you mean {near[0]}?" if near else "vit_jax/config.py lists them"
-        return f"there is no setting {match[1]}; {hint}"
+        return f"there is no setting {match[1]} there; {hint}"
     return f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
 
 

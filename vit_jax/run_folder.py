@@ -53,8 +53,6 @@ def plain_settings(config: Config, seed: int) -> dict:
     flat = {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(config).items()}
     if config.init_from:
         flat["init_from"] = str(pathlib.Path(config.init_from).expanduser().resolve())
-    if config.data.name == "folder":
-        flat["data.dir"] = _place(config.data.dir)
     return flat | {"seed": seed}
 
 
@@ -81,7 +79,11 @@ def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None
     for key in now:
         # A key that was added since then had the effect of its default.
         old = before.get(key, default[key])
-        if key in free or old == now[key] or (key == "data.dir" and _place(old) == now[key]):
+        if (
+            key in free
+            or old == now[key]
+            or (key == "data.dir" and _place(old) == _place(now[key]))
+        ):
             continue
         if key in LENGTH_KEYS and 0 < old < now[key]:  # the run is to be lengthened
             if summary is not None:

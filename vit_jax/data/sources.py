@@ -112,9 +112,7 @@ class Folder:
                     "or no UTF-8 in its name: rename it"
                 )
 
-        if not any(
-            entry.is_file() for name in self.class_names for entry in (first / name).iterdir()
-        ):
+        if not any(_holds_images(first / name) for name in self.class_names):
             warn(
                 f"{first}: its class folders ({some(self.class_names)}) hold no images but further "
                 "folders, whose images are taken all together: is data.dir one level too high?"
@@ -196,6 +194,12 @@ class Folder:
             [path for path, ok in zip(files, good, strict=True) if ok],
             [label for label, ok in zip(labels, good, strict=True) if ok],
         )
+
+
+def _holds_images(folder):
+    """Returns whether there are images in a folder itself."""
+    paths = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in paths)
 
 
 def _folders(root: pathlib.Path) -> list[str]:

@@ -99,6 +99,11 @@ def make_splits(source: Source, config) -> Splits:
     return Splits(source.class_names, train, val, test)
 
 
+def carves_test(source: Source, config) -> bool:
+    """Returns whether the test part is divided off from the training examples."""
+    return not _split_names(source, config)["test"]
+
+
 def undivided(source: Source, config) -> list[Examples]:
     """Returns the examples of all splits that `config.data` names, with none carved or left out."""
     names = _split_names(source, config)

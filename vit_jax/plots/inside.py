@@ -148,7 +148,7 @@ def save_attention_distances(path: pathlib.Path, title: str, distances: np.ndarr
     axis.scatter(np.repeat(np.arange(layers), heads), distances.reshape(-1), s=22, color=COLORS[0])
     axis.plot(range(layers), distances.mean(1), color=COLORS[1], label="mean of the heads")
     axis.set_xticks(range(layers))
-    axis.set_ylim(0, 1.05 * distances.max())
+    axis.set_ylim(0, 1.05 * (distances.max() or 1))
     axis.set_xlabel("layer")
     axis.set_ylabel("mean attention distance, pixels")
     axis.spines[["top", "right"]].set_visible(False)
