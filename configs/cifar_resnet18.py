@@ -2,7 +2,7 @@
 
 python -m vit_jax.main --config=configs/cifar_resnet18.py
 
-Expected result: not measured yet.
+Measured so far, reduced: docs/results/cifar_resnet18.md.
 """
 
 from configs import common
