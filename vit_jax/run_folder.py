@@ -14,6 +14,8 @@ from vit_jax.config import Config, flatten, get_config, with_overrides
 from vit_jax.errors import UserError
 from vit_jax.files import SUMS, find_damage, read_sums, warn, write_atomically, write_sums
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
 # Settings that a run may be continued with although they differ: they change no result.
 FREE_KEYS = (
     "data.download",
@@ -33,8 +35,6 @@ FREE_KEYS = (
     "train.seeds_at_once",
     "train.steps_at_once",
 )
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # The length of a run, of which a finished one may be given more.
 LENGTH_KEYS = ("train.epochs", "train.steps")
@@ -79,11 +79,8 @@ def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None
     for key in now:
         # A key that was added since then had the effect of its default.
         old = before.get(key, default[key])
-        if (
-            key in free
-            or old == now[key]
-            or (key == "data.dir" and _place(old) == _place(now[key]))
-        ):
+        same_place = key == "data.dir" and _place(old) == _place(now[key])
+        if key in free or old == now[key] or same_place:
             continue
         if key in LENGTH_KEYS and 0 < old < now[key]:  # the run is to be lengthened
             if summary is not None:
@@ -189,6 +186,17 @@ def write_config(
     (folder / SUMS).unlink(missing_ok=True)  # a kill is not to leave what would contradict it
     write_atomically(folder / "config.json", json.dumps(record, indent=2) + "\n")
     write_sums(folder, ("config.json",))
+
+
+def write_results(folder: pathlib.Path, report: dict, summary: dict) -> None:
+    """Writes what a finished run has: test_report.json, summary.json, and their digests.
+
+    What an earlier leg had drawn from its own goes.
+    """
+    (folder / "test_report.txt").unlink(missing_ok=True)
+    write_atomically(folder / "test_report.json", json.dumps(report) + "\n")
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_sums(folder, RESULTS)
 
 
 def made_with() -> dict:

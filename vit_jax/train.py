@@ -28,7 +28,6 @@ from vit_jax.checkpoint import Checkpoints, abstract, checksum, restore_common
 from vit_jax.data import Data
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, make_report
-from vit_jax.files import write_atomically, write_sums
 from vit_jax.metrics import CompileTimes, Progress, Sums, make_writer, say
 from vit_jax.program import Program, compile_ahead, dtype_of, first_state, num_trained, one_image
 from vit_jax.stop import StopSignal
@@ -151,14 +150,9 @@ class _Run:
                 seed.evaluated_step = self.step if one.notes["evaluated"] else -1
                 seed.lines = one.lines
             before, now = restored[0].notes.get("dtype"), self._dtype()
-            self._print(
-                f"going on from step {self.step}"
-                + (
-                    f", from now on in {now} instead of {before}"
-                    if before not in (None, now)
-                    else ""
-                )
-            )
+            changed = before not in (None, now)  # None: of an earlier version
+            told = f", from now on in {now} instead of {before}" if changed else ""
+            self._print(f"going on from step {self.step}{told}")
         self.state: Any = self.steps.stack(states)
         self.began, self.saved_step = time.monotonic(), self.step
 
@@ -395,12 +389,8 @@ class _Run:
             report = make_report(
                 results["test"].logits, results["test"].labels, self.data.class_names
             )
-            # Those of an earlier leg.
-            scores.remove(seed.folder / "figures" / "explanation")
-            (seed.folder / "test_report.txt").unlink(missing_ok=True)
-            write_atomically(seed.folder / "test_report.json", json.dumps(report) + "\n")
-            write_atomically(seed.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-            write_sums(seed.folder, run_folder.RESULTS)
+            scores.remove(seed.folder / "figures" / "explanation")  # of an earlier leg
+            run_folder.write_results(seed.folder, report, summary)
         return summary
 
     def _selected(self, seed):

@@ -124,6 +124,8 @@ def validate(config: Config) -> None:
     _validate_augment(config)
     _validate_model(config)
     _validate_train(config)
+    _validate_optim(config)
+    _validate_schedule(config)
     _validate_log(config.log)
     for key, (choice, values) in BELONGS.items():
         if flat[key] != default[key] and flat[choice] not in values:
@@ -313,13 +315,8 @@ def _validate_log(log):
 
 
 def _validate_train(config):
-    train, optim = config.train, config.optim
-    _at_least_one(
-        config,
-        "train.num_seeds",
-        "train.batch_size",
-        "train.eval_batch_size",
-    )
+    train = config.train
+    _at_least_one(config, "train.num_seeds", "train.batch_size", "train.eval_batch_size")
     _only_one(config, "train.epochs", "train.steps")
     if train.seeds_at_once == "always":
         if train.num_seeds == 1:
@@ -337,14 +334,12 @@ def _validate_train(config):
             f"train.batch_size={train.batch_size} is not divisible by "
             f"train.accumulation_steps={train.accumulation_steps}"
         )
-    _below_one(
-        config,
-        "train.label_smoothing",
-        "optim.b1",
-        "optim.b2",
-        "optim.momentum",
-        "optim.ema_decay",
-    )
+    _below_one(config, "train.label_smoothing")
+
+
+def _validate_optim(config):
+    optim = config.optim
+    _below_one(config, "optim.b1", "optim.b2", "optim.momentum", "optim.ema_decay")
     if not 0 < optim.layer_decay <= 1:
         raise UserError(f"optim.layer_decay={optim.layer_decay} is no factor above 0 and up to 1")
     if optim.name != "adam" and optim.learning_rate * optim.weight_decay >= 1:
@@ -356,6 +351,10 @@ def _validate_train(config):
         raise UserError("optim.nesterov=True has no effect with optim.momentum=0")
     if optim.eps == 0:
         raise UserError("optim.eps=0 would divide by zero: use 1e-8, say")
+
+
+def _validate_schedule(config):
+    train, optim = config.train, config.optim
     percents = tuple(optim.decay_at_percent)
     if list(percents) != sorted(set(percents)) or any(p >= 100 for p in percents):
         raise UserError(f"optim.decay_at_percent={percents} must rise, and stay below 100")

@@ -156,10 +156,9 @@ def _key_figures(sweep, best, report):
     facts["Time"] = (f"{best['wall_seconds'] / 60:.1f} minutes", "training and evaluation")
     facts["Device"] = (best["device"], "")
     notes = []
-    several = {"variants": len(sweep.ranking) > 1, "seeds": len(sweep.summaries[sweep.chosen]) > 1}
-    if several["variants"] or several["seeds"]:
-        choice = " and ".join(what for what, more in several.items() if more)
-        notes += [f"Chosen of the {choice} by validation accuracy."]
+    counts = {"variants": len(sweep.ranking), "seeds": len(sweep.summaries[sweep.chosen])}
+    if several := [what for what, count in counts.items() if count > 1]:
+        notes += [f"Chosen of the {' and '.join(several)} by validation accuracy."]
     if top.get("legs"):
         notes += [f"At its last length, {top['epochs']:g} epochs; only of that are details kept."]
     return markup.section(
