@@ -1,11 +1,14 @@
 """Schedules hit their values; weight decay, clipping and momentum do what they say."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vit_jax import config as settings
-from vit_jax import optim
+from vit_jax import models, optim, sharding
 
 
 def config(**overrides):
@@ -132,3 +135,73 @@ def test_plateau_lowers_the_rate_as_pytorch_does(overrides, rates):
         found.append(0.1 * float(state.scale))
     np.testing.assert_allclose(found, rates, rtol=1e-5)
     assert optim.make_plateau(config(schedule="constant")) is None
+
+
+def small_vit():
+    model = models.build(
+        settings.get_config().model.to_dict()
+        | dict(patch_size=4, hidden_size=16, depth=2, num_heads=2, mlp_dim=24),
+        num_classes=3,
+    )
+    return model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+
+
+def test_muon_updates_kernels_of_the_blocks_and_adamw_the_rest():
+    params, rate = small_vit(), 0.01
+    grads = jax.tree.map(
+        lambda x: jax.random.normal(jax.random.key(x.size), x.shape) * 1e-3, params
+    )
+    found = {}
+    for name in ("muon", "adamw"):
+        optimizer = optim.make_optimizer(config(name=name), lambda step: rate)
+        found[name], _ = optimizer.update(grads, optimizer.init(params), params)
+    kernels = 0
+    for path, update in jax.tree.leaves_with_path(found["muon"]):
+        name = optim.path_of(path)
+        same = functools.reduce(lambda tree, key: tree[key.key], path, found["adamw"])
+        if not ("encoderblock" in name and name.endswith("kernel")):
+            np.testing.assert_array_equal(update, same, err_msg=name)
+            continue
+        kernels += 1
+        inputs = 1 if name.split("/")[-2] in ("query", "key", "value") else update.ndim - 1
+        matrix = np.asarray(update).reshape(int(np.prod(update.shape[:inputs])), -1)
+        # What is left without the learning rate and the scaling to a constant RMS.
+        singular = np.linalg.svd(matrix / rate / 0.2 / max(matrix.shape) ** 0.5)[1]
+        assert 0.5 < singular.min() and singular.max() < 1.5, (name, singular)
+    assert kernels == 2 * 6
+
+
+def test_muon_on_several_devices_and_of_a_frozen_part():
+    params = small_vit()
+    grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
+    mesh = sharding.make_mesh()
+    trained = {optim.path_of(path) for path, _ in jax.tree.leaves_with_path(params)}
+    trained = {path for path in trained if "encoderblock_1" in path}
+    found = []
+    for devices in (None, mesh):
+        optimizer = optim.make_optimizer(config(name="muon"), lambda step: 0.1, trained, devices)
+        found.append(jax.jit(optimizer.update)(grads, optimizer.init(params), params)[0])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *found)
+    moved = {optim.path_of(p) for p, x in jax.tree.leaves_with_path(found[0]) if np.any(x)}
+    assert moved == trained
+
+
+def test_muon_takes_convolutions_as_matrices():
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, 4, 8))
+    params = {"layer1_0": {"conv1": {"kernel": kernel}}}
+    optimizer = optim.make_optimizer(config(name="muon"), lambda step: 1.0)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    matrix = updates["layer1_0"]["conv1"]["kernel"].reshape(36, 8)
+    singular = np.linalg.svd(matrix / 0.2 / 6)[1]
+    assert 0.5 < singular.min() and singular.max() < 1.5
+
+
+def test_muon_decay_is_decoupled():
+    kernel = jnp.eye(4)
+    params = {"layer1_0": {"conv1": {"kernel": kernel[None, None] * 2.0}}}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    optimizer = optim.make_optimizer(config(name="muon", weight_decay=0.1), lambda step: 0.01)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    np.testing.assert_allclose(
+        updates["layer1_0"]["conv1"]["kernel"][0, 0], -0.01 * 0.1 * 2.0 * kernel, atol=1e-8
+    )

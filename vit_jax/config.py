@@ -108,6 +108,7 @@ def _model():
     model.gelu = "tanh"  # "erf" is the exact form
     model.norm_eps = 1e-6  # of every LayerNorm
     model.representation_size = 0  # width of a tanh layer before the head; 0: none
+    model.init = "default"  # of the blocks' kernels; "mimetic": attention as in pretrained ViTs
     model.head_zero_init = True  # begin with equal probabilities; False: at random, for evaluation
     model.stem = "cifar"  # resnet18: 3x3 convolution; "imagenet": 7x7, stride 2, max pooling
     model.zero_init_residual = False  # resnet18: blocks begin as identity
@@ -116,7 +117,7 @@ def _model():
 
 def _optim():
     optim: Config = ConfigDict()
-    optim.name = "adamw"  # adamw, adam, sgd (with momentum)
+    optim.name = "adamw"  # adamw, adam, sgd (with momentum), muon (AdamW on all but block kernels)
     optim.learning_rate = 1e-3  # peak
     optim.schedule = "cosine"  # constant, cosine, linear, step, reduce_on_plateau; after warm-up
     optim.end_learning_rate = 0.0  # where cosine and linear end; the least of reduce_on_plateau
@@ -128,10 +129,13 @@ def _optim():
     optim.plateau_patience = 10  # evaluations without a lower validation loss that are borne
     optim.plateau_cooldown = 0  # evaluations after a reduction that are not counted
     optim.plateau_threshold = 1e-4  # a loss is lower if it is by this share
-    optim.weight_decay = 0.0  # on kernels; adamw: decoupled, adam and sgd: added to the gradient
-    optim.b1 = 0.9  # adam, adamw
-    optim.b2 = 0.999  # adam, adamw
-    optim.eps = 1e-8  # adam, adamw
+    optim.weight_decay = 0.0  # on kernels; adamw, muon: decoupled; adam, sgd: added to the gradient
+    optim.b1 = 0.9  # adam, adamw, and the AdamW part of muon
+    optim.b2 = 0.999  # adam, adamw, and the AdamW part of muon
+    optim.eps = 1e-8  # adam, adamw, and the AdamW part of muon
+    optim.muon_momentum = 0.95  # muon: decay of the Nesterov momentum
+    optim.muon_rms = 0.2  # muon: RMS of an update before the learning rate; AdamW's is about 0.2
+    optim.muon_iterations = 5  # muon: Newton-Schulz iterations that orthogonalise an update
     optim.layer_decay = 1.0  # the learning rate falls by this factor from block to block downwards
     optim.momentum = 0.9  # sgd
     optim.nesterov = False  # sgd

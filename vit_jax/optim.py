@@ -1,12 +1,15 @@
 """Learning-rate schedules, optimizers, and which parameters they train."""
 
 import functools
+import math
 import re
 from collections.abc import Collection, Hashable, Iterable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh
 from optax import contrib
 
 from vit_jax.errors import UserError
@@ -133,10 +136,12 @@ def trained_paths(paths: Collection[str], freeze) -> frozenset[str]:
     return frozenset(trained)
 
 
+_BLOCK = re.compile(r"(?:Transformer/encoderblock_(\d+)|layer(\d)_(\d))/")
+
+
 def _depths(paths: Iterable[str]) -> dict[str, int]:
     """Returns {path: 0 for the input's layer, i for the i-th block, 1 more for what follows}."""
-    pattern = r"(?:Transformer/encoderblock_(\d+)|layer(\d)_(\d))/"
-    matches = {path: re.match(pattern, path) for path in paths}
+    matches = {path: _BLOCK.match(path) for path in paths}
     keys = {path: tuple(int(n) for n in m.groups() if n) for path, m in matches.items() if m}
     blocks = {key: i + 1 for i, key in enumerate(sorted(set(keys.values())))}
     depths = {}
@@ -163,21 +168,26 @@ def _scale_by_depth(decay: float) -> optax.GradientTransformation:
 
 
 def make_optimizer(
-    config, schedule: optax.Schedule, trained: Collection[str] | None = None
+    config,
+    schedule: optax.Schedule,
+    trained: Collection[str] | None = None,
+    mesh: Mesh | None = None,
 ) -> optax.GradientTransformation:
     """Returns the optimizer that `config.optim` describes.
 
     AdamW's decay is decoupled and scaled by the learning rate (Loshchilov & Hutter 2019, as in
-    optax and PyTorch). Adam and SGD add weight_decay * w to the gradient, as PyTorch does. Clipping
-    is by the norm of the trained parameters' gradients.
+    optax and PyTorch). Adam and SGD add weight_decay * w to the gradient, as PyTorch does. Muon
+    (Jordan et al. 2024, as optax has it) updates the kernels of the blocks, AdamW the rest.
+    Clipping is by the norm of the trained parameters' gradients.
 
     Args:
       config: the settings `config.optim`.
       schedule: step -> learning rate.
       trained: paths of the trained parameters; None: all. The others get no update, and have no
         state.
+      mesh: whose devices share the work that does not depend on the batch; None: no sharing.
     """
-    optimizer = _make_optimizer(config, schedule)
+    optimizer = _make_optimizer(config, schedule, mesh)
     if trained is not None:
 
         def label(params):
@@ -195,21 +205,19 @@ def make_optimizer(
     return optimizer
 
 
-def _make_optimizer(config, schedule):
+def _make_optimizer(config, schedule, mesh):
     parts = []
     if config.grad_clip_norm:
         parts.append(optax.clip_by_global_norm(config.grad_clip_norm))
     if config.name == "adamw":
-        parts.append(
-            optax.adamw(
-                schedule,
-                b1=config.b1,
-                b2=config.b2,
-                eps=config.eps,
-                weight_decay=config.weight_decay,
-                mask=decay_mask,
-            )
-        )
+        parts.append(_adamw(config, schedule))
+        return optax.chain(*parts)
+    if config.name == "muon":
+        kinds: dict[Hashable, optax.GradientTransformation] = {
+            "muon": _muon(config, schedule, mesh),
+            "adamw": _adamw(config, schedule),
+        }
+        parts.append(optax.multi_transform(kinds, _muon_labels))
         return optax.chain(*parts)
     if config.weight_decay:
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=decay_mask))
@@ -220,3 +228,123 @@ def _make_optimizer(config, schedule):
     else:
         raise ValueError(f"unknown optimizer {config.name!r}")
     return optax.chain(*parts)
+
+
+def _adamw(config, schedule):
+    return optax.adamw(
+        schedule,
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=decay_mask,
+    )
+
+
+def _muon_labels(params):
+    """Label the kernels of the blocks "muon", all other parameters "adamw"."""
+
+    def label(path, _):
+        in_block = _BLOCK.match(path_of(path)) and path[-1].key == "kernel"
+        return "muon" if in_block else "adamw"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def _muon(config, schedule, mesh):
+    return optax.chain(
+        _orthogonalize(config, mesh),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _orthogonalize(config, mesh: Mesh | None) -> optax.GradientTransformation:
+    """Build Muon's update direction (Jordan et al. 2024), scaled to a constant RMS.
+
+    Scaling by `muon_rms` * sqrt(max(rows, columns)) is that of Liu et al. 2025
+    (arXiv:2502.16982), section 2.2. Kernels of equal shape are stacked, so that a few batched
+    products do the work of many small ones.
+    """
+    momentum = optax.ema(config.muon_momentum, debias=False)
+
+    def direction(stack):
+        scale = config.muon_rms * max(stack.shape[1:]) ** 0.5
+        return _newton_schulz(stack, config.muon_iterations) * scale
+
+    def update(updates, state, params=None):
+        del params
+        average, state = momentum.update(updates, state)
+        beta = config.muon_momentum
+        nesterov = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, average, updates)
+        stacks = _map_shared(direction, _stack_matrices(nesterov), mesh)
+        return _unstack_matrices(stacks, updates), state
+
+    return optax.GradientTransformation(momentum.init, update)
+
+
+def _newton_schulz(x: jax.Array, iterations: int) -> jax.Array:
+    """Bring the singular values of matrices x [n, rows, columns] near 1 (Jordan et al. 2024).
+
+    The quintic's coefficients make it steep at 0 rather than exact: values end in about [0.7, 1.2].
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    wide = x.shape[1] <= x.shape[2]
+    x = x if wide else x.swapaxes(1, 2)
+    x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-8)
+    for _ in range(iterations):
+        gram = x @ x.swapaxes(1, 2)
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x if wide else x.swapaxes(1, 2)
+
+
+def _map_shared(function, stacks, mesh):
+    """Map stacks [n, rows, columns], of which each device of `mesh` takes a part."""
+    if mesh is None or mesh.size == 1:
+        return jax.tree.map(function, stacks)
+
+    def of_device(stacks):
+        own = jax.tree.map(function, stacks)
+        flat = jnp.concatenate([x.reshape(-1) for x in jax.tree.leaves(own)])
+        return jax.lax.all_gather(flat, "data")  # one: XLA:CPU would mix up the order of several
+
+    def pad(x):
+        return jnp.pad(x, ((0, -len(x) % mesh.size), (0, 0), (0, 0)))
+
+    padded = jax.tree.map(pad, stacks)
+    split, whole = jax.P("data"), jax.P()
+    gathered = jax.shard_map(
+        of_device, mesh=mesh, in_specs=split, out_specs=whole, check_vma=False
+    )(padded)  # [devices, ...]
+    leaves, structure = jax.tree.flatten(padded)
+    ends = np.cumsum([x.size // mesh.size for x in leaves])[:-1]
+    parts = jnp.split(gathered, ends, 1)
+    whole_stacks = [part.reshape(x.shape) for part, x in zip(parts, leaves, strict=True)]
+    return jax.tree.map(lambda x, like: x[: len(like)], structure.unflatten(whole_stacks), stacks)
+
+
+def _matrix_shape(path, shape) -> tuple[int, int]:
+    """Return (inputs, outputs) of a kernel, whose axes may be several of either."""
+    if path[-2].key in ("query", "key", "value"):  # [d, heads, width]
+        return shape[0], math.prod(shape[1:])
+    return math.prod(shape[:-1]), shape[-1]
+
+
+def _stack_matrices(kernels) -> dict[str, jax.Array]:
+    """Return {"rows x columns": [n, rows, columns]} of a tree of kernels, in the tree's order."""
+    groups = {}
+    for path, kernel in jax.tree.leaves_with_path(kernels):
+        rows, columns = _matrix_shape(path, kernel.shape)
+        groups.setdefault(f"{rows}x{columns}", []).append(kernel.reshape(rows, columns))
+    return {shape: jnp.stack(group) for shape, group in groups.items()}
+
+
+def _unstack_matrices(stacks, kernels):
+    """Return what `_stack_matrices` made of a tree like `kernels` as such a tree."""
+    parts = {shape: iter(stack) for shape, stack in stacks.items()}
+
+    def take(path, kernel):
+        rows, columns = _matrix_shape(path, kernel.shape)
+        return next(parts[f"{rows}x{columns}"]).reshape(kernel.shape)
+
+    return jax.tree_util.tree_map_with_path(take, kernels)

@@ -19,6 +19,7 @@ from vit_jax.config import Config, steps_of, total_steps
 from vit_jax.data import Data
 from vit_jax.data.images import stored_size
 from vit_jax.errors import UserError
+from vit_jax.models.initialization import mimetic_kernels
 from vit_jax.validation import COUNTABLE, one_step_at_a_time, parse_freeze
 
 
@@ -118,20 +119,22 @@ def _jitted_steps(config, data, mesh, shapes, trained, schedule, plateau) -> dic
         and not any(rates)
     )
     stepped = models.Head(classes) if on_features else model
-    optimizer = optim.make_optimizer(
-        config.optim, schedule, None if config.freeze == "full" else trained
+    make_optimizer = functools.partial(
+        optim.make_optimizer, config.optim, schedule, None if config.freeze == "full" else trained
     )
+    optimizer = make_optimizer(mesh)
     whole, split, fsdp = sharding.replicated(mesh), sharding.split(mesh), config.sharding.fsdp
     init = jax.jit(steps.make_init(model, optimizer, config, plateau))  # traced once for both uses
     state = jax.eval_shape(init, jax.random.key(0), one_image(config))
     layout = sharding.of_state(mesh, state, fsdp)
-    make_step = functools.partial(
-        steps.make_train_step, stepped, optimizer, config, trained, on_features
-    )
+
+    def make_step(optimizer, *parts):
+        return steps.make_train_step(stepped, optimizer, config, trained, on_features, *parts)
+
     # Split weights are gathered layer by layer where the compiler sees the whole batch.
-    train_step = make_step(_parts(config, mesh.size), None if fsdp else mesh)
+    train_step = make_step(optimizer, _parts(config, mesh.size), None if fsdp else mesh)
     # Where each device has seeds of its own, it has their whole batches.
-    of_one_device = make_step(_parts(config, 1))
+    of_one_device = make_step(make_optimizer(), _parts(config, 1))
     eval_step = steps.make_eval_step(stepped, config, on_features)
     feature_step = steps.make_feature_step(model, config)
     if on_features and train.seeds_at_once == "always":
@@ -273,9 +276,14 @@ def _fitted(config, shapes, class_names):
 def first_state(program: Program, key: jax.Array) -> Any:
     """Returns the TrainState before the first step: fresh, or with the weights of init_from."""
     state = program.init(key, one_image(program.config))
-    if program.weights is None:
+    fresh = pretrained.flat_weights(*state.variables.values())
+    if program.weights is not None:
+        given = program.weights.arrays
+    elif program.config.model.init == "mimetic":
+        seed = int(jax.random.key_data(key)[-1])
+        given = mimetic_kernels({path: x.shape for path, x in fresh.items()}, seed)
+    else:
         return state
-    given, fresh = program.weights.arrays, pretrained.flat_weights(*state.variables.values())
     fresh = sharding.to_host({path: x for path, x in fresh.items() if path not in given})
     params, batch_stats = pretrained.nested_weights(fresh | given)
     layout = (program.layout.params, program.layout.batch_stats)

@@ -29,12 +29,13 @@ CHOICES = {
     "model.attention": ("softmax", "differential"),
     "model.pool": ("cls", "mean"),
     "model.gelu": ("tanh", "erf"),
+    "model.init": ("default", "mimetic"),
     "model.stem": ("cifar", "imagenet"),
     "train.select": ("best", "last"),
     "train.dtype": ("auto", "float32", "bfloat16"),
     "train.seeds_at_once": ("auto", "always", "never"),
     "train.steps_at_once": ("auto", "always", "never"),
-    "optim.name": ("adamw", "adam", "sgd"),
+    "optim.name": ("adamw", "adam", "sgd", "muon"),
     "optim.schedule": ("constant", "cosine", "linear", "step", "reduce_on_plateau"),
 }
 
@@ -45,9 +46,12 @@ BELONGS = {
     "augment.magnitude": ("augment.kind", ("randaugment",)),
     "model.stem": ("model.name", ("resnet18",)),
     "model.zero_init_residual": ("model.name", ("resnet18",)),
-    "optim.b1": ("optim.name", ("adam", "adamw")),
-    "optim.b2": ("optim.name", ("adam", "adamw")),
-    "optim.eps": ("optim.name", ("adam", "adamw")),
+    "optim.b1": ("optim.name", ("adam", "adamw", "muon")),
+    "optim.b2": ("optim.name", ("adam", "adamw", "muon")),
+    "optim.eps": ("optim.name", ("adam", "adamw", "muon")),
+    "optim.muon_momentum": ("optim.name", ("muon",)),
+    "optim.muon_rms": ("optim.name", ("muon",)),
+    "optim.muon_iterations": ("optim.name", ("muon",)),
     "optim.momentum": ("optim.name", ("sgd",)),
     "optim.nesterov": ("optim.name", ("sgd",)),
     "optim.end_learning_rate": ("optim.schedule", ("cosine", "linear", "reduce_on_plateau")),
@@ -280,6 +284,11 @@ def _validate_vit(config):
         raise UserError(
             f"model.hidden_size={model.hidden_size} is not divisible by twice "
             f"model.num_heads={model.num_heads}, which model.attention=differential needs"
+        )
+    if model.init != "default" and config.init_from:
+        raise UserError(
+            f"model.init={model.init} has no effect with init_from={config.init_from}, whose "
+            "weights replace all that it draws"
         )
     if model.norm_eps == 0:
         raise UserError("model.norm_eps=0 would divide by zero: use 1e-6, say")

@@ -1,0 +1,48 @@
+"""Mimetic initialisation has the products that its paper asks for, and runs train from it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax import config as settings
+from vit_jax import models
+from vit_jax.models.initialization import mimetic_kernels, value_target
+from vit_jax.pretrained import flat_weights
+
+
+def shapes_of(**options):
+    model_config = settings.get_config().model.to_dict() | dict(
+        patch_size=4, hidden_size=64, depth=2, num_heads=4, mlp_dim=64, **options
+    )
+    model = models.build(model_config, num_classes=3)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    return {path: x.shape for path, x in flat_weights(shapes["params"], {}).items()}
+
+
+@pytest.mark.parametrize(
+    ("attention", "layer"),
+    [
+        ("softmax", "MultiHeadDotProductAttention_0"),
+        ("differential", "MultiHeadDifferentialAttention_0"),
+    ],
+)
+def test_products_are_those_of_the_paper(attention, layer):
+    shapes = shapes_of(attention=attention)
+    drawn = mimetic_kernels(shapes, seed=3)
+    assert len(drawn) == 2 * 4
+    block = f"Transformer/encoderblock_0/{layer}"
+    kernels = {name: drawn[f"{block}/{name}/kernel"] for name in ("query", "key", "value", "out")}
+    for name, kernel in kernels.items():
+        assert kernel.shape == shapes[f"{block}/{name}/kernel"]
+        assert kernel.dtype == np.float32
+    product = kernels["value"].reshape(64, 64) @ kernels["out"].reshape(64, 64)
+    rng = np.random.default_rng((3, 0))
+    rng.normal(size=(kernels["query"].shape[1], 64, 64))  # the maps are drawn first
+    np.testing.assert_allclose(product, value_target(rng, 64), atol=1e-5)
+    assert np.mean(np.diag(product)) == pytest.approx(-0.4, abs=0.05)
+    maps = np.einsum("dhk,ehk->hde", kernels["query"], kernels["key"])
+    diagonal = np.abs(np.einsum("hdd->hd", maps)).mean()
+    assert diagonal > 3 * np.abs(maps).mean()
+    other = mimetic_kernels(shapes, seed=4)
+    assert not np.allclose(other[f"{block}/out/kernel"], kernels["out"])
