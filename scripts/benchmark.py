@@ -40,7 +40,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import benchmark_modes as modes  # noqa: E402
 
-from vit_jax import memory, sharding  # noqa: E402
+from vit_jax.runtime import memory, sharding  # noqa: E402
 
 
 def main() -> None:

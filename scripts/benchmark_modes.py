@@ -13,8 +13,8 @@ import types
 import numpy as np
 
 from vit_jax import config as settings
-from vit_jax import sharding
-from vit_jax.validation import validate
+from vit_jax.config.rules import validate
+from vit_jax.runtime import sharding
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -40,7 +40,7 @@ def peers(mode, spec, args, **more) -> dict:
     """Returns {name: function that has a peer run once and returns its seconds}."""
     if not args.peer_python:
         return {}
-    from vit_jax.program import dtype_of
+    from vit_jax.runtime.sharding import dtype_of
 
     shared = {"compile": False, "head_only": False, "dtype": dtype_of(args.dtype).name}
     spec = spec | shared | more
@@ -110,7 +110,7 @@ def make_program(config):
     """Returns a config's program, random images that the devices hold, and a batch of them."""
     sharding.start(False, config.sharding.cpu_devices, config.train.batch_size)
     from vit_jax.data import ResidentBatches
-    from vit_jax.program import build_program
+    from vit_jax.training.setup import build_program
 
     mesh, rng, side = sharding.make_mesh(), np.random.default_rng(0), config.data.image_size
     count = max(config.train.batch_size, 2**21 // side**2)
@@ -125,7 +125,7 @@ def first_state(program):
     """Returns the state before the first step."""
     import jax
 
-    from vit_jax.program import one_image
+    from vit_jax.training.setup import one_image
 
     state = program.init(jax.random.key(0), one_image(program.config))
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -173,7 +173,7 @@ def start_finetune(spec, args):
 
 def start_infer(spec, args):
     """Returns the sides that classify, and the images of a run."""
-    from vit_jax.metrics import Sums
+    from vit_jax.evaluation.metrics import Sums
 
     program, _, batch = make_program(make_config(spec, train__dtype=args.dtype))
     variables = first_state(program).eval_variables
@@ -186,8 +186,9 @@ def start_explain(spec, args):
     """Returns the sides that compute attention rollout in float32, and the images of a run."""
     import jax
 
-    from vit_jax import explain, models
+    from vit_jax import models
     from vit_jax.augment import preprocess
+    from vit_jax.explain import attribution
 
     config = make_config(spec)
     program, _, batch = make_program(config)
@@ -198,7 +199,9 @@ def start_explain(spec, args):
     @jax.jit
     def look(variables, images):
         inside = model.apply(variables, preprocess(images, config), capture=True)[1]
-        return explain.patch_relevance(explain.rollout(inside["attention"]), (side, side), True)
+        return attribution.patch_relevance(
+            attribution.rollout(inside["attention"]), (side, side), True
+        )
 
     run = timed(lambda: look(variables, batch["image"]))
     return {"vit_jax": run} | peers("explain", spec, args, dtype="float32"), spec["batch_size"]
@@ -272,7 +275,7 @@ def start_seeds(spec, args):
     """Returns a step of one seed and one of four at once, and the images of a seed."""
     import jax
 
-    from vit_jax import seeds
+    from vit_jax.training import seeds
 
     program, _, batch = make_program(make_config(spec, train__steps_at_once="never"))
     keys = [jax.random.key(seed) for seed in range(4)]
@@ -338,7 +341,7 @@ def measure_resident(spec, steps=20) -> dict:
 
     import jax
 
-    from vit_jax.seeds import Alone
+    from vit_jax.training.seeds import Alone
 
     program, part, _ = make_program(make_config(spec))
     state, key, alone = first_state(program), jax.random.key(0), Alone(program)

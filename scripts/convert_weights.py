@@ -18,18 +18,19 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # without an installation
 
-from vit_jax import cli, pretrained  # noqa: E402
-from vit_jax.errors import UserError  # noqa: E402
+from vit_jax import pretrained  # noqa: E402
+from vit_jax.cli import command  # noqa: E402
+from vit_jax.runtime.errors import UserError  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
-    return cli.run(lambda: convert(argv))
+    return command.run(lambda: convert(argv))
 
 
 def convert(argv: list[str] | None) -> None:
     """Converts as the arguments say; raises UserError."""
-    parser = cli.Parser(description=__doc__)
+    parser = command.Parser(description=__doc__)
     parser.add_argument("source", type=pathlib.Path)
     parser.add_argument("dest", type=pathlib.Path)
     parser.add_argument("--to", choices=("timm", "hf", "npz"), help="write for that project")

@@ -16,20 +16,21 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # without an installation
 
-from vit_jax import cli, pretrained  # noqa: E402
-from vit_jax.errors import UserError  # noqa: E402
+from vit_jax import pretrained  # noqa: E402
+from vit_jax.cli import command  # noqa: E402
+from vit_jax.runtime.errors import UserError  # noqa: E402
 
 EFFECTIVE = ("sharding.cpu_devices", "train.dtype", "train.eval_batch_size")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
-    return cli.run(lambda: evaluate(argv))
+    return command.run(lambda: evaluate(argv))
 
 
 def evaluate(argv: list[str] | None) -> None:
     """Evaluates as the arguments say; raises UserError."""
-    parser = cli.Parser(description=__doc__)
+    parser = command.Parser(description=__doc__)
     parser.add_argument("run", type=pathlib.Path, help="RUN/VARIANT/seed_0, or a checkpoint")
     parser.add_argument(
         "--part",
@@ -38,15 +39,15 @@ def evaluate(argv: list[str] | None) -> None:
     )
     parser.add_argument("--out", type=pathlib.Path, help="folder; default: RUN/evaluation/PART")
     args, rest = parser.parse_known_args(argv)
-    from vit_jax.classifier import Classifier
+    from vit_jax.config.rules import validate
     from vit_jax.data.sources import open_source
     from vit_jax.data.splits import carves_test
-    from vit_jax.files import write_atomically
+    from vit_jax.evaluation.classifier import Classifier
     from vit_jax.report import draw_confusion, write_test_report
-    from vit_jax.validation import validate
+    from vit_jax.runtime.files import write_atomically
 
     classifier = Classifier(args.run)
-    config, given = cli.with_arguments(classifier.config, rest)
+    config, given = command.with_arguments(classifier.config, rest)
     for key in sorted(given):
         if key in pretrained.DATA_KEYS:
             raise UserError(f"{key} is the model's and cannot be changed")

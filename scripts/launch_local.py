@@ -16,24 +16,24 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # without an installation
 
-from vit_jax import cli  # noqa: E402
-from vit_jax.errors import UserError  # noqa: E402
+from vit_jax.cli import command  # noqa: E402
+from vit_jax.runtime.errors import UserError  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
     status = 0
 
-    def command():
+    def launch_all():
         nonlocal status
         status = launch(argv)
 
-    return cli.run(command) or status
+    return command.run(launch_all) or status
 
 
 def launch(argv: list[str] | None) -> int:
     """Runs the processes to their end and returns the first status that is not 0, if any."""
-    parser = cli.Parser(description=__doc__)
+    parser = command.Parser(description=__doc__)
     parser.add_argument("-n", type=int, default=2, help="number of processes")
     parser.add_argument(
         "--devices-per-process", type=int, default=0, help="on a CPU; default: its share of cores"
@@ -42,10 +42,10 @@ def launch(argv: list[str] | None) -> int:
     options = parser.parse_args(argv)
     if options.n < 1 or options.devices_per_process < 0:
         raise UserError("-n and --devices-per-process take numbers above 0")
-    command = [sys.executable, "-m", "vit_jax.main", *options.arguments]
-    command.append("--config.sharding.distributed=True")
+    arguments = [sys.executable, "-m", "vit_jax.main", *options.arguments]
+    arguments.append("--config.sharding.distributed=True")
     if options.devices_per_process:
-        command.append(f"--config.sharding.cpu_devices={options.devices_per_process}")
+        arguments.append(f"--config.sharding.cpu_devices={options.devices_per_process}")
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))  # a free port
         coordinator = f"127.0.0.1:{found.getsockname()[1]}"
@@ -53,7 +53,7 @@ def launch(argv: list[str] | None) -> int:
     processes = []
     for rank in map(str, range(options.n)):
         own = {"JAX_PROCESS_ID": rank, "JAX_LOCAL_DEVICE_IDS": rank}  # the latter of GPUs
-        processes.append(subprocess.Popen(command, env=os.environ | shared | own))
+        processes.append(subprocess.Popen(arguments, env=os.environ | shared | own))
     # One that is told tells the others; Ctrl-C comes to all from the terminal.
     signal.signal(signal.SIGTERM, lambda number, frame: processes[0].send_signal(number))
     signal.signal(signal.SIGINT, lambda number, frame: None)

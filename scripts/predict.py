@@ -16,18 +16,18 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # without an installation
 
-from vit_jax import cli  # noqa: E402
-from vit_jax.errors import UserError, one_line  # noqa: E402
+from vit_jax.cli import command  # noqa: E402
+from vit_jax.runtime.errors import UserError, one_line  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
-    return cli.run(lambda: predict(argv))
+    return command.run(lambda: predict(argv))
 
 
 def predict(argv: list[str] | None) -> None:
     """Predicts as the arguments say; raises UserError."""
-    parser = cli.Parser(description=__doc__)
+    parser = command.Parser(description=__doc__)
     parser.add_argument("run", type=pathlib.Path, help="RUN/VARIANT/seed_0, or a checkpoint")
     parser.add_argument("images", type=pathlib.Path, nargs="+", help="files and folders")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -36,7 +36,7 @@ def predict(argv: list[str] | None) -> None:
     from tqdm import tqdm
 
     from vit_jax import plots
-    from vit_jax.classifier import Classifier
+    from vit_jax.evaluation.classifier import Classifier
 
     paths = list_images(args.images)
     classifier = Classifier(args.run)

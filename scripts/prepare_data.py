@@ -11,14 +11,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without an installation
 
-from vit_jax import cli  # noqa: E402
+from vit_jax.cli import command  # noqa: E402
 from vit_jax.data import prepare  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
     try:
-        return cli.run(lambda: prepare_data(argv))
+        return command.run(lambda: prepare_data(argv))
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         return 130
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def prepare_data(argv: list[str] | None) -> None:
     """Prepares as the arguments say; raises UserError."""
-    parser = cli.Parser(description=__doc__)
+    parser = command.Parser(description=__doc__)
     parser.add_argument("name", choices=prepare.NAMES, help="the set to prepare")
     parser.add_argument(
         "--archive",

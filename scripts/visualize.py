@@ -29,8 +29,9 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # without an installation
 
-from vit_jax import cli, plots  # noqa: E402
-from vit_jax.errors import UserError, one_line  # noqa: E402
+from vit_jax import plots  # noqa: E402
+from vit_jax.cli import command  # noqa: E402
+from vit_jax.runtime.errors import UserError, one_line  # noqa: E402
 
 # The settings that decide on the test images.
 OF_IMAGES = ("name", "dir", "train_split", "test_split", "test_size", "split_seed")
@@ -38,7 +39,7 @@ OF_IMAGES = ("name", "dir", "train_split", "test_split", "test_size", "split_see
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
-    return cli.run(lambda: draw(argv))
+    return command.run(lambda: draw(argv))
 
 
 def draw(argv: list[str] | None) -> None:
@@ -52,14 +53,14 @@ def draw(argv: list[str] | None) -> None:
 
 def draw_models(argv: list[str]) -> None:
     """Draws figures of finished models."""
-    parser = cli.Parser(description=__doc__)
+    parser = command.Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", help="folders of runs, then kinds of figures")
     parser.add_argument("--images", type=pathlib.Path, nargs="+", help="of your own")
     parser.add_argument("--classes", nargs="+", default=[], help="of test images; default: eight")
     parser.add_argument("--out", type=pathlib.Path, help="folder; default: RUN/figures")
     args = parser.parse_args(argv)
-    from vit_jax import figures
-    from vit_jax.classifier import Classifier
+    from vit_jax.evaluation.classifier import Classifier
+    from vit_jax.explain import figures
 
     known = ["curves", *figures.DRAW, "explanation_scores"]
     kinds = [name for name in args.runs if name in known]
@@ -96,7 +97,8 @@ def draw_models(argv: list[str]) -> None:
 
 def draw_model(folder, classifier, kinds, args) -> list[pathlib.Path]:
     """Draws figures of one finished model, all that it has or `kinds`; returns their folders."""
-    from vit_jax import figures, report
+    from vit_jax import report
+    from vit_jax.explain import figures
 
     possible = figures.kinds_of(classifier.config)
     scored = ["explanation_scores"] if classifier.config.model.name == "vit" else []
@@ -117,7 +119,7 @@ def draw_model(folder, classifier, kinds, args) -> list[pathlib.Path]:
 
 def see(classifier, args):
     """Returns what a model makes of the images that the arguments choose."""
-    from vit_jax import figures
+    from vit_jax.explain import figures
 
     images, names = read_images(classifier, args) or classifier.images_of_classes(args.classes, 8)
     return figures.Viewer.of(classifier).see(classifier.variables, images, names)
@@ -132,7 +134,7 @@ def read_images(classifier, args) -> tuple[np.ndarray, list[str]] | None:
 
 def draw_sheet(argv: list[str]) -> None:
     """Draws augmented images."""
-    parser = cli.Parser(description=__doc__)
+    parser = command.Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     sheet = commands.add_parser("augment", help="augmented training images")
     sheet.add_argument("--config", type=pathlib.Path, required=True, help="of an experiment")
@@ -161,11 +163,11 @@ def load_variants(path: pathlib.Path, overrides: list[str]) -> dict:
 
     Raises UserError if the file, an argument or a variant is wrong.
     """
-    from vit_jax import sweep
-    from vit_jax.main import load_config_file
+    from vit_jax.config.loading import load_config_file
+    from vit_jax.training import sweep
 
     config, variants, _ = load_config_file(path)
-    config, given = cli.with_arguments(config, overrides)
+    config, given = command.with_arguments(config, overrides)
     return sweep.make_variants(config, variants, given)
 
 

@@ -31,10 +31,12 @@ from tiny_configs import make_config
 from tiny_net import Net
 from tiny_stop import Stop
 
-from vit_jax import models, plots, seeds, sharding, sweep
+from vit_jax import models, plots
 from vit_jax.data import load_data
-from vit_jax.errors import UserError
-from vit_jax.program import build_program
+from vit_jax.runtime import sharding
+from vit_jax.runtime.errors import UserError
+from vit_jax.training import seeds, sweep
+from vit_jax.training.setup import build_program
 
 # Files that hold nothing of a run: marks of orbax, locks, what only TensorBoard reads. And those
 # that are written anew at every start.

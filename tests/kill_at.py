@@ -13,7 +13,8 @@ import signal
 import sys
 import time
 
-from vit_jax import main, train
+from vit_jax import main
+from vit_jax.training import loop
 
 NUMBER, MOMENT, STEP = signal.Signals[sys.argv[1]], sys.argv[2], int(sys.argv[3])
 SEVERAL = "JAX_NUM_PROCESSES" in os.environ
@@ -53,13 +54,13 @@ def _evaluate(run):
 
 
 original = {
-    "exit": train._Run._exit_if_stopped,
-    "save": train._Run._save,
-    "evaluate": train._Run._evaluate_and_save,
+    "exit": loop._Run._exit_if_stopped,
+    "save": loop._Run._save,
+    "evaluate": loop._Run._evaluate_and_save,
 }
-train._Run._exit_if_stopped = _exit_if_stopped
-train._Run._save = _save
-train._Run._evaluate_and_save = _evaluate
+loop._Run._exit_if_stopped = _exit_if_stopped
+loop._Run._save = _save
+loop._Run._evaluate_and_save = _evaluate
 sys.argv[1:] = sys.argv[4:]
 if SEVERAL:
     sys.addaudithook(_tell_what_is_written)

@@ -25,8 +25,11 @@ import time
 import forked  # first: it finds vit_jax without an installation
 import numpy as np
 
-from vit_jax import checkpoint, report, sweep, train
-from vit_jax.metrics import Progress, read_jsonl
+from vit_jax import report
+from vit_jax.runtime.progress import Progress
+from vit_jax.storage import checkpoint
+from vit_jax.storage.writers import read_jsonl
+from vit_jax.training import loop, sweep
 
 CONFIG = """
 from configs import common
@@ -70,14 +73,14 @@ class Killer:
     def arm(self):
         """Hangs itself into the program."""
         if self.phase == "step":
-            train._CALL_SECONDS = 0.0  # single steps, so that it may fall between any two
+            loop._CALL_SECONDS = 0.0  # single steps, so that it may fall between any two
         for owner, name, phase in (
             (sweep, "load_data", "data"),
             (report, "write_figures", "figures"),
             (report, "write_report", "report"),
-            (train._Run, "_exit_if_stopped", "step"),
-            (train._Run, "_evaluate_and_save", "evaluation"),
-            (train._Run, "finish", "final evaluation"),
+            (loop._Run, "_exit_if_stopped", "step"),
+            (loop._Run, "_evaluate_and_save", "evaluation"),
+            (loop._Run, "finish", "final evaluation"),
             (checkpoint.Checkpoints, "save", "save"),
         ):
             setattr(owner, name, self._entering(getattr(owner, name), lambda *_, p=phase: p))

@@ -8,8 +8,8 @@ from jax.sharding import AxisType
 from tiny_configs import make_config
 
 from vit_jax.data import load_data
-from vit_jax.metrics import Sums
-from vit_jax.program import build_program, one_image
+from vit_jax.evaluation.metrics import Sums
+from vit_jax.training.setup import build_program, one_image
 
 OPERANDS = re.compile(r"stablehlo\.(?:dot_general|convolution).*: \((\S+), (\S+)\) ->")
 

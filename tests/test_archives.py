@@ -11,7 +11,7 @@ from tiny_sets import cifar10_members, eurosat_members, idx, jpeg, make_tar, mak
 
 from vit_jax.data import prepare
 from vit_jax.data.prepare import parsers
-from vit_jax.errors import UserError
+from vit_jax.runtime.errors import UserError
 
 LABELS = "t10k-labels-idx1-ubyte.gz"
 MNIST, _ = mnist_files()

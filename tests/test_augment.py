@@ -8,13 +8,15 @@ from scipy import stats
 from sklearn.datasets import load_sample_images
 from tiny_configs import make_config
 
-from vit_jax import models, optim, sharding, steps
+from vit_jax import models
 from vit_jax.augment import augment, normalize, policies, preprocess
 from vit_jax.augment.geometry import center_crop, crop_and_flip, random_resized_crop, rotate
 from vit_jax.augment.jitter import color_jitter
 from vit_jax.augment.mixing import cutout, erase, mix
 from vit_jax.augment.ops import GEOMETRIC, apply_ops, make_ops
 from vit_jax.data.sources import open_source
+from vit_jax.runtime import sharding
+from vit_jax.training import optim, step
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(1, 256, (64, 6, 7, 3), np.uint8)
@@ -263,8 +265,8 @@ def make_step(config):
     optimizer = optim.make_optimizer(config.optim, lambda step: 1e-3)
     data = config.data
     images = np.zeros((1, data.image_size, data.image_size, data.channels), np.float32)
-    init = steps.make_init(model, optimizer, config)
-    return lambda: init(jax.random.key(0), images), steps.make_train_step(model, optimizer, config)
+    init = step.make_init(model, optimizer, config)
+    return lambda: init(jax.random.key(0), images), step.make_train_step(model, optimizer, config)
 
 
 def test_resumed_run_sees_the_same_pixels():

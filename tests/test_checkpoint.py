@@ -11,10 +11,11 @@ import pytest
 import tensorstore
 from damage import DAMAGE, harm
 
-from vit_jax import checkpoint, sharding
-from vit_jax.checkpoint import Checkpoints, abstract, checksum, restore_common
-from vit_jax.errors import UserError
-from vit_jax.files import write_sums
+from vit_jax.runtime import sharding
+from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.files import write_sums
+from vit_jax.storage import checkpoint
+from vit_jax.storage.checkpoint import Checkpoints, abstract, checksum, restore_common
 
 MESH = sharding.make_mesh()
 

@@ -8,9 +8,9 @@ import types
 import pytest
 
 from vit_jax import config as settings
-from vit_jax import sweep
-from vit_jax.errors import UserError
-from vit_jax.validation import validate
+from vit_jax.config.rules import validate
+from vit_jax.runtime.errors import UserError
+from vit_jax.training import sweep
 
 VALID = {
     "model.patch_size": 4,

@@ -19,12 +19,12 @@ from tiny_states import made_up
 from tiny_weights import save_weights
 
 from vit_jax import config as settings
-from vit_jax import features, seeds, sweep
+from vit_jax.config.rules import BELONGS, CHOICES, LARGEST
 from vit_jax.data import load_data, prepare, sources
-from vit_jax.errors import UserError
-from vit_jax.evaluate import evaluate
-from vit_jax.program import build_program, one_image
-from vit_jax.validation import BELONGS, CHOICES, LARGEST
+from vit_jax.evaluation.evaluate import evaluate
+from vit_jax.runtime.errors import UserError
+from vit_jax.training import features, seeds, sweep
+from vit_jax.training.setup import build_program, one_image
 
 MESH = jax.make_mesh(
     (1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1]

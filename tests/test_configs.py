@@ -12,9 +12,11 @@ from tiny_states import made_up
 from tiny_weights import save_weights
 
 from vit_jax import config as settings
-from vit_jax import data, models, sharding, sweep
-from vit_jax.program import build_program, one_image
-from vit_jax.validation import validate
+from vit_jax import data, models
+from vit_jax.config.rules import validate
+from vit_jax.runtime import sharding
+from vit_jax.training import sweep
+from vit_jax.training.setup import build_program, one_image
 
 STRUCTURES = set()  # of programs that were traced or compiled
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"

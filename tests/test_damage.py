@@ -11,8 +11,10 @@ from damage import DAMAGE
 from damaged_disk import QuickSweep, damage_and_run, prepare
 from storm import assert_same_sweep, checksums, read_state
 
-from vit_jax import files, metrics, plots
-from vit_jax.errors import UserError
+from vit_jax import plots
+from vit_jax.runtime import files
+from vit_jax.runtime.errors import UserError
+from vit_jax.storage import writers
 
 SEED = pathlib.Path("base", "seed_1")
 
@@ -100,7 +102,7 @@ files_append = files.append
 @pytest.mark.parametrize(
     ("owner", "name", "writes"),
     [
-        *((metrics, "metrics.jsonl", 1), (metrics, "tfevents", 7)),
+        *((writers, "metrics.jsonl", 1), (writers, "tfevents", 7)),
         *((files, "summary.json", 2), (files, "results.json", 1)),
     ],
 )

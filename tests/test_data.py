@@ -10,13 +10,13 @@ import pytest
 from sklearn.datasets import load_digits
 from tiny_sets import cifar10_members, levels, make_cifar10, make_folder, settings
 
-from vit_jax import sharding
 from vit_jax.data import ResidentBatches, StreamingBatches, load_data, prepare, sources
 from vit_jax.data.batches import batch_indices
 from vit_jax.data.examples import Examples
 from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits, stratified
-from vit_jax.errors import UserError
+from vit_jax.runtime import sharding
+from vit_jax.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from tiny_sets import eurosat_members, make_cifar10, make_tar, make_zip, mnist_f
 from scripts import prepare_data
 from vit_jax.data import prepare
 from vit_jax.data.prepare import writer
-from vit_jax.errors import UserError
+from vit_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -10,12 +10,13 @@ from PIL import Image
 from tiny_configs import make_config
 from tiny_sets import make_cifar10
 
-from vit_jax import run_folder, sharding
 from vit_jax.config import get_config
 from vit_jax.data import decoded, load_data, prepare
 from vit_jax.data.examples import Examples
 from vit_jax.data.sources import open_source
-from vit_jax.errors import UserError
+from vit_jax.runtime import sharding
+from vit_jax.runtime.errors import UserError
+from vit_jax.storage import run_folder
 
 SIZE = 16
 NUM_IMAGES = 40  # more than are compared with those kept

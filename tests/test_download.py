@@ -12,7 +12,7 @@ from tiny_sets import mnist_files
 
 from vit_jax.data import prepare
 from vit_jax.data.prepare import download
-from vit_jax.errors import UserError
+from vit_jax.runtime.errors import UserError
 
 
 def test_a_cut_download_resumes(server, small_cifar10, tmp_path):

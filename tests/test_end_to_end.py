@@ -12,10 +12,10 @@ from tiny_configs import make_config
 from tiny_stop import Stop
 
 from vit_jax import config as settings
-from vit_jax import run_folder
-from vit_jax.errors import UserError
-from vit_jax.main import load_config_file
-from vit_jax.sweep import make_variants, run_sweep
+from vit_jax.config.loading import load_config_file
+from vit_jax.runtime.errors import UserError
+from vit_jax.storage import run_folder
+from vit_jax.training.sweep import make_variants, run_sweep
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.evaluate import calibration_error, make_report, softmax, wilson_interval
+from vit_jax.evaluation.evaluate import calibration_error, make_report, softmax, wilson_interval
 from vit_jax.plots import save_confusion, save_prediction
 from vit_jax.report import find_plateaus, write_test_report
 

@@ -9,7 +9,8 @@ import pytest
 from path_sum import path_sum
 
 from vit_jax import config as settings
-from vit_jax import explain, models
+from vit_jax import models
+from vit_jax.explain import attribution
 
 RNG = np.random.default_rng(0)
 KINDS = ("softmax", "differential")
@@ -168,7 +169,7 @@ def test_gradient_rollout_finds_the_one_layer_that_matters():
         changed = {"params": variables["params"] | {"Transformer": blocks}}
         _, seen, gradients = gradients_of(changed, IMAGES, np.array([3, 0, 3]))
         assert [i for i, g in enumerate(gradients) if np.abs(g).max() > 0] == [only]
-        found = explain.gradient_rollout(seen["attention"], gradients)
+        found = attribution.gradient_rollout(seen["attention"], gradients)
         fused = (np.asarray(seen["attention"][only]) * gradients[only]).clip(0).mean(1)
         assert fused[:, 0].max() > 1e-3
         for image in range(3):
@@ -191,12 +192,12 @@ def test_mean_attention_distance_by_hand():
     attention[1, 0, 0] = np.eye(4)[[1, 0, 3, 2]]  # at the one beside it
     attention[1, 0, 1] = 0.25  # everywhere
     expected = [[0, 4 * 2**0.5], [4, (4 + 4 + 4 * 2**0.5) / 4]]
-    found = explain.mean_attention_distance(attention, (2, 2), 4, has_cls=False)
+    found = attribution.mean_attention_distance(attention, (2, 2), 4, has_cls=False)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     # Half of each row to the class token, whose own row looks afar: the same distances.
     with_cls = np.zeros((2, 1, 2, 5, 5))
     with_cls[..., 1:, 1:], with_cls[..., 1:, 0], with_cls[..., 0, 4] = attention / 2, 0.5, 1
-    distance = functools.partial(explain.mean_attention_distance, grid=(2, 2), patch_size=4)
+    distance = functools.partial(attribution.mean_attention_distance, grid=(2, 2), patch_size=4)
     found = jax.jit(functools.partial(distance, has_cls=True))(with_cls)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     # Negative weights do not count, nor does a query that has no other; images are averaged.
@@ -211,29 +212,29 @@ def test_mean_attention_distance_by_hand():
 def test_distance_knows_rows_from_columns():
     attention = np.zeros((1, 1, 1, 6, 6))
     attention[..., 5] = 1  # all look at row 1, column 2 of 2 x 3
-    found = explain.mean_attention_distance(attention, GRID, 10, has_cls=False)
+    found = attribution.mean_attention_distance(attention, GRID, 10, has_cls=False)
     lengths = [np.hypot(1 - y, 2 - x) for y in range(2) for x in range(3)]
     np.testing.assert_allclose(found, [[10 * np.mean(lengths)]], rtol=1e-6)
 
 
 def test_position_similarity_by_hand():
     table = np.array([[9, 9], [1, 0], [0, 2], [3, 3], [-1, 0], [0, 0], [1, 1]], np.float32)
-    found = explain.position_similarity(table, GRID, has_cls=True)
+    found = attribution.position_similarity(table, GRID, has_cls=True)
     assert found.shape == (*GRID, *GRID)
     half = 2**-0.5
     np.testing.assert_allclose(found[0, 0], [[1, 0, half], [-1, 0, half]], atol=1e-6)
     np.testing.assert_allclose(found[0, 2], [[half, half, 1], [-half, 0, 1]], atol=1e-6)
     np.testing.assert_allclose(found[:, :, 1, 0], found[1, 0], atol=1e-6)
-    same = explain.position_similarity(table[1:], GRID, has_cls=False)
+    same = attribution.position_similarity(table[1:], GRID, has_cls=False)
     np.testing.assert_array_equal(found, same)
     with pytest.raises(ValueError, match="7 tokens"):
-        explain.position_similarity(table, GRID, has_cls=False)
+        attribution.position_similarity(table, GRID, has_cls=False)
 
 
 def test_patch_filters_are_principal_components():
     kernel = RNG.normal(size=(4, 4, 3, 60)) * RNG.uniform(0.1, 3, size=(4, 4, 3, 1))
     kernel = kernel + RNG.normal(size=(4, 4, 3, 1))  # a mean filter, which is no component
-    filters_of = jax.jit(functools.partial(explain.patch_filters, count=5))
+    filters_of = jax.jit(functools.partial(attribution.patch_filters, count=5))
     found = filters_of(kernel)
     assert found.shape == (5, 4, 4, 3)
     filters = kernel.reshape(48, 60).T
@@ -244,13 +245,13 @@ def test_patch_filters_are_principal_components():
         np.testing.assert_allclose(image, 0.5 + component / 2, atol=1e-3)
     np.testing.assert_allclose(filters_of(-kernel), found, atol=1e-3)
     with pytest.raises(ValueError, match="count is 49, not in 1 to 48"):
-        explain.patch_filters(kernel, 49)
+        attribution.patch_filters(kernel, 49)
 
 
 def test_filter_images_are_scaled_one_by_one():
     kernel = np.zeros((3, 3, 2, 3), np.float32)
     kernel[0, 1, 0, 0], kernel[2, 2, 1, 0], kernel[1, 1, 1, 1] = -4, 2, 0.1
-    found = np.asarray(explain.filter_images(kernel))
+    found = np.asarray(attribution.filter_images(kernel))
     assert found.shape == (3, 3, 3, 2)
     assert found[0, 0, 1, 0] == 0 and found[0, 2, 2, 1] == 0.75 and found[1, 1, 1, 1] == 1
     assert (found[2] == 0.5).all() and np.count_nonzero(found != 0.5) == 3
@@ -263,10 +264,10 @@ def test_rollout_of_a_model_scores_as_arrays():
     @jax.jit
     def score(variables, images):
         logits, seen = model.apply(variables, images, capture=True)
-        maps = explain.rollout(seen["attention"], discard=0.2, has_cls=False)
-        relevance = explain.patch_relevance(maps, GRID, has_cls=False)
+        maps = attribution.rollout(seen["attention"], discard=0.2, has_cls=False)
+        relevance = attribution.patch_relevance(maps, GRID, has_cls=False)
         logits_fn = functools.partial(model.apply, variables)
-        scores = explain.deletion_insertion(logits_fn, images, relevance, 0.0, 6)
+        scores = attribution.deletion_insertion(logits_fn, images, relevance, 0.0, 6)
         return relevance, scores, jax.nn.softmax(logits).max(-1)
 
     relevance, scores, probabilities = score(variables, IMAGES)

@@ -9,10 +9,12 @@ import pytest
 from jax.sharding import AxisType
 from tiny_configs import make_config
 
-from vit_jax import models, optim, sharding
+from vit_jax import models
 from vit_jax.data import ResidentBatches, load_data
-from vit_jax.errors import UserError
-from vit_jax.program import build_program, num_trained, one_image, print_parameters
+from vit_jax.runtime import sharding
+from vit_jax.runtime.errors import UserError
+from vit_jax.training import optim
+from vit_jax.training.setup import build_program, num_trained, one_image, print_parameters
 
 MESH = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
 KEY = jax.random.key(1)

@@ -14,15 +14,17 @@ from tiny_configs import make_config
 from tiny_stop import Stop
 
 from scripts import convert_weights, evaluate, predict, visualize
-from vit_jax import checkpoint, pretrained, report, sharding
 from vit_jax import config as settings
-from vit_jax.classifier import Classifier
+from vit_jax import pretrained, report
 from vit_jax.data import load_data
 from vit_jax.data.sources import read_digits
-from vit_jax.errors import UserError
-from vit_jax.metrics import read_jsonl
-from vit_jax.program import build_program
-from vit_jax.sweep import make_variants, run_sweep
+from vit_jax.evaluation.classifier import Classifier
+from vit_jax.runtime import sharding
+from vit_jax.runtime.errors import UserError
+from vit_jax.storage import checkpoint
+from vit_jax.storage.writers import read_jsonl
+from vit_jax.training.setup import build_program
+from vit_jax.training.sweep import make_variants, run_sweep
 
 MESH = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
 GOLDEN = pathlib.Path(__file__).parent / "golden"

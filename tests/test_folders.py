@@ -5,12 +5,12 @@ import pytest
 from PIL import Image
 from tiny_sets import CLASSES, levels, make_folder, settings
 
-from vit_jax import sharding
 from vit_jax.data import load_data
 from vit_jax.data.images import IMAGE_SUFFIXES
 from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits
-from vit_jax.errors import UserError
+from vit_jax.runtime import sharding
+from vit_jax.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")

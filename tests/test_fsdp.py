@@ -9,13 +9,14 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 from tiny_configs import make_config
 
-from vit_jax import models, sharding
-from vit_jax.checkpoint import Checkpoints, abstract
+from vit_jax import models
+from vit_jax.config.rules import validate
 from vit_jax.data import load_data
-from vit_jax.errors import UserError
-from vit_jax.evaluate import evaluate
-from vit_jax.program import build_program, one_image
-from vit_jax.validation import validate
+from vit_jax.evaluation.evaluate import evaluate
+from vit_jax.runtime import sharding
+from vit_jax.runtime.errors import UserError
+from vit_jax.storage.checkpoint import Checkpoints, abstract
+from vit_jax.training.setup import build_program, one_image
 
 SETTINGS = dict(
     augment__kind="none",

@@ -25,9 +25,9 @@ from vit_jax.config import get_config
 from vit_jax.data.images import read_image
 from vit_jax.data.prepare import parsers
 from vit_jax.data.sources import open_source
-from vit_jax.errors import UserError
-from vit_jax.evaluate import make_report
+from vit_jax.evaluation.evaluate import make_report
 from vit_jax.report import draw_confusion, write_test_report
+from vit_jax.runtime.errors import UserError
 
 # Pictures
 

@@ -16,8 +16,8 @@ from tiny_weights import save_weights
 
 from scripts import convert_weights, predict
 from vit_jax import pretrained
-from vit_jax.errors import UserError
 from vit_jax.pretrained import files
+from vit_jax.runtime.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

@@ -6,62 +6,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = {path.stem for path in (ROOT / "vit_jax").iterdir() if path.name[0] not in "_."}
-
-# What each module may import of ours; a package may always import its own parts, and anyone
-# `errors` and `files`.
-ALLOWED = {name: set() for name in OURS} | {
-    "main": {"sweep", "stop", "config", "memory", "processes"},
-    "sweep": OURS - {"main", "sweep"},
-    "train": OURS - {"main", "sweep", "train", "report"},
-    "program": OURS
-    - {
-        "main",
-        "sweep",
-        "train",
-        "program",
-        "features",
-        "seeds",
-        "stop",
-        "report",
-        "classifier",
-        "figures",
-        "scores",
-    },
-    "features": {"checkpoint", "data", "metrics", "program", "sharding"},
-    "seeds": {"evaluate", "models", "program", "run_folder", "sharding", "steps", "validation"},
-    "classifier": OURS - {"main", "sweep", "train", "report", "classifier"},
-    "cli": {"config", "memory"},
-    "figures": {
-        "augment",
-        "classifier",
-        "config",
-        "evaluate",
-        "explain",
-        "models",
-        "plots",
-        "scores",
-    },
-    "scores": {"augment", "classifier", "explain", "metrics", "models"},
-    "pretrained": {"checkpoint", "config", "metrics", "models", "run_folder", "validation"},
-    "validation": {"config"},
-    "run_folder": {"config", "metrics", "processes"},
-    "evaluate": {"metrics", "steps", "sharding"},
-    "steps": {"augment", "metrics"},
-    "report": {"plots", "metrics"},
-    "data": {"processes", "sharding"},
-    "checkpoint": {"memory", "processes"},
-    "sharding": {"processes"},
-    "configs": {"config"},
-}
+# From the bottom up: a package may import those of the rows below its own, and its own parts.
+LAYERS = (
+    ("runtime",),
+    ("config",),
+    ("models", "augment", "plots"),
+    ("data", "storage"),
+    ("pretrained",),
+    ("evaluation",),
+    ("explain", "report"),
+    ("training",),
+    ("cli",),
+    ("main",),
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 HOMES = {
-    "orbax": {"checkpoint"},
+    "orbax": {"storage"},
     "tensorflow_datasets": {"data"},
     "grain": {"data"},
-    "tensorboard": {"metrics"},
-    "wandb": {"metrics"},
+    "tensorboard": {"storage"},
+    "wandb": {"storage"},
     "safetensors": {"pretrained"},
-    "ml_collections": {"config", "main", "sweep", "configs"},
+    "ml_collections": {"config", "main"},
     "tensorflow": set(),
     "torch": set(),
 }
@@ -82,8 +48,14 @@ def imported(path):
 def test_imports_run_one_way(path):
     package, *parts = path.relative_to(ROOT).with_suffix("").parts
     module = parts[0] if package == "vit_jax" else package
-    allowed = ALLOWED.get(module, set()) | {module, "errors", "files"}
+    level = LEVEL.get(module, len(LAYERS))
     for name in imported(path):
         top, *rest = name.split(".")
         assert top not in HOMES or module in HOMES[top], f"{module} imports {name}"
-        assert top != "vit_jax" or not rest or rest[0] in allowed, f"{module} imports {name}"
+        if top == "vit_jax" and rest and rest[0] != module:
+            assert LEVEL.get(rest[0], -1) < level, f"{module} imports {name}"
+
+
+def test_every_package_has_a_layer():
+    found = {path.stem for path in (ROOT / "vit_jax").iterdir() if path.name[0] not in "_."}
+    assert found == set(LEVEL)

@@ -157,5 +157,5 @@ def test_an_empty_workdir_is_no_default(main):
 def test_help_explains_itself(command):
     done = command("-m", "vit_jax.main", "--help")
     assert done.returncode == 0
-    for word in ("--config=configs/cifar_patch.py", "--workdir", "--variant", "vit_jax/config.py"):
+    for word in ("--config=configs/cifar_patch.py", "--workdir", "--variant", "settings.py"):
         assert word in done.stdout

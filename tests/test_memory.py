@@ -9,9 +9,11 @@ from jax.sharding import AxisType
 from tiny_configs import make_config
 from tiny_stop import Stop
 
-from vit_jax import cli, main, memory, train
+from vit_jax import main
 from vit_jax.data import load_data
-from vit_jax.program import build_program
+from vit_jax.runtime import memory
+from vit_jax.training import loop
+from vit_jax.training.setup import build_program
 
 PROGRAM = """
 import os, pathlib, threading
@@ -59,7 +61,7 @@ def test_memory_that_ran_out_is_told_in_one_sentence(capsys):
         def command(error=error):
             raise error
 
-        assert cli.run(command) == 1
+        assert command.run(command) == 1
         told = capsys.readouterr().err
         assert told.count("\n") == 1 and sentence in told and f"{reason})" in told
         assert "lower train.batch_size" in main._sentence(error)
@@ -73,16 +75,16 @@ def test_at_its_end_a_run_holds_no_more_than_it_evaluates(monkeypatch, tmp_path)
     config = make_config(model__hidden_size=128, train__batch_size=512, optim__ema_decay=0.9)
     data, held = load_data(config.data, mesh), []
 
-    def evaluate(*args, evaluate=train.evaluate, **options):
+    def evaluate(*args, evaluate=loop.evaluate, **options):
         held.append(bytes_on_devices())
         return evaluate(*args, **options)
 
     def bytes_on_devices():
         return sum(x.nbytes for x in jax.live_arrays())
 
-    monkeypatch.setattr(train, "evaluate", evaluate)
+    monkeypatch.setattr(loop, "evaluate", evaluate)
     gc.collect()  # what other tests have left
     before = bytes_on_devices()
-    (summary,) = train.run(build_program(config, data, mesh), data, {0: tmp_path}, "base", Stop())
+    (summary,) = loop.run(build_program(config, data, mesh), data, {0: tmp_path}, "base", Stop())
     weights = 4 * summary["num_params"]  # of a state that has them four times
     assert [(size - before) / weights for size in held] == pytest.approx([1, 1, 1], abs=0.1)

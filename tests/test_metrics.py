@@ -10,8 +10,9 @@ import pytest
 from damage import DAMAGE, harm
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vit_jax.errors import UserError
-from vit_jax.metrics import CompileTimes, Progress, make_writer, read_jsonl
+from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.progress import CompileTimes, Progress
+from vit_jax.storage.writers import make_writer, read_jsonl
 
 
 def test_rows_that_are_to_be_done_again_are_dropped(tmp_path, capsys):

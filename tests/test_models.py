@@ -10,9 +10,9 @@ import pytest
 
 from vit_jax import config as settings
 from vit_jax import models
+from vit_jax.config.rules import CHOICES
 from vit_jax.models import layers
 from vit_jax.models.vit import PositionEmbedding, sincos_2d, sinusoidal_1d
-from vit_jax.validation import CHOICES
 
 SMALL = settings.get_config().model.to_dict() | dict(
     patch_size=4, hidden_size=16, depth=2, num_heads=2, mlp_dim=24

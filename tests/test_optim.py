@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from vit_jax import config as settings
-from vit_jax import models, optim, sharding
+from vit_jax import models
+from vit_jax.runtime import sharding
+from vit_jax.training import optim
 
 
 def config(**overrides):

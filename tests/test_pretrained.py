@@ -11,9 +11,9 @@ from scipy.ndimage import zoom
 
 from vit_jax import config as settings
 from vit_jax import models, pretrained
-from vit_jax.errors import UserError
 from vit_jax.pretrained import formats, tables
 from vit_jax.pretrained.resize import resize_matrix, resize_patches, resize_positions
+from vit_jax.runtime.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 HEADS = {"model.num_heads": 3}

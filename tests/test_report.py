@@ -10,7 +10,7 @@ import pytest
 from tiny_sweep import NASTY, make_sweep, summary, write_sweep
 
 from vit_jax.report import Sweep, write_report
-from vit_jax.sweep import make_row
+from vit_jax.training.sweep import make_row
 
 VOID = {"meta", "link", "img", "br", "hr"}
 

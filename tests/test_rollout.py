@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from path_sum import path_sum
 
-from vit_jax import explain
+from vit_jax.explain import attribution
 
 RNG = np.random.default_rng(0)
 GRID = (2, 3)
@@ -23,7 +23,7 @@ def random_attention(layers=3, b=2, h=4, n=5):
 @pytest.mark.parametrize("fusion", ["mean", "max", "min"])
 def test_rollout_sums_over_all_paths(fusion):
     attention = random_attention()
-    found = explain.rollout(attention, fusion)
+    found = attribution.rollout(attention, fusion)
     for image in range(2):
         expected = path_sum(getattr(attention[:, image], fusion)(1))
         np.testing.assert_allclose(found[image], expected, atol=1e-6)
@@ -33,9 +33,9 @@ def test_rollout_of_uniform_attention_is_uniform_off_the_diagonal():
     """Each layer is then I / 2 plus half of the uniform map, and so is their product but for I."""
     uniform = np.full((3, 1, 2, 5, 5), 0.2)
     for discard in (0.0, 0.5):
-        found = explain.rollout(uniform, discard=discard)[0]
+        found = attribution.rollout(uniform, discard=discard)[0]
         np.testing.assert_allclose(found, np.eye(5) / 8 + 0.2 * 7 / 8, atol=1e-6)
-    relevance = explain.patch_relevance(found, (2, 2), has_cls=True)
+    relevance = attribution.patch_relevance(found, (2, 2), has_cls=True)
     np.testing.assert_allclose(relevance, relevance[0, 0], atol=1e-7)
 
 
@@ -43,7 +43,7 @@ def test_rollout_of_identity_is_identity():
     identity = np.broadcast_to(np.eye(5), (3, 2, 4, 5, 5))
     for fusion in ("mean", "max", "min"):
         np.testing.assert_allclose(
-            explain.rollout(identity, fusion), np.broadcast_to(np.eye(5), (2, 5, 5)), atol=1e-7
+            attribution.rollout(identity, fusion), np.broadcast_to(np.eye(5), (2, 5, 5)), atol=1e-7
         )
 
 
@@ -52,22 +52,22 @@ def test_rollout_of_identity_is_identity():
 def test_rollout_rows_sum_to_1(fusion, discard):
     attention = random_attention(n=7)
     attention[0] -= 0.2  # some negative, as differential attention has
-    found = explain.rollout(attention, fusion, discard)
+    found = attribution.rollout(attention, fusion, discard)
     np.testing.assert_allclose(found.sum(-1), 1, atol=1e-6)
     assert (np.asarray(found) >= 0).all()
 
 
 def test_fusions_differ():
     attention = random_attention()
-    mean, high, low = (explain.rollout(attention, f) for f in ("mean", "max", "min"))
+    mean, high, low = (attribution.rollout(attention, f) for f in ("mean", "max", "min"))
     assert np.abs(mean - high).max() > 0.01 and np.abs(mean - low).max() > 0.01
     assert np.abs(high - low).max() > 0.01
 
 
 def test_a_batch_is_its_images_one_by_one():
     attention, gradients = random_attention(b=8), RNG.normal(size=(3, 8, 4, 5, 5))
-    together = jax.jit(functools.partial(explain.rollout, discard=0.4))
-    with_gradients = jax.jit(functools.partial(explain.gradient_rollout, discard=0.4))
+    together = jax.jit(functools.partial(attribution.rollout, discard=0.4))
+    with_gradients = jax.jit(functools.partial(attribution.gradient_rollout, discard=0.4))
     all_images, all_gradients = together(attention), with_gradients(attention, gradients)
     for i in range(8):
         one = np.s_[:, i : i + 1]
@@ -76,16 +76,16 @@ def test_a_batch_is_its_images_one_by_one():
         np.testing.assert_allclose(all_gradients[i], alone, atol=1e-6)
     # A list of layers, in bfloat16, as a model gives them.
     layers = [jnp.asarray(a, jnp.bfloat16) for a in attention]
-    found = explain.rollout(layers)
+    found = attribution.rollout(layers)
     assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, explain.rollout(attention), atol=0.01)
+    np.testing.assert_allclose(found, attribution.rollout(attention), atol=0.01)
 
 
 def test_discard_takes_the_lowest_of_each_image_but_the_class_tokens_column():
     attention = random_attention(layers=1, h=1)
     attention[0, 1] *= 0.01  # one border for the batch would leave nothing of this image
     for has_cls, discard in itertools.product((True, False), (0.5, 0.9)):
-        found = explain.rollout(attention, discard=discard, has_cls=has_cls)
+        found = attribution.rollout(attention, discard=discard, has_cls=has_cls)
         for image in range(2):
             kept = attention[0, image, 0].copy()
             may_go = sorted((x, i) for i, x in np.ndenumerate(kept) if i[1] or not has_cls)
@@ -97,37 +97,37 @@ def test_discard_takes_the_lowest_of_each_image_but_the_class_tokens_column():
 
 def test_negative_weights_count_as_0():
     attention = random_attention(layers=2) - 0.15
-    found = explain.rollout(attention)
-    np.testing.assert_allclose(found, explain.rollout(attention.clip(0)), atol=1e-7)
-    assert np.abs(found - explain.rollout(np.abs(attention))).max() > 0.01
+    found = attribution.rollout(attention)
+    np.testing.assert_allclose(found, attribution.rollout(attention.clip(0)), atol=1e-7)
+    assert np.abs(found - attribution.rollout(np.abs(attention))).max() > 0.01
 
 
 @pytest.mark.parametrize("wrong", [dict(fusion="sum"), dict(discard=1.0), dict(discard=-0.1)])
 def test_rollout_refuses(wrong):
     with pytest.raises(ValueError, match=str(*wrong.values())):
-        explain.rollout(random_attention(), **wrong)
+        attribution.rollout(random_attention(), **wrong)
 
 
 def test_gradient_rollout_sums_over_paths_that_speak_for_the_class():
     attention, gradients = random_attention(), RNG.normal(size=(3, 2, 4, 5, 5))
     attention[1] -= 0.15
-    found = explain.gradient_rollout(attention, gradients)
+    found = attribution.gradient_rollout(attention, gradients)
     fused = (attention * gradients).clip(0).mean(2)
     for image in range(2):
         np.testing.assert_allclose(found[image], path_sum(fused[:, image]), atol=1e-6)
     with pytest.raises(ValueError):
-        explain.gradient_rollout(attention, gradients[:2])
+        attribution.gradient_rollout(attention, gradients[:2])
 
 
 def test_patch_relevance_reads_what_the_head_sees():
     maps = RNG.uniform(size=(2, 4, 7, 7)).astype(np.float32)
-    found = explain.patch_relevance(maps, GRID, has_cls=True)
+    found = attribution.patch_relevance(maps, GRID, has_cls=True)
     assert found.shape == (2, 4, *GRID)
     for row, column in np.ndindex(GRID):
         np.testing.assert_array_equal(found[..., row, column], maps[..., 0, 1 + 3 * row + column])
-    found = explain.patch_relevance(maps[..., 1:, 1:], GRID, has_cls=False)
+    found = attribution.patch_relevance(maps[..., 1:, 1:], GRID, has_cls=False)
     for row, column in np.ndindex(GRID):
         expected = [m[1:, 1 + 3 * row + column].mean() for m in maps.reshape(8, 7, 7)]
         np.testing.assert_allclose(found[..., row, column].reshape(-1), expected, atol=1e-6)
     with pytest.raises(ValueError, match="7 tokens, not a grid of 2 x 3 patches"):
-        explain.patch_relevance(maps, GRID, has_cls=False)
+        attribution.patch_relevance(maps, GRID, has_cls=False)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import explain
+from vit_jax.explain import attribution
 
 RNG = np.random.default_rng(0)
 WHERE = np.array([0, 1, 2, 3])  # the patch of 2 x 2 that decides, in each of four images
@@ -21,7 +21,7 @@ def linear(images):
     return jnp.stack([jnp.zeros(4), 3 * (images * DECISIVE).sum((1, 2, 3)) / 16], 1)
 
 
-SCORE = jax.jit(functools.partial(explain.deletion_insertion, linear), static_argnames="steps")
+SCORE = jax.jit(functools.partial(attribution.deletion_insertion, linear), static_argnames="steps")
 
 
 def sigmoid(x):
@@ -73,6 +73,6 @@ def test_pixels_are_deleted_one_by_one():
 )
 def test_scores_refuse(shape, steps, words):
     with pytest.raises(ValueError, match=words):
-        explain.deletion_insertion(
+        attribution.deletion_insertion(
             linear, np.ones((4, 8, 8, 1)), np.ones(shape), np.zeros(1), steps
         )

@@ -17,11 +17,14 @@ from tiny_configs import make_config
 from tiny_net import Net
 from tiny_stop import Stop
 
-from vit_jax import checkpoint, figures, optim, run_folder, seeds, sharding, steps, train
 from vit_jax.data import ResidentBatches, load_data
-from vit_jax.errors import UserError
-from vit_jax.metrics import read_jsonl
-from vit_jax.program import build_program, one_image
+from vit_jax.explain import figures
+from vit_jax.runtime import sharding
+from vit_jax.runtime.errors import UserError
+from vit_jax.storage import checkpoint, run_folder
+from vit_jax.storage.writers import read_jsonl
+from vit_jax.training import loop, optim, seeds, step
+from vit_jax.training.setup import build_program, one_image
 
 SHORT = dict(
     train__epochs=2.0,  # of five steps
@@ -70,7 +73,7 @@ def run(digits):
             for owner, name, value in patches:
                 patch.setattr(owner, name, value)
             for group in [folders] if at_once else [{k: v} for k, v in folders.items()]:
-                train.run(program, digits[2], group, "base", stop)
+                loop.run(program, digits[2], group, "base", stop)
         return list(folders.values())
 
     return train_seeds
@@ -133,8 +136,8 @@ def interrupted(run, workdir, moment, step):
     stop = Stop()
     save, evaluate, check = (
         checkpoint.Checkpoints.save,
-        train._Run._evaluate_and_save,
-        train._Run._exit_if_stopped,
+        loop._Run._evaluate_and_save,
+        loop._Run._exit_if_stopped,
     )
 
     def half_saved(self, at, *args):
@@ -153,8 +156,8 @@ def interrupted(run, workdir, moment, step):
 
     patches = [
         (checkpoint.Checkpoints, "save", half_saved),
-        (train._Run, "_evaluate_and_save", evaluated),
-        (train._Run, "_exit_if_stopped", checked),
+        (loop._Run, "_evaluate_and_save", evaluated),
+        (loop._Run, "_exit_if_stopped", checked),
     ]
     with pytest.raises((Killed, SystemExit)):
         run(workdir, stop=stop, patches=patches)
@@ -209,9 +212,9 @@ def test_steps_in_one_call_are_those_of_single_calls(run, at_once, tmp_path):
                 calls.append(count)
                 yield count, batch
 
-        patches = [(train, "_CALL_SECONDS", seconds)]
+        patches = [(loop, "_CALL_SECONDS", seconds)]
         patches.append((ResidentBatches, "train_at_once", counted))
-        patches.append((train, "compile_ahead", lambda *args: None))  # which takes a batch
+        patches.append((loop, "compile_ahead", lambda *args: None))  # which takes a batch
         folders = run(tmp_path / str(seconds), at_once, patches=patches)
         found[seconds] = [calls, *map(rows_of, folders)]
     (ones, *rows), (several, *same) = found.values()
@@ -248,9 +251,9 @@ def test_a_step_is_that_of_each_seed(digits, devices):
     )
     program = build_program(config, digits[devices], make_mesh(devices))
     optimizer, whole = optim.make_optimizer(config.optim, lambda step: 0.1), sharding.replicated
-    train_step = steps.make_train_step(Net(), optimizer, config)
-    eval_step = steps.make_eval_step(Net(), config)
-    init = jax.jit(steps.make_init(Net(), optimizer, config), out_shardings=whole(program.mesh))
+    train_step = step.make_train_step(Net(), optimizer, config)
+    eval_step = step.make_eval_step(Net(), config)
+    init = jax.jit(step.make_init(Net(), optimizer, config), out_shardings=whole(program.mesh))
     program = dataclasses.replace(
         program,
         train_step=jax.jit(train_step, out_shardings=whole(program.mesh)),
@@ -265,12 +268,12 @@ def test_a_step_is_that_of_each_seed(digits, devices):
     states = [init(key, one_image(config)) for key in keys]
 
     def trained(steps, numbers):
-        state = steps.stack([states[i] for i in numbers])
-        key = steps.stack([keys[i] for i in numbers])
-        for _, batch in steps.batches(train_set, numbers, 0, 3, lambda step: 2):
-            state = sharding.settle(steps.train_step(state, key, batch))
-        results = steps.evaluate(state.eval_variables, val_set.evaluate(64), lambda: False)
-        return [steps.take(state, i) for i in range(len(numbers))], results
+        state = step.stack([states[i] for i in numbers])
+        key = step.stack([keys[i] for i in numbers])
+        for _, batch in step.batches(train_set, numbers, 0, 3, lambda step: 2):
+            state = sharding.settle(step.train_step(state, key, batch))
+        results = step.evaluate(state.eval_variables, val_set.evaluate(64), lambda: False)
+        return [step.take(state, i) for i in range(len(numbers))], results
 
     alone = [trained(seeds.Alone(program), [i]) for i in numbers]
     for one in (program, several):

@@ -9,9 +9,9 @@ from jax.sharding import AxisType
 from tiny_configs import make_config
 from tiny_stop import Stop
 
-from vit_jax import train
 from vit_jax.data import load_data
-from vit_jax.program import build_program
+from vit_jax.training import loop
+from vit_jax.training.setup import build_program
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_the_step_is_compiled_once_for_fresh_and_resumed_runs(
         program = build_program(config, data, mesh)
         compiled.clear()
         try:
-            train.run(program, data, {0: tmp_path / "run"}, "base", stop)
+            loop.run(program, data, {0: tmp_path / "run"}, "base", stop)
         except SystemExit:
             assert stop.number == signal.SIGTERM
         assert compiled.count(step) == 1
@@ -70,12 +70,12 @@ def test_a_run_that_goes_on_in_another_type_says_so(mesh, tmp_path, capsys, monk
     data = load_data(config.data, mesh)
 
     def restart():
-        train.run(build_program(config, data, mesh), data, {0: tmp_path}, "base", Stop())
+        loop.run(build_program(config, data, mesh), data, {0: tmp_path}, "base", Stop())
         return capsys.readouterr().out
 
     assert "going on" not in restart()
     assert "going on from step 2\n" in restart()
-    monkeypatch.setattr(train, "dtype_of", lambda name: jnp.dtype("bfloat16"))
+    monkeypatch.setattr(loop, "dtype_of", lambda name: jnp.dtype("bfloat16"))
     assert "going on from step 2, from now on in bfloat16 instead of float32\n" in restart()
 
 
@@ -85,5 +85,5 @@ def test_a_finished_run_compiles_no_step(mesh, compiled, tmp_path):
     for times in (1, 0):
         program = build_program(config, data, mesh)
         compiled.clear()
-        train.run(program, data, {0: tmp_path / "run"}, "base", Stop())
+        loop.run(program, data, {0: tmp_path / "run"}, "base", Stop())
         assert compiled.count("jit(steps_at_once)") == times

@@ -9,13 +9,17 @@ import pytest
 from jax.sharding import AxisType
 from tiny_configs import make_config
 
-from vit_jax import data, models, optim, sharding, steps
+from vit_jax import data, models
 from vit_jax.augment import normalize
-from vit_jax.errors import UserError
-from vit_jax.evaluate import evaluate
-from vit_jax.metrics import Sums
+from vit_jax.evaluation.evaluate import evaluate
+from vit_jax.evaluation.metrics import Sums
+from vit_jax.evaluation.steps import make_eval_step
 from vit_jax.models.resnet import BasicBlock
-from vit_jax.program import build_program
+from vit_jax.runtime import sharding
+from vit_jax.runtime.errors import UserError
+from vit_jax.training import optim
+from vit_jax.training.setup import build_program
+from vit_jax.training.step import make_init, make_train_step
 
 RNG = np.random.default_rng(0)
 BATCH = {
@@ -40,9 +44,9 @@ def train(config, devices=1, num_steps=3, model=None):
     model = model or models.build(config.model, 10)
     optimizer = optim.make_optimizer(config.optim, lambda step: config.optim.learning_rate)
     whole = sharding.replicated(mesh)
-    init = jax.jit(steps.make_init(model, optimizer, config), out_shardings=whole)
+    init = jax.jit(make_init(model, optimizer, config), out_shardings=whole)
     parts = config.train.accumulation_steps or 1
-    step = steps.make_train_step(model, optimizer, config, parts=parts, mesh=mesh)
+    step = make_train_step(model, optimizer, config, parts=parts, mesh=mesh)
     step = jax.jit(step, out_shardings=whole)
     states = [init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))]
     for _ in range(num_steps):
@@ -93,9 +97,9 @@ def test_plateau_scales_the_updates():
     plateau = optim.make_plateau(config.optim)
     model = models.build(config.model, 10)
     optimizer = optim.make_optimizer(config.optim, lambda step: 0.1)
-    init = steps.make_init(model, optimizer, config, plateau)
+    init = make_init(model, optimizer, config, plateau)
     state = jax.jit(init)(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
-    step = jax.jit(steps.make_train_step(model, optimizer, config))
+    step = jax.jit(make_train_step(model, optimizer, config))
     whole = step(state, jax.random.key(1), BATCH).params
     state = state.replace(plateau=state.plateau._replace(scale=jnp.float32(0.25)))
     quarter = step(state, jax.random.key(1), BATCH).params
@@ -126,7 +130,7 @@ def test_every_example_is_evaluated_once_on_one_device_and_on_eight(kind):
     model = models.build(config.model, 10)
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
     variables["params"]["head"]["kernel"] = jax.random.normal(jax.random.key(1), (16, 10))
-    step = jax.jit(steps.make_eval_step(model, config))
+    step = jax.jit(make_eval_step(model, config))
     found = {}
     for devices in (1, 8):
         mesh = make_mesh(devices)

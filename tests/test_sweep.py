@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from tiny_sweep import summary, write_metrics
 
-from vit_jax.evaluate import make_report
-from vit_jax.explain import kernel_magnitudes
+from vit_jax.evaluation.evaluate import make_report
+from vit_jax.explain.attribution import kernel_magnitudes
 from vit_jax.report import Sweep, results_table, write_figures, write_report
-from vit_jax.sweep import make_row
+from vit_jax.training.sweep import make_row
 
 
 def test_mean_and_spread_over_seeds():

@@ -1,7 +1,7 @@
 """A tiny ViT on the digits, for the tests."""
 
 from vit_jax import config as settings
-from vit_jax.validation import validate
+from vit_jax.config.rules import validate
 
 
 def make_config(**overrides):

@@ -4,7 +4,7 @@ import contextlib
 
 
 class Stop:
-    """Stands for `vit_jax.stop.StopSignal`: no signal comes but that whose `number` is set."""
+    """Stands for `runtime.signals.StopSignal`: no signal comes but that whose `number` is set."""
 
     number, deferred = 0, contextlib.nullcontext
 

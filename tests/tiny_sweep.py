@@ -5,9 +5,9 @@ import json
 import numpy as np
 from PIL import Image
 
-from vit_jax.evaluate import make_report
+from vit_jax.evaluation.evaluate import make_report
 from vit_jax.report import Sweep, write_figures, write_report
-from vit_jax.sweep import make_row
+from vit_jax.training.sweep import make_row
 
 NASTY = "<script>alert('&\"')</script>$\\frac{$"  # to a browser, and to matplotlib
 

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vit_jax import processes
 from vit_jax.data.batches import ResidentBatches, StreamingBatches
 from vit_jax.data.images import stored_size
 from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits
-from vit_jax.errors import some
+from vit_jax.runtime import processes
+from vit_jax.runtime.errors import some
 
 __all__ = ["Data", "ResidentBatches", "StreamingBatches", "load_data"]
 

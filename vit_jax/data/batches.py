@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vit_jax import sharding
 from vit_jax.data.examples import Examples
+from vit_jax.runtime import sharding
 
 MOST_STEPS = 64  # in a call
 

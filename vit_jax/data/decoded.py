@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from vit_jax import processes
-from vit_jax.errors import one_line
-from vit_jax.files import cache_folder
+from vit_jax.runtime import processes
+from vit_jax.runtime.errors import one_line
+from vit_jax.runtime.files import cache_folder
 
 SLOW_SECONDS = 1.0  # what is made faster is not worth a file
 LARGEST_BYTES = 2**30  # of one file

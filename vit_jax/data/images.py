@@ -7,7 +7,7 @@ import PIL
 from PIL import Image, ImageOps
 
 from vit_jax.data import decoded
-from vit_jax.errors import UserError
+from vit_jax.runtime.errors import UserError
 
 # What Pillow may take a file for, whatever it is called: not those that it hands to other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")

@@ -13,8 +13,8 @@ from vit_jax.data import decoded
 from vit_jax.data.examples import Examples
 from vit_jax.data.images import IMAGE_SUFFIXES, identity_of, read_image, stored_size, to_array
 from vit_jax.data.tfds import Tfds
-from vit_jax.errors import UserError, one_line, shown, some
-from vit_jax.files import warn
+from vit_jax.runtime.errors import UserError, one_line, shown, some
+from vit_jax.runtime.files import warn
 
 VALIDATION_NAMES = ("validation", "valid", "val")
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from vit_jax.data.examples import Examples
 from vit_jax.data.sources import VALIDATION_NAMES, Source
-from vit_jax.errors import UserError
+from vit_jax.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

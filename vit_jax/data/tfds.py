@@ -11,7 +11,7 @@ from PIL import Image
 from vit_jax.data import decoded, prepare
 from vit_jax.data.examples import Examples
 from vit_jax.data.images import FORMATS, identity_of, stored_size, to_array
-from vit_jax.errors import UserError, one_line
+from vit_jax.runtime.errors import UserError, one_line
 
 
 class Tfds:

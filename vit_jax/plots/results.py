@@ -8,7 +8,7 @@ import matplotlib.figure
 import matplotlib.ticker
 import numpy as np
 
-from vit_jax.files import naming
+from vit_jax.runtime.files import naming
 
 # Okabe & Ito 2008: told apart with any common form of colour-blindness.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.errors import UserError
 from vit_jax.pretrained import files, formats, tables
 from vit_jax.pretrained.weights import Weights
+from vit_jax.runtime.errors import UserError
 
 
 def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:

@@ -12,8 +12,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from vit_jax.errors import UserError, one_line
 from vit_jax.pretrained.formats import Arrays
+from vit_jax.runtime.errors import UserError, one_line
 
 assert ml_dtypes  # tells NumPy of bfloat16, which safetensors then reads
 

@@ -11,9 +11,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_jax import models
 from vit_jax.config import MODEL_SIZES, get_config
-from vit_jax.errors import UserError
 from vit_jax.pretrained import tables
 from vit_jax.pretrained.tables import BLOCK, DENSE_0, POSITIONS, QKV
+from vit_jax.runtime.errors import UserError
 
 Arrays = dict[str, np.ndarray]
 

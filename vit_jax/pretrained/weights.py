@@ -6,10 +6,8 @@ import json
 import pathlib
 import re
 
-from vit_jax import checkpoint, run_folder
 from vit_jax.config import flatten, get_config, with_overrides
-from vit_jax.errors import UserError
-from vit_jax.files import write_atomically
+from vit_jax.config.rules import validate
 from vit_jax.pretrained import files, formats, tables
 from vit_jax.pretrained.formats import Arrays, flat_weights, nested_weights
 from vit_jax.pretrained.resize import (
@@ -19,7 +17,9 @@ from vit_jax.pretrained.resize import (
     resize_positions,
     resize_side,
 )
-from vit_jax.validation import validate
+from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.files import write_atomically
+from vit_jax.storage import checkpoint, run_folder
 
 # The settings that weights were trained with and that a model must have to use them.
 KEYS = {

@@ -1,8 +1,6 @@
 """What runs and sweeps show at their end: test reports, results.md, report.html and the charts."""
 
 from vit_jax import plots
-from vit_jax.files import write_atomically
-from vit_jax.metrics import read_jsonl
 from vit_jax.report.page import Sweep, make_page
 from vit_jax.report.run import (
     draw_confusion,
@@ -12,6 +10,8 @@ from vit_jax.report.run import (
     write_test_report,
 )
 from vit_jax.report.table import find_seeds, results_table, same, sorted_rows, to_markdown
+from vit_jax.runtime.files import write_atomically
+from vit_jax.storage.writers import read_jsonl
 
 __all__ = [
     "Sweep",

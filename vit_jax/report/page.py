@@ -8,9 +8,9 @@ import shlex
 from collections.abc import Iterable, Sequence
 
 from vit_jax import plots
-from vit_jax.metrics import read_jsonl
 from vit_jax.report import markup, run
 from vit_jax.report import table as tables
+from vit_jax.storage.writers import read_jsonl
 
 
 @dataclasses.dataclass(frozen=True)

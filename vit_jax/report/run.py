@@ -7,8 +7,8 @@ import pathlib
 import numpy as np
 
 from vit_jax import plots
-from vit_jax.files import write_atomically
-from vit_jax.metrics import read_jsonl
+from vit_jax.runtime.files import write_atomically
+from vit_jax.storage.writers import read_jsonl
 
 
 def draw_curves(run: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vit_jax.data.prepare.download import download_all, sha256
 from vit_jax.data.prepare.sets import SETS, ImageSet
-from vit_jax.errors import UserError
+from vit_jax.runtime.errors import UserError
 
 NAMES = tuple(SETS)
 

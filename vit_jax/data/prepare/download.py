@@ -14,7 +14,7 @@ from urllib.error import HTTPError, URLError
 
 from tqdm import tqdm
 
-from vit_jax.errors import UserError
+from vit_jax.runtime.errors import UserError
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 30.0

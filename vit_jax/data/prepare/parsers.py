@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from vit_jax.errors import UserError
+from vit_jax.runtime.errors import UserError
 
 # The largest official archive holds 184 MB; what holds more than this is no such set.
 MAX_BYTES = 1 << 30

@@ -10,16 +10,19 @@ import numpy as np
 from tqdm import tqdm
 
 from vit_jax import config as settings
-from vit_jax import models, pretrained, run_folder, sharding, steps
+from vit_jax import models, pretrained
 from vit_jax.augment import preprocess
 from vit_jax.config import Config
 from vit_jax.data import StreamingBatches, load_data
 from vit_jax.data.images import read_image, stored_size
 from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits, one_of_each, undivided
-from vit_jax.errors import UserError, one_line
-from vit_jax.evaluate import evaluate, make_report, softmax
-from vit_jax.program import dtype_of
+from vit_jax.evaluation.evaluate import evaluate, make_report, softmax
+from vit_jax.evaluation.steps import make_eval_step
+from vit_jax.runtime import sharding
+from vit_jax.runtime.errors import UserError, one_line
+from vit_jax.runtime.sharding import dtype_of
+from vit_jax.storage import run_folder
 
 
 class Classifier:
@@ -93,7 +96,7 @@ class Classifier:
             names, parts = data.class_names, [getattr(data, part)]
         self._check_classes(names)
         step = jax.jit(
-            steps.make_eval_step(self.make_model(config), config),
+            make_eval_step(self.make_model(config), config),
             out_shardings=sharding.replicated(mesh),
         )
         batches = itertools.chain(*(one.evaluate(batch_size) for one in parts))

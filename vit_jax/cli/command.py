@@ -10,9 +10,9 @@ from collections.abc import Callable
 from absl import logging
 
 from vit_jax import config as settings
-from vit_jax import memory
 from vit_jax.config import Config
-from vit_jax.errors import UserError, one_line
+from vit_jax.runtime import memory
+from vit_jax.runtime.errors import UserError, one_line
 
 
 class Parser(argparse.ArgumentParser):

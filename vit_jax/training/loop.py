@@ -13,24 +13,21 @@ import jax
 import numpy as np
 
 import vit_jax
-from vit_jax import (
-    explain,
-    features,
-    memory,
-    models,
-    processes,
-    run_folder,
-    scores,
-    seeds,
-    sharding,
-)
-from vit_jax.checkpoint import Checkpoints, abstract, checksum, restore_common
+from vit_jax import models
 from vit_jax.data import Data
-from vit_jax.errors import UserError
-from vit_jax.evaluate import evaluate, make_report
-from vit_jax.metrics import CompileTimes, Progress, Sums, make_writer, say
-from vit_jax.program import Program, compile_ahead, dtype_of, first_state, num_trained, one_image
-from vit_jax.stop import StopSignal
+from vit_jax.evaluation.evaluate import evaluate, make_report
+from vit_jax.evaluation.metrics import Sums
+from vit_jax.explain import attribution, scores
+from vit_jax.runtime import memory, processes, sharding
+from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.progress import CompileTimes, Progress, say
+from vit_jax.runtime.sharding import dtype_of
+from vit_jax.runtime.signals import StopSignal
+from vit_jax.storage import run_folder
+from vit_jax.storage.checkpoint import Checkpoints, abstract, checksum, restore_common
+from vit_jax.storage.writers import make_writer
+from vit_jax.training import features, seeds
+from vit_jax.training.setup import Program, compile_ahead, first_state, num_trained, one_image
 
 _CALL_SECONDS = 1.0  # of short steps; signals are answered after it
 
@@ -300,7 +297,9 @@ class _Run:
         images, labels, mask = sharding.to_host((batch["image"], batch["label"], batch["mask"]))
         images, labels = images[mask], labels[mask]  # without what fills up the batch
         names = self.data.class_names
-        from vit_jax import figures  # matplotlib costs half a second, so only where it is used
+        from vit_jax.explain import (
+            figures,  # matplotlib costs half a second, so only where it is used
+        )
 
         for seed in due:
             variables = sharding.to_host(self.steps.take(self.state.eval_variables, seed.place))
@@ -382,8 +381,8 @@ class _Run:
         if config.log.kernel_magnitudes:
             before = first_state(self.program, seed.key).params
             summary["kernel_magnitudes"] = {
-                "before": explain.kernel_magnitudes(before),
-                "after": explain.kernel_magnitudes(variables["params"]),
+                "before": attribution.kernel_magnitudes(before),
+                "after": attribution.kernel_magnitudes(variables["params"]),
             }
         if self.first_process:
             report = make_report(

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 from optax import contrib
 
-from vit_jax.errors import UserError
+from vit_jax.runtime.errors import UserError
 
 
 def make_schedule(config, warmup_steps: int, total_steps: int) -> optax.Schedule:

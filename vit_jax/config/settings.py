@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
-from vit_jax.errors import UserError, shown
+from vit_jax.runtime.errors import UserError, shown
 
 Config: TypeAlias = Any  # a ConfigDict; type checkers cannot know its attributes
 
@@ -204,7 +204,7 @@ def check_key(key: str, what: str) -> None:
         near = difflib.get_close_matches(key, known, n=1)
         leaf = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
         hint = (leaf or near or [""])[0]
-        hint = f"; did you mean {hint}?" if hint else "; vit_jax/config.py lists them"
+        hint = f"; did you mean {hint}?" if hint else "; vit_jax/config/settings.py lists them"
         raise UserError(f"unknown config key {key} in {what}{hint}")
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from vit_jax.augment import augment, preprocess
-from vit_jax.metrics import Sums
+from vit_jax.augment import augment
+from vit_jax.evaluation.metrics import Sums
 
 
 @flax.struct.dataclass
@@ -252,32 +252,3 @@ def _moving_average(state, params, batch_stats, decay):
     average = optax.incremental_update(new, state.ema, 1.0 - decay)
     # What does not change is not to be rounded either.
     return jax.tree.map(lambda n, old, a: jnp.where(n == old, old, a), new, state.ema, average)
-
-
-def make_eval_step(model, config, on_features: bool = False):
-    """Returns (variables, sums, batch) -> (sums with the batch's unmasked examples added, logits).
-
-    `batch` is a training batch with a bool "mask" [b], False for padding; `on_features` as in
-    `make_train_step`.
-    """
-
-    def eval_step(variables: dict, sums: Sums, batch: dict) -> tuple[Sums, jax.Array]:
-        images = batch["image"] if on_features else preprocess(batch["image"], config)
-        logits = model.apply(variables, images)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        added = Sums.single_from_model_output(
-            loss=losses, logits=logits, labels=batch["label"], mask=batch["mask"]
-        )
-        return sums.merge(added), logits
-
-    return eval_step
-
-
-def make_feature_step(model, config):
-    """Returns (variables, batch) -> float32 [b, d], what the head gets of each image."""
-
-    def feature_step(variables: dict, batch: dict) -> jax.Array:
-        images = preprocess(batch["image"], config)
-        return model.apply(variables, images, capture=True)[1]["features"].astype(jnp.float32)
-
-    return feature_step

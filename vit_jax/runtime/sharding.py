@@ -8,11 +8,12 @@ import platform
 import zlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vit_jax import files, processes
+from vit_jax.runtime import files, processes
 
 _WHOLE_BELOW = 4096  # numbers; of smaller arrays there is nothing to gain
 
@@ -201,3 +202,10 @@ def _cpu_lines(*keys):
     text = cpu.read_text().split("\n\n")[0] if cpu.exists() else ""
     pairs = [line.partition(":") for line in text.splitlines()]
     return [value.strip() for key, _, value in pairs if key.strip() in keys]
+
+
+def dtype_of(name: str) -> jnp.dtype:
+    """Returns the type that `config.train.dtype` stands for on these devices."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)

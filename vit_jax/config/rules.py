@@ -5,7 +5,7 @@ import math
 import re
 
 from vit_jax.config import DIMENSIONS, Config, flatten, get_config, wrong_type
-from vit_jax.errors import UserError, shown
+from vit_jax.runtime.errors import UserError, shown
 
 # The allowed values of every key that names a choice.
 CHOICES = {

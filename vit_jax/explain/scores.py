@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import explain, models
+from vit_jax import models
 from vit_jax.augment import preprocess
-from vit_jax.classifier import Classifier
-from vit_jax.files import first_damage, warn, write_atomically, write_sums
-from vit_jax.metrics import Progress
+from vit_jax.evaluation.classifier import Classifier
+from vit_jax.explain import attribution
+from vit_jax.runtime.files import first_damage, warn, write_atomically, write_sums
+from vit_jax.runtime.progress import Progress
 
 STEPS = 10  # from no patch to all of them
 BATCH = 16  # images at a time
@@ -42,12 +43,12 @@ def score(classifier: Classifier, images: np.ndarray) -> dict:
     def maps_of(variables, images):
         inputs = preprocess(images, config)
         _, inside, gradients = models.attention_gradients(model, variables, inputs)
-        return explain.explanations(inside["attention"], gradients, (side, side), has_cls)
+        return attribution.explanations(inside["attention"], gradients, (side, side), has_cls)
 
     @jax.jit
     def curves_of(variables, images, relevance):
         inputs = preprocess(images, config)
-        return explain.deletion_insertion(
+        return attribution.deletion_insertion(
             lambda changed: jnp.asarray(model.apply(variables, changed)),
             inputs,
             relevance,
@@ -68,7 +69,7 @@ def score(classifier: Classifier, images: np.ndarray) -> dict:
         for i, random in enumerate(chance[:, start : start + BATCH]):
             maps[f"random {i}"] = np.pad(random, ((0, missing), (0, 0), (0, 0)))
         # In this order; jit has sorted the names.
-        names = [*explain.EXPLANATIONS, *(f"random {i}" for i in range(CHANCE))]
+        names = [*attribution.EXPLANATIONS, *(f"random {i}" for i in range(CHANCE))]
         curves = {name: curves_of(variables, some, maps[name]) for name in names}
         batches.append(jax.device_get(curves))
         progress.advance(len(some) - missing)

@@ -14,13 +14,17 @@ import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from vit_jax import models, optim, pretrained, sharding, steps
+from vit_jax import models, pretrained
 from vit_jax.config import Config, steps_of, total_steps
+from vit_jax.config.rules import COUNTABLE, one_step_at_a_time, parse_freeze
 from vit_jax.data import Data
 from vit_jax.data.images import stored_size
-from vit_jax.errors import UserError
+from vit_jax.evaluation.steps import make_eval_step, make_feature_step
 from vit_jax.models.initialization import mimetic_kernels
-from vit_jax.validation import COUNTABLE, one_step_at_a_time, parse_freeze
+from vit_jax.runtime import sharding
+from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.sharding import dtype_of
+from vit_jax.training import optim, step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,19 +128,19 @@ def _jitted_steps(config, data, mesh, shapes, trained, schedule, plateau) -> dic
     )
     optimizer = make_optimizer(mesh)
     whole, split, fsdp = sharding.replicated(mesh), sharding.split(mesh), config.sharding.fsdp
-    init = jax.jit(steps.make_init(model, optimizer, config, plateau))  # traced once for both uses
+    init = jax.jit(step.make_init(model, optimizer, config, plateau))  # traced once for both uses
     state = jax.eval_shape(init, jax.random.key(0), one_image(config))
     layout = sharding.of_state(mesh, state, fsdp)
 
     def make_step(optimizer, *parts):
-        return steps.make_train_step(stepped, optimizer, config, trained, on_features, *parts)
+        return step.make_train_step(stepped, optimizer, config, trained, on_features, *parts)
 
     # Split weights are gathered layer by layer where the compiler sees the whole batch.
     train_step = make_step(optimizer, _parts(config, mesh.size), None if fsdp else mesh)
     # Where each device has seeds of its own, it has their whole batches.
     of_one_device = make_step(make_optimizer(), _parts(config, 1))
-    eval_step = steps.make_eval_step(stepped, config, on_features)
-    feature_step = steps.make_feature_step(model, config)
+    eval_step = make_eval_step(stepped, config, on_features)
+    feature_step = make_feature_step(model, config)
     if on_features and train.seeds_at_once == "always":
         raise UserError(
             "train.seeds_at_once=always does not go with features that are computed once: use "
@@ -152,7 +156,7 @@ def _jitted_steps(config, data, mesh, shapes, trained, schedule, plateau) -> dic
 
     at_once = None
     if _steps_at_once(config, data, on_features):
-        at_once = donating(steps.make_steps_at_once(train_step, split), whole)
+        at_once = donating(step.make_steps_at_once(train_step, split), whole)
     return dict(
         layout=layout,
         init=jax.jit(init, out_shardings=layout),
@@ -252,16 +256,9 @@ def _check_batch(train, data, mesh):
         )
 
 
-def dtype_of(name: str) -> jnp.dtype:
-    """Returns the type that `config.train.dtype` stands for on these devices."""
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(name)
-
-
 def _shapes(model, config):
     """Returns {path: shape} of all parameters and statistics."""
-    tree = steps.init.eval_shape(model, jax.random.key(0), one_image(config))
+    tree = step.init.eval_shape(model, jax.random.key(0), one_image(config))
     flat = pretrained.flat_weights(tree["params"], tree.get("batch_stats", {}))
     return {path: leaf.shape for path, leaf in flat.items()}
 

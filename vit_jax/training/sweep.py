@@ -12,14 +12,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from vit_jax import config as settings
-from vit_jax import pretrained, processes, run_folder, scores, seeds, sharding, train
+from vit_jax import pretrained
 from vit_jax.config import Config
+from vit_jax.config.rules import validate
 from vit_jax.data import load_data
-from vit_jax.errors import UserError, shown
-from vit_jax.files import write_atomically, write_sums
-from vit_jax.program import build_program, print_parameters
-from vit_jax.stop import StopSignal
-from vit_jax.validation import validate
+from vit_jax.explain import scores
+from vit_jax.runtime import processes, sharding
+from vit_jax.runtime.errors import UserError, shown
+from vit_jax.runtime.files import write_atomically, write_sums
+from vit_jax.runtime.signals import StopSignal
+from vit_jax.storage import run_folder
+from vit_jax.training import loop, seeds
+from vit_jax.training.setup import build_program, print_parameters
 
 ACCURACIES = ("train_accuracy", "val_accuracy", "test_accuracy")
 
@@ -147,7 +151,7 @@ def _explain(sweep, config, before) -> bool:
     count = config.log.explain_images
     if config.model.name != "vit" or count == before:
         return False
-    from vit_jax import figures  # imports matplotlib
+    from vit_jax.explain import figures  # imports matplotlib
 
     try:
         figures.explain_run(sweep.best_folder, config.data, count, sweep.explanation)
@@ -252,7 +256,7 @@ class _Runner:
         for group in seeds.groups(self._program[name], folders):
             found |= zip(
                 group,
-                train.run(self._program[name], data, group, name, self._stop),
+                loop.run(self._program[name], data, group, name, self._stop),
                 strict=True,
             )
             for folder in group.values() if processes.is_first() else ():

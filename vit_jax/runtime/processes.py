@@ -15,7 +15,7 @@ import jax
 from jax._src import distributed  # whose client, known to orbax too, has no public name
 from jax.experimental import multihost_utils
 
-from vit_jax.errors import UserError, one_line
+from vit_jax.runtime.errors import UserError, one_line
 
 LOST = (
     "another process of this run has ended or cannot be reached: give the same command to all "

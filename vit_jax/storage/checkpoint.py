@@ -16,9 +16,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
-from vit_jax import memory, processes
-from vit_jax.errors import UserError
-from vit_jax.files import disk_problem, first_damage, warn, write_sums
+from vit_jax.runtime import memory, processes
+from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.files import disk_problem, first_damage, warn, write_sums
 
 # tensorstore, up to 0.1.86 at least, never frees the lists and strings that it makes of JSON. orbax
 # asks for some with every save: for each array, of where the checkpoint lies; and for its log, of

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import sharding
-from vit_jax.metrics import Sums
+from vit_jax.evaluation.metrics import Sums
+from vit_jax.runtime import sharding
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,8 @@
-"""Sums over examples, and the writers of what is measured: JSONL, TensorBoard, console."""
+"""Writers of metrics: JSON lines, TensorBoard, Weights & Biases."""
 
 import contextlib
 import io
 import json
-import math
 import os
 import pathlib
 import socket
@@ -12,22 +11,10 @@ import time
 import uuid
 from typing import Any
 
-import flax.struct
-import jax
 import numpy as np
-from clu import metrics as clu_metrics
-from tqdm import tqdm
 
-from vit_jax.errors import UserError
-from vit_jax.files import append, naming, warn, write_atomically
-
-
-@flax.struct.dataclass
-class Sums(clu_metrics.Collection):
-    """Sums of per-example loss and correctness, with the number of examples."""
-
-    loss: clu_metrics.Average.from_output("loss")  # pyright: ignore[reportInvalidTypeForm]
-    accuracy: clu_metrics.Accuracy
+from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.files import append, naming, warn, write_atomically
 
 
 def read_jsonl(path: pathlib.Path) -> list[dict]:
@@ -272,106 +259,3 @@ def make_writer(
     if active and tensorboard:
         writers.append(TensorBoardWriter(folder, step))
     return MultiWriter(writers)
-
-
-def say(text: str) -> None:
-    """Prints a line, above the progress bar where there is one."""
-    tqdm.write(text)
-    sys.stdout.flush()
-
-
-class CompileTimes:
-    """Notes how long JAX makes programs, until it is told to stop."""
-
-    _EVENTS = {
-        "/jax/core/compile/jaxpr_trace_duration": "tracing",
-        "/jax/core/compile/jaxpr_to_mlir_module_duration": "lowering",
-        "/jax/core/compile/backend_compile_duration": "compiling",  # or reading the cache
-    }
-
-    def __init__(self):
-        """Starts."""
-        self._spans = {what: [] for what in self._EVENTS.values()}
-        jax.monitoring.register_event_duration_secs_listener(self._add)
-        self._listens = True
-
-    def _add(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
-        if what := self._EVENTS.get(event):
-            self._spans[what].append((time.monotonic() - duration_secs, time.monotonic()))
-
-    def stop(self) -> dict[str, float]:
-        """Returns the seconds of tracing, lowering, and compiling or reading the cache.
-
-        Each is the time in which at least one such thing went on: threads compile at once, and the
-        tracing of a function contains that of those it calls. May be called again.
-        """
-        if self._listens:
-            jax.monitoring.unregister_event_duration_listener(self._add)
-            self._listens = False
-        return {what: _covered(spans) for what, spans in self._spans.items()}
-
-
-def _covered(spans):
-    """Returns the length of the union of spans (start, end)."""
-    total, reached = 0.0, -math.inf
-    for start, end in sorted(spans):
-        total += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return total
-
-
-class Progress:
-    """A bar on a terminal; elsewhere a plain line at most every `line_seconds`."""
-
-    def __init__(
-        self,
-        name: str,
-        start: int,
-        total: int,
-        active: bool,
-        unit: str = "step",
-        line_seconds: float = 15.0,
-    ):
-        """Shows `total` units of which `start` are done; silent unless `active`."""
-        self._name, self._total, self._line_seconds = name, total, line_seconds
-        self._active, self._last_line, self._start = active, time.monotonic(), start
-        self._unit, self._done = unit, start
-        self._first = None  # (step, time) of the first step done, when compilation was over
-        terminal = active and sys.stderr.isatty()
-        self._bar = (
-            tqdm(total=total, initial=start, desc=name, unit=unit, dynamic_ncols=True)
-            if terminal
-            else None
-        )
-
-    def update(self, step: int, text: str, line: bool = False) -> None:
-        """Shows `text` at `step`; `line` asks for a line of its own that stays."""
-        if not self._active:
-            return
-        if self._bar is not None:
-            self._bar.n = step
-            self._bar.set_postfix_str(text)
-            if line:
-                say(f"{self._name} {self._unit} {step}/{self._total}: {text}")
-            return
-        now = time.monotonic()
-        if self._first is None and step > self._start:
-            self._first = (step, now)
-        if line or now - self._last_line >= self._line_seconds:
-            self._last_line = now
-            start, began = self._first or (step, now)
-            left = ""
-            if step > start:
-                seconds = (now - began) / (step - start) * (self._total - step)
-                left = f", {tqdm.format_interval(seconds)} left"
-            say(f"{self._name} {self._unit} {step}/{self._total}: {text}{left}")
-
-    def advance(self, count: int) -> None:
-        """Shows that `count` more are done."""
-        self._done += count
-        self.update(self._done, "done")
-
-    def close(self) -> None:
-        """Ends the bar."""
-        if self._bar is not None:
-            self._bar.close()

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vit_jax import explain, models, plots, scores
+from vit_jax import models, plots
 from vit_jax.augment import center_crop, preprocess
-from vit_jax.classifier import Classifier
 from vit_jax.config import Config
-from vit_jax.errors import UserError
-from vit_jax.evaluate import softmax
+from vit_jax.evaluation.classifier import Classifier
+from vit_jax.evaluation.evaluate import softmax
+from vit_jax.explain import attribution, scores
+from vit_jax.runtime.errors import UserError
 
 
 def short(name: str) -> str:
@@ -139,14 +140,14 @@ class Seen:
 
     def relevance(self, maps) -> np.ndarray:
         """Returns `explain.patch_relevance` of maps [..., n, n]."""
-        return np.asarray(explain.patch_relevance(maps, self.grid, self.has_cls))
+        return np.asarray(attribution.patch_relevance(maps, self.grid, self.has_cls))
 
 
 def draw_rollout(seen: Seen, folder: pathlib.Path) -> None:
     """Draws attention rollout and gradient rollout of every image."""
     attention = seen.inside["attention"]
-    plain = explain.rollout(attention, has_cls=seen.has_cls)
-    of_class = explain.gradient_rollout(attention, seen.gradients, has_cls=seen.has_cls)
+    plain = attribution.rollout(attention, has_cls=seen.has_cls)
+    of_class = attribution.gradient_rollout(attention, seen.gradients, has_cls=seen.has_cls)
     columns = {"rollout": plain, "gradient rollout": of_class}
     maps = np.stack([_scaled(seen.relevance(m)) for m in columns.values()], 1)
     plots.save_heat_maps(
@@ -192,7 +193,7 @@ def draw_all_layers(seen: Seen, folder: pathlib.Path) -> None:
     title = f"{seen.name}: every layer, average over heads, {seen.what}"
     path = folder / "all_layers.png"
     plots.save_heat_maps(path, title, seen.pictures, seen.titles, seen.relevance(maps), names)
-    distances = explain.mean_attention_distance(
+    distances = attribution.mean_attention_distance(
         seen.attention, seen.grid, seen.config.model.patch_size, seen.has_cls
     )
     path = folder / "attention_distance.png"
@@ -207,7 +208,7 @@ def draw_positions(seen: Seen, folder: pathlib.Path) -> None:
     else:
         rows, columns = positions["row_embedding"], positions["column_embedding"]
         table, has_cls = (rows[:, None] + columns[None]).reshape(-1, rows.shape[-1]), False
-    found = np.asarray(explain.position_similarity(jnp.asarray(table), seen.grid, has_cls))
+    found = np.asarray(attribution.position_similarity(jnp.asarray(table), seen.grid, has_cls))
     plots.save_position_similarity(folder / "similarity.png", seen.name, found)
 
 
@@ -217,9 +218,12 @@ def draw_kernels(seen: Seen, folder: pathlib.Path) -> None:
         size, channels = seen.config.model.patch_size, seen.config.data.channels
         kernel = jnp.reshape(seen.params["embedding"]["kernel"], (size, size, channels, -1))
         count = min(28, kernel.shape[-1], size * size * channels)
-        images, name = explain.patch_filters(kernel, count), "principal components of the patches"
+        images, name = (
+            attribution.patch_filters(kernel, count),
+            "principal components of the patches",
+        )
     else:
-        images = explain.filter_images(seen.params["conv1"]["kernel"])[:64]
+        images = attribution.filter_images(seen.params["conv1"]["kernel"])[:64]
         name = "kernels of the first convolution"
     plots.save_filters(folder / "first_layer.png", f"{seen.name}: {name}", np.asarray(images))
 

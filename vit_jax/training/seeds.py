@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from vit_jax import models, run_folder, sharding
-from vit_jax.evaluate import Result, evaluate, evaluate_together
-from vit_jax.program import Program
-from vit_jax.steps import make_steps_at_once
-from vit_jax.validation import one_seed_at_a_time
+from vit_jax import models
+from vit_jax.config.rules import one_seed_at_a_time
+from vit_jax.evaluation.evaluate import Result, evaluate, evaluate_together
+from vit_jax.runtime import sharding
+from vit_jax.storage import run_folder
+from vit_jax.training.setup import Program
+from vit_jax.training.step import make_steps_at_once
 
 
 def at_once(program: Program, num_seeds: int) -> bool:

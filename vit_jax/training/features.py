@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vit_jax import sharding
-from vit_jax.checkpoint import checksum
 from vit_jax.data import Data, ResidentBatches
-from vit_jax.metrics import Progress, say
-from vit_jax.program import Program
+from vit_jax.runtime import sharding
+from vit_jax.runtime.progress import Progress, say
+from vit_jax.storage.checkpoint import checksum
+from vit_jax.training.setup import Program
 
 
 def of_data(

@@ -9,12 +9,12 @@ import pathlib
 import platform
 import subprocess
 
-from vit_jax import processes
 from vit_jax.config import Config, flatten, get_config, with_overrides
-from vit_jax.errors import UserError
-from vit_jax.files import SUMS, find_damage, read_sums, warn, write_atomically, write_sums
+from vit_jax.runtime import processes
+from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.files import SUMS, find_damage, read_sums, warn, write_atomically, write_sums
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 # Settings that a run may be continued with although they differ: they change no result.
 FREE_KEYS = (

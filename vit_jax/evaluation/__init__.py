@@ -1,0 +1,1 @@
+"""Evaluation, metrics, and finished models ready for use."""

@@ -1,0 +1,1 @@
+"""Attribution, faithfulness scores and the figures that show them."""

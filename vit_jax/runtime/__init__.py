@@ -1,0 +1,1 @@
+"""Devices, processes, signals, memory, files, progress and errors."""

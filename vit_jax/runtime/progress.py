@@ -1,0 +1,111 @@
+"""Progress bars, lines on the console, and the time that compiling takes."""
+
+import math
+import sys
+import time
+
+import jax
+from tqdm import tqdm
+
+
+def say(text: str) -> None:
+    """Prints a line, above the progress bar where there is one."""
+    tqdm.write(text)
+    sys.stdout.flush()
+
+
+class CompileTimes:
+    """Notes how long JAX makes programs, until it is told to stop."""
+
+    _EVENTS = {
+        "/jax/core/compile/jaxpr_trace_duration": "tracing",
+        "/jax/core/compile/jaxpr_to_mlir_module_duration": "lowering",
+        "/jax/core/compile/backend_compile_duration": "compiling",  # or reading the cache
+    }
+
+    def __init__(self):
+        """Starts."""
+        self._spans = {what: [] for what in self._EVENTS.values()}
+        jax.monitoring.register_event_duration_secs_listener(self._add)
+        self._listens = True
+
+    def _add(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if what := self._EVENTS.get(event):
+            self._spans[what].append((time.monotonic() - duration_secs, time.monotonic()))
+
+    def stop(self) -> dict[str, float]:
+        """Returns the seconds of tracing, lowering, and compiling or reading the cache.
+
+        Each is the time in which at least one such thing went on: threads compile at once, and the
+        tracing of a function contains that of those it calls. May be called again.
+        """
+        if self._listens:
+            jax.monitoring.unregister_event_duration_listener(self._add)
+            self._listens = False
+        return {what: _covered(spans) for what, spans in self._spans.items()}
+
+
+def _covered(spans):
+    """Returns the length of the union of spans (start, end)."""
+    total, reached = 0.0, -math.inf
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a plain line at most every `line_seconds`."""
+
+    def __init__(
+        self,
+        name: str,
+        start: int,
+        total: int,
+        active: bool,
+        unit: str = "step",
+        line_seconds: float = 15.0,
+    ):
+        """Shows `total` units of which `start` are done; silent unless `active`."""
+        self._name, self._total, self._line_seconds = name, total, line_seconds
+        self._active, self._last_line, self._start = active, time.monotonic(), start
+        self._unit, self._done = unit, start
+        self._first = None  # (step, time) of the first step done, when compilation was over
+        terminal = active and sys.stderr.isatty()
+        self._bar = (
+            tqdm(total=total, initial=start, desc=name, unit=unit, dynamic_ncols=True)
+            if terminal
+            else None
+        )
+
+    def update(self, step: int, text: str, line: bool = False) -> None:
+        """Shows `text` at `step`; `line` asks for a line of its own that stays."""
+        if not self._active:
+            return
+        if self._bar is not None:
+            self._bar.n = step
+            self._bar.set_postfix_str(text)
+            if line:
+                say(f"{self._name} {self._unit} {step}/{self._total}: {text}")
+            return
+        now = time.monotonic()
+        if self._first is None and step > self._start:
+            self._first = (step, now)
+        if line or now - self._last_line >= self._line_seconds:
+            self._last_line = now
+            start, began = self._first or (step, now)
+            left = ""
+            if step > start:
+                seconds = (now - began) / (step - start) * (self._total - step)
+                left = f", {tqdm.format_interval(seconds)} left"
+            say(f"{self._name} {self._unit} {step}/{self._total}: {text}{left}")
+
+    def advance(self, count: int) -> None:
+        """Shows that `count` more are done."""
+        self._done += count
+        self.update(self._done, "done")
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,1 @@
+"""Sweeps, the training loop, its setup and its steps."""
