@@ -163,12 +163,12 @@ def load_variants(path: pathlib.Path, overrides: list[str]) -> dict:
 
     Raises UserError if the file, an argument or a variant is wrong.
     """
-    from vit_jax.config.loading import load_config_file
+    from vit_jax.config.loading import load_config
     from vit_jax.training import sweep
 
-    config, variants, _ = load_config_file(path)
-    config, given = command.with_arguments(config, overrides)
-    return sweep.make_variants(config, variants, given)
+    experiment = load_config(path)
+    config, given = command.with_arguments(experiment.config, overrides)
+    return sweep.make_variants(config, experiment.variants, given)
 
 
 def draw_augmentations(variants: dict, rows: int, draws: int, out: pathlib.Path) -> None:

@@ -27,7 +27,7 @@ HOMES = {
     "tensorboard": {"storage"},
     "wandb": {"storage"},
     "safetensors": {"pretrained"},
-    "ml_collections": {"config", "main"},
+    "ml_collections": {"config"},
     "tensorflow": set(),
     "torch": set(),
 }

@@ -32,7 +32,7 @@ def test_contact_sheet_shows_originals_and_draws(tmp_path, capsys):
         (["augment"], "--config"),
         (["augment", "--config=nowhere.py"], "nowhere.py is not a file"),
         (["augment", "--config=configs/digits_augment.py", "--rows=0"], "--rows=0"),
-        (["augment", "--config=configs/digits_augment.py", "more"], "'more' is no argument"),
+        (["augment", "--config=configs/digits_augment.py", "more"], "unrecognised argument 'more'"),
         (["augment", "--config=configs/digits_augment.py", "--config.seed=a"], "seed"),
         (["augment", "--config=configs/digits_augment.py", "--config.seeds=1"], "mean seed?"),
         (["augment", "--config=configs/digits_augment.py", "--out=nowhere/a.png"], "nowhere"),

@@ -9,36 +9,16 @@ import pathlib
 import platform
 import subprocess
 
-from vit_jax.config import Config, flatten, get_config, with_overrides
+from vit_jax.config import Config, current_names, flatten, get_config, with_overrides
+from vit_jax.config.schema import SCHEMA
 from vit_jax.runtime import processes
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.files import SUMS, find_damage, read_sums, warn, write_atomically, write_sums
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-# Settings that a run may be continued with although they differ: they change no result.
-FREE_KEYS = (
-    "data.download",
-    "data.keep_decoded",
-    "data.num_threads",
-    "data.resident",
-    "data.resident_max_gib",
-    "log.explain_images",
-    "log.figures_every",
-    "log.tensorboard",
-    "log.wandb",
-    "sharding.cpu_devices",
-    "sharding.distributed",
-    "sharding.fsdp",
-    "train.eval_batch_size",
-    "train.num_seeds",
-    "train.seeds_at_once",
-    "train.steps_at_once",
-)
-
 # The length of a run, of which a finished one may be given more.
-LENGTH_KEYS = ("train.epochs", "train.steps")
-
+LENGTH_KEYS = tuple(key for key, setting in SCHEMA.items() if setting.resume == "longer")
 
 # What a finished run cannot do without, and what is drawn from it.
 RESULTS = ("metrics.jsonl", "test_report.json", "summary.json")
@@ -71,10 +51,11 @@ def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None
         return None
     before, now = record["config"], plain_settings(config, seed)
     default = plain_settings(get_config(), seed)
-    # A prepared set may have moved, and its contents are compared; a folder is known by its place.
-    free = FREE_KEYS if config.data.name == "folder" else (*FREE_KEYS, "data.dir")
+    free = {key for key, setting in SCHEMA.items() if setting.resume == "any"}
+    if config.data.name != "folder":  # a prepared dataset may have moved: its contents are compared
+        free.add("data.dir")
     if config.freeze == "none_trained":
-        free += LENGTH_KEYS
+        free.update(LENGTH_KEYS)
     summary = read_finished(folder, record)
     for key in now:
         # A key that was added since then had the effect of its default.
@@ -234,12 +215,15 @@ def read_config(folder: pathlib.Path) -> dict | None:
     try:
         if path in find_damage(folder):
             raise ValueError
-        return json.loads(path.read_text())
+        record = json.loads(path.read_text())
     except ValueError:
         raise UserError(
             f"{path} is damaged, or was changed: bring it back as it was, or remove {folder} to "
             "train that run again"
         ) from None
+    with contextlib.suppress(KeyError, TypeError, AttributeError):  # config_of raises for these
+        record["config"] = current_names(record["config"])
+    return record
 
 
 def config_of(folder: pathlib.Path, record: dict) -> Config:

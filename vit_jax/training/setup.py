@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 
 from vit_jax import models, pretrained
 from vit_jax.config import Config, steps_of, total_steps
-from vit_jax.config.rules import COUNTABLE, one_step_at_a_time, parse_freeze
+from vit_jax.config.rules import one_step_at_a_time, parse_freeze
+from vit_jax.config.schema import COUNTABLE
 from vit_jax.data import Data
 from vit_jax.data.images import stored_size
 from vit_jax.evaluation.steps import make_eval_step, make_feature_step
