@@ -18,7 +18,7 @@ from vit_jax.models.resnet import BasicBlock
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
 from vit_jax.training import optim
-from vit_jax.training.setup import build_program
+from vit_jax.training.setup import make_setup
 from vit_jax.training.step import make_init, make_train_step
 
 RNG = np.random.default_rng(0)
@@ -112,7 +112,7 @@ def test_which_steps_are_taken_several_in_a_call():
     def at_once(**overrides):
         config = make_config(**{"data__resident": "always"} | overrides)
         loaded = data.load_data(config.data, make_mesh(1))
-        return build_program(config, loaded, make_mesh(1)).steps_at_once is not None
+        return make_setup(config, loaded, make_mesh(1)).multi_step
 
     assert at_once()
     assert not at_once(train__steps_at_once="never")

@@ -146,7 +146,7 @@ def make_train_step(
     return train_step
 
 
-def make_steps_at_once(train_step, split: NamedSharding):
+def make_multi_step(train_step, split: NamedSharding):
     """Returns (state, key, batches) -> the state after so many updates, one after another.
 
     `batches` holds the images and labels of the whole set, [n, ...]; "rows" [k, ..., b], those of
@@ -158,7 +158,7 @@ def make_steps_at_once(train_step, split: NamedSharding):
       split: of a batch.
     """
 
-    def steps_at_once(state, key, batches):
+    def multi_step(state, key, batches):
         def one(i, state):
             place = functools.partial(jax.lax.with_sharding_constraint, shardings=split)
             rows = place(batches["rows"][i])
@@ -167,7 +167,7 @@ def make_steps_at_once(train_step, split: NamedSharding):
 
         return jax.lax.fori_loop(0, batches["count"], one, state)
 
-    return steps_at_once
+    return multi_step
 
 
 def _make_loss(model, config, trained):
