@@ -45,8 +45,8 @@ def train(config, devices=1, num_steps=3, model=None):
     optimizer = optim.make_optimizer(config.optim, lambda step: config.optim.learning_rate)
     whole = sharding.replicated(mesh)
     init = jax.jit(make_init(model, optimizer, config), out_shardings=whole)
-    parts = config.train.accumulation_steps or 1
-    step = make_train_step(model, optimizer, config, parts=parts, mesh=mesh)
+    micro_batches = config.train.accumulation_steps or 1
+    step = make_train_step(model, optimizer, config, micro_batches=micro_batches, mesh=mesh)
     step = jax.jit(step, out_shardings=whole)
     states = [init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))]
     for _ in range(num_steps):
