@@ -14,7 +14,7 @@ import gc
 import pathlib
 import sys
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import logging
 
@@ -26,8 +26,11 @@ from vit_jax.runtime.errors import UserError, one_line
 from vit_jax.runtime.files import disk_problem
 
 
-def run() -> None:
-    """Run the command line; errors of the user are one line, with exit status 1."""
+def run(hooks: Any = None) -> None:
+    """Run the command line; `hooks` replace the figures and the report.
+
+    Errors of the user are one line, with exit status 1.
+    """
     # Tracing allocates many objects, all of which live on: collecting took a second of each start.
     gc.set_threshold(100_000)
     memory.keep_freed()
@@ -40,17 +43,26 @@ def run() -> None:
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = functools.partial(_print_unraisable, sys.unraisablehook)
     # Imported here, so that --help and a mistyped flag answer at once.
+    from vit_jax.cli.hooks import ReportHooks
     from vit_jax.runtime import processes
     from vit_jax.runtime.signals import StopSignal
     from vit_jax.training import sweep
 
     try:
         stop = StopSignal()
-        name, variants, given = experiment.name, experiment.variants, set(experiment.given)
-        configs = sweep.make_variants(experiment.config, variants, given)
-        workdir = pathlib.Path(options.workdir or pathlib.Path("runs") / name)
-        only, published = options.variant, experiment.published
-        sweep.run_sweep(name, configs, variants, published, workdir, only, stop, sys.argv[1:])
+        name, variants = experiment.name, experiment.variants
+        configs = sweep.make_variants(experiment.config, variants, set(experiment.given))
+        sweep.run_sweep(
+            name,
+            configs,
+            variants,
+            experiment.published,
+            pathlib.Path(options.workdir or pathlib.Path("runs") / name),
+            options.variant,
+            stop,
+            sys.argv[1:],
+            hooks or ReportHooks(),
+        )
     except Exception as error:
         several, message = processes.count() > 1, _sentence(error)
         if message is None and several and processes.is_loss(error):
