@@ -48,6 +48,16 @@ DRAWN = (
 )
 
 
+def run_path(workdir: pathlib.Path, variant: str, seed: int) -> pathlib.Path:
+    """Build the path of a run's folder."""
+    return workdir / variant / f"seed_{seed}"
+
+
+def run_name(folder: pathlib.Path) -> str:
+    """Name the run in a folder, e.g. "patch_4 seed 0", for titles and messages."""
+    return f"{folder.parent.name} {folder.name.replace('_', ' ')}"
+
+
 def plain_settings(config: Config, seed: int) -> dict:
     """Returns {"section.key": JSON value} of a run."""
     flat = {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(config).items()}
