@@ -22,8 +22,7 @@ from ml_collections import config_flags
 from vit_jax import config as settings
 from vit_jax.config.loading import load_config_file
 from vit_jax.runtime import memory
-from vit_jax.runtime.errors import UserError, one_line
-from vit_jax.runtime.files import disk_problem
+from vit_jax.runtime.errors import UserError, describe_error, single_line
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file of the experiment; --config.SECTION.KEY=VALUE overrides it."
@@ -93,7 +92,7 @@ def _main(argv):
         sweep.run_sweep(path.stem, configs, variants, published, workdir, only, stop, arguments)
         return
     except Exception as error:
-        several, message = processes.count() > 1, _sentence(error)
+        several, message = processes.count() > 1, describe_error(error, training=True)
         if message is None and several and processes.is_loss(error):
             message = processes.LOST
         if message is None and not several:
@@ -110,21 +109,8 @@ def _tell_unraisable(tell, failure):
         tell(failure)
 
 
-def _sentence(error) -> str | None:
-    """Returns what to tell of an error that a person can mend, None for another."""
-    if isinstance(error, OSError) and (problem := disk_problem(error)):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{problem}; once that is mended, the same command goes on"
-    if memory.ran_out(error):
-        return (
-            f"{memory.full(error)}: lower train.batch_size or raise train.accumulation_steps, or "
-            "set train.remat=True or data.resident=never"
-        )
-    return str(error) if isinstance(error, UserError) else None
-
-
 def _die(message) -> NoReturn:
-    print(f"error: {one_line(message)}", file=sys.stderr)
+    print(f"error: {single_line(message)}", file=sys.stderr)
     sys.exit(1)
 
 

@@ -9,7 +9,7 @@ import traceback
 from ml_collections import ConfigDict
 
 from vit_jax.config import settings
-from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.errors import UserError, first_line
 
 
 def load_config_file(path: pathlib.Path) -> tuple[settings.Config, dict[str, dict], dict]:
@@ -69,4 +69,4 @@ def _reason(error):
         near = near or difflib.get_close_matches(match[1], parts, n=1)
         hint = f"did you mean {near[0]}?" if near else "vit_jax/config/settings.py lists them"
         return f"there is no setting {match[1]} there; {hint}"
-    return f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
+    return f"{type(error).__name__}: {first_line(error)}"

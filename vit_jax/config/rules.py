@@ -5,7 +5,7 @@ import math
 import re
 
 from vit_jax.config import DIMENSIONS, Config, flatten, get_config, wrong_type
-from vit_jax.runtime.errors import UserError, shown
+from vit_jax.runtime.errors import UserError, truncate_repr
 
 # The allowed values of every key that names a choice.
 CHOICES = {
@@ -112,17 +112,17 @@ def validate(config: Config) -> None:
     flat = flatten(config)
     for key, allowed in CHOICES.items():
         if flat[key] not in allowed:
-            raise UserError(f"{key}={shown(flat[key])} is not one of {', '.join(allowed)}")
+            raise UserError(f"{key}={truncate_repr(flat[key])} is not one of {', '.join(allowed)}")
     default = flatten(get_config())
     for key, value in flat.items():
         if isinstance(value, bool) != isinstance(default[key], bool):
             raise UserError(wrong_type(key, value, "the config"))
         if isinstance(value, str) and re.search("[\0\ud800-\udc7f\udd00-\udfff]", value):
-            raise UserError(f"{key}={shown(value)} holds what no file name can")
+            raise UserError(f"{key}={truncate_repr(value)} holds what no file name can")
         if not isinstance(value, bool | str):
             _validate_numbers(key, value)
     if config.seed + config.train.num_seeds > 2**32:
-        raise UserError(f"seed={shown(config.seed)} is too large: seeds stay below 2**32")
+        raise UserError(f"seed={truncate_repr(config.seed)} is too large: seeds stay below 2**32")
     parse_freeze(config.freeze)
     _validate_data(config)
     _validate_augment(config)
@@ -140,13 +140,13 @@ def _validate_numbers(key, value):
     numbers, limit = value if isinstance(value, tuple) else (value,), LARGEST.get(key, COUNTABLE)
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int | float):
-            raise UserError(f"{key}={shown(value)} holds something that is no number")
+            raise UserError(f"{key}={truncate_repr(value)} holds something that is no number")
         if isinstance(number, float) and not math.isfinite(number):
             raise UserError(f"{key}={value} is not a finite number")
         if number < 0:
-            raise UserError(f"{key}={shown(value)} is negative")
+            raise UserError(f"{key}={truncate_repr(value)} is negative")
         if number > limit and key not in SEEDS:
-            raise UserError(f"{key}={shown(value)} is above {limit}")
+            raise UserError(f"{key}={truncate_repr(value)} is above {limit}")
         if 0 < number < SMALLEST:
             raise UserError(f"{key}={value} is too small: give 0 or at least {SMALLEST:g}")
 
@@ -188,14 +188,14 @@ def parse_freeze(freeze: str) -> str | int | list[tuple[re.Pattern, bool]]:
         match = re.fullmatch(r"(.+)=(trained|frozen)", rule)
         if not match:
             raise UserError(
-                f"freeze={shown(freeze)} is not one of {', '.join(FREEZES)}, last_4_blocks (with "
-                "any number), or rules such as 'head/.*=trained; .*=frozen'"
+                f"freeze={truncate_repr(freeze)} is not one of {', '.join(FREEZES)}, "
+                "last_4_blocks (with any number), or rules such as 'head/.*=trained; .*=frozen'"
             )
         try:
             rules.append((re.compile(match[1]), match[2] == "trained"))
         except (re.error, OverflowError, RecursionError) as error:
             raise UserError(
-                f"freeze: {shown(match[1])} is no regular expression: {error}"
+                f"freeze: {truncate_repr(match[1])} is no regular expression: {error}"
             ) from None
     if not rules:
         raise UserError(f"freeze is empty: give one of {', '.join(FREEZES)}")

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
-from vit_jax.runtime.errors import UserError, shown
+from vit_jax.runtime.errors import UserError, truncate_repr
 
 Config: TypeAlias = Any  # a ConfigDict; type checkers cannot know its attributes
 
@@ -229,7 +229,7 @@ def wrong_type(key: str, value, what: str) -> str:
     """Returns the sentence for a value that `key` cannot take; `what` names its source."""
     kinds = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
     kind = kinds.get(type(flatten(get_config()).get(key)), "a tuple such as (0.5,)")
-    return f"config key {key} in {what} takes {kind}, not {shown(value)}"
+    return f"config key {key} in {what} takes {kind}, not {truncate_repr(value)}"
 
 
 def resolve(config: Config, weights: dict | None = None, given: Collection[str] = ()) -> Config:
@@ -263,7 +263,7 @@ def _resolve_size(model):
     if not match or match[1] not in MODEL_SIZES:
         names = ", ".join(MODEL_SIZES)
         raise UserError(
-            f"model.size={shown(model.size)} is unknown: give one of {names}, a slash and "
+            f"model.size={truncate_repr(model.size)} is unknown: give one of {names}, a slash and "
             "the patch size, such as S/16"
         )
     filled = dict(zip(DIMENSIONS, MODEL_SIZES[match[1]], strict=True), patch_size=int(match[2]))

@@ -8,7 +8,7 @@ import matplotlib.figure
 import matplotlib.ticker
 import numpy as np
 
-from vit_jax.runtime.files import naming
+from vit_jax.runtime.files import naming_file
 
 # Okabe & Ito 2008: told apart with any common form of colour-blindness.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -37,7 +37,7 @@ def head(figure, text: str, size: float = 12) -> None:
 
 def save(figure, file: pathlib.Path | BinaryIO, **options) -> None:
     """Writes a figure as PNG; an OSError names the file."""
-    with naming(file):
+    with naming_file(file):
         figure.savefig(file, **options)
 
 

@@ -15,6 +15,7 @@ import jinja2
 from vit_jax import plots
 from vit_jax.report import run
 from vit_jax.report import table as tables
+from vit_jax.runtime.files import read_json
 from vit_jax.storage.run_folder import run_path
 from vit_jax.storage.writers import read_jsonl
 
@@ -70,7 +71,7 @@ class Sweep:
         """Read config.json of each variant and seed, the best first; {} where it is missing."""
         return {
             row["variant"]: [
-                _read(run_path(self.workdir, row["variant"], summary["seed"]) / "config.json")
+                read_json(run_path(self.workdir, row["variant"], summary["seed"]) / "config.json")
                 for summary in self.summaries[row["variant"]]
             ]
             for row in self.ranking
@@ -102,7 +103,7 @@ def make_page(sweep: Sweep) -> str:
     differences = _differences(configs)
     shared = next(iter(configs.values()), {})
     folder, explanation = sweep.best_folder, sweep.explanation
-    report, scores = _read(folder / "test_report.json"), _read(explanation / "scores.json")
+    report, scores = read_json(folder / "test_report.json"), read_json(explanation / "scores.json")
     # Class names are small in a large confusion matrix.
     shrink = 0.75 if report and len(report["classes"]) > 25 else 0.5
     page = (
@@ -139,13 +140,6 @@ def make_page(sweep: Sweep) -> str:
         )
     )
     return page.encode("ascii", "xmlcharrefreplace").decode()
-
-
-def _read(path):
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):  # damaged files leave a gap in the page
-        return {}
 
 
 def _unique(values: Iterable) -> list:

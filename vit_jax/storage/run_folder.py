@@ -1,7 +1,6 @@
 """The folder of one run: whose it is, what it was trained with, and whether it is finished."""
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -10,9 +9,16 @@ import platform
 import subprocess
 
 from vit_jax.config import Config, flatten, get_config, with_overrides
-from vit_jax.runtime import processes
+from vit_jax.runtime import files, processes
 from vit_jax.runtime.errors import UserError
-from vit_jax.runtime.files import SUMS, find_damage, read_sums, warn, write_atomically, write_sums
+from vit_jax.runtime.files import (
+    SUMS,
+    find_damage,
+    read_json,
+    warn,
+    write_atomically,
+    write_sums,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -39,13 +45,8 @@ FREE_KEYS = (
 # The length of a run, of which a finished one may be given more.
 LENGTH_KEYS = ("train.epochs", "train.steps")
 
-
-# What a finished run cannot do without, and what is drawn from it.
+# The results of a finished run, which SHA256SUMS lists with config.json.
 RESULTS = ("metrics.jsonl", "test_report.json", "summary.json")
-DRAWN = (
-    *("figures/confusion.png", "figures/curves/metrics.png", "figures/curves/optimization.png"),
-    *("figures/kernel_magnitudes.png", "test_report.txt"),
-)
 
 
 def run_path(workdir: pathlib.Path, variant: str, seed: int) -> pathlib.Path:
@@ -111,32 +112,18 @@ def _lengthened(before, now, free):
 
 
 def read_finished(folder: pathlib.Path, record: dict) -> dict | None:
-    """Returns summary.json; None if there is none, none to read, or that of an earlier leg."""
-    try:
-        summary = json.loads((folder / "summary.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    done = [leg["steps"] for leg in record.get("legs", [])]
-    return summary if summary["steps"] not in done else None
+    """Read summary.json; None if it is missing, damaged or that of an earlier stage."""
+    summary = read_json(folder / "summary.json")
+    done = [stage["steps"] for stage in record.get("legs", [])]
+    return summary if summary and summary["steps"] not in done else None
 
 
 def discard_damage(folder: pathlib.Path) -> None:
-    """Warns of what is damaged of a finished run, and removes it so that it is made again.
-
-    Results are made again from the checkpoints, figures from the results.
-    """
-    sums = read_sums(folder)
-    if sums is not None and RESULTS[-1] not in sums:  # not finished, or not in these settings
-        return
-    bad = {str(path.relative_to(folder)): what for path, what in find_damage(folder).items()}
-    bad.pop("config.json", None)  # which cannot be made again
-    for name, what in bad.items():
-        again = "drawn" if name in DRAWN else "evaluated"
-        warn(f"{folder / name} {what}: the run is {again} again")
-    if {*RESULTS, SUMS} & bad.keys():
-        (folder / RESULTS[-1]).unlink(missing_ok=True)
-    if bad:
-        (folder / DRAWN[-1]).unlink(missing_ok=True)
+    """Warn of damaged results of a finished run, and remove its summary: it is evaluated again."""
+    for path, problem in find_damage(folder).items():
+        if path.name in (*RESULTS, SUMS):
+            warn(f"{path} {problem}: the run is evaluated again")
+            (folder / "summary.json").unlink(missing_ok=True)
 
 
 def check_data(folder: pathlib.Path, fingerprint: dict) -> None:
@@ -199,14 +186,14 @@ def write_config(
 
 
 def write_results(folder: pathlib.Path, report: dict, summary: dict) -> None:
-    """Writes what a finished run has: test_report.json, summary.json, and their digests.
+    """Write the results of a finished run: test_report.json, summary.json and SHA256SUMS.
 
-    What an earlier leg had drawn from its own goes.
+    The test_report.txt of an earlier stage is removed.
     """
     (folder / "test_report.txt").unlink(missing_ok=True)
     write_atomically(folder / "test_report.json", json.dumps(report) + "\n")
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    write_sums(folder, RESULTS)
+    write_sums(folder, ("config.json", *RESULTS))
 
 
 def made_with() -> dict:
@@ -217,18 +204,11 @@ def made_with() -> dict:
     return {"versions": versions, "git_commit": _git_commit()}
 
 
-@contextlib.contextmanager
-def lock(folder: pathlib.Path):
-    """Holds the folder for this process; raises UserError if another one holds it."""
+def lock(folder: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    """Hold the folder for this process; raise UserError if another one holds it."""
     if not processes.is_first():
-        yield
-        return
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder} is in use by another process") from None
-        yield
+        return contextlib.nullcontext()
+    return files.lock(folder / ".lock", f"{folder} is in use by another process")
 
 
 def read_config(folder: pathlib.Path) -> dict | None:

@@ -16,10 +16,9 @@ from vit_jax import pretrained
 from vit_jax.config import Config
 from vit_jax.config.rules import validate
 from vit_jax.data import load_data
-from vit_jax.explain import scores
 from vit_jax.runtime import processes, sharding
-from vit_jax.runtime.errors import UserError, shown
-from vit_jax.runtime.files import write_atomically, write_sums
+from vit_jax.runtime.errors import UserError, truncate_repr
+from vit_jax.runtime.files import read_json, write_atomically
 from vit_jax.runtime.signals import StopSignal
 from vit_jax.storage import run_folder
 from vit_jax.training import loop, seeds
@@ -72,7 +71,7 @@ def _resolve(config, given):
         except UserError as error:
             raise UserError(f"init_from={config.init_from}: {error}") from None
         except (OSError, ValueError, RuntimeError):  # too long, unspeakable, of an unknown user
-            path = shown(config.init_from)
+            path = truncate_repr(config.init_from)
             raise UserError(f"init_from={path} cannot be the path of a folder") from None
     return settings.resolve(config, weights, given)
 
@@ -113,7 +112,7 @@ def run_sweep(
     chosen = {name: c for name, c in configs.items() if only in (None, name)}
     for name, config in chosen.items():  # settings that clash are told before hours are spent
         for seed in seeds_of(config):
-            run_folder.read_summary(workdir / name / f"seed_{seed}", config, seed)
+            run_folder.read_summary(run_folder.run_path(workdir, name, seed), config, seed)
     summaries, runner = {}, _Runner(chosen, workdir, stop)
     if next(iter(configs.values())).sharding.distributed:
         runner.start()  # for this process to know whether it is the first, even if all is finished
@@ -136,7 +135,7 @@ def _report(workdir, results, summaries, published, configs, arguments):
 
     select = next(iter(configs.values())).train.select
     finished = Sweep(workdir, results, summaries, published, select, arguments)
-    explained = scores.read(finished.explanation).get("asked", 0)  # first: what is damaged goes
+    explained = read_json(finished.explanation / "scores.json").get("asked", 0)
     table = write_report(finished)
     if _explain(finished, configs[finished.chosen], explained):
         write_report(finished)
@@ -227,7 +226,9 @@ class _Runner:
 
     def summaries(self, name, config):
         """Returns the summaries of a variant's seeds, training those that are not finished."""
-        folders = {seed: self._workdir / name / f"seed_{seed}" for seed in seeds_of(config)}
+        folders = {
+            seed: run_folder.run_path(self._workdir, name, seed) for seed in seeds_of(config)
+        }
         found, left = {}, {}
         for seed, folder in folders.items():
             if processes.is_first():
@@ -267,7 +268,6 @@ class _Runner:
         from vit_jax.report import write_figures  # imports matplotlib
 
         write_figures(folder)
-        write_sums(folder, run_folder.DRAWN)
 
     def _load(self, config):
         key = json.dumps(config.data.to_dict(), sort_keys=True)
@@ -283,6 +283,6 @@ class _Runner:
                     if other is config:  # which is trained next
                         self._program = {name: program}
                     for seed in seeds_of(other):
-                        folder = self._workdir / name / f"seed_{seed}"
+                        folder = run_folder.run_path(self._workdir, name, seed)
                         run_folder.check_data(folder, program.fingerprint)
         return self._data[key]
