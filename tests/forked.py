@@ -15,8 +15,7 @@ import warnings
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # without an installation
 warnings.filterwarnings("ignore", "os.fork")  # JAX has started nothing yet
 
-import vit_jax.sweep  # noqa: E402, F401  what main imports late
-
+import vit_jax.training.sweep  # noqa: E402, F401  what main imports late
 from vit_jax import main  # noqa: E402
 
 

@@ -9,15 +9,16 @@ from jax.sharding import AxisType
 from tiny_configs import make_config
 from tiny_stop import Stop
 
-from vit_jax import main
+from vit_jax.cli import command
 from vit_jax.data import load_data
 from vit_jax.runtime import memory
+from vit_jax.runtime.errors import describe_error
 from vit_jax.training import loop
 from vit_jax.training.setup import build_program
 
 PROGRAM = """
 import os, pathlib, threading
-from vit_jax import memory
+from vit_jax.runtime import memory
 
 def resident():
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
@@ -43,7 +44,7 @@ def test_freed_memory_is_kept_until_handed_back(command):
 
 
 def test_handing_back_leaves_no_garbage(command):
-    program = "import gc; from vit_jax import memory; memory.hand_back(); gc.collect(); "
+    program = "import gc; from vit_jax.runtime import memory; memory.hand_back(); gc.collect(); "
     done = command("-c", program + "[memory.hand_back() for _ in range(3)]; print(gc.collect())")
     assert int(done.stdout) == 0
 
@@ -58,13 +59,13 @@ def test_memory_that_ran_out_is_told_in_one_sentence(capsys):
         (MemoryError(), "MemoryError"),
     ):
 
-        def command(error=error):
+        def fail(error=error):
             raise error
 
-        assert command.run(command) == 1
+        assert command.run(fail) == 1
         told = capsys.readouterr().err
         assert told.count("\n") == 1 and sentence in told and f"{reason})" in told
-        assert "lower train.batch_size" in main._sentence(error)
+        assert "lower train.batch_size" in str(describe_error(error, training=True))
     assert not memory.ran_out(jax.errors.JaxRuntimeError("INTERNAL: a fault"))
     assert not memory.ran_out(ValueError("RESOURCE_EXHAUSTED: of a disk"))
 

@@ -53,7 +53,7 @@ def cached(name: str | None, make: Callable[[], tuple[np.ndarray, ...]]) -> tupl
         return make()
     path = base / "images" / f"{name}.npz"
     try:
-        with np.load(path) as file:  # zip checks a CRC-32
+        with path.open("rb") as opened, np.load(opened) as file:  # zip checks a CRC-32
             arrays = tuple(file.values())
         os.utime(path)  # the most recently used
         return arrays
@@ -74,9 +74,7 @@ def _write(path, arrays):
         return
     descriptor, part = tempfile.mkstemp(".part", dir=folder)
     try:
-        with open(
-            descriptor, "wb"
-        ) as file:  # not synced: the CRC notices what is lost
+        with open(descriptor, "wb") as file:  # not synced: the CRC notices what is lost
             np.savez(file, *arrays)
         os.replace(part, path)
     except BaseException:  # Ctrl-C too

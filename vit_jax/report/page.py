@@ -80,10 +80,10 @@ class Sweep:
 
 def make_environment() -> jinja2.Environment:
     """Make the environment of the templates, which are package data."""
-    folder = importlib.resources.files(__package__) / "templates"
+    folder = importlib.resources.files("vit_jax.report") / "templates"
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text("utf-8")),
-        autoescape=lambda name: name.endswith(".html"),
+        autoescape=jinja2.select_autoescape(["html"]),
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
