@@ -1,4 +1,4 @@
-"""The folder of one run: whose it is, what it was trained with, and whether it is finished."""
+"""The folder of one run: its path, lock, config.json and results."""
 
 import contextlib
 import importlib.metadata
@@ -60,7 +60,7 @@ def run_name(folder: pathlib.Path) -> str:
 
 
 def plain_settings(config: Config, seed: int) -> dict:
-    """Returns {"section.key": JSON value} of a run."""
+    """Flatten the settings of a run to {"section.key": JSON value}."""
     flat = {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(config).items()}
     if config.init_from:
         flat["init_from"] = str(pathlib.Path(config.init_from).expanduser().resolve())
@@ -72,7 +72,7 @@ def _place(folder):
 
 
 def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None:
-    """Returns the summary of a finished run, None if it is unfinished or not begun.
+    """Read the summary of a finished run; None if it is unfinished or not begun.
 
     Raises:
       UserError: the folder belongs to a run with other settings.
@@ -82,7 +82,7 @@ def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None
         return None
     before, now = record["config"], plain_settings(config, seed)
     default = plain_settings(get_config(), seed)
-    # A prepared set may have moved, and its contents are compared; a folder is known by its place.
+    # A prepared dataset may have moved, its contents are compared; a folder is known by its path.
     free = FREE_KEYS if config.data.name == "folder" else (*FREE_KEYS, "data.dir")
     if config.freeze == "none_trained":
         free += LENGTH_KEYS
@@ -97,8 +97,8 @@ def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None
             if summary is not None:
                 continue
             raise UserError(
-                f"{folder} is to be trained with {key}={old} and not finished: finish it before "
-                f"going on to {now[key]}"
+                f"{folder} was trained with {key}={old} and is not finished: finish it before "
+                f"lengthening it to {now[key]}"
             )
         raise UserError(
             f"{folder} was trained with {key}={old}, now {key}={now[key]}: go on with the same "
@@ -127,15 +127,15 @@ def discard_damage(folder: pathlib.Path) -> None:
 
 
 def check_data(folder: pathlib.Path, fingerprint: dict) -> None:
-    """Raises UserError if the run has begun with other data or weights than these."""
+    """Raise UserError if the run has begun with other data or weights than these."""
     record = read_config(folder)
     if record is not None and record.get("data") != fingerprint:
         what = (
             "images" if record["data"].get("weights") == fingerprint.get("weights") else "weights"
         )
         raise UserError(
-            f"{folder} began with other {what} than those that are there now: bring the former "
-            "ones back, or choose another --workdir"
+            f"{folder} began with other {what} than the present ones: restore those, or choose "
+            "another --workdir"
         )
 
 
@@ -147,18 +147,18 @@ def write_config(
     name: str,
     seed: int,
 ) -> None:
-    """Writes config.json, if the run has not begun or begins another leg.
+    """Write config.json, if the run has not begun or begins another stage.
 
     Args:
       folder: of the run.
       config: resolved.
-      fingerprint: of the data and the weights to begin with.
+      fingerprint: of the data and the initial weights.
       total_steps: of the run.
       name: of the variant.
       seed: of the run.
 
     Raises:
-      UserError: the run has begun, with other data or weights, or a lengthening adds no step.
+      UserError: the run has begun, with other data or weights, or a longer run has no further step.
     """
     check_data(folder, fingerprint)
     if not processes.is_first():
@@ -176,11 +176,11 @@ def write_config(
                 f"{folder} was trained for {summary['steps']} steps, to which {key}="
                 f"{settings[key]} adds none"
             )
-        # The leg that ends is noted before its summary can be replaced.
-        leg = {key: value for key, value in summary.items() if key != "legs"}
-        leg |= {key: record[key] for key in ("versions", "git_commit")}
-        record |= {"legs": [*record.get("legs", []), leg], "config": settings} | made_with()
-    (folder / SUMS).unlink(missing_ok=True)  # a kill is not to leave what would contradict it
+        # The finished stage is recorded before its summary can be replaced.
+        stage = {key: value for key, value in summary.items() if key != "legs"}
+        stage |= {key: record[key] for key in ("versions", "git_commit")}
+        record |= {"legs": [*record.get("legs", []), stage], "config": settings} | made_with()
+    (folder / SUMS).unlink(missing_ok=True)  # a kill in between must not leave a contradiction
     write_atomically(folder / "config.json", json.dumps(record, indent=2) + "\n")
     write_sums(folder, ("config.json",))
 
@@ -197,7 +197,7 @@ def write_results(folder: pathlib.Path, report: dict, summary: dict) -> None:
 
 
 def made_with() -> dict:
-    """Returns the versions of packages and the commit that a run is made with."""
+    """Return the versions of packages and the git commit of this code."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {package: importlib.metadata.version(package) for package in packages}
     versions = {"python": platform.python_version()} | versions
@@ -212,7 +212,7 @@ def lock(folder: pathlib.Path) -> contextlib.AbstractContextManager[None]:
 
 
 def read_config(folder: pathlib.Path) -> dict | None:
-    """Returns config.json; None if there is no checkpoint, so that the run has not begun.
+    """Read config.json; None if there is no checkpoint, so that the run has not begun.
 
     Raises UserError if it is damaged.
     """
@@ -227,13 +227,13 @@ def read_config(folder: pathlib.Path) -> dict | None:
         return json.loads(path.read_text())
     except ValueError:
         raise UserError(
-            f"{path} is damaged, or was changed: bring it back as it was, or remove {folder} to "
-            "train that run again"
+            f"{path} is damaged, or was changed: restore it, or remove {folder} to train that run "
+            "again"
         ) from None
 
 
 def config_of(folder: pathlib.Path, record: dict) -> Config:
-    """Returns the config of a run from its config.json, as `read_config` returned it.
+    """Build the config of a run from its config.json, as `read_config` returned it.
 
     A setting that was added since then has its default.
 
@@ -248,13 +248,13 @@ def config_of(folder: pathlib.Path, record: dict) -> Config:
 
 
 def last_saved_step(folder: pathlib.Path) -> int:
-    """Returns the step of the latest checkpoint, damaged or not; 0 without any."""
+    """Find the step of the latest checkpoint, damaged or not; 0 without any."""
     names = (path.name for path in (folder / "checkpoints").glob("[0-9]*"))
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def _git_commit():
-    """Returns the commit of this code, "-dirty" where Python files differ; None without git."""
+    """Find the commit of this code, "-dirty" where Python files differ; None without git."""
 
     def git(*arguments):
         return subprocess.run(

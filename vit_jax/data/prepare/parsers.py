@@ -184,6 +184,11 @@ def _members(source: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
         for path in sorted(source.rglob("*")):
             if path.is_file() and not path.is_symlink():
                 yield path.relative_to(source).as_posix(), path.stat().st_size, path.read_bytes
+    elif tarfile.is_tarfile(source):
+        with tarfile.open(source) as tar:  # of any compression
+            for info in tar:
+                if info.isreg():
+                    yield info.name, info.size, functools.partial(_read_member, tar, info)
     elif zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as archive:
             for info in archive.infolist():
@@ -191,16 +196,9 @@ def _members(source: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
                     raise zipfile.BadZipFile(f"{info.filename} is larger than the archive")
                 yield info.filename, info.file_size, functools.partial(archive.read, info)
     else:
-        try:
-            tar = tarfile.open(source)  # of any compression
-        except tarfile.ReadError:
-            raise UserError(
-                f"{source} is no readable archive: it is no tar or zip file, or is cut short"
-            ) from None
-        with tar:
-            for info in tar:
-                if info.isreg():
-                    yield info.name, info.size, functools.partial(_read_member, tar, info)
+        raise UserError(
+            f"{source} is no readable archive: it is no tar or zip file, or is cut short"
+        )
 
 
 def _read_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
