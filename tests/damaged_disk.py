@@ -6,6 +6,7 @@ figures are not really drawn: the rest is what `vit_jax.main` does.
 """
 
 import contextlib
+import dataclasses
 import functools
 import io
 import pathlib
@@ -22,11 +23,13 @@ from tiny_net import Net
 from tiny_stop import Stop
 
 from vit_jax import models, plots
+from vit_jax.cli.hooks import ReportHooks
 from vit_jax.data import load_data
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
-from vit_jax.training import loop, seeds, sweep
-from vit_jax.training.setup import build_program
+from vit_jax.training import sweep
+from vit_jax.training.compiled import compile_steps
+from vit_jax.training.setup import make_setup
 
 
 class QuickSweep:
@@ -52,8 +55,8 @@ class QuickSweep:
         )
         self._data = load_data(self.config.data, mesh)
         with mock.patch.object(models, "build", lambda *args: Net()):
-            self._program = build_program(self.config, self._data, mesh)
-        self._together = seeds.Together(self._program, 2)
+            self._setup = make_setup(self.config, self._data, mesh)
+            self._steps = compile_steps(self._setup, 2)
         picture = io.BytesIO()
         Image.new("L", (2, 2)).save(picture, "png")
 
@@ -67,9 +70,8 @@ class QuickSweep:
             mock.patch.object(sharding, "start", lambda *args: None),
             mock.patch.object(sharding, "make_mesh", lambda: mesh),
             mock.patch.object(sweep, "load_data", lambda *args: self._data),
-            mock.patch.object(sweep, "build_program", lambda *args: self._program),
-            mock.patch.object(sweep, "print_parameters", lambda program: None),
-            mock.patch.object(seeds, "Together", lambda *args: self._together),
+            mock.patch.object(sweep, "make_setup", lambda *args: self._setup),
+            mock.patch.object(sweep, "print_parameters", lambda *args: None),
             *(mock.patch.object(plots, name, draw) for name in plots.__all__),
         ]
 
@@ -86,16 +88,15 @@ class QuickSweep:
                 stack.enter_context(patch)
             for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
                 stack.enter_context(redirect(text))
+            steps = self._steps
             if broken_at:
-                step = functools.partial(_broken_step, broken_at, self._together.train_step)
-                stack.enter_context(mock.patch.object(self._together, "train_step", step))
-            if stop_at:
-                exits = loop._Run._exit_if_stopped
-                stopping = functools.partialmethod(_stop_at, stop, stop_at, exits)
-                stack.enter_context(mock.patch.object(loop._Run, "_exit_if_stopped", stopping))
+                train = functools.partial(_broken_step, broken_at, steps.train)
+                steps = dataclasses.replace(steps, train=train)
+            stack.enter_context(mock.patch.object(sweep, "compile_steps", lambda *args: steps))
             with contextlib.suppress(SystemExit):
                 sweep.run_sweep(
-                    "demo", {"base": self.config}, {}, {}, workdir, None, stop, ["--config=demo"]
+                    *("demo", {"base": self.config}, {}, {}, workdir, None, stop),
+                    *(["--config=demo"], StopAt(stop, stop_at)),
                 )
         return text.getvalue()
 
@@ -107,10 +108,17 @@ def _broken_step(at, train_step, state, key, batch):
     return state
 
 
-def _stop_at(run, stop, step, exits):
-    if run.step == step:
-        stop.number = 15
-    exits(run)
+class StopAt(ReportHooks):
+    """Stops at a step, as a signal would."""
+
+    def __init__(self, stop, step):
+        super().__init__()
+        self._stop, self._step = stop, step
+
+    def on_event(self, event, step):
+        """Notes the signal."""
+        if event == "step" and step == self._step:
+            self._stop.number = 15
 
 
 def damage_and_run(quick, before, after, path, how, scratch):
