@@ -31,7 +31,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # without 
 
 from vit_jax import plots  # noqa: E402
 from vit_jax.cli import command  # noqa: E402
-from vit_jax.runtime.errors import UserError, one_line  # noqa: E402
+from vit_jax.runtime.errors import UserError, single_line  # noqa: E402
 
 # The settings that decide on the test images.
 OF_IMAGES = ("name", "dir", "train_split", "test_split", "test_size", "split_seed")
@@ -129,7 +129,7 @@ def read_images(classifier, args) -> tuple[np.ndarray, list[str]] | None:
     """Returns the pictures of --images, and their names; None without."""
     if not args.images:
         return None
-    return classifier.read_images(args.images), [one_line(path.name) for path in args.images]
+    return classifier.read_images(args.images), [single_line(path.name) for path in args.images]
 
 
 def draw_sheet(argv: list[str]) -> None:

@@ -28,6 +28,8 @@ HOMES = {
     "wandb": {"storage"},
     "safetensors": {"pretrained"},
     "ml_collections": {"config"},
+    "jinja2": {"report"},
+    "filelock": {"runtime"},
     "tensorflow": set(),
     "torch": set(),
 }

@@ -22,8 +22,7 @@ from vit_jax.cli import command
 from vit_jax.config.loading import load_config
 from vit_jax.config.reference import settings_help
 from vit_jax.runtime import memory
-from vit_jax.runtime.errors import UserError, one_line
-from vit_jax.runtime.files import disk_problem
+from vit_jax.runtime.errors import UserError, describe_error, single_line
 
 
 def run(hooks: Any = None) -> None:
@@ -64,7 +63,7 @@ def run(hooks: Any = None) -> None:
             hooks or ReportHooks(),
         )
     except Exception as error:
-        several, message = processes.count() > 1, _sentence(error)
+        several, message = processes.count() > 1, describe_error(error, training=True)
         if message is None and several and processes.is_loss(error):
             message = processes.LOST
         if message is None and not several:
@@ -104,21 +103,8 @@ def _print_unraisable(hook, failure):
         hook(failure)
 
 
-def _sentence(error) -> str | None:
-    """Word an error that the user can mend; None for another."""
-    if isinstance(error, OSError) and (problem := disk_problem(error)):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{problem}; once that is mended, the same command resumes"
-    if memory.ran_out(error):
-        return (
-            f"{memory.full(error)}: lower train.batch_size or raise train.accumulation_steps, or "
-            "set train.remat=True or data.resident=never"
-        )
-    return str(error) if isinstance(error, UserError) else None
-
-
 def _die(message) -> NoReturn:
-    print(f"error: {one_line(message)}", file=sys.stderr)
+    print(f"error: {single_line(message)}", file=sys.stderr)
     sys.exit(1)
 
 

@@ -15,7 +15,7 @@ from vit_jax import config as settings
 from vit_jax.config import Config
 from vit_jax.config.schema import SCHEMA
 from vit_jax.runtime import memory
-from vit_jax.runtime.errors import UserError, one_line
+from vit_jax.runtime.errors import UserError, describe_error, single_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,13 +52,10 @@ def run(command: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if memory.ran_out(error):
-            error = memory.full(error)
-        elif isinstance(error, OSError) and error.filename:
-            error = f"{os.fsdecode(error.filename)}: {error.strerror}"
-        elif not isinstance(error, (UserError, OSError)):
+        message = describe_error(error)
+        if message is None:
             raise
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {single_line(message)}", file=sys.stderr)
         return 1
     return 0
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.config import settings
 from vit_jax.config.schema import SCHEMA
-from vit_jax.runtime.errors import UserError, shown
+from vit_jax.runtime.errors import UserError, first_line, truncate_repr
 
 PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 BUNDLED = (PACKAGE / "configs", PACKAGE.parent / "configs")  # installed, and in a clone
@@ -66,7 +66,7 @@ def load_config(
     config, variants, published = _execute(path, profile)
     if variant is not None and variant not in (variants or {"base": {}}):
         known = ", ".join(variants or {"base": {}})
-        raise UserError(f"variant={shown(variant)} is unknown: use one of {known}")
+        raise UserError(f"variant={truncate_repr(variant)} is unknown: use one of {known}")
     return Experiment(
         name=re.sub(r"[^\w.+-]", "_", f"{path.stem}_{profile}") if profile else path.stem,
         config=settings.with_overrides(config, overrides, "the overrides"),
@@ -159,4 +159,4 @@ def _reason(error):
         near = near or difflib.get_close_matches(match[1], parts, n=1)
         hint = f"did you mean {near[0]}?" if near else "docs/settings.md lists them"
         return f"there is no setting {match[1]} there; {hint}"
-    return f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
+    return f"{type(error).__name__}: {first_line(error)}"

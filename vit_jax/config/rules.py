@@ -4,7 +4,7 @@ import importlib.util
 import re
 
 from vit_jax.config.settings import DIMENSIONS, Config, check_values, flatten
-from vit_jax.runtime.errors import UserError, shown
+from vit_jax.runtime.errors import UserError, truncate_repr
 
 FREEZES = ("none_trained", "head", "full")
 
@@ -13,7 +13,7 @@ def validate(config: Config) -> None:
     """Raises UserError for the first value or combination of a resolved config that is wrong."""
     check_values(config)
     if config.seed + config.train.num_seeds > 2**32:
-        raise UserError(f"seed={shown(config.seed)} is too large: seeds stay below 2**32")
+        raise UserError(f"seed={truncate_repr(config.seed)} is too large: seeds stay below 2**32")
     parse_freeze(config.freeze)
     _validate_data(config)
     _validate_augment(config)
@@ -61,14 +61,14 @@ def parse_freeze(freeze: str) -> str | int | list[tuple[re.Pattern, bool]]:
         match = re.fullmatch(r"(.+)=(trained|frozen)", rule)
         if not match:
             raise UserError(
-                f"freeze={shown(freeze)} is not one of {', '.join(FREEZES)}, last_4_blocks (with "
-                "any number), or rules such as 'head/.*=trained; .*=frozen'"
+                f"freeze={truncate_repr(freeze)} is not one of {', '.join(FREEZES)}, "
+                "last_4_blocks (with any number), or rules such as 'head/.*=trained; .*=frozen'"
             )
         try:
             rules.append((re.compile(match[1]), match[2] == "trained"))
         except (re.error, OverflowError, RecursionError) as error:
             raise UserError(
-                f"freeze: {shown(match[1])} is no regular expression: {error}"
+                f"freeze: {truncate_repr(match[1])} is no regular expression: {error}"
             ) from None
     if not rules:
         raise UserError(f"freeze is empty: give one of {', '.join(FREEZES)}")

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from ml_collections import ConfigDict
 
 from vit_jax.config.schema import RENAMED, SCHEMA, SECTIONS, SMALLEST
-from vit_jax.runtime.errors import UserError, shown
+from vit_jax.runtime.errors import UserError, truncate_repr
 
 Config: TypeAlias = Any  # a ConfigDict; type checkers cannot know its attributes
 
@@ -87,7 +87,7 @@ def wrong_type(key: str, value, what: str) -> str:
     """Word the error for a value of the wrong type; `what` names its source."""
     kinds = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}
     kind = kinds.get(type(SCHEMA[key].default), "a tuple such as (0.5,)")
-    return f"config key {key} in {what} takes {kind}, not {shown(value)}"
+    return f"config key {key} in {what} takes {kind}, not {truncate_repr(value)}"
 
 
 def check_values(config: Config) -> None:
@@ -111,14 +111,14 @@ def _check_value(key, value):
         raise UserError(wrong_type(key, value, "the config"))
     if setting.choices and value not in setting.choices:
         listed = ", ".join(map(str, setting.choices))
-        raise UserError(f"{key}={shown(value)} is not one of {listed}")
+        raise UserError(f"{key}={truncate_repr(value)} is not one of {listed}")
     if isinstance(value, str) and re.search("[\0\ud800-\udc7f\udd00-\udfff]", value):
-        raise UserError(f"{key}={shown(value)} holds characters that no file name can")
+        raise UserError(f"{key}={truncate_repr(value)} holds characters that no file name can")
     if isinstance(value, bool | str):
         return
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, bool) or not isinstance(number, int | float):
-            raise UserError(f"{key}={shown(value)} holds something that is not a number")
+            raise UserError(f"{key}={truncate_repr(value)} holds something that is not a number")
         if isinstance(number, float) and not math.isfinite(number):
             raise UserError(f"{key}={value} is not a finite number")
         if 0 < number < SMALLEST:
@@ -126,9 +126,9 @@ def _check_value(key, value):
             raise UserError(f"{key}={value} is too small: give {least}at least {SMALLEST:g}")
         if number < setting.low:
             least = "above 0" if setting.low == SMALLEST else f"at least {setting.low}"
-            raise UserError(f"{key}={shown(value)} must be {least}")
+            raise UserError(f"{key}={truncate_repr(value)} must be {least}")
         if number > setting.high:
-            raise UserError(f"{key}={shown(value)} must be at most {setting.high}")
+            raise UserError(f"{key}={truncate_repr(value)} must be at most {setting.high}")
 
 
 def resolve(config: Config, weights: dict | None = None, given: Collection[str] = ()) -> Config:
@@ -161,7 +161,7 @@ def _resolve_size(model):
     if not match or match[1] not in MODEL_SIZES:
         names = ", ".join(MODEL_SIZES)
         raise UserError(
-            f"model.size={shown(model.size)} is unknown: give one of {names}, a slash and "
+            f"model.size={truncate_repr(model.size)} is unknown: give one of {names}, a slash and "
             "the patch size, such as S/16"
         )
     filled = dict(zip(DIMENSIONS, MODEL_SIZES[match[1]], strict=True), patch_size=int(match[2]))

@@ -20,7 +20,7 @@ from vit_jax.data.splits import make_splits, one_of_each, undivided
 from vit_jax.evaluation.evaluate import evaluate, make_report, softmax
 from vit_jax.evaluation.steps import make_eval_step
 from vit_jax.runtime import sharding
-from vit_jax.runtime.errors import UserError, one_line
+from vit_jax.runtime.errors import UserError, single_line
 from vit_jax.runtime.sharding import dtype_of
 from vit_jax.storage import run_folder
 
@@ -49,7 +49,7 @@ class Classifier:
         self.has_data = record is not None
         self._names = info["class_names"]
         names = self._names or [f"class {i}" for i in range(info["num_classes"])]
-        self.class_names = [one_line(name) for name in names]
+        self.class_names = [single_line(name) for name in names]
         self._folder = folder
         self.name = "/".join(folder.absolute().parts[-2:]) if record else folder.absolute().name
 

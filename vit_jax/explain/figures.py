@@ -1,6 +1,7 @@
 """Figures of a finished model: what it attends to, its positions, kernels and feature maps."""
 
 import dataclasses
+import json
 import pathlib
 import tempfile
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from vit_jax.evaluation.classifier import Classifier
 from vit_jax.evaluation.evaluate import softmax
 from vit_jax.explain import attribution, scores
 from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.files import write_atomically
 
 
 def short(name: str) -> str:
@@ -329,7 +331,7 @@ def draw_scores(
     folder.mkdir(parents=True, exist_ok=True)
     found = scores.score(classifier, images) | {"asked": asked or len(images)}
     plots.save_scores(folder / "scores.png", classifier.name, found)
-    scores.write(folder / "scores.json", found)
+    write_atomically(folder / "scores.json", json.dumps(found, indent=2) + "\n")
     return folder
 
 

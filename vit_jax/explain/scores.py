@@ -1,6 +1,5 @@
 """How well explanations tell what a model sees: deletion and insertion, beside chance."""
 
-import json
 import pathlib
 
 import jax
@@ -11,7 +10,6 @@ from vit_jax import models
 from vit_jax.augment import preprocess
 from vit_jax.evaluation.classifier import Classifier
 from vit_jax.explain import attribution
-from vit_jax.runtime.files import first_damage, warn, write_atomically, write_sums
 from vit_jax.runtime.progress import Progress
 
 STEPS = 10  # from no patch to all of them
@@ -110,25 +108,7 @@ def _std(values):
     return float(values.std(ddof=1)) if len(values) > 1 else None
 
 
-def read(folder: pathlib.Path) -> dict:
-    """Returns what scores.json in a folder holds; {} if there is none.
-
-    If anything there is damaged, all of it is removed, to be made again.
-    """
-    path = folder / "scores.json"
-    if problem := first_damage(folder):
-        warn(f"{problem}: the explanations are scored again")
-        remove(folder)
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
 def remove(folder: pathlib.Path) -> None:
-    """Removes the scores in a folder, and the figures beside them."""
+    """Remove the scores in a folder, and their figures."""
     for path in folder.glob("*"):
         path.unlink()
-
-
-def write(path: pathlib.Path, found: dict) -> None:
-    """Writes what `score` returns, and the digests of what lies beside it."""
-    write_atomically(path, json.dumps(found, indent=2) + "\n")
-    write_sums(path.parent, [beside.name for beside in path.parent.glob("*.*")])

@@ -15,7 +15,7 @@ import jax
 from jax._src import distributed  # whose client, known to orbax too, has no public name
 from jax.experimental import multihost_utils
 
-from vit_jax.runtime.errors import UserError, one_line
+from vit_jax.runtime.errors import UserError, single_line
 
 LOST = (
     "another process of this run has ended or cannot be reached: give the same command to all "
@@ -141,7 +141,7 @@ def leave(message: str) -> NoReturn:
     except Exception:  # the others are busy, or gone
         together = False
     if is_first() or not together:
-        print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
+        print(f"error: {single_line(message)}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     # The usual way out waits for all processes, and those wait for this one.
     os._exit(1)

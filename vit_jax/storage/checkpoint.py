@@ -17,8 +17,8 @@ import orbax.checkpoint as ocp
 import tensorstore
 
 from vit_jax.runtime import memory, processes
-from vit_jax.runtime.errors import UserError
-from vit_jax.runtime.files import disk_problem, first_damage, warn, write_sums
+from vit_jax.runtime.errors import RESUMES, UserError, disk_problem, first_line
+from vit_jax.runtime.files import first_damage, warn, write_sums
 
 # tensorstore, up to 0.1.86 at least, never frees the lists and strings that it makes of JSON. orbax
 # asks for some with every save: for each array, of where the checkpoint lies; and for its log, of
@@ -152,8 +152,7 @@ class Checkpoints:
         except Exception as error:  # a full disk shows as many types in orbax and tensorstore
             if problem := disk_problem(error):
                 raise UserError(
-                    f"{self._folder}: a checkpoint cannot be written: {problem}; once that is "
-                    "mended, the same command goes on"
+                    f"{self._folder}: a checkpoint cannot be written: {problem}; {RESUMES}"
                 ) from None
             raise
 
@@ -215,7 +214,7 @@ class Checkpoints:
                 if memory.ran_out(error):
                     raise
                 found_damage = True
-                warn(f"{_first_line(error)}: going back to the checkpoint before it")
+                warn(f"{first_line(error)}: going back to the checkpoint before it")
                 continue
             self._policy.best = best
             return restored
@@ -249,7 +248,7 @@ class Checkpoints:
             if memory.ran_out(error):
                 raise
             raise UserError(
-                f"{_first_line(error)}, and is of the best checkpoint: the same command goes "
+                f"{first_line(error)}, and is of the best checkpoint: the same command goes "
                 "back to the one before it"
             ) from None
 
@@ -276,7 +275,7 @@ class Checkpoints:
         except Exception as error:
             if memory.ran_out(error):
                 raise
-            problem = f"{self._folder / str(step)} is damaged ({_first_line(error)})"
+            problem = f"{self._folder / str(step)} is damaged ({first_line(error)})"
         self._agree_on(problem, step)
         # Catches the casts that orbax makes silently, and flipped bits where digests are missing.
         if int(checksum(restored["state"])) != expected:
@@ -355,7 +354,7 @@ def load_arrays(folder: pathlib.Path, expected: int):
     except Exception as error:  # damage shows as many types in orbax and tensorstore
         if memory.ran_out(error):
             raise
-        raise UserError(f"{folder} is damaged ({_first_line(error)})") from None
+        raise UserError(f"{folder} is damaged ({first_line(error)})") from None
     return tree
 
 
@@ -395,7 +394,7 @@ def load_run(folder: pathlib.Path, step: int | Literal["last"]) -> tuple[dict, i
     except Exception as error:  # damage shows as many types in orbax and tensorstore
         if memory.ran_out(error):
             raise
-        raise UserError(f"the checkpoint in {place} is damaged ({_first_line(error)})") from None
+        raise UserError(f"the checkpoint in {place} is damaged ({first_line(error)})") from None
     finally:
         manager.close()
     return variables, found
@@ -420,10 +419,6 @@ def _checksum_here(tree) -> int:
         place = contextlib.nullcontext()
     with place:
         return int(checksum(tree))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def abstract(tree, shardings):
