@@ -17,7 +17,7 @@ from vit_jax.training.setup import build_program
 
 PROGRAM = """
 import os, pathlib, threading
-from vit_jax import memory
+from vit_jax.runtime import memory
 
 def resident():
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
@@ -43,7 +43,7 @@ def test_freed_memory_is_kept_until_handed_back(command):
 
 
 def test_handing_back_leaves_no_garbage(command):
-    program = "import gc; from vit_jax import memory; memory.hand_back(); gc.collect(); "
+    program = "import gc; from vit_jax.runtime import memory; memory.hand_back(); gc.collect(); "
     done = command("-c", program + "[memory.hand_back() for _ in range(3)]; print(gc.collect())")
     assert int(done.stdout) == 0
 
