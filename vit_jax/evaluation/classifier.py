@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from vit_jax import config as settings
 from vit_jax import models, pretrained
@@ -21,6 +20,7 @@ from vit_jax.evaluation.evaluate import evaluate, make_report, softmax
 from vit_jax.evaluation.steps import make_eval_step
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError, single_line
+from vit_jax.runtime.progress import Bar
 from vit_jax.runtime.sharding import dtype_of
 from vit_jax.storage import run_folder
 
@@ -101,7 +101,7 @@ class Classifier:
         )
         batches = itertools.chain(*(one.evaluate(batch_size) for one in parts))
         total = sum(map(len, parts))
-        bar = tqdm(batches, "evaluating", -(-total // batch_size), disable=None)
+        bar = Bar(batches, "evaluating", -(-total // batch_size), disable=None)
         variables = sharding.put_replicated(mesh, self.variables)
         result = evaluate(step, variables, bar, keep=True)
         assert result is not None and result.logits is not None and result.labels is not None

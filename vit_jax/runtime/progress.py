@@ -9,18 +9,18 @@ import jax
 from tqdm import tqdm
 
 
-class _Bar(tqdm):
-    """A bar of one process."""
+class Bar(tqdm):
+    """A tqdm bar for one process with several threads."""
 
 
 # tqdm's own lock has a semaphore for several processes. If the program exits by an error, Python
 # warns that it leaked, where processes are not forked (https://github.com/tqdm/tqdm/pull/1677).
-_Bar.set_lock(threading.RLock())
+Bar.set_lock(threading.RLock())
 
 
 def say(text: str) -> None:
     """Print a line, above the progress bar where there is one."""
-    _Bar.write(text)
+    Bar.write(text)
     sys.stdout.flush()
 
 
@@ -83,7 +83,7 @@ class Progress:
         self._first = None  # (step, time) of the first step done, when compilation was over
         terminal = active and sys.stderr.isatty()
         self._bar = (
-            _Bar(total=total, initial=start, desc=name, unit=unit, dynamic_ncols=True)
+            Bar(total=total, initial=start, desc=name, unit=unit, dynamic_ncols=True)
             if terminal
             else None
         )
