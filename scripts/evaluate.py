@@ -16,11 +16,8 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # without an installation
 
-from vit_jax import pretrained  # noqa: E402
 from vit_jax.cli import command  # noqa: E402
 from vit_jax.runtime.errors import UserError  # noqa: E402
-
-EFFECTIVE = ("sharding.cpu_devices", "train.dtype", "train.eval_batch_size")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,35 +36,15 @@ def evaluate(argv: list[str] | None) -> None:
     )
     parser.add_argument("--out", type=pathlib.Path, help="folder; default: RUN/evaluation/PART")
     args, rest = parser.parse_known_args(argv)
-    from vit_jax.config.rules import validate
-    from vit_jax.data.sources import open_source
-    from vit_jax.data.splits import carves_test
     from vit_jax.evaluation.classifier import Classifier
     from vit_jax.report import draw_confusion, write_test_report
     from vit_jax.runtime.files import write_atomically
 
     classifier = Classifier(args.run)
     config, given = command.with_arguments(classifier.config, rest)
-    for key in sorted(given):
-        if key in pretrained.DATA_KEYS:
-            raise UserError(f"{key} is the model's and cannot be changed")
-        if not key.startswith("data.") and key not in EFFECTIVE:
-            raise UserError(f"--config.{key} has no effect on an evaluation")
-    other_data = any(key.startswith("data.") for key in given)
-    if not other_data and not classifier.has_data:
-        raise UserError(f"{args.run} has no data of its own: give --config.data.name, say")
-    if other_data and not args.out:
+    if any(key.startswith("data.") for key in given) and not args.out:
         raise UserError("--out is missing: give a folder for the report on other data")
-    part = args.part or "test"
-    if part != "train":
-        config.data.update(train_examples=0, examples_per_class=0)  # as many may not be there
-    validate(config)
-    if not args.part and given & {"data.name", "data.dir"}:
-        if carves_test(open_source(config.data), config.data):
-            raise UserError(
-                f"{config.data.dir or config.data.name} has no test part: give --part=all for all "
-                "its images, or --part=test for a part divided off as the run's settings say"
-            )
+    config, part = classifier.evaluation_of(config, given, args.part)
     report = classifier.report(config, part)
     out = args.out or args.run / "evaluation" / part
     out.mkdir(parents=True, exist_ok=True)

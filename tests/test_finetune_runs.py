@@ -244,7 +244,7 @@ def test_another_set_is_evaluated_whole(tuned, tmp_path, capsys):
     (few / "SHA256SUMS").unlink()
     flat = ["--config.data.name=folder", f"--config.data.dir={tmp_path / 'flat'}"]
     assert evaluate.main([str(few), *flat, f"--out={tmp_path / 'o'}"]) == 1
-    assert "flat has no test part: give --part=all" in capsys.readouterr().err
+    assert "flat has no test split: choose all" in capsys.readouterr().err
     for place, part, count in (
         ("flat", ["--part=all"], 40),
         ("parts", [], 30),

@@ -1,15 +1,60 @@
 """Config files: executed, and checked."""
 
 import difflib
+import os
 import pathlib
 import re
 import runpy
 import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from ml_collections import ConfigDict
 
 from vit_jax.config import settings
 from vit_jax.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A config with its named variants.
+
+    Attributes:
+      name: of the experiment.
+      config: of all variants, with the overrides.
+      variants: {variant: {"section.key": value}}; {} for a single variant "base".
+      published: {source: the order that it found}.
+      given: the keys that were overridden.
+    """
+
+    name: str
+    config: settings.Config
+    variants: dict[str, dict] = field(default_factory=dict)
+    published: dict[str, str] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
+
+
+def load_config(
+    path: str | os.PathLike, overrides: Mapping | None = None, variant: str | None = None
+) -> Experiment:
+    """Loads a config file.
+
+    Args:
+      path: of the file.
+      overrides: {"section.key": value}.
+      variant: keep this one of the variants.
+
+    Raises:
+      UserError: the file, a key, a value or the variant is wrong.
+    """
+    path, overrides = pathlib.Path(path), dict(overrides or {})
+    config, variants, published = load_config_file(path)
+    config = settings.with_overrides(config, overrides, "the overrides")
+    if variant is not None:
+        if variant not in variants:
+            raise UserError(f"there is no variant {variant!r}: use one of {', '.join(variants)}")
+        variants = {variant: variants[variant]}
+    return Experiment(path.stem, config, variants, published, frozenset(overrides))
 
 
 def load_config_file(path: pathlib.Path) -> tuple[settings.Config, dict[str, dict], dict]:

@@ -116,36 +116,44 @@ def patch_relevance(maps: jax.Array, grid: tuple[int, int], has_cls: bool) -> ja
     return seen.reshape(*seen.shape[:-1], *grid)
 
 
-EXPLANATIONS = ("gradient rollout", "rollout", "last layer")
+def _last_layer(attention, gradients, has_cls):
+    del gradients, has_cls
+    return jnp.maximum(jnp.asarray(attention[-1], jnp.float32), 0).mean(1)
 
 
-def explanations(
+# From the attention and the gradients of all layers, and whether there is a class token, to a map
+# [b, n, n] of what the output rests on; only the first depends on a class, and on the gradients.
+EXPLANATIONS: dict[str, Callable[..., jax.Array]] = {
+    "gradient rollout": lambda attention, gradients, has_cls: gradient_rollout(
+        attention, gradients, has_cls=has_cls
+    ),
+    "rollout": lambda attention, gradients, has_cls: rollout(attention, has_cls=has_cls),
+    "last layer": _last_layer,
+}
+
+
+def explanation(
+    name: str,
     attention: Sequence[jax.Array] | jax.Array,
     gradients: Sequence[jax.Array] | jax.Array,
     grid: tuple[int, int],
     has_cls: bool,
-) -> dict[str, jax.Array]:
-    """Returns maps of the patches that a class rests on, {name: [b, rows, columns]}.
-
-    The names are EXPLANATIONS: gradient rollout, rollout, and the mean of the last layer's heads
-    with its negative weights as 0, by `patch_relevance`.
+) -> jax.Array:
+    """Compute the relevance of each patch, [b, rows, columns], by one of EXPLANATIONS.
 
     Args:
+      name: "gradient rollout", "rollout", or "last layer": the mean of its heads, with negative
+        weights as 0.
       attention: as for `rollout`.
-      gradients: as for `gradient_rollout`.
+      gradients: as for `gradient_rollout`; the other explanations ignore them.
       grid: rows and columns of patches.
       has_cls: whether token 0 is the class token.
 
     Raises:
       ValueError: n is not the number of tokens.
     """
-    maps = (
-        gradient_rollout(attention, gradients, has_cls=has_cls),
-        rollout(attention, has_cls=has_cls),
-        jnp.maximum(jnp.asarray(attention[-1], jnp.float32), 0).mean(1),
-    )
-    found = (patch_relevance(one, grid, has_cls) for one in maps)
-    return dict(zip(EXPLANATIONS, found, strict=True))
+    maps = EXPLANATIONS[name](attention, gradients, has_cls)
+    return patch_relevance(maps, grid, has_cls)
 
 
 def mean_attention_distance(
@@ -279,14 +287,29 @@ def deletion_insertion(
     Raises:
       ValueError: no steps, or parts that do not divide the image.
     """
-    (_, height, width, _), (b, rows, columns) = images.shape, relevance.shape
+    (_, height, width, _), (_, rows, columns) = images.shape, relevance.shape
     if height % rows or width % columns:
         raise ValueError(f"{rows} x {columns} parts do not divide {height} x {width} pixels")
     if steps < 1:
         raise ValueError(f"steps is {steps}, not at least 1")
     parts = rows * columns
     counts = (2 * np.arange(steps + 1) * parts + steps) // (2 * steps)
-    ranks = jnp.argsort(jnp.argsort(-relevance.reshape(b, parts), stable=True))  # 0: the most
+    deletion, insertion = _curves(logits_fn, images, relevance, baseline, counts)
+    fractions = jnp.asarray(counts / parts, jnp.float32)
+    return {
+        "fractions": fractions,
+        "deletion": deletion,
+        "insertion": insertion,
+        "deletion_auc": jnp.trapezoid(deletion, fractions),
+        "insertion_auc": jnp.trapezoid(insertion, fractions),
+    }
+
+
+def _curves(logits_fn, images, relevance, baseline, counts):
+    """Compute the probabilities [2, b, len(counts)] with that many parts deleted, or inserted."""
+    (_, height, width, _), (b, rows, columns) = images.shape, relevance.shape
+    order = jnp.argsort(-relevance.reshape(b, rows * columns), stable=True)
+    ranks = jnp.argsort(order)  # 0: the most relevant
     classes = logits_fn(images).argmax(-1)[:, None]
 
     def probability(step):
@@ -298,17 +321,9 @@ def deletion_insertion(
         return jnp.take_along_axis(probabilities, classes, 1)[:, 0]
 
     # A loop within the program: at any time there is one batch of changed images.
-    inserted = np.repeat([False, True], steps + 1)
+    inserted = np.repeat([False, True], len(counts))
     curves = jax.lax.map(probability, (jnp.tile(counts, 2), jnp.asarray(inserted)))
-    deletion, insertion = curves.reshape(2, steps + 1, b).swapaxes(1, 2)
-    fractions = jnp.asarray(counts / parts, jnp.float32)
-    return {
-        "fractions": fractions,
-        "deletion": deletion,
-        "insertion": insertion,
-        "deletion_auc": jnp.trapezoid(deletion, fractions),
-        "insertion_auc": jnp.trapezoid(insertion, fractions),
-    }
+    return curves.reshape(2, len(counts), b).swapaxes(1, 2)
 
 
 # Where the alphabet would misplace a layer among its neighbours; others have rank 0.

@@ -18,6 +18,7 @@ from vit_jax.config import Config
 from vit_jax.evaluation.classifier import Classifier
 from vit_jax.evaluation.evaluate import softmax
 from vit_jax.explain import attribution, scores
+from vit_jax.explain.model import token_layout
 from vit_jax.runtime.errors import UserError
 
 
@@ -44,8 +45,7 @@ class Viewer:
         """Compiles nothing yet."""
         self.name, self.config, self.class_names = name, config, class_names
         self.is_vit = config.model.name == "vit"
-        side = config.data.image_size // config.model.patch_size if self.is_vit else 0
-        self.grid, self.has_cls = (side, side), self.is_vit and config.model.pool == "cls"
+        self.grid, self.has_cls = token_layout(config)
 
         @jax.jit
         def look(variables, images):
@@ -145,23 +145,21 @@ class Seen:
 
 def draw_rollout(seen: Seen, folder: pathlib.Path) -> None:
     """Draws attention rollout and gradient rollout of every image."""
-    attention = seen.inside["attention"]
-    plain = attribution.rollout(attention, has_cls=seen.has_cls)
-    of_class = attribution.gradient_rollout(attention, seen.gradients, has_cls=seen.has_cls)
-    columns = {"rollout": plain, "gradient rollout": of_class}
-    maps = np.stack([_scaled(seen.relevance(m)) for m in columns.values()], 1)
+    columns = ["rollout", "gradient rollout"]
+    maps = [
+        attribution.explanation(
+            name, seen.inside["attention"], seen.gradients, seen.grid, seen.has_cls
+        )
+        for name in columns
+    ]
     plots.save_heat_maps(
         folder / "attention_rollout.png",
         f"{seen.name}: attention rollout, each map by its maximum",
         seen.pictures,
         seen.titles,
-        maps,
-        list(columns),
+        np.stack([m / np.maximum(m.max((-2, -1), keepdims=True), 1e-12) for m in maps], 1),
+        columns,
     )
-
-
-def _scaled(maps):
-    return maps / np.maximum(maps.max((-2, -1), keepdims=True), 1e-12)
 
 
 def draw_last_layer(seen: Seen, folder: pathlib.Path) -> None:

@@ -1,6 +1,7 @@
 """How well explanations tell what a model sees: deletion and insertion, beside chance."""
 
 import json
+import math
 import pathlib
 
 import jax
@@ -11,6 +12,7 @@ from vit_jax import models
 from vit_jax.augment import preprocess
 from vit_jax.evaluation.classifier import Classifier
 from vit_jax.explain import attribution
+from vit_jax.explain.model import token_layout
 from vit_jax.runtime.files import first_damage, warn, write_atomically, write_sums
 from vit_jax.runtime.progress import Progress
 
@@ -36,14 +38,18 @@ def score(classifier: Classifier, images: np.ndarray) -> dict:
       deviations have ddof 1 (null for one image). The last method, "random", has gains of 0.
     """
     config, model = classifier.config, classifier.make_model()
-    side, has_cls = config.data.image_size // config.model.patch_size, config.model.pool == "cls"
-    steps = min(STEPS, side * side)
+    grid, has_cls = token_layout(config)
+    patches = math.prod(grid)
+    steps = min(STEPS, patches)
 
     @jax.jit
     def maps_of(variables, images):
         inputs = preprocess(images, config)
         _, inside, gradients = models.attention_gradients(model, variables, inputs)
-        return attribution.explanations(inside["attention"], gradients, (side, side), has_cls)
+        return {
+            name: attribution.explanation(name, inside["attention"], gradients, grid, has_cls)
+            for name in attribution.EXPLANATIONS
+        }
 
     @jax.jit
     def curves_of(variables, images, relevance):
@@ -57,7 +63,7 @@ def score(classifier: Classifier, images: np.ndarray) -> dict:
         )
 
     variables, n = classifier.variables, len(images)
-    chance = np.random.default_rng(0).random((CHANCE, n, side, side), np.float32)
+    chance = np.random.default_rng(0).random((CHANCE, n, *grid), np.float32)
     progress = Progress(f"{classifier.name} explanations", 0, n, True, "image")
     batches = []
     for start in range(0, n, BATCH):
@@ -74,7 +80,7 @@ def score(classifier: Classifier, images: np.ndarray) -> dict:
         batches.append(jax.device_get(curves))
         progress.advance(len(some) - missing)
     progress.close()
-    return _summary(batches, n, side * side)
+    return _summary(batches, n, patches)
 
 
 def _summary(batches, n, patches):
