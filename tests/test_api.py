@@ -1,6 +1,7 @@
 """The Python API on the digits: docs/api.md's snippet, images of every kind, and refusals."""
 
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -9,10 +10,12 @@ import threading
 
 import numpy as np
 import pytest
+from conftest import COMMAND_ENVIRONMENT, ROOT
 from PIL import Image
 
 import vit_jax
 from scripts import predict
+from vit_jax import pretrained
 from vit_jax.config import get_config
 from vit_jax.data.sources import read_digits
 
@@ -104,7 +107,8 @@ def test_arrays_files_and_pil_images_give_the_probabilities_of_the_command(
     assert found.shape == (5, 10)
     np.testing.assert_allclose(found.sum(1), 1)
     pictures = [Image.open(path) for path in paths]
-    for images in (paths, [str(p) for p in paths], pictures, list(DIGITS), [*paths[:2], *DIGITS[2:]]):
+    texts, mixed = [str(path) for path in paths], [*paths[:2], *DIGITS[2:]]
+    for images in (paths, texts, pictures, list(DIGITS), mixed):
         np.testing.assert_array_equal(model.predict(images), found)
     np.testing.assert_allclose(vit_jax.predict(results.best_run, paths[3]), found[3:4], atol=1e-6)
     for single in (DIGITS[3], DIGITS[3, ..., 0], str(paths[3]), Image.open(paths[3])):
@@ -112,7 +116,8 @@ def test_arrays_files_and_pil_images_give_the_probabilities_of_the_command(
     assert predict.main([str(results.best_run), *map(str, paths), "--json"]) == 0
     answers = json.loads(capsys.readouterr().out)
     for answer, best in zip(answers, model.top5(DIGITS), strict=True):
-        assert list(answer["top5"].items()) == pytest.approx(best)
+        assert answer["top5"] == pytest.approx(dict(best), abs=1e-6)
+        assert list(answer["top5"]) == [name for name, _ in best]
     assert sum(model.predict(PIXELS[:70, ..., None]).argmax(1) == LABELS[:70]) > 7
 
 
@@ -188,31 +193,94 @@ def test_other_images_are_refused(model, images, words):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda m: m.explain(DIGITS, "grad_cam"), "use one of gradient_rollout, rollout, last_lay"),
-        (lambda m: m.explain(DIGITS, target=10), "target=10 is no class: use 0 to 9"),
-        (lambda m: m.explain(DIGITS, target="ten"), "target='ten' is no class"),
-        (lambda m: m.explain(DIGITS, target=[1, 2]), "there are 2 targets for 5 images"),
-        (lambda m: m.explain(DIGITS, "rollout", target=1), "target has no effect with"),
-        (lambda m: m.evaluate(split="tset"), "use one of train, val, test, all"),
-        (lambda m: m.evaluate("folder"), "data.name=folder needs data.dir"),
-        (lambda m: m.evaluate(pathlib.Path("nowhere")), "data.dir=nowhere is not a folder"),
-        (lambda m: m.evaluate(overrides={"optim.b1": 0.5}), "optim.b1 has no effect"),
-        (lambda m: vit_jax.load_model("nowhere"), "neither a converted checkpoint"),
-        (lambda m: vit_jax.load_model(m._source, gelu="erf"), "model.gelu has no effect"),
-        (lambda m: vit_jax.load_model(m._source.parents[1]), "did you mean .*patch_4/seed_0"),
-        (lambda m: vit_jax.train("nowhere.py"), "nowhere.py is not a file"),
-        (lambda m: vit_jax.train(get_config(), m._source.parents[1]), "holds the results of digi"),
+        (
+            lambda m, run: m.explain(DIGITS, "grad_cam"),
+            "use one of gradient_rollout, rollout, last_lay",
+        ),
+        (lambda m, run: m.explain(DIGITS, target=10), "target=10 is no class: use 0 to 9"),
+        (lambda m, run: m.explain(DIGITS, target="ten"), "target='ten' is no class"),
+        (lambda m, run: m.explain(DIGITS, target=[1, 2]), "there are 2 targets for 5 images"),
+        (lambda m, run: m.explain(DIGITS, "rollout", target=1), "target has no effect with"),
+        (lambda m, run: m.evaluate(split="tset"), "use one of train, val, test, all"),
+        (lambda m, run: m.evaluate("folder"), "data.name=folder needs data.dir"),
+        (lambda m, run: m.evaluate(pathlib.Path("nowhere")), "data.dir=nowhere is not a folder"),
+        (lambda m, run: m.evaluate(overrides={"optim.b1": 0.5}), "optim.b1 has no effect"),
+        (lambda m, run: vit_jax.load_model("nowhere"), "neither a converted checkpoint"),
+        (lambda m, run: vit_jax.load_model(run, gelu="erf"), "model.gelu has no effect"),
+        (lambda m, run: vit_jax.load_model(run.parents[1]), "did you mean .*patch_4/seed_0"),
+        (lambda m, run: vit_jax.train("nowhere.py"), "nowhere.py is not a file"),
+        (lambda m, run: vit_jax.train(get_config(), run), "model.hidden_size is not set"),
     ],
 )
-def test_mistakes_are_reported_in_one_sentence(model, call, words):
+def test_mistakes_are_reported_in_one_sentence(model, results, call, words):
     with pytest.raises(vit_jax.UserError, match=words) as caught:
-        call(model)
+        call(model, results.best_run)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["npz", "timm", "hf", "torchvision", "resnet18"])
-def test_weight_files_of_other_projects_predict_as_there(kind):
-    golden = np.load(GOLDEN / kind / "golden.npz")
-    [file] = (GOLDEN / kind).glob("model.*")
-    options = {"num_heads": 4} if kind in ("timm", "torchvision", "hf") else {}
-    print(dict(golden), options, file)
+def test_a_weight_file_is_its_converted_checkpoint(tmp_path):
+    file = GOLDEN / "timm" / "model.safetensors"
+    with pytest.raises(vit_jax.UserError, match="number of attention heads"):
+        vit_jax.load_model(file)
+    model = vit_jax.load_model(str(file), num_heads=3, mean=[0.5, 0.4, 0.3])
+    images = np.random.default_rng(0).integers(0, 256, (3, 20, 16, 3), np.uint8)
+    pretrained.save(pretrained.convert(file, {"model.num_heads": 3}), tmp_path / "weights")
+    converted = vit_jax.load_model(tmp_path / "weights")
+    assert model.predict(images).shape == (3, 7)
+    assert np.abs(converted.predict(images) - model.predict(images)).max() > 1e-5  # of the mean
+    same = vit_jax.load_model(file, num_heads=3)
+    np.testing.assert_array_equal(same.predict(images), converted.predict(images))
+    with pytest.raises(vit_jax.UserError, match="has no data of its own"):
+        model.evaluate()
+
+
+def test_weights_without_a_head_have_features_and_attention():
+    model = vit_jax.load_model(GOLDEN / "hf_bare" / "model.safetensors", num_heads=3)
+    images = np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3), np.uint8)
+    assert model.features(images).shape == (2, 48)
+    assert model.attention(images).shape[2:] == (3, 10, 10)
+    assert model.explain(images, "rollout").shape == (2, 3, 3)
+    for call in (model.predict, model.explain):
+        with pytest.raises(vit_jax.UserError, match="has no head"):
+            call(images)
+
+
+def test_a_resnet_has_no_attention():
+    model = vit_jax.load_model(GOLDEN / "resnet18" / "model.safetensors")
+    images = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), np.uint8)
+    assert model.predict(images).shape == (2, 7) and model.features(images).shape == (2, 32)
+    for call in (model.attention, model.explain):
+        with pytest.raises(vit_jax.UserError, match="is a resnet18, which has no attention"):
+            call(images)
+
+
+LONG = TINY | {"train.epochs": 3000}
+TRAIN = f"""
+import signal, vit_jax
+config = vit_jax.load_config("configs/digits_patch.py", {LONG}, "patch_4")
+try:
+    vit_jax.train(config, WORKDIR)
+except KeyboardInterrupt as error:
+    print(error, signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+
+
+def test_ctrl_c_stops_after_the_step_saved(tmp_path):
+    lines = []
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", TRAIN.replace("WORKDIR", repr(str(tmp_path)))],
+        cwd=ROOT,
+        env=os.environ | COMMAND_ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for line in process.stdout or ():
+            lines.append(line)
+            if "first step after" in line:
+                process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    *_, notice, stopped, last = lines
+    assert notice == "stopping after this step; press again to quit now\n"
+    assert "stopped by SIGINT at step" in stopped and "saved" in stopped
+    assert last == "training stopped: the same call resumes True\n"
+    assert list((tmp_path / "patch_4" / "seed_0" / "checkpoints").glob("[0-9]*"))

@@ -9,6 +9,7 @@ import signal
 from vit_jax.config import Config
 from vit_jax.config.loading import Experiment, load_config
 from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.progress import quiet_libraries
 from vit_jax.runtime.signals import StopSignal
 
 
@@ -90,7 +91,7 @@ def train(
         config = Experiment(name, config)
     folder = pathlib.Path(workdir or pathlib.Path("runs") / config.name).expanduser()
     configs = sweep.make_variants(config.config, config.variants, set(config.given))
-    with StopSignal(owns_process=False) as stop:
+    with quiet_libraries(), StopSignal(owns_process=False) as stop:
         try:
             sweep.run_sweep(
                 config.name, configs, config.variants, config.published, folder, None, stop

@@ -26,6 +26,7 @@ from vit_jax.evaluation.evaluate import evaluate, make_report, softmax
 from vit_jax.evaluation.steps import make_eval_step
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError, one_line, some
+from vit_jax.runtime.progress import quiet_libraries
 from vit_jax.runtime.sharding import dtype_of
 from vit_jax.storage import run_folder
 
@@ -110,7 +111,8 @@ class Classifier:
 
         Raises UserError if they are damaged, or not those of the model.
         """
-        weights = self._weights or pretrained.load(self._source)  # starts the devices
+        with quiet_libraries():
+            weights = self._weights or pretrained.load(self._source)  # starts the devices
         pretrained.check_whole(weights)
         variables = weights.variables
         if not self.class_names:  # the model always has a head: here of no classes
