@@ -42,9 +42,9 @@ def evaluate(argv: list[str] | None) -> None:
 
     classifier = Classifier(args.run)
     config, given = command.with_arguments(classifier.config, rest)
+    config, part = classifier.evaluation_of(config, given, args.part)
     if any(key.startswith("data.") for key in given) and not args.out:
         raise UserError("--out is missing: give a folder for the report on other data")
-    config, part = classifier.evaluation_of(config, given, args.part)
     report = classifier.report(config, part)
     out = args.out or args.run / "evaluation" / part
     out.mkdir(parents=True, exist_ok=True)

@@ -290,7 +290,7 @@ def test_mistakes_end_in_one_sentence(first, tuned, tmp_path, capsys):
         (predict, [first.parents[1], picture], "did you mean"),
         (predict, [tmp_path / "bare", picture], "has no head"),
         (predict, [tmp_path, picture], "neither a converted checkpoint"),
-        (evaluate, [tuned, *other_data], "--out is missing"),
+        (evaluate, [tuned, *other_data, "--part=all"], "--out is missing"),
         (evaluate, [tuned, *other_data, f"--out={tmp_path / 'o'}", "--part=all"], "have 2 classes"),
         (evaluate, [tuned, *worse], "cat/broken.jpg cannot be read as an image"),
         (evaluate, [tmp_path / "whole"], "has no data of its own"),

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from vit_jax import config as settings
@@ -19,10 +18,11 @@ from vit_jax.augment import preprocess
 from vit_jax.config import Config
 from vit_jax.config.rules import validate
 from vit_jax.data import StreamingBatches, load_data
-from vit_jax.data.images import read_image, stored_size, to_array
 from vit_jax.data.sources import open_source
 from vit_jax.data.splits import carves_test, make_splits, one_of_each, undivided
+from vit_jax.evaluation import inputs
 from vit_jax.evaluation.evaluate import evaluate, make_report, softmax
+from vit_jax.evaluation.inputs import Images, Path
 from vit_jax.evaluation.steps import make_eval_step
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError, one_line, some
@@ -30,31 +30,9 @@ from vit_jax.runtime.progress import quiet_libraries
 from vit_jax.runtime.sharding import dtype_of
 from vit_jax.storage import run_folder
 
-Path = str | os.PathLike[str]
-ImageLike = Path | Image.Image | np.ndarray | jax.Array
-Images = ImageLike | Sequence[ImageLike]
-
 BATCH_SIZE = 32
 SPLITS = ("train", "val", "test", "all")
 _EFFECTIVE = ("sharding.cpu_devices", "train.dtype", "train.eval_batch_size")  # in an evaluation
-
-
-def as_list(images: Images) -> Sequence[ImageLike] | np.ndarray:
-    """Return images one by one; raises UserError if there is none.
-
-    Args:
-      images: several, an array [n, height, width, channels], or a single image.
-    """
-    several: Any = np.asarray(images) if isinstance(images, jax.Array) else images
-    is_array = isinstance(several, np.ndarray)
-    if isinstance(several, str | os.PathLike | Image.Image) or (is_array and several.ndim != 4):
-        return [several]
-    if not isinstance(several, np.ndarray | Sequence):
-        kind = type(images).__name__
-        raise UserError(f"images are a {kind}: give arrays, paths, PIL images, or a list of them")
-    if not len(several):
-        raise UserError("there are no images: give at least one")
-    return several
 
 
 class Classifier:
@@ -142,26 +120,7 @@ class Classifier:
         Raises:
           UserError: a file is no image, or an array has another dtype or number of channels.
         """
-        return np.stack([self._read(image) for image in as_list(images)])
-
-    def _read(self, image) -> np.ndarray:
-        size, channels = stored_size(self.config.data), self.config.data.channels
-        if isinstance(image, str | os.PathLike):
-            return read_image(pathlib.Path(image).expanduser(), size, channels)
-        if isinstance(image, Image.Image):
-            return to_array(image.copy(), size, channels)
-        array = np.asarray(image)
-        if array.dtype != np.uint8:
-            raise UserError(f"images are {array.dtype}: give uint8 pixels from 0 to 255")
-        if array.ndim == 2:
-            array = array[..., None]
-        if array.ndim != 3 or array.shape[-1] != channels or not array.size:
-            raise UserError(
-                f"an image has the shape {list(array.shape)}: give [height, width, {channels}]"
-            )
-        if array.shape[:2] == (size, size):
-            return array
-        return to_array(Image.fromarray(array[..., 0] if channels == 1 else array), size, channels)
+        return np.stack([inputs.read(image, self.config.data) for image in inputs.as_list(images)])
 
     def apply(
         self,
@@ -183,7 +142,7 @@ class Classifier:
         Returns:
           float32 [n, ...].
         """
-        config, given = self.config, as_list(images)
+        config, given = self.config, inputs.as_list(images)
         if name not in self._programs:
 
             def program(variables, images, *arrays):
@@ -237,8 +196,8 @@ class Classifier:
         """
         model: Any = self.make_model()
 
-        def features(variables, inputs):
-            return model.apply(variables, inputs, capture=True)[1]["features"]
+        def features(variables, x):
+            return model.apply(variables, x, capture=True)[1]["features"]
 
         return self.apply("features", features, images)
 
@@ -253,7 +212,7 @@ class Classifier:
             good, images = [], []
             for path in paths[start : start + BATCH_SIZE]:
                 try:
-                    images.append(self._read(path))
+                    images.append(inputs.read(path, self.config.data))
                     good.append(path)
                 except UserError as error:
                     failed.append(error)

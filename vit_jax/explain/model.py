@@ -8,7 +8,8 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.config import Config
-from vit_jax.evaluation.classifier import Classifier, Images, Path, as_list
+from vit_jax.evaluation.classifier import Classifier
+from vit_jax.evaluation.inputs import Images, Path, as_list
 from vit_jax.explain import attribution
 from vit_jax.runtime.errors import UserError, some
 
