@@ -1,5 +1,6 @@
 """What `benchmark.py` measures: its models, and a function for each of its modes."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -106,11 +107,12 @@ def make_config(spec, **overrides):
     return config
 
 
-def make_program(config):
-    """Returns a config's program, random images that the devices hold, and a batch of them."""
+def make_steps(config, num_seeds=1):
+    """Compile a config's steps; return them, device-resident random images, and a batch of them."""
     sharding.start(False, config.sharding.cpu_devices, config.train.batch_size)
     from vit_jax.data import ResidentBatches
-    from vit_jax.training.setup import build_program
+    from vit_jax.training.compiled import compile_steps
+    from vit_jax.training.setup import make_setup
 
     mesh, rng, side = sharding.make_mesh(), np.random.default_rng(0), config.data.image_size
     count = max(config.train.batch_size, 2**21 // side**2)
@@ -118,16 +120,16 @@ def make_program(config):
     train = ResidentBatches.of_features(images, rng.integers(0, 10, count).astype(np.int32), mesh)
     data = types.SimpleNamespace(train=train, class_names=range(10), fingerprint={})
     batch = next(train.train(0, 0, 1, config.train.batch_size))
-    return build_program(config, data, mesh), train, batch
+    return compile_steps(make_setup(config, data, mesh), num_seeds), train, batch
 
 
-def first_state(program):
+def first_state(steps):
     """Returns the state before the first step."""
     import jax
 
     from vit_jax.training.setup import one_image
 
-    state = program.init(jax.random.key(0), one_image(program.config))
+    state = steps.init(jax.random.key(0), one_image(steps.setup.config))
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(f"vit_jax: {size:,} parameters, {sharding.describe_devices()}", flush=True)
     return state
@@ -161,8 +163,9 @@ def start_step(spec, args, **overrides):
     import jax
 
     head_only = overrides.get("freeze") == "head"
-    program, _, batch = make_program(make_config(spec, train__dtype=args.dtype, **overrides))
-    run = timed_step(program.train_step, first_state(program), jax.random.key(0), batch)
+    options = dict(train__dtype=args.dtype, train__steps_at_once="never")
+    steps, _, batch = make_steps(make_config(spec, **options, **overrides))
+    run = timed_step(steps.train, first_state(steps), jax.random.key(0), batch)
     return {"vit_jax": run} | peers("train", spec, args, head_only=head_only), spec["batch_size"]
 
 
@@ -175,10 +178,10 @@ def start_infer(spec, args):
     """Returns the sides that classify, and the images of a run."""
     from vit_jax.evaluation.metrics import Sums
 
-    program, _, batch = make_program(make_config(spec, train__dtype=args.dtype))
-    variables = first_state(program).eval_variables
-    empty = sharding.put_replicated(program.mesh, Sums.empty())
-    run = timed(lambda: program.eval_step(variables, empty, batch))
+    steps, _, batch = make_steps(make_config(spec, train__dtype=args.dtype))
+    variables = first_state(steps).eval_variables
+    empty = sharding.put_replicated(steps.setup.mesh, Sums.empty())
+    run = timed(lambda: steps.eval_step(variables, empty, batch))
     return {"vit_jax": run} | peers("infer", spec, args), spec["batch_size"]
 
 
@@ -191,8 +194,8 @@ def start_explain(spec, args):
     from vit_jax.explain import attribution
 
     config = make_config(spec)
-    program, _, batch = make_program(config)
-    variables = first_state(program).eval_variables
+    steps, _, batch = make_steps(config)
+    variables = first_state(steps).eval_variables
     model = models.build(config.model, 10, np.float32)
     side = config.data.image_size // config.model.patch_size
 
@@ -252,10 +255,10 @@ def start_augment(spec, args):
     from vit_jax.augment import augment
 
     config = make_config(spec, augment__kind="autoaugment", augment__fill=128)
-    program, _, batch = make_program(config)
+    steps, _, batch = make_steps(config)
     run = jax.jit(
         lambda key, images, labels: augment(key, images, labels, 10, config),
-        out_shardings=sharding.split(program.mesh),
+        out_shardings=sharding.split(steps.mesh),
     )
     key, sides = jax.random.key(0), {}
     if args.peer_python:
@@ -275,37 +278,37 @@ def start_seeds(spec, args):
     """Returns a step of one seed and one of four at once, and the images of a seed."""
     import jax
 
-    from vit_jax.training import seeds
-
-    program, _, batch = make_program(make_config(spec, train__steps_at_once="never"))
+    config = make_config(spec, train__steps_at_once="never")
+    steps, _, batch = make_steps(config)
     keys = [jax.random.key(seed) for seed in range(4)]
-    alone = timed_step(program.train_step, first_state(program), keys[0], batch)
-    four, place = seeds.Together(program, 4), sharding.of_seeds(program.mesh, 4)
+    alone = timed_step(steps.train, first_state(steps), keys[0], batch)
+    four, place = make_steps(config, 4)[0], sharding.of_seeds(steps.setup.mesh, 4)
     batches = {name: np.stack([np.asarray(value)] * 4) for name, value in batch.items()}
     batches = jax.device_put(batches, place.batch)
-    state = four.stack([first_state(program)] * 4)
-    at_once = timed_step(four.train_step, state, four.stack(keys), batches)
+    state = four.axis.stack([first_state(steps)] * 4)
+    at_once = timed_step(four.train, state, four.axis.stack(keys), batches)
     return {"one seed": alone, "four at once": at_once}, spec["batch_size"]
 
 
-def start_calls(spec, args, steps=32):
+def start_calls(spec, args, count=32):
     """Returns the sides that train on in one call and in many, and the images of a run."""
     import jax
 
-    program, part, _ = make_program(make_config(spec, train__steps_at_once="always"))
-    states, key, size = [first_state(program)], jax.random.key(0), spec["batch_size"]
+    several, images, _ = make_steps(make_config(spec, train__steps_at_once="always"))
+    single, _, _ = make_steps(make_config(spec, train__steps_at_once="never"))
+    states, key, size = [first_state(single)], jax.random.key(0), spec["batch_size"]
 
     def in_one():
-        for _, batches in part.train_at_once(0, 0, steps, size, lambda step: steps):
-            states.append(program.steps_at_once(states.pop(), key, batches))
+        for _, batches in images.train_at_once(0, 0, count, size, lambda step: count):
+            states.append(several.train(states.pop(), key, batches))
         return states[0]
 
     def in_many():
-        for batch in part.train(0, 0, steps, size):
-            states.append(sharding.settle(program.train_step(states.pop(), key, batch)))
+        for batch in images.train(0, 0, count, size):
+            states.append(sharding.settle(single.train(states.pop(), key, batch)))
         return states[0]
 
-    return {"one call": timed(in_one), "many calls": timed(in_many)}, steps * size
+    return {"one call": timed(in_one), "many calls": timed(in_many)}, count * size
 
 
 def together(runs):
@@ -341,14 +344,13 @@ def measure_resident(spec, steps=20) -> dict:
 
     import jax
 
-    from vit_jax.training.seeds import Alone
-
-    program, part, _ = make_program(make_config(spec))
-    state, key, alone = first_state(program), jax.random.key(0), Alone(program)
+    compiled, images, _ = make_steps(make_config(spec))
+    state, key = first_state(compiled), jax.random.key(0)
 
     def train(state, steps):
-        for _, batch in alone.batches(part, [0], 0, steps, lambda step: 1):
-            state = sharding.settle(alone.train_step(state, key, batch))
+        batches = compiled.batches(images, [0], 0, lambda step: 1)
+        for _, batch in itertools.islice(batches, steps):
+            state = sharding.settle(compiled.train(state, key, batch))
         return state
 
     state = jax.block_until_ready(train(state, 2))

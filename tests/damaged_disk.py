@@ -10,6 +10,7 @@ for all starts, and figures are not really drawn: the rest is what `vit_jax.main
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import io
 import os
@@ -32,11 +33,13 @@ from tiny_net import Net
 from tiny_stop import Stop
 
 from vit_jax import models, plots
+from vit_jax.cli.hooks import ReportHooks
 from vit_jax.data import load_data
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
-from vit_jax.training import seeds, sweep
-from vit_jax.training.setup import build_program
+from vit_jax.training import sweep
+from vit_jax.training.compiled import compile_steps
+from vit_jax.training.setup import make_setup
 
 # Files that hold nothing of a run: marks of orbax, locks, what only TensorBoard reads. And those
 # that are written anew at every start.
@@ -67,8 +70,8 @@ class QuickSweep:
         )
         self._data = load_data(self.config.data, mesh)
         with mock.patch.object(models, "build", lambda *args: Net()):
-            self._program = build_program(self.config, self._data, mesh)
-        self._together = seeds.Together(self._program, 2)
+            self._setup = make_setup(self.config, self._data, mesh)
+            self._steps = compile_steps(self._setup, 2)
         picture = io.BytesIO()
         Image.new("L", (2, 2)).save(picture, "png")
 
@@ -82,9 +85,8 @@ class QuickSweep:
             mock.patch.object(sharding, "start", lambda *args: None),
             mock.patch.object(sharding, "make_mesh", lambda: mesh),
             mock.patch.object(sweep, "load_data", lambda *args: self._data),
-            mock.patch.object(sweep, "build_program", lambda *args: self._program),
-            mock.patch.object(sweep, "print_parameters", lambda program: None),
-            mock.patch.object(seeds, "Together", lambda *args: self._together),
+            mock.patch.object(sweep, "make_setup", lambda *args: self._setup),
+            mock.patch.object(sweep, "print_parameters", lambda *args: None),
             *(mock.patch.object(plots, name, draw) for name in plots.__all__),
         ]
 
@@ -101,18 +103,15 @@ class QuickSweep:
                 stack.enter_context(patch)
             for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
                 stack.enter_context(redirect(text))
+            steps = self._steps
             if broken_at:
-                step = functools.partial(_broken_step, broken_at, self._together.train_step)
-                stack.enter_context(mock.patch.object(self._together, "train_step", step))
-            if stop_at:
-                exits = sweep.train._Run._exit_if_stopped
-                stopping = functools.partialmethod(_stop_at, stop, stop_at, exits)
-                stack.enter_context(
-                    mock.patch.object(sweep.train._Run, "_exit_if_stopped", stopping)
-                )
+                train = functools.partial(_broken_step, broken_at, steps.train)
+                steps = dataclasses.replace(steps, train=train)
+            stack.enter_context(mock.patch.object(sweep, "compile_steps", lambda *args: steps))
             with contextlib.suppress(SystemExit):
                 sweep.run_sweep(
-                    "demo", {"base": self.config}, {}, {}, workdir, None, stop, ["--config=demo"]
+                    *("demo", {"base": self.config}, {}, {}, workdir, None, stop),
+                    *(["--config=demo"], StopAt(stop, stop_at)),
                 )
         return text.getvalue()
 
@@ -124,10 +123,17 @@ def _broken_step(at, train_step, state, key, batch):
     return state
 
 
-def _stop_at(run, stop, step, exits):
-    if run.step == step:
-        stop.number = 15
-    exits(run)
+class StopAt(ReportHooks):
+    """Stops at a step, as a signal would."""
+
+    def __init__(self, stop, step):
+        super().__init__()
+        self._stop, self._step = stop, step
+
+    def on_event(self, event, step):
+        """Notes the signal."""
+        if event == "step" and step == self._step:
+            self._stop.number = 15
 
 
 def files_of(folder):

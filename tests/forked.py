@@ -15,15 +15,15 @@ import warnings
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # without an installation
 warnings.filterwarnings("ignore", "os.fork")  # JAX has started nothing yet
 
-import vit_jax.sweep  # noqa: E402, F401  what main imports late
-
+import vit_jax.training.sweep  # noqa: E402, F401  what main imports late
 from vit_jax import main  # noqa: E402
 
 
-def run(arguments, stdout, stderr, environment=(), around=None):
+def run(arguments, stdout, stderr, environment=(), around=None, hooks=None):
     """Returns the exit status of the main command in a fork; -9 if it is killed by SIGKILL.
 
-    Its output is appended to the two files; `around` is a context that the fork enters.
+    Its output is appended to the two files; `around` is a context that the fork enters, `hooks`
+    are those of the main command.
     """
     sys.stdout.flush()
     child = os.fork()
@@ -36,7 +36,7 @@ def run(arguments, stdout, stderr, environment=(), around=None):
             os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
         sys.argv = ["main", *arguments]
         with around or contextlib.nullcontext():
-            main.run()
+            main.run(hooks)
     except SystemExit as stopped:
         status = stopped.code or 0
         if isinstance(status, str):

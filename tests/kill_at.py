@@ -14,14 +14,28 @@ import sys
 import time
 
 from vit_jax import main
-from vit_jax.training import loop
+from vit_jax.cli.hooks import ReportHooks
 
 NUMBER, MOMENT, STEP = signal.Signals[sys.argv[1]], sys.argv[2], int(sys.argv[3])
 SEVERAL = "JAX_NUM_PROCESSES" in os.environ
+EVENTS = {"step": "step", "rows": "row", "saving": "save", "evaluate": "eval"}
 
 
-def _kill():
-    os.kill(os.getpid(), NUMBER)
+class Killer(ReportHooks):
+    """Sends the signal when the moment has come."""
+
+    def on_evaluation(self, run, trainer, variables, count):
+        """Writes the rows, so that the signal finds them on disk."""
+        super().on_evaluation(run, trainer, variables, count)
+        if MOMENT == "row":
+            run.writer.flush()
+
+    def on_event(self, event, step):
+        """Sends the signal."""
+        if EVENTS.get(event) == MOMENT and step == STEP:
+            os.kill(os.getpid(), NUMBER)
+        if SEVERAL and event == "step" and step >= STEP:
+            time.sleep(0.1)
 
 
 def _tell_what_is_written(event, arguments):
@@ -29,39 +43,7 @@ def _tell_what_is_written(event, arguments):
         print("wrote", arguments[0], file=sys.stderr)
 
 
-def _exit_if_stopped(run):
-    if MOMENT == "step" and run.step == STEP:
-        _kill()
-    if SEVERAL and run.step >= STEP:
-        time.sleep(0.1)
-    original["exit"](run)
-
-
-def _save(run, *args, **kwargs):
-    if MOMENT == "row" and run.step == STEP:
-        for seed in run.seeds:
-            seed.writer.flush()
-        _kill()
-    original["save"](run, *args, **kwargs)
-    if MOMENT == "save" and run.step == STEP:
-        _kill()
-
-
-def _evaluate(run):
-    if MOMENT == "eval" and run.step == STEP:
-        _kill()
-    original["evaluate"](run)
-
-
-original = {
-    "exit": loop._Run._exit_if_stopped,
-    "save": loop._Run._save,
-    "evaluate": loop._Run._evaluate_and_save,
-}
-loop._Run._exit_if_stopped = _exit_if_stopped
-loop._Run._save = _save
-loop._Run._evaluate_and_save = _evaluate
 sys.argv[1:] = sys.argv[4:]
 if SEVERAL:
     sys.addaudithook(_tell_what_is_written)
-main.run()
+main.run(Killer())

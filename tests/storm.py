@@ -12,7 +12,6 @@ nothing else: that saves seconds for each.
 import argparse
 import collections
 import contextlib
-import functools
 import json
 import os
 import pathlib
@@ -25,11 +24,10 @@ import time
 import forked  # first: it finds vit_jax without an installation
 import numpy as np
 
-from vit_jax import report
-from vit_jax.runtime.progress import Progress
+from vit_jax.cli.hooks import ReportHooks
 from vit_jax.storage import checkpoint
 from vit_jax.storage.writers import read_jsonl
-from vit_jax.training import loop, sweep
+from vit_jax.training import clock
 
 CONFIG = """
 from configs import common
@@ -63,46 +61,58 @@ RESULTS = {"results.json": 0, "results.md": 0, "report.html": 0, "report": 1.0}
 DELAYS = TRAINING | ENDING | RESULTS
 
 
-class Killer:
+PHASES = {
+    "load_data": "data",
+    "compile": "compilation",
+    "step": "step",
+    "evaluate": "evaluation",
+    "save": "save",
+    "final_evaluation": "final evaluation",
+}
+
+
+class Killer(ReportHooks):
     """Sends this process a signal, some time after it has entered a phase so many times."""
 
     def __init__(self, number, phase, count, delay, diary):
+        super().__init__()
         self.number, self.phase, self.count, self.delay = number, phase, count, delay
         self.diary, self.compiling = diary, False
 
     def arm(self):
-        """Hangs itself into the program."""
+        """Prepares the process that is to be killed."""
         if self.phase == "step":
-            loop._CALL_SECONDS = 0.0  # single steps, so that it may fall between any two
-        for owner, name, phase in (
-            (sweep, "load_data", "data"),
-            (report, "write_figures", "figures"),
-            (report, "write_report", "report"),
-            (loop._Run, "_exit_if_stopped", "step"),
-            (loop._Run, "_evaluate_and_save", "evaluation"),
-            (loop._Run, "finish", "final evaluation"),
-            (checkpoint.Checkpoints, "save", "save"),
-        ):
-            setattr(owner, name, self._entering(getattr(owner, name), lambda *_, p=phase: p))
-        pathlib.Path.replace = self._entering(pathlib.Path.replace, lambda _, path: path.name)
-        Progress.update = self._entering(Progress.update, self._told)
+            clock.CALL_SECONDS = 0.0  # single steps, so that it may fall between any two
+        replace = pathlib.Path.replace
 
-    def _entering(self, function, phase_of):
-        @functools.wraps(function)
-        def wrapped(*args, **kwargs):
-            if phase_of(*args) == self.phase:
-                self.count -= 1
-                if self.count == 0:
-                    threading.Thread(target=self._kill, daemon=True).start()
-                    if self.delay == 0 and self.phase != "save":
-                        time.sleep(0.5)  # so that it falls here
-            return function(*args, **kwargs)
+        def replacing(path, target):
+            self._enter(target.name)
+            return replace(path, target)
 
-        return wrapped
+        pathlib.Path.replace = replacing
 
-    def _told(self, progress, step, text, *_):
-        self.compiling = text == "compiling"
-        return "compilation" if self.compiling else None
+    def on_event(self, event, step):
+        """Counts the phases that training enters."""
+        self.compiling = event == "compile"
+        self._enter(PHASES.get(event))
+
+    def on_run_end(self, folder):
+        """Counts the drawing of figures."""
+        self._enter("figures")
+        super().on_run_end(folder)
+
+    def on_sweep_end(self, *args):
+        """Counts the writing of the report."""
+        self._enter("report")
+        super().on_sweep_end(*args)
+
+    def _enter(self, phase):
+        if phase == self.phase:
+            self.count -= 1
+            if self.count == 0:
+                threading.Thread(target=self._kill, daemon=True).start()
+                if self.delay == 0 and self.phase != "save":
+                    time.sleep(0.5)  # so that it falls here
 
     def _kill(self):
         time.sleep(self.delay)
@@ -126,17 +136,17 @@ class Killer:
             return "inside a save"
         if self.delay == 0:
             return f"before {self.phase} takes its place"
-        if self.compiling and "loop" in names:
+        if self.compiling and "train" in names:
             return "compilation"
         for name, phase in (
             ("load_data", "data preparation"),
-            ("build_program", "building the program"),
-            ("_restore", "restoring"),
+            ("make_setup", "building the program"),
+            ("restore", "restoring"),
             ("write_figures", "drawing figures"),
             ("write_report", "writing the report"),
             ("finish", "final evaluation"),
-            ("_evaluate_and_save", "evaluation"),
-            ("loop", "between steps" if names[:1] == ["_exit_if_stopped"] else "within a step"),
+            ("evaluate_and_save", "evaluation"),
+            ("train", "between steps" if names[:1] == ["exit_if_stopped"] else "within a step"),
         ):
             if name in names:
                 return phase
@@ -156,7 +166,7 @@ def run(arguments, log, killer=None):
             with log.with_name("modules.txt").open("a") as file:
                 file.write("\n".join([*sys.modules, ""]))
 
-    return forked.run(arguments, log, log, around=around())
+    return forked.run(arguments, log, log, around=around(), hooks=killer)
 
 
 def plan(kills, seed):

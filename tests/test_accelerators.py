@@ -6,10 +6,10 @@ import jax
 import pytest
 from jax.sharding import AxisType
 from tiny_configs import make_config
+from tiny_steps import make_steps
 
 from vit_jax.data import load_data
 from vit_jax.evaluation.metrics import Sums
-from vit_jax.training.setup import build_program, one_image
 
 OPERANDS = re.compile(r"stablehlo\.(?:dot_general|convolution).*: \((\S+), (\S+)\) ->")
 
@@ -30,10 +30,10 @@ def test_all_products_but_the_heads_are_of_bfloat16(model, monkeypatch):
     data = load_data(config.data, mesh)
     batch = next(data.train.train(0, 0, 1, config.train.batch_size))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    program = build_program(config, data, mesh)
-    state = jax.eval_shape(program.init, jax.random.key(0), one_image(config))
-    train = program.train_step.trace(state, jax.random.key(0), batch)
-    evaluation = program.eval_step.trace(state.eval_variables, Sums.empty(), batch)
+    steps = make_steps(config, data, mesh)
+    state = steps.shapes
+    train = steps.train.trace(state, jax.random.key(0), batch)
+    evaluation = steps.eval_step.trace(state.eval_variables, Sums.empty(), batch)
     # Of the head three products forwards and backwards, and one forwards.
     for call, platform, heads in ((train, "cuda", 3), (train, "tpu", 3), (evaluation, "cuda", 1)):
         text = call.lower(lowering_platforms=(platform,)).as_text()

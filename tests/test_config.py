@@ -177,7 +177,7 @@ def test_command_line_cannot_set_what_the_sweep_sets():
 def test_readme_lists_every_setting_with_its_default():
     root = pathlib.Path(__file__).parent.parent
     readme = (root / "README.md").read_text()
-    source = (root / "vit_jax" / "config.py").read_text()
+    source = (root / "vit_jax" / "config" / "settings.py").read_text()
     for key, value in settings.flatten(settings.get_config()).items():
         default = f'"{value}"' if isinstance(value, str) else re.escape(str(value))
         row = re.search(rf"^\| `{re.escape(key)}` \| `({default}|\S+)` \| (.+) \|$", readme, re.M)

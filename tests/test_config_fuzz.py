@@ -4,6 +4,7 @@
 """
 
 import collections
+import itertools
 import math
 import os
 import pathlib
@@ -23,8 +24,11 @@ from vit_jax.config.rules import BELONGS, CHOICES, LARGEST
 from vit_jax.data import load_data, prepare, sources
 from vit_jax.evaluation.evaluate import evaluate
 from vit_jax.runtime.errors import UserError
-from vit_jax.training import features, seeds, sweep
-from vit_jax.training.setup import build_program, one_image
+from vit_jax.training import sweep
+from vit_jax.training.compiled import compile_steps
+from vit_jax.training.features import FeatureCache
+from vit_jax.training.optim import make_plateau
+from vit_jax.training.setup import make_setup
 
 MESH = jax.make_mesh(
     (1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1]
@@ -123,6 +127,9 @@ FITTING = {
     "optim.b2": near(1.0),
     "optim.eps": st.sampled_from([1e-12, 1e-8, 1e-3, 1.0]),
     "optim.layer_decay": near(1.0),
+    "optim.muon_momentum": near(1.0),
+    "optim.muon_rms": near(1.0),
+    "optim.muon_iterations": st.integers(0, 6),
     "optim.momentum": near(1.0),
     "optim.grad_clip_norm": near(9.0),
     "optim.ema_decay": near(1.0),
@@ -230,20 +237,19 @@ def attempt(keys) -> str:
         config = settings.with_overrides(settings.get_config(), keys, "a test")
         config = sweep.make_variants(config, {}, set(keys))["base"]
         data, train = load_data(config.data, MESH), config.train
-        program = build_program(config, data, MESH)
+        steps = compile_steps(make_setup(config, data, MESH))
     except UserError as error:
         told = str(error)
         assert any(re.search(rf"\b{re.escape(key)}\b", told) for key in DEFAULT), told
         return "refused"
-    state = jax.eval_shape(program.init, jax.random.key(0), one_image(config))
-    state = made_up(state, program.plateau)
-    if program.feature_step:
-        data = features.of_data(program, data, state.variables, "base", False, lambda: None)
-    steps, stop = seeds.Alone(program), min(3, program.total_steps)
-    for _, batch in steps.batches(data.train, [config.seed], 0, stop, lambda step: 2):
-        state = steps.train_step(state, jax.random.key(1), batch)
+    state = made_up(steps.shapes, make_plateau(config.optim))
+    if steps.setup.on_features:
+        data = FeatureCache().get(steps, data, state.variables, "base", lambda: None)
+    batches = steps.batches(data.train, [config.seed], 0, lambda step: 2)
+    for _, batch in itertools.islice(batches, 2):
+        state = steps.train(state, jax.random.key(1), batch)
     batches = data.val.evaluate(train.eval_batch_size)
-    result = evaluate(program.eval_step, state.eval_variables, batches)
+    result = evaluate(steps.eval_step, state.eval_variables, batches)
     assert int(state.bad_step) == -1 and math.isfinite(result.loss), "the loss is not finite"
     return "trained"
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from tiny_states import made_up
+from tiny_steps import make_steps
 from tiny_weights import save_weights
 
 from vit_jax import config as settings
@@ -16,7 +17,7 @@ from vit_jax import data, models
 from vit_jax.config.rules import validate
 from vit_jax.runtime import sharding
 from vit_jax.training import sweep
-from vit_jax.training.setup import build_program, one_image
+from vit_jax.training.optim import make_plateau
 
 STRUCTURES = set()  # of programs that were traced or compiled
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
@@ -84,26 +85,27 @@ def test_config_trains_two_steps(name):
         validate(config)
         key = {k: v for k, v in settings.flatten(config).items() if k.startswith("data.")}
         digits = load_data(tuple(key.items()))
-        program = build_program(config, digits, MESH)
-        assert program.total_steps == (2 if program.trained else 0)
+        steps = make_steps(config, digits, MESH)
+        setup = steps.setup
+        assert setup.lengths.total == (2 if setup.trained else 0)
         structure = structure_of(config, ("model", "optim", "freeze", "augment", "train"))
-        start = jax.eval_shape(program.init, jax.random.key(0), one_image(config))
+        start = steps.shapes
         batches = digits.train.train(0, 0, 2, config.train.batch_size)
-        if not program.trained or program.feature_step or structure in STRUCTURES:
+        if not setup.trained or setup.on_features or structure in STRUCTURES:
             continue
         STRUCTURES.add(structure)
         core = structure_of(config, ("model", "freeze"))
         if variant == list(variants)[-1] and core not in STRUCTURES:
             STRUCTURES.add(core)
-            state = made_up(start, program.plateau)
+            state = made_up(start, make_plateau(config.optim))
             before = state.params
             for batch in batches:
-                state = sharding.settle(program.train_step(state, jax.random.key(1), batch))
+                state = sharding.settle(steps.train(state, jax.random.key(1), batch))
             assert int(state.step) == 2 and int(state.bad_step) == -1
             moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, state.params)
             assert moved["head"]["bias"] and sum(jax.tree.leaves(moved)) > 3
         else:
-            jax.eval_shape(program.train_step, start, jax.random.key(1), next(batches))
+            jax.eval_shape(steps.train, start, jax.random.key(1), next(batches))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -169,7 +169,7 @@ def test_a_missing_set_is_prepared(tmp_path, monkeypatch):
 def test_a_prepared_set_is_read_without_tensorflow(tfds_dir):
     code = f"""
         import sys
-        from vit_jax import sharding
+        from vit_jax.runtime import sharding
         from vit_jax.config import get_config
         from vit_jax.data import load_data
         config = get_config().data

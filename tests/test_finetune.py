@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 from tiny_configs import make_config
+from tiny_steps import make_steps
 
 from vit_jax import models
 from vit_jax.data import ResidentBatches, load_data
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
 from vit_jax.training import optim
-from vit_jax.training.setup import build_program, num_trained, one_image, print_parameters
+from vit_jax.training.setup import make_setup, num_trained, one_image, print_parameters
 
 MESH = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
 KEY = jax.random.key(1)
@@ -29,12 +30,12 @@ def flat(tree):
     return {optim.path_of(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def trained_state(program, num_steps=5):
+def trained_state(steps, num_steps=5):
     """Returns the states before and after some steps, the head's bias begun at random."""
-    state = program.init(jax.random.key(0), one_image(program.config))
+    state = steps.init(jax.random.key(0), one_image(steps.setup.config))
     before = jax.device_get((state.params, state.batch_stats))
     for batch in digits().train.train(0, 0, num_steps, 16):
-        state = sharding.settle(program.train_step(state, KEY, batch))
+        state = sharding.settle(steps.train(state, KEY, batch))
     return before, state
 
 
@@ -53,13 +54,13 @@ def trained_state(program, num_steps=5):
 def test_frozen_parameters_keep_every_bit(freeze, model, trained):
     config = make_config(freeze=freeze, train__cache_features=False, **model, **ADAMW)
     config.model.head_zero_init = False  # nothing below would move as long as it is zero
-    program = build_program(config, digits(), MESH)
-    (params, stats), state = trained_state(program)
+    steps = make_steps(config, digits(), MESH)
+    (params, stats), state = trained_state(steps)
 
     before, after = flat(params), flat(state.params)
     expected = {path for path in before if re.match(trained, path)}
-    assert program.trained == expected
-    assert num_trained(program, state.params) == sum(before[path].size for path in expected)
+    assert steps.setup.trained == expected
+    assert num_trained(steps.setup) == sum(before[path].size for path in expected)
     for path in before:
         same = np.array_equal(before[path].view(np.uint32), after[path].view(np.uint32))
         assert same != (path in expected), path
@@ -73,9 +74,9 @@ def test_frozen_parameters_keep_every_bit(freeze, model, trained):
 
 def test_nothing_trained_takes_no_step():
     config = make_config(freeze="none_trained", model__head_zero_init=False, **VIT)
-    program = build_program(config, digits(), MESH)
-    assert program.total_steps == 0 and not program.trained
-    state = program.init(jax.random.key(0), one_image(config))
+    steps = make_steps(config, digits(), MESH)
+    assert steps.setup.lengths.total == 0 and not steps.setup.trained
+    state = steps.init(jax.random.key(0), one_image(config))
     assert np.abs(state.params["head"]["kernel"]).sum() > 0
     assert not [leaf for leaf in jax.tree.leaves(state.opt_state) if np.ndim(leaf)]
 
@@ -85,7 +86,7 @@ def test_averages_and_accumulation_leave_the_frozen_alone():
         freeze="head", optim__ema_decay=0.9, train__accumulation_steps=2, **RESNET | ADAMW
     )
     config.train.cache_features = False
-    (params, stats), state = trained_state(build_program(config, digits(), MESH), 3)
+    (params, stats), state = trained_state(make_steps(config, digits(), MESH), 3)
     before, after = flat(params), flat(state.ema["params"])
     for path in before:
         assert np.array_equal(before[path], after[path]) != path.startswith("head/"), path
@@ -102,10 +103,10 @@ def test_wrong_freezing_is_refused():
         (".*=frozen", "leave nothing to train"),
     ):
         with pytest.raises(UserError, match=message):
-            build_program(make_config(freeze=freeze, **VIT), digits(), MESH)
+            make_setup(make_config(freeze=freeze, **VIT), digits(), MESH)
     with pytest.raises(UserError, match="layer_decay=0.5 has no effect"):
         config = make_config(freeze="head", optim__layer_decay=0.5, **VIT)
-        build_program(config, digits(), MESH)
+        make_setup(config, digits(), MESH)
     for freeze, message in (
         ("heads", "is not one of"),
         ("(=trained", "is no regular expression"),
@@ -126,10 +127,10 @@ def flops(freeze):
         train__cache_features=False,
         **VIT | dict(model__depth=12, model__patch_size=2, model__hidden_size=32),
     )
-    program = build_program(config, digits(), MESH)
-    state = jax.eval_shape(program.init, jax.random.key(0), one_image(config))
+    steps = make_steps(config, digits(), MESH)
+    state = jax.eval_shape(steps.init, jax.random.key(0), one_image(config))
     batch = next(digits().train.train(0, 0, 1, 16))
-    return program.train_step.lower(state, KEY, batch).cost_analysis()["flops"]
+    return steps.train.lower(state, KEY, batch).cost_analysis()["flops"]
 
 
 def test_the_backward_pass_ends_where_nothing_below_is_trained():
@@ -159,24 +160,25 @@ def test_kept_features_train_like_images(model):
     losses = []
     for cached in (False, True):
         config = make_config(freeze="head", train__cache_features=cached, **model | ADAMW)
-        program = build_program(config, digits(), MESH)
-        assert (program.feature_step is not None) == cached
-        state = program.init(jax.random.key(0), one_image(config))
+        steps = make_steps(config, digits(), MESH)
+        assert (steps.feature_step is not None) == cached
+        state = steps.init(jax.random.key(0), one_image(config))
         part = digits().train
         if cached:
             found = [
-                (program.feature_step(state.variables, batch)[batch["mask"]], batch["label"])
+                (steps.feature_step(state.variables, batch)[batch["mask"]], batch["label"])
                 for batch in part.evaluate(len(part))
             ]
             part = ResidentBatches.of_features(*map(np.asarray, found[0]), MESH)
         losses.append([])
         for batch in part.train(0, 0, 5, 16):
-            state = program.train_step(state, KEY, batch)
+            state = steps.train(state, KEY, batch)
             losses[-1].append(float(state.sums.loss.total))
     np.testing.assert_allclose(*losses, rtol=1e-5)
-    state = program.init(jax.random.key(0), one_image(config))
+    state = steps.init(jax.random.key(0), one_image(config))
+    several = make_steps(config, digits(), MESH, multi_step=True)
     for _, batches in part.train_at_once(0, 0, 5, 16, lambda step: 3):
-        state = program.steps_at_once(state, KEY, batches)
+        state = several.train(state, KEY, batches)
     assert float(state.sums.loss.total) == pytest.approx(losses[1][-1], rel=1e-6)
     assert np.ptp(np.diff(losses[0])) > 1e-3
 
@@ -189,7 +191,7 @@ def test_features_are_kept_only_where_nothing_below_the_head_changes():
         dict(train__cache_features=False),
     ):
         config = make_config(**VIT | dict(freeze="head") | changes)
-        assert build_program(config, digits(), MESH).feature_step is None
+        assert not make_setup(config, digits(), MESH).on_features
 
 
 @pytest.mark.parametrize("model", [VIT, RESNET], ids=["vit", "resnet18"])
@@ -209,6 +211,7 @@ def test_remat_recomputes_blocks_of_the_same_names(model):
 
 def test_frozen_parameters_without_weights_are_told_of(capsys):
     for freeze, told in (("head", "7,072 frozen at random values, as there is no"), ("full", "0 ")):
-        print_parameters(build_program(make_config(freeze=freeze, **VIT), digits(), MESH))
+        steps = make_steps(make_config(freeze=freeze, **VIT), digits(), MESH)
+        print_parameters(steps.setup, steps.shapes)
         line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("freeze="))
         assert told in line and ("random" in line) == (freeze == "head")

@@ -23,7 +23,7 @@ from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
 from vit_jax.storage import checkpoint
 from vit_jax.storage.writers import read_jsonl
-from vit_jax.training.setup import build_program
+from vit_jax.training.setup import make_setup
 from vit_jax.training.sweep import make_variants, run_sweep
 
 MESH = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
@@ -220,8 +220,8 @@ def test_a_second_leg_follows_the_longer_schedule():
     for schedule in ("constant", "cosine", "linear", "step"):
         for epochs in (5.0, 10.0):
             config = make_config(**SHORT | dict(optim__schedule=schedule, train__epochs=epochs))
-            program = build_program(config, digits, MESH)
-            rates[schedule, epochs] = [float(program.schedule(step)) / 1e-2 for step in (0, 24, 25)]
+            schedule_of = make_setup(config, digits, MESH).schedule()
+            rates[schedule, epochs] = [float(schedule_of(step)) / 1e-2 for step in (0, 24, 25)]
     assert rates["constant", 10.0] == pytest.approx([1, 1, 1])
     assert rates["cosine", 5.0][1] < 0.01 and rates["cosine", 10.0][2] == pytest.approx(0.5)
     assert rates["linear", 5.0][1] < 0.05 and rates["linear", 10.0][2] == pytest.approx(0.5)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 from tiny_configs import make_config
+from tiny_steps import make_steps
 
 from vit_jax import models
 from vit_jax.config.rules import validate
@@ -16,7 +17,7 @@ from vit_jax.evaluation.evaluate import evaluate
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
 from vit_jax.storage.checkpoint import Checkpoints, abstract
-from vit_jax.training.setup import build_program, one_image
+from vit_jax.training.setup import one_image
 
 SETTINGS = dict(
     augment__kind="none",
@@ -53,22 +54,22 @@ def make_run(devices, fsdp):
     )
     config = make_config(sharding__fsdp=fsdp, **SETTINGS)
     data = load_data(config.data, mesh)
-    program = build_program(config, data, mesh)
-    return types.SimpleNamespace(program=program, data=data, config=config)
+    steps = make_steps(config, data, mesh)
+    return types.SimpleNamespace(steps=steps, data=data, config=config)
 
 
 def train(run, state, start, stop):
     """Returns the state after some steps, and the training loss of each."""
     losses, before = [], float(state.sums.loss.total)
     for batch in run.data.train.train(0, start, stop, 256):
-        state = sharding.settle(run.program.train_step(state, jax.random.key(1), batch))
+        state = sharding.settle(run.steps.train(state, jax.random.key(1), batch))
         losses.append((float(state.sums.loss.total) - before) / 256)
         before = float(state.sums.loss.total)
     return state, losses
 
 
 def first_state(run):
-    return run.program.init(jax.random.key(0), one_image(run.config))
+    return run.steps.init(jax.random.key(0), one_image(run.config))
 
 
 def held(state):
@@ -94,7 +95,7 @@ def test_split_weights_train_and_evaluate_like_whole_ones(runs):
     for one, other in ((same.params, state.params), (same.ema, state.ema)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), one, other)
     results = [
-        evaluate(run.program.eval_step, one.eval_variables, run.data.val.evaluate(512))
+        evaluate(run.steps.eval_step, one.eval_variables, run.data.val.evaluate(512))
         for run, one in ((whole, state), (split, same))
     ]
     assert results[0].count == results[1].count == len(whole.data.val)
@@ -107,13 +108,13 @@ def test_each_device_holds_a_part(runs):
     ratio = held(state)[0] / held(same)[0]
     print(f"bytes of the state per device: {held(state)[0]:,} whole, {held(same)[0]:,} split")
     assert ratio > 5  # of 8; small arrays stay whole
-    assert held(same)[0] == sharding.bytes_per_device(same, split.program.layout)
+    assert held(same)[0] == sharding.bytes_per_device(split.steps.shapes)
     kernel = same.ema["params"]["Dense_0"]["kernel"]
     assert kernel.sharding.spec == PartitionSpec(None, "data")  # [64, 256]
     sizes = []
     for run, one in ((whole, state), (split, same)):
         batch = next(run.data.train.train(0, 0, 1, 256))
-        step = run.program.train_step.lower(one, jax.random.key(1), batch).compile()
+        step = run.steps.train.lower(one, jax.random.key(1), batch).compile()
         sizes.append(step.memory_analysis())
     print("arguments per device:", *(size.argument_size_in_bytes for size in sizes))
     print("temporary per device:", *(size.temp_size_in_bytes for size in sizes))
@@ -128,7 +129,7 @@ def test_what_eight_devices_saved_goes_on_with_fewer(runs, tmp_path):
     _, losses = train(split, jax.tree.map(lambda x: x.copy(), state), 2, 4)
     for devices in (1, 2, 4, 8):
         run = make_run(devices, fsdp=True) if devices < 8 else runs[False][0]
-        target = abstract(host, run.program.layout)
+        target = abstract(host, jax.tree.map(lambda x: x.sharding, run.steps.shapes))
         restored = checkpoints.restore_latest(target).state  # whose checksum is compared
         kernel = restored.params["Dense_0"]["kernel"]
         part = 256 if devices == 8 else 256 // devices  # the last one has whole weights

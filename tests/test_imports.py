@@ -14,8 +14,8 @@ LAYERS = (
     ("data", "storage"),
     ("pretrained",),
     ("evaluation",),
-    ("explain", "report"),
     ("training",),
+    ("explain", "report"),
     ("cli",),
     ("main",),
 )

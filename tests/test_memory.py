@@ -7,17 +7,17 @@ import jax
 import pytest
 from jax.sharding import AxisType
 from tiny_configs import make_config
+from tiny_steps import make_steps
 from tiny_stop import Stop
 
 from vit_jax import main
 from vit_jax.data import load_data
 from vit_jax.runtime import memory
 from vit_jax.training import loop
-from vit_jax.training.setup import build_program
 
 PROGRAM = """
 import os, pathlib, threading
-from vit_jax import memory
+from vit_jax.runtime import memory
 
 def resident():
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
@@ -43,7 +43,7 @@ def test_freed_memory_is_kept_until_handed_back(command):
 
 
 def test_handing_back_leaves_no_garbage(command):
-    program = "import gc; from vit_jax import memory; memory.hand_back(); gc.collect(); "
+    program = "import gc; from vit_jax.runtime import memory; memory.hand_back(); gc.collect(); "
     done = command("-c", program + "[memory.hand_back() for _ in range(3)]; print(gc.collect())")
     assert int(done.stdout) == 0
 
@@ -85,6 +85,8 @@ def test_at_its_end_a_run_holds_no_more_than_it_evaluates(monkeypatch, tmp_path)
     monkeypatch.setattr(loop, "evaluate", evaluate)
     gc.collect()  # what other tests have left
     before = bytes_on_devices()
-    (summary,) = loop.run(build_program(config, data, mesh), data, {0: tmp_path}, "base", Stop())
+    (summary,) = loop.train(
+        make_steps(config, data, mesh, multi_step=None), data, {0: tmp_path}, "base", Stop()
+    )
     weights = 4 * summary["num_params"]  # of a state that has them four times
     assert [(size - before) / weights for size in held] == pytest.approx([1, 1, 1], abs=0.1)

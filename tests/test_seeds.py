@@ -5,7 +5,6 @@ import errno
 import io
 import json
 import pathlib
-import types
 
 import jax
 import numpy as np
@@ -15,16 +14,20 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_configs import make_config
 from tiny_net import Net
+from tiny_steps import make_steps
 from tiny_stop import Stop
 
+from vit_jax import models
 from vit_jax.data import ResidentBatches, load_data
-from vit_jax.explain import figures
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
 from vit_jax.storage import checkpoint, run_folder
 from vit_jax.storage.writers import read_jsonl
-from vit_jax.training import loop, optim, seeds, step
-from vit_jax.training.setup import build_program, one_image
+from vit_jax.training import clock, loop
+from vit_jax.training.hooks import Hooks
+from vit_jax.training.seeds import SeedAxis, seed_groups
+from vit_jax.training.setup import make_setup, one_image
+from vit_jax.training.step import make_train_step
 
 SHORT = dict(
     train__epochs=2.0,  # of five steps
@@ -56,31 +59,32 @@ def digits():
 @pytest.fixture(scope="module")
 def run(digits):
     """Returns a function that trains seeds 0 and 1 in a folder, and returns theirs."""
-    program = build_program(make_config(**SHORT), digits[2], make_mesh(2))
-    stacked = seeds.Together(program, 2)
+    steps = {
+        n: make_steps(make_config(**SHORT), digits[2], make_mesh(2), n, multi_step=None)
+        for n in (1, 2)
+    }  # traced once
 
-    def see(variables, images, labels):
-        return variables["params"]["head"]["bias"]
-
-    def train_seeds(workdir, at_once=True, stop=None, patches=()):
+    def train_seeds(workdir, at_once=True, stop=None, patches=(), hooks=None):
         stop = stop or Stop()
         folders = {seed: workdir / f"seed_{seed}" for seed in (0, 1)}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(seeds, "Together", lambda *args: stacked)  # traced once
-            viewer = types.SimpleNamespace(see=see)
-            patch.setattr(figures, "Viewer", lambda title, *args: viewer)
-            patch.setattr(figures, "training_figures", lambda bias: {"bias": as_picture(bias)})
             for owner, name, value in patches:
                 patch.setattr(owner, name, value)
             for group in [folders] if at_once else [{k: v} for k, v in folders.items()]:
-                loop.run(program, digits[2], group, "base", stop)
+                loop.train(steps[len(group)], digits[2], group, "base", stop, hooks or Pictures())
         return list(folders.values())
 
     return train_seeds
 
 
-def as_picture(bias):
-    return (1000 * np.abs(bias)).astype(np.uint8)[None, :, None]
+class Pictures(Hooks):
+    """Logs an image of the head's bias at every second evaluation."""
+
+    def on_evaluation(self, run, trainer, variables, count):
+        if count % 2 == 0:
+            bias = variables()["params"]["head"]["bias"]
+            image = (1000 * np.abs(bias)).astype(np.uint8)[None, :, None]
+            run.writer.write_images(trainer.step, {"bias": image})
 
 
 def rows_of(folder):
@@ -133,34 +137,22 @@ class Killed(BaseException):
 
 def interrupted(run, workdir, moment, step):
     """Runs until `step` is half saved, or a signal comes in its evaluation or after it."""
-    stop = Stop()
-    save, evaluate, check = (
-        checkpoint.Checkpoints.save,
-        loop._Run._evaluate_and_save,
-        loop._Run._exit_if_stopped,
-    )
+    stop, save, saved = Stop(), checkpoint.Checkpoints.save, []
 
-    def half_saved(self, at, *args):
-        if moment == "save" and at == step and "seed_1" in str(self._folder):
+    class Interrupting(Pictures):
+        def on_event(self, event, at):
+            if at == step and event == {"eval": "evaluate", "step": "step"}.get(moment):
+                stop.number = 15
+
+    def half_saved(self, at, state, notes, accuracy, lines):
+        saved.append(at)
+        if moment == "save" and saved.count(step) == 2:  # of the second seed
             raise Killed
-        save(self, at, *args)
+        save(self, at, state, notes, accuracy, lines)
 
-    def evaluated(self):
-        stop.number = 15 if moment == "eval" and self.step == step else 0
-        evaluate(self)
-
-    def checked(self):
-        if moment == "step" and self.step == step:
-            stop.number = 15
-        check(self)
-
-    patches = [
-        (checkpoint.Checkpoints, "save", half_saved),
-        (loop._Run, "_evaluate_and_save", evaluated),
-        (loop._Run, "_exit_if_stopped", checked),
-    ]
+    patches = [(checkpoint.Checkpoints, "save", half_saved)]
     with pytest.raises((Killed, SystemExit)):
-        run(workdir, stop=stop, patches=patches)
+        run(workdir, stop=stop, patches=patches, hooks=Interrupting())
     folders = [workdir / f"seed_{seed}" for seed in (0, 1)]
     return [run_folder.last_saved_step(folder) for folder in folders]
 
@@ -212,7 +204,7 @@ def test_steps_in_one_call_are_those_of_single_calls(run, at_once, tmp_path):
                 calls.append(count)
                 yield count, batch
 
-        patches = [(loop, "_CALL_SECONDS", seconds)]
+        patches = [(clock, "CALL_SECONDS", seconds)]
         patches.append((ResidentBatches, "train_at_once", counted))
         patches.append((loop, "compile_ahead", lambda *args: None))  # which takes a batch
         folders = run(tmp_path / str(seconds), at_once, patches=patches)
@@ -240,59 +232,58 @@ def test_batches_of_seeds_are_those_of_each(digits, devices):
 
 
 @pytest.mark.parametrize("devices", [2, 4])
-def test_a_step_is_that_of_each_seed(digits, devices):
+def test_a_step_is_that_of_each_seed(digits, devices, monkeypatch):
     """On two devices each has two seeds; four devices share each of the two seeds' batches."""
     config = make_config(
         augment__kind="none",
         optim__name="sgd",
         optim__ema_decay=0.9,
-        train__accumulation_steps=2,
+        train__accumulation_steps=1,
         train__batch_size=64,
     )
-    program = build_program(config, digits[devices], make_mesh(devices))
-    optimizer, whole = optim.make_optimizer(config.optim, lambda step: 0.1), sharding.replicated
-    train_step = step.make_train_step(Net(), optimizer, config)
-    eval_step = step.make_eval_step(Net(), config)
-    init = jax.jit(step.make_init(Net(), optimizer, config), out_shardings=whole(program.mesh))
-    program = dataclasses.replace(
-        program,
-        train_step=jax.jit(train_step, out_shardings=whole(program.mesh)),
-        eval_step=jax.jit(eval_step, out_shardings=whole(program.mesh)),
-        pure_steps=(train_step, eval_step),
-    )
-    several = program  # has `steps_at_once`, which tells Together to make its own
-    program = dataclasses.replace(program, steps_at_once=None)
-    numbers = range(4 if devices == 2 else 2)
+    numbers, mesh = range(4 if devices == 2 else 2), make_mesh(devices)
+    monkeypatch.setattr(models, "build", lambda *args: Net())
     train_set, val_set = digits[devices].train, digits[devices].val
+    single = make_steps(config, digits[devices], mesh)
+    # Of the whole batch, whose statistics are not those of each device.
+    train_step = make_train_step(Net(), single.setup.optimizer(), config)
+    single = dataclasses.replace(
+        single, train=jax.jit(train_step, out_shardings=sharding.replicated(mesh))
+    )
     keys = [jax.random.key(seed) for seed in numbers]
-    states = [init(key, one_image(config)) for key in keys]
+    # On the host, because training donates its state.
+    states = [jax.device_get(single.init(key, one_image(config))) for key in keys]
 
     def trained(steps, numbers):
-        state = step.stack([states[i] for i in numbers])
-        key = step.stack([keys[i] for i in numbers])
-        for _, batch in step.batches(train_set, numbers, 0, 3, lambda step: 2):
-            state = sharding.settle(step.train_step(state, key, batch))
-        results = step.evaluate(state.eval_variables, val_set.evaluate(64), lambda: False)
-        return [step.take(state, i) for i in range(len(numbers))], results
+        state = steps.axis.put([states[i] for i in numbers])
+        key = steps.axis.stack([keys[i] for i in numbers])
+        batches = steps.batches(train_set, list(numbers), 0, lambda step: min(2, 3 - step))
+        done = 0
+        for count, batch in batches:
+            state = sharding.settle(steps.train(state, key, batch))
+            done += count
+            if done == 3:
+                break
+        results = steps.evaluate(state.eval_variables, val_set.evaluate(64), lambda: False)
+        return [steps.axis.take(state, i) for i in range(len(numbers))], results
 
-    alone = [trained(seeds.Alone(program), [i]) for i in numbers]
-    for one in (program, several):
-        for own, result, (single, expected) in zip(
-            *trained(seeds.Together(one, len(numbers)), numbers), alone, strict=True
-        ):
+    alone = [trained(single, [i]) for i in numbers]
+    for multi_step in (False, True):
+        steps = make_steps(config, digits[devices], mesh, len(numbers), multi_step)
+        for own, result, (one, expected) in zip(*trained(steps, numbers), alone, strict=True):
             jax.tree.map(
-                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), own, single[0]
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), own, one[0]
             )
             assert result.accuracy == expected[0].accuracy and result.count == len(val_set)
             assert result.loss == pytest.approx(expected[0].loss, rel=1e-5)
     assert alone[0][1][0].loss != alone[1][1][0].loss
-    assert np.abs(single[0].batch_stats["BatchNorm_0"]["mean"]).max() > 0
+    assert np.abs(one[0].batch_stats["BatchNorm_0"]["mean"]).max() > 0
 
 
 def test_which_seeds_are_trained_at_once(digits, tmp_path):
     def grouped(devices=2, **overrides):
-        program = build_program(make_config(**overrides), digits[devices], make_mesh(devices))
-        return [list(group) for group in seeds.groups(program, folders)]
+        setup = make_setup(make_config(**overrides), digits[devices], make_mesh(devices))
+        return [list(group) for group in seed_groups(setup, folders)]
 
     folders = {seed: pathlib.Path(tmp_path, str(seed)) for seed in (0, 1)}
     at_once, apart = [[0, 1]], [[0], [1]]
@@ -322,9 +313,8 @@ def test_seeds_that_the_memory_does_not_hold_are_told_of(run, tmp_path):
         run(tmp_path, at_once=False, patches=failing)
 
 
-def test_a_seed_is_taken_to_the_bit(digits):
-    program = build_program(make_config(), digits[2], make_mesh(2))
-    stacked = seeds.Together(program, 4)
+def test_a_seed_is_taken_to_the_bit():
+    stacked = SeedAxis(make_mesh(2), 4)
     state = stacked.put([np.float32([-0.0, seed]) for seed in range(4)])
     for seed in range(4):
         own = stacked.take(state, seed)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType
 from tiny_configs import make_config
+from tiny_steps import make_steps
 from tiny_stop import Stop
 
 from vit_jax.data import load_data
 from vit_jax.training import loop
-from vit_jax.training.setup import build_program
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +51,12 @@ def test_the_step_is_compiled_once_for_fresh_and_resumed_runs(
             self.number = signal.SIGTERM if self.times > 3 else 0
             return super().asked()
 
-    step = "jit(steps_at_once)" if resident == "always" else "jit(train_step)"
+    step = "jit(multi_step)" if resident == "always" else "jit(train_step)"
     for stop, resumed in ((StopsSoon(), False), (Stop(), True)):
-        program = build_program(config, data, mesh)
+        steps = make_steps(config, data, mesh, multi_step=None)
         compiled.clear()
         try:
-            loop.run(program, data, {0: tmp_path / "run"}, "base", stop)
+            loop.train(steps, data, {0: tmp_path / "run"}, "base", stop)
         except SystemExit:
             assert stop.number == signal.SIGTERM
         assert compiled.count(step) == 1
@@ -70,7 +70,8 @@ def test_a_run_that_goes_on_in_another_type_says_so(mesh, tmp_path, capsys, monk
     data = load_data(config.data, mesh)
 
     def restart():
-        loop.run(build_program(config, data, mesh), data, {0: tmp_path}, "base", Stop())
+        steps = make_steps(config, data, mesh, multi_step=None)
+        loop.train(steps, data, {0: tmp_path}, "base", Stop())
         return capsys.readouterr().out
 
     assert "going on" not in restart()
@@ -83,7 +84,7 @@ def test_a_finished_run_compiles_no_step(mesh, compiled, tmp_path):
     config = make_config(train__batch_size=512, train__eval_batch_size=512)
     data = load_data(config.data, mesh)
     for times in (1, 0):
-        program = build_program(config, data, mesh)
+        steps = make_steps(config, data, mesh, multi_step=None)
         compiled.clear()
-        loop.run(program, data, {0: tmp_path / "run"}, "base", Stop())
-        assert compiled.count("jit(steps_at_once)") == times
+        loop.train(steps, data, {0: tmp_path / "run"}, "base", Stop())
+        assert compiled.count("jit(multi_step)") == times

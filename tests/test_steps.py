@@ -18,7 +18,7 @@ from vit_jax.models.resnet import BasicBlock
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
 from vit_jax.training import optim
-from vit_jax.training.setup import build_program
+from vit_jax.training.setup import make_setup
 from vit_jax.training.step import make_init, make_train_step
 
 RNG = np.random.default_rng(0)
@@ -45,8 +45,8 @@ def train(config, devices=1, num_steps=3, model=None):
     optimizer = optim.make_optimizer(config.optim, lambda step: config.optim.learning_rate)
     whole = sharding.replicated(mesh)
     init = jax.jit(make_init(model, optimizer, config), out_shardings=whole)
-    parts = config.train.accumulation_steps or 1
-    step = make_train_step(model, optimizer, config, parts=parts, mesh=mesh)
+    micro_batches = config.train.accumulation_steps or 1
+    step = make_train_step(model, optimizer, config, micro_batches=micro_batches, mesh=mesh)
     step = jax.jit(step, out_shardings=whole)
     states = [init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))]
     for _ in range(num_steps):
@@ -112,7 +112,7 @@ def test_which_steps_are_taken_several_in_a_call():
     def at_once(**overrides):
         config = make_config(**{"data__resident": "always"} | overrides)
         loaded = data.load_data(config.data, make_mesh(1))
-        return build_program(config, loaded, make_mesh(1)).steps_at_once is not None
+        return make_setup(config, loaded, make_mesh(1)).multi_step
 
     assert at_once()
     assert not at_once(train__steps_at_once="never")

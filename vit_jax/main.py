@@ -36,12 +36,12 @@ _VARIANT = flags.DEFINE_string(
 )
 
 
-def run() -> None:
-    """The command line's entry point."""
+def run(hooks: Any = None) -> None:
+    """Run the command line; `hooks` replace the figures and the report."""
     # Tracing makes many objects, none of them in vain: looking for such took a second of a start.
     gc.set_threshold(100_000)
     memory.keep_freed()
-    app.run(_main, flags_parser=_parse)
+    app.run(functools.partial(_main, hooks), flags_parser=_parse)
 
 
 def _parse(argv):
@@ -70,12 +70,13 @@ def _parse(argv):
         _die(str(error))
 
 
-def _main(argv):
+def _main(hooks, argv):
     del argv
     # JAX and orbax tell of their insides, and log the tracebacks of what they raise as well.
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = functools.partial(_tell_unraisable, sys.unraisablehook)
     # Imported here, so that --help and a mistyped flag answer at once.
+    from vit_jax.cli.hooks import ReportHooks
     from vit_jax.runtime import processes
     from vit_jax.runtime.signals import StopSignal
     from vit_jax.training import sweep
@@ -90,7 +91,10 @@ def _main(argv):
             raise UserError("--workdir is empty: give a folder, or leave it out for runs/NAME")
         workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / path.stem)
         only, arguments = _VARIANT.value, sys.argv[1:]
-        sweep.run_sweep(path.stem, configs, variants, published, workdir, only, stop, arguments)
+        hooks = hooks or ReportHooks()
+        sweep.run_sweep(
+            path.stem, configs, variants, published, workdir, only, stop, arguments, hooks
+        )
         return
     except Exception as error:
         several, message = processes.count() > 1, _sentence(error)

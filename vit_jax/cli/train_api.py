@@ -82,19 +82,27 @@ def train(
       KeyboardInterrupt: stopped by Ctrl-C; the same call resumes.
     """
     # Here, so that invalid arguments and `Results` answer without JAX.
+    from vit_jax.cli.hooks import ReportHooks
     from vit_jax.training import sweep
 
     if isinstance(config, str | os.PathLike):
         config = load_config(config)
     elif not isinstance(config, Experiment):
-        name = pathlib.Path(workdir or "experiment").name
+        name = pathlib.Path(workdir or "experiment").absolute().name
         config = Experiment(name, config)
     folder = pathlib.Path(workdir or pathlib.Path("runs") / config.name).expanduser()
     configs = sweep.make_variants(config.config, config.variants, set(config.given))
     with quiet_libraries(), StopSignal(owns_process=False) as stop:
         try:
             sweep.run_sweep(
-                config.name, configs, config.variants, config.published, folder, None, stop
+                config.name,
+                configs,
+                config.variants,
+                config.published,
+                folder,
+                only=None,
+                stop=stop,
+                hooks=ReportHooks(),
             )
         except SystemExit as stopped:
             if stopped.code != 128 + signal.SIGINT:

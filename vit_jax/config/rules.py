@@ -90,6 +90,8 @@ LARGEST = {
     "optim.learning_rate": 100,
     "optim.weight_decay": 1000,
     "optim.decay_factor": 1,
+    "optim.muon_rms": 100,
+    "optim.muon_iterations": 100,
     "train.num_seeds": 1000,
     "sharding.cpu_devices": 1000,
 } | dict.fromkeys(
@@ -349,6 +351,7 @@ def _validate_train(config):
 def _validate_optim(config):
     optim = config.optim
     _below_one(config, "optim.b1", "optim.b2", "optim.momentum", "optim.ema_decay")
+    _below_one(config, "optim.muon_momentum")
     if not 0 < optim.layer_decay <= 1:
         raise UserError(f"optim.layer_decay={optim.layer_decay} is no factor above 0 and up to 1")
     if optim.name != "adam" and optim.learning_rate * optim.weight_decay >= 1:

@@ -1,6 +1,10 @@
-"""Sums over examples, divided once."""
+"""Sums over examples, divided once; magnitudes of kernels."""
+
+import re
 
 import flax.struct
+import jax
+import jax.numpy as jnp
 from clu import metrics as clu_metrics
 
 
@@ -10,3 +14,38 @@ class Sums(clu_metrics.Collection):
 
     loss: clu_metrics.Average.from_output("loss")  # pyright: ignore[reportInvalidTypeForm]
     accuracy: clu_metrics.Accuracy
+
+
+# Where the alphabet would misplace a layer among its neighbours; others have rank 0.
+_RANKS = {"embedding": -4, "conv1": -4, "query": -3, "key": -2, "value": -1}
+_RANKS |= {"MlpBlock_0": 1, "out": 1, "downsample_conv": 1, "pre_logits": 2, "head": 3}
+
+
+def kernel_magnitudes(params: dict) -> dict[str, dict[str, float]]:
+    """Returns {layer: {"mean_abs": mean |w|, "l2": sqrt(sum w^2)}} of every kernel.
+
+    The layers come in the order in which an image goes through them.
+
+    Args:
+      params: nested dict of arrays; a kernel is a leaf of that name.
+    """
+    kernels = {
+        "/".join(key.key for key in path[:-1]): leaf
+        for path, leaf in jax.tree.leaves_with_path(params)
+        if path[-1].key == "kernel"
+    }
+
+    def place(layer):
+        name = layer.split("/")
+        numbers = [[int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p)] for p in name]
+        return [(_RANKS.get(part, 0), split) for part, split in zip(name, numbers, strict=True)]
+
+    found = jax.device_get(
+        {
+            name: {"mean_abs": jnp.abs(w).mean(), "l2": jnp.sqrt(jnp.square(w).sum())}
+            for name, w in kernels.items()
+        }
+    )
+    return {
+        name: {k: float(v) for k, v in found[name].items()} for name in sorted(found, key=place)
+    }

@@ -1,7 +1,6 @@
 """Attribution and inspection of a model: arrays in, arrays out."""
 
 import functools
-import re
 from collections.abc import Callable, Sequence
 
 import jax
@@ -328,38 +327,3 @@ def _curves(logits_fn, images, relevance, baseline, counts):
     inserted = np.repeat([False, True], len(counts))
     curves = jax.lax.map(probability, (jnp.tile(counts, 2), jnp.asarray(inserted)))
     return curves.reshape(2, len(counts), b).swapaxes(1, 2)
-
-
-# Where the alphabet would misplace a layer among its neighbours; others have rank 0.
-_RANKS = {"embedding": -4, "conv1": -4, "query": -3, "key": -2, "value": -1}
-_RANKS |= {"MlpBlock_0": 1, "out": 1, "downsample_conv": 1, "pre_logits": 2, "head": 3}
-
-
-def kernel_magnitudes(params: dict) -> dict[str, dict[str, float]]:
-    """Compute {layer: {"mean_abs": mean |w|, "l2": sqrt(sum w^2)}} of every kernel.
-
-    The layers come in the order in which an image goes through them.
-
-    Args:
-      params: nested dict of arrays; a kernel is a leaf of that name.
-    """
-    kernels = {
-        "/".join(key.key for key in path[:-1]): leaf
-        for path, leaf in jax.tree.leaves_with_path(params)
-        if path[-1].key == "kernel"
-    }
-
-    def place(layer):
-        name = layer.split("/")
-        numbers = [[int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p)] for p in name]
-        return [(_RANKS.get(part, 0), split) for part, split in zip(name, numbers, strict=True)]
-
-    found = jax.device_get(
-        {
-            name: {"mean_abs": jnp.abs(w).mean(), "l2": jnp.sqrt(jnp.square(w).sum())}
-            for name, w in kernels.items()
-        }
-    )
-    return {
-        name: {k: float(v) for k, v in found[name].items()} for name in sorted(found, key=place)
-    }

@@ -111,14 +111,12 @@ def of_state(mesh: Mesh, shapes, fsdp: bool):
     return jax.tree.map(rule, shapes)
 
 
-def bytes_per_device(shapes, shardings) -> int:
-    """Returns the memory that a tree of arrays, laid out as `shardings` says, takes per device."""
-    sizes = jax.tree.map(
-        lambda x, sharding: math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize,
-        shapes,
-        shardings,
+def bytes_per_device(shapes) -> int:
+    """Return the bytes per device of a tree of arrays or of their shapes, with shardings."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(shapes)
     )
-    return sum(jax.tree.leaves(sizes))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The head's inputs in the place of the images, where nothing but the head is trained."""
+"""Cached features: the head's inputs instead of images, where nothing but the head is trained."""
 
 import dataclasses
 import time
@@ -7,57 +7,66 @@ from collections.abc import Callable
 import numpy as np
 
 from vit_jax.data import Data, ResidentBatches
-from vit_jax.runtime import sharding
+from vit_jax.runtime import processes, sharding
 from vit_jax.runtime.progress import Progress, say
 from vit_jax.storage.checkpoint import checksum
-from vit_jax.training.setup import Program
+from vit_jax.training.compiled import CompiledSteps
 
 
-def of_data(
-    program: Program,
-    data: Data,
-    variables: dict,
-    title: str,
-    first_process: bool,
-    exit_if_stopped: Callable,
-) -> Data:
-    """Returns the data with features [n, d] instead of images, on the devices.
+class FeatureCache:
+    """The features of a variant's data, for the latest frozen weights: seeds may share them."""
 
-    Those of the latest weights are kept in the program: other seeds may begin with the same.
+    def __init__(self):
+        """Hold nothing yet."""
+        self._key, self._data = None, None
 
-    Args:
-      program: with a `feature_step`.
-      data: of images.
-      variables: of the model.
-      title: of the run, for people.
-      first_process: whether this one shows progress.
-      exit_if_stopped: called after every batch.
-    """
-    trunk = {key: value for key, value in variables["params"].items() if key != "head"}
-    key = int(checksum((trunk, variables["batch_stats"])))
-    if key not in program.features:
-        parts = {name: getattr(data, name) for name in ("train", "val", "test")}
-        total = sum(map(len, parts.values()))
-        progress = Progress(f"{title} features", 0, total, first_process, "image")
-        cached, started = {}, time.monotonic()
-        for name, part in parts.items():
-            cached[name] = _of_part(program, part, variables, progress, exit_if_stopped)
-        progress.close()
-        if first_process:
-            say(f"{title}: features of {total:,} images: {time.monotonic() - started:.1f} s")
-        program.features.clear()
-        program.features[key] = dataclasses.replace(data, **cached)
-    return program.features[key]
+    def get(
+        self,
+        steps: CompiledSteps,
+        data: Data,
+        variables: dict,
+        title: str,
+        exit_if_stopped: Callable[[], None],
+    ) -> Data:
+        """Return the data with device-resident features [n, d] instead of images.
+
+        Args:
+          steps: with a `feature_step`.
+          data: of images.
+          variables: of the model.
+          title: of the run, for people.
+          exit_if_stopped: called before every batch.
+        """
+        trunk = {key: value for key, value in variables["params"].items() if key != "head"}
+        key = int(checksum((trunk, variables["batch_stats"])))
+        if self._data is None or key != self._key:
+            self._data = None  # before the new ones take its room
+            self._data = _compute(steps, data, variables, title, exit_if_stopped)
+            self._key = key
+        return self._data
 
 
-def _of_part(program, part, variables, progress, exit_if_stopped):
-    found = []
-    # Of a size that the run cannot change, so that the features keep every bit.
-    for batch in part.evaluate(program.config.train.batch_size):
+def _compute(steps, data, variables, title, exit_if_stopped):
+    splits = {name: getattr(data, name) for name in ("train", "val", "test")}
+    total, first = sum(map(len, splits.values())), processes.is_first()
+    progress = Progress(f"{title} features", 0, total, first, "image")
+    cached, started = {}, time.monotonic()
+    for name, split in splits.items():
+        cached[name] = _compute_split(steps, split, variables, progress, exit_if_stopped)
+    progress.close()
+    if first:
+        say(f"{title}: features of {total:,} images: {time.monotonic() - started:.1f} s")
+    return dataclasses.replace(data, **cached)
+
+
+def _compute_split(steps, split, variables, progress, exit_if_stopped):
+    columns = []
+    # The batch size is one that the run cannot change, so that the features keep every bit.
+    for batch in split.evaluate(steps.setup.config.train.batch_size):
         exit_if_stopped()
-        features = sharding.settle(program.feature_step(variables, batch))
+        features = sharding.settle(steps.feature_step(variables, batch))
         mask, labels = sharding.to_host((batch["mask"], batch["label"]))
-        found.append((np.asarray(features)[mask], labels[mask]))
+        columns.append((np.asarray(features)[mask], labels[mask]))
         progress.advance(int(mask.sum()))
-    features, labels = (np.concatenate(column) for column in zip(*found, strict=True))
-    return ResidentBatches.of_features(features, labels, program.mesh)
+    features, labels = (np.concatenate(column) for column in zip(*columns, strict=True))
+    return ResidentBatches.of_features(features, labels, steps.setup.mesh)

@@ -1,4 +1,4 @@
-"""One training step and one evaluation step, as pure functions of a state."""
+"""The training step, as a pure function of a state."""
 
 import functools
 from collections.abc import Collection
@@ -53,7 +53,7 @@ class TrainState:
 
 @functools.partial(jax.jit, static_argnums=0)
 def init(model, key: jax.Array, images: jax.Array) -> dict:
-    """Returns the variables of a new model; that of equal models is traced once.
+    """Initialise the variables of a model; equal models are traced once.
 
     Args:
       model: of `models.build`.
@@ -64,7 +64,7 @@ def init(model, key: jax.Array, images: jax.Array) -> dict:
 
 
 def make_init(model, optimizer: optax.GradientTransformation, config, plateau=None):
-    """Returns (key, images) -> the TrainState before the first step.
+    """Make (key, images) -> the TrainState before the first step.
 
     `images` is one batch [1, height, width, channels], of which only the shape matters.
     """
@@ -91,10 +91,10 @@ def make_train_step(
     config,
     trained: Collection[str] | None = None,
     on_features: bool = False,
-    parts: int = 1,
+    micro_batches: int = 1,
     mesh: Mesh | None = None,
 ):
-    """Returns (state, key, batch) -> state, one optimizer update.
+    """Make the training step, (state, key, batch) -> state: one optimizer update.
 
     `key` is the run's; the step's own is folded from it, so nothing random is stored. `batch`
     holds uint8 "image" [b, h, w, c] and int32 "label" [b]. The training accuracy of mixed images
@@ -106,10 +106,10 @@ def make_train_step(
       config: resolved.
       trained: paths of the trained parameters; None: all. The others keep every bit.
       on_features: `model` maps features to logits, and "image" holds those, [b, d].
-      parts: in which the batch is taken, one after another.
+      micro_batches: into which the batch is split, taken one after another.
       mesh: over whose axis "data" the batch is split; None: over no other than the compiler's.
     """
-    gradients = _make_gradients(model, config, trained, parts, mesh)
+    gradients = _make_gradients(model, config, trained, micro_batches, mesh)
 
     def train_step(state: TrainState, key: jax.Array, batch: dict) -> TrainState:
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
@@ -146,8 +146,8 @@ def make_train_step(
     return train_step
 
 
-def make_steps_at_once(train_step, split: NamedSharding):
-    """Returns (state, key, batches) -> the state after so many updates, one after another.
+def make_multi_step(train_step, split: NamedSharding):
+    """Make a step that takes several, (state, key, batches) -> the state after them.
 
     `batches` holds the images and labels of the whole set, [n, ...]; "rows" [k, ..., b], those of
     each of up to k batches; and "count", how many of these to take. One program does any number:
@@ -158,7 +158,7 @@ def make_steps_at_once(train_step, split: NamedSharding):
       split: of a batch.
     """
 
-    def steps_at_once(state, key, batches):
+    def multi_step(state, key, batches):
         def one(i, state):
             place = functools.partial(jax.lax.with_sharding_constraint, shardings=split)
             rows = place(batches["rows"][i])
@@ -167,80 +167,74 @@ def make_steps_at_once(train_step, split: NamedSharding):
 
         return jax.lax.fori_loop(0, batches["count"], one, state)
 
-    return steps_at_once
+    return multi_step
 
 
-def _make_loss(model, config, trained):
-    """Returns (params, batch_stats, keys, images, targets) -> (loss, (new statistics, sums))."""
-
-    def loss_fn(params, batch_stats, keys, images, targets):
-        # Here, so that the backward pass ends where nothing below is trained.
-        params = jax.tree_util.tree_map_with_path(
-            lambda path, p: p if _in(path, trained) else jax.lax.stop_gradient(p), params
-        )
-        logits, changed = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train=True,
-            keys=keys,
-            mutable=["batch_stats"],
-        )
-        # Smoothing the mixed targets is the same as mixing smoothed ones.
-        smooth = optax.smooth_labels(targets, config.train.label_smoothing)
-        losses = optax.softmax_cross_entropy(logits, smooth)  # [b]
-        sums = Sums.single_from_model_output(loss=losses, logits=logits, labels=targets.argmax(-1))
-        return losses.mean(), (changed.get("batch_stats", {}), sums)
-
-    return loss_fn
+def _loss(model, config, trained, params, batch_stats, keys, images, targets):
+    """Return the mean loss, and (new statistics, sums)."""
+    # Here, so that the backward pass ends where nothing below is trained.
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, p: p if _in(path, trained) else jax.lax.stop_gradient(p), params
+    )
+    logits, changed = model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        images,
+        train=True,
+        keys=keys,
+        mutable=["batch_stats"],
+    )
+    # Smoothing the mixed targets is the same as mixing smoothed ones.
+    smooth = optax.smooth_labels(targets, config.train.label_smoothing)
+    losses = optax.softmax_cross_entropy(logits, smooth)  # [b]
+    sums = Sums.single_from_model_output(loss=losses, logits=logits, labels=targets.argmax(-1))
+    return losses.mean(), (changed.get("batch_stats", {}), sums)
 
 
 def _in(path, trained):
     return trained is None or jax.tree_util.keystr(path, simple=True, separator="/") in trained
 
 
-def _make_gradients(model, config, trained, parts, mesh):
-    """Returns (params, batch_stats, keys, images, targets) -> (gradients, statistics, sums)."""
+def _make_gradients(model, config, trained, micro_batches, mesh):
+    """Return (params, batch_stats, keys, images, targets) -> (gradients, statistics, sums)."""
     if mesh is not None and hasattr(model, "axis_name"):  # batch statistics are of all devices
         model = model.clone(axis_name="data")
-    loss_fn = _make_loss(model, config, trained)
+    grad = jax.grad(functools.partial(_loss, model, config, trained), has_aux=True)
+    gradients = functools.partial(_of_batch, grad, micro_batches)
+    if mesh is None:
+        return gradients
+    # Every device by itself: the compiler would sum the gradients of every micro-batch, and of what
+    # `layers.convolve` takes at a time, over them.
+    whole, split = jax.P(), jax.P("data")
+    return jax.shard_map(
+        functools.partial(_of_device, gradients),
+        mesh=mesh,
+        in_specs=(whole, whole, split, split, split),
+        out_specs=whole,
+        check_vma=False,  # else the gradients would come summed already
+    )
 
-    def of_part(*args):
-        grads, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(*args)
+
+def _of_batch(grad, micro_batches, params, batch_stats, *examples):
+    """Return the mean gradients of a batch, which is taken in micro-batches."""
+    if micro_batches == 1:
+        grads, (batch_stats, sums) = grad(params, batch_stats, *examples)
         return grads, batch_stats, sums
 
-    def of_batch(params, batch_stats, *examples):
-        if parts == 1:
-            return of_part(params, batch_stats, *examples)
+    def add(total, micro_batch):
+        grads, (stats, sums) = grad(params, total[1], *micro_batch)
+        return (jax.tree.map(jnp.add, total[0], grads), stats, total[2].merge(sums)), None
 
-        def add(total, part):
-            grads, stats, sums = of_part(params, total[1], *part)
-            return (jax.tree.map(jnp.add, total[0], grads), stats, total[2].merge(sums)), None
+    # Micro-batch i takes examples i, i + n, ...: each device keeps the examples that it has.
+    spread = [x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1) for x in examples]
+    zero = (jax.tree.map(jnp.zeros_like, params), batch_stats, Sums.empty())
+    (grads, batch_stats, sums), _ = jax.lax.scan(add, zero, spread)
+    return jax.tree.map(lambda g: g / micro_batches, grads), batch_stats, sums
 
-        # Part i takes examples i, i + parts, ...: each device keeps the examples that it has.
-        spread = [x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for x in examples]
-        zero = (jax.tree.map(jnp.zeros_like, params), batch_stats, Sums.empty())
-        (grads, batch_stats, sums), _ = jax.lax.scan(add, zero, spread)
-        return jax.tree.map(lambda g: g / parts, grads), batch_stats, sums
 
-    def of_device(params, batch_stats, *examples):
-        grads, batch_stats, sums = of_batch(params, batch_stats, *examples)
-        return jax.lax.pmean(grads, "data"), batch_stats, jax.lax.psum(sums, "data")
-
-    def gradients(params, batch_stats, *examples):
-        if mesh is None:
-            return of_batch(params, batch_stats, *examples)
-        # Every device by itself: the compiler would sum the gradients of every part, and of what
-        # `layers.convolve` takes at a time, over them.
-        whole, split = jax.P(), jax.P("data")
-        return jax.shard_map(
-            of_device,
-            mesh=mesh,
-            in_specs=(whole, whole, split, split, split),
-            out_specs=whole,
-            check_vma=False,  # else the gradients would come summed already
-        )(params, batch_stats, *examples)
-
-    return gradients
+def _of_device(gradients, params, batch_stats, *examples):
+    """Return the mean over the devices of the gradients of each device's share of a batch."""
+    grads, batch_stats, sums = gradients(params, batch_stats, *examples)
+    return jax.lax.pmean(grads, "data"), batch_stats, jax.lax.psum(sums, "data")
 
 
 def _moving_average(state, params, batch_stats, decay):

@@ -16,14 +16,17 @@ from vit_jax import pretrained
 from vit_jax.config import Config
 from vit_jax.config.rules import validate
 from vit_jax.data import load_data
-from vit_jax.explain import scores
 from vit_jax.runtime import processes, sharding
 from vit_jax.runtime.errors import UserError, shown
-from vit_jax.runtime.files import write_atomically, write_sums
+from vit_jax.runtime.files import write_atomically
 from vit_jax.runtime.signals import StopSignal
 from vit_jax.storage import run_folder
-from vit_jax.training import loop, seeds
-from vit_jax.training.setup import build_program, print_parameters
+from vit_jax.training.compiled import compile_steps
+from vit_jax.training.features import FeatureCache
+from vit_jax.training.hooks import Hooks
+from vit_jax.training.loop import train
+from vit_jax.training.seeds import seed_groups
+from vit_jax.training.setup import make_setup, print_parameters
 
 ACCURACIES = ("train_accuracy", "val_accuracy", "test_accuracy")
 
@@ -86,6 +89,7 @@ def run_sweep(
     only: str | None,
     stop: StopSignal,
     arguments: Sequence[str] = (),
+    hooks: Hooks | None = None,
 ) -> None:
     """Trains what is not finished yet and writes the results.
 
@@ -98,6 +102,7 @@ def run_sweep(
       only: train this variant alone and write no results; None for all.
       stop: the signals' state.
       arguments: of the command line, for the report.
+      hooks: callbacks, which draw and write the report.
 
     Raises:
       UserError: bad input, in one sentence.
@@ -114,7 +119,8 @@ def run_sweep(
     for name, config in chosen.items():  # settings that clash are told before hours are spent
         for seed in seeds_of(config):
             run_folder.read_summary(workdir / name / f"seed_{seed}", config, seed)
-    summaries, runner = {}, _Runner(chosen, workdir, stop)
+    hooks = hooks or Hooks()
+    summaries, runner = {}, _Runner(chosen, workdir, stop, hooks)
     if next(iter(configs.values())).sharding.distributed:
         runner.start()  # for this process to know whether it is the first, even if all is finished
     for name, config in chosen.items():
@@ -124,41 +130,11 @@ def run_sweep(
             rows = [make_row(name, sweep.get(name, {}), summaries[name]) for name in configs]
             results = {"experiment": experiment, "rows": rows}
             write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
-            _report(workdir, results, summaries, published, configs, arguments)
+            hooks.on_sweep_end(workdir, results, summaries, published, configs, arguments)
         else:
             accuracies = ", ".join(f"{summary['test_accuracy']:.4f}" for summary in summaries[only])
             print(f"{only}: test accuracy {accuracies}; without --variant the table is written")
     processes.wait()  # while the first one draws
-
-
-def _report(workdir, results, summaries, published, configs, arguments):
-    from vit_jax.report import Sweep, write_report  # matplotlib costs half a second
-
-    select = next(iter(configs.values())).train.select
-    finished = Sweep(workdir, results, summaries, published, select, arguments)
-    explained = scores.read(finished.explanation).get("asked", 0)  # first: what is damaged goes
-    table = write_report(finished)
-    if _explain(finished, configs[finished.chosen], explained):
-        write_report(finished)
-    print(f"\n{table}\n\n{workdir / 'results.md'}\n{workdir / 'report.html'}", flush=True)
-
-
-def _explain(sweep, config, before) -> bool:
-    """Draws what the best run looks at, if it is a ViT; returns whether anything changed.
-
-    `before` images were asked for when that was last done.
-    """
-    count = config.log.explain_images
-    if config.model.name != "vit" or count == before:
-        return False
-    from vit_jax.explain import figures  # imports matplotlib
-
-    try:
-        figures.explain_run(sweep.best_folder, config.data, count, sweep.explanation)
-    except UserError as error:  # such as data that are no longer there; the table is not to suffer
-        print(f"the best run is not explained: {error}", flush=True)
-        return False
-    return True
 
 
 def seeds_of(config: Config) -> range:
@@ -204,9 +180,9 @@ class _Runner:
     A sweep that is finished needs none of them, and so answers at once.
     """
 
-    def __init__(self, configs, workdir, stop):
-        self._configs, self._workdir, self._stop = configs, workdir, stop
-        self._data, self._program = {}, {}  # one entry each: the last one used
+    def __init__(self, configs, workdir, stop, hooks):
+        self._configs, self._workdir, self._stop, self._hooks = configs, workdir, stop, hooks
+        self._data, self._setup = {}, {}  # one entry each: the last one used
 
     @functools.cached_property
     def mesh(self):
@@ -222,67 +198,63 @@ class _Runner:
         return sharding.make_mesh()
 
     def start(self):
-        """Starts the devices, where they are not needed yet."""
+        """Start the devices, where they are not needed yet."""
         return self.mesh
 
     def summaries(self, name, config):
-        """Returns the summaries of a variant's seeds, training those that are not finished."""
+        """Return the summaries of a variant's seeds, training those that are not finished."""
         folders = {seed: self._workdir / name / f"seed_{seed}" for seed in seeds_of(config)}
-        found, left = {}, {}
+        summaries, unfinished = {}, {}
         for seed, folder in folders.items():
             if processes.is_first():
                 run_folder.discard_damage(folder)
             processes.wait()
-            found[seed] = run_folder.read_summary(folder, config, seed)
-            if not processes.from_first(found[seed] is not None):
-                left[seed] = folder
+            summaries[seed] = run_folder.read_summary(folder, config, seed)
+            if not processes.from_first(summaries[seed] is not None):
+                unfinished[seed] = folder
                 continue
             print(f"{name} seed {seed}: finished before, not trained again", flush=True)
             if processes.is_first() and not (folder / "test_report.txt").exists():
-                self._draw(folder)  # it was killed before this
-        if left:
-            self._train(name, config, left, found)
-        return list(found.values())
+                self._hooks.on_run_end(folder)  # it was killed before this
+        if unfinished:
+            self._train(name, config, unfinished, summaries)
+        return list(summaries.values())
 
-    def _train(self, name, config, folders, found):
-        """Trains the seeds of {seed: folder} and puts their summaries into `found`."""
+    def _train(self, name, config, folders, summaries):
+        """Train the seeds of {seed: folder} and put their summaries into `summaries`."""
         data = self._load(config)
         started = time.monotonic()
-        if name not in self._program:
-            self._program = {name: build_program(config, data, self.mesh)}
+        self._hooks.on_event("setup", 0)
+        if name not in self._setup:
+            self._setup = {name: make_setup(config, data, self.mesh)}
+        setup, cache = self._setup[name], FeatureCache()
+        groups = seed_groups(setup, folders)
+        steps = compile_steps(setup, len(groups[0]))  # all groups are of one size
         if processes.is_first():
-            print_parameters(self._program[name])
+            print_parameters(setup, steps.shapes)
             print(f"{name}: model built in {time.monotonic() - started:.1f} s", flush=True)
-        for group in seeds.groups(self._program[name], folders):
-            found |= zip(
-                group,
-                loop.run(self._program[name], data, group, name, self._stop),
-                strict=True,
-            )
+        for group in groups:
+            found = train(steps, data, group, name, self._stop, self._hooks, cache)
+            summaries |= zip(group, found, strict=True)
             for folder in group.values() if processes.is_first() else ():
-                self._draw(folder)
+                self._hooks.on_run_end(folder)
             processes.wait()
-
-    def _draw(self, folder):
-        from vit_jax.report import write_figures  # imports matplotlib
-
-        write_figures(folder)
-        write_sums(folder, run_folder.DRAWN)
 
     def _load(self, config):
         key = json.dumps(config.data.to_dict(), sort_keys=True)
         if key not in self._data:
-            self._data.clear()  # before the next set takes its room
+            self._data.clear()  # before the next dataset takes its room
             started = time.monotonic()
+            self._hooks.on_event("load_data", 0)
             self._data = {key: load_data(config.data, self.mesh)}
             print(f"data loaded in {time.monotonic() - started:.1f} s", flush=True)
             # Before hours are spent on the first variant, and so that no table is made of two sets.
             for name, other in self._configs.items():
                 if other.data == config.data:
-                    program = build_program(other, self._data[key], self.mesh)
+                    setup = make_setup(other, self._data[key], self.mesh)
                     if other is config:  # which is trained next
-                        self._program = {name: program}
+                        self._setup = {name: setup}
                     for seed in seeds_of(other):
                         folder = self._workdir / name / f"seed_{seed}"
-                        run_folder.check_data(folder, program.fingerprint)
+                        run_folder.check_data(folder, setup.fingerprint)
         return self._data[key]

@@ -1,0 +1,103 @@
+"""Outputs of one run, which is one seed of a variant: its folder, checkpoints and metrics."""
+
+import contextlib
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax.config import Config
+from vit_jax.evaluation.evaluate import make_report
+from vit_jax.runtime import processes, sharding
+from vit_jax.runtime.errors import UserError
+from vit_jax.storage import run_folder
+from vit_jax.storage.checkpoint import Checkpoints
+from vit_jax.storage.writers import make_writer
+from vit_jax.training.setup import Setup, num_params, num_trained
+
+
+class RunOutputs:
+    """Where one run writes.
+
+    Attributes:
+      index: of the seed among those that are trained at once.
+      seed: of initialisation, order, augmentation and dropout.
+      title: for people.
+      folder: of the run.
+      checkpoints: in that folder.
+      evaluated_step: the latest step that was evaluated, -1 for none.
+      lines: of metrics.jsonl when the run was restored.
+      writer: of metrics, once it is opened.
+    """
+
+    def __init__(self, index: int, seed: int, name: str, folder: pathlib.Path, needs_best: bool):
+        """Open the checkpoints; `needs_best`: the best one has to be intact."""
+        self.index, self.seed, self.folder = index, seed, folder
+        self.title, self.key = f"{name} seed {seed}", jax.random.key(seed)
+        self.checkpoints = Checkpoints(folder / "checkpoints", needs_best)
+        self.evaluated_step, self.lines = -1, []
+        self.writer: Any = None
+
+    def open_writer(self, config: Config, step: int) -> None:
+        """Open the metric writers after `step`; a new run writes its hyperparameters."""
+        log, first = config.log, processes.is_first()
+        self.writer = make_writer(self.folder, step, log.tensorboard, log.wandb, first, self.lines)
+        if step == 0:
+            self.writer.write_hparams(run_folder.plain_settings(config, self.seed))
+
+    def check_finite(self, bad_step: int) -> None:
+        """Raise UserError if an update was non-finite; -1: none was."""
+        if bad_step >= 0:
+            raise UserError(
+                f"{self.title}: the loss or its gradient became non-finite at step {bad_step}; the "
+                f"last good checkpoint is in {self.folder / 'checkpoints'}: try a lower "
+                "optim.learning_rate, a longer warm-up or optim.grad_clip_norm"
+            )
+
+    def write_results(self, summary: dict, test, class_names: list[str]) -> None:
+        """Write summary.json and the test report of a finished run."""
+        if processes.is_first():
+            report = make_report(test.logits, test.labels, class_names)
+            run_folder.write_results(self.folder, report, summary)
+
+    def close(self) -> None:
+        """End the background writers, also if one fails."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.checkpoints.close)
+            if self.writer is not None:
+                stack.callback(self.writer.close)
+
+
+def summarize(
+    run: RunOutputs, setup: Setup, name: str, results: dict, step: int, wall_seconds: float
+) -> dict:
+    """Make the summary.json of a finished run.
+
+    Args:
+      run: that has ended.
+      setup: of its variant.
+      name: of the variant.
+      results: {"train", "val", "test": Result}.
+      step: of the evaluated checkpoint.
+      wall_seconds: of training.
+    """
+    rows = [json.loads(line) for line in run.writer.lines]
+    speeds = [row[k] for row in rows if (k := "train/images_per_second") in row]
+    legs = (run_folder.read_config(run.folder) or {}).get("legs", [])
+    return {
+        "name": name,
+        "seed": run.seed,
+        "num_params": num_params(setup),
+        "num_trainable_params": num_trained(setup),
+        "epochs": setup.lengths.total / setup.lengths.epoch,
+        "steps": setup.lengths.total,
+        **{f"{split}_accuracy": result.accuracy for split, result in results.items()},
+        "test_loss": results["test"].loss,
+        "best_step": step,
+        "wall_seconds": wall_seconds,
+        "images_per_second": float(np.median(speeds)) if speeds else None,
+        "device": sharding.describe_devices(),
+        **({"legs": legs} if legs else {}),
+    }
