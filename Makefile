@@ -6,7 +6,7 @@ REQUIREMENTS := $(if $(wildcard /proc/driver/nvidia/version),requirements.txt,re
 help:
 	@echo "make demo   install into .venv, then compare three patch sizes on the digits: report.html"
 	@echo "make test   install into .venv, then run the test suite"
-	@echo "make soak   install into .venv, then kill sweeps, damage their files, fill their disk, and train for long"
+	@echo "make soak   install into .venv, then kill sweeps, and train for long"
 	@echo "make fuzz   try 500 configs at random (EXAMPLES=500): refused, or trained; half an hour"
 	@echo "make processes  test four processes of one run"
 	@echo "make lint   install into .venv, then check style and types"
@@ -30,8 +30,6 @@ fuzz: .venv/installed
 soak: .venv/installed
 	rm -rf runs/soak
 	.venv/bin/python tests/storm.py --kills=40 --workdir=runs/soak/storm
-	.venv/bin/python tests/damaged_disk.py --workdir=runs/soak/damage
-	.venv/bin/python tests/full_disk.py --workdir=runs/soak/full
 	.venv/bin/python tests/long_run.py --workdir=runs/soak/long
 
 processes: .venv/installed

@@ -17,7 +17,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # without an installation
 
 from vit_jax.cli import command  # noqa: E402
-from vit_jax.runtime.errors import UserError, one_line  # noqa: E402
+from vit_jax.runtime.errors import UserError, single_line  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,9 +53,9 @@ def predict(argv: list[str] | None) -> None:
             # With the number and .png, within the 255 bytes that file systems take.
             name = os.fsencode(path.stem)[:200].decode(errors="ignore")
             out = args.overlay / f"{number:04d}_{name}.png"
-            plots.save_prediction(out, one_line(path.name), image, top)
+            plots.save_prediction(out, single_line(path.name), image, top)
         if not args.json:
-            tqdm.write(one_line(path))
+            tqdm.write(single_line(path))
             for name, probability in top.items():
                 tqdm.write(f"  {100 * probability:6.2f} %  {name}")
     if args.json:

@@ -31,7 +31,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # without 
 
 from vit_jax import plots  # noqa: E402
 from vit_jax.cli import command  # noqa: E402
-from vit_jax.runtime.errors import UserError, one_line  # noqa: E402
+from vit_jax.runtime.errors import UserError, single_line  # noqa: E402
 
 # The settings that decide on the test images.
 OF_IMAGES = ("name", "dir", "train_split", "test_split", "test_size", "split_seed")
@@ -129,7 +129,7 @@ def read_images(classifier, args) -> tuple[np.ndarray, list[str]] | None:
     """Returns the pictures of --images, and their names; None without."""
     if not args.images:
         return None
-    return classifier.read_images(args.images), [one_line(path.name) for path in args.images]
+    return classifier.read_images(args.images), [single_line(path.name) for path in args.images]
 
 
 def draw_sheet(argv: list[str]) -> None:
@@ -163,12 +163,12 @@ def load_variants(path: pathlib.Path, overrides: list[str]) -> dict:
 
     Raises UserError if the file, an argument or a variant is wrong.
     """
-    from vit_jax.config.loading import load_config_file
+    from vit_jax.config.loading import load_config
     from vit_jax.training import sweep
 
-    config, variants, _ = load_config_file(path)
-    config, given = command.with_arguments(config, overrides)
-    return sweep.make_variants(config, variants, given)
+    experiment = load_config(path)
+    config, given = command.with_arguments(experiment.config, overrides)
+    return sweep.make_variants(config, experiment.variants, given)
 
 
 def draw_augmentations(variants: dict, rows: int, draws: int, out: pathlib.Path) -> None:

@@ -199,12 +199,8 @@ def last_checkpoint(folder):
 def read_state(folder):
     """Returns the arrays of a run's last checkpoint; this starts JAX, and ends the forking."""
     import jax
-    import orbax.checkpoint as ocp
 
-    path = (last_checkpoint(folder) / "state").absolute()
-    with ocp.StandardCheckpointer() as checkpointer:
-        stored = checkpointer.metadata(path).item_metadata
-        tree = checkpointer.restore(path, checkpoint._as_numpy(stored.tree))
+    tree = checkpoint.load_arrays(last_checkpoint(folder) / "state")
     return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(tree)}
 
 

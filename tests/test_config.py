@@ -2,13 +2,16 @@
 
 import importlib.util
 import pathlib
-import re
 import types
 
 import pytest
 
 from vit_jax import config as settings
+from vit_jax.cli import command
+from vit_jax.config.loading import find_config, load_config
+from vit_jax.config.reference import settings_page
 from vit_jax.config.rules import validate
+from vit_jax.config.schema import RENAMED, SCHEMA
 from vit_jax.runtime.errors import UserError
 from vit_jax.training import sweep
 
@@ -43,8 +46,8 @@ def test_valid_config_passes():
         ({"model__depth": 0}, "model.depth is not set"),
         ({"model__pool": "max"}, "model.pool='max' is not one of cls, mean"),
         ({"model__pos_embed": "sincos_2d", "model__hidden_size": 4}, "needs a model.hidden_size"),
-        ({"model__dropout_rate": 1.0}, "model.dropout_rate=1.0 is above 0.99"),
-        ({"model__norm_eps": 0.0}, "model.norm_eps=0"),
+        ({"model__dropout_rate": 1.0}, "model.dropout_rate=1.0 must be at most 0.99"),
+        ({"model__norm_eps": 0.0}, "model.norm_eps=0.0 must be above 0"),
         ({"model__size": "XL/4"}, "model.size='XL/4' is unknown: give one of Ti, S, B, L"),
         ({"model__size": "S/8"}, "model.size='S/8' does nothing"),
         ({"train__epochs": 0.0}, "train.epochs and train.steps are both 0"),
@@ -56,32 +59,34 @@ def test_valid_config_passes():
         ({**SEEDS, "sharding__distributed": True}, "does not go with sharding.distributed=True"),
         ({"train__steps_at_once": "always", "sharding__fsdp": True}, "not go with sharding.fsdp"),
         ({**SEEDS, "log__wandb": True}, "seeds_at_once=always does not go with log.wandb=True"),
-        ({"train__label_smoothing": 1.5}, "train.label_smoothing=1.5 must be below 1"),
+        ({"train__label_smoothing": 1.5}, "train.label_smoothing=1.5 must be at most 0.999999"),
         (
             {"optim__name": "sgd", "optim__nesterov": True, "optim__momentum": 0.0},
             "nesterov=True has",
         ),
         ({"optim__warmup_steps": 3, "optim__warmup_percent": 2.0}, "contradict each other"),
-        ({"optim__learning_rate": -1.0}, "optim.learning_rate=-1.0 is negative"),
+        ({"optim__learning_rate": -1.0}, "optim.learning_rate=-1.0 must be at least 0"),
         ({"optim__learning_rate": float("inf")}, "is not a finite number"),
         ({"optim__end_learning_rate": 1.0}, "is above optim.learning_rate"),
-        ({"optim__decay_at_percent": (80.0, 50.0)}, "must rise"),
+        ({"optim__ema_decay": 1e-50}, "optim.ema_decay=1e-50 is too small: give 0 or at least"),
+        ({"optim__schedule": "step", "optim__decay_at_percent": (80.0, 50.0)}, "must rise"),
+        ({"optim__decay_at_percent": (50.0,)}, "has no effect with optim.schedule=cosine"),
         ({"data__mean": (0.5, 0.5)}, "data.mean=(0.5, 0.5) has 2 values for 3 channels"),
-        ({"data__std": (0.0,)}, "data.std=(0.0,) holds a 0"),
-        ({"data__channels": 4}, "data.channels=4 is neither"),
-        ({"data__mean": ("a",)}, "data.mean=('a',) holds something that is no number"),
+        ({"data__std": (0.0,)}, "data.std=(0.0,) must be at least 0.001"),
+        ({"data__channels": 4}, "data.channels=4 is not one of 1, 3"),
+        ({"data__mean": ("a",)}, "data.mean=('a',) holds something that is not a number"),
         ({"seed": 2**33}, "is too large"),
-        ({"data__val_size": 1.5}, "data.val_size=1.5 is neither"),
+        ({"data__val_size": 1.5}, "data.val_size=1.5 must be a fraction below 1, or an integer"),
         ({"data__name": "folder"}, "data.name=folder needs data.dir"),
         ({"data__train_examples": 9, "data__examples_per_class": 1}, "not both"),
-        ({"data__eval_crop": 1.5}, "data.eval_crop=1.5 is no share"),
+        ({"data__eval_crop": 1.5}, "data.eval_crop=1.5 must be at most 1"),
         ({"augment__crop_padding": 32}, "augment.crop_padding=32 must be smaller"),
         ({"augment__kind": "strongest"}, "is not one of none, baseline, cutout, autoaugment"),
         ({"augment__policy": "svhn"}, "augment.policy='svhn' is not one of cifar10, imagenet"),
         ({"augment__kind": "none", "augment__mixup_alpha": 1.0}, "augment.kind=none contradicts"),
-        ({"augment__magnitude": 31}, "augment.magnitude=31 is above 30"),
+        ({"augment__magnitude": 31}, "augment.magnitude=31 must be at most 30"),
         ({"augment__num_ops": 0}, "augment.num_ops=0 must be at least 1"),
-        ({"augment__brightness": 1.5}, "augment.brightness=1.5 is above 1"),
+        ({"augment__brightness": 1.5}, "augment.brightness=1.5 must be at most 1"),
         ({"augment__saturation": 0.5, "data__channels": 1}, "needs data.channels=3"),
         ({"model__stem": "imagenet"}, "model.stem=imagenet has no effect with model.name=vit"),
         ({"model__name": "resnet18"}, "has no effect with model.name=resnet18"),
@@ -91,19 +96,22 @@ def test_valid_config_passes():
         ({**PLATEAU, "optim__learning_rate": 0.0}, "needs an optim.learning_rate above"),
         ({**PLATEAU, "train__eval_every_epochs": 0.0}, "needs evaluations"),
         ({**PLATEAU, "optim__decay_factor": 1.0}, "optim.decay_factor=1.0 must lie between"),
-        ({**PLATEAU, "optim__plateau_threshold": 0.0}, "optim.plateau_threshold=0.0 must lie"),
+        (
+            {**PLATEAU, "optim__plateau_threshold": 0.0},
+            "optim.plateau_threshold=0.0 must be above 0",
+        ),
         ({"model__attention": "differential", "model__hidden_size": 36}, "divisible by twice"),
         ({"model__pos_embed": "rope_2d", "model__hidden_size": 24}, "needs a width per attention"),
-        ({"model__depth": True}, "config key model.depth in the config takes a whole number"),
-        ({"model__depth": 10**9}, "model.depth=1000000000 is above 1000"),
-        ({"train__steps": 2**31}, "train.steps=2147483648 is above 2147483646"),
-        ({"optim__eps": 1e-50}, "optim.eps=1e-50 is too small: give 0 or at least 1e-30"),
-        ({"optim__b2": 0.99999999}, "optim.b2=0.99999999 must be below 1, by a millionth"),
-        ({"optim__learning_rate": 1e3}, "optim.learning_rate=1000.0 is above 100"),
+        ({"model__depth": True}, "config key model.depth in the config takes an integer"),
+        ({"model__depth": 10**9}, "model.depth=1000000000 must be at most 1000"),
+        ({"train__steps": 2**31}, "train.steps=2147483648 must be at most 2147483646"),
+        ({"optim__eps": 1e-50}, "optim.eps=1e-50 is too small: give at least 1e-30"),
+        ({"optim__b2": 0.99999999}, "optim.b2=0.99999999 must be at most 0.999999"),
+        ({"optim__learning_rate": 1e3}, "optim.learning_rate=1000.0 must be at most 100"),
         ({"optim__weight_decay": 1000.0}, "weights would change sign instead of shrinking"),
-        ({"data__mean": (123.7,)}, "data.mean=(123.7,) is above 1"),
-        ({"data__std": (1e-6,)}, "data.std=(1e-06,) holds less than 0.001"),
-        ({"data__dir": "a\0b"}, "holds what no file name can"),
+        ({"data__mean": (123.7,)}, "data.mean=(123.7,) must be at most 1"),
+        ({"data__std": (1e-6,)}, "data.std=(1e-06,) must be at least 0.001"),
+        ({"data__dir": "a\0b"}, "holds characters that no file name can"),
         ({"freeze": f"last_{'9' * 5000}_blocks"}, "freeze='last_999"),
         ({"freeze": "x{9999999999}=frozen"}, "is no regular expression"),
         ({"model__size": f"S/{'9' * 5000}"}, "model.size='S/999"),
@@ -119,7 +127,7 @@ def test_wrong_config_is_refused(overrides, sentence):
 def test_unknown_keys_and_wrong_types_are_refused():
     with pytest.raises(UserError, match="did you mean train.epochs"):
         make(train__epoch=3)
-    with pytest.raises(UserError, match="train.batch_size in a test takes a whole number"):
+    with pytest.raises(UserError, match="train.batch_size in a test takes an integer"):
         make(train__batch_size="many")
     with pytest.raises(UserError, match="optim.b1 in a test takes a number, not 1000"):
         make(optim__b1=10**400)  # more than a float holds
@@ -174,16 +182,137 @@ def test_command_line_cannot_set_what_the_sweep_sets():
         sweep.make_variants(make(), {"a/b": {}}, set())
 
 
-def test_readme_lists_every_setting_with_its_default():
-    root = pathlib.Path(__file__).parent.parent
-    readme = (root / "README.md").read_text()
-    source = (root / "vit_jax" / "config" / "settings.py").read_text()
-    for key, value in settings.flatten(settings.get_config()).items():
-        default = f'"{value}"' if isinstance(value, str) else re.escape(str(value))
-        row = re.search(rf"^\| `{re.escape(key)}` \| `({default}|\S+)` \| (.+) \|$", readme, re.M)
-        assert row, f"README.md has no row for {key}"
-        name = key if "." in key else f"config.{key}"
-        assert f"{name} = {row[1]}  # {row[2]}\n" in source, f"{key} differs from config.py"
+def test_settings_page_is_that_of_the_schema():
+    page = pathlib.Path(__file__).parents[1] / "docs" / "settings.md"
+    assert page.read_text() == settings_page(), (
+        "docs/settings.md is stale: python -m vit_jax.config.reference > docs/settings.md"
+    )
+
+
+@pytest.mark.parametrize("key", SCHEMA)
+def test_schema_entries_are_consistent(key):
+    setting = SCHEMA[key]
+    assert setting.help and setting.help[-1] != "." and "likewise" not in setting.help
+    assert not setting.choices or setting.default in setting.choices
+    numbers = setting.default if isinstance(setting.default, tuple) else (setting.default,)
+    for number in numbers:
+        if not isinstance(number, bool | str):
+            assert setting.low <= number <= setting.high
+    if setting.applies:
+        other, values = setting.applies
+        assert set(values) < set(SCHEMA[other].choices)
+
+
+def test_renamed_settings(monkeypatch):
+    monkeypatch.setitem(RENAMED, "model.width", "model.hidden_size")
+    with pytest.raises(UserError, match="model.width in a test was renamed to model.hidden_size"):
+        settings.with_overrides(settings.get_config(), {"model.width": 8}, "a test")
+    kept = settings.current_names({"model.width": 8, "seed": 1})
+    assert kept == {"model.hidden_size": 8, "seed": 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config.train.epochs=5"], {"train.epochs": 5.0}),
+        (["--config.train.epochs", "2.5", "-config.seed", "3"], {"train.epochs": 2.5, "seed": 3}),
+        (["--config.data.download=False"], {"data.download": False}),
+        (["--config.data.download", "false"], {"data.download": False}),
+        (["--config.train.remat"], {"train.remat": True}),
+        (["--config.train.remat", "--config.seed=1"], {"train.remat": True, "seed": 1}),
+        (["--config.data.mean=(0.1, 0.2, 0.3)"], {"data.mean": (0.1, 0.2, 0.3)}),
+        (["--config.data.mean=0.1,0.2,0.3"], {"data.mean": (0.1, 0.2, 0.3)}),
+        (["--config.data.std=0.5"], {"data.std": (0.5,)}),
+        (["--config.data.name=123"], {"data.name": "123"}),
+        (["--config.freeze=a=trained; .*=frozen"], {"freeze": "a=trained; .*=frozen"}),
+        (["--config.data.dir="], {"data.dir": ""}),
+        (["--config.seed=1", "--config.seed=2"], {"seed": 2}),
+    ],
+)
+def test_overrides_on_the_command_line(arguments, expected):
+    found, others = command.split_overrides([*arguments, "--other", "x"])
+    assert (found, others) == (expected, ["--other", "x"])
+    config, given = command.with_arguments(settings.get_config(), arguments)
+    flat = settings.flatten(config)
+    assert given == set(expected) and {key: flat[key] for key in given} == expected
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("--config.train.epochs", "--config.train.epochs needs a value"),
+        ("--config.train.steps=1.5", "train.steps in the command line takes an integer, not 1.5"),
+        ("--config.train.epochs=inf", "takes a number, not 'inf'"),
+        ("--config.data.download=maybe", "takes True or False, not 'maybe'"),
+        ("--config.data.mean=a", "takes a tuple such as (0.5,), not 'a'"),
+        ("--config.seed=None", "takes an integer, not None"),
+        ("--config.train.epoch=1", "unknown config key train.epoch"),
+    ],
+)
+def test_wrong_overrides_on_the_command_line(argument, sentence):
+    with pytest.raises(UserError) as error:
+        command.split_overrides([argument])
+    assert sentence in str(error.value)
+
+
+PROFILES = """
+from vit_jax import config
+from vit_jax.runtime.errors import UserError
+
+def get_config(profile=None):
+    if profile not in (None, "cpu"):
+        raise UserError(f"profile {profile} is unknown: use cpu")
+    made = config.get_config()
+    made.train.epochs = 1.0 if profile else 9.0
+    return made
+
+def sweep():
+    return {"deep": {"model.depth": 12}, "flat": {"model.depth": 1}}
+
+PUBLISHED = {"a paper": "deep > flat"}
+"""
+
+
+def test_load_config(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(PROFILES)
+    found = load_config(str(path), {"seed": 3})
+    assert (found.name, found.config.train.epochs, found.config.seed) == ("mine", 9.0, 3)
+    assert list(found.variants) == ["deep", "flat"] and found.given == {"seed"}
+    assert found.published == {"a paper": "deep > flat"}
+    for one in (load_config(path, profile="cpu"), load_config(f"{path}:cpu")):
+        assert (one.name, one.config.train.epochs) == ("mine_cpu", 1.0)
+    assert load_config(path, variant="flat").variants == {"flat": {"model.depth": 1}}
+    with pytest.raises(UserError, match="variant='steep' is unknown: use one of deep, flat"):
+        load_config(path, variant="steep")
+    with pytest.raises(UserError, match="^profile gpu is unknown: use cpu$"):
+        load_config(f"{path}:gpu")
+    with pytest.raises(UserError, match="train.epochs in the overrides takes a number"):
+        load_config(path, {"train.epochs": "x"})
+
+
+def test_profiles_that_do_not_fit(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from vit_jax import config\nget_config = config.get_config")
+    with pytest.raises(
+        UserError, match=r"mine.py:cpu gives a profile, but its get_config\(\) takes"
+    ):
+        load_config(f"{path}:cpu")
+    path.write_text("def get_config(profile):\n    return 1")
+    with pytest.raises(UserError, match=r"mine.py needs a profile: --config=.*mine.py:PROFILE"):
+        load_config(path)
+
+
+def test_bundled_configs_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config("digits_patch").name == "digits_patch.py"
+    assert load_config("digits_patch").name == "digits_patch"
+    with pytest.raises(UserError, match="did you mean digits_patch"):
+        find_config("digits_pach")
+    with pytest.raises(UserError, match="use one of .*cifar_patch, "):
+        find_config("xyz")
+    (tmp_path / "digits_patch").write_text("")  # a file of the user comes first
+    assert find_config("digits_patch").read_text() == ""
 
 
 def test_wandb_is_asked_for_before_it_is_needed(monkeypatch):

@@ -20,7 +20,7 @@ from tiny_states import made_up
 from tiny_weights import save_weights
 
 from vit_jax import config as settings
-from vit_jax.config.rules import BELONGS, CHOICES, LARGEST
+from vit_jax.config.schema import SCHEMA
 from vit_jax.data import load_data, prepare, sources
 from vit_jax.evaluation.evaluate import evaluate
 from vit_jax.runtime.errors import UserError
@@ -33,7 +33,6 @@ from vit_jax.training.setup import make_setup
 MESH = jax.make_mesh(
     (1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1]
 )
-DEFAULT = settings.flatten(settings.get_config())
 PLACES = pathlib.Path(tempfile.mkdtemp(prefix="fuzz_"))  # of a folder of images, and of weights
 TINY = {
     "data.name": "digits",
@@ -52,16 +51,34 @@ TINY = {
 }
 
 
-def near(limit):
-    """Numbers from 0 to a limit, both often."""
-    return st.sampled_from([0.0, limit]) | st.floats(0.0, limit)
-
-
 STEPS, EPOCHS, PERCENT = st.integers(1, 3), st.floats(0.001, 3.0), st.floats(0.001, 99.0)
 SPLITS = st.sampled_from(["auto", "auto", "train", "test", "extra"])
+SIZES = st.floats(0.01, 0.9) | st.sampled_from([1.0, 9.0])
 CHANNELS = st.lists(st.floats(0.1, 1.0), min_size=1, max_size=3).map(tuple)
 
-# What may be right, for every setting that is neither a choice nor a yes or no.
+# Upper limits below those of the schema, so that training is quick and its loss finite.
+LIMITS = {
+    "data.train_examples": 60,
+    "data.examples_per_class": 6,
+    "data.resident_max_gib": 8.0,
+    "data.num_threads": 4,
+    "augment.crop_padding": 4,
+    "augment.num_ops": 3,
+    "augment.cutout_length": 16,
+    "model.depth": 2,
+    "model.representation_size": 8,
+    "optim.learning_rate": 1.0,
+    "optim.end_learning_rate": 1e-3,
+    "optim.warmup_steps": 2,
+    "optim.weight_decay": 1.0,
+    "optim.grad_clip_norm": 9.0,
+    "optim.muon_rms": 1.0,
+    "optim.muon_iterations": 6,
+    "train.num_seeds": 3,
+    "log.explain_images": 64,
+    "sharding.cpu_devices": 8,
+}
+# Values that may be right where the schema has no range, or few of its values fit each other.
 FITTING = {
     "seed": st.sampled_from([0, 7, 2**32 - 1]),
     "init_from": st.sampled_from(["", str(PLACES / "weights"), str(PLACES / "nothing")]),
@@ -73,72 +90,27 @@ FITTING = {
     "data.train_split": st.sampled_from(["train", "train", "test", ""]),
     "data.val_split": SPLITS,
     "data.test_split": SPLITS,
-    "data.val_size": st.floats(0.01, 0.9) | st.sampled_from([1.0, 9.0]),
-    "data.test_size": st.floats(0.01, 0.9) | st.sampled_from([1.0, 9.0]),
+    "data.val_size": SIZES,
+    "data.test_size": SIZES,
     "data.split_seed": st.integers(0, 2**70),
-    "data.train_examples": st.integers(0, 60),
-    "data.examples_per_class": st.integers(0, 6),
     "data.image_size": st.sampled_from([0, 1, 4, 8, 12]),
     "data.stored_size": st.sampled_from([0, 1, 5, 16]),
-    "data.eval_crop": near(1.0),
-    "data.channels": st.sampled_from([1, 3]),
     "data.mean": CHANNELS,
     "data.std": CHANNELS,
-    "data.resident_max_gib": near(8.0),
-    "data.num_threads": st.integers(1, 4),
-    "augment.crop_padding": st.integers(0, 4),
-    "augment.crop_min_area": near(1.0),
-    "augment.fill": st.integers(0, 255),
-    "augment.num_ops": st.integers(1, 3),
-    "augment.magnitude": st.integers(0, 30),
-    "augment.rotation_degrees": near(180.0),
-    "augment.brightness": near(1.0),
-    "augment.contrast": near(1.0),
-    "augment.saturation": near(1.0),
-    "augment.cutout_length": st.integers(0, 16),
-    "augment.erasing_rate": near(1.0),
-    "augment.mixup_alpha": near(9.0),
-    "augment.cutmix_alpha": near(9.0),
-    "augment.cutmix_rate": near(1.0),
-    "augment.mix_rate": near(1.0),
     "model.size": st.sampled_from(["", "Ti/4"]),
     "model.patch_size": st.sampled_from([0, 1, 2, 3, 4, 8]),
     "model.hidden_size": st.sampled_from([0, 1, 2, 6, 8, 16]),
-    "model.depth": st.integers(0, 2),
     "model.num_heads": st.sampled_from([0, 1, 2, 3]),
     "model.mlp_dim": st.sampled_from([0, 1, 8]),
-    "model.dropout_rate": near(1.0),
-    "model.attention_dropout_rate": near(1.0),
-    "model.drop_path_rate": near(1.0),
     "model.norm_eps": st.sampled_from([1e-12, 1e-6, 1e-5, 1.0]),
-    "model.representation_size": st.integers(0, 8),
-    "optim.learning_rate": near(1.0),
-    "optim.end_learning_rate": near(1e-3),
-    "optim.warmup_steps": st.integers(0, 2),
     "optim.warmup_epochs": EPOCHS,
     "optim.warmup_percent": PERCENT,
-    "optim.decay_at_percent": st.sets(near(99.0), max_size=3).map(lambda x: tuple(sorted(x))),
-    "optim.decay_factor": near(1.0),
-    "optim.plateau_patience": st.integers(0, 10),
-    "optim.plateau_cooldown": st.integers(0, 10),
-    "optim.plateau_threshold": near(1.0),
-    "optim.weight_decay": near(1.0),
-    "optim.b1": near(1.0),
-    "optim.b2": near(1.0),
+    "optim.decay_at_percent": st.sets(PERCENT, max_size=3).map(lambda x: tuple(sorted(x))),
     "optim.eps": st.sampled_from([1e-12, 1e-8, 1e-3, 1.0]),
-    "optim.layer_decay": near(1.0),
-    "optim.muon_momentum": near(1.0),
-    "optim.muon_rms": near(1.0),
-    "optim.muon_iterations": st.integers(0, 6),
-    "optim.momentum": near(1.0),
-    "optim.grad_clip_norm": near(9.0),
-    "optim.ema_decay": near(1.0),
     "train.epochs": EPOCHS,
     "train.steps": st.sampled_from([0, 1, 2, 3, 10**6]),
-    "train.num_seeds": st.integers(1, 3),
     "train.batch_size": st.sampled_from([1, 2, 8, 24]),
     "train.accumulation_steps": st.sampled_from([0, 1, 2, 4]),
-    "train.label_smoothing": near(1.0),
     "train.eval_every_steps": STEPS,
     "train.eval_every_epochs": EPOCHS,
     "train.eval_every_percent": PERCENT,
@@ -147,21 +119,30 @@ FITTING = {
     "log.every_epochs": EPOCHS,
     "log.every_percent": PERCENT,
     "log.figures_every": st.sampled_from([0, 0, 0, 1]),
-    "log.explain_images": st.integers(0, 64),
-    "sharding.cpu_devices": st.integers(0, 8),
-}
-FITTING |= {key: st.sampled_from(allowed) for key, allowed in CHOICES.items()}
-FITTING |= {
-    key: st.booleans()
-    for key, value in DEFAULT.items()
     # Several processes cannot be had here; wandb, even if there is one, would be sent something.
-    if type(value) is bool and key not in ("sharding.distributed", "log.wandb")
+    "sharding.distributed": st.just(False),
+    "log.wandb": st.just(False),
 }
-FITTING |= {key: st.just(False) for key in ("sharding.distributed", "log.wandb")}
 
+
+def of_schema(key):
+    """Values that the schema allows for a setting, both ends of a range often."""
+    setting = SCHEMA[key]
+    if setting.choices:
+        return st.sampled_from(setting.choices)
+    if isinstance(setting.default, bool):
+        return st.booleans()
+    ends = low, high = setting.low, LIMITS.get(key, setting.high)
+    assert high <= setting.high and not isinstance(setting.default, str | tuple), key
+    if isinstance(setting.default, int):
+        return st.integers(*ends)
+    return st.sampled_from([float(low), float(high)]) | st.floats(*ends)
+
+
+FITTING |= {key: of_schema(key) for key in SCHEMA if key not in FITTING}
 # Compiling a policy of augmentations takes longer than all else.
 FITTING["augment.kind"] = st.sampled_from(
-    [*["none", "baseline", "cutout"] * 6, *CHOICES["augment.kind"]]
+    [*["none", "baseline", "cutout"] * 6, *SCHEMA["augment.kind"].choices]
 )
 
 # What is wrong for most settings, or nearly so.
@@ -189,24 +170,21 @@ def overrides(draw):
     if keys["data.name"] == "folder":
         keys["data.dir"] = draw(FITTING["data.dir"])
     if draw(st.integers(0, 7)):  # nearly always: without what contradicts something
-        for key, (choice, values) in BELONGS.items():
-            if keys.get(choice, DEFAULT[choice]) not in values:
+        for key, setting in SCHEMA.items():
+            other, values = setting.applies or ("", ())
+            if other and keys.get(other, SCHEMA[other].default) not in values:
                 keys.pop(key, None)
         for stem in ("optim.warmup_", "train.eval_every_", "log.every_", "train."):
             alike = [k for u in ("steps", "epochs", "percent") if keys.get(k := stem + u)]
-            keys |= {key: type(DEFAULT[key])(0) for key in alike[1:]}
+            keys |= {key: type(SCHEMA[key].default)(0) for key in alike[1:]}
     wrong = draw(st.lists(st.sampled_from(sorted(FITTING)), unique=True, max_size=3))
     return keys | {key: _affordable(key, draw(WRONG)) for key in wrong[1:]}
 
 
 def _affordable(key, value):
     """Returns a value above the limit in the place of one that is allowed and takes hours."""
-    costly = key in COSTLY and isinstance(value, int) and 2 < value <= LARGEST[key]
-    return LARGEST[key] + 1 if costly else value
-
-
-def test_every_setting_has_values_to_try():
-    assert set(FITTING) == set(DEFAULT)
+    costly = key in COSTLY and isinstance(value, int) and 2 < value <= SCHEMA[key].high
+    return SCHEMA[key].high + 1 if costly else value
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +218,7 @@ def attempt(keys) -> str:
         steps = compile_steps(make_setup(config, data, MESH))
     except UserError as error:
         told = str(error)
-        assert any(re.search(rf"\b{re.escape(key)}\b", told) for key in DEFAULT), told
+        assert any(re.search(rf"\b{re.escape(key)}\b", told) for key in SCHEMA), told
         return "refused"
     state = made_up(steps.shapes, make_plateau(config.optim))
     if steps.setup.on_features:

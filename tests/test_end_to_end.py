@@ -11,8 +11,7 @@ import storm as storms
 from tiny_configs import make_config
 from tiny_stop import Stop
 
-from vit_jax import config as settings
-from vit_jax.config.loading import load_config_file
+from vit_jax.config.loading import load_config
 from vit_jax.runtime.errors import UserError
 from vit_jax.storage import run_folder
 from vit_jax.training.sweep import make_variants, run_sweep
@@ -35,11 +34,10 @@ def finished(storm):
 
 def start(folder, workdir, **overrides):
     """Starts the sweep in this process, as the command would."""
-    config, variants, published = load_config_file(folder / "storm_config.py")
     changed = {key.replace("__", "."): value for key, value in overrides.items()}
-    config = settings.with_overrides(config, changed, "a test")
-    configs = make_variants(config, variants, set(changed))
-    run_sweep("storm_config", configs, variants, published, workdir, None, Stop())
+    found = load_config(folder / "storm_config.py", changed)
+    configs = make_variants(found.config, found.variants, set(found.given))
+    run_sweep(found.name, configs, found.variants, found.published, workdir, None, Stop())
 
 
 def test_a_sweep_that_is_killed_five_times_loses_nothing(storm):

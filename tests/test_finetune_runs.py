@@ -328,8 +328,11 @@ def test_a_run_of_an_older_version_is_used_with_the_defaults_of_what_it_lacks(fi
     assert pretrained.read_info(older) == pretrained.read_info(first) | {"source": str(older)}
     for change, sentence in (
         ({"config": record["config"] | {"model.newer": 1}}, "unknown config key model.newer in"),
-        ({"config": record["config"] | {"model.depth": "x"}}, "takes a whole number, not 'x'"),
-        ({"config": record["config"] | {"model.depth": 10**9}}, "model.depth=1000000000 is above"),
+        ({"config": record["config"] | {"model.depth": "x"}}, "takes an integer, not 'x'"),
+        (
+            {"config": record["config"] | {"model.depth": 10**9}},
+            "depth=1000000000 must be at most",
+        ),
         ({"config": []}, "config.json is damaged"),
         ({"data": {"classes": [1, 2]}}, "config.json is damaged"),
     ):

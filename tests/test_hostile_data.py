@@ -278,7 +278,6 @@ SPECIAL = {
     "device": special(tarfile.CHRTYPE),
     "pipe": special(tarfile.FIFOTYPE),
     "folder": special(tarfile.DIRTYPE),
-    "sparse": special(tarfile.GNUTYPE_SPARSE),
 }
 
 

@@ -27,7 +27,9 @@ HOMES = {
     "tensorboard": {"storage"},
     "wandb": {"storage"},
     "safetensors": {"pretrained"},
-    "ml_collections": {"config", "main"},
+    "ml_collections": {"config"},
+    "jinja2": {"report"},
+    "filelock": {"runtime"},
     "tensorflow": set(),
     "torch": set(),
 }

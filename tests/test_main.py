@@ -2,11 +2,15 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import textwrap
 
 import pytest
 from conftest import COMMAND_ENVIRONMENT, ROOT
+
+from vit_jax.config.schema import SCHEMA
 
 DIGITS = "--config=configs/digits_patch.py"
 
@@ -52,7 +56,7 @@ def assert_refused(done, *sentences):
         ([], "--config=FILE is missing"),
         ([DIGITS, DIGITS], "--config=FILE is given 2 times"),
         (["--config=none.py"], "--config=none.py is not a file"),
-        ([DIGITS, "--workdri=x"], "Unknown command line flag 'workdri'. Did you mean: workdir"),
+        ([DIGITS, "--workdri=x"], "unrecognised argument '--workdri=x'; did you mean --workdir?"),
         ([DIGITS, "--config.train.epoch=3"], "train.epoch in the command line; did you mean"),
         ([DIGITS, "--config.train.batch_size=x"], "train.batch_size in the command line takes a"),
         ([DIGITS, "--config.model.patch_size=3"], "model.patch_size=3 does not divide"),
@@ -107,7 +111,7 @@ DEFAULTS = "from vit_jax import config\nget_config = config.get_config\n"
         (DEFAULTS + "assert not get_config", "line 3: AssertionError"),
         (
             DEFAULTS + "def sweep():\n  return {'a': {'seed': None}}",
-            "config key seed in variant a takes a whole number, not None",
+            "config key seed in variant a takes an integer, not None",
         ),
         (
             DEFAULTS + "def sweep():\n  return {'b': {'sharding.cpu_devices': 1}}",
@@ -154,8 +158,44 @@ def test_an_empty_workdir_is_no_default(main):
     assert_refused(main(DIGITS, "--workdir="), "--workdir is empty")
 
 
-def test_help_explains_itself(command):
-    done = command("-m", "vit_jax.main", "--help")
-    assert done.returncode == 0
-    for word in ("--config=configs/cifar_patch.py", "--workdir", "--variant", "settings.py"):
+def test_help_lists_every_setting_without_starting_jax(command):
+    code = """
+        import sys
+        from vit_jax import main
+        sys.argv = ["main", "--help"]
+        try:
+            main.run()
+        finally:
+            assert "jax" not in sys.modules
+    """
+    done = command("-c", textwrap.dedent(code))
+    assert done.returncode == 0, done.stderr
+    for word in ("--config=configs/cifar_patch.py", "--workdir", "--variant", "docs/settings.md"):
         assert word in done.stdout
+    for key, setting in SCHEMA.items():
+        assert f"--config.{key}=" in done.stdout and setting.help in done.stdout
+
+
+def test_a_config_file_is_executed_once(main, tmp_path):
+    path, log = tmp_path / "mine.py", tmp_path / "log"
+    path.write_text(
+        f"with open({str(log)!r}, 'a') as file:\n    file.write('x')\n{DEFAULTS}"
+        "def sweep():\n  return {'small': {'model.depth': 1}}"
+    )
+    assert_refused(main(f"--config={path}", f"--workdir={tmp_path / 'runs'}"), "is not set")
+    assert log.read_text() == "x"
+
+
+def test_the_workdir_is_named_after_config_and_profile(main, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from vit_jax.config.loading import load_config\n"
+        "def get_config(profile):\n    return load_config('digits_patch').config\n"
+    )
+    runs = ROOT / "runs" / "mine_cpu"
+    assert not runs.exists()
+    try:
+        assert_refused(main(f"--config={path}:cpu", "--config.data.val_size=9999"), "9999 of 1438")
+        assert runs.is_dir()
+    finally:
+        shutil.rmtree(runs, ignore_errors=True)

@@ -10,9 +10,10 @@ from tiny_configs import make_config
 from tiny_steps import make_steps
 from tiny_stop import Stop
 
-from vit_jax import main
+from vit_jax.cli import command
 from vit_jax.data import load_data
 from vit_jax.runtime import memory
+from vit_jax.runtime.errors import describe_error
 from vit_jax.training import loop
 
 PROGRAM = """
@@ -58,13 +59,13 @@ def test_memory_that_ran_out_is_told_in_one_sentence(capsys):
         (MemoryError(), "MemoryError"),
     ):
 
-        def command(error=error):
+        def fail(error=error):
             raise error
 
-        assert command.run(command) == 1
+        assert command.run(fail) == 1
         told = capsys.readouterr().err
         assert told.count("\n") == 1 and sentence in told and f"{reason})" in told
-        assert "lower train.batch_size" in main._sentence(error)
+        assert "lower train.batch_size" in str(describe_error(error, training=True))
     assert not memory.ran_out(jax.errors.JaxRuntimeError("INTERNAL: a fault"))
     assert not memory.ran_out(ValueError("RESOURCE_EXHAUSTED: of a disk"))
 

@@ -10,7 +10,7 @@ import pytest
 
 from vit_jax import config as settings
 from vit_jax import models
-from vit_jax.config.rules import CHOICES
+from vit_jax.config.schema import SCHEMA
 from vit_jax.models import layers
 from vit_jax.models.vit import PositionEmbedding, sincos_2d, sinusoidal_1d
 
@@ -135,7 +135,7 @@ def test_logits_follow_the_paper():
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-@pytest.mark.parametrize("kind", CHOICES["model.pos_embed"])
+@pytest.mark.parametrize("kind", SCHEMA["model.pos_embed"].choices)
 def test_position_embeddings(kind, pool):
     model, params = init(pos_embed=kind, pool=pool)
     own = {"learned_1d": (6 + (pool == "cls")) * 16, "learned_2d": (2 + 3) * 16}

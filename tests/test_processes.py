@@ -105,8 +105,12 @@ def test_killed_stopped_and_resumed_processes_train_like_one(command, tmp_path):
             killed = pool.submit(together, tmp_path, victim, "SIGKILL", 25)
             expected = expected or alone(tmp_path / "alone")
         statuses, _, errors = killed.result()
-        assert statuses == [-9 if rank == victim else 1 for rank in range(COUNT)], errors
+        assert statuses[victim] == -9
         for rank in set(range(COUNT)) - {victim}:
+            if victim == 0 and statuses[rank] == -6:  # JAX aborts what has lost the first process
+                assert "another task died" in errors[rank]
+                continue
+            assert statuses[rank] == 1, errors
             (*_, last) = errors[rank].strip().splitlines()
             assert last.startswith("error: another process of this run has ended"), errors[rank]
             assert "Traceback" not in errors[rank]

@@ -8,7 +8,7 @@ from PIL import Image
 from tiny_weights import save_weights
 
 from scripts import visualize
-from vit_jax.plots.results import head
+from vit_jax.plots.results import save
 
 
 def test_contact_sheet_shows_originals_and_draws(tmp_path, capsys):
@@ -32,7 +32,7 @@ def test_contact_sheet_shows_originals_and_draws(tmp_path, capsys):
         (["augment"], "--config"),
         (["augment", "--config=nowhere.py"], "nowhere.py is not a file"),
         (["augment", "--config=configs/digits_augment.py", "--rows=0"], "--rows=0"),
-        (["augment", "--config=configs/digits_augment.py", "more"], "'more' is no argument"),
+        (["augment", "--config=configs/digits_augment.py", "more"], "unrecognised argument 'more'"),
         (["augment", "--config=configs/digits_augment.py", "--config.seed=a"], "seed"),
         (["augment", "--config=configs/digits_augment.py", "--config.seeds=1"], "mean seed?"),
         (["augment", "--config=configs/digits_augment.py", "--out=nowhere/a.png"], "nowhere"),
@@ -132,9 +132,10 @@ def test_mistakes_about_models_end_in_one_sentence(tmp_path, pictures, capsys):
 
 
 @pytest.mark.parametrize("width", [4, 11])
-def test_a_title_fits_its_figure(width):
+def test_a_title_fits_its_figure(width, tmp_path):
     figure = matplotlib.figure.Figure(figsize=(width, 3), layout="constrained")
-    head(figure, "WIDE Letters, attention of the class token in all heads; " * 4)
+    title = "WIDE Letters, attention of the class token in all heads; " * 4
+    save(figure, tmp_path / "figure.png", title)
     canvas = matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
     canvas.draw()
     (title,) = figure.texts

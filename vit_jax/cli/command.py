@@ -2,17 +2,20 @@
 
 import argparse
 import ast
+import difflib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import logging
 
 from vit_jax import config as settings
 from vit_jax.config import Config
+from vit_jax.config.schema import SCHEMA
 from vit_jax.runtime import memory
-from vit_jax.runtime.errors import UserError, one_line
+from vit_jax.runtime.errors import UserError, describe_error, single_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,8 +26,18 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, allow_abbrev=False, **options)
 
     def error(self, message):
-        """Raises UserError."""
+        """Raise UserError."""
         raise UserError(message)
+
+    def parse_args(self, args=None, namespace=None):
+        """Parse arguments, all of which must be known; raises UserError."""
+        options, rest = self.parse_known_args(args, namespace)
+        if rest:
+            flags = re.findall(r"--[\w-]+", self.format_usage())
+            near = difflib.get_close_matches(rest[0].split("=")[0], flags, n=1)
+            hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
+            raise UserError(f"unrecognised argument {rest[0]!r}; {hint}")
+        return options
 
 
 def run(command: Callable[[], None]) -> int:
@@ -39,32 +52,70 @@ def run(command: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if memory.ran_out(error):
-            error = memory.full(error)
-        elif isinstance(error, OSError) and error.filename:
-            error = f"{os.fsdecode(error.filename)}: {error.strerror}"
-        elif not isinstance(error, (UserError, OSError)):
+        message = describe_error(error)
+        if message is None:
             raise
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {single_line(message)}", file=sys.stderr)
         return 1
     return 0
 
 
 def with_arguments(config: Config, arguments: list[str]) -> tuple[Config, set[str]]:
-    """Returns a config changed by --config.SECTION.KEY=VALUE, and the keys that were given.
+    """Change a config by --config.SECTION.KEY=VALUE; also returns the keys that were given.
 
-    Raises UserError if an argument is something else, or wrong.
+    Raises:
+      UserError: an argument is something else, or wrong.
     """
-    known, changed = settings.flatten(config), {}
-    for argument in arguments:
-        match = re.fullmatch(r"--config\.([\w.]+)=(.*)", argument)
+    overrides, others = split_overrides(arguments)
+    if others:
+        raise UserError(
+            f"unrecognised argument {others[0]!r}; settings are --config.SECTION.KEY=VALUE"
+        )
+    return settings.with_overrides(config, overrides, "the command line"), set(overrides)
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Split a command line into overrides {"section.key": value} and all other arguments.
+
+    Overrides are --config.SECTION.KEY=VALUE or --config.SECTION.KEY VALUE; a boolean setting
+    without a value becomes True.
+
+    Raises:
+      UserError: a setting is unknown, or a value is missing or of the wrong type.
+    """
+    overrides, others, left = {}, [], list(arguments)
+    while left:
+        argument = left.pop(0)
+        match = re.fullmatch(r"--?config\.([^=]*)(?:=(.*))?", argument, re.DOTALL)
         if not match:
-            raise UserError(f"{argument!r} is no argument; settings are --config.SECTION.KEY=VALUE")
-        key, value = match[1], match[2]
-        if not isinstance(known.get(key), str):
-            try:
-                value = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
-                pass  # the text will be refused
-        changed[key] = value
-    return settings.with_overrides(config, changed, "the command line"), set(changed)
+            others.append(argument)
+            continue
+        key, text = match.groups()
+        settings.check_key(key, "the command line")
+        if text is None:
+            is_boolean = isinstance(SCHEMA[key].default, bool)
+            follows = left and (left[0].lower() in _BOOLEANS if is_boolean else left[0][:2] != "--")
+            if not follows and not is_boolean:
+                raise UserError(f"{argument} needs a value: {argument}=VALUE")
+            text = left.pop(0) if follows else "True"
+        overrides[key] = _parse(SCHEMA[key].default, text)
+    settings.with_overrides(settings.get_config(), overrides, "the command line")
+    return overrides, others
+
+
+_BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+
+
+def _parse(default, text):
+    """Parse text as a value of the type of `default`; other text, which is refused, stays."""
+    if isinstance(default, str):
+        return text
+    if isinstance(default, bool):
+        return _BOOLEANS.get(text.lower(), text)
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    if isinstance(default, tuple):
+        return tuple(value) if isinstance(value, tuple | list) else (value,)
+    return value

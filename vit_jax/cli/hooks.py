@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from vit_jax import models
 from vit_jax.runtime import processes, sharding
 from vit_jax.runtime.errors import UserError
-from vit_jax.runtime.files import write_sums
-from vit_jax.storage import run_folder
+from vit_jax.runtime.files import read_json
 from vit_jax.training.hooks import Hooks
 
 
@@ -51,7 +50,6 @@ class ReportHooks(Hooks):
         self._viewers.pop(folder, None)
         scores.remove(folder / "figures" / "explanation")  # of an earlier stage of the run
         write_figures(folder)
-        write_sums(folder, run_folder.DRAWN)
 
     def on_sweep_end(
         self,
@@ -63,12 +61,11 @@ class ReportHooks(Hooks):
         arguments: Sequence[str],
     ) -> None:
         """Write table, charts and report.html; explain the best run; print the table."""
-        from vit_jax.explain import scores
         from vit_jax.report import Sweep, write_report
 
         select = next(iter(configs.values())).train.select
         sweep = Sweep(workdir, results, summaries, published, select, arguments)
-        explained = scores.read(sweep.explanation).get("asked", 0)  # first: what is damaged goes
+        explained = read_json(sweep.explanation / "scores.json").get("asked", 0)
         table = write_report(sweep)
         if _explain(sweep, configs[sweep.chosen], explained):
             write_report(sweep)

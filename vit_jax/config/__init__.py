@@ -1,17 +1,17 @@
-"""Settings: their defaults, config files, and the rules that they obey."""
+"""Settings: their schema, config files, and the rules across settings."""
 
 from vit_jax.config.settings import (
     DIMENSIONS,
     MODEL_SIZES,
     Config,
     check_key,
+    current_names,
     flatten,
     get_config,
     resolve,
     steps_of,
     total_steps,
     with_overrides,
-    wrong_type,
 )
 
 __all__ = [
@@ -19,11 +19,11 @@ __all__ = [
     "MODEL_SIZES",
     "Config",
     "check_key",
+    "current_names",
     "flatten",
     "get_config",
     "resolve",
     "steps_of",
     "total_steps",
     "with_overrides",
-    "wrong_type",
 ]

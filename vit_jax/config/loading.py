@@ -1,77 +1,109 @@
-"""Config files: executed, and checked."""
+"""Config files: found, executed once, and checked."""
 
+import dataclasses
 import difflib
+import inspect
 import os
 import pathlib
 import re
 import runpy
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from vit_jax.config import settings
-from vit_jax.runtime.errors import UserError
+from vit_jax.config.schema import SCHEMA
+from vit_jax.runtime.errors import UserError, first_line, truncate_repr
+
+PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+BUNDLED = (PACKAGE / "configs", PACKAGE.parent / "configs")  # installed, and in a clone
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """A config with its named variants.
 
     Attributes:
-      name: of the experiment.
+      name: of the config file, with the profile appended.
       config: of all variants, with the overrides.
       variants: {variant: {"section.key": value}}; {} for a single variant "base".
-      published: {source: the order that it found}.
-      given: the keys that were overridden.
+      published: {source: published order of the variants}.
+      given: keys that were overridden.
     """
 
     name: str
     config: settings.Config
-    variants: dict[str, dict] = field(default_factory=dict)
-    published: dict[str, str] = field(default_factory=dict)
+    variants: dict[str, dict] = dataclasses.field(default_factory=dict)
+    published: dict[str, str] = dataclasses.field(default_factory=dict)
     given: frozenset[str] = frozenset()
 
 
 def load_config(
-    path: str | os.PathLike, overrides: Mapping | None = None, variant: str | None = None
+    path: str | os.PathLike,
+    overrides: Mapping[str, Any] | None = None,
+    variant: str | None = None,
+    profile: str | None = None,
 ) -> Experiment:
-    """Loads a config file.
+    """Load a config file, which is executed once.
 
     Args:
-      path: of the file.
-      overrides: {"section.key": value}.
-      variant: keep this one of the variants.
+      path: of the file, or the name of a bundled config; ":PROFILE" may follow.
+      overrides: {"section.key": value}, settings to change.
+      variant: select this variant of the sweep alone.
+      profile: passed to `get_config` as its only argument.
 
     Raises:
-      UserError: the file, a key, a value or the variant is wrong.
+      UserError: the file is missing, fails or defines something else; or an override, the variant
+        or the profile is wrong.
     """
-    path, overrides = pathlib.Path(path), dict(overrides or {})
-    config, variants, published = load_config_file(path)
-    config = settings.with_overrides(config, overrides, "the overrides")
-    if variant is not None:
-        if variant not in variants:
-            raise UserError(f"there is no variant {variant!r}: use one of {', '.join(variants)}")
-        variants = {variant: variants[variant]}
-    return Experiment(path.stem, config, variants, published, frozenset(overrides))
+    name, _, given_profile = os.fspath(path).partition(":")
+    if given_profile and not pathlib.Path(path).is_file():
+        path, profile = name, given_profile
+    path = find_config(path)
+    overrides = dict(overrides or {})
+    config, variants, published = _execute(path, profile)
+    if variant is not None and variant not in (variants or {"base": {}}):
+        known = ", ".join(variants or {"base": {}})
+        raise UserError(f"variant={truncate_repr(variant)} is unknown: use one of {known}")
+    return Experiment(
+        name=re.sub(r"[^\w.+-]", "_", f"{path.stem}_{profile}") if profile else path.stem,
+        config=settings.with_overrides(config, overrides, "the overrides"),
+        variants={k: v for k, v in variants.items() if variant in (None, k)},
+        published=published,
+        given=frozenset(overrides),
+    )
 
 
-def load_config_file(path: pathlib.Path) -> tuple[settings.Config, dict[str, dict], dict]:
-    """Returns what a config file's get_config() and sweep() return, and its PUBLISHED.
+def find_config(name: str | os.PathLike) -> pathlib.Path:
+    """Find a config file by its path, or a bundled config by its bare name.
 
-    sweep() is {variant: {"section.key": value}}, PUBLISHED is {source: the order that it found};
-    both may be missing, and are then {}.
-
-    Raises UserError if it is missing, fails, or returns something else.
+    Raises:
+      UserError: there is neither.
     """
-    if not path.is_file():
-        raise UserError(f"--config={path} is not a file")
+    path = pathlib.Path(name)
+    if path.is_file():
+        return path
+    if path.suffix or path.name != os.fspath(name):
+        raise UserError(f"--config={name} is not a file")
+    found = {
+        file.stem: file for folder in reversed(BUNDLED) for file in sorted(folder.glob("*.py"))
+    }
+    if path.name not in found:
+        near = difflib.get_close_matches(path.name, found, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(found)}"
+        raise UserError(f"--config={name} is neither a file nor a bundled config; {hint}")
+    return found[path.name]
+
+
+def _execute(path, profile):
+    """Run a config file; returns its config, its variants and its PUBLISHED."""
     try:
         contents = runpy.run_path(str(path))
         if "get_config" not in contents:
             raise UserError(f"--config={path} has no function get_config()")
-        config = contents["get_config"]()
+        config = _call(contents["get_config"], path, profile)
         variants = contents["sweep"]() if "sweep" in contents else {}
     except UserError:
         raise
@@ -83,8 +115,7 @@ def load_config_file(path: pathlib.Path) -> tuple[settings.Config, dict[str, dic
         raise UserError(f"--config={path}, line {line}: {_reason(error)}") from None
     if not isinstance(config, ConfigDict):
         raise UserError(f"get_config() of --config={path} returns no ConfigDict")
-    differing = set(settings.flatten(config)) ^ set(settings.flatten(settings.get_config()))
-    if differing:
+    if differing := set(settings.flatten(config)) ^ set(SCHEMA):
         raise UserError(
             f"get_config() of --config={path} must return vit_jax.config.get_config() with some "
             f"values changed, but {min(differing)} was added or is missing"
@@ -98,20 +129,34 @@ def load_config_file(path: pathlib.Path) -> tuple[settings.Config, dict[str, dic
     if not isinstance(published, dict) or not all(
         isinstance(text, str) for pair in published.items() for text in pair
     ):
-        raise UserError(f"PUBLISHED of --config={path} must be a dict of texts: source to order")
+        raise UserError(f"PUBLISHED of --config={path} must be a dict of strings: source to order")
     return config, variants, published
 
 
+def _call(get_config, path, profile):
+    """Call `get_config` with the profile as its argument, or without any."""
+    arguments = () if profile is None else (profile,)
+    try:
+        inspect.signature(get_config).bind(*arguments)
+    except TypeError:
+        if arguments:
+            raise UserError(
+                f"--config={path}:{profile} gives a profile, but its get_config() takes none: use "
+                f"--config={path}"
+            ) from None
+        raise UserError(f"--config={path} needs a profile: --config={path}:PROFILE") from None
+    return get_config(*arguments)
+
+
 def _reason(error):
-    """Returns what to tell of an error in a config file's code."""
+    """Word an error in a config file's code."""
     # ml_collections quotes its messages, and lists all keys.
     match = re.match(r"""[\\'"]*(?:Key ")?(\w+)""", str(error))
     where = traceback.extract_tb(error.__traceback__)[-1].filename
     if isinstance(error, (AttributeError, KeyError)) and match and "ml_collections" in where:
-        known = settings.flatten(settings.get_config())
-        parts = {part for key in known for part in key.split(".")}
-        near = [key for key in known if key.split(".")[-1] == match[1]]  # of another section
+        parts = {part for key in SCHEMA for part in key.split(".")}
+        near = [key for key in SCHEMA if key.split(".")[-1] == match[1]]  # of another section
         near = near or difflib.get_close_matches(match[1], parts, n=1)
-        hint = f"did you mean {near[0]}?" if near else "vit_jax/config/settings.py lists them"
+        hint = f"did you mean {near[0]}?" if near else "docs/settings.md lists them"
         return f"there is no setting {match[1]} there; {hint}"
-    return f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -12,7 +12,7 @@ from vit_jax.data.images import stored_size
 from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits
 from vit_jax.runtime import processes
-from vit_jax.runtime.errors import some
+from vit_jax.runtime.errors import join_names
 
 __all__ = ["Data", "ResidentBatches", "StreamingBatches", "load_data"]
 
@@ -46,7 +46,7 @@ def load_data(config, mesh: Mesh) -> Data:
     fits = num_bytes <= config.resident_max_gib * 2**30
     resident = config.resident == "always" or (config.resident == "auto" and fits)
     print(
-        f"{config.name}: {len(splits.class_names)} classes ({some(splits.class_names)}), "
+        f"{config.name}: {len(splits.class_names)} classes ({join_names(splits.class_names)}), "
         + ", ".join(f"{len(part):,} {name}" for name, part in parts.items())
         + f" examples, {'to be held on the device' if resident else 'streamed'}",
         flush=True,

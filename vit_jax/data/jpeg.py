@@ -34,7 +34,7 @@ def describe_compression(files: Iterable[bytes]) -> str | None:
     for data in files:
         count += 1
         with Image.open(io.BytesIO(data)) as image:
-            if image.format == "JPEG" and max(image.size) <= SMALL:
+            if isinstance(image, JpegImagePlugin.JpegImageFile) and max(image.size) <= SMALL:
                 sampling = _SUBSAMPLING.get(JpegImagePlugin.get_sampling(image), "")
                 found.append(
                     (_quality(image.quantization[0]), sampling if image.layers > 1 else "")

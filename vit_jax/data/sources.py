@@ -13,7 +13,7 @@ from vit_jax.data import decoded
 from vit_jax.data.examples import Examples
 from vit_jax.data.images import IMAGE_SUFFIXES, identity_of, read_image, stored_size, to_array
 from vit_jax.data.tfds import Tfds
-from vit_jax.runtime.errors import UserError, one_line, shown, some
+from vit_jax.runtime.errors import UserError, join_names, single_line, truncate_repr
 from vit_jax.runtime.files import warn
 
 VALIDATION_NAMES = ("validation", "valid", "val")
@@ -106,7 +106,7 @@ class Folder:
                 "folder of images"
             )
         for name in self.class_names:
-            if one_line(name) != name:  # it would break tables, or could not be printed
+            if single_line(name) != name:  # it would break tables, or could not be printed
                 raise UserError(
                     f"the class folder {first / name} has a line break, another control character "
                     "or no UTF-8 in its name: rename it"
@@ -114,15 +114,15 @@ class Folder:
 
         if not any(_holds_images(first / name) for name in self.class_names):
             warn(
-                f"{first}: its class folders ({some(self.class_names)}) hold no images but further "
-                "folders, whose images are taken all together: is data.dir one level too high?"
+                f"{first}: its class folders ({join_names(self.class_names)}) hold no images "
+                "but further folders, whose images are all used: is data.dir one level too high?"
             )
 
     def examples(self, split: str) -> Examples:
         """Returns the images of `split`, "" for a flat folder."""
         root = self._root / split
         if not os.path.isdir(root):
-            raise UserError(f"data.dir={self._root} has no folder {shown(split)} of images")
+            raise UserError(f"data.dir={self._root} has no folder {truncate_repr(split)} of images")
         if _folders(root) != self.class_names:
             differing = ", ".join(sorted(set(_folders(root)) ^ set(self.class_names)))
             raise UserError(f"{root} and the training images differ in their classes: {differing}")
@@ -143,7 +143,7 @@ class Folder:
             labels += [label] * len(found)
         if others:
             text = f"{root}: left out {len(others)} files of other kinds, such as {others[0]}"
-            print(one_line(text))
+            print(single_line(text))
         if self._config.skip_corrupt:
             files, labels = self._readable(root, files, labels)
         labels = np.array(labels, np.int32)
@@ -182,10 +182,8 @@ class Folder:
             good = list(pool.map(readable, files))
         skipped = [str(path) for path, ok in zip(files, good, strict=True) if not ok]
         if skipped:
-            text = (
-                f"{root}: skipped {len(skipped)} unreadable of {len(files)} files: {some(skipped)}"
-            )
-            print(one_line(text))
+            text = f"{root}: skipped {len(skipped)} unreadable of {len(files)} files: "
+            print(single_line(text + join_names(skipped)))
         left = {label for label, ok in zip(labels, good, strict=True) if ok}
         for label, name in enumerate(self.class_names):
             if label not in left:

@@ -11,7 +11,7 @@ from PIL import Image
 from vit_jax.data import decoded, prepare
 from vit_jax.data.examples import Examples
 from vit_jax.data.images import FORMATS, identity_of, stored_size, to_array
-from vit_jax.runtime.errors import UserError, one_line
+from vit_jax.runtime.errors import UserError, first_line, single_line
 
 
 class Tfds:
@@ -29,7 +29,7 @@ class Tfds:
                 f"data.name={config.name} is no image-classification set: it has the features "
                 f"{', '.join(features)}, and 'image' and 'label' are needed"
             )
-        self.class_names = [one_line(name) for name in features["label"].names]
+        self.class_names = [single_line(name) for name in features["label"].names]
         self.split_names = list(self._builder.info.splits)
 
     def examples(self, split: str) -> Examples:
@@ -50,7 +50,7 @@ class Tfds:
         except Exception as error:  # tfds raises many types for a wrong split string
             raise UserError(
                 f"split {split!r} of {self._config.name} cannot be read: "
-                f"{(str(error).splitlines() or [type(error).__name__])[0]} (it has "
+                f"{first_line(error)} (it has "
                 f"{', '.join(self.split_names)})"
             ) from None
         size, channels = stored_size(self._config), self._config.channels
@@ -68,7 +68,7 @@ class Tfds:
             except (UserError, MemoryError):
                 raise
             except Exception as error:  # Pillow and array_record raise many types
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                reason = first_line(error)
                 raise UserError(
                     f"split {split!r} of {self._config.name} cannot be read: {reason}"
                 ) from None
@@ -85,13 +85,12 @@ class Tfds:
                 raise UserError(f"split {split!r} of {self._config.name} has no labels")
             return np.array(found, np.int32)
 
-        def kept_labels():
+        def cached_labels():
             name = files and decoded.identity("labels", split, files)
-            (found,) = decoded.kept(name, [((len(source),), np.int32)], lambda: (labels(),))
-            return found
+            return decoded.cached(name, lambda: (labels(),))[0]
 
         identity = files and identity_of(self._config, split, files)
-        return Examples(len(source), read, kept_labels, lambda: identity)
+        return Examples(len(source), read, cached_labels, lambda: identity)
 
     def _state(self):
         """Returns what tells of a change of the files; None if nothing is to be kept."""

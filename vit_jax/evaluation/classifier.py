@@ -25,7 +25,7 @@ from vit_jax.evaluation.evaluate import evaluate, make_report, softmax
 from vit_jax.evaluation.inputs import Images, Path
 from vit_jax.evaluation.steps import make_eval_step
 from vit_jax.runtime import sharding
-from vit_jax.runtime.errors import UserError, one_line, some
+from vit_jax.runtime.errors import UserError, join_names, single_line
 from vit_jax.runtime.progress import quiet_libraries
 from vit_jax.runtime.sharding import dtype_of
 from vit_jax.storage import run_folder
@@ -72,7 +72,7 @@ class Classifier:
         self.has_data = record is not None
         self._names = info["class_names"]
         names = self._names or [f"class {i}" for i in range(info["num_classes"])]
-        self.class_names = [one_line(name) for name in names]
+        self.class_names = [single_line(name) for name in names]
         self.name = "/".join(path.absolute().parts[-2:]) if record else path.absolute().name
         self._programs: dict[str, Callable] = {}
         if needs_head:
@@ -318,7 +318,7 @@ class Classifier:
             differing = sorted(set(found) ^ set(self.class_names)) or ["their order"]
             raise UserError(
                 f"the data have {len(found)} classes, {self._source} has "
-                f"{len(self.class_names)}, and they differ in {some(differing)}"
+                f"{len(self.class_names)}, and they differ in {join_names(differing)}"
             )
 
     def images_of_classes(self, names: Sequence[str], count: int) -> tuple[np.ndarray, list[str]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import pathlib
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from vit_jax.evaluation.evaluate import softmax
 from vit_jax.explain import attribution, scores
 from vit_jax.explain.model import Model, token_layout
 from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.files import write_atomically
 
 
 def short(name: str) -> str:
@@ -308,7 +310,7 @@ def draw_scores(
     folder.mkdir(parents=True, exist_ok=True)
     found = scores.score(model, images) | {"asked": asked or len(images)}
     plots.save_scores(folder / "scores.png", model.name, found)
-    scores.write(folder / "scores.json", found)
+    write_atomically(folder / "scores.json", json.dumps(found, indent=2) + "\n")
     return folder
 
 

@@ -11,7 +11,7 @@ from vit_jax.config import Config
 from vit_jax.evaluation.classifier import Classifier
 from vit_jax.evaluation.inputs import Images, Path, as_list
 from vit_jax.explain import attribution
-from vit_jax.runtime.errors import UserError, some
+from vit_jax.runtime.errors import UserError, join_names
 
 METHODS = {name.replace(" ", "_"): name for name in attribution.EXPLANATIONS}
 Target = int | str | Sequence[int | str] | np.ndarray
@@ -130,7 +130,7 @@ class Model(Classifier):
             else:
                 raise UserError(
                     f"target={one!r} is no class: use 0 to {len(self.class_names) - 1} or one of "
-                    f"{some(self.class_names)}"
+                    f"{join_names(self.class_names)}"
                 )
         return np.array(found, np.int32)
 

@@ -1,6 +1,5 @@
 """Scores of explanations: deletion and insertion, compared with chance."""
 
-import json
 import pathlib
 
 import jax.numpy as jnp
@@ -8,7 +7,6 @@ import numpy as np
 
 from vit_jax.explain import attribution
 from vit_jax.explain.model import METHODS, Model
-from vit_jax.runtime.files import first_damage, warn, write_atomically, write_sums
 from vit_jax.runtime.progress import Progress
 
 STEPS = 10  # from no patch to all of them
@@ -82,25 +80,7 @@ def _std(values):
     return float(values.std(ddof=1)) if len(values) > 1 else None
 
 
-def read(folder: pathlib.Path) -> dict:
-    """Read scores.json in a folder; {} if there is none.
-
-    If anything there is damaged, all of it is removed, to be made again.
-    """
-    path = folder / "scores.json"
-    if problem := first_damage(folder):
-        warn(f"{problem}: the explanations are scored again")
-        remove(folder)
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
 def remove(folder: pathlib.Path) -> None:
-    """Remove the scores in a folder, and the figures next to them."""
+    """Remove the scores in a folder, and their figures."""
     for path in folder.glob("*"):
         path.unlink()
-
-
-def write(path: pathlib.Path, found: dict) -> None:
-    """Write the result of `score`, and the digests of the files next to it."""
-    write_atomically(path, json.dumps(found, indent=2) + "\n")
-    write_sums(path.parent, [beside.name for beside in path.parent.glob("*.*")])

@@ -1,4 +1,7 @@
-"""Figures of what is inside a model."""
+"""Figures of attention, positions, filters and features of a model.
+
+Each function writes a PNG to `path`, with `title` above the figure.
+"""
 
 import pathlib
 from collections.abc import Sequence
@@ -7,7 +10,7 @@ import matplotlib.colors
 import matplotlib.figure
 import numpy as np
 
-from vit_jax.plots.results import COLORS, STYLES, head, save
+from vit_jax.plots.results import COLORS, STYLES, save
 
 HEAT = "viridis"  # even steps look even, also in grey and to the colour-blind
 
@@ -30,7 +33,7 @@ def _show(axis, picture):
 
 
 def _heat(axis, picture, heat, scale):
-    """Draws a map over a picture, which stays visible in grey."""
+    """Draw a map over a picture, which stays visible in grey."""
     # In half its contrast, so that black and white parts change a colour little.
     axis.imshow(picture.mean(-1), cmap="gray", vmin=-128, vmax=383)
     height, width = picture.shape[:2]
@@ -57,11 +60,9 @@ def save_heat_maps(
     maps: np.ndarray,
     columns: Sequence[str],
 ) -> None:
-    """Draws maps over pictures, a row for each picture, with one colour scale for all.
+    """Draw maps over pictures, a row for each picture, with one colour scale for all.
 
     Args:
-      path: of the PNG.
-      title: above the figure.
       pictures: uint8 [b, height, width, channels].
       names: of the rows.
       maps: [b, k, rows, columns], not negative.
@@ -78,8 +79,7 @@ def save_heat_maps(
     for axis, name in zip(axes[0], ["image", *columns], strict=True):
         axis.set_title(name, fontsize=8)
     _heat_bar(figure, axes, image)
-    head(figure, title, 10)
-    save(figure, path, dpi=110)
+    save(figure, path, title, size=10, dpi=110)
 
 
 def save_comparison(
@@ -89,11 +89,9 @@ def save_comparison(
     names: Sequence[str],
     maps: Sequence[Sequence[np.ndarray | None]],
 ) -> None:
-    """Draws the maps of one image, a row for each model and a column for each layer.
+    """Draw the maps of one image, a row for each model and a column for each layer.
 
     Args:
-      path: of the PNG.
-      title: above the figure.
       pictures: the image as each model sees it, uint8 [height, width, channels].
       names: of the models.
       maps: of each model and layer, [rows, columns]; None where a model has no such layer.
@@ -110,16 +108,13 @@ def save_comparison(
     for j, axis in enumerate(axes[0]):
         axis.set_title(f"layer {j - 1}" if j else "image", fontsize=8)
     _heat_bar(figure, axes, image)
-    head(figure, title, 10)
-    save(figure, path, dpi=110)
+    save(figure, path, title, size=10, dpi=110)
 
 
 def save_position_similarity(path: pathlib.Path, title: str, cosines: np.ndarray) -> None:
     """Draws, at the place of each patch, the cosine of its position with all others.
 
     Args:
-      path: of the PNG.
-      title: above the figure.
       cosines: [rows, columns, rows, columns].
     """
     rows, columns = cosines.shape[:2]
@@ -130,16 +125,13 @@ def save_position_similarity(path: pathlib.Path, title: str, cosines: np.ndarray
             image = axes[i, j].imshow(cosines[i, j], cmap="RdBu_r", vmin=-1, vmax=1)
             axes[i, j].plot(j, i, ".", color="black", markersize=3)
     figure.colorbar(image, ax=axes, shrink=0.8, label="cosine similarity")
-    head(figure, f"{title}: each patch's position and all others", 10)
-    save(figure, path, dpi=110)
+    save(figure, path, f"{title}: each patch's position and all others", size=10, dpi=110)
 
 
 def save_attention_distances(path: pathlib.Path, title: str, distances: np.ndarray) -> None:
-    """Draws how far each head of each layer looks.
+    """Draw the mean attention distance of each head of each layer.
 
     Args:
-      path: of the PNG.
-      title: above the figure.
       distances: [layers, heads] in pixels.
     """
     figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
@@ -154,16 +146,13 @@ def save_attention_distances(path: pathlib.Path, title: str, distances: np.ndarr
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color="#dddddd", linewidth=0.8)
     axis.legend(frameon=False, fontsize="small")
-    head(figure, f"{title}: how far each head looks")
-    save(figure, path, dpi=110)
+    save(figure, path, f"{title}: how far each head looks", dpi=110)
 
 
 def save_filters(path: pathlib.Path, title: str, images: np.ndarray) -> None:
-    """Draws filters as pictures.
+    """Draw filters as images.
 
     Args:
-      path: of the PNG.
-      title: above the figure.
       images: [n, height, width, 3 or 1] in [0, 1]; 0.5 stands for a weight of zero.
     """
     columns = min(len(images), 14 if len(images) > 32 else 7)
@@ -173,18 +162,15 @@ def save_filters(path: pathlib.Path, title: str, images: np.ndarray) -> None:
         axis.axis("off")
     for axis, image in zip(axes.flat, images, strict=False):
         axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
-    head(figure, title, 10)
-    save(figure, path, dpi=110)
+    save(figure, path, title, size=10, dpi=110)
 
 
 def save_feature_maps(
     path: pathlib.Path, title: str, picture: np.ndarray, layers: dict[str, np.ndarray]
 ) -> None:
-    """Draws the eight channels of each layer that vary most over the image.
+    """Draw the eight channels of each layer that vary most over the image.
 
     Args:
-      path: of the PNG.
-      title: above the figure.
       picture: uint8 [height, width, channels].
       layers: name -> [rows, columns, channels].
     """
@@ -206,16 +192,13 @@ def save_feature_maps(
         for axis, channel in zip(axes[i, 1:], chosen, strict=False):
             axis.imshow(maps[..., channel], cmap=HEAT)
             axis.set_title(f"channel {channel}", fontsize=6, pad=2)
-    head(figure, title, 10)
-    save(figure, path, dpi=110)
+    save(figure, path, title, size=10, dpi=110)
 
 
 def save_scores(path: pathlib.Path, title: str, scores: dict) -> None:
-    """Draws the deletion and insertion curves of explanations.
+    """Draw the deletion and insertion curves of explanations.
 
     Args:
-      path: of the PNG.
-      title: above the figure.
       scores: of `scores.score`.
     """
     figure = matplotlib.figure.Figure(figsize=(8.5, 4.2), layout="constrained")
@@ -229,11 +212,12 @@ def save_scores(path: pathlib.Path, title: str, scores: dict) -> None:
             options = dict(color=color, label=label, linewidth=1.8)
             axis.plot(scores["fractions"], curve, style, **options)
         axis.set_title(f"{key}: {hint}", fontsize=10)
-        axis.set_xlabel("share of patches " + {"deletion": "removed", "insertion": "shown"}[key])
+        axis.set_xlabel("fraction of patches " + {"deletion": "removed", "insertion": "shown"}[key])
         axis.set_ylim(0, 1.02)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", color="#dddddd", linewidth=0.8)
         axis.legend(frameon=False, fontsize="small")
     axes[0].set_ylabel("probability of the predicted class")
-    head(figure, f"{title}: explanations scored on {scores['images']} images", 11)
-    save(figure, path, dpi=110)
+    save(
+        figure, path, f"{title}: explanations scored on {scores['images']} images", size=11, dpi=110
+    )

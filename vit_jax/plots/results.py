@@ -1,4 +1,7 @@
-"""Figures of what runs and sweeps measure, and of images."""
+"""Figures of the metrics of runs and sweeps, and of images.
+
+Each function writes a PNG to `path`, with `title` above the figure.
+"""
 
 import pathlib
 import textwrap
@@ -8,7 +11,7 @@ import matplotlib.figure
 import matplotlib.ticker
 import numpy as np
 
-from vit_jax.runtime.files import naming
+from vit_jax.runtime.files import naming_file
 
 # Okabe & Ito 2008: told apart with any common form of colour-blindness.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -29,24 +32,26 @@ def _figure(width, height, columns=1):
     return figure, axes
 
 
-def head(figure, text: str, size: float = 12) -> None:
-    """Writes a title above a figure, in as many lines as its width asks for."""
-    letters = int(72 * figure.get_figwidth() / (0.6 * size))  # wide ones, in points
-    figure.suptitle(textwrap.fill(text, letters), fontsize=size)
-
-
-def save(figure, file: pathlib.Path | BinaryIO, **options) -> None:
-    """Writes a figure as PNG; an OSError names the file."""
-    with naming(file):
-        figure.savefig(file, **options)
+def save(
+    figure,
+    file: pathlib.Path | BinaryIO,
+    title: str | None = None,
+    size: float = 12,
+    dpi: int = 120,
+    **options,
+) -> None:
+    """Write a figure as PNG, its title in as many lines as the width requires."""
+    if title:
+        letters = int(72 * figure.get_figwidth() / (0.6 * size))  # wide ones, in points
+        figure.suptitle(textwrap.fill(title, letters), fontsize=size)
+    with naming_file(file):
+        figure.savefig(file, dpi=dpi, **options)
 
 
 def save_curves(path: pathlib.Path, title: str, runs: dict[str, list[dict]]) -> None:
-    """Draws loss and accuracy over epochs: validation as marked lines, training thin.
+    """Draw loss and accuracy over epochs: validation as marked lines, training thin.
 
     Args:
-      path: of the PNG.
-      title: above the figure.
       runs: name for the legend ("" for a single run) -> rows of metrics.jsonl.
     """
     figure, axes = _figure(11, 4.2, 2)
@@ -55,16 +60,13 @@ def save_curves(path: pathlib.Path, title: str, runs: dict[str, list[dict]]) -> 
     if axes[0].lines:
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize="small")
-    head(figure, title)
-    save(figure, path, dpi=120)
+    save(figure, path, title)
 
 
 def save_optimization(path: pathlib.Path, title: str, rows: list[dict]) -> None:
-    """Draws the learning rate and the norm of the gradient over epochs.
+    """Draw the learning rate and the norm of the gradient over epochs.
 
     Args:
-      path: of the PNG.
-      title: above the figure.
       rows: of metrics.jsonl.
     """
     figure, axes = _figure(11, 4.2, 2)
@@ -76,12 +78,11 @@ def save_optimization(path: pathlib.Path, title: str, rows: list[dict]) -> None:
         axis.set_xlabel("epoch")
         axis.set_ylabel(label)
         axis.set_ylim(0, None)
-    head(figure, title)
-    save(figure, path, dpi=120)
+    save(figure, path, title)
 
 
 def save_narrow_curves(file: BinaryIO, quantity: str, runs: dict[str, list[dict]]) -> None:
-    """Draws one quantity over epochs, narrow enough to be read on a telephone.
+    """Draw one quantity over epochs, narrow enough to be read on a telephone.
 
     Lines are as in `save_curves`; the legend, below the axes, names the validation ones.
 
@@ -126,11 +127,9 @@ def _draw_curves(axis, quantity, runs):
 
 
 def save_kernel_magnitudes(path: pathlib.Path, title: str, magnitudes: dict) -> None:
-    """Draws mean |w| and the L2 norm of every layer's kernel, before and after training.
+    """Draw mean |w| and the L2 norm of every layer's kernel, before and after training.
 
     Args:
-      path: of the PNG.
-      title: above the figure.
       magnitudes: {"before" | "after": {layer: {"mean_abs", "l2"}}}.
     """
     names = list(magnitudes["after"])
@@ -149,18 +148,15 @@ def save_kernel_magnitudes(path: pathlib.Path, title: str, magnitudes: dict) -> 
         axis.set_xlim(0, None)
         axis.grid(axis="x", color="#dddddd", linewidth=0.8)
     axes[1].legend(frameon=False, fontsize="small")
-    head(figure, title)
-    save(figure, path, dpi=120)
+    save(figure, path, title)
 
 
 def save_confusion(
     path: pathlib.Path, title: str, confusion: np.ndarray, class_names: list[str]
 ) -> None:
-    """Draws a confusion matrix: the share of each true class, in percent, with few classes written.
+    """Draw a confusion matrix: percentages of each true class, with few classes written.
 
     Args:
-      path: of the PNG.
-      title: above the figure.
       confusion: counts [c, c], rows are the true classes.
       class_names: c names.
     """
@@ -190,18 +186,15 @@ def save_confusion(
     axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
     figure.colorbar(image, shrink=0.6, label="% of the true class")
-    head(figure, title)
-    save(figure, path, dpi=120)
+    save(figure, path, title)
 
 
 def save_prediction(
     path: pathlib.Path, title: str, image: np.ndarray, probabilities: dict[str, float]
 ) -> None:
-    """Draws an image beside the bars of its most probable classes.
+    """Draw an image beside the bars of its most probable classes.
 
     Args:
-      path: of the PNG.
-      title: above the figure.
       image: uint8 [height, width, 3 or 1].
       probabilities: class -> probability, the most probable first.
     """
@@ -221,16 +214,13 @@ def save_prediction(
     right.invert_yaxis()
     right.spines[["top", "right"]].set_visible(False)
     right.set_xlabel("probability, %")
-    head(figure, title)
-    save(figure, path, dpi=120)
+    save(figure, path, title)
 
 
 def save_bars(path: pathlib.Path | BinaryIO, title: str, rows: list[dict]) -> None:
-    """Draws mean test accuracy per variant, with the standard deviation and every seed's value.
+    """Draw mean test accuracy per variant, with the standard deviation and every seed's value.
 
     Args:
-      path: of the PNG.
-      title: above the chart.
       rows: of results.json.
     """
     figure, (axis,) = _figure(max(4.5, 1.5 + 1.1 * len(rows)), 4)
@@ -266,10 +256,9 @@ def save_bars(path: pathlib.Path | BinaryIO, title: str, rows: list[dict]) -> No
 def save_contact_sheet(
     path: pathlib.Path, names: list[str], groups: dict[str, np.ndarray], cell: float = 0.85
 ) -> None:
-    """Draws rows of images in titled groups of columns.
+    """Draw rows of images in titled groups of columns.
 
     Args:
-      path: of the PNG.
       names: of the rows.
       groups: title -> uint8 [rows, columns, height, width, 1 or 3].
       cell: inches of an image's side.
@@ -295,4 +284,4 @@ def save_contact_sheet(
     first = axes[0].images[0].get_array().shape[0] / len(names)
     axes[0].set_yticks([(i + 0.5) * first for i in range(len(names))], names, fontsize=11)
     axes[0].tick_params(axis="y", length=0)
-    save(figure, path, dpi=120, bbox_inches="tight", pad_inches=0.1)
+    save(figure, path, bbox_inches="tight", pad_inches=0.1)

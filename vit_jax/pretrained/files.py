@@ -13,7 +13,7 @@ import safetensors
 import safetensors.numpy
 
 from vit_jax.pretrained.formats import Arrays
-from vit_jax.runtime.errors import UserError, one_line
+from vit_jax.runtime.errors import UserError, first_line, single_line
 
 assert ml_dtypes  # tells NumPy of bfloat16, which safetensors then reads
 
@@ -54,8 +54,7 @@ def read_arrays(path: pathlib.Path) -> Arrays:
     except (MemoryError, UserError):
         raise
     except Exception as error:  # zip, NumPy and safetensors raise many types
-        reason = (str(error).splitlines() or ["no reason given"])[0]
-        raise UserError(f"{path} is damaged or of another kind ({reason})") from None
+        raise UserError(f"{path} is damaged or of another kind ({first_line(error)})") from None
     raise UserError(f"{path} is neither .npz nor .safetensors")
 
 
@@ -156,7 +155,7 @@ def _side_settings(config, pre):
     if names := found["class_names"]:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError("the names of its classes are no list of texts")
-        names, counts = [one_line(name) for name in names], collections.Counter(names)
+        names, counts = [single_line(name) for name in names], collections.Counter(names)
         found["class_names"] = [  # ImageNet has two kinds of crane
             f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(names)
         ]

@@ -6,7 +6,7 @@ import json
 import pathlib
 import re
 
-from vit_jax.config import flatten, get_config, with_overrides
+from vit_jax.config import current_names, flatten, get_config, with_overrides
 from vit_jax.config.rules import validate
 from vit_jax.pretrained import files, formats, tables
 from vit_jax.pretrained.formats import Arrays, flat_weights, nested_weights
@@ -153,7 +153,10 @@ def read_info(folder: pathlib.Path) -> dict:
         return _run_info(folder)
     try:
         info = json.loads(path.read_text())
-        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in info["settings"].items()}
+        settings = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in current_names(info["settings"]).items()
+        }
         info |= {"settings": settings, "checksum": int(info["checksum"])}
         _check_names(info["class_names"], info["num_classes"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -1,7 +1,8 @@
-"""What runs and sweeps show at their end: test reports, results.md, report.html and the charts."""
+"""Reports of runs and sweeps: test reports, results.md, report.html and the charts."""
 
 from vit_jax import plots
-from vit_jax.report.page import Sweep, make_page
+from vit_jax.report import table
+from vit_jax.report.page import Sweep, make_environment, make_page
 from vit_jax.report.run import (
     draw_confusion,
     draw_curves,
@@ -9,8 +10,9 @@ from vit_jax.report.run import (
     write_figures,
     write_test_report,
 )
-from vit_jax.report.table import find_seeds, results_table, same, sorted_rows, to_markdown
+from vit_jax.report.table import results_table, same
 from vit_jax.runtime.files import write_atomically
+from vit_jax.storage.run_folder import run_path
 from vit_jax.storage.writers import read_jsonl
 
 __all__ = [
@@ -27,19 +29,17 @@ __all__ = [
 
 
 def write_report(sweep: Sweep) -> str:
-    """Writes results.md, results.png, curves.png and report.html, and returns the table."""
-    workdir, results, summaries = sweep.workdir, sweep.results, sweep.summaries
-    rows, seeds = sorted_rows(results), find_seeds(summaries)
-    text = to_markdown(results["experiment"], rows, summaries, sweep.published, sweep.select)
+    """Write results.md, results.png, curves.png and report.html; return the table."""
+    workdir, experiment = sweep.workdir, sweep.results["experiment"]
+    rows, seed = table.sorted_rows(sweep.results), table.find_seeds(sweep.summaries)[0]
+    template = make_environment().get_template("results.md")
+    text = template.render(tables=table, rows=rows, experiment=experiment, **vars(sweep))
     write_atomically(workdir / "results.md", text)
-    plots.save_bars(workdir / "results.png", results["experiment"], rows)
-    plots.save_curves(
-        workdir / "curves.png",
-        f"{results['experiment']}, seed {seeds[0]}",
-        {
-            variant: read_jsonl(workdir / variant / f"seed_{seeds[0]}" / "metrics.jsonl")
-            for variant in summaries
-        },
-    )
+    plots.save_bars(workdir / "results.png", experiment, rows)
+    runs = {
+        variant: read_jsonl(run_path(workdir, variant, seed) / "metrics.jsonl")
+        for variant in sweep.summaries
+    }
+    plots.save_curves(workdir / "curves.png", f"{experiment}, seed {seed}", runs)
     write_atomically(workdir / "report.html", make_page(sweep))
     return results_table(rows)

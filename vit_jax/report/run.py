@@ -1,4 +1,4 @@
-"""What one run shows at its end: its figures and its test report."""
+"""The figures and the test report of one run."""
 
 import json
 import math
@@ -8,48 +8,47 @@ import numpy as np
 
 from vit_jax import plots
 from vit_jax.runtime.files import write_atomically
+from vit_jax.storage.run_folder import run_name
 from vit_jax.storage.writers import read_jsonl
 
 
 def draw_curves(run: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
-    """Draws the curves of a run's metrics.jsonl into a folder, made if missing; returns it."""
-    name = f"{run.parent.name} {run.name.replace('_', ' ')}"
+    """Draw the curves of a run's metrics.jsonl into a folder, made if missing; return it."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = read_jsonl(run / "metrics.jsonl")
-    plots.save_curves(folder / "metrics.png", name, {"": rows})
-    plots.save_optimization(folder / "optimization.png", name, rows)
+    plots.save_curves(folder / "metrics.png", run_name(run), {"": rows})
+    plots.save_optimization(folder / "optimization.png", run_name(run), rows)
     return folder
 
 
 def write_figures(run: pathlib.Path) -> None:
-    """Draws the figures of one finished run and, last, writes its test_report.txt.
+    """Draw the figures of one finished run and, last, write its test_report.txt.
 
     From its metrics.jsonl, test_report.json and summary.json.
     """
     (run / "figures").mkdir(exist_ok=True)
-    name = f"{run.parent.name} {run.name.replace('_', ' ')}"
-    rows = read_jsonl(run / "metrics.jsonl")
     report = json.loads((run / "test_report.json").read_text())
-    draw_confusion(run / "figures" / "confusion.png", name, report)
+    draw_confusion(run / "figures" / "confusion.png", run_name(run), report)
     draw_curves(run, run / "figures" / "curves")
     magnitudes = json.loads((run / "summary.json").read_text()).get("kernel_magnitudes")
     if magnitudes:
         path = run / "figures" / "kernel_magnitudes.png"
-        plots.save_kernel_magnitudes(path, name, magnitudes)
-    write_test_report(run / "test_report.txt", name, report, rows)
+        plots.save_kernel_magnitudes(path, run_name(run), magnitudes)
+    rows = read_jsonl(run / "metrics.jsonl")
+    write_test_report(run / "test_report.txt", run_name(run), report, rows)
 
 
 def draw_confusion(path: pathlib.Path, name: str, report: dict, part: str = "test") -> None:
-    """Draws the confusion matrix of a report of `evaluate.make_report` on a part of the data."""
+    """Draw the confusion matrix of a report of `evaluate.make_report` on a data split."""
     title = f"{name}: {part} accuracy {100 * report['accuracy']:.2f} %, {report['count']:,} images"
     plots.save_confusion(path, title, np.array(report["confusion"]), list(report["classes"]))
 
 
 def write_test_report(path: pathlib.Path, name: str, report: dict, rows: list[dict]) -> None:
-    """Writes what a report of `evaluate.make_report` says, for people.
+    """Write a report of `evaluate.make_report` as text.
 
     Args:
-      path: of the text.
+      path: of the text file.
       name: of the run.
       report: of its test images.
       rows: of its metrics.jsonl; empty for a model that was not trained here.
@@ -61,13 +60,12 @@ def write_test_report(path: pathlib.Path, name: str, report: dict, rows: list[di
     for label, *texts, count in class_cells(report):
         cells = "  ".join(f"{text:>{size}}" for text, size in zip(texts, (9, 6, 6, 8), strict=True))
         lines.append(f"{label:{width}}  {cells}  {count:>6}")
-    lines += ["", "All but the images in %. A class's accuracy, the share of its images that are"]
-    lines += ["recognised, is its recall.", "", *findings(report), *training(rows)]
+    lines += ["", CLASS_NOTE, "", *findings(report), *describe_training(rows)]
     write_atomically(path, "\n".join(lines) + "\n")
 
 
 def overall(report: dict) -> dict[str, str]:
-    """Returns the figures over all classes of a report of `evaluate.make_report`, as texts."""
+    """Format the metrics over all classes of a report of `evaluate.make_report`."""
 
     def share(key, interval):
         low, high = report[interval]
@@ -85,10 +83,14 @@ def overall(report: dict) -> dict[str, str]:
 
 
 CLASS_HEAD = ("class", "precision", "recall", "f1", "accuracy", "images")
+CLASS_NOTE = (
+    "All columns but images are in %. A class's accuracy is the fraction of its images that are "
+    "recognised, which is its recall."
+)
 
 
 def class_cells(report: dict) -> list[list[str]]:
-    """Returns the texts below CLASS_HEAD, class by class: percentages and the number of images."""
+    """Format the cells below CLASS_HEAD, class by class: percentages and the number of images."""
     lines = []
     for label, values in report["classes"].items():
         shares = [values[key] for key in CLASS_HEAD[1:-1]]
@@ -98,7 +100,7 @@ def class_cells(report: dict) -> list[list[str]]:
 
 
 def findings(report: dict) -> list[str]:
-    """Returns sentences on the best and worst classes and on what is confused."""
+    """Name the best and worst classes, and those that are confused most often, in sentences."""
     recalls = {n: v["accuracy"] for n, v in report["classes"].items() if v["support"]}
     lines = []
     for share in (1.0, 0.0):
@@ -114,8 +116,8 @@ def findings(report: dict) -> list[str]:
     return lines
 
 
-def training(rows: list[dict]) -> list[str]:
-    """Returns sentences on how the validation accuracy and the learning rate went."""
+def describe_training(rows: list[dict]) -> list[str]:
+    """Describe the course of the validation accuracy and the learning rate in sentences."""
     val = [(row["epoch"], row["val/accuracy"]) for row in rows if "val/accuracy" in row]
     rates = [row["train/learning_rate"] for row in rows if "train/learning_rate" in row]
     if not val:
@@ -134,11 +136,11 @@ def training(rows: list[dict]) -> list[str]:
 
 
 def find_plateaus(val: list[tuple[float, float]], length: int = 5) -> list[tuple[float, float]]:
-    """Returns the first and last epochs of the stretches without a new best accuracy.
+    """Find the first and last epochs of the stretches without a new best accuracy.
 
     Args:
       val: (epoch, accuracy) of each evaluation.
-      length: of a stretch that counts, in evaluations.
+      length: of the shortest stretch, in evaluations.
     """
     plateaus, stretch, best = [], [], -1.0
     for epoch, accuracy in [*val, (None, math.inf)]:
@@ -156,7 +158,7 @@ SCORE_HEAD += ["insertion area", "above chance by", "images above"]
 
 
 def score_cells(scores: dict) -> list[list[str]]:
-    """Returns a line for each explanation of `scores.score`, as texts of the columns SCORE_HEAD."""
+    """Format the cells below SCORE_HEAD, explanation by explanation of `scores.score`."""
     lines = []
     for name, values in scores["methods"].items():
         lines.append([name])
@@ -168,14 +170,14 @@ def score_cells(scores: dict) -> list[list[str]]:
 
 
 def score_legend(scores: dict) -> str:
-    """Returns what the figures of `score_cells` mean."""
+    """Describe the numbers of `score_cells` in a few sentences."""
     few = " So few patches say little." if scores["patches"] < 16 else ""
     return (
-        f"On {scores['images']} test images of {scores['patches']} patches. Deletion: the patches "
-        "are replaced by the image's mean colour, those that the explanation ranks highest first; "
-        "the area is that under the probability of the predicted class, and is small if the "
-        "explanation is right. Insertion: they are put on the mean colour in that order; the area "
-        "is large then. Chance is the mean of four random orders; mean ± standard deviation over "
-        "images of the difference in area from it, and the share of images where the explanation "
-        f"is better.{few}"
+        f"On {scores['images']} test images of {scores['patches']} patches. Deletion: patches are "
+        "replaced by the image's mean colour, those that the explanation ranks highest first; the "
+        "area under the probability of the predicted class is small if the explanation is right. "
+        "Insertion: patches are put on the mean colour in that order; the area is then large. "
+        "Chance is the mean of four random orders; mean ± standard deviation over images of the "
+        "difference in area from it, and the fraction of images where the explanation is better."
+        f"{few}"
     )

@@ -1,18 +1,68 @@
-"""The one exception that a user's mistake raises, and how its message shows what was wrong."""
+"""The exception for user mistakes, and how errors and values are written in messages."""
 
+import errno
+import os
 import re
 from collections.abc import Sequence
 
+from vit_jax.runtime import memory
+
+# A disk that is full, over quota, read-only, not permitted or failing; too many open files.
+_DISK = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EIO, errno.EMFILE, errno.ENFILE),
+)
+
+
+RESUMES = "once that is resolved, the same command resumes"
+
 
 class UserError(Exception):
-    """A mistake in a command, config or input file, told in one sentence.
+    """A mistake in a command, config or input file, reported as a single-line error.
 
-    The command lines print the message without a traceback and exit with status 1.
+    The command line prints the message without a traceback and exits with status 1.
     """
 
 
-def shown(value: object) -> str:
-    """Returns a value as a message shows it, however long it is."""
+def describe_error(error: BaseException, training: bool = False) -> str | None:
+    """Describe an error that a user can resolve in one sentence; return None for any other.
+
+    Args:
+      error: of any type.
+      training: whether a run was being trained. Then only an OSError of the disk is one that a user
+        can resolve, and the sentence says how the run can go on.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if memory.ran_out(error):
+        advice = ": lower train.batch_size or raise train.accumulation_steps, or set "
+        advice += "train.remat=True or data.resident=never"
+        reason = f"the memory of this machine or of a device is too small ({first_line(error)})"
+        return reason + advice * training
+    if isinstance(error, OSError) and (disk_problem(error) or not training):
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        what = disk_problem(error) or (error.strerror if where else error)
+        return f"{where}{what}{f'; {RESUMES}' * training}"
+    return None
+
+
+def disk_problem(error: BaseException) -> str | None:
+    """Return the disk's own message, as "No space left on device"; None for any other error."""
+    if isinstance(error, OSError):
+        number = error.errno
+    else:  # TensorStore raises "... No space left on device [os_error_code='28']"
+        match = re.search(r"os_error_code='(\d+)'", str(error))
+        number = int(match[1]) if match else None
+    return os.strerror(number) if number in _DISK else None
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, its type if there is none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def truncate_repr(value: object) -> str:
+    """Return the `repr` of a value, truncated in the middle to at most 100 characters."""
     try:
         text = repr(value)
     except ValueError:  # Python writes no number of more than 4300 digits
@@ -20,16 +70,16 @@ def shown(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:60]}...{text[-20:]}"
 
 
-def some(names: Sequence[str]) -> str:
-    """Returns the first five of some names, and whether there are more."""
+def join_names(names: Sequence[str]) -> str:
+    """Join the first five names, with an ellipsis if there are more."""
     return ", ".join([*names[:5], *(["..."] if len(names) > 5 else [])])
 
 
-def one_line(text: object) -> str:
-    """Returns a text without line breaks and what else could steer a terminal, escaped.
+def single_line(text: object) -> str:
+    """Escape line breaks and all other control characters of a string.
 
-    Bytes of a file's name that are no UTF-8 are escaped too: they cannot be printed. Names of files
-    and classes, which others may have chosen, get into messages.
+    Names of files and classes, which others may have chosen, get into messages: they must not steer
+    a terminal. Bytes of a file name that are not UTF-8 are escaped too: they cannot be printed.
     """
     return re.sub(
         r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]",

@@ -1,37 +1,30 @@
-"""Files that a kill leaves whole, that tell when they are damaged, and errors that name them."""
+"""Files: atomic writes, SHA-256 sums, locks, and OSErrors that name the file."""
 
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import pathlib
 import re
 import sys
 from collections.abc import Iterable, Iterator
 
-SUMS = "SHA256SUMS"  # in the format of `sha256sum`, which can check them too
+from vit_jax.runtime.errors import UserError, single_line
 
-# What a disk says that is full, over its quota, read-only, closed to us or failing.
-_DISK = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.EIO, errno.EMFILE, errno.ENFILE),
-)
+SUMS = "SHA256SUMS"  # in the format of `sha256sum`, which can check it too
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-def disk_problem(error: BaseException) -> str | None:
-    """Returns what the disk complained of, as "No space left on device"; None if it did not."""
-    if isinstance(error, OSError) and error.errno in _DISK:
-        return os.strerror(error.errno)
-    # TensorStore's errors are texts: "... No space left on device [os_error_code='28']"
-    match = re.search(r"os_error_code='(\d+)'", str(error))
-    if match and int(match[1]) in _DISK:
-        return os.strerror(int(match[1]))
-    return None
+def warn(text: str) -> None:
+    """Print a warning to stderr."""
+    print(f"warning: {single_line(text)}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
-def naming(file) -> Iterator[None]:
-    """Lets an OSError from within name this file (a path), where it names none."""
+def naming_file(file) -> Iterator[None]:
+    """Give an OSError that names no file this one (a path)."""
     try:
         yield
     except OSError as error:
@@ -41,9 +34,9 @@ def naming(file) -> Iterator[None]:
 
 
 def cache_folder() -> pathlib.Path | None:
-    """Returns the folder of what the next start need not make again; None for users without home.
+    """Return the project's folder in the user's cache, None for users without a home.
 
-    It is in the user's cache folder, and may be removed at any time.
+    It may be removed at any time.
     """
     try:
         base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -53,85 +46,102 @@ def cache_folder() -> pathlib.Path | None:
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a kill leaves either the old or the new text."""
+    """Write a file so that a kill leaves either the old or the new text."""
     part = path.with_name(path.name + ".part")
     try:
-        with naming(path), part.open("wb", buffering=0) as file:
+        with naming_file(path), part.open("wb", buffering=0) as file:
             append(file, text.encode())
             os.fsync(file.fileno())
     except OSError:
-        part.unlink(missing_ok=True)  # it takes room that may be short
+        part.unlink(missing_ok=True)  # it takes space that may be short
         raise
     part.replace(path)
 
 
 def append(file, content: bytes) -> None:
-    """Writes all of the content to an unbuffered file; a full disk takes less at first."""
+    """Write all of the content to an unbuffered file; a full disk takes less at first."""
     view = memoryview(content)
     while view:
         view = view[file.write(view) :]
 
 
-def warn(text: str) -> None:
-    """Prints a warning to stderr."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+def read_json(path: pathlib.Path) -> dict:
+    """Read a JSON object from a file; {} if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+
+
+@contextlib.contextmanager
+def lock(path: pathlib.Path, busy: str, wait: bool = False) -> Iterator[None]:
+    """Hold a lock file, which the kernel releases however the process ends.
+
+    A file system that refuses locks is warned of, and used without one.
+
+    Args:
+      path: of the lock file, which stays.
+      busy: the message if another process holds it.
+      wait: whether to print that message and wait for the lock.
+
+    Raises:
+      UserError: another process holds it, and `wait` is False.
+    """
+    import filelock  # costs 60 ms
+
+    file_lock = filelock.FileLock(path, timeout=0, fallback_to_soft=False)
+    try:
+        try:
+            file_lock.acquire()
+        except filelock.Timeout:
+            if not wait:
+                raise UserError(busy) from None
+            print(busy, flush=True)
+            file_lock.acquire(timeout=-1)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        warn(f"{path} cannot be locked ({error.strerror}): do not start the same command twice")
+    try:
+        yield
+    finally:
+        file_lock.release()
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_sums(folder: pathlib.Path, names: Iterable[str]) -> None:
-    """Writes SHA256SUMS of files in a folder.
-
-    Args:
-      folder: of SHA256SUMS.
-      names: of the files, relative to it; those that do not exist are left out, and what
-        SHA256SUMS says of others is kept.
-    """
-    sums = read_sums(folder) or {}
-    for name in names:
-        sums.pop(name, None)
-        if digest := _digest(folder / name):
-            sums[name] = digest
-    lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items())]
+    """Write SHA256SUMS of files in a folder, given by their names relative to it."""
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in sorted(names)]
     write_atomically(folder / SUMS, "".join(lines))
 
 
-def read_sums(folder: pathlib.Path) -> dict[str, str] | None:
-    """Returns {name: digest} of SHA256SUMS, {} without one; None if it is damaged itself."""
+def find_damage(folder: pathlib.Path) -> dict[pathlib.Path, str]:
+    """Find the files that differ from SHA256SUMS in their folder.
+
+    As {path: "does not match SHA256SUMS"}; {} without SHA256SUMS, when nothing is known.
+    """
     try:
-        lines = (folder / SUMS).read_text().split("\n")
+        text = (folder / SUMS).read_text(errors="replace")
     except FileNotFoundError:
         return {}
-    except UnicodeDecodeError:
-        return None
-    found = [re.fullmatch(r"([0-9a-f]{64})  (.+)", line) for line in lines[:-1]]
-    if not found or lines[-1] or not all(found) or not "".join(lines).isprintable():
-        return None
-    return {match[2]: match[1] for match in found if match}
-
-
-def find_damage(folder: pathlib.Path) -> dict[pathlib.Path, str]:
-    """Returns the files that are not what SHA256SUMS in their folder says, and what they are.
-
-    As in {path: "does not match SHA256SUMS"}. Without SHA256SUMS, nothing is known and {} returned.
-    """
-    sums = read_sums(folder)
-    if sums is None:
-        return {folder / SUMS: "is damaged"}
-    found = {folder / name: _digest(folder / name) for name in sums}
-    return {
-        path: f"does not match {SUMS}" if digest else f"is missing, though {SUMS} lists it"
-        for (path, digest), expected in zip(found.items(), sums.values(), strict=True)
-        if digest != expected
-    }
+    found = {}
+    for line in text.removesuffix("\n").split("\n"):
+        match = re.fullmatch(r"([0-9a-f]{64})  ([!-~]+)", line)
+        if not match:
+            return {folder / SUMS: "is damaged"}
+        path = folder / match[2]
+        if not path.is_file():
+            found[path] = f"is missing, though {SUMS} lists it"
+        elif sha256(path) != match[1]:
+            found[path] = f"does not match {SUMS}"
+    return found
 
 
 def first_damage(folder: pathlib.Path) -> str | None:
-    """Returns the first of what `find_damage` finds, for people."""
-    return next((f"{path} {what}" for path, what in find_damage(folder).items()), None)
-
-
-def _digest(path: pathlib.Path) -> str | None:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
-        return None
+    """Describe the first file of `find_damage`; None without damage."""
+    return next((f"{path} {problem}" for path, problem in find_damage(folder).items()), None)

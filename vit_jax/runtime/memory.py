@@ -32,17 +32,11 @@ def hand_back() -> None:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Returns whether an exception tells that this machine's or a device's memory is full."""
+    """Check whether an exception means that this machine's or a device's memory is full."""
     import jax  # not before its settings are made
 
     on_device = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
     return on_device or isinstance(error, MemoryError)
-
-
-def full(error: BaseException) -> str:
-    """Returns what to tell of memory that `ran_out`."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return f"the memory of this machine or of a device is too small ({reason})"
 
 
 @functools.cache  # each CDLL is garbage that refers to itself

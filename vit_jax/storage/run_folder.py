@@ -1,7 +1,6 @@
-"""The folder of one run: whose it is, what it was trained with, and whether it is finished."""
+"""The folder of one run: its path, lock, config.json and results."""
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -9,47 +8,40 @@ import pathlib
 import platform
 import subprocess
 
-from vit_jax.config import Config, flatten, get_config, with_overrides
-from vit_jax.runtime import processes
+from vit_jax.config import Config, current_names, flatten, get_config, with_overrides
+from vit_jax.config.schema import SCHEMA
+from vit_jax.runtime import files, processes
 from vit_jax.runtime.errors import UserError
-from vit_jax.runtime.files import SUMS, find_damage, read_sums, warn, write_atomically, write_sums
+from vit_jax.runtime.files import (
+    SUMS,
+    find_damage,
+    read_json,
+    warn,
+    write_atomically,
+    write_sums,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-# Settings that a run may be continued with although they differ: they change no result.
-FREE_KEYS = (
-    "data.download",
-    "data.keep_decoded",
-    "data.num_threads",
-    "data.resident",
-    "data.resident_max_gib",
-    "log.explain_images",
-    "log.figures_every",
-    "log.tensorboard",
-    "log.wandb",
-    "sharding.cpu_devices",
-    "sharding.distributed",
-    "sharding.fsdp",
-    "train.eval_batch_size",
-    "train.num_seeds",
-    "train.seeds_at_once",
-    "train.steps_at_once",
-)
-
 # The length of a run, of which a finished one may be given more.
-LENGTH_KEYS = ("train.epochs", "train.steps")
+LENGTH_KEYS = tuple(key for key, setting in SCHEMA.items() if setting.resume == "longer")
 
-
-# What a finished run cannot do without, and what is drawn from it.
+# The results of a finished run, which SHA256SUMS lists with config.json.
 RESULTS = ("metrics.jsonl", "test_report.json", "summary.json")
-DRAWN = (
-    *("figures/confusion.png", "figures/curves/metrics.png", "figures/curves/optimization.png"),
-    *("figures/kernel_magnitudes.png", "test_report.txt"),
-)
+
+
+def run_path(workdir: pathlib.Path, variant: str, seed: int) -> pathlib.Path:
+    """Build the path of a run's folder."""
+    return workdir / variant / f"seed_{seed}"
+
+
+def run_name(folder: pathlib.Path) -> str:
+    """Name the run in a folder, e.g. "patch_4 seed 0", for titles and messages."""
+    return f"{folder.parent.name} {folder.name.replace('_', ' ')}"
 
 
 def plain_settings(config: Config, seed: int) -> dict:
-    """Returns {"section.key": JSON value} of a run."""
+    """Flatten the settings of a run to {"section.key": JSON value}."""
     flat = {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(config).items()}
     if config.init_from:
         flat["init_from"] = str(pathlib.Path(config.init_from).expanduser().resolve())
@@ -61,7 +53,7 @@ def _place(folder):
 
 
 def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None:
-    """Returns the summary of a finished run, None if it is unfinished or not begun.
+    """Read the summary of a finished run; None if it is unfinished or not begun.
 
     Raises:
       UserError: the folder belongs to a run with other settings.
@@ -71,10 +63,11 @@ def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None
         return None
     before, now = record["config"], plain_settings(config, seed)
     default = plain_settings(get_config(), seed)
-    # A prepared set may have moved, and its contents are compared; a folder is known by its place.
-    free = FREE_KEYS if config.data.name == "folder" else (*FREE_KEYS, "data.dir")
+    free = {key for key, setting in SCHEMA.items() if setting.resume == "any"}
+    if config.data.name != "folder":  # a prepared dataset may have moved: its contents are compared
+        free.add("data.dir")
     if config.freeze == "none_trained":
-        free += LENGTH_KEYS
+        free.update(LENGTH_KEYS)
     summary = read_finished(folder, record)
     for key in now:
         # A key that was added since then had the effect of its default.
@@ -86,8 +79,8 @@ def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None
             if summary is not None:
                 continue
             raise UserError(
-                f"{folder} is to be trained with {key}={old} and not finished: finish it before "
-                f"going on to {now[key]}"
+                f"{folder} was trained with {key}={old} and is not finished: finish it before "
+                f"lengthening it to {now[key]}"
             )
         raise UserError(
             f"{folder} was trained with {key}={old}, now {key}={now[key]}: go on with the same "
@@ -101,44 +94,30 @@ def _lengthened(before, now, free):
 
 
 def read_finished(folder: pathlib.Path, record: dict) -> dict | None:
-    """Returns summary.json; None if there is none, none to read, or that of an earlier leg."""
-    try:
-        summary = json.loads((folder / "summary.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    done = [leg["steps"] for leg in record.get("legs", [])]
-    return summary if summary["steps"] not in done else None
+    """Read summary.json; None if it is missing, damaged or that of an earlier stage."""
+    summary = read_json(folder / "summary.json")
+    done = [stage["steps"] for stage in record.get("legs", [])]
+    return summary if summary and summary["steps"] not in done else None
 
 
 def discard_damage(folder: pathlib.Path) -> None:
-    """Warns of what is damaged of a finished run, and removes it so that it is made again.
-
-    Results are made again from the checkpoints, figures from the results.
-    """
-    sums = read_sums(folder)
-    if sums is not None and RESULTS[-1] not in sums:  # not finished, or not in these settings
-        return
-    bad = {str(path.relative_to(folder)): what for path, what in find_damage(folder).items()}
-    bad.pop("config.json", None)  # which cannot be made again
-    for name, what in bad.items():
-        again = "drawn" if name in DRAWN else "evaluated"
-        warn(f"{folder / name} {what}: the run is {again} again")
-    if {*RESULTS, SUMS} & bad.keys():
-        (folder / RESULTS[-1]).unlink(missing_ok=True)
-    if bad:
-        (folder / DRAWN[-1]).unlink(missing_ok=True)
+    """Warn of damaged results of a finished run, and remove its summary: it is evaluated again."""
+    for path, problem in find_damage(folder).items():
+        if path.name in (*RESULTS, SUMS):
+            warn(f"{path} {problem}: the run is evaluated again")
+            (folder / "summary.json").unlink(missing_ok=True)
 
 
 def check_data(folder: pathlib.Path, fingerprint: dict) -> None:
-    """Raises UserError if the run has begun with other data or weights than these."""
+    """Raise UserError if the run has begun with other data or weights than these."""
     record = read_config(folder)
     if record is not None and record.get("data") != fingerprint:
         what = (
             "images" if record["data"].get("weights") == fingerprint.get("weights") else "weights"
         )
         raise UserError(
-            f"{folder} began with other {what} than those that are there now: bring the former "
-            "ones back, or choose another --workdir"
+            f"{folder} began with other {what} than the present ones: restore those, or choose "
+            "another --workdir"
         )
 
 
@@ -150,18 +129,18 @@ def write_config(
     name: str,
     seed: int,
 ) -> None:
-    """Writes config.json, if the run has not begun or begins another leg.
+    """Write config.json, if the run has not begun or begins another stage.
 
     Args:
       folder: of the run.
       config: resolved.
-      fingerprint: of the data and the weights to begin with.
+      fingerprint: of the data and the initial weights.
       total_steps: of the run.
       name: of the variant.
       seed: of the run.
 
     Raises:
-      UserError: the run has begun, with other data or weights, or a lengthening adds no step.
+      UserError: the run has begun, with other data or weights, or a longer run has no further step.
     """
     check_data(folder, fingerprint)
     if not processes.is_first():
@@ -179,50 +158,43 @@ def write_config(
                 f"{folder} was trained for {summary['steps']} steps, to which {key}="
                 f"{settings[key]} adds none"
             )
-        # The leg that ends is noted before its summary can be replaced.
-        leg = {key: value for key, value in summary.items() if key != "legs"}
-        leg |= {key: record[key] for key in ("versions", "git_commit")}
-        record |= {"legs": [*record.get("legs", []), leg], "config": settings} | made_with()
-    (folder / SUMS).unlink(missing_ok=True)  # a kill is not to leave what would contradict it
+        # The finished stage is recorded before its summary can be replaced.
+        stage = {key: value for key, value in summary.items() if key != "legs"}
+        stage |= {key: record[key] for key in ("versions", "git_commit")}
+        record |= {"legs": [*record.get("legs", []), stage], "config": settings} | made_with()
+    (folder / SUMS).unlink(missing_ok=True)  # a kill in between must not leave a contradiction
     write_atomically(folder / "config.json", json.dumps(record, indent=2) + "\n")
     write_sums(folder, ("config.json",))
 
 
 def write_results(folder: pathlib.Path, report: dict, summary: dict) -> None:
-    """Writes what a finished run has: test_report.json, summary.json, and their digests.
+    """Write the results of a finished run: test_report.json, summary.json and SHA256SUMS.
 
-    What an earlier leg had drawn from its own goes.
+    The test_report.txt of an earlier stage is removed.
     """
     (folder / "test_report.txt").unlink(missing_ok=True)
     write_atomically(folder / "test_report.json", json.dumps(report) + "\n")
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    write_sums(folder, RESULTS)
+    write_sums(folder, ("config.json", *RESULTS))
 
 
 def made_with() -> dict:
-    """Returns the versions of packages and the commit that a run is made with."""
+    """Return the versions of packages and the git commit of this code."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {package: importlib.metadata.version(package) for package in packages}
     versions = {"python": platform.python_version()} | versions
     return {"versions": versions, "git_commit": _git_commit()}
 
 
-@contextlib.contextmanager
-def lock(folder: pathlib.Path):
-    """Holds the folder for this process; raises UserError if another one holds it."""
+def lock(folder: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    """Hold the folder for this process; raise UserError if another one holds it."""
     if not processes.is_first():
-        yield
-        return
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder} is in use by another process") from None
-        yield
+        return contextlib.nullcontext()
+    return files.lock(folder / ".lock", f"{folder} is in use by another process")
 
 
 def read_config(folder: pathlib.Path) -> dict | None:
-    """Returns config.json; None if there is no checkpoint, so that the run has not begun.
+    """Read config.json; None if there is no checkpoint, so that the run has not begun.
 
     Raises UserError if it is damaged.
     """
@@ -234,16 +206,19 @@ def read_config(folder: pathlib.Path) -> dict | None:
     try:
         if path in find_damage(folder):
             raise ValueError
-        return json.loads(path.read_text())
+        record = json.loads(path.read_text())
     except ValueError:
         raise UserError(
-            f"{path} is damaged, or was changed: bring it back as it was, or remove {folder} to "
-            "train that run again"
+            f"{path} is damaged, or was changed: restore it, or remove {folder} to train that run "
+            "again"
         ) from None
+    with contextlib.suppress(KeyError, TypeError, AttributeError):  # config_of raises for these
+        record["config"] = current_names(record["config"])
+    return record
 
 
 def config_of(folder: pathlib.Path, record: dict) -> Config:
-    """Returns the config of a run from its config.json, as `read_config` returned it.
+    """Build the config of a run from its config.json, as `read_config` returned it.
 
     A setting that was added since then has its default.
 
@@ -258,13 +233,13 @@ def config_of(folder: pathlib.Path, record: dict) -> Config:
 
 
 def last_saved_step(folder: pathlib.Path) -> int:
-    """Returns the step of the latest checkpoint, damaged or not; 0 without any."""
+    """Find the step of the latest checkpoint, damaged or not; 0 without any."""
     names = (path.name for path in (folder / "checkpoints").glob("[0-9]*"))
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def _git_commit():
-    """Returns the commit of this code, "-dirty" where Python files differ; None without git."""
+    """Find the commit of this code, "-dirty" where Python files differ; None without git."""
 
     def git(*arguments):
         return subprocess.run(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.runtime.errors import UserError
-from vit_jax.runtime.files import append, naming, warn, write_atomically
+from vit_jax.runtime.files import append, naming_file, warn, write_atomically
 
 
 def read_jsonl(path: pathlib.Path) -> list[dict]:
@@ -60,7 +60,7 @@ class JsonlWriter:
 
     def flush(self) -> None:
         """Returns when the rows are on disk."""
-        with naming(self._path):
+        with naming_file(self._path):
             append(self._file, "".join(self.lines[self._written :]).encode())
             os.fsync(self._file.fileno())
         self._written = len(self.lines)
@@ -94,7 +94,7 @@ class TensorBoardWriter:
         # Not by the package's own writer, whose thread dies with a traceback on a full disk.
         event, buffer = self._event.Event(wall_time=time.time(), **fields), io.BytesIO()
         self._record(buffer).write(event.SerializeToString())
-        with naming(self._path):
+        with naming_file(self._path):
             append(self._file, buffer.getvalue())
 
     def _add(self, step, values):

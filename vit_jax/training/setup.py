@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 
 from vit_jax import models, pretrained
 from vit_jax.config import Config, steps_of, total_steps
-from vit_jax.config.rules import COUNTABLE, one_step_at_a_time, parse_freeze
+from vit_jax.config.rules import one_step_at_a_time, parse_freeze
+from vit_jax.config.schema import COUNTABLE
 from vit_jax.data import Data
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError

@@ -17,7 +17,7 @@ from vit_jax.config import Config
 from vit_jax.config.rules import validate
 from vit_jax.data import load_data
 from vit_jax.runtime import processes, sharding
-from vit_jax.runtime.errors import UserError, shown
+from vit_jax.runtime.errors import UserError, truncate_repr
 from vit_jax.runtime.files import write_atomically
 from vit_jax.runtime.signals import StopSignal
 from vit_jax.storage import run_folder
@@ -75,7 +75,7 @@ def _resolve(config, given):
         except UserError as error:
             raise UserError(f"init_from={config.init_from}: {error}") from None
         except (OSError, ValueError, RuntimeError):  # too long, unspeakable, of an unknown user
-            path = shown(config.init_from)
+            path = truncate_repr(config.init_from)
             raise UserError(f"init_from={path} cannot be the path of a folder") from None
     return settings.resolve(config, weights, given)
 
@@ -118,7 +118,7 @@ def run_sweep(
     chosen = {name: c for name, c in configs.items() if only in (None, name)}
     for name, config in chosen.items():  # settings that clash are told before hours are spent
         for seed in seeds_of(config):
-            run_folder.read_summary(workdir / name / f"seed_{seed}", config, seed)
+            run_folder.read_summary(run_folder.run_path(workdir, name, seed), config, seed)
     hooks = hooks or Hooks()
     summaries, runner = {}, _Runner(chosen, workdir, stop, hooks)
     if next(iter(configs.values())).sharding.distributed:
@@ -203,7 +203,9 @@ class _Runner:
 
     def summaries(self, name, config):
         """Return the summaries of a variant's seeds, training those that are not finished."""
-        folders = {seed: self._workdir / name / f"seed_{seed}" for seed in seeds_of(config)}
+        folders = {
+            seed: run_folder.run_path(self._workdir, name, seed) for seed in seeds_of(config)
+        }
         summaries, unfinished = {}, {}
         for seed, folder in folders.items():
             if processes.is_first():
@@ -255,6 +257,6 @@ class _Runner:
                     if other is config:  # which is trained next
                         self._setup = {name: setup}
                     for seed in seeds_of(other):
-                        folder = self._workdir / name / f"seed_{seed}"
+                        folder = run_folder.run_path(self._workdir, name, seed)
                         run_folder.check_data(folder, setup.fingerprint)
         return self._data[key]

@@ -1,4 +1,4 @@
-"""Turns the official archives of CIFAR-10, MNIST and EuroSAT into TFDS `array_record` sets.
+"""Prepare TFDS `array_record` datasets from the official archives of CIFAR-10, MNIST and EuroSAT.
 
 The stock TFDS builders need TensorFlow to encode images. Here every image reaches the TFDS
 writer as PNG or JPEG bytes, so TensorFlow is never imported. Names, versions, features, example
@@ -6,34 +6,31 @@ keys (and with them the order on disk) are those of TFDS: `tfds.data_source(name
 result.
 """
 
-import contextlib
-import fcntl
-import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-from vit_jax.data.prepare.download import download_all, sha256
+from vit_jax.data.prepare.download import download_all
 from vit_jax.data.prepare.sets import SETS, ImageSet
 from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.files import lock, read_json, sha256
 
 NAMES = tuple(SETS)
 
 
 def default_data_dir() -> Path:
-    """Returns the folder of all sets, as TFDS has it: $TFDS_DATA_DIR, ~/tensorflow_datasets."""
+    """Return the folder of all datasets, as in TFDS: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def find_prepared(name: str, data_dir: str | Path) -> Path | None:
-    """Returns the folder of the whole `array_record` set `name` below `data_dir`, or None."""
+    """Find the folder of the complete `array_record` dataset `name` in `data_dir`, or None."""
     folder = _set_dir(_lookup(name), Path(data_dir).expanduser())
     return folder if _is_whole(folder) else None
 
 
 def prepare(name: str, data_dir: str | Path, archive: str | Path | None = None) -> Path:
-    """Prepares the set `name` (one of `NAMES`) below `data_dir` and returns its folder.
+    """Prepare the dataset `name` (one of `NAMES`) in `data_dir` and return its folder.
 
     Without `archive` the official files are downloaded to `data_dir`/downloads/`name` and stay
     there; a broken download continues where it stopped. With `archive` nothing is downloaded: it
@@ -50,7 +47,7 @@ def prepare(name: str, data_dir: str | Path, archive: str | Path | None = None) 
 def prepare_set(
     image_set: ImageSet, data_dir: str | Path, archive: str | Path | None = None
 ) -> Path:
-    """Does what `prepare` does, for a set that need not be one of `NAMES`."""
+    """Prepare a dataset as `prepare` does, which need not be one of `NAMES`."""
     data_dir = Path(data_dir).expanduser().absolute()
     target = _set_dir(image_set, data_dir)
     title = f"{image_set.name} {image_set.version}"
@@ -59,7 +56,8 @@ def prepare_set(
         return target
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        with _lock(data_dir / f".prepare-{image_set.name}.lock", title):
+        path = data_dir / f".prepare-{image_set.name}.lock"
+        with lock(path, f"waiting for another process that prepares {title}", wait=True):
             if not _is_whole(target):
                 _prepare_locked(image_set, data_dir, target, archive)
     except OSError as error:
@@ -114,25 +112,7 @@ def _set_dir(image_set: ImageSet, data_dir: Path) -> Path:
 
 
 def _is_whole(folder: Path) -> bool:
-    try:
-        info = json.loads((folder / "dataset_info.json").read_text())
-        num_shards = sum(len(split["shardLengths"]) for split in info["splits"])
-    except (OSError, ValueError, KeyError):
-        return False
+    info = read_json(folder / "dataset_info.json")
+    num_shards = sum(len(split.get("shardLengths", [])) for split in info.get("splits", []))
     shards = list(folder.glob("*.array_record-*-of-*"))
     return info.get("fileFormat") == "array_record" and len(shards) == num_shards
-
-
-@contextlib.contextmanager
-def _lock(path: Path, title: str) -> Iterator[None]:
-    """Holds the lock file `path`, which the kernel lets go of however the process ends.
-
-    The file stays: were it removed, two processes could each lock a file of that name.
-    """
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that prepares {title}", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

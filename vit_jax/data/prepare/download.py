@@ -1,6 +1,5 @@
 """Resumable downloads of files whose size and sha256 are known."""
 
-import hashlib
 import os
 import sys
 import time
@@ -15,6 +14,7 @@ from urllib.error import HTTPError, URLError
 from tqdm import tqdm
 
 from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.files import sha256
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 30.0
@@ -40,11 +40,11 @@ class Archive:
 
 
 class DownloadError(Exception):
-    """A download that trying again will not save; the message says why."""
+    """A download that another attempt cannot complete, and the reason."""
 
 
 def download_all(name: str, archives: Sequence[Archive], data_dir: Path) -> Path:
-    """Downloads what is missing; returns the file, or the folder of several files."""
+    """Download missing files; return the file, or the folder of several files."""
     folder = data_dir / "downloads" / name
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -60,7 +60,7 @@ def download_all(name: str, archives: Sequence[Archive], data_dir: Path) -> Path
 
 
 def download(archive: Archive, folder: Path) -> Path:
-    """Returns the verified file in `folder`; raises `DownloadError` if no address gives it.
+    """Download a verified file into `folder`; raise `DownloadError` if no address serves it.
 
     All addresses are tried before any is tried again.
     """
@@ -97,19 +97,13 @@ def _verified(part, archive, target):
     return target
 
 
-def sha256(path: Path) -> str:
-    """Returns the file's sha256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def progress(*args, **options) -> tqdm:
-    """Returns a progress bar on stderr; where that is a log, it speaks every ten seconds only."""
+    """Make a progress bar on stderr; in a log file, it prints every ten seconds only."""
     return tqdm(*args, mininterval=0.1 if sys.stderr.isatty() else 10.0, **options)
 
 
 def _fetch(url: str, archive: Archive, part: Path) -> None:
-    """Appends to `part` what it lacks, or starts it over if the server ignores the range."""
+    """Download the rest of `part`, or all of it if the server ignores the range."""
     have = part.stat().st_size if part.exists() else 0
     if have >= archive.size:
         return

@@ -1,10 +1,9 @@
-"""Reads the official archives, whole, and checks their structure.
+"""Parsers of the official archives, which check their structure.
 
 An archive is never unpacked to disk: its members are read as streams, within a size limit, and
 their names never become paths.
 """
 
-import bz2
 import functools
 import gzip
 import io
@@ -17,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,9 +25,6 @@ from vit_jax.runtime.errors import UserError
 
 # The largest official archive holds 184 MB; what holds more than this is no such set.
 MAX_BYTES = 1 << 30
-MAX_HEADER_BYTES = 1 << 16  # of a tar, which for a long name takes a few hundred
-
-OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
 # What a damaged archive raises in the standard library, whatever its format.
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error)
@@ -44,7 +40,7 @@ EUROSAT_CLASSES = (
 
 
 def parse_cifar10(source: Path) -> dict[str, Examples]:
-    """Reads the "binary version": records of a label byte and a 3x32x32 image.
+    """Read the "binary version": records of a label byte and a 3x32x32 image.
 
     https://www.cs.toronto.edu/~kriz/cifar.html
     """
@@ -73,7 +69,7 @@ def parse_cifar10(source: Path) -> dict[str, Examples]:
 
 
 def parse_mnist(source: Path) -> dict[str, Examples]:
-    """Reads the four gzipped idx files (http://yann.lecun.com/exdb/mnist/)."""
+    """Read the four gzipped idx files (http://yann.lecun.com/exdb/mnist/)."""
     names = {
         split: (f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz")
         for split, prefix in (("train", "train"), ("test", "t10k"))
@@ -98,7 +94,7 @@ def parse_mnist(source: Path) -> dict[str, Examples]:
 
 
 def parse_eurosat(source: Path) -> dict[str, Examples]:
-    """Reads <class>/<class>_<number>.jpg, 64x64 RGB (https://github.com/phelber/eurosat)."""
+    """Read <class>/<class>_<number>.jpg, 64x64 RGB (https://github.com/phelber/eurosat)."""
     pattern = re.compile(rf"(?:.*/)?({'|'.join(EUROSAT_CLASSES)})/(\1_[0-9]+\.jpg)")
     examples: Examples = {}
     missing = set(EUROSAT_CLASSES)
@@ -124,7 +120,7 @@ def _check_labels(labels: bytes | np.ndarray, where: str) -> None:
 
 
 def _read_idx(packed: bytes, num_dims: int, where: str) -> np.ndarray:
-    """Unpacks a gzipped idx file: magic number, big-endian dimensions, bytes."""
+    """Unpack a gzipped idx file: magic number, big-endian dimensions, bytes."""
     try:
         content = gzip.GzipFile(fileobj=io.BytesIO(packed)).read(MAX_BYTES)
     except DAMAGE as error:
@@ -150,7 +146,7 @@ def _check_eurosat_image(content: bytes, where: str) -> None:
 
 
 def _read_named(source: Path, names: Collection[str], what: str) -> dict[str, bytes]:
-    """Returns the files called `names`, in whichever folder; each must be there, once."""
+    """Read the files called `names`, in whichever folder; each must be there, once."""
     pattern = re.compile(rf"(?:.*/)?({'|'.join(map(re.escape, names))})")
     found: dict[str, bytes] = {}
     for match, content in _read_members(source, pattern):
@@ -163,16 +159,17 @@ def _read_named(source: Path, names: Collection[str], what: str) -> dict[str, by
 
 
 def _read_members(source: Path, pattern: re.Pattern) -> Iterator[tuple[re.Match, bytes]]:
-    """Yields (match of the name, content) of the regular files in a folder, tar or zip.
+    """Yield (match of the name, content) of the regular files in a folder, tar or zip.
 
     Raises `UserError` if `source` is none of these, is damaged or is absurdly large.
     """
     total = 0
     try:
         for name, size, read in _members(source):
+            total += size
+            if total > MAX_BYTES:
+                raise UserError(f"{source} is refused: it holds more than {MAX_BYTES:,} bytes")
             if match := pattern.fullmatch(name):
-                total += size
-                _check_total(source, total)
                 content = read()
                 if len(content) != size:
                     raise EOFError(f"{name} has {len(content):,} of {size:,} bytes")
@@ -181,68 +178,30 @@ def _read_members(source: Path, pattern: re.Pattern) -> Iterator[tuple[re.Match,
         raise UserError(f"{source} cannot be read, it may be cut short: {error}") from error
 
 
-def _check_total(source, total):
-    if total > MAX_BYTES:
-        raise UserError(f"{source} is refused: it holds more than {MAX_BYTES:,} bytes")
-
-
 def _members(source: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
-    """Yields name, size and reader of each regular file; links are not followed."""
+    """Yield name, size and reader of each regular file; links are not followed."""
     if source.is_dir():
         for path in sorted(source.rglob("*")):
             if path.is_file() and not path.is_symlink():
                 yield path.relative_to(source).as_posix(), path.stat().st_size, path.read_bytes
-        return
-    with _decompressed(source) as file:
-        if (archive := _open_tar(file)) is not None:
-            total = 0
-            for info in archive:
-                if info.size < 0:
-                    raise ValueError(f"{info.name} has {info.size:,} bytes")
-                # Those that are passed over count: they are decompressed all the same.
-                total += info.size
-                _check_total(source, total)
-                if info.isreg() and not info.issparse():
-                    yield info.name, info.size, functools.partial(_read_at, file, info)
-            return
-    if not zipfile.is_zipfile(source):
+    elif tarfile.is_tarfile(source):
+        with tarfile.open(source) as tar:  # of any compression
+            for info in tar:
+                if info.isreg():
+                    yield info.name, info.size, functools.partial(_read_member, tar, info)
+    elif zipfile.is_zipfile(source):
+        with zipfile.ZipFile(source) as archive:
+            for info in archive.infolist():
+                if info.compress_size > source.stat().st_size:  # so much would be read at once
+                    raise zipfile.BadZipFile(f"{info.filename} is larger than the archive")
+                yield info.filename, info.file_size, functools.partial(archive.read, info)
+    else:
         raise UserError(
             f"{source} is no readable archive: it is no tar or zip file, or is cut short"
         )
-    with zipfile.ZipFile(source) as archive:
-        for info in archive.infolist():
-            if info.compress_size > source.stat().st_size:  # so much would be read at once
-                raise zipfile.BadZipFile(f"{info.filename} is larger than the archive")
-            yield info.filename, info.file_size, functools.partial(archive.read, info)
 
 
-def _decompressed(source: Path) -> IO[bytes]:
-    with source.open("rb") as file:
-        start = file.read(6)
-    opener = next((OPENERS[magic] for magic in OPENERS if start.startswith(magic)), open)
-    return opener(source, "rb")
-
-
-class _Sober:
-    """A file for `tarfile`, which would read at once as much as a header asks for."""
-
-    def __init__(self, file: IO[bytes]):
-        self._file, self.seek, self.tell = file, file.seek, file.tell
-
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= MAX_HEADER_BYTES:
-            raise ValueError(f"a header of {size:,} bytes")
-        return self._file.read(size)
-
-
-def _open_tar(file: IO[bytes]) -> tarfile.TarFile | None:
-    try:
-        sober: Any = _Sober(file)
-        return tarfile.TarFile(fileobj=sober)
-    except (tarfile.ReadError, OSError, EOFError, zlib.error, lzma.LZMAError):
-        return None
-
-
-def _read_at(file: IO[bytes], info: tarfile.TarInfo) -> bytes:
-    file.seek(info.offset_data)
-    return file.read(info.size)
+def _read_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(info)
+    assert file is not None  # a regular file
+    return file.read()

@@ -1,0 +1,313 @@
+"""The schema of all settings: default, meaning and limits of each, once.
+
+The config, its validation, `--help`, docs/settings.md and what a resumed run may change are
+generated from it.
+"""
+
+import dataclasses
+import functools
+import math
+
+COUNTABLE = 2**31 - 2  # devices count with 32 bits
+SMALLEST = 1e-30  # above 0: float32 ends near 1e-38, and products of it earlier
+BELOW_1 = 1 - 1e-6  # float32 distinguishes it from 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One setting of a config.
+
+    Attributes:
+      default: its type is the setting's type.
+      help: its meaning, readable alone.
+      choices: allowed values; empty for any.
+      low: smallest allowed number, of a tuple for each entry.
+      high: largest allowed number, of a tuple for each entry.
+      applies: (another setting, its values with which this one has an effect); None: always.
+      resume: what a resumed run may change it to: "same", "any" (it changes no result), or
+        "longer" (a finished run may be lengthened).
+    """
+
+    default: bool | int | float | str | tuple
+    help: str
+    choices: tuple = ()
+    low: float = 0
+    high: float = COUNTABLE
+    applies: tuple[str, tuple] | None = None
+    resume: str = "same"
+
+
+KINDS = ("none", "baseline", "cutout", "autoaugment", "randaugment", "trivialaugment", "strong")
+POSITIONS = (
+    *("none", "learned_1d", "learned_2d", "sinusoidal", "sincos_2d", "rope_2d", "relative_bias"),
+)
+WHEN = ("auto", "always", "never")
+POLICY = ("augment.kind", ("autoaugment", "strong"))
+RANDAUGMENT = ("augment.kind", ("randaugment",))
+RESNET = ("model.name", ("resnet18",))
+ADAM = ("optim.name", ("adam", "adamw", "muon"))  # muon: of the parameters that AdamW updates
+MUON = ("optim.name", ("muon",))
+SGD = ("optim.name", ("sgd",))
+DECAY = ("optim.schedule", ("cosine", "linear", "reduce_on_plateau"))
+STEP = ("optim.schedule", ("step",))
+DROP = ("optim.schedule", ("step", "reduce_on_plateau"))
+PLATEAU = ("optim.schedule", ("reduce_on_plateau",))
+
+vit = functools.partial(Setting, applies=("model.name", ("vit",)))
+free = functools.partial(Setting, resume="any")
+
+_RUN = dict(
+    seed=Setting(0, "random seed of the first run; further runs count up from it", high=math.inf),
+    init_from=Setting("", "initial weights: folder of a converted checkpoint or of a run"),
+    freeze=Setting(
+        "full",
+        "trained parameters: full, last_K_blocks, head, none_trained (zero-shot head, evaluation "
+        "only), or rules such as 'head/.*=trained; .*=frozen'",
+    ),
+)
+
+_DATA = dict(
+    name=Setting("cifar10", "dataset: a TFDS name such as eurosat/rgb, folder or digits"),
+    dir=Setting(
+        "",
+        "image folder, or TFDS data directory (empty: TFDS_DATA_DIR, else ~/tensorflow_datasets)",
+    ),
+    train_split=Setting("train", "training split: TFDS split string or name of a subfolder"),
+    val_split=Setting(
+        "auto", "validation split; auto: the dataset's own, else held out from train"
+    ),
+    test_split=Setting("auto", "test split; auto: the dataset's own, else held out from train"),
+    val_size=Setting(0.1, "held-out validation split: fraction or number of images", low=SMALLEST),
+    test_size=Setting(0.2, "held-out test split: fraction or number of images", low=SMALLEST),
+    split_seed=Setting(0, "random seed of held-out splits and subsets", high=math.inf),
+    train_examples=Setting(0, "size of a stratified subset of the training split; 0: all"),
+    examples_per_class=Setting(0, "training examples per class in a balanced subset; 0: all"),
+    image_size=Setting(32, "model input side in pixels; 0: that of init_from", high=10_000),
+    stored_size=Setting(
+        0,
+        "image side in pixels until the device resizes it to image_size; 0: image_size",
+        high=10_000,
+    ),
+    eval_crop=Setting(
+        1.0, "side of the centre crop in evaluation, as a fraction", low=SMALLEST, high=1
+    ),
+    channels=Setting(3, "3: RGB, 1: greyscale; images are converted", (1, 3)),
+    mean=Setting((0.5,), "mean of pixels in [0, 1]; one value, or one per channel", high=1),
+    std=Setting((0.5,), "std of pixels in [0, 1]; one value, or one per channel", low=1e-3, high=1),
+    resident=free("auto", "decode the dataset once and keep it on the device", WHEN),
+    resident_max_gib=free(
+        2.0, "largest dataset in GiB of uint8 pixels that data.resident=auto keeps on the device"
+    ),
+    skip_corrupt=Setting(False, "skip and count the unreadable files of an image folder"),
+    num_threads=free(8, "threads that read and decode images", low=1, high=1000),
+    keep_decoded=free(True, "cache decoded images in ~/.cache/vit_jax"),
+    download=free(True, "download and prepare a missing dataset, if known"),
+)
+
+_AUGMENT = dict(
+    kind=Setting(
+        "baseline",
+        "recipe; none: normalisation only; baseline: random crop and flip; the others: baseline "
+        "and that policy; strong: AutoAugment, random erasing, mixup and CutMix",
+        KINDS,
+    ),
+    crop_padding=Setting(4, "padding in pixels on each side before the random crop"),
+    crop_min_area=Setting(
+        0.0, "smallest area fraction of a random resized crop; 0: padded crop", high=1
+    ),
+    flip=Setting(True, "mirror images horizontally with probability 0.5"),
+    fill=Setting(0, "grey level of padding and of areas uncovered by a transform", high=255),
+    policy=Setting("cifar10", "AutoAugment policy", ("cifar10", "imagenet"), applies=POLICY),
+    num_ops=Setting(2, "RandAugment operations per image", low=1, high=100, applies=RANDAUGMENT),
+    magnitude=Setting(9, "RandAugment magnitude", high=30, applies=RANDAUGMENT),
+    rotation_degrees=Setting(0.0, "largest random rotation in degrees; 0: off", high=180),
+    brightness=Setting(0.0, "brightness jitter: factor in [1 - this, 1 + this]; 0: off", high=1),
+    contrast=Setting(0.0, "contrast jitter: factor in [1 - this, 1 + this]; 0: off", high=1),
+    saturation=Setting(0.0, "saturation jitter: factor in [1 - this, 1 + this]; 0: off", high=1),
+    cutout_length=Setting(
+        0, "side of the cutout square in pixels; 0: half of image_size for kind=cutout, else off"
+    ),
+    erasing_rate=Setting(0.0, "fraction of images with random erasing; 0: off", high=1),
+    mixup_alpha=Setting(0.0, "mixup: weights from Beta(alpha, alpha); 0: off", high=1000),
+    cutmix_alpha=Setting(0.0, "CutMix: area fractions from Beta(alpha, alpha); 0: off", high=1000),
+    cutmix_rate=Setting(0.5, "fraction of CutMix where mixup and CutMix are both on", high=1),
+    mix_rate=Setting(0.5, "fraction of images that mixup or CutMix changes", high=1),
+)
+
+_MODEL = dict(
+    name=Setting("vit", "model architecture", ("vit", "resnet18")),
+    size=vit("", "named size such as Ti/16, S/16, B/16 or L/16; fills the dimensions that are 0"),
+    patch_size=vit(0, "patch side in pixels"),
+    hidden_size=Setting(
+        0, "token width; resnet18: channels of the first stage (0: 64)", high=100_000
+    ),
+    depth=vit(0, "number of encoder blocks", high=1000),
+    num_heads=vit(0, "attention heads per block"),
+    mlp_dim=vit(0, "hidden width of the MLP", high=10**6),
+    attention=vit(
+        "softmax",
+        "attention; differential: each head subtracts one softmax map from another",
+        ("softmax", "differential"),
+    ),
+    patchify=vit(
+        "conv",
+        "patch embedding: strided convolution, or (manual) reshape and dense layer",
+        ("conv", "manual"),
+    ),
+    pos_embed=vit("learned_1d", "position embedding", POSITIONS),
+    pool=vit("cls", "pooling: class token, or mean of patch tokens", ("cls", "mean")),
+    dropout_rate=vit(0.0, "dropout after embedding, attention and both MLP layers", high=0.99),
+    attention_dropout_rate=vit(0.0, "dropout of attention weights", high=0.99),
+    drop_path_rate=vit(
+        0.0, "stochastic depth of the last block, linear from 0 at the first", high=0.99
+    ),
+    qkv_bias=vit(True, "bias of query, key and value; differential: of the output layer too"),
+    gelu=vit("tanh", "GELU: tanh approximation or exact (erf)", ("tanh", "erf")),
+    norm_eps=vit(1e-6, "epsilon of LayerNorm", low=SMALLEST),
+    representation_size=vit(0, "width of a tanh layer before the head; 0: none", high=10**6),
+    init=vit(
+        "default",
+        "initialisation of block kernels; mimetic: attention as in pretrained ViTs",
+        ("default", "mimetic"),
+    ),
+    head_zero_init=vit(True, "zero-initialise the head, for uniform initial predictions"),
+    stem=Setting(
+        "cifar",
+        "ResNet stem: 3x3 convolution (cifar), or 7x7 with stride 2 and max pooling (imagenet)",
+        ("cifar", "imagenet"),
+        applies=RESNET,
+    ),
+    zero_init_residual=Setting(
+        False, "zero-initialise the last norm of each residual block", applies=RESNET
+    ),
+)
+
+_OPTIM = dict(
+    name=Setting(
+        "adamw",
+        "optimizer; sgd: with momentum; muon: for block kernels, with AdamW for the rest",
+        ("adamw", "adam", "sgd", "muon"),
+    ),
+    learning_rate=Setting(1e-3, "peak learning rate", high=100),
+    schedule=Setting(
+        "cosine",
+        "learning rate schedule after warm-up",
+        ("constant", "cosine", "linear", "step", "reduce_on_plateau"),
+    ),
+    end_learning_rate=Setting(
+        0.0, "final learning rate; reduce_on_plateau: smallest", applies=DECAY
+    ),
+    warmup_steps=Setting(0, "linear warm-up in optimizer updates"),
+    warmup_epochs=Setting(0.0, "linear warm-up in epochs"),
+    warmup_percent=Setting(0.0, "linear warm-up in percent of the run"),
+    decay_at_percent=Setting(
+        (50.0, 75.0), "percent of the run at which the learning rate decays", applies=STEP
+    ),
+    decay_factor=Setting(0.1, "learning rate factor of each decay", high=1, applies=DROP),
+    plateau_patience=Setting(
+        10, "evaluations without a lower validation loss before a decay", applies=PLATEAU
+    ),
+    plateau_cooldown=Setting(0, "evaluations after a decay that are not counted", applies=PLATEAU),
+    plateau_threshold=Setting(
+        1e-4,
+        "relative decrease that counts as a lower validation loss",
+        low=SMALLEST,
+        high=BELOW_1,
+        applies=PLATEAU,
+    ),
+    weight_decay=Setting(
+        0.0, "weight decay of kernels: decoupled (adamw, muon) or L2 (adam, sgd)", high=1000
+    ),
+    b1=Setting(0.9, "decay of Adam's first moment", high=BELOW_1, applies=ADAM),
+    b2=Setting(0.999, "decay of Adam's second moment", high=BELOW_1, applies=ADAM),
+    eps=Setting(1e-8, "epsilon of Adam", low=SMALLEST, applies=ADAM),
+    muon_momentum=Setting(0.95, "Nesterov momentum of Muon", high=BELOW_1, applies=MUON),
+    muon_rms=Setting(
+        0.2,
+        "RMS of a Muon update before the learning rate (AdamW: about 0.2)",
+        high=100,
+        applies=MUON,
+    ),
+    muon_iterations=Setting(
+        5, "Newton-Schulz iterations that orthogonalise a Muon update", high=100, applies=MUON
+    ),
+    layer_decay=Setting(
+        1.0,
+        "layer-wise decay: learning rate factor from each block to the one below",
+        low=SMALLEST,
+        high=1,
+    ),
+    momentum=Setting(0.9, "momentum of SGD", high=BELOW_1, applies=SGD),
+    nesterov=Setting(False, "Nesterov momentum of SGD", applies=SGD),
+    grad_clip_norm=Setting(0.0, "largest global gradient norm; 0: no clipping"),
+    ema_decay=Setting(
+        0.0, "decay of the moving average of weights that evaluation uses; 0: off", high=BELOW_1
+    ),
+)
+
+_TRAIN = dict(
+    epochs=Setting(0.0, "length of the run in epochs; or train.steps", resume="longer"),
+    steps=Setting(0, "length of the run in optimizer updates; or train.epochs", resume="longer"),
+    num_seeds=free(1, "runs per variant, with consecutive seeds", low=1, high=1000),
+    seeds_at_once=free("auto", "train all seeds in one vectorised program", WHEN),
+    steps_at_once=free("auto", "multi-step dispatch: several steps per call", WHEN),
+    batch_size=Setting(128, "examples per optimizer update, over all devices and processes", low=1),
+    accumulation_steps=Setting(0, "micro-batches per optimizer update; 0: the fastest number"),
+    label_smoothing=Setting(
+        0.0, "fraction of the target spread evenly over all classes", high=BELOW_1
+    ),
+    dtype=Setting(
+        "auto",
+        "compute dtype; auto: bfloat16 on GPU and TPU, float32 on CPU",
+        ("auto", "float32", "bfloat16"),
+    ),
+    remat=Setting(False, "rematerialise each block in the backward pass: less memory, more time"),
+    cache_features=Setting(
+        True, "compute the features of a frozen trunk once, without augmentation"
+    ),
+    eval_every_steps=Setting(0, "optimizer updates between evaluations (each with a checkpoint)"),
+    eval_every_epochs=Setting(1.0, "epochs between evaluations (each with a checkpoint)"),
+    eval_every_percent=Setting(
+        0.0, "percent of the run between evaluations (each with a checkpoint)"
+    ),
+    eval_batch_size=free(256, "examples per evaluation step (no effect on results)", low=1),
+    select=Setting(
+        "best", "checkpoint for the test: best validation accuracy, or last", ("best", "last")
+    ),
+)
+
+_LOG = dict(
+    every_steps=Setting(50, "optimizer updates between log entries"),
+    every_epochs=Setting(0.0, "epochs between log entries"),
+    every_percent=Setting(0.0, "percent of the run between log entries"),
+    tensorboard=free(True, "write TensorBoard event files"),
+    wandb=free(False, "log to Weights & Biases (needs the package wandb)"),
+    figures_every=free(0, "evaluations between figures of rollout and position embeddings; 0: off"),
+    explain_images=free(64, "test images for the faithfulness scores of the best run; 0: off"),
+    kernel_magnitudes=Setting(False, "figure of kernel magnitudes before and after training"),
+)
+
+_SHARDING = dict(
+    distributed=free(False, "this is one of several processes of a run (SLURM, TPU pod)"),
+    cpu_devices=free(0, "CPU devices per process; 0: one per core", high=1000),
+    fsdp=free(False, "shard parameters, EMA and optimizer state over devices"),
+)
+
+SECTIONS = {
+    "": _RUN,
+    "data": _DATA,
+    "augment": _AUGMENT,
+    "model": _MODEL,
+    "optim": _OPTIM,
+    "train": _TRAIN,
+    "log": _LOG,
+    "sharding": _SHARDING,
+}
+SCHEMA: dict[str, Setting] = {
+    f"{section}.{name}".removeprefix("."): setting
+    for section, table in SECTIONS.items()
+    for name, setting in table.items()
+}
+
+# {former name: name} of settings; config.json of earlier runs may hold the former ones.
+RENAMED: dict[str, str] = {}
