@@ -16,7 +16,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # without an install
 warnings.filterwarnings("ignore", "os.fork")  # JAX has started nothing yet
 
 import vit_jax.training.sweep  # noqa: E402, F401  what main imports late
-
 from vit_jax import main  # noqa: E402
 
 
