@@ -14,8 +14,8 @@ from conftest import COMMAND_ENVIRONMENT, ROOT
 from PIL import Image
 
 import vit_jax
-from scripts import predict
 from vit_jax import pretrained
+from vit_jax.cli import predict
 from vit_jax.config import get_config
 from vit_jax.data.sources import read_digits
 
@@ -169,7 +169,7 @@ def test_evaluation_is_that_of_the_run(model, results, tmp_path):
             Image.fromarray(PIXELS[i]).save(tmp_path / str(label) / f"{i}.png")
     for folder in (tmp_path, str(tmp_path)):
         assert model.evaluate(folder, split="all")["count"] == 20
-    with pytest.raises(vit_jax.UserError, match="has no test split: choose all"):
+    with pytest.raises(vit_jax.UserError, match="has no test split: give split=all"):
         model.evaluate(tmp_path)
 
 

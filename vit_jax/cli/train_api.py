@@ -5,6 +5,8 @@ import json
 import os
 import pathlib
 import signal
+from collections.abc import Sequence
+from typing import Any
 
 from vit_jax.config import Config
 from vit_jax.config.loading import Experiment, load_config
@@ -60,6 +62,43 @@ class Results:
         return f"**{self.experiment}**, report: `{self.workdir / 'report.html'}`\n\n{self.table}"
 
 
+def run_experiment(
+    experiment: Experiment,
+    workdir: str | os.PathLike[str] | None,
+    stop: StopSignal,
+    variant: str | None = None,
+    arguments: Sequence[str] = (),
+    hooks: Any = None,
+) -> pathlib.Path:
+    """Train an experiment, for the command line and for `train`; returns its folder.
+
+    Args:
+      experiment: with its variants.
+      workdir: output folder; None: runs/NAME.
+      stop: the signals' state.
+      variant: train this variant alone, and write no table.
+      arguments: of the command line, for the report.
+      hooks: in place of the figures and the report.
+    """
+    # Imported here, so that --help and invalid arguments answer at once.
+    from vit_jax.cli.hooks import ReportHooks
+    from vit_jax.training import sweep
+
+    folder = pathlib.Path(workdir or pathlib.Path("runs") / experiment.name).expanduser()
+    sweep.run_sweep(
+        experiment.name,
+        sweep.make_variants(experiment.config, experiment.variants, set(experiment.given)),
+        experiment.variants,
+        experiment.published,
+        folder,
+        variant,
+        stop,
+        arguments,
+        hooks or ReportHooks(),
+    )
+    return folder
+
+
 def train(
     config: Experiment | Config | str | os.PathLike[str],
     workdir: str | os.PathLike[str] | None = None,
@@ -81,29 +120,14 @@ def train(
       UserError: a setting is invalid, or data or outputs cannot be read or written.
       KeyboardInterrupt: stopped by Ctrl-C; the same call resumes.
     """
-    # Here, so that invalid arguments and `Results` answer without JAX.
-    from vit_jax.cli.hooks import ReportHooks
-    from vit_jax.training import sweep
-
     if isinstance(config, str | os.PathLike):
         config = load_config(config)
     elif not isinstance(config, Experiment):
         name = pathlib.Path(workdir or "experiment").absolute().name
         config = Experiment(name, config)
-    folder = pathlib.Path(workdir or pathlib.Path("runs") / config.name).expanduser()
-    configs = sweep.make_variants(config.config, config.variants, set(config.given))
     with quiet_libraries(), StopSignal(owns_process=False) as stop:
         try:
-            sweep.run_sweep(
-                config.name,
-                configs,
-                config.variants,
-                config.published,
-                folder,
-                only=None,
-                stop=stop,
-                hooks=ReportHooks(),
-            )
+            folder = run_experiment(config, workdir, stop)
         except SystemExit as stopped:
             if stopped.code != 128 + signal.SIGINT:
                 raise

@@ -281,8 +281,8 @@ class Classifier:
         if split is None and not {"data.name", "data.dir"}.isdisjoint(given):
             if carves_test(open_source(config.data), config.data):
                 raise UserError(
-                    f"{config.data.dir or config.data.name} has no test split: choose all for all "
-                    "its images, or test for a split held out as the run's settings say"
+                    f"{config.data.dir or config.data.name} has no test split: give split=all for "
+                    "all its images, or split=test for one held out as the run's settings say"
                 )
         return config, split or "test"
 

@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vit_jax.runtime import memory, processes, upstream
-from vit_jax.runtime.errors import UserError, disk_problem
+from vit_jax.runtime.errors import RESUMES, UserError, disk_problem
 from vit_jax.runtime.files import first_damage, warn, write_sums
 
 _LOG = "metrics.jsonl"  # in a checkpoint: the run's log entries up to its step
