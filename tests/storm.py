@@ -30,10 +30,10 @@ from vit_jax.storage.writers import read_jsonl
 from vit_jax.training import clock
 
 CONFIG = """
-from configs import common
+from vit_jax.config import presets
 
 def get_config():
-    config = common.digits_vit()
+    config = presets.digits_vit()
     config.model.patch_size, config.model.hidden_size, config.model.depth = 4, 16, 1
     config.model.num_heads, config.model.mlp_dim, config.model.dropout_rate = 2, 16, 0.1
     config.model.attention = "differential"
@@ -199,12 +199,8 @@ def last_checkpoint(folder):
 def read_state(folder):
     """Returns the arrays of a run's last checkpoint; this starts JAX, and ends the forking."""
     import jax
-    import orbax.checkpoint as ocp
 
-    path = (last_checkpoint(folder) / "state").absolute()
-    with ocp.StandardCheckpointer() as checkpointer:
-        stored = checkpointer.metadata(path).item_metadata
-        tree = checkpointer.restore(path, checkpoint._as_numpy(stored.tree))
+    tree = checkpoint.load_arrays(last_checkpoint(folder) / "state")
     return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(tree)}
 
 

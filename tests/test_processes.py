@@ -20,10 +20,10 @@ from vit_jax.training.sweep import make_variants, run_sweep
 ROOT = pathlib.Path(__file__).parent.parent
 COUNT = int(os.environ.get("PROCESSES", 2))  # `make processes` takes four
 CONFIG = """
-from configs import common
+from vit_jax.config import presets
 
 def get_config():
-    config = common.digits_vit()
+    config = presets.digits_vit()
     config.model.update(patch_size=4, hidden_size=64, depth=1, num_heads=2, mlp_dim=64)
     config.train.update(epochs=3.0, eval_every_epochs=1.0, num_seeds=1)
     config.optim.update(warmup_epochs=1.0, ema_decay=0.9)
@@ -105,8 +105,12 @@ def test_killed_stopped_and_resumed_processes_train_like_one(command, tmp_path):
             killed = pool.submit(together, tmp_path, victim, "SIGKILL", 25)
             expected = expected or alone(tmp_path / "alone")
         statuses, _, errors = killed.result()
-        assert statuses == [-9 if rank == victim else 1 for rank in range(COUNT)], errors
+        assert statuses[victim] == -9
         for rank in set(range(COUNT)) - {victim}:
+            if victim == 0 and statuses[rank] == -6:  # JAX aborts what has lost the first process
+                assert "another task died" in errors[rank]
+                continue
+            assert statuses[rank] == 1, errors
             (*_, last) = errors[rank].strip().splitlines()
             assert last.startswith("error: another process of this run has ended"), errors[rank]
             assert "Traceback" not in errors[rank]

@@ -1,41 +1,32 @@
-"""Checkpoints of a run, and of weights alone. The only file that knows orbax."""
+"""Checkpoints of runs and of converted weights. The only module that knows orbax."""
 
 import contextlib
 import dataclasses
-import functools
 import json
 import math
 import pathlib
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore
 
-from vit_jax.runtime import memory, processes
-from vit_jax.runtime.errors import RESUMES, UserError, disk_problem, first_line
+from vit_jax.runtime import memory, processes, upstream
+from vit_jax.runtime.errors import RESUMES, UserError, disk_problem
 from vit_jax.runtime.files import first_damage, warn, write_sums
 
-# tensorstore, up to 0.1.86 at least, never frees the lists and strings that it makes of JSON. orbax
-# asks for some with every save: for each array, of where the checkpoint lies; and for its log, of
-# all counters. A long run would grow by 150 KiB with each checkpoint of 300 arrays, so the first
-# are made once for a checkpoint, and the others not at all.
-_to_json = tensorstore.KvStore.Spec.to_json
-_json_of = functools.lru_cache(4)(lambda url: _to_json(tensorstore.KvStore.Spec(url)))
-tensorstore.KvStore.Spec.to_json = lambda self, include_defaults=False: dict(_json_of(self.url))
-tensorstore.experimental_collect_matching_metrics = lambda *args, **options: []
+_LOG = "metrics.jsonl"  # in a checkpoint: the run's log entries up to its step
 
-_LOG = "metrics.jsonl"  # in a checkpoint: the lines of the run's up to there
-_REPLACED = ".replaced"  # after the name of a checkpoint, while its successor is being written
+
+class _Damaged(UserError):
+    """A checkpoint cannot be read as it was written."""
 
 
 @jax.jit
 def checksum(tree) -> jax.Array:
-    """Returns a uint32 that changes with any bit of a tree of 16- and 32-bit arrays.
+    """Compute a uint32 that changes with any bit of a tree of 16- and 32-bit arrays.
 
     The sum of the bit patterns times odd weights, modulo 2^32: exact, and so the same however
     the arrays are laid out over devices.
@@ -51,7 +42,7 @@ def checksum(tree) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A checkpoint read back: the state, what was noted beside it, and the log up to its step."""
+    """A restored checkpoint: the state, its notes, and the run's log up to its step."""
 
     step: int
     state: Any
@@ -63,7 +54,8 @@ class Restored:
 class _Best:
     """The evaluated checkpoint with the highest accuracy; of equals, the latest.
 
-    If it is damaged, the run goes back to the checkpoint `before`, when another was the best.
+    A run whose best checkpoint is damaged resumes from `before`, the checkpoint preceding it, when
+    `best_before` was the best.
     """
 
     step: int
@@ -73,7 +65,7 @@ class _Best:
 
 
 class _Policy:
-    """Keeps the latest two checkpoints, the best, and what is needed to make that again."""
+    """Preserves the latest two checkpoints, the best, and those that recreate the best."""
 
     best: _Best | None = None
 
@@ -88,16 +80,18 @@ class _Policy:
 class Checkpoints:
     """The checkpoints in one folder, written in the background.
 
-    A checkpoint holds a state, notes (JSON) with which one was the best so far, and the lines of
-    metrics.jsonl up to it. SHA256SUMS tells whether its files are what was written. The latest two
-    are kept, the best one, the one before that, and the best one until then.
+    A checkpoint holds a state, notes (JSON) that include the best step so far, and metrics.jsonl
+    up to its step. SHA256SUMS lists the digests of its files.
     """
 
     def __init__(self, folder: pathlib.Path, needs_best: bool = True):
-        """Opens or makes the folder; what a killed save left half-made is removed.
+        """Open or make the folder; remove unfinished checkpoints.
 
-        `needs_best` is whether the best one will be restored, and so has to be intact.
+        Args:
+          folder: of the checkpoints.
+          needs_best: whether the best checkpoint will be restored and must be intact.
         """
+        upstream.stop_tensorstore_leaks()
         self._folder, self._needs_best = folder, needs_best
         self._policy = _Policy()
         self._lines: list[str] = []  # of the checkpoint that is being written
@@ -107,49 +101,27 @@ class Checkpoints:
             preservation_policy=self._policy,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
-        with self._explaining():
-            self._settle_replaced()
+        with self._writing():
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
-    def _replace(self, step):
-        """Makes room for another checkpoint of this step; until that is there, the old one stays.
-
-        So a run that was stopped before it evaluated its state, and then saves it once more with
-        the accuracy, may be killed meanwhile.
-        """
-        with processes.first_before_others():
-            if processes.is_first():
-                old = self._folder / str(step)
-                old.rename(old.with_name(old.name + _REPLACED))
-        self._manager.reload()
-        self._replacing = True
-
-    def _settle_replaced(self):
-        """Removes a checkpoint whose successor is there; brings it back if there is none."""
-        with processes.first_before_others():
-            for old in self._folder.glob(f"*{_REPLACED}") if processes.is_first() else ():
-                new = old.with_suffix("")
-                shutil.rmtree(old) if new.exists() else old.rename(new)
-        self._replacing = False
-
     def _seal(self):
-        """Writes the lines and the digests of a checkpoint that is about to get its name."""
+        """Write the log and the digests of a checkpoint that is about to get its final name."""
         if processes.is_first():
             for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
-                # Line by line: each of many threads' pools of memory would keep room for the text.
+                # Line by line: the memory pool of each writing thread would keep the whole text.
                 with (unfinished / _LOG).open("w") as file:
                     file.writelines(self._lines)
-                # Not of its own files, which only tell when it was saved: orbax changes them still.
+                # orbax still changes the files at the top, which hold only the time of the save.
                 items = (path for path in unfinished.glob("*/**/*") if path.is_file())
                 names = [str(path.relative_to(unfinished)) for path in items]
                 write_sums(unfinished, [*names, _LOG])
 
     @contextlib.contextmanager
-    def _explaining(self):
-        """Tells in one sentence of a disk that is full, or does not take a checkpoint."""
+    def _writing(self):
+        """Raise UserError for a disk that is full or refuses to be written to."""
         try:
             yield
-        except Exception as error:  # a full disk shows as many types in orbax and tensorstore
+        except Exception as error:  # of many types in orbax and tensorstore
             if problem := disk_problem(error):
                 raise UserError(
                     f"{self._folder}: a checkpoint cannot be written: {problem}; {RESUMES}"
@@ -159,28 +131,30 @@ class Checkpoints:
     def save(
         self, step: int, state, notes: dict, val_accuracy: float | None, lines: Sequence[str] = ()
     ) -> None:
-        """Starts to save a state; one that exists at this step is replaced.
+        """Start to save a state; replace an existing checkpoint of this step.
 
         Args:
           step: of the state.
           state: tree of arrays.
-          notes: to be found beside it.
-          val_accuracy: by which the best one is chosen; None if it was not evaluated.
+          notes: stored with the state.
+          val_accuracy: selects the best checkpoint; None if the state was not evaluated.
           lines: of metrics.jsonl.
 
         Raises:
-          UserError: the disk is full, perhaps since the checkpoint before this one.
+          UserError: the disk is full, perhaps since the previous checkpoint.
         """
         self.wait()
-        with self._explaining():
+        with self._writing():
             if step in self.steps:
-                self._replace(step)
+                self._manager.delete(step)
             best = self._policy.best
             if val_accuracy is not None and (best is None or val_accuracy >= best.val_accuracy):
                 before = self._manager.latest_step()
-                self._policy.best = _Best(step, val_accuracy, before, best and best.step)
-            best = self._policy.best and dataclasses.asdict(self._policy.best)
-            notes = notes | {"checksum": int(checksum(state)), "best": best}
+                best = self._policy.best = _Best(step, val_accuracy, before, best and best.step)
+            notes = notes | {
+                "checksum": int(checksum(state)),
+                "best": best and dataclasses.asdict(best),
+            }
             self._lines = list(lines)
             args = ocp.args.Composite(
                 state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)
@@ -189,14 +163,14 @@ class Checkpoints:
                 raise RuntimeError(f"orbax refused to save step {step} in {self._folder}")
 
     def restore_latest(self, abstract_state, upto: float = math.inf) -> Restored | None:
-        """Returns the latest intact checkpoint; None if there is none.
+        """Restore the latest intact checkpoint; return None if there are no checkpoints.
 
-        A damaged one is passed over with a warning. If the best one so far is damaged, a checkpoint
-        before that is returned, from which it will be made again.
+        Damaged checkpoints are skipped with a warning. If the best one so far is damaged, a
+        checkpoint before it is restored, from which training recreates it.
 
         Args:
           abstract_state: tree of `jax.ShapeDtypeStruct` with the shardings to restore into.
-          upto: later steps are passed over.
+          upto: skip later steps.
 
         Raises:
           UserError: checkpoints exist and none is intact.
@@ -209,19 +183,17 @@ class Checkpoints:
                 restored, best = self._restore(step, abstract_state)
                 if self._needs_best and best and (problem := self._problem(best.step)):
                     upto = best.step - 1
-                    raise ValueError(f"{problem}, and is of the best checkpoint")
-            except Exception as error:  # damage shows as many types in orbax and tensorstore
-                if memory.ran_out(error):
-                    raise
+                    raise _Damaged(f"{problem}, and belongs to the best checkpoint")
+            except _Damaged as error:
                 found_damage = True
-                warn(f"{first_line(error)}: going back to the checkpoint before it")
+                warn(f"{error}: going back to the checkpoint before it")
                 continue
             self._policy.best = best
             return restored
         if found_damage:
             raise UserError(
-                f"no checkpoint in {self._folder} could be read (see above): if they are beyond "
-                "help, remove the run's folder to start it again"
+                f"no checkpoint in {self._folder} could be read (see above). To train from "
+                "scratch, remove the run's folder"
             )
         return None
 
@@ -231,12 +203,12 @@ class Checkpoints:
         return list(self._manager.all_steps())
 
     def forget_after(self, step: int) -> None:
-        """Removes the checkpoints of later steps: what they hold is to be done again."""
+        """Remove the checkpoints of later steps."""
         for later in [other for other in self.steps if other > step]:
             self._manager.delete(later)
 
     def restore_best(self, abstract_state) -> Restored:
-        """Returns the checkpoint with the highest validation accuracy.
+        """Restore the checkpoint with the highest validation accuracy.
 
         Raises UserError if it is damaged.
         """
@@ -244,68 +216,55 @@ class Checkpoints:
         assert self._policy.best is not None, "no checkpoint was evaluated"
         try:
             return self._restore(self._policy.best.step, abstract_state)[0]
-        except Exception as error:
-            if memory.ran_out(error):
-                raise
+        except _Damaged as error:
             raise UserError(
-                f"{first_line(error)}, and is of the best checkpoint: the same command goes "
-                "back to the one before it"
+                f"{error}, and belongs to the best checkpoint. Give the same command again to "
+                "resume from the one before it"
             ) from None
 
     def _problem(self, step) -> str | None:
-        """Returns which file of a checkpoint is damaged, by its digests alone."""
+        """Compare the files of a checkpoint with their digests; describe the first damaged one."""
         folder = self._folder / str(step)
         return first_damage(folder) if folder.is_dir() else f"{folder} is missing"
 
     def _restore(self, step, abstract_state) -> tuple[Restored, _Best | None]:
-        problem = self._problem(step)
-        self._agree_on(problem, step)
-        args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract_state), notes=ocp.args.JsonRestore()
-        )
-        restored: Any = None
-        try:
-            restored = self._manager.restore(step, args=args)
+        folder = self._folder / str(step)
+
+        def check():
+            if problem := self._problem(step):
+                raise _Damaged(problem)
+
+        def read():
+            args = ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract_state), notes=ocp.args.JsonRestore()
+            )
+            restored: Any = self._manager.restore(step, args=args)
             notes = dict(restored["notes"])
             best, expected = notes.pop("best"), notes.pop("checksum")
-            if "rows" in notes:  # as earlier versions stored the lines
-                lines = [json.dumps(row) + "\n" for row in notes.pop("rows")]
-            else:
-                lines = (self._folder / str(step) / _LOG).read_text().splitlines(keepends=True)
-        except Exception as error:
-            if memory.ran_out(error):
-                raise
-            problem = f"{self._folder / str(step)} is damaged ({first_line(error)})"
-        self._agree_on(problem, step)
-        # Catches the casts that orbax makes silently, and flipped bits where digests are missing.
-        if int(checksum(restored["state"])) != expected:
-            raise ValueError(f"{self._folder / str(step)} is damaged (its checksum does not match)")
-        return Restored(step, restored["state"], notes, lines), _Best(**best) if best else None
+            lines = (folder / _LOG).read_text().splitlines(keepends=True)
+            best = _Best(**best) if best else None
+            return Restored(step, restored["state"], notes, lines), best, expected
 
-    def _agree_on(self, problem, step):
-        """Raises ValueError in all processes if one has a problem with a checkpoint."""
-        # All processes take the same checkpoint, or none could go on.
-        if not processes.all_true(problem is None):
-            place = self._folder / str(step)
-            raise ValueError(problem or f"{place} could not be read by another process")
+        _read_in_all(folder, check)
+        restored, best, expected = _read_in_all(folder, read)
+        # Detects silent casts by orbax, and flipped bits where SHA256SUMS is missing.
+        if int(checksum(restored.state)) != expected:
+            raise _Damaged(f"{folder} is damaged (its checksum does not match)")
+        return restored, best
 
     def wait(self) -> None:
-        """Returns when everything saved so far is on disk; raises UserError if that is full."""
-        with self._explaining():
+        """Wait until every checkpoint is on disk; raise UserError if the disk is full."""
+        with self._writing():
             self._manager.wait_until_finished()
-            if self._replacing:
-                self._settle_replaced()
 
     def close(self) -> None:
-        """Waits, and ends the background threads."""
-        with self._explaining():
+        """Wait, then end the background threads."""
+        with self._writing():
             self._manager.close()
-            if self._replacing:
-                self._settle_replaced()
 
 
 def restore_common(runs: Sequence[Checkpoints], abstract_state) -> list[Restored] | None:
-    """Returns each run's checkpoint of the latest step at which all have an intact one.
+    """Restore each run's checkpoint of the latest step at which all have an intact one.
 
     A kill may leave some of the runs ahead; their later checkpoints are removed.
 
@@ -327,39 +286,39 @@ def restore_common(runs: Sequence[Checkpoints], abstract_state) -> list[Restored
             break
         upto = min(steps)
     if min(steps) < 0 and any(run.steps for run in runs):
-        warn("the seeds have no intact checkpoint at the same step: starting again")
-    for run in runs:  # only now: if none can be read, the fault may lie elsewhere
+        warn("the seeds have no intact checkpoint of the same step: training from scratch")
+    for run in runs:  # only now: if none can be read, the cause may lie elsewhere
         run.forget_after(min(steps))
     return [restored for restored in found if restored is not None] or None
 
 
 def save_arrays(folder: pathlib.Path, tree) -> int:
-    """Writes a tree of arrays and returns its checksum."""
+    """Write a tree of arrays and return its checksum."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute(), tree)
     return int(checksum(tree))
 
 
-def load_arrays(folder: pathlib.Path, expected: int):
-    """Returns the tree of NumPy arrays in a folder.
+def load_arrays(folder: pathlib.Path, expected: int | None = None):
+    """Read the tree of NumPy arrays in a folder, in this process alone.
 
     Raises UserError if it is damaged, or its checksum is not the expected one.
     """
-    try:
-        with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
-            stored = checkpointer.metadata(folder.absolute()).item_metadata
-            tree = checkpointer.restore(folder.absolute(), _as_numpy(stored.tree))
-        if _checksum_here(tree) != expected:
+    with _reading(folder):
+        own = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
+        with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
+            stored = checkpointer.metadata(folder.absolute()).item_metadata.tree
+            # NumPy arrays: no device may have the memory for them.
+            target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), stored)
+            tree = checkpointer.restore(folder.absolute(), target)
+        if expected is not None and _checksum_on_cpu(tree) != expected:
             raise ValueError("its checksum does not match")
-    except Exception as error:  # damage shows as many types in orbax and tensorstore
-        if memory.ran_out(error):
-            raise
-        raise UserError(f"{folder} is damaged ({first_line(error)})") from None
     return tree
 
 
 def load_run(folder: pathlib.Path, step: int | Literal["last"]) -> tuple[dict, int]:
-    """Returns the evaluated variables of a run, NumPy arrays, and their checksum.
+    """Read the evaluated variables of a run as NumPy arrays, and their checksum.
 
     Args:
       folder: of the run's checkpoints.
@@ -368,61 +327,66 @@ def load_run(folder: pathlib.Path, step: int | Literal["last"]) -> tuple[dict, i
     Raises:
       UserError: there is no such checkpoint, or it is damaged.
     """
-    options = ocp.CheckpointManagerOptions(
-        read_only=True, lightweight_initialize=True, multiprocessing_options=_alone()
-    )
-    handlers = {"state": ocp.StandardCheckpointHandler(), "notes": ocp.JsonCheckpointHandler()}
-    manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
+    steps = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()]
+    if step == "last":
+        step = max(steps, default=0)
     place = folder / str(step)
-    try:
-        at = manager.latest_step() if step == "last" else step
-        if at is None or at not in manager.all_steps():
-            raise ValueError("there is none")
-        place = folder / str(at)
-        if problem := first_damage(place):
-            raise ValueError(problem)
-        stored = manager.item_metadata(at)["state"]
-        args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(_as_numpy(stored)), notes=ocp.args.JsonRestore()
-        )
-        restored = manager.restore(at, args=args)
-        state = restored["state"]
-        variables = state["ema"] or {key: state[key] for key in ("params", "batch_stats")}
-        found = _checksum_here(variables)
-        if found != restored["notes"].get("variables_checksum", found):
+    if step not in steps:
+        raise UserError(f"{place}: there is no such checkpoint")
+    if problem := first_damage(place):
+        raise UserError(f"the checkpoint in {place} is damaged ({problem})")
+    state = load_arrays(place / "state")
+    variables = state["ema"] or {key: state[key] for key in ("params", "batch_stats")}
+    found = _checksum_on_cpu(variables)
+    with _reading(place):
+        notes = json.loads((place / "notes" / "metadata").read_text())
+        if found != notes.get("variables_checksum", found):
             raise ValueError("its checksum does not match")
-    except Exception as error:  # damage shows as many types in orbax and tensorstore
-        if memory.ran_out(error):
-            raise
-        raise UserError(f"the checkpoint in {place} is damaged ({first_line(error)})") from None
-    finally:
-        manager.close()
     return variables, found
 
 
-def _alone():
-    """Returns what lets orbax read in this process without the others."""
-    own = jax.process_index()
-    return ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
-
-
-def _as_numpy(metadata):
-    """Returns what to restore an orbax tree of array metadata into: no device may hold it."""
-    return jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata)
-
-
-def _checksum_here(tree) -> int:
-    """Returns the checksum of NumPy arrays, taken on a CPU where JAX has one: see `_as_numpy`."""
+def _checksum_on_cpu(tree) -> int:
+    """Compute the checksum of NumPy arrays on a CPU where JAX has one."""
     try:
-        place = jax.default_device(jax.local_devices(backend="cpu")[0])
+        device = jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:  # as with JAX_PLATFORMS=cuda
-        place = contextlib.nullcontext()
-    with place:
+        device = contextlib.nullcontext()
+    with device:
         return int(checksum(tree))
 
 
+@contextlib.contextmanager
+def _reading(folder):
+    """Raise `_Damaged` for every error within, except for memory that ran out."""
+    try:
+        yield
+    except _Damaged:
+        raise
+    except Exception as error:  # of many types in orbax and tensorstore
+        if memory.ran_out(error):
+            raise
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise _Damaged(f"{folder} is damaged ({line})") from None
+
+
+def _read_in_all(folder, read: Callable[[], Any]) -> Any:
+    """Read in every process; raise `_Damaged` in all of them if one cannot.
+
+    Processes that took different checkpoints could not continue.
+    """
+    result, problem = None, None
+    try:
+        with _reading(folder):
+            result = read()
+    except _Damaged as error:
+        problem = error
+    if not processes.all_true(problem is None):
+        raise problem or _Damaged(f"{folder} could not be read by another process")
+    return result
+
+
 def abstract(tree, shardings):
-    """Returns the shapes, dtypes and shardings that a tree is to be restored into."""
+    """Build the shapes, dtypes and shardings to restore a tree into."""
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding),
         tree,
