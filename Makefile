@@ -10,15 +10,16 @@ help:
 	@echo "make fuzz   try 500 configs at random (EXAMPLES=500): refused, or trained; half an hour"
 	@echo "make processes  test four processes of one run"
 	@echo "make lint   install into .venv, then check style and types"
-	@echo "make clean  remove .venv and what the demo and the soak left"
+	@echo "make clean  remove .venv and the outputs of builds, demo and soak"
 
-.venv/installed: requirements.txt requirements-cpu.txt requirements-dev.txt
+.venv/installed: requirements.txt requirements-cpu.txt requirements-dev.txt pyproject.toml setup.py
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS) -r requirements-dev.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
 demo: .venv/installed
-	.venv/bin/python -m vit_jax.main --config=configs/digits_patch.py
+	.venv/bin/vit-jax train --config=configs/digits_patch.py
 
 test: .venv/installed
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -41,4 +42,4 @@ lint: .venv/installed
 	.venv/bin/pyright
 
 clean:
-	rm -rf .venv runs/digits_patch runs/soak
+	rm -rf .venv build vit_jax.egg-info runs/digits_patch runs/soak

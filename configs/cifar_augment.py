@@ -9,7 +9,7 @@ comes with long training, and after 50 epochs or less the strong ones can still 
 Measured so far, reduced, on two CPU cores: docs/results/cifar_augment.md.
 """
 
-from configs import common
+from vit_jax.config import presets
 
 PUBLISHED = {
     "WRN-28-10 (Lim et al. 2019; RandAugment: github.com/ildoonet/pytorch-randaugment)": (
@@ -20,7 +20,7 @@ PUBLISHED = {
 
 def get_config():
     """Returns the experiment's settings."""
-    config = common.cifar10_vit()
+    config = presets.cifar10_vit()
     config.train.epochs = 200.0
     return config
 

@@ -8,12 +8,12 @@ patch size 4 reach 93.58 after 300 epochs (Lee et al. 2021, arXiv:2112.13492, th
 parameters). Meant for a GPU; not measured yet.
 """
 
-from configs import common
+from vit_jax.config import presets
 
 
 def get_config():
     """Returns the experiment's settings."""
-    config = common.cifar10_vit()
+    config = presets.cifar10_vit()
     config.augment.kind = "strong"
     config.augment.fill = 128  # what moved pixels uncover; black borders would stand out
     config.model.hidden_size = 192

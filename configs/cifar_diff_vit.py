@@ -8,7 +8,7 @@ many, and no biases, which the plain model has; the parameters differ by less th
 Measured so far, reduced, on two CPU cores: docs/results/cifar_diff_vit.md.
 """
 
-from configs import common
+from vit_jax.config import presets
 
 PUBLISHED = {
     "ViT, patch 4, CIFAR-10, 50 epochs, one run, parameters perhaps unequal (github.com/"
@@ -18,7 +18,7 @@ PUBLISHED = {
 
 def get_config():
     """Returns the experiment's settings."""
-    return common.cifar10_vit()
+    return presets.cifar10_vit()
 
 
 def sweep():

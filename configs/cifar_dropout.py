@@ -8,12 +8,12 @@ dropout on the attention weights; "everywhere" is both.
 Measured so far, reduced, on two CPU cores: docs/results/cifar_dropout.md.
 """
 
-from configs import common
+from vit_jax.config import presets
 
 
 def get_config():
     """Returns the experiment's settings."""
-    return common.cifar10_vit()
+    return presets.cifar10_vit()
 
 
 def sweep():

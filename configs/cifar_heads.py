@@ -5,12 +5,12 @@ python -m vit_jax.main --config=configs/cifar_heads.py
 Measured so far, reduced, on two CPU cores: docs/results/cifar_heads.md.
 """
 
-from configs import common
+from vit_jax.config import presets
 
 
 def get_config():
     """Returns the experiment's settings."""
-    return common.cifar10_vit()
+    return presets.cifar10_vit()
 
 
 def sweep():

@@ -9,12 +9,12 @@ config_3 is deep and narrow, 14 blocks of width 192 and 6 heads (4.2 million).
 Measured so far, reduced (docs/results/cifar_model.md): early in training the shape hardly matters.
 """
 
-from configs import common
+from vit_jax.config import presets
 
 
 def get_config():
     """Returns the experiment's settings."""
-    return common.cifar10_vit()
+    return presets.cifar10_vit()
 
 
 def sweep():

@@ -5,7 +5,7 @@ python -m vit_jax.main --config=configs/cifar_patch.py
 Measured so far, reduced, on two CPU cores: docs/results/cifar_patch.md.
 """
 
-from configs import common
+from vit_jax.config import presets
 
 PUBLISHED = {
     "ViT-Lite-7, 300 epochs (Hassani et al. 2021)": "patch_4 93.6 > patch_8 89.1",
@@ -14,7 +14,7 @@ PUBLISHED = {
 
 def get_config():
     """Returns the experiment's settings."""
-    return common.cifar10_vit()
+    return presets.cifar10_vit()
 
 
 def sweep():

@@ -8,12 +8,12 @@ its inputs, so any difference beyond the spread over seeds would be a mistake.
 Measured so far, reduced, on two CPU cores: docs/results/cifar_patchify.md.
 """
 
-from configs import common
+from vit_jax.config import presets
 
 
 def get_config():
     """Returns the experiment's settings."""
-    return common.cifar10_vit()
+    return presets.cifar10_vit()
 
 
 def sweep():

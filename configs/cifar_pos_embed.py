@@ -5,7 +5,7 @@ python -m vit_jax.main --config=configs/cifar_pos_embed.py
 Measured so far, reduced, on two CPU cores: docs/results/cifar_pos_embed.md.
 """
 
-from configs import common
+from vit_jax.config import presets
 
 KINDS = (
     "none",
@@ -28,7 +28,7 @@ PUBLISHED = {
 
 def get_config():
     """Returns the experiment's settings."""
-    return common.cifar10_vit()
+    return presets.cifar10_vit()
 
 
 def sweep():

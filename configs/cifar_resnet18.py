@@ -5,7 +5,7 @@ python -m vit_jax.main --config=configs/cifar_resnet18.py
 Measured so far, reduced: docs/results/cifar_resnet18.md.
 """
 
-from configs import common
+from vit_jax.config import presets
 
 PUBLISHED = {
     "ResNet18, crop and flip (DeVries & Taylor 2017, github.com/uoguelph-mlrg/Cutout)": "95.3",
@@ -14,7 +14,7 @@ PUBLISHED = {
 
 def get_config():
     """Returns the experiment's settings."""
-    config = common.cifar10()
+    config = presets.cifar10()
     config.model.name = "resnet18"
     config.model.stem = "cifar"
     config.optim.name = "sgd"

@@ -9,12 +9,12 @@ The last checkpoint is evaluated, not the best by validation, because overfittin
 Measured on two CPU cores: docs/results/cifar_resnet18_overfit.md.
 """
 
-from configs import common
+from vit_jax.config import presets
 
 
 def get_config():
     """Returns the experiment's settings."""
-    config = common.cifar10()
+    config = presets.cifar10()
     config.data.examples_per_class = 100
     config.augment.kind = "none"
     config.model.name = "resnet18"

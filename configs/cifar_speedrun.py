@@ -8,12 +8,12 @@ ViTs of patch size 4 need about 200 epochs for 90.9 % (github.com/omihub777/ViT-
 yet.
 """
 
-from configs import common
+from vit_jax.config import presets
 
 
 def get_config():
     """Returns the experiment's settings."""
-    config = common.cifar10_vit()
+    config = presets.cifar10_vit()
     config.augment.kind = "autoaugment"
     config.augment.fill = 128  # what moved pixels uncover; black borders would stand out
     config.model.hidden_size = 384

@@ -5,12 +5,12 @@ python -m vit_jax.main --config=configs/cifar_vit.py
 Measured so far, reduced, on two CPU cores: docs/results/cifar_vit.md.
 """
 
-from configs import common
+from vit_jax.config import presets
 
 
 def get_config():
     """Returns the experiment's settings."""
-    config = common.cifar10_vit()
+    config = presets.cifar10_vit()
     config.model.dropout_rate = 0.2
     config.optim.warmup_epochs = 0.0
     config.optim.weight_decay = 0.01

@@ -8,12 +8,12 @@ variants, instead of the policies made for photographs.
 Measured on two CPU cores: docs/results/digits_augment.md.
 """
 
-from configs import common
+from vit_jax.config import presets
 
 
 def get_config():
     """Returns the experiment's settings."""
-    config = common.digits_vit()
+    config = presets.digits_vit()
     config.augment.kind = "baseline"
     config.augment.crop_padding = 0
     config.augment.flip = False

@@ -5,12 +5,12 @@ python -m vit_jax.main --config=configs/digits_patch.py
 Measured on two CPU cores: docs/results/digits_patch.md; patch_4 97.6 % in two minutes.
 """
 
-from configs import common
+from vit_jax.config import presets
 
 
 def get_config():
     """Returns the experiment's settings."""
-    return common.digits_vit()
+    return presets.digits_vit()
 
 
 def sweep():

@@ -11,12 +11,12 @@ Measured with a small ViT that was pretrained on CIFAR-10: docs/results/eurosat_
 with the public ViT-B/16.
 """
 
-from configs import common
+from vit_jax.config import presets
 
 
 def get_config():
     """Returns the settings that the variants share."""
-    config = common.finetune()
+    config = presets.finetune()
     config.data.name = "eurosat/rgb"
     config.data.stored_size = 64
     config.augment.kind = "none"

@@ -8,12 +8,12 @@ its inputs, so any difference beyond the spread over seeds would be a mistake.
 Measured so far, reduced, on two CPU cores: docs/results/mnist_patchify.md.
 """
 
-from configs import common
+from vit_jax.config import presets
 
 
 def get_config():
     """Returns the experiment's settings."""
-    config = common.mnist_vit()
+    config = presets.mnist_vit()
     config.train.num_seeds = 3
     return config
 

@@ -5,9 +5,9 @@ python -m vit_jax.main --config=configs/mnist_vit.py
 Measured on two CPU cores: docs/results/mnist_vit.md.
 """
 
-from configs import common
+from vit_jax.config import presets
 
 
 def get_config():
     """Returns the experiment's settings."""
-    return common.mnist_vit()
+    return presets.mnist_vit()

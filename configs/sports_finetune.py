@@ -10,12 +10,12 @@ Measured with a small ViT that was pretrained on CIFAR-10: docs/results/sports_f
 with the public ViT-B/16.
 """
 
-from configs import common
+from vit_jax.config import presets
 
 
 def get_config():
     """Returns the experiment's settings."""
-    config = common.finetune()
+    config = presets.finetune()
     config.data.name = "folder"
     config.data.dir = "sports100"
     config.data.stored_size = 256  # the largest crop is shrunk, the smallest enlarged

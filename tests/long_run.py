@@ -22,10 +22,10 @@ from storm import parse
 from vit_jax import main
 
 CONFIG = """
-from configs import common
+from vit_jax.config import presets
 
 def get_config():
-    config = common.digits_vit()
+    config = presets.digits_vit()
     config.train.epochs, config.train.num_seeds = 1e6, 1
     config.log.every_steps = 5
     return config

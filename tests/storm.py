@@ -30,10 +30,10 @@ from vit_jax.storage.writers import read_jsonl
 from vit_jax.training import clock
 
 CONFIG = """
-from configs import common
+from vit_jax.config import presets
 
 def get_config():
-    config = common.digits_vit()
+    config = presets.digits_vit()
     config.model.patch_size, config.model.hidden_size, config.model.depth = 4, 16, 1
     config.model.num_heads, config.model.mlp_dim, config.model.dropout_rate = 2, 16, 0.1
     config.model.attention = "differential"

@@ -21,7 +21,7 @@ from vit_jax.training.optim import make_plateau
 
 STRUCTURES = set()  # of programs that were traced or compiled
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common")
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 load_data = functools.cache(lambda key: data.load_data(settings_of(dict(key)).data, MESH))
 MESH = jax.make_mesh(
     (1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1]

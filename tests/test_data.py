@@ -151,7 +151,7 @@ def test_split_strings_are_taken_at_their_word(tfds_dir):
 
 
 def test_a_missing_set_says_what_to_do(tmp_path):
-    with pytest.raises(UserError, match="'mnist' is not in .*scripts/prepare_data.py"):
+    with pytest.raises(UserError, match="'mnist' is not in .*vit-jax prepare-data"):
         open_source(settings(name="mnist", dir=str(tmp_path), download=False))
     assert list(tmp_path.iterdir()) == []
 

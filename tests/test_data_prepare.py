@@ -20,7 +20,7 @@ from tensorflow_datasets.core import hashing
 from tiny_server import served
 from tiny_sets import eurosat_members, make_cifar10, make_tar, make_zip, mnist_files
 
-from scripts import prepare_data
+from vit_jax.cli import prepare_data
 from vit_jax.data import prepare
 from vit_jax.data.prepare import writer
 from vit_jax.runtime.errors import UserError

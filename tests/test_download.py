@@ -122,7 +122,7 @@ def test_no_network_is_told_with_what_to_do(server, tmp_path):
     message, folder = str(told.value), tmp_path / "downloads/mnist"
     assert all(archive.urls[0] in message for archive in dead) and "\n" not in message
     assert f"put it into {folder} and run the same command again" in message
-    assert message.endswith("or give it to scripts/prepare_data.py mnist --archive")
+    assert message.endswith("or pass it to `vit-jax prepare-data mnist --archive`")
     for name, data in files.items():  # the advice works
         (folder / name).write_bytes(data)
     assert len(read("mnist", prepare.prepare_set(image_set, tmp_path).parents[1], "test")) == 10

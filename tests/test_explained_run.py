@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scripts import visualize
+from vit_jax.cli import visualize
 
 CONFIG = """
-from configs import common
+from vit_jax.config import presets
 
 def get_config():
-    config = common.digits_vit()
+    config = presets.digits_vit()
     config.train.epochs, config.train.num_seeds = 10.0, 1
     config.log.figures_every = 2
     return config

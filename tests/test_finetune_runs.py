@@ -13,9 +13,10 @@ from sklearn.datasets import load_digits
 from tiny_configs import make_config
 from tiny_stop import Stop
 
-from scripts import convert_weights, evaluate, predict, visualize
 from vit_jax import config as settings
 from vit_jax import pretrained, report
+from vit_jax.cli import convert, evaluate, predict, visualize
+from vit_jax.cli.hooks import ReportHooks
 from vit_jax.data import load_data
 from vit_jax.data.sources import read_digits
 from vit_jax.evaluation.classifier import Classifier
@@ -56,7 +57,7 @@ def run(workdir, sweep=None, **overrides):
             config.model[key] = 0
         config.data.image_size = overrides.get("data__image_size", 0)
     variants = make_variants(config, sweep, set())
-    run_sweep("demo", variants, sweep, {}, workdir, None, Stop())
+    run_sweep("demo", variants, sweep, {}, workdir, None, Stop(), hooks=ReportHooks())
     return workdir / next(iter(variants)) / "seed_0"
 
 
@@ -100,7 +101,7 @@ def test_a_run_begins_with_the_weights_of_another(first, tuned):
 def test_reports_of_a_run_and_of_its_evaluation_are_equal(tuned, tmp_path, capsys):
     assert evaluate.main([str(tuned), f"--out={tmp_path / 'out'}"]) == 0
     assert "Test report of" in capsys.readouterr().out
-    assert evaluate.main([str(tuned), "--part=all"]) == 0
+    assert evaluate.main([str(tuned), "--split=all"]) == 0
     every = json.loads((tuned / "evaluation" / "all" / "test_report.json").read_text())
     assert every["count"] == 1797
     one, other = (
@@ -145,7 +146,7 @@ def test_predictions_of_pictures(tuned, tmp_path, capsys):
 
 def test_converted_weights_are_tuned_at_another_size(tmp_path, capsys):
     weights = tmp_path / "w"
-    assert convert_weights.main([str(GOLDEN / "hf" / "model.safetensors"), str(weights)]) == 0
+    assert convert.main([str(GOLDEN / "hf" / "model.safetensors"), str(weights)]) == 0
     size = {"data__image_size": 8, "data__channels": 3, "data__mean": (0.5,)}
     folder = run(tmp_path / "t", init_from=str(weights), freeze="last_1_blocks", **size)
     output = capsys.readouterr().out
@@ -153,7 +154,7 @@ def test_converted_weights_are_tuned_at_another_size(tmp_path, capsys):
     assert "Hugging Face" in output and "reset" in output and "loaded" in output
     config = json.loads((folder / "config.json").read_text())["config"]
     assert (config["model.gelu"], config["model.norm_eps"]) == ("erf", 1e-12)
-    assert convert_weights.main([str(folder), str(tmp_path / "back"), "--to=hf"]) == 0
+    assert convert.main([str(folder), str(tmp_path / "back"), "--to=hf"]) == 0
     written = pretrained.convert(tmp_path / "back" / "model.safetensors", {})
     assert written.info["class_names"] == [str(i) for i in range(10)]
     for path, array in weights_of(folder).items():
@@ -244,14 +245,14 @@ def test_another_set_is_evaluated_whole(tuned, tmp_path, capsys):
     (few / "SHA256SUMS").unlink()
     flat = ["--config.data.name=folder", f"--config.data.dir={tmp_path / 'flat'}"]
     assert evaluate.main([str(few), *flat, f"--out={tmp_path / 'o'}"]) == 1
-    assert "flat has no test part: give --part=all" in capsys.readouterr().err
-    for place, part, count in (
-        ("flat", ["--part=all"], 40),
+    assert "flat has no test split: give split=all" in capsys.readouterr().err
+    for place, split, count in (
+        ("flat", ["--split=all"], 40),
         ("parts", [], 30),
         ("parts", ["--part=all"], 60),
     ):
         data = ["--config.data.name=folder", f"--config.data.dir={tmp_path / place}"]
-        assert evaluate.main([str(few), *data, *part, f"--out={tmp_path / 'o'}"]) == 0
+        assert evaluate.main([str(few), *data, *split, f"--out={tmp_path / 'o'}"]) == 0
         assert json.loads((tmp_path / "o" / "test_report.json").read_text())["count"] == count
         title = capsys.readouterr().out.partition("Test report of ")[2].splitlines()[0]
         assert ("on all of" in title) == (count != 30)
@@ -274,14 +275,14 @@ def test_mistakes_end_in_one_sentence(first, tuned, tmp_path, capsys):
             shutil.copy(picture, tmp_path / "photos" / name / f"{i}.png")
     shutil.copytree(tmp_path / "photos", tmp_path / "worse")
     shutil.copy(tmp_path / "broken.jpg", tmp_path / "worse" / "cat")
-    convert_weights.main([str(GOLDEN / "hf_bare" / "model.safetensors"), str(tmp_path / "bare")])
-    convert_weights.main([str(GOLDEN / "hf" / "model.safetensors"), str(tmp_path / "whole")])
+    convert.main([str(GOLDEN / "hf_bare" / "model.safetensors"), str(tmp_path / "bare")])
+    convert.main([str(GOLDEN / "hf" / "model.safetensors"), str(tmp_path / "whole")])
     other_data = ["--config.data.name=folder", f"--config.data.dir={tmp_path / 'photos'}"]
     worse = [
         other_data[0],
         f"--config.data.dir={tmp_path / 'worse'}",
         f"--out={tmp_path / 'o'}",
-        "--part=test",
+        "--split=test",
     ]
     cases = [
         (predict, [first, tmp_path / "broken.jpg"], "cannot be read as an image"),
@@ -290,20 +291,24 @@ def test_mistakes_end_in_one_sentence(first, tuned, tmp_path, capsys):
         (predict, [first.parents[1], picture], "did you mean"),
         (predict, [tmp_path / "bare", picture], "has no head"),
         (predict, [tmp_path, picture], "neither a converted checkpoint"),
-        (evaluate, [tuned, *other_data], "--out is missing"),
-        (evaluate, [tuned, *other_data, f"--out={tmp_path / 'o'}", "--part=all"], "have 2 classes"),
+        (evaluate, [tuned, *other_data, "--split=all"], "--out is missing"),
+        (
+            evaluate,
+            [tuned, *other_data, f"--out={tmp_path / 'o'}", "--split=all"],
+            "have 2 classes",
+        ),
         (evaluate, [tuned, *worse], "cat/broken.jpg cannot be read as an image"),
         (evaluate, [tmp_path / "whole"], "has no data of its own"),
         (evaluate, [tuned, "--config.optim.b1=0.5"], "has no effect on an evaluation"),
         (evaluate, [tuned, "--config.data.mean=(0.4,)"], "is the model's"),
-        (evaluate, [tuned, "--part=some"], "invalid choice"),
-        (convert_weights, [first, tmp_path / "x"], "is a folder: give a file, or --to"),
-        (visualize, [first, f"--images={tmp_path}"], "is a folder: give the pictures in it"),
+        (evaluate, [tuned, "--split=some"], "invalid choice"),
+        (convert, [first, tmp_path / "x"], "is a folder: give a file, or --to"),
+        (visualize, [first, f"--images={tmp_path}"], "is a folder: give the images in it"),
         (predict, [first, picture, f"--overlay={picture}"], "a.png: File exists"),
-        (convert_weights, [GOLDEN / "hf", tmp_path / "x", "--to=timm"], "neither a converted"),
-        (convert_weights, [first, tmp_path / "bare", "--to=timm"], "exists already"),
+        (convert, [GOLDEN / "hf", tmp_path / "x", "--to=timm"], "neither a converted"),
+        (convert, [first, tmp_path / "bare", "--to=timm"], "exists already"),
         (
-            convert_weights,
+            convert,
             [first, tmp_path / "x", "--to=timm", "--gelu=erf"],
             "no further settings",
         ),

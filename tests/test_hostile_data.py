@@ -19,8 +19,8 @@ from tiny_memory import little_memory
 from tiny_sets import cifar10_members, make_zip
 from tiny_weights import save_weights
 
-from scripts import predict, prepare_data, visualize
 from vit_jax import plots
+from vit_jax.cli import predict, prepare_data, visualize
 from vit_jax.config import get_config
 from vit_jax.data.images import read_image
 from vit_jax.data.prepare import parsers

@@ -14,8 +14,8 @@ import safetensors.numpy
 from tiny_memory import little_memory
 from tiny_weights import save_weights
 
-from scripts import convert_weights, predict
 from vit_jax import pretrained
+from vit_jax.cli import convert, predict
 from vit_jax.pretrained import files
 from vit_jax.runtime.errors import UserError
 
@@ -302,7 +302,7 @@ def test_a_damaged_model_json_is_refused(tmp_path, change):
 def test_the_command_tells_in_a_line(tmp_path, capsys):
     sprung = tmp_path / "sprung"
     (tmp_path / "model\n\x1b[2J.bin").write_bytes(pickle.dumps(Trap(sprung)))
-    assert convert_weights.main([str(tmp_path / "model\n\x1b[2J.bin"), str(tmp_path / "out")]) == 1
+    assert convert.main([str(tmp_path / "model\n\x1b[2J.bin"), str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and "\x1b" not in error
     assert "is a pickle" in error and not sprung.exists() and not (tmp_path / "out").exists()

@@ -67,7 +67,7 @@ def assert_refused(done, *sentences):
         ([DIGITS, "--config.train.epochs=5"], "the warm-up of 100 steps is as long as the whole"),
         (
             [DIGITS, "--config.data.name=cifar10", "--config.data.download=False"],
-            "scripts/prepare_data.py",
+            "vit-jax prepare-data",
         ),
     ],
 )
@@ -132,7 +132,7 @@ def test_missing_set_without_network_says_what_to_do(command, tmp_path):
         *("--config.data.name=mnist", f"--config.data.dir={tmp_path}"),
         https_proxy="http://127.0.0.1:9",  # nobody listens there
     )
-    assert_refused(done, "run the same command again, or give it to scripts/prepare_data.py")
+    assert_refused(done, "run the same command again, or pass it to `vit-jax prepare-data mnist")
 
 
 def test_text_renamed_to_jpg(command, tmp_path):

@@ -20,10 +20,10 @@ from vit_jax.training.sweep import make_variants, run_sweep
 ROOT = pathlib.Path(__file__).parent.parent
 COUNT = int(os.environ.get("PROCESSES", 2))  # `make processes` takes four
 CONFIG = """
-from configs import common
+from vit_jax.config import presets
 
 def get_config():
-    config = common.digits_vit()
+    config = presets.digits_vit()
     config.model.update(patch_size=4, hidden_size=64, depth=1, num_heads=2, mlp_dim=64)
     config.train.update(epochs=3.0, eval_every_epochs=1.0, num_seeds=1)
     config.optim.update(warmup_epochs=1.0, ema_decay=0.9)

@@ -1,4 +1,4 @@
-"""The pictures that scripts/visualize.py draws, and its complaints."""
+"""Figures and error messages of `vit-jax visualize`."""
 
 import matplotlib.backends.backend_agg
 import matplotlib.figure
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from tiny_weights import save_weights
 
-from scripts import visualize
+from vit_jax.cli import visualize
 from vit_jax.plots.results import save
 
 

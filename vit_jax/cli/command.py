@@ -1,8 +1,9 @@
-"""What the commands in scripts/ share: arguments, and one sentence for a mistake."""
+"""Arguments, errors and exit statuses that the commands share."""
 
 import argparse
 import ast
 import difflib
+import functools
 import os
 import re
 import sys
@@ -19,7 +20,7 @@ from vit_jax.runtime.errors import UserError, describe_error, single_line
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that shows a script's docstring as help, and whose complaint is a UserError."""
+    """A parser that prints a module's docstring as help and raises UserError."""
 
     def __init__(self, description=None, **options):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -40,24 +41,42 @@ class Parser(argparse.ArgumentParser):
         return options
 
 
-def run(command: Callable[[], None]) -> int:
-    """Runs a command and returns its exit status; a user's mistake is one line, status 1."""
-    # JAX and orbax tell of their insides, and log the tracebacks of what they raise as well.
+def main(
+    function: Callable[[Sequence[str]], int | None],
+) -> Callable[[Sequence[str] | None], int]:
+    """Decorate a command, which takes its arguments: without any, those of the process.
+
+    The result returns the exit status, as `run` does.
+    """
+
+    @functools.wraps(function)
+    def decorated(argv: Sequence[str] | None = None) -> int:
+        return run(lambda: function(sys.argv[1:] if argv is None else argv))
+
+    return decorated
+
+
+def run(command: Callable[[], int | None]) -> int:
+    """Run a command and return its exit status; a user's mistake is one line, status 1."""
+    # JAX and orbax log their internals, and the tracebacks of what they raise.
     logging.set_verbosity(logging.FATAL)
     memory.keep_freed()
     try:
-        command()
+        status = command() or 0
         sys.stdout.flush()
-    except BrokenPipeError:  # as of `| head`, which has what it wanted
+        return status
+    except BrokenPipeError:  # as in `| head`, which has read all that it needs
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to finish", file=sys.stderr)
+        return 130
     except Exception as error:
         message = describe_error(error)
         if message is None:
             raise
         print(f"error: {single_line(message)}", file=sys.stderr)
         return 1
-    return 0
 
 
 def with_arguments(config: Config, arguments: list[str]) -> tuple[Config, set[str]]:

@@ -137,7 +137,7 @@ def _open_builder(config, directory):
     if builder is None:
         raise UserError(
             f"data set {config.name!r} is not in {directory} (data.dir or TFDS_DATA_DIR): prepare "
-            'it there with TFDS, file_format="array_record", or with scripts/prepare_data.py '
+            'it there with TFDS, file_format="array_record", or with `vit-jax prepare-data` '
             f"({', '.join(prepare.NAMES)}); data.name=digits needs no files"
         )
     return builder

@@ -1,11 +1,14 @@
 """Progress bars, console lines, and the time spent compiling."""
 
+import contextlib
 import math
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 import jax
+from absl import logging
 from tqdm import tqdm
 
 
@@ -22,6 +25,17 @@ def say(text: str) -> None:
     """Print a line, above the progress bar where there is one."""
     Bar.write(text)
     sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silences what JAX and orbax log of their internals."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 class CompileTimes:

@@ -239,7 +239,9 @@ def last_saved_step(folder: pathlib.Path) -> int:
 
 
 def _git_commit():
-    """Find the commit of this code, "-dirty" where Python files differ; None without git."""
+    """Read the commit of this clone, "-dirty" if Python files differ; None if installed."""
+    if not (ROOT / ".git").exists():  # site-packages may lie in a repository of something else
+        return None
 
     def git(*arguments):
         return subprocess.run(

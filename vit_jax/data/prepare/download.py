@@ -52,8 +52,8 @@ def download_all(name: str, archives: Sequence[Archive], data_dir: Path) -> Path
         raise UserError(
             f"{name} could not be downloaded ({error}); get"
             f" {' '.join(archive.urls[0] for archive in archives)} on another machine, put it into"
-            f" {folder} and run the same command again, or give it to scripts/prepare_data.py"
-            f" {name} --archive"
+            f" {folder} and run the same command again, or pass it to `vit-jax prepare-data"
+            f" {name} --archive`"
         ) from error
     return folder if len(files) > 1 else files[0]
 

@@ -1,11 +1,11 @@
-"""Starting points that several experiments share; no experiment itself."""
+"""Base configs that several experiments share."""
 
-from vit_jax import config as defaults
+from vit_jax.config import get_config
 
 
 def digits_vit():
-    """Returns a tiny ViT for scikit-learn's 8x8 digits, which need no download."""
-    config = defaults.get_config()
+    """A tiny ViT for scikit-learn's 8x8 digits, which need no download."""
+    config = get_config()
     config.data.name = "digits"
     config.data.image_size = 8
     config.data.channels = 1
@@ -26,8 +26,8 @@ def digits_vit():
 
 
 def cifar10():
-    """Returns settings for CIFAR-10 without a model."""
-    config = defaults.get_config()
+    """CIFAR-10 without a model."""
+    config = get_config()
     config.data.name = "cifar10"
     config.data.image_size = 32
     config.data.mean = (0.4914, 0.4822, 0.4465)
@@ -38,7 +38,7 @@ def cifar10():
 
 
 def cifar10_vit():
-    """Returns the small ViT and its training, of which the CIFAR-10 sweeps each vary one thing."""
+    """The small ViT on CIFAR-10 of which each sweep varies one setting."""
     config = cifar10()
     config.model.patch_size = 4
     config.model.hidden_size = 256
@@ -57,8 +57,8 @@ def cifar10_vit():
 
 
 def mnist_vit():
-    """Returns a ViT of about 140,000 parameters for MNIST, and its training."""
-    config = defaults.get_config()
+    """A ViT of about 140,000 parameters on MNIST."""
+    config = get_config()
     config.data.name = "mnist"
     config.data.image_size = 28
     config.data.channels = 1
@@ -66,7 +66,7 @@ def mnist_vit():
     config.data.std = (0.3081,)
     config.augment.kind = "baseline"
     config.augment.crop_padding = 2
-    config.augment.flip = False  # a mirrored digit is another sign
+    config.augment.flip = False  # a mirrored digit is another character
     config.model.patch_size = 4
     config.model.hidden_size = 64
     config.model.depth = 4
@@ -84,8 +84,8 @@ def mnist_vit():
 
 
 def finetune():
-    """Returns settings to fine-tune a pretrained ViT, whose shape and size they take over."""
-    config = defaults.get_config()
+    """Fine-tuning of a pretrained ViT, which sets the model's shape and the image size."""
+    config = get_config()
     config.data.image_size = 0  # that of the weights
     config.optim.warmup_percent = 5.0
     config.optim.weight_decay = 0.05

@@ -1,0 +1,49 @@
+"""Evaluate a finished run, or a converted checkpoint with a head, on a dataset.
+
+    vit-jax evaluate runs/eurosat_finetune/head/seed_0
+    vit-jax evaluate runs/photos/base/seed_0 --split=all --out=new --config.data.dir=new_photos
+
+Writes test_report.txt, test_report.json and confusion.png, by default to RUN/evaluation/SPLIT. The
+dataset and its splits are those of the run, unless --config.data.KEY=VALUE changes them; their
+classes must be the model's. --split=all evaluates all images, with none held out or left out.
+Another dataset that has no test split of its own needs --split.
+"""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Sequence
+
+from vit_jax.cli import command
+from vit_jax.runtime.errors import UserError
+
+SPLITS = ("train", "val", "test", "all")
+
+
+@command.main
+def main(argv: Sequence[str]) -> None:
+    """Evaluate a model; raises UserError."""
+    parser = command.Parser(description=__doc__)
+    parser.add_argument("run", type=pathlib.Path, help="RUN/VARIANT/seed_0, or a checkpoint")
+    parser.add_argument("--split", choices=SPLITS, help="default: test")
+    parser.add_argument("--part", dest="split", choices=SPLITS, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=pathlib.Path, help="folder; default: RUN/evaluation/SPLIT")
+    args, rest = parser.parse_known_args(argv)
+    from vit_jax.evaluation.classifier import Classifier
+    from vit_jax.report import draw_confusion, write_test_report
+    from vit_jax.runtime.files import write_atomically
+
+    classifier = Classifier(args.run)
+    config, given = command.with_arguments(classifier.config, rest)
+    config, split = classifier.evaluation_of(config, given, args.split)
+    if any(key.startswith("data.") for key in given) and not args.out:
+        raise UserError("--out is missing: give a folder for the report on other data")
+    dataset = config.data.dir or config.data.name
+    report = classifier.report(config, split)
+    out = args.out or args.run / "evaluation" / split
+    out.mkdir(parents=True, exist_ok=True)
+    name = f"{args.run} on {'all' if split == 'all' else f'the {split} split'} of {dataset}"
+    write_atomically(out / "test_report.json", json.dumps(report) + "\n")
+    write_test_report(out / "test_report.txt", name, report, [])
+    draw_confusion(out / "confusion.png", str(args.run), report, split)
+    print(f"\n{(out / 'test_report.txt').read_text()}\nwrote {out}")

@@ -1,0 +1,202 @@
+"""Draw a trained model's attention and features, or a config's augmentation.
+
+    vit-jax visualize runs/cifar_patch/patch_4/seed_0
+    vit-jax visualize runs/cifar_patch/patch_4/seed_0 kernels attention_rollout
+    vit-jax visualize weights/vit_b16 --images cat.jpg dog.jpg --out=figures
+    vit-jax visualize runs/eurosat_finetune/*/seed_0 --out=compared
+    vit-jax visualize augment --config=configs/cifar_augment.py
+
+RUN is the folder of a finished run, or a converted checkpoint with a head. The figures are written
+to RUN/figures: curves, attention_rollout, last_layer_attention, all_layers_attention,
+positional_embeddings, kernels, feature_maps; name some to draw only those. They show a fixed test
+image of each of eight classes, of the classes --classes NAME..., or --images FILE.... For several
+runs, one figure per image compares their attention in every layer.
+
+explanation_scores, drawn only if named, scores the explanations by deletion and insertion on 64
+test images or on --images.
+
+augment draws a contact sheet, CONFIG_augment.png or --out=FILE.png: images of several classes, each
+next to random draws of every variant of the config; --draws=N and --rows=N set how many of each.
+--config.SECTION.KEY=VALUE changes one setting.
+"""
+
+import functools
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from vit_jax import plots
+from vit_jax.cli import command
+from vit_jax.runtime.errors import UserError, single_line
+
+IMAGE_KEYS = ("name", "dir", "train_split", "test_split", "test_size", "split_seed")
+
+
+@command.main
+def main(argv: Sequence[str]) -> None:
+    """Draw figures of models, or augmented images; raises UserError."""
+    if argv[:1] == ["augment"]:
+        draw_sheet(argv[1:])
+    else:
+        draw_models(argv)
+
+
+def draw_models(argv: Sequence[str]) -> None:
+    """Draw figures of trained models."""
+    parser = command.Parser(description=__doc__)
+    parser.add_argument("runs", nargs="+", help="folders of runs, then kinds of figures")
+    parser.add_argument(
+        "--images", type=pathlib.Path, nargs="+", help="image files, instead of test images"
+    )
+    parser.add_argument(
+        "--classes", nargs="+", default=[], help="of the test images; default: eight"
+    )
+    parser.add_argument("--out", type=pathlib.Path, help="folder; default: RUN/figures")
+    args = parser.parse_args(argv)
+    from vit_jax.explain import figures
+    from vit_jax.explain.model import Model
+
+    known = ["curves", *figures.DRAW, "explanation_scores"]
+    kinds = [name for name in args.runs if name in known]
+    folders = [pathlib.Path(name) for name in args.runs if name not in known]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is neither a folder nor one of {', '.join(known)}")
+    if not folders:
+        raise UserError("give the folder of a run")
+    for path in args.images or ():
+        if path.is_dir():
+            raise UserError(f"--images={path} is a folder: give the images in it")
+    classifiers = [Model(folder) for folder in folders]
+    for folder, classifier in zip(folders, classifiers, strict=True):
+        if kinds != ["curves"] and not args.images and not classifier.has_data:
+            raise UserError(f"{folder} has no data of its own: give --images FILE...")
+    if args.classes and (args.images or {"curves", "explanation_scores"}.issuperset(kinds or "-")):
+        raise UserError("--classes has no effect with --images, curves and explanation_scores")
+    if args.out and args.out.exists() and not args.out.is_dir():
+        raise UserError(f"--out={args.out} is not a folder")
+    if len(folders) == 1:
+        for made in draw_model(folders[0], classifiers[0], kinds, args):
+            print(f"wrote {made}")
+        return
+    if kinds or not args.out:
+        raise UserError(
+            "several runs are compared in one figure per image: give --out, and no figures by name"
+        )
+    same = [json.dumps([c.class_names, *map(c.config.data.get, IMAGE_KEYS)]) for c in classifiers]
+    if not args.images and len(set(same)) > 1:
+        raise UserError("the runs were tested on different images: give --images FILE...")
+    seen = [view(classifier, args) for classifier in classifiers]
+    figures.draw_comparison(seen, args.out)
+    print(f"wrote {args.out}")
+
+
+def draw_model(folder, classifier, kinds, args) -> list[pathlib.Path]:
+    """Draw figures of one model, all or only `kinds`; returns their folders."""
+    from vit_jax import report
+    from vit_jax.explain import figures
+
+    possible = figures.kinds_of(classifier.config)
+    scored = ["explanation_scores"] if classifier.config.model.name == "vit" else []
+    curves = ["curves"] if classifier.has_data else []  # otherwise it was trained elsewhere
+    for kind in kinds:
+        if kind not in (every := [*curves, *possible, *scored]):
+            raise UserError(f"{classifier.name} has no {kind}: it has {', '.join(every)}")
+    kinds, out, made = kinds or [*curves, *possible], args.out or folder / "figures", []
+    if "curves" in kinds:
+        made.append(report.draw_curves(folder, out / "curves"))
+    if drawn := [kind for kind in kinds if kind in possible]:
+        made += figures.draw_figures(view(classifier, args), drawn, out)
+    if "explanation_scores" in kinds:
+        images = read_images(classifier, args) or classifier.random_images(64)
+        made.append(figures.draw_scores(classifier, images[0], out / "explanation_scores"))
+    return made
+
+
+def view(classifier, args):
+    """Run a model on the images that the arguments choose, for figures."""
+    from vit_jax.explain import figures
+
+    images, names = read_images(classifier, args) or classifier.images_of_classes(args.classes, 8)
+    return figures.Viewer.of(classifier).see(classifier.variables, images, names)
+
+
+def read_images(classifier, args) -> tuple[np.ndarray, list[str]] | None:
+    """Read --images and their names; None without."""
+    if not args.images:
+        return None
+    return classifier.read_images(args.images), [single_line(path.name) for path in args.images]
+
+
+def draw_sheet(argv: Sequence[str]) -> None:
+    """Draw a contact sheet of augmented images."""
+    parser = command.Parser(description=__doc__)
+    parser.add_argument("--config", type=pathlib.Path, required=True, help="config file")
+    parser.add_argument("--out", type=pathlib.Path, help="FILE.png; default: CONFIG_augment.png")
+    parser.add_argument("--draws", type=int, default=3, help="per variant (default 3)")
+    parser.add_argument("--rows", type=int, default=8, help="one image of a class each (default 8)")
+    args, rest = parser.parse_known_args(argv)
+    for name in ("draws", "rows"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name}={getattr(args, name)} must be at least 1")
+    out = args.out or pathlib.Path(f"{args.config.stem}_augment.png")
+    if out.suffix != ".png":
+        raise UserError(f"--out={out} must be the name of an image, ending in .png")
+    if not out.parent.is_dir():
+        raise UserError(f"--out={out}: {out.parent} is not a folder")
+    draw_augmentations(load_variants(args.config, rest), args.rows, args.draws, out)
+    print(f"wrote {out}")
+
+
+def load_variants(path: pathlib.Path, overrides: list[str]) -> dict:
+    """Load {variant: resolved, valid config} of a config file with settings overridden.
+
+    Args:
+      path: of the config file.
+      overrides: command-line arguments `--config.SECTION.KEY=VALUE`.
+
+    Raises UserError if the file, an argument or a variant is invalid.
+    """
+    from vit_jax.config.loading import load_config
+    from vit_jax.training import sweep
+
+    experiment = load_config(path)
+    config, given = command.with_arguments(experiment.config, overrides)
+    return sweep.make_variants(config, experiment.variants, given)
+
+
+def draw_augmentations(variants: dict, rows: int, draws: int, out: pathlib.Path) -> None:
+    """Write a contact sheet of `rows` images and `draws` augmentations of each per variant."""
+    import jax
+
+    from vit_jax.augment import augment, center_crop
+    from vit_jax.data.sources import open_source
+    from vit_jax.data.splits import make_splits
+
+    distinct = {}  # variants with the same augmentation are drawn once
+    for name, config in variants.items():
+        distinct.setdefault(config.augment.to_json(), (name, config))
+    config = next(iter(variants.values()))
+    splits = make_splits(open_source(config.data), config.data)
+    images, labels = _one_per_class(splits, rows, config.seed)
+    size, num_classes = config.data.image_size, len(splits.class_names)
+    groups = {"original": np.asarray(center_crop(jax.numpy.asarray(images), size))[:, None]}
+    for name, config in distinct.values():
+        augment_step = jax.jit(functools.partial(augment, num_classes=num_classes, config=config))
+        keys = jax.random.split(jax.random.key(config.seed), draws)
+        drawn = np.stack([np.asarray(augment_step(key, images, labels)[0]) for key in keys], 1)
+        pixels = drawn * np.array(config.data.std) + np.array(config.data.mean)
+        title = name if len(distinct) > 1 else config.augment.kind
+        groups[title] = np.rint(255 * pixels).clip(0, 255).astype(np.uint8)
+    plots.save_contact_sheet(out, [splits.class_names[label] for label in labels], groups)
+
+
+def _one_per_class(splits, count, seed):
+    """Choose a random training image each of `count` classes; returns images and labels."""
+    from vit_jax.data.splits import one_of_each
+
+    classes = np.unique(splits.train.labels)
+    chosen = classes[np.unique(np.linspace(0, len(classes) - 1, count).round().astype(int))]
+    return splits.train.take(one_of_each(splits.train.labels, chosen, seed)).decode_all(1)
