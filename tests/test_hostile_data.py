@@ -6,9 +6,9 @@ import io
 import lzma
 import os
 import pathlib
-import sys
 import struct
 import subprocess
+import sys
 import tarfile
 import zipfile
 import zlib
