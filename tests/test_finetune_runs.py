@@ -16,6 +16,7 @@ from tiny_stop import Stop
 from vit_jax import config as settings
 from vit_jax import pretrained, report
 from vit_jax.cli import convert, evaluate, predict, visualize
+from vit_jax.cli.hooks import ReportHooks
 from vit_jax.data import load_data
 from vit_jax.data.sources import read_digits
 from vit_jax.evaluation.classifier import Classifier
@@ -56,7 +57,7 @@ def run(workdir, sweep=None, **overrides):
             config.model[key] = 0
         config.data.image_size = overrides.get("data__image_size", 0)
     variants = make_variants(config, sweep, set())
-    run_sweep("demo", variants, sweep, {}, workdir, None, Stop())
+    run_sweep("demo", variants, sweep, {}, workdir, None, Stop(), hooks=ReportHooks())
     return workdir / next(iter(variants)) / "seed_0"
 
 
@@ -244,7 +245,7 @@ def test_another_set_is_evaluated_whole(tuned, tmp_path, capsys):
     (few / "SHA256SUMS").unlink()
     flat = ["--config.data.name=folder", f"--config.data.dir={tmp_path / 'flat'}"]
     assert evaluate.main([str(few), *flat, f"--out={tmp_path / 'o'}"]) == 1
-    assert "flat has no test split: give --split=all" in capsys.readouterr().err
+    assert "flat has no test split: give split=all" in capsys.readouterr().err
     for place, split, count in (
         ("flat", ["--split=all"], 40),
         ("parts", [], 30),
@@ -290,7 +291,7 @@ def test_mistakes_end_in_one_sentence(first, tuned, tmp_path, capsys):
         (predict, [first.parents[1], picture], "did you mean"),
         (predict, [tmp_path / "bare", picture], "has no head"),
         (predict, [tmp_path, picture], "neither a converted checkpoint"),
-        (evaluate, [tuned, *other_data], "--out is missing"),
+        (evaluate, [tuned, *other_data, "--split=all"], "--out is missing"),
         (
             evaluate,
             [tuned, *other_data, f"--out={tmp_path / 'o'}", "--split=all"],

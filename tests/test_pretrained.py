@@ -266,7 +266,7 @@ def test_files_that_are_no_weights(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=message):
             pretrained.convert(tmp_path / name, {})
-    with pytest.raises(UserError, match="give --num-heads"):
+    with pytest.raises(UserError, match="give num_heads"):
         pretrained.convert(GOLDEN / SOURCES["timm"], {})
     with pytest.raises(UserError, match="is not a file"):
         pretrained.convert(tmp_path / "missing.npz", {})

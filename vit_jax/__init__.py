@@ -1,7 +1,57 @@
-"""Train, fine-tune and explain Vision Transformers in JAX/Flax."""
+"""Train, fine-tune and explain Vision Transformers in JAX/Flax: the Python API (docs/api.md).
 
+The names are imported when first used: `import vit_jax` is instant and does not start JAX.
+"""
+
+import importlib
 import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vit_jax.cli.train_api import Results, train
+    from vit_jax.config.loading import Experiment, load_config
+    from vit_jax.explain.model import Model, evaluate, explain, load_model, predict
+    from vit_jax.runtime.errors import UserError
 
 __version__ = "0.1.0"
 
-STARTED = time.monotonic()  # to tell how long a start takes, imports included
+STARTED = time.monotonic()  # start-up times are measured from here, imports included
+
+_HOMES = {
+    "Experiment": "vit_jax.config.loading",
+    "Model": "vit_jax.explain.model",
+    "Results": "vit_jax.cli.train_api",
+    "UserError": "vit_jax.runtime.errors",
+    "evaluate": "vit_jax.explain.model",
+    "explain": "vit_jax.explain",  # the package itself is callable
+    "load_config": "vit_jax.config.loading",
+    "load_model": "vit_jax.explain.model",
+    "predict": "vit_jax.explain.model",
+    "train": "vit_jax.cli.train_api",
+}
+__all__ = [
+    "Experiment",
+    "Model",
+    "Results",
+    "UserError",
+    "evaluate",
+    "explain",
+    "load_config",
+    "load_model",
+    "predict",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = importlib.import_module(_HOMES[name])
+    if name != "explain":
+        found = getattr(found, name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

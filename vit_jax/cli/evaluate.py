@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from vit_jax.cli import command
 from vit_jax.runtime.errors import UserError
 
-EFFECTIVE = ("sharding.cpu_devices", "train.dtype", "train.eval_batch_size")
 SPLITS = ("train", "val", "test", "all")
 
 
@@ -30,36 +29,16 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--part", dest="split", choices=SPLITS, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=pathlib.Path, help="folder; default: RUN/evaluation/SPLIT")
     args, rest = parser.parse_known_args(argv)
-    from vit_jax import pretrained
-    from vit_jax.config.rules import validate
-    from vit_jax.data.sources import open_source
-    from vit_jax.data.splits import carves_test
     from vit_jax.evaluation.classifier import Classifier
     from vit_jax.report import draw_confusion, write_test_report
     from vit_jax.runtime.files import write_atomically
 
     classifier = Classifier(args.run)
     config, given = command.with_arguments(classifier.config, rest)
-    for key in sorted(given):
-        if key in pretrained.DATA_KEYS:
-            raise UserError(f"{key} is the model's and cannot be changed")
-        if not key.startswith("data.") and key not in EFFECTIVE:
-            raise UserError(f"--config.{key} has no effect on an evaluation")
-    other_data = any(key.startswith("data.") for key in given)
-    if not other_data and not classifier.has_data:
-        raise UserError(f"{args.run} has no data of its own: give --config.data.name, say")
-    if other_data and not args.out:
+    config, split = classifier.evaluation_of(config, given, args.split)
+    if any(key.startswith("data.") for key in given) and not args.out:
         raise UserError("--out is missing: give a folder for the report on other data")
-    split, dataset = args.split or "test", config.data.dir or config.data.name
-    if split != "train":
-        config.data.update(train_examples=0, examples_per_class=0)  # the dataset may have fewer
-    validate(config)
-    if not args.split and given & {"data.name", "data.dir"}:
-        if carves_test(open_source(config.data), config.data):
-            raise UserError(
-                f"{dataset} has no test split: give --split=all for all its images, or "
-                "--split=test for a split held out as the run's settings say"
-            )
+    dataset = config.data.dir or config.data.name
     report = classifier.report(config, split)
     out = args.out or args.run / "evaluation" / split
     out.mkdir(parents=True, exist_ok=True)

@@ -37,11 +37,11 @@ def main(argv: Sequence[str]) -> None:
     if args.overlay:
         args.overlay.mkdir(parents=True, exist_ok=True)
     answers, failed = [], []
-    found = tqdm(classifier.predict(paths, failed), total=len(paths), unit="image", disable=None)
+    found = tqdm(
+        classifier.predict_files(paths, failed), total=len(paths), unit="image", disable=None
+    )
     for number, (path, image, probabilities) in enumerate(found):
-        best = (-probabilities).argsort(kind="stable")[:5]
-        names = [classifier.class_names[i] for i in best]
-        top = dict(zip(names, (float(probabilities[i]) for i in best), strict=True))
+        top = dict(classifier.best(probabilities))
         answers.append({"image": str(path), "top5": top})
         if args.overlay:
             # With number and .png, within the 255 bytes of most file systems.

@@ -11,7 +11,6 @@ stopped; finished runs are not trained again.
 
 import functools
 import gc
-import pathlib
 import sys
 import traceback
 from collections.abc import Sequence
@@ -43,26 +42,13 @@ def run(hooks: Any = None) -> None:
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = functools.partial(_print_unraisable, sys.unraisablehook)
     # Imported here, so that --help and a mistyped flag answer at once.
-    from vit_jax.cli.hooks import ReportHooks
+    from vit_jax.cli.train_api import run_experiment
     from vit_jax.runtime import processes
     from vit_jax.runtime.signals import StopSignal
-    from vit_jax.training import sweep
 
     try:
-        stop = StopSignal()
-        name, variants = experiment.name, experiment.variants
-        configs = sweep.make_variants(experiment.config, variants, set(experiment.given))
-        sweep.run_sweep(
-            name,
-            configs,
-            variants,
-            experiment.published,
-            pathlib.Path(options.workdir or pathlib.Path("runs") / name),
-            options.variant,
-            stop,
-            sys.argv[1:],
-            hooks or ReportHooks(),
-        )
+        workdir, only, arguments = options.workdir, options.variant, sys.argv[1:]
+        run_experiment(experiment, workdir, StopSignal(), only, arguments, hooks)
     except Exception as error:
         several, message = processes.count() > 1, describe_error(error, training=True)
         if message is None and several and processes.is_loss(error):

@@ -55,8 +55,8 @@ def draw_models(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--out", type=pathlib.Path, help="folder; default: RUN/figures")
     args = parser.parse_args(argv)
-    from vit_jax.evaluation.classifier import Classifier
     from vit_jax.explain import figures
+    from vit_jax.explain.model import Model
 
     known = ["curves", *figures.DRAW, "explanation_scores"]
     kinds = [name for name in args.runs if name in known]
@@ -69,7 +69,7 @@ def draw_models(argv: Sequence[str]) -> None:
     for path in args.images or ():
         if path.is_dir():
             raise UserError(f"--images={path} is a folder: give the images in it")
-    classifiers = [Classifier(folder) for folder in folders]
+    classifiers = [Model(folder) for folder in folders]
     for folder, classifier in zip(folders, classifiers, strict=True):
         if kinds != ["curves"] and not args.images and not classifier.has_data:
             raise UserError(f"{folder} has no data of its own: give --images FILE...")

@@ -1,11 +1,14 @@
-"""A trained model ready for use: to evaluate it on a set, or to classify images."""
+"""Trained models ready for use: evaluation, probabilities and features of images."""
 
 import functools
 import itertools
+import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -13,87 +16,288 @@ from vit_jax import config as settings
 from vit_jax import models, pretrained
 from vit_jax.augment import preprocess
 from vit_jax.config import Config
+from vit_jax.config.rules import validate
 from vit_jax.data import StreamingBatches, load_data
-from vit_jax.data.images import read_image, stored_size
 from vit_jax.data.sources import open_source
-from vit_jax.data.splits import make_splits, one_of_each, undivided
+from vit_jax.data.splits import carves_test, make_splits, one_of_each, undivided
+from vit_jax.evaluation import inputs
 from vit_jax.evaluation.evaluate import evaluate, make_report, softmax
+from vit_jax.evaluation.inputs import Images, Path
 from vit_jax.evaluation.steps import make_eval_step
 from vit_jax.runtime import sharding
-from vit_jax.runtime.errors import UserError, single_line
+from vit_jax.runtime.errors import UserError, join_names, single_line
+from vit_jax.runtime.progress import quiet_libraries
 from vit_jax.runtime.sharding import dtype_of
 from vit_jax.storage import run_folder
 
+BATCH_SIZE = 32
+SPLITS = ("train", "val", "test", "all")
+_EFFECTIVE = ("sharding.cpu_devices", "train.dtype", "train.eval_batch_size")  # in an evaluation
+
 
 class Classifier:
-    """The selected checkpoint of a run, or a converted checkpoint with a head.
+    """The selected checkpoint of a run, a converted checkpoint, or a foreign weight file.
 
     Attributes:
       config: of the run, or the defaults with the settings of the weights.
-      class_names: of the classes.
+      class_names: of the classes; "class 0", ... where the weights do not name them.
       has_data: whether `config` says which data the model was trained on.
       name: of the run, such as "head/seed_0", or of the checkpoint.
     """
 
-    def __init__(self, folder: pathlib.Path):
-        """Reads what the weights are; raises UserError if they are damaged, or have no head."""
-        info = pretrained.read_info(folder)
-        if not info["num_classes"]:
-            raise UserError(f"{folder} has no head, so it knows no classes: fine-tune it first")
-        record = run_folder.read_config(folder) if info["format"] == "vit_jax" else None
+    def __init__(
+        self, source: Path, options: Mapping[str, Any] | None = None, needs_head: bool = True
+    ):
+        """Reads what the weights are, not yet the weights of a folder.
+
+        Args:
+          source: RUN/VARIANT/seed_0, a converted checkpoint, or an .npz or .safetensors file.
+          options: of `pretrained.convert`, for a file.
+          needs_head: whether weights without a head are an error.
+
+        Raises:
+          UserError: the weights are damaged or have no head, or the options have no effect.
+        """
+        self._source = path = pathlib.Path(source).expanduser()
+        self._weights = pretrained.convert(path, dict(options or {})) if path.is_file() else None
+        if options and self._weights is None:
+            raise UserError(f"{min(options)} has no effect on {path}, which is not a weight file")
+        info = self._weights.info if self._weights else pretrained.read_info(path)
+        record = run_folder.read_config(path) if info["format"] == "vit_jax" else None
         if record is not None:
-            self.config = run_folder.config_of(folder, record)
+            self.config = run_folder.config_of(path, record)
         else:  # trained elsewhere: any length makes the config a valid one
             kept = info["settings"] | {"train.steps": 1}
-            self.config = settings.with_overrides(settings.get_config(), kept, str(folder))
+            self.config = settings.with_overrides(settings.get_config(), kept, str(path))
         self.has_data = record is not None
         self._names = info["class_names"]
         names = self._names or [f"class {i}" for i in range(info["num_classes"])]
         self.class_names = [single_line(name) for name in names]
-        self._folder = folder
-        self.name = "/".join(folder.absolute().parts[-2:]) if record else folder.absolute().name
+        self.name = "/".join(path.absolute().parts[-2:]) if record else path.absolute().name
+        self._programs: dict[str, Callable] = {}
+        if needs_head:
+            self.check_head()
+
+    def check_head(self) -> None:
+        """Raise UserError if the weights have no head."""
+        if not self.class_names:
+            raise UserError(f"{self._source} has no head, so it has no classes: fine-tune it first")
 
     @functools.cached_property
     def variables(self) -> dict:
-        """What the model is applied with; reads the weights, later than the rest.
+        """The variables of the model, on the device, read when first used.
 
         Raises UserError if they are damaged, or not those of the model.
         """
-        weights = pretrained.load(self._folder)  # starts the devices
+        with quiet_libraries():
+            weights = self._weights or pretrained.load(self._source)  # starts the devices
         pretrained.check_whole(weights)
-        return weights.variables
+        variables = weights.variables
+        if not self.class_names:  # the model always has a head: here of no classes
+            width, _ = pretrained.shapes(weights.info["settings"], 1)["head/kernel"]
+            variables["params"]["head"] = {"kernel": np.zeros((width, 0)), "bias": np.zeros(0)}
+        self._weights = None
+        return jax.device_put(variables)
 
     def make_model(
         self, config: Config | None = None
     ) -> models.VisionTransformer | models.ResNet18:
-        """Returns the module, of `self.config` or of one with other data."""
+        """Build the module, of `self.config` or of one with other data."""
         config = config or self.config
         assert config is not None
         return models.build(config.model, len(self.class_names), dtype_of(config.train.dtype))
 
-    def report(self, config: Config, part: str) -> dict:
-        """Evaluates a part of a data set.
+    def read_images(self, images: Images) -> np.ndarray:
+        """Prepare images as evaluation does: upright, resized and centre-cropped.
 
         Args:
-          config: `self.config`, its data perhaps changed.
-          part: "train", "val" or "test"; or "all" images, with none carved or left out.
+          images: paths, PIL images or uint8 arrays [height, width, channels] of any size; one of
+            them, several, or an array [n, height, width, channels].
 
         Returns:
-          The report of `evaluate.make_report`.
+          uint8 [n, side, side, channels].
 
         Raises:
-          UserError: the data cannot be read, or have other classes.
+          UserError: a file is no image, or an array has another dtype or number of channels.
         """
+        return np.stack([inputs.read(image, self.config.data) for image in inputs.as_list(images)])
+
+    def apply(
+        self,
+        name: str,
+        function: Callable[..., jax.Array],
+        images: Images,
+        *arrays: np.ndarray,
+        batch_size: int = BATCH_SIZE,
+    ) -> np.ndarray:
+        """Apply a function of the model to images, batch by batch.
+
+        Args:
+          name: of the function, which is jitted once for each name and batch size.
+          function: (variables, normalised images [b, size, size, channels], *arrays) -> [b, ...].
+          images: as in `read_images`.
+          *arrays: [n, ...] each, further arguments of the function.
+          batch_size: images on the device at a time.
+
+        Returns:
+          float32 [n, ...].
+        """
+        config, given = self.config, inputs.as_list(images)
+        if name not in self._programs:
+
+            def program(variables, images, *arrays):
+                return function(variables, preprocess(images, config), *arrays)
+
+            self._programs[name] = jax.jit(program)
+        # Whole batches, even if the images are fewer: few programs serve any number of them.
+        rows, found = min(batch_size, 1 << (len(given) - 1).bit_length()), []
+        for start in range(0, len(given), rows):
+            some_images = self.read_images(given[start : start + rows])
+            count = len(some_images)
+            batch = (some_images, *(array[start : start + rows] for array in arrays))
+            batch = [np.pad(a, [(0, rows - count)] + [(0, 0)] * (a.ndim - 1)) for a in batch]
+            result = self._programs[name](self.variables, *batch)
+            found.append(np.asarray(result.astype(jnp.float32))[:count])
+        return np.concatenate(found)
+
+    def predict(self, images: Images) -> np.ndarray:
+        """Compute probabilities.
+
+        Args:
+          images: as in `read_images`.
+
+        Returns:
+          float64 [n, classes]; each row sums to 1.
+
+        Raises:
+          UserError: an image cannot be used, or the weights have no head.
+        """
+        self.check_head()
+        model: Any = self.make_model()
+        return softmax(self.apply("logits", model.apply, images))
+
+    def top5(self, images: Images) -> list[list[tuple[str, float]]]:
+        """Return the five most probable classes of each image: (class, probability), best first."""
+        return [self.best(row) for row in self.predict(images)]
+
+    def best(self, probabilities: np.ndarray, count: int = 5) -> list[tuple[str, float]]:
+        """Return (class, probability) of the `count` largest of probabilities [classes]."""
+        order = np.argsort(-probabilities, kind="stable")[:count]
+        return [(self.class_names[i], float(probabilities[i])) for i in order]
+
+    def features(self, images: Images) -> np.ndarray:
+        """Compute the input of the head: float32 [n, d].
+
+        Args:
+          images: as in `read_images`.
+
+        Raises:
+          UserError: an image cannot be used.
+        """
+        model: Any = self.make_model()
+
+        def features(variables, x):
+            return model.apply(variables, x, capture=True)[1]["features"]
+
+        return self.apply("features", features, images)
+
+    def predict_files(
+        self, paths: Sequence[pathlib.Path], failed: list[UserError]
+    ) -> Iterator[tuple[pathlib.Path, np.ndarray, np.ndarray]]:
+        """Yield each path with its image, uint8 [side, side, channels], and probabilities [c].
+
+        A file that is no image is left out, and its error is added to `failed`.
+        """
+        for start in range(0, len(paths), BATCH_SIZE):
+            good, images = [], []
+            for path in paths[start : start + BATCH_SIZE]:
+                try:
+                    images.append(inputs.read(path, self.config.data))
+                    good.append(path)
+                except UserError as error:
+                    failed.append(error)
+            if good:
+                yield from zip(good, images, self.predict(np.stack(images)), strict=True)
+
+    def evaluate(
+        self,
+        data: Path | None = None,
+        split: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> dict:
+        """Evaluate on a dataset.
+
+        Args:
+          data: a folder of images or the name of a dataset; None: that of the run.
+          split: "train", "val" or "test" as the run's settings divide the data; or "all" images.
+            None is "test", and an error for other data without a test split.
+          overrides: {"data.key": value}, further changes of the data's settings.
+
+        Returns:
+          The report of `evaluate.make_report`: accuracy with its interval, calibration error,
+          precision, recall and F1 of every class, and the confusion matrix.
+
+        Raises:
+          UserError: the data cannot be read or have other classes, or a setting has no effect.
+        """
+        given = dict(overrides or {})
+        if data is not None:
+            text = os.fspath(data)
+            if isinstance(data, os.PathLike) or os.path.isdir(os.path.expanduser(text)):
+                given = {"data.name": "folder", "data.dir": text} | given
+            elif self.config.data.name == "folder":
+                given = {"data.name": text, "data.dir": ""} | given
+            else:
+                given = {"data.name": text} | given
+        config = settings.with_overrides(self.config, given, "the overrides")
+        return self.report(*self.evaluation_of(config, given, split))
+
+    def evaluation_of(
+        self, config: Config, given: Collection[str], split: str | None
+    ) -> tuple[Config, str]:
+        """Check what is to be evaluated, and return it ready for `report`.
+
+        Args:
+          config: `self.config` with some settings changed.
+          given: the keys of those settings.
+          split: as in `evaluate`.
+
+        Raises:
+          UserError: a setting is invalid or has no effect, or there is no such split.
+        """
+        if split not in (None, *SPLITS):
+            raise UserError(f"split={split!r} is unknown: use one of {', '.join(SPLITS)}")
+        self.check_head()
+        for key in sorted(given):
+            if key in pretrained.DATA_KEYS:
+                raise UserError(f"{key} is the model's and cannot be changed")
+            if not key.startswith("data.") and key not in _EFFECTIVE:
+                raise UserError(f"{key} has no effect on an evaluation")
+        if not self.has_data and not any(key.startswith("data.") for key in given):
+            raise UserError(f"{self._source} has no data of its own: give data.name or data.dir")
+        if split != "train":
+            config.data.update(train_examples=0, examples_per_class=0)  # as many may not be there
+        validate(config)
+        if split is None and not {"data.name", "data.dir"}.isdisjoint(given):
+            if carves_test(open_source(config.data), config.data):
+                raise UserError(
+                    f"{config.data.dir or config.data.name} has no test split: give split=all for "
+                    "all its images, or split=test for one held out as the run's settings say"
+                )
+        return config, split or "test"
+
+    def report(self, config: Config, split: str) -> dict:
+        """Evaluate as `evaluation_of` returned it; the result is that of `evaluate`."""
         batch_size = config.train.eval_batch_size
         sharding.start(False, config.sharding.cpu_devices, batch_size)
         mesh = sharding.make_mesh()
-        if part == "all":
+        if split == "all":
             source = open_source(config.data)
             names, examples = source.class_names, undivided(source, config.data)
             parts = [StreamingBatches(one, mesh, config.data.num_threads) for one in examples]
         else:
             data = load_data(config.data, mesh)
-            names, parts = data.class_names, [getattr(data, part)]
+            names, parts = data.class_names, [getattr(data, split)]
         self._check_classes(names)
         step = jax.jit(
             make_eval_step(self.make_model(config), config),
@@ -113,25 +317,25 @@ class Classifier:
         if found != self.class_names:
             differing = sorted(set(found) ^ set(self.class_names)) or ["their order"]
             raise UserError(
-                f"the data have {len(found)} classes, {self._folder} has "
-                f"{len(self.class_names)}, and they differ in {', '.join(differing[:5])}"
+                f"the data have {len(found)} classes, {self._source} has "
+                f"{len(self.class_names)}, and they differ in {join_names(differing)}"
             )
 
     def images_of_classes(self, names: Sequence[str], count: int) -> tuple[np.ndarray, list[str]]:
-        """Returns a fixed test image each of some classes, and the classes' names.
+        """Load a fixed test image of each of some classes.
 
         Args:
           names: of the classes; empty: the first `count`.
           count: of the classes, if none are named.
 
         Returns:
-          uint8 [n, side, side, channels], as stored, and n names.
+          uint8 [n, side, side, channels], as stored, and the n names of their classes.
 
         Raises:
           UserError: a class is unknown, or the data cannot be read.
         """
-        config = self.config
-        splits = make_splits(open_source(config.data), config.data)
+        data = self.config.data
+        splits = make_splits(open_source(data), data)
         for name in names:
             if name not in splits.class_names:
                 raise UserError(f"{name!r} is no class: there are {', '.join(splits.class_names)}")
@@ -140,51 +344,19 @@ class Classifier:
         numbers = [n for name in names if (n := splits.class_names.index(name)) in labels]
         if not numbers:
             raise UserError(f"there is no test image of {', '.join(names)}")
-        chosen = one_of_each(labels, numbers, config.data.split_seed)
-        images, found = splits.test.take(chosen).decode_all(config.data.num_threads)
-        return images, [splits.class_names[label] for label in found]
+        return _decode(splits, one_of_each(labels, numbers, data.split_seed), data)
 
     def random_images(self, count: int, data=None) -> tuple[np.ndarray, list[str]]:
-        """Returns as `images_of_classes` test images chosen at random, always the same.
+        """Load a fixed random choice of test images; the result is that of `images_of_classes`.
 
-        `data` is a `config.data` to take instead of the run's own.
+        `data` is a `config.data` to use instead of the run's own.
         """
         data = data or self.config.data
         splits = make_splits(open_source(data), data)
         order = np.random.default_rng(data.split_seed).permutation(len(splits.test.labels))
-        images, found = splits.test.take(order[:count]).decode_all(data.num_threads)
-        return images, [splits.class_names[label] for label in found]
+        return _decode(splits, order[:count], data)
 
-    def read_images(self, paths: Sequence[pathlib.Path]) -> np.ndarray:
-        """Returns files as uint8 [n, side, side, channels]; raises UserError if one is no image."""
-        size, channels = stored_size(self.config.data), self.config.data.channels
-        return np.stack([read_image(path, size, channels) for path in paths])
 
-    def predict(
-        self, paths: Sequence[pathlib.Path], failed: list[UserError], batch_size: int = 32
-    ) -> Iterator[tuple[pathlib.Path, np.ndarray, np.ndarray]]:
-        """Yields each path with its image, uint8 [side, side, channels], and probabilities [c].
-
-        A file that is no image is left out, and what there is to tell of it added to `failed`.
-        """
-        config, model, variables = self.config, self.make_model(), self.variables
-
-        @jax.jit
-        def logits_of(variables, images):
-            return model.apply(variables, preprocess(images, config))
-
-        for start in range(0, len(paths), batch_size):
-            some, images = [], []
-            for path in paths[start : start + batch_size]:
-                try:
-                    images.append(self.read_images([path])[0])
-                    some.append(path)
-                except UserError as error:
-                    failed.append(error)
-            if not some:
-                continue
-            # A whole batch, even if the images are fewer: one compiled program serves all.
-            rows = min(batch_size, len(paths))
-            padded = np.pad(images, ((0, rows - len(some)), (0, 0), (0, 0), (0, 0)))
-            found = softmax(np.asarray(logits_of(variables, padded)))[: len(some)]
-            yield from zip(some, images, found, strict=True)
+def _decode(splits, chosen, data):
+    images, labels = splits.test.take(chosen).decode_all(data.num_threads)
+    return images, [splits.class_names[label] for label in labels]

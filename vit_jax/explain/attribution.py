@@ -1,4 +1,4 @@
-"""What is inside a model: arrays in, arrays out."""
+"""Attribution and inspection of a model: arrays in, arrays out."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ def rollout(
     discard: float = 0.0,
     has_cls: bool = True,
 ) -> jax.Array:
-    """Returns how much of each input token lies in each output token, [b, n, n], by rollout.
+    """Compute attention rollout, [b, n, n]: the fraction of each input token in each output token.
 
     Abnar & Zuidema 2020 (arXiv:2005.00928), section 3: with A_l the heads' weights fused, the
     residual connection makes a layer (A_l + I), its rows divided by their sums; the layers are
@@ -27,7 +27,7 @@ def rollout(
     Args:
       attention: layers, first to last, of weights [b, h, n, n] whose rows are queries.
       fusion: "mean", "max" or "min" over the heads.
-      discard: share, in [0, 1), of the weights of a layer that are set to 0 before I is added: of
+      discard: fraction, in [0, 1), of a layer's weights that are set to 0 before I is added: of
         each image's fused map the lowest floor(discard * k), of the k entries outside the class
         token's column. That column keeps all its weights, so that every row still says how much
         comes from no patch. Of entries that are equal at the border, all stay.
@@ -49,11 +49,11 @@ def gradient_rollout(
     discard: float = 0.0,
     has_cls: bool = True,
 ) -> jax.Array:
-    """Returns what of each input token speaks for a class, [b, n, n]: rollout with gradients.
+    """Compute rollout with gradients, [b, n, n]: how far each input token supports a class.
 
     The heads are fused to the mean of max(A * d logit / d A, 0), as in Chefer et al. 2021
     (arXiv:2103.15679); the rest is `rollout`. A product is positive where the weight, as it is,
-    speaks for the class: that may be a negative weight of differential attention.
+    supports the class: that may be a negative weight of differential attention.
 
     Args:
       attention: as for `rollout`.
@@ -73,7 +73,7 @@ def gradient_rollout(
 
 
 def _chained(fused, discard, has_cls):
-    """Returns the product [b, n, n] of the layers' fused maps [b, n, n], first to last."""
+    """Multiply the layers' fused maps [b, n, n], first to last, to [b, n, n]."""
     if not 0 <= discard < 1:
         raise ValueError(f"discard is {discard}, not in [0, 1)")
     layers = []
@@ -95,11 +95,10 @@ def _without_lowest(fused, share, first):
 
 
 def patch_relevance(maps: jax.Array, grid: tuple[int, int], has_cls: bool) -> jax.Array:
-    """Returns what a map says of each patch, [..., rows, columns].
+    """Reduce a map to the relevance of each patch, [..., rows, columns].
 
-    With a class token, the only one that the head sees, that is its row: what it takes from every
-    patch. Without, the head sees the mean of all tokens, and so it is the mean over all rows: what
-    the patches take from each one on average.
+    With a class token, the only one that the head sees, that is its row. Without, the head sees the
+    mean of all tokens, and so it is the mean over all rows.
 
     Args:
       maps: [..., n, n] with output tokens as rows: a rollout, or the weights of heads.
@@ -115,36 +114,44 @@ def patch_relevance(maps: jax.Array, grid: tuple[int, int], has_cls: bool) -> ja
     return seen.reshape(*seen.shape[:-1], *grid)
 
 
-EXPLANATIONS = ("gradient rollout", "rollout", "last layer")
+def _last_layer(attention, gradients, has_cls):
+    del gradients, has_cls
+    return jnp.maximum(jnp.asarray(attention[-1], jnp.float32), 0).mean(1)
 
 
-def explanations(
+# From the attention and the gradients of all layers, and whether there is a class token, to a map
+# [b, n, n] of what the output rests on; only the first depends on a class, and on the gradients.
+EXPLANATIONS: dict[str, Callable[..., jax.Array]] = {
+    "gradient rollout": lambda attention, gradients, has_cls: gradient_rollout(
+        attention, gradients, has_cls=has_cls
+    ),
+    "rollout": lambda attention, gradients, has_cls: rollout(attention, has_cls=has_cls),
+    "last layer": _last_layer,
+}
+
+
+def explanation(
+    name: str,
     attention: Sequence[jax.Array] | jax.Array,
     gradients: Sequence[jax.Array] | jax.Array,
     grid: tuple[int, int],
     has_cls: bool,
-) -> dict[str, jax.Array]:
-    """Returns maps of the patches that a class rests on, {name: [b, rows, columns]}.
-
-    The names are EXPLANATIONS: gradient rollout, rollout, and the mean of the last layer's heads
-    with its negative weights as 0, by `patch_relevance`.
+) -> jax.Array:
+    """Compute the relevance of each patch, [b, rows, columns], by one of EXPLANATIONS.
 
     Args:
+      name: "gradient rollout", "rollout", or "last layer": the mean of its heads, with negative
+        weights as 0.
       attention: as for `rollout`.
-      gradients: as for `gradient_rollout`.
+      gradients: as for `gradient_rollout`; the other explanations ignore them.
       grid: rows and columns of patches.
       has_cls: whether token 0 is the class token.
 
     Raises:
       ValueError: n is not the number of tokens.
     """
-    maps = (
-        gradient_rollout(attention, gradients, has_cls=has_cls),
-        rollout(attention, has_cls=has_cls),
-        jnp.maximum(jnp.asarray(attention[-1], jnp.float32), 0).mean(1),
-    )
-    found = (patch_relevance(one, grid, has_cls) for one in maps)
-    return dict(zip(EXPLANATIONS, found, strict=True))
+    maps = EXPLANATIONS[name](attention, gradients, has_cls)
+    return patch_relevance(maps, grid, has_cls)
 
 
 def mean_attention_distance(
@@ -153,7 +160,7 @@ def mean_attention_distance(
     patch_size: int,
     has_cls: bool,
 ) -> jax.Array:
-    """Returns how far each head looks, in pixels: [layers, h].
+    """Compute the mean attention distance of each head, in pixels: [layers, h].
 
     Dosovitskiy et al. 2021 (arXiv:2010.11929), figure 7 and appendix D.7: the distances between
     the centres of the query's and the keys' patches, weighted by attention, averaged over queries
@@ -183,9 +190,9 @@ def mean_attention_distance(
 
 
 def position_similarity(table: jax.Array, grid: tuple[int, int], has_cls: bool) -> jax.Array:
-    """Returns the cosine of every two patches' position embeddings, [rows, columns, rows, columns].
+    """Compute the cosine similarity of position embeddings, [rows, columns, rows, columns].
 
-    Entry [i, j] is the picture of patch (i, j) (Dosovitskiy et al. 2021, figure 7, centre).
+    Entry [i, j] is the map of patch (i, j) (Dosovitskiy et al. 2021, figure 7, centre).
 
     Args:
       table: position embeddings [n, d].
@@ -211,7 +218,7 @@ def _check_tokens(found, grid, has_cls):
 
 
 def patch_filters(kernel: jax.Array, count: int) -> jax.Array:
-    """Returns the first principal components of a patch embedding, [count, p, p, c] in [0, 1].
+    """Compute principal components of a patch embedding, [count, p, p, c] in [0, 1].
 
     The filters, less their mean, are the samples (Dosovitskiy et al. 2021, figure 7, left). A
     component's sign is arbitrary: here the entry with the largest magnitude is positive. They are
@@ -236,7 +243,7 @@ def patch_filters(kernel: jax.Array, count: int) -> jax.Array:
 
 
 def filter_images(kernel: jax.Array) -> jax.Array:
-    """Returns the filters of a convolution [h, w, c, d] as images [d, h, w, c] in [0, 1].
+    """Scale the filters of a convolution [h, w, c, d] to images [d, h, w, c] in [0, 1].
 
     Each filter is divided by its largest magnitude; its zero is the grey 0.5.
     """
@@ -252,11 +259,11 @@ def deletion_insertion(
     baseline: jax.Array,
     steps: int,
 ) -> dict[str, jax.Array]:
-    """Scores a relevance map by the model (Petsiuk et al. 2018, arXiv:1806.07421).
+    """Score a relevance map by deletion and insertion (Petsiuk et al. 2018, arXiv:1806.07421).
 
     Deletion replaces the most relevant parts of an image by the baseline, ever more of them;
-    insertion puts them on the baseline. If the map tells what the model sees, the probability of
-    the class that it predicted soon falls with deletion, and soon rises with insertion.
+    insertion puts them on the baseline. If the map is faithful, the probability of the predicted
+    class soon falls with deletion, and soon rises with insertion.
 
     One compiled call of `logits_fn` serves all; in a jit of one's own, pass the parameters that
     `logits_fn` uses as arguments.
@@ -266,8 +273,8 @@ def deletion_insertion(
       images: as it takes them, normalised.
       relevance: [b, rows, columns] of equal parts of the image, up to single pixels. Of equal
         entries the first, in reading order, counts as the most relevant.
-      baseline: that which says nothing, such as the mean colour or the blurred images; of the
-        images' shape, or broadcast to it.
+      baseline: uninformative pixels, such as the mean colour or the blurred images; of the images'
+        shape, or broadcast to it.
       steps: number of steps from none to all parts; after step k, round(k / steps * parts) parts.
 
     Returns:
@@ -278,14 +285,34 @@ def deletion_insertion(
     Raises:
       ValueError: no steps, or parts that do not divide the image.
     """
-    (_, height, width, _), (b, rows, columns) = images.shape, relevance.shape
+    (_, height, width, _), (_, rows, columns) = images.shape, relevance.shape
     if height % rows or width % columns:
         raise ValueError(f"{rows} x {columns} parts do not divide {height} x {width} pixels")
     if steps < 1:
         raise ValueError(f"steps is {steps}, not at least 1")
     parts = rows * columns
-    counts = (2 * np.arange(steps + 1) * parts + steps) // (2 * steps)
-    ranks = jnp.argsort(jnp.argsort(-relevance.reshape(b, parts), stable=True))  # 0: the most
+    counts = replaced_counts(parts, steps)
+    deletion, insertion = _curves(logits_fn, images, relevance, baseline, counts)
+    fractions = jnp.asarray(counts / parts, jnp.float32)
+    return {
+        "fractions": fractions,
+        "deletion": deletion,
+        "insertion": insertion,
+        "deletion_auc": jnp.trapezoid(deletion, fractions),
+        "insertion_auc": jnp.trapezoid(insertion, fractions),
+    }
+
+
+def replaced_counts(parts: int, steps: int) -> np.ndarray:
+    """Return how many parts are replaced after each step: round(k / steps * parts)."""
+    return (2 * np.arange(steps + 1) * parts + steps) // (2 * steps)
+
+
+def _curves(logits_fn, images, relevance, baseline, counts):
+    """Compute the probabilities [2, b, len(counts)] with that many parts deleted, or inserted."""
+    (_, height, width, _), (b, rows, columns) = images.shape, relevance.shape
+    order = jnp.argsort(-relevance.reshape(b, rows * columns), stable=True)
+    ranks = jnp.argsort(order)  # 0: the most relevant
     classes = logits_fn(images).argmax(-1)[:, None]
 
     def probability(step):
@@ -297,14 +324,6 @@ def deletion_insertion(
         return jnp.take_along_axis(probabilities, classes, 1)[:, 0]
 
     # A loop within the program: at any time there is one batch of changed images.
-    inserted = np.repeat([False, True], steps + 1)
+    inserted = np.repeat([False, True], len(counts))
     curves = jax.lax.map(probability, (jnp.tile(counts, 2), jnp.asarray(inserted)))
-    deletion, insertion = curves.reshape(2, steps + 1, b).swapaxes(1, 2)
-    fractions = jnp.asarray(counts / parts, jnp.float32)
-    return {
-        "fractions": fractions,
-        "deletion": deletion,
-        "insertion": insertion,
-        "deletion_auc": jnp.trapezoid(deletion, fractions),
-        "insertion_auc": jnp.trapezoid(insertion, fractions),
-    }
+    return curves.reshape(2, len(counts), b).swapaxes(1, 2)

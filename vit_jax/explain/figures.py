@@ -1,6 +1,7 @@
 """Figures of a finished model: what it attends to, its positions, kernels and feature maps."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import tempfile
@@ -19,23 +20,23 @@ from vit_jax.config import Config
 from vit_jax.evaluation.classifier import Classifier
 from vit_jax.evaluation.evaluate import softmax
 from vit_jax.explain import attribution, scores
+from vit_jax.explain.model import Model, token_layout
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.files import write_atomically
 
 
 def short(name: str) -> str:
-    """Returns a name that has room beside a picture."""
+    """Truncate a name to fit next to an image."""
     return name if len(name) <= 24 else name[:23] + "…"
 
 
 class Viewer:
-    """Looks into a model, however often its weights change, with one compiled program.
+    """The insides of a model, however often its weights change, by one compiled program.
 
     Attributes:
       name: of the model, for people.
       config: resolved.
       class_names: of the classes.
-      is_vit: whether the model is a ViT.
       grid: rows and columns of patches.
       has_cls: whether the first token is the class token.
     """
@@ -45,28 +46,24 @@ class Viewer:
     ) -> None:
         """Compiles nothing yet."""
         self.name, self.config, self.class_names = name, config, class_names
-        self.is_vit = config.model.name == "vit"
-        side = config.data.image_size // config.model.patch_size if self.is_vit else 0
-        self.grid, self.has_cls = (side, side), self.is_vit and config.model.pool == "cls"
+        self.grid, self.has_cls = token_layout(config)
 
         @jax.jit
         def look(variables, images):
             inputs = preprocess(images, config)
-            if self.is_vit:
+            if config.model.name == "vit":
                 return models.attention_gradients(model, variables, inputs)
             return *model.apply(variables, inputs, capture=True), []
 
         self._look = look
 
     @classmethod
-    def of(cls, classifier: Classifier) -> "Viewer":
-        """Returns the viewer of a trained model."""
-        return cls(
-            classifier.name, classifier.config, classifier.make_model(), classifier.class_names
-        )
+    def of(cls, model: Classifier) -> "Viewer":
+        """Return the viewer of a trained model."""
+        return cls(model.name, model.config, model.make_model(), model.class_names)
 
     def see(self, variables: dict, images: np.ndarray, names: Sequence[str]) -> "Seen":
-        """Returns what the model makes of some images.
+        """Apply the model to some images.
 
         Args:
           variables: of the model.
@@ -74,150 +71,127 @@ class Viewer:
           names: of each image: its class, or its file.
         """
         logits, inside, gradients = jax.device_get(self._look(variables, images))
-        probabilities = softmax(logits)
         predictions = [
             f"→ {short(self.class_names[int(row.argmax())])} {100 * row.max():.0f} %"
-            for row in probabilities
+            for row in softmax(logits)
         ]
         data = self.config.data
-        pictures = center_crop(jnp.asarray(images), data.image_size, data.eval_crop)
-        attention = [np.maximum(a, 0) for a in inside.get("attention", ())]
+        pictures = np.asarray(center_crop(jnp.asarray(images), data.image_size, data.eval_crop))
         return Seen(
-            name=self.name,
-            config=self.config,
-            params=variables["params"],
-            grid=self.grid,
-            has_cls=self.has_cls,
-            pictures=np.asarray(pictures),
-            names=list(names),
-            predictions=predictions,
-            inside=inside,
-            attention=attention,
-            gradients=gradients,
+            self, variables["params"], pictures, list(names), predictions, inside, gradients
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """Some images, and what a model makes of them.
+    """Some images, and the insides of a model for them.
 
     Attributes:
-      name: of the model, for people.
-      config: resolved.
+      viewer: of the model.
       params: of the model.
-      grid: rows and columns of patches.
-      has_cls: whether the first token is the class token.
       pictures: uint8 [b, size, size, channels], as the model sees them.
       names: of each image: its class, or its file.
       predictions: of each image: the predicted class with its probability.
       inside: the intermediates of the model's call with `capture`.
-      attention: of each layer [b, h, n, n], negative differences as 0; [] without attention.
       gradients: of the predicted class's logit, as "attention" in `inside`; [] without attention.
     """
 
-    name: str
-    config: Config
+    viewer: Viewer
     params: dict
-    grid: tuple[int, int]
-    has_cls: bool
     pictures: np.ndarray
     names: list[str]
     predictions: list[str]
     inside: dict
-    attention: list[Any]
     gradients: list[Any]
+
+    @functools.cached_property
+    def attention(self) -> list[Any]:
+        """Of each layer [b, h, n, n], negative differences as 0; [] without attention."""
+        return [np.maximum(a, 0) for a in self.inside.get("attention", ())]
 
     @property
     def titles(self) -> list[str]:
-        """What each image is, and is taken for."""
+        """Name and prediction of each image."""
         return [f"{short(n)}\n{p}" for n, p in zip(self.names, self.predictions, strict=True)]
 
     @property
     def what(self) -> str:
-        """What the maps of a layer show, for people."""
+        """Description of the maps of a layer, for people."""
         clipped = ", negative differences as 0" if "softmax_maps" in self.inside else ""
-        if self.has_cls:
+        if self.viewer.has_cls:
             return f"attention of the class token{clipped}"
         return f"attention that a patch gets, mean over all patches{clipped}"
 
     def relevance(self, maps) -> np.ndarray:
-        """Returns `explain.patch_relevance` of maps [..., n, n]."""
-        return np.asarray(attribution.patch_relevance(maps, self.grid, self.has_cls))
+        """Compute `attribution.patch_relevance` of maps [..., n, n]."""
+        return np.asarray(attribution.patch_relevance(maps, self.viewer.grid, self.viewer.has_cls))
+
+    def save_heat_maps(
+        self, path: pathlib.Path, title: str, maps: np.ndarray, columns: Sequence[str]
+    ) -> None:
+        """Draw maps [b, columns, rows of patches, columns of patches] over every image."""
+        title = f"{self.viewer.name}: {title}"
+        plots.save_heat_maps(path, title, self.pictures, self.titles, maps, columns)
 
 
 def draw_rollout(seen: Seen, folder: pathlib.Path) -> None:
-    """Draws attention rollout and gradient rollout of every image."""
-    attention = seen.inside["attention"]
-    plain = attribution.rollout(attention, has_cls=seen.has_cls)
-    of_class = attribution.gradient_rollout(attention, seen.gradients, has_cls=seen.has_cls)
-    columns = {"rollout": plain, "gradient rollout": of_class}
-    maps = np.stack([_scaled(seen.relevance(m)) for m in columns.values()], 1)
-    plots.save_heat_maps(
-        folder / "attention_rollout.png",
-        f"{seen.name}: attention rollout, each map by its maximum",
-        seen.pictures,
-        seen.titles,
-        maps,
-        list(columns),
-    )
-
-
-def _scaled(maps):
-    return maps / np.maximum(maps.max((-2, -1), keepdims=True), 1e-12)
+    """Draw attention rollout and gradient rollout of every image."""
+    attention, viewer, columns = seen.inside["attention"], seen.viewer, []
+    names = ["rollout", "gradient rollout"]
+    for name in names:
+        maps = attribution.explanation(name, attention, seen.gradients, viewer.grid, viewer.has_cls)
+        columns.append(maps / np.maximum(maps.max((-2, -1), keepdims=True), 1e-12))
+    title = "attention rollout, each map by its maximum"
+    seen.save_heat_maps(folder / "attention_rollout.png", title, np.stack(columns, 1), names)
 
 
 def draw_last_layer(seen: Seen, folder: pathlib.Path) -> None:
-    """Draws every head of the last layer, and their average; of differential attention its maps."""
+    """Draw every head of the last layer, and their average; of differential attention its maps."""
     last = seen.attention[-1]  # [b, h, n, n]
-    maps = seen.relevance(np.concatenate([last.mean(1, keepdims=True), last], 1))
+    average = last.mean(1, keepdims=True)
+    maps = seen.relevance(np.concatenate([average, last], 1))
     names = ["average", *(f"head {i}" for i in range(last.shape[1]))]
-    title = f"{seen.name}: last layer, {seen.what}"
-    path = folder / "last_layer.png"
-    plots.save_heat_maps(path, title, seen.pictures, seen.titles, maps, names)
+    seen.save_heat_maps(folder / "last_layer.png", f"last layer, {seen.what}", maps, names)
     if "softmax_maps" in seen.inside:
         pairs = seen.inside["softmax_maps"][-1].mean(1)  # [b, 2, n, n]
-        three = np.concatenate([pairs, last.mean(1, keepdims=True)], 1)
+        maps = seen.relevance(np.concatenate([pairs, average], 1))
         names = ["first softmax", "second softmax", "difference"]
-        plots.save_heat_maps(
-            folder / "differential_maps.png",
-            f"{seen.name}: last layer, average over heads, negative differences as 0",
-            seen.pictures,
-            seen.titles,
-            seen.relevance(three),
-            names,
-        )
+        title = "last layer, average over heads, negative differences as 0"
+        seen.save_heat_maps(folder / "differential_maps.png", title, maps, names)
 
 
 def draw_all_layers(seen: Seen, folder: pathlib.Path) -> None:
-    """Draws the heads' average of every layer."""
+    """Draw the heads' average of every layer."""
     maps = np.stack([a.mean(1) for a in seen.attention], 1)  # [b, layers, n, n]
     names = [f"layer {i}" for i in range(maps.shape[1])]
-    title = f"{seen.name}: every layer, average over heads, {seen.what}"
-    path = folder / "all_layers.png"
-    plots.save_heat_maps(path, title, seen.pictures, seen.titles, seen.relevance(maps), names)
+    title = f"every layer, average over heads, {seen.what}"
+    seen.save_heat_maps(folder / "all_layers.png", title, seen.relevance(maps), names)
+    viewer = seen.viewer
     distances = attribution.mean_attention_distance(
-        seen.attention, seen.grid, seen.config.model.patch_size, seen.has_cls
+        seen.attention, viewer.grid, viewer.config.model.patch_size, viewer.has_cls
     )
     path = folder / "attention_distance.png"
-    plots.save_attention_distances(path, seen.name, np.asarray(distances))
+    plots.save_attention_distances(path, viewer.name, np.asarray(distances))
 
 
 def draw_positions(seen: Seen, folder: pathlib.Path) -> None:
-    """Draws how alike the positions of patches are, where they are learned."""
+    """Draw how alike the positions of patches are, where they are learned."""
     positions = seen.params["Transformer"]["posembed_input"]
     if "pos_embedding" in positions:
-        table, has_cls = positions["pos_embedding"][0], seen.has_cls
+        table, has_cls = positions["pos_embedding"][0], seen.viewer.has_cls
     else:
         rows, columns = positions["row_embedding"], positions["column_embedding"]
         table, has_cls = (rows[:, None] + columns[None]).reshape(-1, rows.shape[-1]), False
-    found = np.asarray(attribution.position_similarity(jnp.asarray(table), seen.grid, has_cls))
-    plots.save_position_similarity(folder / "similarity.png", seen.name, found)
+    found = np.asarray(
+        attribution.position_similarity(jnp.asarray(table), seen.viewer.grid, has_cls)
+    )
+    plots.save_position_similarity(folder / "similarity.png", seen.viewer.name, found)
 
 
 def draw_kernels(seen: Seen, folder: pathlib.Path) -> None:
-    """Draws the patch embedding's principal components, or the kernels of the first convolution."""
-    if seen.config.model.name == "vit":
-        size, channels = seen.config.model.patch_size, seen.config.data.channels
+    """Draw the patch embedding's principal components, or the kernels of the first convolution."""
+    if seen.viewer.config.model.name == "vit":
+        size, channels = seen.viewer.config.model.patch_size, seen.viewer.config.data.channels
         kernel = jnp.reshape(seen.params["embedding"]["kernel"], (size, size, channels, -1))
         count = min(28, kernel.shape[-1], size * size * channels)
         images, name = (
@@ -227,16 +201,18 @@ def draw_kernels(seen: Seen, folder: pathlib.Path) -> None:
     else:
         images = attribution.filter_images(seen.params["conv1"]["kernel"])[:64]
         name = "kernels of the first convolution"
-    plots.save_filters(folder / "first_layer.png", f"{seen.name}: {name}", np.asarray(images))
+    plots.save_filters(
+        folder / "first_layer.png", f"{seen.viewer.name}: {name}", np.asarray(images)
+    )
 
 
 def draw_feature_maps(seen: Seen, folder: pathlib.Path) -> None:
-    """Draws the channels that vary most, of the stem or embedding and of some layers, per image."""
-    if seen.config.model.name == "vit":
-        first = int(seen.has_cls)
+    """Draw the channels that vary most, of the stem or embedding and of some layers, per image."""
+    if seen.viewer.config.model.name == "vit":
+        first = int(seen.viewer.has_cls)
         maps = {
             f"block {i - 1}" if i else "embedding": tokens[:, first:].reshape(
-                len(tokens), *seen.grid, -1
+                len(tokens), *seen.viewer.grid, -1
             )
             for i, tokens in enumerate(seen.inside["tokens"])
         }
@@ -248,7 +224,7 @@ def draw_feature_maps(seen: Seen, folder: pathlib.Path) -> None:
     for i, title in enumerate(seen.titles):
         layers = {names[j]: np.asarray(maps[names[j]][i], np.float32) for j in chosen}
         path = folder / f"{i:02d}.png"
-        heading = f"{seen.name}: {title}".replace("\n", " ")
+        heading = f"{seen.viewer.name}: {title}".replace("\n", " ")
         plots.save_feature_maps(path, heading, seen.pictures[i], layers)
 
 
@@ -263,7 +239,7 @@ DRAW: dict[str, Callable[[Seen, pathlib.Path], None]] = {
 
 
 def kinds_of(config: Config) -> list[str]:
-    """Returns the keys of DRAW that a model has."""
+    """List the keys of DRAW that a model has."""
     if config.model.name != "vit":
         return ["kernels", "feature_maps"]
     learned = config.model.pos_embed.startswith("learned")
@@ -271,7 +247,7 @@ def kinds_of(config: Config) -> list[str]:
 
 
 def draw_figures(seen: Seen, kinds: Sequence[str], folder: pathlib.Path) -> list[pathlib.Path]:
-    """Draws figures into a folder for each kind and returns those folders.
+    """Draw figures into a folder for each kind, and return those folders.
 
     Args:
       seen: the model and the images.
@@ -286,12 +262,14 @@ def draw_figures(seen: Seen, kinds: Sequence[str], folder: pathlib.Path) -> list
 
 
 def training_figures(seen: Seen) -> dict[str, np.ndarray]:
-    """Returns the figures to follow during training, uint8 [height, width, 3] each.
+    """Draw the figures to follow during training, uint8 [height, width, 3] each.
 
     They are attention rollout and, where they are learned, the positions; of a ResNet its kernels.
     """
     kinds = [
-        k for k in ("attention_rollout", "positional_embeddings") if k in kinds_of(seen.config)
+        k
+        for k in ("attention_rollout", "positional_embeddings")
+        if k in kinds_of(seen.viewer.config)
     ]
     with tempfile.TemporaryDirectory() as folder:
         draw_figures(seen, kinds or ["kernels"], pathlib.Path(folder))
@@ -300,7 +278,7 @@ def training_figures(seen: Seen) -> dict[str, np.ndarray]:
 
 
 def explain_run(run: pathlib.Path, data, count: int, folder: pathlib.Path) -> None:
-    """Draws the rollout of six test images of a finished run of a ViT, and scores explanations.
+    """Draw the rollout of six test images of a finished run of a ViT, and score explanations.
 
     Args:
       run: its folder.
@@ -314,23 +292,24 @@ def explain_run(run: pathlib.Path, data, count: int, folder: pathlib.Path) -> No
     scores.remove(folder)
     if not count:
         return
-    classifier = Classifier(run)
-    images, names = classifier.random_images(count, data)
+    model = Model(run)
+    images, names = model.random_images(count, data)
     folder.mkdir(parents=True, exist_ok=True)
-    draw_rollout(Viewer.of(classifier).see(classifier.variables, images[:6], names[:6]), folder)
-    draw_scores(classifier, images, folder, count)
+    draw_rollout(Viewer.of(model).see(model.variables, images[:6], names[:6]), folder)
+    draw_scores(model, images, folder, count)
 
 
 def draw_scores(
-    classifier: Classifier, images: np.ndarray, folder: pathlib.Path, asked: int = 0
+    model: Model, images: np.ndarray, folder: pathlib.Path, asked: int = 0
 ) -> pathlib.Path:
-    """Scores explanations of a ViT on stored images; draws curves, writes scores.json.
+    """Score explanations of a ViT on stored images; draw curves, write scores.json.
 
-    Returns the folder, which is made if missing. `asked` images were wanted; 0: those given.
+    Returns the folder, which is made if missing. `asked` is the wanted number of images; 0: those
+    given.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    found = scores.score(classifier, images) | {"asked": asked or len(images)}
-    plots.save_scores(folder / "scores.png", classifier.name, found)
+    found = scores.score(model, images) | {"asked": asked or len(images)}
+    plots.save_scores(folder / "scores.png", model.name, found)
     write_atomically(folder / "scores.json", json.dumps(found, indent=2) + "\n")
     return folder
 
@@ -342,7 +321,7 @@ def draw_comparison(models_seen: Sequence[Seen], folder: pathlib.Path) -> None:
     """
     for seen in models_seen:
         if not seen.attention:
-            raise UserError(f"{seen.name} has no attention to compare")
+            raise UserError(f"{seen.viewer.name} has no attention to compare")
     folder.mkdir(parents=True, exist_ok=True)
     layers = max(len(seen.attention) for seen in models_seen)
     first = models_seen[0]
@@ -357,6 +336,6 @@ def draw_comparison(models_seen: Sequence[Seen], folder: pathlib.Path) -> None:
             f"{first.names[i]}: {'; '.join(dict.fromkeys(s.what for s in models_seen))}; average "
             "over heads",
             [seen.pictures[i] for seen in models_seen],
-            [f"{s.name}\n{s.predictions[i]}" for s in models_seen],
+            [f"{s.viewer.name}\n{s.predictions[i]}" for s in models_seen],
             maps,
         )

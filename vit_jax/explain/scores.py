@@ -1,15 +1,12 @@
-"""How well explanations tell what a model sees: deletion and insertion, beside chance."""
+"""Scores of explanations: deletion and insertion, compared with chance."""
 
 import pathlib
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import models
-from vit_jax.augment import preprocess
-from vit_jax.evaluation.classifier import Classifier
 from vit_jax.explain import attribution
+from vit_jax.explain.model import METHODS, Model
 from vit_jax.runtime.progress import Progress
 
 STEPS = 10  # from no patch to all of them
@@ -17,91 +14,66 @@ BATCH = 16  # images at a time
 CHANCE = 4  # random orders, whose curves are averaged
 
 
-def score(classifier: Classifier, images: np.ndarray) -> dict:
-    """Scores maps of patches by `explain.deletion_insertion`, beside random orders.
+def score(model: Model, images: np.ndarray) -> dict:
+    """Score explanations by `attribution.deletion_insertion`, compared with random orders.
 
     A patch that is deleted, or not yet inserted, has the image's own mean colour.
 
     Args:
-      classifier: a ViT.
+      model: a ViT.
       images: as stored, uint8 [n, side, side, channels].
 
     Returns:
       {"images": n, "patches": int, "fractions": [k] of the patches, "methods": {name: {"deletion" |
       "insertion": {"curve": [k] mean probabilities of the predicted class, "auc": mean over images,
       "auc_std": over images, "gain": mean over images of how much better the area is than that of
-      random orders, "gain_std": over images, "better": share of images where it is}}}}. Standard
+      random orders, "gain_std": over images, "better": fraction of images where it is}}}}. Standard
       deviations have ddof 1 (null for one image). The last method, "random", has gains of 0.
     """
-    config, model = classifier.config, classifier.make_model()
-    side, has_cls = config.data.image_size // config.model.patch_size, config.model.pool == "cls"
-    steps = min(STEPS, side * side)
+    n, patches = len(images), model.grid[0] * model.grid[1]
+    fractions = attribution.replaced_counts(patches, min(STEPS, patches)) / patches
+    module = model.make_model()
 
-    @jax.jit
-    def maps_of(variables, images):
-        inputs = preprocess(images, config)
-        _, inside, gradients = models.attention_gradients(model, variables, inputs)
-        return attribution.explanations(inside["attention"], gradients, (side, side), has_cls)
-
-    @jax.jit
-    def curves_of(variables, images, relevance):
-        inputs = preprocess(images, config)
-        return attribution.deletion_insertion(
-            lambda changed: jnp.asarray(model.apply(variables, changed)),
+    def curves_of(variables, inputs, relevance):
+        found = attribution.deletion_insertion(
+            lambda changed: jnp.asarray(module.apply(variables, changed)),
             inputs,
             relevance,
             inputs.mean((1, 2), keepdims=True),
-            steps,
+            len(fractions) - 1,
         )
+        return jnp.stack([found["deletion"], found["insertion"]], 1)
 
-    variables, n = classifier.variables, len(images)
-    chance = np.random.default_rng(0).random((CHANCE, n, side, side), np.float32)
-    progress = Progress(f"{classifier.name} explanations", 0, n, True, "image")
-    batches = []
-    for start in range(0, n, BATCH):
-        some = images[start : start + BATCH]
-        # A whole batch, even if the images are fewer: one compiled program serves all.
-        missing = min(BATCH, n) - len(some)
-        some = np.pad(some, ((0, missing), (0, 0), (0, 0), (0, 0)), "edge")
-        maps = maps_of(variables, some)
-        for i, random in enumerate(chance[:, start : start + BATCH]):
-            maps[f"random {i}"] = np.pad(random, ((0, missing), (0, 0), (0, 0)))
-        # In this order; jit has sorted the names.
-        names = [*attribution.EXPLANATIONS, *(f"random {i}" for i in range(CHANCE))]
-        curves = {name: curves_of(variables, some, maps[name]) for name in names}
-        batches.append(jax.device_get(curves))
-        progress.advance(len(some) - missing)
+    chance = np.random.default_rng(0).random((CHANCE, n, *model.grid), np.float32)
+    progress = Progress(f"{model.name} explanations", 0, len(METHODS) + CHANCE, True, "map")
+
+    def curves(relevance):  # [n, 2, k]
+        found = model.apply("curves", curves_of, images, relevance, batch_size=BATCH)
+        progress.advance(1)
+        return found
+
+    found = {name: curves(model.explain(images, method)) for method, name in METHODS.items()}
+    found["random"] = np.mean([curves(one) for one in chance], 0)
     progress.close()
-    return _summary(batches, n, side * side)
+    methods = {name: _summary(each, found["random"], fractions) for name, each in found.items()}
+    return {"images": n, "patches": patches, "fractions": fractions.tolist(), "methods": methods}
 
 
-def _summary(batches, n, patches):
-    names = list(batches[0])
-    found = {
-        name: {
-            key: np.concatenate([batch[name][key] for batch in batches])[:n]
-            for key in ("deletion", "insertion", "deletion_auc", "insertion_auc")
+def _summary(curves, chance, fractions):
+    """Summarise curves [n, 2, k] of deletion and insertion, compared with those of chance."""
+    summary = {}
+    for i, (key, sign) in enumerate((("deletion", -1), ("insertion", 1))):
+        auc = np.trapezoid(curves[:, i], fractions)
+        gain = sign * (auc - np.trapezoid(chance[:, i], fractions))
+        summary[key] = {
+            "curve": curves[:, i].mean(0).tolist(),
+            "auc": float(auc.mean()),
+            "auc_std": _std(auc),
+            "gain": float(gain.mean()),
+            "gain_std": _std(gain),
+            "better": float((gain > 0).mean()),
         }
-        for name in names
-    }
-    drawn = [found.pop(name) for name in names if name.startswith("random")]
-    chance = {key: np.mean([one[key] for one in drawn], 0) for key in drawn[0]}
-    methods = {}
-    for name, values in {**found, "random": chance}.items():
-        methods[name] = {}
-        for key, sign in (("deletion", -1), ("insertion", 1)):
-            auc = values[f"{key}_auc"]
-            gain = sign * (auc - chance[f"{key}_auc"])
-            methods[name][key] = {
-                "curve": values[key].mean(0).tolist(),
-                "auc": float(auc.mean()),
-                "auc_std": _std(auc),
-                "gain": float(gain.mean()),
-                "gain_std": _std(gain),
-                "better": float((gain > 0).mean()),
-            }
-    fractions = next(iter(batches[0].values()))["fractions"].tolist()
-    return {"images": n, "patches": patches, "fractions": fractions, "methods": methods}
+    return summary
 
 
 def _std(values):

@@ -142,7 +142,7 @@ def _num_heads(width, found, given, source):
     number = found or given or named.get(width)
     if number is None:
         raise UserError(
-            f"{source} does not tell its number of attention heads: give --num-heads, which "
+            f"{source} does not record its number of attention heads: give num_heads, which "
             f"divides its width of {width}"
         )
     if type(number) is not int or number < 1 or width % number:

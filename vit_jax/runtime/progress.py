@@ -1,10 +1,13 @@
 """Progress bars, lines on the console, and the time that compiling takes."""
 
+import contextlib
 import math
 import sys
 import time
+from collections.abc import Iterator
 
 import jax
+from absl import logging
 from tqdm import tqdm
 
 
@@ -12,6 +15,17 @@ def say(text: str) -> None:
     """Prints a line, above the progress bar where there is one."""
     tqdm.write(text)
     sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silences what JAX and orbax log of their internals."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 class CompileTimes:

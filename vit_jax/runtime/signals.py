@@ -1,27 +1,54 @@
 """The signals that end the program."""
 
 import contextlib
+import os
 import signal
-from collections.abc import Callable
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+from vit_jax.runtime.progress import say
+
+NOTICE = "stopping after this step; press again to quit now"
+_GRACE_SECONDS = 2.0  # between a second Ctrl-C and the end of a process that does not react to it
 
 
 class StopSignal:
-    """SIGTERM and SIGINT: end the program at once, or, while deferred, at the next good moment.
+    """SIGTERM and SIGINT: end the program at once or, while deferred, after the current step.
 
-    The exit status is 128 + the signal's number, as the shell has it: 143 for SIGTERM. `number` is
-    that of the signal that has come, 0 if none has.
+    Ends by SystemExit with 128 + the signal's number, as shells report it: 143 for SIGTERM. As a
+    context manager it restores the earlier handlers. Outside of the main thread, where Python
+    allows no handlers, it installs none.
+
+    Attributes:
+      number: of the signal that arrived; 0 if none did.
     """
 
-    def __init__(self):
-        """Installs the handlers (the main thread must do this)."""
+    def __init__(self, owns_process: bool = True):
+        """Installs the handlers.
+
+        Args:
+          owns_process: whether a second Ctrl-C may end the process while compiled code keeps
+            Python's handlers waiting; False in a notebook.
+        """
         self.number, self._deferred, self._asked, self._agree = 0, False, 0, None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle)
+        self._owns_process, self._quitting, self._before = owns_process, False, {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._handle)
+
+    def __enter__(self) -> "StopSignal":
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _handle(self, number, frame):
         if self._agree is not None:
             signal.raise_signal(signal.SIGTERM)  # the one that JAX passes on to all
         elif not self._deferred or self.number:  # a second signal means now
+            self._quitting = True
             raise SystemExit(128 + number)
         else:
             self.number = number
@@ -29,7 +56,7 @@ class StopSignal:
     def share(self, agree: Callable[[int], bool]) -> None:
         """Lets several processes stop together, at whichever of them a signal arrives.
 
-        JAX has SIGTERM from here on: the first is deferred, a second one ends the process.
+        JAX handles SIGTERM from then on: the first is deferred, a second one ends the process.
 
         Args:
           agree: number of the call -> whether all processes stop at theirs.
@@ -37,19 +64,53 @@ class StopSignal:
         self._agree = agree
 
     def asked(self) -> bool:
-        """Returns whether to stop now; several processes ask equally often, and hear the same."""
+        """Return whether to stop now; several processes call it equally often and agree."""
         if self._agree is not None and not self.number:
             self._asked += 1
             self.number = signal.SIGTERM if self._agree(self._asked) else 0
         return bool(self.number)
 
     @contextlib.contextmanager
-    def deferred(self):
+    def deferred(self) -> Iterator[None]:
         """Within this context a first signal only makes `asked` true."""
         self._deferred = True
         try:
-            yield
+            with self._noticed() if self._before else contextlib.nullcontext():
+                yield
         finally:
             self._deferred = False
         if self.number:  # it came when nothing was left to stop
             raise SystemExit(128 + self.number)
+
+    @contextlib.contextmanager
+    def _noticed(self):
+        """Answers Ctrl-C from a thread: compiled code delays Python's handlers by up to minutes."""
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)  # as set_wakeup_fd demands
+        thread = threading.Thread(target=self._listen, args=(reader,), daemon=True)
+        thread.start()
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            writer.close()  # ends the thread
+            thread.join()
+            reader.close()
+
+    def _listen(self, reader):
+        presses = 0
+        while received := reader.recv(1):
+            if received[0] != signal.SIGINT:
+                continue
+            presses += 1
+            if presses == 1:
+                say(NOTICE)
+            elif self._owns_process:
+                quit_later = threading.Timer(_GRACE_SECONDS, self._quit)
+                quit_later.daemon = True
+                quit_later.start()
+
+    def _quit(self):
+        if not self._quitting:  # Python's handler still waits; a kill damages no checkpoint
+            os._exit(128 + signal.SIGINT)

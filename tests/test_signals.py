@@ -1,0 +1,61 @@
+"""Ctrl-C is answered at once, also while compiled code runs; handlers are restored."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+from vit_jax.runtime.signals import NOTICE, StopSignal
+
+# One call of C code, which Python's handlers wait for.
+STEP = """
+import hashlib
+from vit_jax.runtime.signals import StopSignal
+with StopSignal() as stop, stop.deferred():
+    print("step", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", ROUNDS)
+    print("done", stop.asked(), flush=True)
+"""
+
+
+def start(rounds):
+    process = subprocess.Popen(
+        [sys.executable, "-c", STEP.replace("ROUNDS", str(rounds))],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "step\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == f"{NOTICE}\n"
+    return process
+
+
+def test_the_notice_comes_before_the_step_ends():
+    with start(rounds=6_000_000) as process:
+        noticed = time.monotonic()
+        assert process.stdout is not None and process.stdout.readline() == "done True\n"
+        assert time.monotonic() - noticed > 0.2
+        assert process.wait(30) == 128 + signal.SIGINT
+
+
+def test_a_second_ctrl_c_ends_a_step_that_does_not():
+    with start(rounds=2_000_000_000) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 128 + signal.SIGINT
+
+
+def test_handlers_are_restored_and_a_second_signal_stops_at_once():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(SystemExit) as stopped, StopSignal(owns_process=False) as stop:
+        with stop.deferred():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.asked() and stop.number == signal.SIGINT
+            os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("a second signal was deferred")
+    assert stopped.value.code == 128 + signal.SIGINT
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

@@ -1,0 +1,66 @@
+"""Images as users have them: paths, PIL images and arrays, one or several."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from vit_jax.data.images import read_image, stored_size, to_array
+from vit_jax.runtime.errors import UserError
+
+Path = str | os.PathLike[str]
+ImageLike = Path | Image.Image | np.ndarray | jax.Array
+Images = ImageLike | Sequence[ImageLike]
+
+
+def as_list(images: Images) -> Sequence[ImageLike] | np.ndarray:
+    """Return images one by one; raises UserError if there is none.
+
+    Args:
+      images: several, an array [n, height, width, channels], or a single image.
+    """
+    several: Any = np.asarray(images) if isinstance(images, jax.Array) else images
+    is_array = isinstance(several, np.ndarray)
+    if isinstance(several, str | os.PathLike | Image.Image) or (is_array and several.ndim != 4):
+        return [several]
+    if not isinstance(several, np.ndarray | Sequence):
+        kind = type(images).__name__
+        raise UserError(f"images are a {kind}: give arrays, paths, PIL images, or a list of them")
+    if not len(several):
+        raise UserError("there are no images: give at least one")
+    return several
+
+
+def read(image: ImageLike, data_config) -> np.ndarray:
+    """Prepare an image as evaluation does: upright, resized and centre-cropped.
+
+    Args:
+      image: a path, a PIL image, or uint8 [height, width, channels] of any size.
+      data_config: `config.data`.
+
+    Returns:
+      uint8 [side, side, channels].
+
+    Raises:
+      UserError: the file is no image, or the array has another dtype or number of channels.
+    """
+    size, channels = stored_size(data_config), data_config.channels
+    if isinstance(image, str | os.PathLike):
+        return read_image(pathlib.Path(image).expanduser(), size, channels)
+    if isinstance(image, Image.Image):
+        return to_array(image.copy(), size, channels)
+    array = np.asarray(image)
+    if array.dtype != np.uint8:
+        raise UserError(f"images are {array.dtype}: give uint8 pixels from 0 to 255")
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[-1] != channels or not array.size:
+        shape = list(array.shape)
+        raise UserError(f"an image has the shape {shape}: give [height, width, {channels}]")
+    if array.shape[:2] == (size, size):
+        return array
+    return to_array(Image.fromarray(array[..., 0] if channels == 1 else array), size, channels)

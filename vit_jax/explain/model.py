@@ -1,0 +1,194 @@
+"""`Model`: a finished model that predicts, evaluates, and explains itself."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax import models
+from vit_jax.config import Config
+from vit_jax.evaluation.classifier import Classifier
+from vit_jax.evaluation.inputs import Images, Path, as_list
+from vit_jax.explain import attribution
+from vit_jax.runtime.errors import UserError, join_names
+
+METHODS = {name.replace(" ", "_"): name for name in attribution.EXPLANATIONS}
+Target = int | str | Sequence[int | str] | np.ndarray
+_BATCH_SIZE = 8  # attention weights are large: 22 MB of an image in a B/16 at 224 pixels
+
+
+def token_layout(config: Config) -> tuple[tuple[int, int], bool]:
+    """Return the rows and columns of patches, and whether the first token is the class token."""
+    if config.model.name != "vit":
+        return (0, 0), False
+    side = config.data.image_size // config.model.patch_size
+    return (side, side), config.model.pool == "cls"
+
+
+class Model(Classifier):
+    """A `Classifier` with its attention and explanations.
+
+    Attributes:
+      grid: rows and columns of patches; (0, 0) for a ResNet.
+      has_cls: whether the first token is the class token.
+    """
+
+    def __init__(
+        self, source: Path, options: Mapping[str, Any] | None = None, needs_head: bool = True
+    ):
+        """Reads what the weights are, as `Classifier` does."""
+        super().__init__(source, options, needs_head)
+        self.grid, self.has_cls = token_layout(self.config)
+
+    def __repr__(self) -> str:
+        num_classes = len(self.class_names)
+        return f"<vit_jax.Model {self.name}: {self.config.model.name}, {num_classes} classes>"
+
+    def attention(self, images: Images) -> np.ndarray:
+        """Compute the attention weights.
+
+        Args:
+          images: as for `predict`.
+
+        Returns:
+          float32 [n, depth, heads, tokens, tokens]; rows are queries. The class token, where there
+          is one, comes first, then the patches in reading order. Of differential attention, the
+          difference of the two maps, with negative weights too.
+
+        Raises:
+          UserError: an image cannot be used, or the model is a ResNet.
+        """
+        self._check_attention()
+        model: Any = self.make_model()
+
+        def attention(variables, inputs):
+            inside = model.apply(variables, inputs, capture=True)[1]
+            return jnp.stack(inside["attention"], 1)
+
+        return self.apply("attention", attention, images, batch_size=_BATCH_SIZE)
+
+    def explain(
+        self, images: Images, method: str = "gradient_rollout", target: Target | None = None
+    ) -> np.ndarray:
+        """Compute how much each patch contributes to the model's answer.
+
+        Args:
+          images: as for `predict`.
+          method: "gradient_rollout" (what speaks for the target class), "rollout" or "last_layer"
+            (the mean of the last layer's heads).
+          target: index or name of a class, one for all images or one for each; None: the predicted
+            class of each. Only gradient_rollout depends on the class.
+
+        Returns:
+          float32 [n, rows, columns], not normalised.
+
+        Raises:
+          UserError: an image, method or target cannot be used, or the model is a ResNet.
+        """
+        if method not in METHODS:
+            raise UserError(f"method={method!r} is unknown: use one of {', '.join(METHODS)}")
+        uses_gradients, targets = method == "gradient_rollout", ()
+        if uses_gradients:
+            self.check_head()
+        elif target is not None:
+            raise UserError(f"target has no effect with method={method!r}")
+        self._check_attention()
+        if target is not None:
+            targets = (self._class_indices(target, len(as_list(images))),)
+        model: Any = self.make_model()
+
+        def relevance(variables, inputs, *classes):
+            if uses_gradients:
+                _, inside, gradients = models.attention_gradients(
+                    model, variables, inputs, *classes
+                )
+            else:
+                inside, gradients = model.apply(variables, inputs, capture=True)[1], []
+            return attribution.explanation(
+                METHODS[method], inside["attention"], gradients, self.grid, self.has_cls
+            )
+
+        name = f"{method} of {'the target' if targets else 'the prediction'}"
+        return self.apply(name, relevance, images, *targets, batch_size=_BATCH_SIZE)
+
+    def _check_attention(self):
+        if self.config.model.name != "vit":
+            raise UserError(f"{self.name} is a {self.config.model.name}, which has no attention")
+
+    def _class_indices(self, target, count) -> np.ndarray:
+        """Return the class of each of `count` images, int32 [count]."""
+        targets = [target] * count if np.ndim(target) == 0 else list(target)
+        if len(targets) != count:
+            raise UserError(f"there are {len(targets)} targets for {count} images: give one each")
+        found = []
+        for one in targets:
+            if isinstance(one, str) and one in self.class_names:
+                found.append(self.class_names.index(one))
+            elif isinstance(one, int | np.integer) and 0 <= one < len(self.class_names):
+                found.append(int(one))
+            else:
+                raise UserError(
+                    f"target={one!r} is no class: use 0 to {len(self.class_names) - 1} or one of "
+                    f"{join_names(self.class_names)}"
+                )
+        return np.array(found, np.int32)
+
+
+def load_model(
+    source: Path,
+    *,
+    num_heads: int | None = None,
+    gelu: str | None = None,
+    norm_eps: float | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Model:
+    """Load a finished model.
+
+    Args:
+      source: a run (RUN/VARIANT/seed_0), a converted checkpoint, or a weight file of another
+        project: an official .npz, or .safetensors of a ViT of timm, Hugging Face or torchvision, or
+        of a ResNet18. A config.json next to the file is read too.
+      num_heads: of a weight file, where neither the file nor its width determines it.
+      gelu: "tanh" or "erf", where a weight file differs from its kind.
+      norm_eps: epsilon of LayerNorm, where a weight file differs from its kind.
+      mean: of the pixels in [0, 1], per channel, where a weight file differs from its kind.
+      std: standard deviation of the pixels in [0, 1], as for `mean`.
+
+    Raises:
+      UserError: the source is none of these, unfinished or damaged, or needs an option.
+    """
+    options = {"model.num_heads": num_heads, "model.gelu": gelu, "model.norm_eps": norm_eps}
+    options |= {"data.mean": mean and tuple(mean), "data.std": std and tuple(std)}
+    given = {key: value for key, value in options.items() if value is not None}
+    return Model(source, given, needs_head=False)
+
+
+def _as_model(model: Model | Path) -> Model:
+    return model if isinstance(model, Model) else load_model(model)
+
+
+def evaluate(
+    model: Model | Path,
+    data: Path | None = None,
+    split: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> dict:
+    """Evaluate a model, or the model at a path: `Model.evaluate`."""
+    return _as_model(model).evaluate(data, split, overrides)
+
+
+def predict(model: Model | Path, images: Images) -> np.ndarray:
+    """Compute probabilities [n, classes] with a model, or the model at a path: `Model.predict`."""
+    return _as_model(model).predict(images)
+
+
+def explain(
+    model: Model | Path,
+    images: Images,
+    method: str = "gradient_rollout",
+    target: Target | None = None,
+) -> np.ndarray:
+    """Compute patch relevance with a model, or the model at a path: `Model.explain`."""
+    return _as_model(model).explain(images, method, target)
