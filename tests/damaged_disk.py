@@ -56,7 +56,7 @@ class QuickSweep:
         self._data = load_data(self.config.data, mesh)
         with mock.patch.object(models, "build", lambda *args: Net()):
             self._setup = make_setup(self.config, self._data, mesh)
-            self._steps = compile_steps(self._setup, 2)
+            self._steps = {n: compile_steps(self._setup, n) for n in (1, 2)}
         picture = io.BytesIO()
         Image.new("L", (2, 2)).save(picture, "png")
 
@@ -88,11 +88,13 @@ class QuickSweep:
                 stack.enter_context(patch)
             for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
                 stack.enter_context(redirect(text))
-            steps = self._steps
-            if broken_at:
+
+            def compiled(setup, num_seeds):
+                steps = self._steps[num_seeds]
                 train = functools.partial(_broken_step, broken_at, steps.train)
-                steps = dataclasses.replace(steps, train=train)
-            stack.enter_context(mock.patch.object(sweep, "compile_steps", lambda *args: steps))
+                return dataclasses.replace(steps, train=train) if broken_at else steps
+
+            stack.enter_context(mock.patch.object(sweep, "compile_steps", compiled))
             with contextlib.suppress(SystemExit):
                 sweep.run_sweep(
                     *("demo", {"base": self.config}, {}, {}, workdir, None, stop),

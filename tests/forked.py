@@ -37,6 +37,7 @@ def run(arguments, stdout, stderr, environment=(), around=None, hooks=None):
         sys.argv = ["main", *arguments]
         with around or contextlib.nullcontext():
             main.run(hooks)
+        status = 0
     except SystemExit as stopped:
         status = stopped.code or 0
         if isinstance(status, str):

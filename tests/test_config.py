@@ -1,6 +1,7 @@
 """Every contradiction in a config is refused in one sentence that names the key."""
 
 import importlib.util
+import json
 import pathlib
 import types
 
@@ -13,6 +14,7 @@ from vit_jax.config.reference import settings_page
 from vit_jax.config.rules import validate
 from vit_jax.config.schema import RENAMED, SCHEMA
 from vit_jax.runtime.errors import UserError
+from vit_jax.storage import run_folder
 from vit_jax.training import sweep
 
 VALID = {
@@ -113,7 +115,7 @@ def test_valid_config_passes():
         ({"data__std": (1e-6,)}, "data.std=(1e-06,) must be at least 0.001"),
         ({"data__dir": "a\0b"}, "holds characters that no file name can"),
         ({"freeze": f"last_{'9' * 5000}_blocks"}, "freeze='last_999"),
-        ({"freeze": "x{9999999999}=frozen"}, "is no regular expression"),
+        ({"freeze": "x{9999999999}=frozen"}, "is not a regular expression"),
         ({"model__size": f"S/{'9' * 5000}"}, "model.size='S/999"),
     ],
 )
@@ -203,12 +205,17 @@ def test_schema_entries_are_consistent(key):
         assert set(values) < set(SCHEMA[other].choices)
 
 
-def test_renamed_settings(monkeypatch):
+def test_renamed_settings(monkeypatch, tmp_path):
     monkeypatch.setitem(RENAMED, "model.width", "model.hidden_size")
     with pytest.raises(UserError, match="model.width in a test was renamed to model.hidden_size"):
         settings.with_overrides(settings.get_config(), {"model.width": 8}, "a test")
     kept = settings.current_names({"model.width": 8, "seed": 1})
     assert kept == {"model.hidden_size": 8, "seed": 1}
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    (tmp_path / "config.json").write_text(json.dumps({"config": {"model.width": 8}}))
+    record = run_folder.read_config(tmp_path)
+    assert record is not None
+    assert run_folder.config_of(tmp_path, record).model.hidden_size == 8
 
 
 @pytest.mark.parametrize(

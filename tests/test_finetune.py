@@ -109,7 +109,7 @@ def test_wrong_freezing_is_refused():
         make_setup(config, digits(), MESH)
     for freeze, message in (
         ("heads", "is not one of"),
-        ("(=trained", "is no regular expression"),
+        ("(=trained", "is not a regular expression"),
         ("", "freeze is empty"),
     ):
         with pytest.raises(UserError, match=message):

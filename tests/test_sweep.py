@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_sweep import summary, write_metrics
 
 from vit_jax.evaluation.evaluate import make_report
-from vit_jax.explain.attribution import kernel_magnitudes
+from vit_jax.evaluation.metrics import kernel_magnitudes
 from vit_jax.report import Sweep, results_table, write_figures, write_report
 from vit_jax.training.sweep import make_row
 

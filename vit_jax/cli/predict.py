@@ -27,17 +27,16 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--overlay", type=pathlib.Path, help="folder for annotated images")
     args = parser.parse_args(argv)
-    from tqdm import tqdm
-
     from vit_jax import plots
     from vit_jax.evaluation.classifier import Classifier
+    from vit_jax.runtime.progress import Bar
 
     paths = list_images(args.images)
     classifier = Classifier(args.run)
     if args.overlay:
         args.overlay.mkdir(parents=True, exist_ok=True)
     answers, failed = [], []
-    found = tqdm(
+    found = Bar(
         classifier.predict_files(paths, failed), total=len(paths), unit="image", disable=None
     )
     for number, (path, image, probabilities) in enumerate(found):
@@ -49,9 +48,9 @@ def main(argv: Sequence[str]) -> None:
             out = args.overlay / f"{number:04d}_{name}.png"
             plots.save_prediction(out, single_line(path.name), image, top)
         if not args.json:
-            tqdm.write(single_line(path))
+            Bar.write(single_line(path))
             for name, probability in top.items():
-                tqdm.write(f"  {100 * probability:6.2f} %  {name}")
+                Bar.write(f"  {100 * probability:6.2f} %  {name}")
     if args.json:
         print(json.dumps(answers, indent=2))
     if failed:

@@ -10,7 +10,7 @@ FREEZES = ("none_trained", "head", "full")
 
 
 def validate(config: Config) -> None:
-    """Raises UserError for the first value or combination of a resolved config that is wrong."""
+    """Raise UserError for the first invalid value or combination of a resolved config."""
     check_values(config)
     if config.seed + config.train.num_seeds > 2**32:
         raise UserError(f"seed={truncate_repr(config.seed)} is too large: seeds stay below 2**32")
@@ -25,15 +25,15 @@ def validate(config: Config) -> None:
 
 
 def one_seed_at_a_time(config: Config) -> str:
-    """Returns the setting that keeps seeds from being trained at once, "" if none does."""
-    # Weights & Biases has one run per process; several processes, and weights that are split, are
-    # for a model that needs them.
+    """Name the setting that rules out vectorised seeds; "" if none does."""
+    # Weights & Biases has one run per process; several processes and sharded parameters are for
+    # models that need them.
     return _first_true(config, "log.wandb", "sharding.distributed", "sharding.fsdp")
 
 
 def one_step_at_a_time(config: Config) -> str:
-    """Returns the setting that has every step called by itself, "" if none does."""
-    # Several processes agree after each step whether to stop; weights that are split are for models
+    """Name the setting that rules out multi-step dispatch; "" if none does."""
+    # Several processes agree after each step whether to stop; sharded parameters are for models
     # whose steps are long.
     return _first_true(config, "sharding.distributed", "sharding.fsdp")
 
@@ -44,13 +44,14 @@ def _first_true(config, *keys):
 
 
 def parse_freeze(freeze: str) -> str | int | list[tuple[re.Pattern, bool]]:
-    """Returns what a value of `config.freeze` stands for.
+    """Parse `config.freeze`.
 
     Returns:
       "none_trained", "head" or "full"; k of "last_k_blocks"; or, of "REGEX=trained;
       REGEX=frozen; ...", [(pattern, whether what it matches is trained), ...].
 
-    Raises UserError for anything else.
+    Raises:
+      UserError: it is anything else.
     """
     if freeze in FREEZES:
         return freeze
@@ -68,7 +69,7 @@ def parse_freeze(freeze: str) -> str | int | list[tuple[re.Pattern, bool]]:
             rules.append((re.compile(match[1]), match[2] == "trained"))
         except (re.error, OverflowError, RecursionError) as error:
             raise UserError(
-                f"freeze: {truncate_repr(match[1])} is no regular expression: {error}"
+                f"freeze: {truncate_repr(match[1])} is not a regular expression: {error}"
             ) from None
     if not rules:
         raise UserError(f"freeze is empty: give one of {', '.join(FREEZES)}")
@@ -150,7 +151,7 @@ def _validate_vit(config):
     if model.init != "default" and config.init_from:
         raise UserError(
             f"model.init={model.init} has no effect with init_from={config.init_from}, whose "
-            "weights replace all that it draws"
+            "weights replace all initial ones"
         )
 
 

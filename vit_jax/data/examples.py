@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from tqdm import tqdm
 
 from vit_jax.data import decoded
+from vit_jax.runtime.progress import Bar
 
 
 class Examples:
@@ -67,7 +67,7 @@ class Examples:
         # Filled in place: a stack at the end would need twice the room.
         images = np.empty((len(self), *self.read([0])[0][0].shape), np.uint8)
         labels = np.empty(len(self), np.int32)
-        bar = tqdm(total=len(self), desc="decoding", unit="image", leave=False, disable=None)
+        bar = Bar(total=len(self), desc="decoding", unit="image", leave=False, disable=None)
         with ThreadPoolExecutor(num_threads) as pool, bar:
             for chunk, examples in zip(chunks, pool.map(self.read, chunks), strict=True):
                 for i, (image, label) in zip(chunk, examples, strict=True):

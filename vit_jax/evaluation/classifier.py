@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from vit_jax import config as settings
 from vit_jax import models, pretrained
@@ -26,7 +25,7 @@ from vit_jax.evaluation.inputs import Images, Path
 from vit_jax.evaluation.steps import make_eval_step
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError, join_names, single_line
-from vit_jax.runtime.progress import quiet_libraries
+from vit_jax.runtime.progress import Bar, quiet_libraries
 from vit_jax.runtime.sharding import dtype_of
 from vit_jax.storage import run_folder
 
@@ -305,7 +304,7 @@ class Classifier:
         )
         batches = itertools.chain(*(one.evaluate(batch_size) for one in parts))
         total = sum(map(len, parts))
-        bar = tqdm(batches, "evaluating", -(-total // batch_size), disable=None)
+        bar = Bar(batches, "evaluating", -(-total // batch_size), disable=None)
         variables = sharding.put_replicated(mesh, self.variables)
         result = evaluate(step, variables, bar, keep=True)
         assert result is not None and result.logits is not None and result.labels is not None

@@ -1,8 +1,9 @@
-"""Progress bars, lines on the console, and the time that compiling takes."""
+"""Progress bars, console lines, and the time spent compiling."""
 
 import contextlib
 import math
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -11,9 +12,18 @@ from absl import logging
 from tqdm import tqdm
 
 
+class Bar(tqdm):
+    """A tqdm bar for one process with several threads."""
+
+
+# tqdm's own lock has a semaphore for several processes. If the program exits by an error, Python
+# warns that it leaked, where processes are not forked (https://github.com/tqdm/tqdm/pull/1677).
+Bar.set_lock(threading.RLock())
+
+
 def say(text: str) -> None:
-    """Prints a line, above the progress bar where there is one."""
-    tqdm.write(text)
+    """Print a line, above the progress bar where there is one."""
+    Bar.write(text)
     sys.stdout.flush()
 
 
@@ -29,7 +39,7 @@ def quiet_libraries() -> Iterator[None]:
 
 
 class CompileTimes:
-    """Notes how long JAX makes programs, until it is told to stop."""
+    """Measures how long JAX traces, lowers and compiles programs."""
 
     _EVENTS = {
         "/jax/core/compile/jaxpr_trace_duration": "tracing",
@@ -38,7 +48,7 @@ class CompileTimes:
     }
 
     def __init__(self):
-        """Starts."""
+        """Start to measure."""
         self._spans = {what: [] for what in self._EVENTS.values()}
         jax.monitoring.register_event_duration_secs_listener(self._add)
         self._listens = True
@@ -48,10 +58,10 @@ class CompileTimes:
             self._spans[what].append((time.monotonic() - duration_secs, time.monotonic()))
 
     def stop(self) -> dict[str, float]:
-        """Returns the seconds of tracing, lowering, and compiling or reading the cache.
+        """Stop, and return the seconds of tracing, lowering, and compiling or reading the cache.
 
-        Each is the time in which at least one such thing went on: threads compile at once, and the
-        tracing of a function contains that of those it calls. May be called again.
+        Overlapping spans count once: threads compile in parallel, and the tracing of a function
+        contains that of the functions it calls. May be called again.
         """
         if self._listens:
             jax.monitoring.unregister_event_duration_listener(self._add)
@@ -60,7 +70,7 @@ class CompileTimes:
 
 
 def _covered(spans):
-    """Returns the length of the union of spans (start, end)."""
+    """Compute the length of the union of spans (start, end)."""
     total, reached = 0.0, -math.inf
     for start, end in sorted(spans):
         total += max(0.0, end - max(start, reached))
@@ -69,7 +79,7 @@ def _covered(spans):
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a plain line at most every `line_seconds`."""
+    """A bar on a terminal; elsewhere, a plain line at most every `line_seconds`."""
 
     def __init__(
         self,
@@ -80,20 +90,20 @@ class Progress:
         unit: str = "step",
         line_seconds: float = 15.0,
     ):
-        """Shows `total` units of which `start` are done; silent unless `active`."""
+        """Show `total` units, `start` of them done; print nothing unless `active`."""
         self._name, self._total, self._line_seconds = name, total, line_seconds
         self._active, self._last_line, self._start = active, time.monotonic(), start
         self._unit, self._done = unit, start
         self._first = None  # (step, time) of the first step done, when compilation was over
         terminal = active and sys.stderr.isatty()
         self._bar = (
-            tqdm(total=total, initial=start, desc=name, unit=unit, dynamic_ncols=True)
+            Bar(total=total, initial=start, desc=name, unit=unit, dynamic_ncols=True)
             if terminal
             else None
         )
 
     def update(self, step: int, text: str, line: bool = False) -> None:
-        """Shows `text` at `step`; `line` asks for a line of its own that stays."""
+        """Show `text` at `step`; with `line`, on a permanent line of its own."""
         if not self._active:
             return
         if self._bar is not None:
@@ -115,11 +125,11 @@ class Progress:
             say(f"{self._name} {self._unit} {step}/{self._total}: {text}{left}")
 
     def advance(self, count: int) -> None:
-        """Shows that `count` more are done."""
+        """Count `count` more units as done."""
         self._done += count
         self.update(self._done, "done")
 
     def close(self) -> None:
-        """Ends the bar."""
+        """Close the bar."""
         if self._bar is not None:
             self._bar.close()

@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vit_jax.runtime import memory, processes, upstream
-from vit_jax.runtime.errors import RESUMES, UserError, disk_problem
+from vit_jax.runtime.errors import RESUMES, UserError, disk_problem, first_line
 from vit_jax.runtime.files import first_damage, warn, write_sums
 
 _LOG = "metrics.jsonl"  # in a checkpoint: the run's log entries up to its step
@@ -365,8 +365,7 @@ def _reading(folder):
     except Exception as error:  # of many types in orbax and tensorstore
         if memory.ran_out(error):
             raise
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise _Damaged(f"{folder} is damaged ({line})") from None
+        raise _Damaged(f"{folder} is damaged ({first_line(error)})") from None
 
 
 def _read_in_all(folder, read: Callable[[], Any]) -> Any:

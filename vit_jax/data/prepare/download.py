@@ -11,10 +11,9 @@ from pathlib import Path
 from ssl import SSLError
 from urllib.error import HTTPError, URLError
 
-from tqdm import tqdm
-
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.files import sha256
+from vit_jax.runtime.progress import Bar
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 30.0
@@ -97,9 +96,9 @@ def _verified(part, archive, target):
     return target
 
 
-def progress(*args, **options) -> tqdm:
+def progress(*args, **options) -> Bar:
     """Make a progress bar on stderr; in a log file, it prints every ten seconds only."""
-    return tqdm(*args, mininterval=0.1 if sys.stderr.isatty() else 10.0, **options)
+    return Bar(*args, mininterval=0.1 if sys.stderr.isatty() else 10.0, **options)
 
 
 def _fetch(url: str, archive: Archive, part: Path) -> None:
