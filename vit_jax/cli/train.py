@@ -48,7 +48,9 @@ def run(hooks: Any = None) -> None:
 
     try:
         workdir, only, arguments = options.workdir, options.variant, sys.argv[1:]
-        run_experiment(experiment, workdir, StopSignal(), only, arguments, hooks)
+        run_experiment(
+            experiment, workdir, StopSignal(), only, arguments, hooks, not options.no_reuse
+        )
     except Exception as error:
         several, message = processes.count() > 1, describe_error(error, training=True)
         if message is None and several and processes.is_loss(error):
@@ -74,6 +76,11 @@ def _parse(arguments):
     )
     parser.add_argument("--workdir", help="output folder; default: runs/<config's name>")
     parser.add_argument("--variant", help="train this variant alone, and write no table")
+    parser.add_argument(
+        "--no-reuse",
+        action="store_true",
+        help="train runs of which an identical finished one lies next to the work folder",
+    )
     options = parser.parse_args(others)
     paths = options.config or []
     if len(paths) != 1:

@@ -69,6 +69,7 @@ def run_experiment(
     variant: str | None = None,
     arguments: Sequence[str] = (),
     hooks: Any = None,
+    reuse: bool = True,
 ) -> pathlib.Path:
     """Train an experiment, for the command line and for `train`; returns its folder.
 
@@ -79,6 +80,7 @@ def run_experiment(
       variant: train this variant alone, and write no table.
       arguments: of the command line, for the report.
       hooks: in place of the figures and the report.
+      reuse: take over identical finished runs of the folders next to `workdir`.
     """
     # Imported here, so that --help and invalid arguments answer at once.
     from vit_jax.cli.hooks import ReportHooks
@@ -95,6 +97,7 @@ def run_experiment(
         stop,
         arguments,
         hooks or ReportHooks(),
+        reuse,
     )
     return folder
 
@@ -102,6 +105,7 @@ def run_experiment(
 def train(
     config: Experiment | Config | str | os.PathLike[str],
     workdir: str | os.PathLike[str] | None = None,
+    reuse: bool = True,
 ) -> Results:
     """Train every variant and seed of an experiment, and write its table and report.
 
@@ -112,6 +116,8 @@ def train(
       config: of `load_config`, or its path; or a config made from `vit_jax.config.get_config()`,
         which trains as a single variant "base".
       workdir: folder of all outputs; None: runs/NAME.
+      reuse: take over identical finished runs (same settings, data and seed) of the folders next
+        to `workdir` instead of training them again.
 
     Returns:
       The results.
@@ -127,7 +133,7 @@ def train(
         config = Experiment(name, config)
     with quiet_libraries(), StopSignal(owns_process=False) as stop:
         try:
-            folder = run_experiment(config, workdir, stop)
+            folder = run_experiment(config, workdir, stop, reuse=reuse)
         except SystemExit as stopped:
             if stopped.code != 128 + signal.SIGINT:
                 raise

@@ -133,38 +133,27 @@ def read_images(classifier, args) -> tuple[np.ndarray, list[str]] | None:
 def draw_sheet(argv: Sequence[str]) -> None:
     """Draw a contact sheet of augmented images."""
     parser = command.Parser(description=__doc__)
-    parser.add_argument("--config", type=pathlib.Path, required=True, help="config file")
+    parser.add_argument("--config", required=True, help="config file, or name of a bundled config")
     parser.add_argument("--out", type=pathlib.Path, help="FILE.png; default: CONFIG_augment.png")
     parser.add_argument("--draws", type=int, default=3, help="per variant (default 3)")
     parser.add_argument("--rows", type=int, default=8, help="one image of a class each (default 8)")
-    args, rest = parser.parse_known_args(argv)
+    overrides, others = command.split_overrides(argv)
+    args = parser.parse_args(others)
     for name in ("draws", "rows"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name}={getattr(args, name)} must be at least 1")
-    out = args.out or pathlib.Path(f"{args.config.stem}_augment.png")
+    from vit_jax.config.loading import load_config
+    from vit_jax.training import sweep
+
+    experiment = load_config(args.config, overrides)
+    out = args.out or pathlib.Path(f"{experiment.name}_augment.png")
     if out.suffix != ".png":
         raise UserError(f"--out={out} must be the name of an image, ending in .png")
     if not out.parent.is_dir():
         raise UserError(f"--out={out}: {out.parent} is not a folder")
-    draw_augmentations(load_variants(args.config, rest), args.rows, args.draws, out)
+    variants = sweep.make_variants(experiment.config, experiment.variants, set(overrides))
+    draw_augmentations(variants, args.rows, args.draws, out)
     print(f"wrote {out}")
-
-
-def load_variants(path: pathlib.Path, overrides: list[str]) -> dict:
-    """Load {variant: resolved, valid config} of a config file with settings overridden.
-
-    Args:
-      path: of the config file.
-      overrides: command-line arguments `--config.SECTION.KEY=VALUE`.
-
-    Raises UserError if the file, an argument or a variant is invalid.
-    """
-    from vit_jax.config.loading import load_config
-    from vit_jax.training import sweep
-
-    experiment = load_config(path)
-    config, given = command.with_arguments(experiment.config, overrides)
-    return sweep.make_variants(config, experiment.variants, given)
 
 
 def draw_augmentations(variants: dict, rows: int, draws: int, out: pathlib.Path) -> None:
