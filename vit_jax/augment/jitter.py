@@ -2,28 +2,20 @@
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from vit_jax.augment.ops import UNIT, blend, grey
 
 
 def color_jitter(
-    key: jax.Array, images: jax.Array, brightness: float, contrast: float, saturation: float
-) -> jax.Array:
-    """Changes brightness, then contrast, then saturation, each by a random factor.
+    key: Array, images: Array, brightness: float, contrast: float, saturation: float
+) -> Array:
+    """Change brightness, contrast and saturation, in this order, by random factors.
 
-    A factor is uniform in [1 - range, 1 + range]. It multiplies the pixels (brightness), their
-    distance from the image's mean grey (contrast), and from their own grey (saturation), as in
-    torchvision's ColorJitter but in a fixed order.
-
-    Args:
-      key: of this step.
-      images: uint8 [b, height, width, channels].
-      brightness: range of its factor, at most 1; 0 leaves it alone.
-      contrast: likewise.
-      saturation: likewise; it changes nothing if there is 1 channel.
-
-    Returns:
-      uint8 images of the same shape.
+    A factor is uniform in [1 - range, 1 + range]; a range is at most 1, and 0 changes nothing. It
+    multiplies the pixels (brightness), their distance from the image's mean grey (contrast), and
+    from their own grey (saturation, without effect on 1 channel), as in torchvision's ColorJitter
+    but in a fixed order.
     """
     b, height, width, channels = images.shape
     planes = images.transpose(3, 0, 1, 2).reshape(channels, b, height * width)

@@ -1,9 +1,10 @@
-"""The image operations of AutoAugment and its kin: Pillow's arithmetic, for whole batches.
+"""The image operations of AutoAugment and related policies: Pillow's arithmetic for whole batches.
 
-An operation is a row of numbers (`Ops`), not a branch: a move of pixels (an affine map), a table of
-256 values, or a blend with the grey or the smoothed image. A batch in which every image has its own
-operation costs one gather, one look-up and two blends, whichever was drawn. All of it is in whole
-numbers, so that no compiler's arrangement of a sum, and so no number of devices, changes a pixel.
+An operation is a row of numbers (`Ops`), not a branch: an affine map of the pixels, a table of 256
+values, or a blend with the grey or the smoothed image. A batch in which every image has its own
+operation costs one gather, one table look-up and two blends, whichever was drawn. All arithmetic is
+in integers, so that neither the compiler's order of summation nor the number of devices changes a
+pixel. `planes` are uint8 [channels, b, height * width].
 """
 
 import dataclasses
@@ -12,25 +13,26 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 FIXED = 1 << 16  # Pillow's affine maps count in units of 1 / FIXED pixels
-UNIT = 1 << 21  # what a blend's factor of 1 is; int32 has room for 3 * 255 * UNIT
+UNIT = 1 << 21  # a blend's factor of 1; int32 has room for 3 * 255 * UNIT
 
 
 @dataclasses.dataclass(frozen=True)
 class Ops:
-    """Operations in numbers, one per row; a row is the identity in all columns but one.
+    """Operations as numbers, one per row; a row is the identity in all columns but one.
 
     Attributes:
       affine: int32 [n, 6], (a, b, c, d, e, f): the output pixel (column x, row y) is taken from
         column (a x + b y + c) >> 16 and row (d x + e y + f) >> 16 of the input.
       table: uint8 [n, 256], the new value of every old one.
       contrast: int32 [n], factor of the distance from the image's mean grey, times UNIT.
-      color: int32 [n], likewise from the pixel's grey.
-      sharpness: int32 [n], likewise from the smoothed image.
+      color: int32 [n], factor of the distance from the pixel's grey, times UNIT.
+      sharpness: int32 [n], factor of the distance from the smoothed image, times UNIT.
       autocontrast: bool [n], whether every channel is stretched to 0 ... 255.
-      equalize: bool [n], whether every channel's histogram is made flat.
+      equalize: bool [n], whether every channel's histogram is equalised.
     """
 
     affine: np.ndarray
@@ -43,23 +45,20 @@ class Ops:
 
 
 def make_ops(operations: list[tuple[str, float]], height: int, width: int) -> Ops:
-    """Returns the operations (name, magnitude) in numbers.
+    """Encode operations (name, magnitude) for images of `height` x `width` pixels.
 
-    Names and meaning of the magnitude are torchvision's: shear as a tangent, translation in pixels
-    (its fraction is dropped), rotation in degrees counter-clockwise, for Brightness, Contrast,
-    Color and Sharpness the factor minus 1, the number of bits that Posterize keeps, the value from
-    which Solarize inverts; Identity, Invert, AutoContrast and Equalize have none.
-
-    Args:
-      operations: a name and a magnitude each.
-      height: of the images, pixels.
-      width: of the images, pixels.
+    Names and magnitudes are torchvision's: shear as a tangent, translation in pixels (its fraction
+    is dropped), rotation in degrees counter-clockwise, the factor minus 1 for Brightness, Contrast,
+    Color and Sharpness, the number of bits that Posterize keeps, the value from which Solarize
+    inverts; Identity, Invert, AutoContrast and Equalize have none.
     """
-    names = [name for name, _ in operations]
 
     def factors(wanted):
         factor = [1 + m if name == wanted else 1 for name, m in operations]
         return np.rint(np.array(factor) * UNIT).astype(np.int32)
+
+    def named(wanted):
+        return np.array([name == wanted for name, _ in operations])
 
     return Ops(
         affine=np.stack([affine_row(*operation, height, width) for operation in operations]),
@@ -67,15 +66,15 @@ def make_ops(operations: list[tuple[str, float]], height: int, width: int) -> Op
         contrast=factors("Contrast"),
         color=factors("Color"),
         sharpness=factors("Sharpness"),
-        autocontrast=np.array([name == "AutoContrast" for name in names]),
-        equalize=np.array([name == "Equalize" for name in names]),
+        autocontrast=named("AutoContrast"),
+        equalize=named("Equalize"),
     )
 
 
 def affine_row(name: str, magnitude: float, height: int, width: int) -> np.ndarray:
-    """Returns a row of `Ops.affine`: the map as Pillow holds it, from and to the pixels' centres.
+    """Make a row of `Ops.affine`, as Pillow stores it: from and to the pixels' centres.
 
-    The arguments are those of `make_ops`; other operations than the geometric give the identity.
+    The arguments are those of `make_ops`; operations that are not geometric give the identity.
     """
     a, b, c, d, e, f = 1.0, 0.0, 0.0, 0.0, 1.0, 0.0
     if name == "ShearX":  # about the upper left corner, like ShearY
@@ -108,18 +107,17 @@ def _table(name, magnitude):
     return values.astype(np.uint8)
 
 
-def apply_ops(images: jax.Array, ops: Ops, rows: jax.Array, fill: int) -> jax.Array:
-    """Applies to every image its own operations, one after the other.
+def apply_ops(images: Array, ops: Ops, rows: Array, fill: int) -> Array:
+    """Apply to every image its own operations, one after the other.
+
+    The result is exactly Pillow's (NEAREST), but Contrast, Color and Sharpness may differ by 1
+    where its float32 sum falls on the other side of an integer.
 
     Args:
       images: uint8 [b, height, width, channels], 1 channel (Color then changes nothing) or 3.
       ops: made for this height and width.
       rows: int32 [b, slots], the operations' rows in `ops`, in order.
       fill: value of pixels that a geometric operation takes from outside the image.
-
-    Returns:
-      uint8 images of the same shape: exactly Pillow's (NEAREST), but Contrast, Color and Sharpness
-      may differ by 1 where its float32 sum falls on the other side of a whole number.
     """
     b, height, width, channels = images.shape
     planes = images.transpose(3, 0, 1, 2).reshape(channels, b, height * width)
@@ -132,7 +130,6 @@ def apply_ops(images: jax.Array, ops: Ops, rows: jax.Array, fill: int) -> jax.Ar
 
 
 def _apply(planes, ops, row, fill, size):
-    """Applies one operation to uint8 [channels, b, height * width]."""
     source, inside = _sources(jnp.asarray(ops.affine)[row], size)  # [b, height * width]
 
     # Channel by channel in a loop, and the tables in a loop before: XLA would fuse it all into one
@@ -145,16 +142,15 @@ def _apply(planes, ops, row, fill, size):
 
     result = jax.lax.map(read, (planes, _tables(planes, ops, row)))
     # The blends are of the unchanged planes, because their rows change nothing above.
-    if (ops.color != UNIT).any():
-        result = _enhance(result, planes, grey(planes), jnp.asarray(ops.color)[row])
-    if (ops.sharpness != UNIT).any():
-        smooth = _smooth(planes, size)
-        result = _enhance(result, planes, smooth, jnp.asarray(ops.sharpness)[row])
+    for factors, blur in ((ops.color, grey), (ops.sharpness, lambda p: _smooth(p, size))):
+        if (factors != UNIT).any():
+            factor = jnp.asarray(factors)[row][:, None]
+            result = jnp.where(factor != UNIT, blend(blur(planes), planes, factor), result)
     return result
 
 
 def _sources(affine, size):
-    """Returns the index of the pixel that each one is read from, and whether there is one."""
+    """Compute the index of each output pixel's source, and whether that is inside the image."""
     height, width = size
     x, y = jnp.arange(width), jnp.arange(height)[:, None]
     a, b, c, d, e, f = (column[:, None, None] for column in affine.T)
@@ -165,7 +161,7 @@ def _sources(affine, size):
 
 
 def _tables(planes, ops, row):
-    """Returns the operations' tables, uint8 [channels, b, 256]."""
+    """Compute the tables of the operations, uint8 [channels, b, 256]."""
     table = jnp.asarray(ops.table)[row]
     if (ops.contrast != UNIT).any():
         factor = jnp.asarray(ops.contrast)[row][:, None]
@@ -198,10 +194,10 @@ def _autocontrast_table(plane):
 
 
 def _rounding_losses():
-    """Returns where Pillow's autocontrast loses 1 by rounding, packed bits uint8 [256, 256, 32].
+    """Find where Pillow's autocontrast loses 1 by rounding: bits, uint8 [low, high, 256 / 8].
 
-    Of low, high and value. It computes int(value * scale - low * scale) with the rounded scale
-    255 / (high - low) in float64, which can fall just short of a whole number.
+    It computes int(value * scale - low * scale) with the rounded scale 255 / (high - low) in
+    float64, which can fall just short of an integer.
     """
     values = np.arange(256)
     losses = np.zeros((256, 256, 32), np.uint8)
@@ -228,22 +224,16 @@ def _equalize_table(plane):
 
 
 def _divide(number, by):
-    """Returns number // by of int32 from 0 on, with a quotient up to 256, in float32.
+    """Compute number // by of int32 in float32: CPUs have no vector instruction for integers.
 
-    The half keeps the quotient 1 / (2 by) away from whole numbers: more than float32's error as
-    long as `by` is below 10,000. CPUs have no vector instruction for whole numbers.
+    For numbers from 0 on and quotients up to 256. The half keeps the quotient 1 / (2 by) away from
+    integers: more than float32's error as long as `by` is below 10,000.
     """
     return ((number.astype(jnp.float32) + 0.5) / by.astype(jnp.float32)).astype(jnp.int32)
 
 
-def _enhance(result, planes, blurred, factor):
-    """Returns `result`, but where the factor is not 1 the planes at that distance to `blurred`."""
-    factor = factor[:, None]
-    return jnp.where(factor != UNIT, blend(blurred, planes, factor), result)
-
-
-def grey(planes: jax.Array) -> jax.Array:
-    """Returns the luma of ITU-R 601, int32 [b, pixels], of uint8 [channels, b, pixels]."""
+def grey(planes: Array) -> Array:
+    """Compute the luma of ITU-R 601, int32 [b, pixels], of uint8 [channels, b, pixels]."""
     if len(planes) == 1:
         return planes[0].astype(jnp.int32)
     red, green, blue = planes.astype(jnp.int32)
@@ -251,7 +241,7 @@ def grey(planes: jax.Array) -> jax.Array:
 
 
 def _smooth(planes, size):
-    """Returns the mean over 3 x 3 pixels in which the middle counts 5 times; the rim unchanged."""
+    """Average 3 x 3 pixels, of which the middle one counts 5 times; the rim is unchanged."""
     height, width = size
     reach = width + 1
     padded = jnp.pad(planes, ((0, 0), (0, 0), (reach, reach))).astype(jnp.int16)
@@ -264,13 +254,10 @@ def _smooth(planes, size):
     return jnp.where(rim, planes, mean.astype(jnp.uint8))
 
 
-def blend(one: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
-    """Returns one + factor / UNIT * (other - one), cut to 0 ... 255 and rounded down, as uint8.
+def blend(one: Array, other: Array, factor: Array) -> Array:
+    """Compute one + factor / UNIT * (other - one), clipped to 0 ... 255, rounded down, uint8.
 
-    Args:
-      one: whole numbers from 0 to 255.
-      other: likewise.
-      factor: int32, from 0 to 2 * UNIT.
+    `one` and `other` are integers from 0 to 255, `factor` is int32 from 0 to 2 * UNIT.
     """
     one, other = one.astype(jnp.int32), other.astype(jnp.int32)
     # The last term, because a factor such as 1.1 can be a little too small once it is rounded.

@@ -1,8 +1,9 @@
-"""AutoAugment, RandAugment and TrivialAugment: which operations, how likely and how strong.
+"""AutoAugment, RandAugment and TrivialAugment: operations, their probabilities and magnitudes.
 
-Magnitudes follow torchvision's convention: they rise in equal steps from nothing to the largest,
-both ends included (10 levels in AutoAugment, 31 in the others), and shear, translation, rotation
-and the four enhancements have either sign with equal chance.
+Magnitudes are torchvision's: they rise in equal steps from nothing to the largest, both included
+(10 levels in AutoAugment, 31 in the others), and shear, translation, rotation and the four
+enhancements have either sign with equal probability. Functions that make a policy take the height
+and width of the images, which translation depends on.
 """
 
 import dataclasses
@@ -10,14 +11,15 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from vit_jax.augment.ops import GEOMETRIC, Ops, apply_ops, make_ops
 
 ENHANCEMENTS = ("Brightness", "Color", "Contrast", "Sharpness")
 SIGNED = (*GEOMETRIC, *ENHANCEMENTS)
-# Of RandAugment and TrivialAugment.
+# All operations, and the number of levels, of RandAugment and TrivialAugment.
 ALL = ("Identity", *GEOMETRIC, *ENHANCEMENTS, "Posterize", "Solarize", "AutoContrast", "Equalize")
-LEVELS = 31  # likewise
+LEVELS = 31
 
 # Cubuk et al. 2019 (AutoAugment), tables 7 and 9: (operation, probability, level) twice per line.
 POLICIES = {
@@ -83,9 +85,9 @@ class Policy:
     """Equally likely choices, each of one operation per slot.
 
     Attributes:
-      ops: the operations in numbers; row 0 is the identity.
+      ops: the operations; row 0 is the identity.
       rows: int32 [choices, slots, 2], rows of `ops`: with positive and with negative magnitude.
-      rates: float32 [choices, slots], how likely the operation is applied at all.
+      rates: float32 [choices, slots], probabilities that the operation is applied at all.
       joint: whether one choice fills all slots of an image, instead of one choice per slot.
     """
 
@@ -95,16 +97,11 @@ class Policy:
     joint: bool
 
 
-def magnitudes(name: str, levels: int, height: int, width: int, wide: bool = False) -> np.ndarray:
-    """Returns an operation's magnitude at every level, float64 [levels], in `make_ops`'s units.
+def _magnitudes(name, levels, height, width, wide=False):
+    """Compute an operation's magnitudes from weakest to strongest, float64 [levels].
 
-    Args:
-      name: of the operation.
-      levels: their number, evenly from the weakest to the strongest.
-      height: of the images, pixels.
-      width: of the images, pixels.
-      wide: the ranges of TrivialAugment "wide" (Müller & Hutter 2021, table 1) instead of those
-        of AutoAugment (Cubuk et al. 2019, table 6, translation relative to its 331 pixels).
+    In the units of `make_ops`; the ranges are those of TrivialAugment "wide" (Müller & Hutter 2021,
+    table 1) or of AutoAugment (Cubuk et al. 2019, table 6, translation relative to its 331 pixels).
     """
     if name == "Posterize":
         return 8 - np.rint(np.linspace(0, 6 if wide else 4, levels))
@@ -121,15 +118,9 @@ def magnitudes(name: str, levels: int, height: int, width: int, wide: bool = Fal
 
 
 def make_autoaugment(name: str, height: int, width: int) -> Policy:
-    """Returns an AutoAugment policy: one of 25 pairs of operations, each with its own chance.
-
-    Args:
-      name: a key of POLICIES.
-      height: of the images, pixels.
-      width: of the images, pixels.
-    """
+    """Make an AutoAugment policy of `POLICIES`: one of 25 pairs of operations per image."""
     slots = [
-        [(op, magnitudes(op, 10, height, width)[level]) for op, _, level in pair]
+        [(op, _magnitudes(op, 10, height, width)[level]) for op, _, level in pair]
         for pair in POLICIES[name]
     ]
     rates = [[rate for _, rate, _ in pair] for pair in POLICIES[name]]
@@ -137,14 +128,14 @@ def make_autoaugment(name: str, height: int, width: int) -> Policy:
 
 
 def make_randaugment(num_ops: int, magnitude: int, height: int, width: int) -> Policy:
-    """Returns RandAugment (Cubuk et al. 2020): `num_ops` of 14 operations at one level, 0 to 30."""
-    slots = [[(op, magnitudes(op, LEVELS, height, width)[magnitude])] * num_ops for op in ALL]
+    """Make RandAugment (Cubuk et al. 2020): `num_ops` of 14 operations at one level, 0 to 30."""
+    slots = [[(op, _magnitudes(op, LEVELS, height, width)[magnitude])] * num_ops for op in ALL]
     return _make_policy(slots, np.ones((len(ALL), num_ops)), False, height, width)
 
 
 def make_trivialaugment(height: int, width: int) -> Policy:
-    """Returns TrivialAugment (Müller & Hutter 2021): one of 14 operations, at any of 31 levels."""
-    slots = [[(op, m)] for op in ALL for m in magnitudes(op, LEVELS, height, width, wide=True)]
+    """Make TrivialAugment (Müller & Hutter 2021): one of 14 operations at any of 31 levels."""
+    slots = [[(op, m)] for op in ALL for m in _magnitudes(op, LEVELS, height, width, wide=True)]
     return _make_policy(slots, np.ones((len(slots), 1)), True, height, width)
 
 
@@ -162,13 +153,13 @@ def _make_policy(slots, rates, joint, height, width):
     return Policy(ops, np.array(rows, np.int32), np.array(rates, np.float32), joint)
 
 
-def draw(key: jax.Array, policy: Policy, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Draws what happens to `count` images.
+def draw(key: Array, policy: Policy, count: int) -> tuple[Array, Array, Array]:
+    """Draw the operations of `count` images, each result [count, slots].
 
     Returns:
-      choices: int32 [count, slots], lines of `policy.rows`.
-      applied: bool [count, slots], whether the slot's operation is applied.
-      negative: bool [count, slots], whether its magnitude has the negative sign.
+      choices: int32, lines of `policy.rows`.
+      applied: bool, whether the slot's operation is applied.
+      negative: bool, whether its magnitude has the negative sign.
     """
     lines, slots = policy.rates.shape
     choice_key, rate_key, sign_key = jax.random.split(key, 3)
@@ -179,18 +170,8 @@ def draw(key: jax.Array, policy: Policy, count: int) -> tuple[jax.Array, jax.Arr
     return choices, applied, jax.random.bernoulli(sign_key, shape=(count, slots))
 
 
-def apply_policy(key: jax.Array, images: jax.Array, policy: Policy, fill: int) -> jax.Array:
-    """Applies to every image of a batch operations of its own.
-
-    Args:
-      key: of this step.
-      images: uint8 [b, height, width, channels], of the size that the policy was made for.
-      policy: what to draw from.
-      fill: value of pixels that a geometric operation takes from outside the image.
-
-    Returns:
-      uint8 images of the same shape.
-    """
+def apply_policy(key: Array, images: Array, policy: Policy, fill: int) -> Array:
+    """Apply to every image of a batch operations of its own; pixels from outside are `fill`."""
     choices, applied, negative = draw(key, policy, len(images))
     slots = jnp.arange(choices.shape[1])
     rows = jnp.asarray(policy.rows)[choices, slots, negative.astype(jnp.int32)]
