@@ -11,8 +11,8 @@ import numpy as np
 from jax import Array
 
 from vit_jax.augment.geometry import center_crop, crop_and_flip, random_resized_crop, rotate
-from vit_jax.augment.jitter import color_jitter
 from vit_jax.augment.mixing import cutout, erase, mix
+from vit_jax.augment.ops import color_jitter
 from vit_jax.augment.policies import (
     apply_policy,
     make_autoaugment,
@@ -27,13 +27,10 @@ def augment(
     """Augment and normalise a training batch as `config.augment` and `config.data` say.
 
     In this order: crop and flip, rotation, policy, colour jitter, normalisation, cutout, random
-    erasing, mixup or CutMix. `config.augment.kind` sets the defaults: "none" (normalisation only),
-    "baseline" (crop and flip), "cutout" (baseline and a square of half the side: DeVries & Taylor's
-    16 pixels at 32), "autoaugment", "randaugment" and "trivialaugment" (baseline and that policy),
-    and "strong", the recipe of Lee et al. 2021 (arXiv:2112.13492) for small datasets: autoaugment,
-    random erasing of a quarter of the images, and mixup or CutMix, both with alpha 1, for half of
-    them. Their label smoothing and stochastic depth of 0.1 are `train.label_smoothing` and
-    `model.drop_path_rate`.
+    erasing, mixup or CutMix. The kind "strong" is the recipe of Lee et al. 2021 (arXiv:2112.13492)
+    for small datasets: autoaugment, random erasing of a quarter of the images, and mixup or CutMix,
+    both with alpha 1, for half of them. Their label smoothing and stochastic depth of 0.1 are
+    `train.label_smoothing` and `model.drop_path_rate`.
 
     Args:
       key: random key of the step.

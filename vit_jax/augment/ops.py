@@ -1,10 +1,10 @@
-"""The image operations of AutoAugment and related policies: Pillow's arithmetic for whole batches.
+"""Colour jitter, and the operations of AutoAugment and its kind: Pillow's arithmetic for batches.
 
 An operation is a row of numbers (`Ops`), not a branch: an affine map of the pixels, a table of 256
 values, or a blend with the grey or the smoothed image. A batch in which every image has its own
-operation costs one gather, one table look-up and two blends, whichever was drawn. All arithmetic is
-in integers, so that neither the compiler's order of summation nor the number of devices changes a
-pixel. `planes` are uint8 [channels, b, height * width].
+operation costs one gather, one table look-up and two blends, whichever was drawn. Integers make the
+pixels independent of the order of summation and so of the number of devices. `planes` are uint8
+[channels, b, height * width].
 """
 
 import dataclasses
@@ -47,10 +47,9 @@ class Ops:
 def make_ops(operations: list[tuple[str, float]], height: int, width: int) -> Ops:
     """Encode operations (name, magnitude) for images of `height` x `width` pixels.
 
-    Names and magnitudes are torchvision's: shear as a tangent, translation in pixels (its fraction
-    is dropped), rotation in degrees counter-clockwise, the factor minus 1 for Brightness, Contrast,
-    Color and Sharpness, the number of bits that Posterize keeps, the value from which Solarize
-    inverts; Identity, Invert, AutoContrast and Equalize have none.
+    As in torchvision: shear as a tangent, translation in whole pixels, rotation in degrees
+    counter-clockwise, the factor minus 1 for Brightness, Contrast, Color and Sharpness, the number
+    of bits that Posterize keeps, the value from which Solarize inverts.
     """
 
     def factors(wanted):
@@ -72,20 +71,15 @@ def make_ops(operations: list[tuple[str, float]], height: int, width: int) -> Op
 
 
 def affine_row(name: str, magnitude: float, height: int, width: int) -> np.ndarray:
-    """Make a row of `Ops.affine`, as Pillow stores it: from and to the pixels' centres.
-
-    The arguments are those of `make_ops`; operations that are not geometric give the identity.
-    """
-    a, b, c, d, e, f = 1.0, 0.0, 0.0, 0.0, 1.0, 0.0
-    if name == "ShearX":  # about the upper left corner, like ShearY
-        b = magnitude
-    elif name == "ShearY":
-        d = magnitude
-    elif name == "TranslateX":
-        c = -int(magnitude)
-    elif name == "TranslateY":
-        f = -int(magnitude)
-    elif name == "Rotate":  # about the centre
+    """Make a row of `Ops.affine`: Pillow's map between the centres of pixels."""
+    maps = {
+        "ShearX": (1, magnitude, 0, 0, 1, 0),  # about the upper left corner, like ShearY
+        "ShearY": (1, 0, 0, magnitude, 1, 0),
+        "TranslateX": (1, 0, -int(magnitude), 0, 1, 0),
+        "TranslateY": (1, 0, 0, 0, 1, -int(magnitude)),
+    }
+    a, b, c, d, e, f = maps.get(name, (1, 0, 0, 0, 1, 0))
+    if name == "Rotate":  # about the centre
         sine, cosine = (round(g(-math.radians(magnitude)), 15) for g in (math.sin, math.cos))
         a, b, d, e = cosine, sine, -sine, cosine
         c = width / 2 - a * width / 2 - b * height / 2
@@ -130,7 +124,13 @@ def apply_ops(images: Array, ops: Ops, rows: Array, fill: int) -> Array:
 
 
 def _apply(planes, ops, row, fill, size):
-    source, inside = _sources(jnp.asarray(ops.affine)[row], size)  # [b, height * width]
+    height, width = size
+    x, y = jnp.arange(width), jnp.arange(height)[:, None]
+    a, b, c, d, e, f = (column[:, None, None] for column in jnp.asarray(ops.affine)[row].T)
+    x, y = (a * x + b * y + c) >> 16, (d * x + e * y + f) >> 16  # [b, height, width]
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    source = jnp.where(inside, y * width + x, 0).reshape(planes.shape[1:])
+    inside = inside.reshape(planes.shape[1:])
 
     # Channel by channel in a loop, and the tables in a loop before: XLA would fuse it all into one
     # kernel on the CPU, which then makes tables and gathers again for every pixel that needs them.
@@ -143,46 +143,24 @@ def _apply(planes, ops, row, fill, size):
     result = jax.lax.map(read, (planes, _tables(planes, ops, row)))
     # The blends are of the unchanged planes, because their rows change nothing above.
     for factors, blur in ((ops.color, grey), (ops.sharpness, lambda p: _smooth(p, size))):
-        if (factors != UNIT).any():
-            factor = jnp.asarray(factors)[row][:, None]
-            result = jnp.where(factor != UNIT, blend(blur(planes), planes, factor), result)
+        factor = jnp.asarray(factors)[row][:, None]
+        result = jnp.where(factor != UNIT, blend(blur(planes), planes, factor), result)
     return result
-
-
-def _sources(affine, size):
-    """Compute the index of each output pixel's source, and whether that is inside the image."""
-    height, width = size
-    x, y = jnp.arange(width), jnp.arange(height)[:, None]
-    a, b, c, d, e, f = (column[:, None, None] for column in affine.T)
-    x, y = (a * x + b * y + c) >> 16, (d * x + e * y + f) >> 16  # [b, height, width]
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    shape = (len(affine), height * width)
-    return jnp.where(inside, y * width + x, 0).reshape(shape), inside.reshape(shape)
 
 
 def _tables(planes, ops, row):
     """Compute the tables of the operations, uint8 [channels, b, 256]."""
-    table = jnp.asarray(ops.table)[row]
-    if (ops.contrast != UNIT).any():
-        factor = jnp.asarray(ops.contrast)[row][:, None]
-        table = jnp.where(factor != UNIT, _contrast_table(planes, factor), table)
+    factor, count = jnp.asarray(ops.contrast)[row][:, None], planes.shape[2]
+    mean = (2 * grey(planes).sum(1, keepdims=True) + count) // (2 * count)  # [b, 1]
+    contrasted = blend(mean, jnp.arange(256), factor)
+    table = jnp.where(factor != UNIT, contrasted, jnp.asarray(ops.table)[row])
     stretch, flatten = (jnp.asarray(c)[row][:, None] for c in (ops.autocontrast, ops.equalize))
 
     def of_channel(plane):
-        result = table
-        if ops.autocontrast.any():
-            result = jnp.where(stretch, _autocontrast_table(plane), result)
-        if ops.equalize.any():
-            result = jnp.where(flatten, _equalize_table(plane), result)
-        return result
+        stretched = jnp.where(stretch, _autocontrast_table(plane), table)
+        return jnp.where(flatten, _equalize_table(plane), stretched)
 
     return jax.lax.map(of_channel, planes)
-
-
-def _contrast_table(planes, factor):
-    count = planes.shape[2]
-    mean = (2 * grey(planes).sum(1, keepdims=True) + count) // (2 * count)  # [b, 1]
-    return blend(mean, jnp.arange(256), factor)
 
 
 def _autocontrast_table(plane):
@@ -233,7 +211,7 @@ def _divide(number, by):
 
 
 def grey(planes: Array) -> Array:
-    """Compute the luma of ITU-R 601, int32 [b, pixels], of uint8 [channels, b, pixels]."""
+    """Compute the luma of ITU-R 601, int32 [b, height * width]."""
     if len(planes) == 1:
         return planes[0].astype(jnp.int32)
     red, green, blue = planes.astype(jnp.int32)
@@ -263,3 +241,30 @@ def blend(one: Array, other: Array, factor: Array) -> Array:
     # The last term, because a factor such as 1.1 can be a little too small once it is rounded.
     total = UNIT * one + factor * (other - one) + UNIT // 8192
     return jnp.clip(total // UNIT, 0, 255).astype(jnp.uint8)
+
+
+def color_jitter(
+    key: Array, images: Array, brightness: float, contrast: float, saturation: float
+) -> Array:
+    """Change brightness, contrast and saturation as torchvision's ColorJitter, in this order.
+
+    Factors, uniform in [1 - range, 1 + range] of ranges up to 1, multiply the pixels, the distance
+    from the image's mean grey, and the distance from each pixel's grey.
+    """
+    b, height, width, channels = images.shape
+    planes = images.transpose(3, 0, 1, 2).reshape(channels, b, height * width)
+    keys = jax.random.split(key, 3)
+
+    def scale(key, other, planes, limit):
+        limit = round(limit * UNIT)
+        factor = UNIT + jax.random.randint(key, (b, 1), -limit, limit + 1)
+        return blend(other, planes, factor)
+
+    if brightness:
+        planes = scale(keys[0], jnp.zeros_like(planes), planes, brightness)
+    if contrast:
+        mean = grey(planes).sum(1, keepdims=True) // (height * width)
+        planes = scale(keys[1], mean, planes, contrast)
+    if saturation:
+        planes = scale(keys[2], grey(planes), planes, saturation)
+    return planes.reshape(channels, b, height, width).transpose(1, 2, 3, 0)

@@ -2,11 +2,11 @@
 
 Magnitudes are torchvision's: they rise in equal steps from nothing to the largest, both included
 (10 levels in AutoAugment, 31 in the others), and shear, translation, rotation and the four
-enhancements have either sign with equal probability. Functions that make a policy take the height
-and width of the images, which translation depends on.
+enhancements have either sign with equal probability. Policies are made for a height and width.
 """
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -21,63 +21,48 @@ SIGNED = (*GEOMETRIC, *ENHANCEMENTS)
 ALL = ("Identity", *GEOMETRIC, *ENHANCEMENTS, "Posterize", "Solarize", "AutoContrast", "Equalize")
 LEVELS = 31
 
-# Cubuk et al. 2019 (AutoAugment), tables 7 and 9: (operation, probability, level) twice per line.
-POLICIES = {
-    "cifar10": (
-        (("Invert", 0.1, 7), ("Contrast", 0.2, 6)),
-        (("Rotate", 0.7, 2), ("TranslateX", 0.3, 9)),
-        (("Sharpness", 0.8, 1), ("Sharpness", 0.9, 3)),
-        (("ShearY", 0.5, 8), ("TranslateY", 0.7, 9)),
-        (("AutoContrast", 0.5, 8), ("Equalize", 0.9, 2)),
-        (("ShearY", 0.2, 7), ("Posterize", 0.3, 7)),
-        (("Color", 0.4, 3), ("Brightness", 0.6, 7)),
-        (("Sharpness", 0.3, 9), ("Brightness", 0.7, 9)),
-        (("Equalize", 0.6, 5), ("Equalize", 0.5, 1)),
-        (("Contrast", 0.6, 7), ("Sharpness", 0.6, 5)),
-        (("Color", 0.7, 7), ("TranslateX", 0.5, 8)),
-        (("Equalize", 0.3, 7), ("AutoContrast", 0.4, 8)),
-        (("TranslateY", 0.4, 3), ("Sharpness", 0.2, 6)),
-        (("Brightness", 0.9, 6), ("Color", 0.2, 8)),
-        (("Solarize", 0.5, 2), ("Invert", 0.0, 3)),
-        (("Equalize", 0.2, 0), ("AutoContrast", 0.6, 0)),
-        (("Equalize", 0.2, 8), ("Equalize", 0.6, 4)),
-        (("Color", 0.9, 9), ("Equalize", 0.6, 6)),
-        (("AutoContrast", 0.8, 4), ("Solarize", 0.2, 8)),
-        (("Brightness", 0.1, 3), ("Color", 0.7, 0)),
-        (("Solarize", 0.4, 5), ("AutoContrast", 0.9, 3)),
-        (("TranslateY", 0.9, 9), ("TranslateY", 0.7, 9)),
-        (("AutoContrast", 0.9, 2), ("Solarize", 0.8, 3)),
-        (("Equalize", 0.8, 8), ("Invert", 0.1, 3)),
-        (("TranslateY", 0.7, 9), ("AutoContrast", 0.9, 1)),
-    ),
-    "imagenet": (
-        (("Posterize", 0.4, 8), ("Rotate", 0.6, 9)),
-        (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 5)),
-        (("Equalize", 0.8, 8), ("Equalize", 0.6, 3)),
-        (("Posterize", 0.6, 7), ("Posterize", 0.6, 6)),
-        (("Equalize", 0.4, 7), ("Solarize", 0.2, 4)),
-        (("Equalize", 0.4, 4), ("Rotate", 0.8, 8)),
-        (("Solarize", 0.6, 3), ("Equalize", 0.6, 7)),
-        (("Posterize", 0.8, 5), ("Equalize", 1.0, 2)),
-        (("Rotate", 0.2, 3), ("Solarize", 0.6, 8)),
-        (("Equalize", 0.6, 8), ("Posterize", 0.4, 6)),
-        (("Rotate", 0.8, 8), ("Color", 0.4, 0)),
-        (("Rotate", 0.4, 9), ("Equalize", 0.6, 2)),
-        (("Equalize", 0.0, 7), ("Equalize", 0.8, 8)),
-        (("Invert", 0.6, 4), ("Equalize", 1.0, 8)),
-        (("Color", 0.6, 4), ("Contrast", 1.0, 8)),
-        (("Rotate", 0.8, 8), ("Color", 1.0, 2)),
-        (("Color", 0.8, 8), ("Solarize", 0.8, 7)),
-        (("Sharpness", 0.4, 7), ("Invert", 0.6, 8)),
-        (("ShearX", 0.6, 5), ("Equalize", 1.0, 9)),
-        (("Color", 0.4, 0), ("Equalize", 0.6, 3)),
-        (("Equalize", 0.4, 7), ("Solarize", 0.2, 4)),
-        (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 5)),
-        (("Invert", 0.6, 4), ("Equalize", 1.0, 8)),
-        (("Color", 0.6, 4), ("Contrast", 1.0, 8)),
-        (("Equalize", 0.8, 8), ("Equalize", 0.6, 3)),
-    ),
+# Cubuk et al. 2019 (AutoAugment), tables 7 and 9: pairs of operation, probability and level.
+_TABLES = {
+    "cifar10": """
+        Invert 0.1 7, Contrast 0.2 6; Rotate 0.7 2, TranslateX 0.3 9
+        Sharpness 0.8 1, Sharpness 0.9 3; ShearY 0.5 8, TranslateY 0.7 9
+        AutoContrast 0.5 8, Equalize 0.9 2; ShearY 0.2 7, Posterize 0.3 7
+        Color 0.4 3, Brightness 0.6 7; Sharpness 0.3 9, Brightness 0.7 9
+        Equalize 0.6 5, Equalize 0.5 1; Contrast 0.6 7, Sharpness 0.6 5
+        Color 0.7 7, TranslateX 0.5 8; Equalize 0.3 7, AutoContrast 0.4 8
+        TranslateY 0.4 3, Sharpness 0.2 6; Brightness 0.9 6, Color 0.2 8
+        Solarize 0.5 2, Invert 0.0 3; Equalize 0.2 0, AutoContrast 0.6 0
+        Equalize 0.2 8, Equalize 0.6 4; Color 0.9 9, Equalize 0.6 6
+        AutoContrast 0.8 4, Solarize 0.2 8; Brightness 0.1 3, Color 0.7 0
+        Solarize 0.4 5, AutoContrast 0.9 3; TranslateY 0.9 9, TranslateY 0.7 9
+        AutoContrast 0.9 2, Solarize 0.8 3; Equalize 0.8 8, Invert 0.1 3
+        TranslateY 0.7 9, AutoContrast 0.9 1
+    """,
+    "imagenet": """
+        Posterize 0.4 8, Rotate 0.6 9; Solarize 0.6 5, AutoContrast 0.6 5
+        Equalize 0.8 8, Equalize 0.6 3; Posterize 0.6 7, Posterize 0.6 6
+        Equalize 0.4 7, Solarize 0.2 4; Equalize 0.4 4, Rotate 0.8 8
+        Solarize 0.6 3, Equalize 0.6 7; Posterize 0.8 5, Equalize 1.0 2
+        Rotate 0.2 3, Solarize 0.6 8; Equalize 0.6 8, Posterize 0.4 6
+        Rotate 0.8 8, Color 0.4 0; Rotate 0.4 9, Equalize 0.6 2
+        Equalize 0.0 7, Equalize 0.8 8; Invert 0.6 4, Equalize 1.0 8
+        Color 0.6 4, Contrast 1.0 8; Rotate 0.8 8, Color 1.0 2
+        Color 0.8 8, Solarize 0.8 7; Sharpness 0.4 7, Invert 0.6 8
+        ShearX 0.6 5, Equalize 1.0 9; Color 0.4 0, Equalize 0.6 3
+        Equalize 0.4 7, Solarize 0.2 4; Solarize 0.6 5, AutoContrast 0.6 5
+        Invert 0.6 4, Equalize 1.0 8; Color 0.6 4, Contrast 1.0 8
+        Equalize 0.8 8, Equalize 0.6 3
+    """,
 }
+
+
+def _parse(table):
+    found = re.findall(r"(\w+) (\S+) (\d)", table)
+    triples = [(name, float(rate), int(level)) for name, rate, level in found]
+    return list(zip(triples[::2], triples[1::2], strict=True))
+
+
+POLICIES = {name: _parse(table) for name, table in _TABLES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,12 +139,9 @@ def _make_policy(slots, rates, joint, height, width):
 
 
 def draw(key: Array, policy: Policy, count: int) -> tuple[Array, Array, Array]:
-    """Draw the operations of `count` images, each result [count, slots].
+    """Draw for `count` images, each result [count, slots]: the lines of `policy.rows`, int32.
 
-    Returns:
-      choices: int32, lines of `policy.rows`.
-      applied: bool, whether the slot's operation is applied.
-      negative: bool, whether its magnitude has the negative sign.
+    And whether the operation is applied and whether its magnitude is negative, both bool.
     """
     lines, slots = policy.rates.shape
     choice_key, rate_key, sign_key = jax.random.split(key, 3)
