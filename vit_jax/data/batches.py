@@ -16,25 +16,23 @@ from vit_jax.data.examples import Examples
 from vit_jax.runtime import sharding
 
 MOST_STEPS = 64  # in one call
+Seed = int | tuple[int, ...]
 
 
 @functools.lru_cache(maxsize=4)
-def order(seed: int | tuple[int, ...], epoch: int, count: int) -> np.ndarray:
-    """Permute `count` examples for an epoch: [count], for several seeds [s, count]."""
+def _order(seed, epoch, count):
     if isinstance(seed, tuple):
-        return np.stack([order.__wrapped__(one, epoch, count) for one in seed])
+        return np.stack([_order.__wrapped__(one, epoch, count) for one in seed])
     return np.random.default_rng((seed, epoch)).permutation(count).astype(np.int32)
 
 
-def batch_indices(
-    seed: int | tuple[int, ...], step: int, count: int, batch_size: int
-) -> np.ndarray:
+def batch_indices(seed: Seed, step: int, count: int, batch_size: int) -> np.ndarray:
     """Choose the examples of a training step: [batch_size], for several seeds [s, batch_size].
 
     Each epoch is a new permutation; its last, incomplete batch is left out.
     """
     epoch, position = divmod(step, count // batch_size)
-    return order(seed, epoch, count)[..., position * batch_size : (position + 1) * batch_size]
+    return _order(seed, epoch, count)[..., position * batch_size : (position + 1) * batch_size]
 
 
 def _padded_indices(start, count, batch_size):
@@ -76,9 +74,7 @@ class ResidentBatches(_Batches):
         super().__init__(len(labels), mesh)
         self._arrays = sharding.put_replicated(mesh, (images, labels))
 
-    def train(
-        self, seed: int | tuple[int, ...], start: int, stop: int, batch_size: int
-    ) -> Iterator[dict]:
+    def train(self, seed: Seed, start: int, stop: int, batch_size: int) -> Iterator[dict]:
         """Yield the batches of steps start ... stop - 1, split over the devices."""
         shape, split = self._layout(seed, batch_size)
         gather, mask = jax.jit(_gather, out_shardings=split), jnp.ones(shape, bool)
@@ -86,12 +82,7 @@ class ResidentBatches(_Batches):
             yield gather(self._arrays, batch_indices(seed, step, self._count, batch_size), mask)
 
     def train_at_once(
-        self,
-        seed: int | tuple[int, ...],
-        start: int,
-        stop: int,
-        batch_size: int,
-        most: Callable[[int], int],
+        self, seed: Seed, start: int, stop: int, batch_size: int, most: Callable[[int], int]
     ) -> Iterator[tuple[int, dict]]:
         """Yield n and the input of the multi-step dispatch of the next n steps.
 
@@ -127,9 +118,7 @@ class StreamingBatches(_Batches):
         super().__init__(len(examples), mesh)
         self._examples, self._num_threads = examples, num_threads
 
-    def train(
-        self, seed: int | tuple[int, ...], start: int, stop: int, batch_size: int
-    ) -> Iterator[dict]:
+    def train(self, seed: Seed, start: int, stop: int, batch_size: int) -> Iterator[dict]:
         """Yield the batches of steps start ... stop - 1, split over the devices."""
 
         def example(step, row):

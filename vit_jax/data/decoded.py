@@ -27,15 +27,12 @@ def identity(*what) -> str:
     return hashlib.sha256(repr(what).encode()).hexdigest()
 
 
-def state_of(paths: Iterable[str | os.PathLike]) -> str | None:
-    """Hash the names, sizes and dates of files; None if they cannot be read.
+def state_of(paths: Iterable[str | os.PathLike]) -> str:
+    """Hash the names, sizes and dates of files.
 
     Two files that swapped their names differ in the date of the last change of their inode.
     """
-    try:
-        stats = [(str(path), os.stat(path)) for path in paths]
-    except OSError:
-        return None
+    stats = [(str(path), os.stat(path)) for path in paths]
     return identity([(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats])
 
 

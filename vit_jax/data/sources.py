@@ -1,5 +1,6 @@
 """Sources of labelled images: TFDS array_record datasets, image folders, embedded digits."""
 
+import contextlib
 import importlib.util
 import os
 import pathlib
@@ -115,8 +116,10 @@ class Folder:
             files, labels = self._skip_corrupt(root, files, labels)
 
         def identity():
-            state = decoded.state_of(files) if self._config.keep_decoded else None
-            return state and identity_of(self._config, str(root.resolve()), state, labels.tolist())
+            if not self._config.keep_decoded:
+                return None
+            state = decoded.state_of(files)
+            return identity_of(self._config, str(root.resolve()), state, labels.tolist())
 
         return Examples(
             len(files),
@@ -139,11 +142,10 @@ class Folder:
 
     def _skip_corrupt(self, root, files, labels):
         def readable(path):
-            try:
+            with contextlib.suppress(UserError):
                 self._read(path)
-            except UserError:
-                return False
-            return True
+                return True
+            return False
 
         with ThreadPoolExecutor(self._config.num_threads) as pool:
             good = np.array(list(pool.map(readable, files)))

@@ -22,10 +22,9 @@ class Splits:
 
 
 def stratified(labels: np.ndarray, count: int, seed) -> tuple[np.ndarray, np.ndarray]:
-    """Choose `count` of the n examples at random with every class in proportion.
+    """Choose `count` examples at random with every class in proportion.
 
-    Returns the sorted indices of the chosen [count] and of the rest [n - count]. `seed` is an
-    integer or a sequence of integers.
+    Returns the sorted indices of the chosen [count] and of the rest [n - count].
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     sizes = np.bincount(labels)
@@ -97,10 +96,7 @@ def undivided(source: Source, config) -> list[Examples]:
 
 
 def _split_names(source, config):
-    """Choose {"train", "val", "test": split of the source}, "" if it is to be held out.
-
-    The training split is "" too if the source comes in one piece.
-    """
+    """Map train, val and test to splits of the source, "" if held out, or all in one piece."""
     has = source.split_names
     names = {"train": config.train_split if has else ""}
     for key, standard in (("val", VALIDATION_NAMES), ("test", ("test",))):

@@ -39,7 +39,11 @@ class Tfds:
         """Open a TFDS split string such as "train[:90%]"."""
         import tensorflow_datasets as tfds
 
-        files = self._state()  # before they are opened: later changes must be noticed
+        files = None
+        if self._config.keep_decoded:
+            with contextlib.suppress(OSError):  # as of a remote disk
+                paths = [e.path for e in os.scandir(os.path.abspath(self._builder.data_dir))]
+                files = decoded.state_of(sorted(paths))  # before they are opened
         with self._reading(split, f" (it has {', '.join(self.split_names)})"):
             try:
                 # The pixels are decoded by Pillow, as for folders.
@@ -93,16 +97,6 @@ class Tfds:
         except Exception as error:
             reason = f"cannot be read: {first_line(error)}{hint}"
             raise UserError(f"split {split!r} of {self._config.name} {reason}") from None
-
-    def _state(self):
-        """Hash the state of the files; None if nothing is to be cached."""
-        if not self._config.keep_decoded:
-            return None
-        folder = os.path.abspath(self._builder.data_dir)
-        try:
-            return decoded.state_of(sorted(entry.path for entry in os.scandir(folder)))
-        except OSError:  # as of a remote disk
-            return None
 
     def overlap(self, one: str, other: str) -> bool:
         """Whether two split strings share examples."""
