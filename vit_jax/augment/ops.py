@@ -28,20 +28,15 @@ class Ops:
       affine: int32 [n, 6], (a, b, c, d, e, f): the output pixel (column x, row y) is taken from
         column (a x + b y + c) >> 16 and row (d x + e y + f) >> 16 of the input.
       table: uint8 [n, 256], the new value of every old one.
-      contrast: int32 [n], factor of the distance from the image's mean grey, times UNIT.
-      color: int32 [n], factor of the distance from the pixel's grey, times UNIT.
-      sharpness: int32 [n], factor of the distance from the smoothed image, times UNIT.
-      autocontrast: bool [n], whether every channel is stretched to 0 ... 255.
-      equalize: bool [n], whether every channel's histogram is equalised.
+      factors: int32 [n, 3], factors times UNIT of the distance from the image's mean grey, from the
+        pixel's grey, and from the smoothed image.
+      flags: bool [n, 2], whether every channel is stretched to 0 ... 255, and equalised.
     """
 
     affine: np.ndarray
     table: np.ndarray
-    contrast: np.ndarray
-    color: np.ndarray
-    sharpness: np.ndarray
-    autocontrast: np.ndarray
-    equalize: np.ndarray
+    factors: np.ndarray
+    flags: np.ndarray
 
 
 def make_ops(operations: list[tuple[str, float]], height: int, width: int) -> Ops:
@@ -51,22 +46,13 @@ def make_ops(operations: list[tuple[str, float]], height: int, width: int) -> Op
     counter-clockwise, the factor minus 1 for Brightness, Contrast, Color and Sharpness, the number
     of bits that Posterize keeps, the value from which Solarize inverts.
     """
-
-    def factors(wanted):
-        factor = [1 + m if name == wanted else 1 for name, m in operations]
-        return np.rint(np.array(factor) * UNIT).astype(np.int32)
-
-    def named(wanted):
-        return np.array([name == wanted for name, _ in operations])
-
+    blends, flags = ("Contrast", "Color", "Sharpness"), ("AutoContrast", "Equalize")
+    factors = np.array([[1 + m * (name == blend) for blend in blends] for name, m in operations])
     return Ops(
         affine=np.stack([affine_row(*operation, height, width) for operation in operations]),
         table=np.stack([_table(*operation) for operation in operations]),
-        contrast=factors("Contrast"),
-        color=factors("Color"),
-        sharpness=factors("Sharpness"),
-        autocontrast=named("AutoContrast"),
-        equalize=named("Equalize"),
+        factors=np.rint(factors * UNIT).astype(np.int32),
+        flags=np.array([[name == flag for flag in flags] for name, _ in operations]),
     )
 
 
@@ -142,19 +128,18 @@ def _apply(planes, ops, row, fill, size):
 
     result = jax.lax.map(read, (planes, _tables(planes, ops, row)))
     # The blends are of the unchanged planes, because their rows change nothing above.
-    for factors, blur in ((ops.color, grey), (ops.sharpness, lambda p: _smooth(p, size))):
-        factor = jnp.asarray(factors)[row][:, None]
-        result = jnp.where(factor != UNIT, blend(blur(planes), planes, factor), result)
-    return result
+    _, color, sharpness = jnp.asarray(ops.factors)[row].T[..., None]  # [b, 1]
+    result = jnp.where(color != UNIT, blend(grey(planes), planes, color), result)
+    return jnp.where(sharpness != UNIT, blend(_smooth(planes, size), planes, sharpness), result)
 
 
 def _tables(planes, ops, row):
     """Compute the tables of the operations, uint8 [channels, b, 256]."""
-    factor, count = jnp.asarray(ops.contrast)[row][:, None], planes.shape[2]
+    factor, count = jnp.asarray(ops.factors)[row, :1], planes.shape[2]
     mean = (2 * grey(planes).sum(1, keepdims=True) + count) // (2 * count)  # [b, 1]
     contrasted = blend(mean, jnp.arange(256), factor)
     table = jnp.where(factor != UNIT, contrasted, jnp.asarray(ops.table)[row])
-    stretch, flatten = (jnp.asarray(c)[row][:, None] for c in (ops.autocontrast, ops.equalize))
+    stretch, flatten = jnp.asarray(ops.flags)[row].T[..., None]  # [b, 1]
 
     def of_channel(plane):
         stretched = jnp.where(stretch, _autocontrast_table(plane), table)
