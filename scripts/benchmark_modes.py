@@ -117,7 +117,7 @@ def make_steps(config, num_seeds=1):
     mesh, rng, side = sharding.make_mesh(), np.random.default_rng(0), config.data.image_size
     count = max(config.train.batch_size, 2**21 // side**2)
     images = rng.integers(0, 256, (count, side, side, 3), np.uint8)
-    train = ResidentBatches.of_features(images, rng.integers(0, 10, count).astype(np.int32), mesh)
+    train = ResidentBatches(images, rng.integers(0, 10, count).astype(np.int32), mesh)
     data = types.SimpleNamespace(train=train, class_names=range(10), fingerprint={})
     batch = next(train.train(0, 0, 1, config.train.batch_size))
     return compile_steps(make_setup(config, data, mesh), num_seeds), train, batch

@@ -11,9 +11,8 @@ from tiny_configs import make_config
 from vit_jax import models
 from vit_jax.augment import augment, normalize, policies, preprocess
 from vit_jax.augment.geometry import center_crop, crop_and_flip, random_resized_crop, rotate
-from vit_jax.augment.jitter import color_jitter
 from vit_jax.augment.mixing import cutout, erase, mix
-from vit_jax.augment.ops import GEOMETRIC, apply_ops, make_ops
+from vit_jax.augment.ops import GEOMETRIC, apply_ops, color_jitter, make_ops
 from vit_jax.data.sources import open_source
 from vit_jax.runtime import sharding
 from vit_jax.training import optim, step

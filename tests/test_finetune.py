@@ -169,7 +169,7 @@ def test_kept_features_train_like_images(model):
                 (steps.feature_step(state.variables, batch)[batch["mask"]], batch["label"])
                 for batch in part.evaluate(len(part))
             ]
-            part = ResidentBatches.of_features(*map(np.asarray, found[0]), MESH)
+            part = ResidentBatches(*map(np.asarray, found[0]), MESH)
         losses.append([])
         for batch in part.train(0, 0, 5, 16):
             state = steps.train(state, KEY, batch)

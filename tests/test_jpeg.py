@@ -5,8 +5,11 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_sets import settings
 
+from vit_jax.data import load_data
 from vit_jax.data.jpeg import describe_compression
+from vit_jax.runtime import sharding
 
 
 def encoded(size=32, mode="RGB", **options):
@@ -38,3 +41,35 @@ def test_grey_images_have_no_chroma():
 @pytest.mark.parametrize("options", [dict(format="PNG"), dict(format="JPEG", size=65)])
 def test_lossless_and_larger_images_are_no_matter(options):
     assert describe_compression([encoded(**options)]) is None
+
+
+def make_folder(root, **options):
+    for name in ("ant", "bee"):
+        (root / name).mkdir(parents=True)
+        for number in range(10):
+            (root / name / f"{number}.jpg").write_bytes(encoded(**options))
+    return settings(name="folder", dir=str(root), val_size=2, test_size=2)
+
+
+@pytest.mark.parametrize("resident", ["always", "never"])
+def test_a_dataset_of_small_jpeg_files_has_a_note(tmp_path, capsys, resident):
+    config = make_folder(tmp_path, format="JPEG", quality=75)
+    (tmp_path / "ant/9.jpg").write_bytes(encoded(format="PNG"))
+    config.resident = resident
+    data = load_data(config, sharding.make_mesh())
+    (note,) = data.notes
+    assert "JPEG of about quality 75 with 4:2:0 chroma subsampling, which costs accuracy" in note
+    assert capsys.readouterr().out.count(f"note: {note}\n") == 1
+    assert set(data.fingerprint) == {"classes", "examples", "checksum"}
+
+
+def test_lossless_and_embedded_images_have_no_note(tmp_path, capsys):
+    for config in (make_folder(tmp_path, format="PNG"), settings(name="digits", channels=1)):
+        assert load_data(config, sharding.make_mesh()).notes == ()
+    assert "note: " not in capsys.readouterr().out
+
+
+def test_damaged_files_are_no_small_jpegs():
+    files = [encoded(format="JPEG")] * 4 + [b"", b"\xff\xd8\xff", encoded(format="JPEG")[:300]]
+    assert "quality 75" in describe_compression(files)
+    assert describe_compression(files[3:]) is None and describe_compression([]) is None

@@ -3,26 +3,17 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from vit_jax.augment.ops import FIXED, affine_row
 
 FINE = 64  # boxes are measured in 1 / FINE pixels
 
 
-def crop_and_flip(
-    key: jax.Array, images: jax.Array, padding: int, flip: bool, fill: int = 0
-) -> jax.Array:
-    """Pads, crops back to size at random, mirrors at random (He et al. 2016, 4.2).
+def crop_and_flip(key: Array, images: Array, padding: int, flip: bool, fill: int = 0) -> Array:
+    """Pad with `fill`, crop randomly to the original size, mirror half (He et al. 2016, 4.2).
 
-    Args:
-      key: of this step.
-      images: uint8 [b, height, width, channels].
-      padding: pixels added on each side; every offset in [0, 2 * padding] is equally likely.
-      flip: whether to mirror half of the images left to right.
-      fill: value of the padding.
-
-    Returns:
-      uint8 images of the same shape.
+    `padding` pixels are added on each side; every offset in [0, 2 * padding] is equally likely.
     """
     b, height, width, _ = images.shape
     offset_key, flip_key = jax.random.split(key)
@@ -38,24 +29,12 @@ def crop_and_flip(
     return jax.vmap(lambda image, y, x: image[y[:, None], x])(padded, rows, columns)
 
 
-def random_resized_crop(
-    key: jax.Array, images: jax.Array, size: int, min_area: float, flip: bool
-) -> jax.Array:
-    """Resizes a random part of every image to `size` x `size` (Szegedy et al. 2015, section 6).
+def random_resized_crop(key: Array, images: Array, size: int, min_area: float, flip: bool) -> Array:
+    """Resize a random crop to `size` x `size`, mirror half (Szegedy et al. 2015, section 6).
 
-    The part's share of the area is uniform in [min_area, 1] and the logarithm of its aspect ratio
-    uniform between those of 3/4 and 4/3, both from a fine grid; a side longer than the image is cut
-    to it.
-
-    Args:
-      key: of this step.
-      images: uint8 [b, height, width, channels].
-      size: pixels of a side of the result.
-      min_area: smallest share of the image's area.
-      flip: whether to mirror half of the images left to right.
-
-    Returns:
-      uint8 [b, size, size, channels].
+    The crop's fraction of the area is uniform in [min_area, 1] and the logarithm of its aspect
+    ratio uniform between those of 3/4 and 4/3, both from a fine grid; a side longer than the image
+    is cut to it.
     """
     b, height, width, _ = images.shape
     side_key, corner_key, flip_key = jax.random.split(key, 3)
@@ -72,16 +51,10 @@ def random_resized_crop(
     return resized
 
 
-def center_crop(images: jax.Array, size: int, keep: float = 1.0) -> jax.Array:
-    """Resizes the central square of every image to `size` x `size`.
+def center_crop(images: Array, size: int, keep: float = 1.0) -> Array:
+    """Resize the central square of images [b, side, side, channels] to `size` x `size`.
 
-    Args:
-      images: uint8 [b, side, side, channels].
-      size: pixels of a side of the result.
-      keep: the square's side as a share of the image's; it becomes a whole number of pixels.
-
-    Returns:
-      uint8 [b, size, size, channels].
+    The square's side is the fraction `keep` of the image's, rounded to pixels.
     """
     b, side, _, _ = images.shape
     inner = max(1, round(keep * side))
@@ -93,16 +66,11 @@ def center_crop(images: jax.Array, size: int, keep: float = 1.0) -> jax.Array:
 
 
 def _resize(images, corners, sides, size):
-    """Resizes a part of every image: Pillow's BILINEAR, which averages when it makes smaller.
+    """Resize a box of every image with Pillow's BILINEAR, which averages when it shrinks.
 
-    All sums are of whole numbers below 2^24, which float32 holds exactly: the compiler's order of
-    summation, which may depend on the number of devices, cannot change a pixel.
-
-    Args:
-      images: uint8 [b, height, width, channels].
-      corners: int32 [b, 2], upper left corner of the part, row and column, in 1 / FINE pixels.
-      sides: int32 [b, 2], its height and width in 1 / FINE pixels.
-      size: pixels of a side of the result.
+    Boxes: upper left corners and sides, int32 [b, 2] (row or height, column or width), in 1 / FINE
+    pixels. All sums are of integers below 2^24, which float32 holds exactly: the compiler's order
+    of summation, which may depend on the number of devices, cannot change a pixel.
     """
     x = images.astype(jnp.float32)
     for axis, equation in enumerate(("bts,bswc->btwc", "bts,bhsc->bhtc")):
@@ -120,17 +88,10 @@ def _resize(images, corners, sides, size):
     return x.astype(jnp.uint8)
 
 
-def rotate(key: jax.Array, images: jax.Array, degrees: float, fill: int) -> jax.Array:
-    """Rotates every image about its centre, with linear interpolation.
+def rotate(key: Array, images: Array, degrees: float, fill: int) -> Array:
+    """Rotate about the centre with linear interpolation; pixels from outside are `fill`.
 
-    Args:
-      key: of this step.
-      images: uint8 [b, height, width, channels].
-      degrees: the largest angle; 2049 angles up to it, either way, are equally likely.
-      fill: value of what comes from outside the image.
-
-    Returns:
-      uint8 images of the same shape.
+    2049 angles between -degrees and degrees are equally likely.
     """
     b, height, width, _ = images.shape
     angles = np.linspace(-degrees, degrees, 2049)
@@ -147,6 +108,6 @@ def rotate(key: jax.Array, images: jax.Array, degrees: float, fill: int) -> jax.
         at = jnp.where(inside, row, 0), jnp.where(inside, column, 0)
         value = jax.vmap(lambda image, row, column: image[row, column])(images, *at)
         value = jnp.where(inside[..., None], value, fill).astype(jnp.int32)
-        share = (x & 255 if right else 256 - (x & 255)) * (y & 255 if below else 256 - (y & 255))
-        total += share[..., None] * value
+        weight = (x & 255 if right else 256 - (x & 255)) * (y & 255 if below else 256 - (y & 255))
+        total += weight[..., None] * value
     return ((total + FIXED // 2) // FIXED).astype(jnp.uint8)

@@ -1,9 +1,10 @@
-"""The image operations of AutoAugment and its kin: Pillow's arithmetic, for whole batches.
+"""Colour jitter, and the operations of AutoAugment and its kind: Pillow's arithmetic for batches.
 
-An operation is a row of numbers (`Ops`), not a branch: a move of pixels (an affine map), a table of
-256 values, or a blend with the grey or the smoothed image. A batch in which every image has its own
-operation costs one gather, one look-up and two blends, whichever was drawn. All of it is in whole
-numbers, so that no compiler's arrangement of a sum, and so no number of devices, changes a pixel.
+An operation is a row of numbers (`Ops`), not a branch: an affine map of the pixels, a table of 256
+values, or a blend with the grey or the smoothed image. A batch in which every image has its own
+operation costs one gather, one table look-up and two blends, whichever was drawn. Integers make the
+pixels independent of the order of summation and so of the number of devices. `planes` are uint8
+[channels, b, height * width].
 """
 
 import dataclasses
@@ -12,81 +13,59 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 FIXED = 1 << 16  # Pillow's affine maps count in units of 1 / FIXED pixels
-UNIT = 1 << 21  # what a blend's factor of 1 is; int32 has room for 3 * 255 * UNIT
+UNIT = 1 << 21  # a blend's factor of 1; int32 has room for 3 * 255 * UNIT
 
 
 @dataclasses.dataclass(frozen=True)
 class Ops:
-    """Operations in numbers, one per row; a row is the identity in all columns but one.
+    """Operations as numbers, one per row; a row is the identity in all columns but one.
 
     Attributes:
       affine: int32 [n, 6], (a, b, c, d, e, f): the output pixel (column x, row y) is taken from
         column (a x + b y + c) >> 16 and row (d x + e y + f) >> 16 of the input.
       table: uint8 [n, 256], the new value of every old one.
-      contrast: int32 [n], factor of the distance from the image's mean grey, times UNIT.
-      color: int32 [n], likewise from the pixel's grey.
-      sharpness: int32 [n], likewise from the smoothed image.
-      autocontrast: bool [n], whether every channel is stretched to 0 ... 255.
-      equalize: bool [n], whether every channel's histogram is made flat.
+      factors: int32 [n, 3], factors times UNIT of the distance from the image's mean grey, from the
+        pixel's grey, and from the smoothed image.
+      flags: bool [n, 2], whether every channel is stretched to 0 ... 255, and equalised.
     """
 
     affine: np.ndarray
     table: np.ndarray
-    contrast: np.ndarray
-    color: np.ndarray
-    sharpness: np.ndarray
-    autocontrast: np.ndarray
-    equalize: np.ndarray
+    factors: np.ndarray
+    flags: np.ndarray
 
 
 def make_ops(operations: list[tuple[str, float]], height: int, width: int) -> Ops:
-    """Returns the operations (name, magnitude) in numbers.
+    """Encode operations (name, magnitude) for images of `height` x `width` pixels.
 
-    Names and meaning of the magnitude are torchvision's: shear as a tangent, translation in pixels
-    (its fraction is dropped), rotation in degrees counter-clockwise, for Brightness, Contrast,
-    Color and Sharpness the factor minus 1, the number of bits that Posterize keeps, the value from
-    which Solarize inverts; Identity, Invert, AutoContrast and Equalize have none.
-
-    Args:
-      operations: a name and a magnitude each.
-      height: of the images, pixels.
-      width: of the images, pixels.
+    As in torchvision: shear as a tangent, translation in whole pixels, rotation in degrees
+    counter-clockwise, the factor minus 1 for Brightness, Contrast, Color and Sharpness, the number
+    of bits that Posterize keeps, the value from which Solarize inverts.
     """
-    names = [name for name, _ in operations]
-
-    def factors(wanted):
-        factor = [1 + m if name == wanted else 1 for name, m in operations]
-        return np.rint(np.array(factor) * UNIT).astype(np.int32)
-
+    blends, flags = ("Contrast", "Color", "Sharpness"), ("AutoContrast", "Equalize")
+    factors = np.array([[1 + m * (name == blend) for blend in blends] for name, m in operations])
     return Ops(
         affine=np.stack([affine_row(*operation, height, width) for operation in operations]),
         table=np.stack([_table(*operation) for operation in operations]),
-        contrast=factors("Contrast"),
-        color=factors("Color"),
-        sharpness=factors("Sharpness"),
-        autocontrast=np.array([name == "AutoContrast" for name in names]),
-        equalize=np.array([name == "Equalize" for name in names]),
+        factors=np.rint(factors * UNIT).astype(np.int32),
+        flags=np.array([[name == flag for flag in flags] for name, _ in operations]),
     )
 
 
 def affine_row(name: str, magnitude: float, height: int, width: int) -> np.ndarray:
-    """Returns a row of `Ops.affine`: the map as Pillow holds it, from and to the pixels' centres.
-
-    The arguments are those of `make_ops`; other operations than the geometric give the identity.
-    """
-    a, b, c, d, e, f = 1.0, 0.0, 0.0, 0.0, 1.0, 0.0
-    if name == "ShearX":  # about the upper left corner, like ShearY
-        b = magnitude
-    elif name == "ShearY":
-        d = magnitude
-    elif name == "TranslateX":
-        c = -int(magnitude)
-    elif name == "TranslateY":
-        f = -int(magnitude)
-    elif name == "Rotate":  # about the centre
+    """Make a row of `Ops.affine`: Pillow's map between the centres of pixels."""
+    maps = {
+        "ShearX": (1, magnitude, 0, 0, 1, 0),  # about the upper left corner, like ShearY
+        "ShearY": (1, 0, 0, magnitude, 1, 0),
+        "TranslateX": (1, 0, -int(magnitude), 0, 1, 0),
+        "TranslateY": (1, 0, 0, 0, 1, -int(magnitude)),
+    }
+    a, b, c, d, e, f = maps.get(name, (1, 0, 0, 0, 1, 0))
+    if name == "Rotate":  # about the centre
         sine, cosine = (round(g(-math.radians(magnitude)), 15) for g in (math.sin, math.cos))
         a, b, d, e = cosine, sine, -sine, cosine
         c = width / 2 - a * width / 2 - b * height / 2
@@ -108,18 +87,17 @@ def _table(name, magnitude):
     return values.astype(np.uint8)
 
 
-def apply_ops(images: jax.Array, ops: Ops, rows: jax.Array, fill: int) -> jax.Array:
-    """Applies to every image its own operations, one after the other.
+def apply_ops(images: Array, ops: Ops, rows: Array, fill: int) -> Array:
+    """Apply to every image its own operations, one after the other.
+
+    The result is exactly Pillow's (NEAREST), but Contrast, Color and Sharpness may differ by 1
+    where its float32 sum falls on the other side of an integer.
 
     Args:
       images: uint8 [b, height, width, channels], 1 channel (Color then changes nothing) or 3.
       ops: made for this height and width.
       rows: int32 [b, slots], the operations' rows in `ops`, in order.
       fill: value of pixels that a geometric operation takes from outside the image.
-
-    Returns:
-      uint8 images of the same shape: exactly Pillow's (NEAREST), but Contrast, Color and Sharpness
-      may differ by 1 where its float32 sum falls on the other side of a whole number.
     """
     b, height, width, channels = images.shape
     planes = images.transpose(3, 0, 1, 2).reshape(channels, b, height * width)
@@ -132,8 +110,13 @@ def apply_ops(images: jax.Array, ops: Ops, rows: jax.Array, fill: int) -> jax.Ar
 
 
 def _apply(planes, ops, row, fill, size):
-    """Applies one operation to uint8 [channels, b, height * width]."""
-    source, inside = _sources(jnp.asarray(ops.affine)[row], size)  # [b, height * width]
+    height, width = size
+    x, y = jnp.arange(width), jnp.arange(height)[:, None]
+    a, b, c, d, e, f = (column[:, None, None] for column in jnp.asarray(ops.affine)[row].T)
+    x, y = (a * x + b * y + c) >> 16, (d * x + e * y + f) >> 16  # [b, height, width]
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    source = jnp.where(inside, y * width + x, 0).reshape(planes.shape[1:])
+    inside = inside.reshape(planes.shape[1:])
 
     # Channel by channel in a loop, and the tables in a loop before: XLA would fuse it all into one
     # kernel on the CPU, which then makes tables and gathers again for every pixel that needs them.
@@ -145,48 +128,24 @@ def _apply(planes, ops, row, fill, size):
 
     result = jax.lax.map(read, (planes, _tables(planes, ops, row)))
     # The blends are of the unchanged planes, because their rows change nothing above.
-    if (ops.color != UNIT).any():
-        result = _enhance(result, planes, grey(planes), jnp.asarray(ops.color)[row])
-    if (ops.sharpness != UNIT).any():
-        smooth = _smooth(planes, size)
-        result = _enhance(result, planes, smooth, jnp.asarray(ops.sharpness)[row])
-    return result
-
-
-def _sources(affine, size):
-    """Returns the index of the pixel that each one is read from, and whether there is one."""
-    height, width = size
-    x, y = jnp.arange(width), jnp.arange(height)[:, None]
-    a, b, c, d, e, f = (column[:, None, None] for column in affine.T)
-    x, y = (a * x + b * y + c) >> 16, (d * x + e * y + f) >> 16  # [b, height, width]
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    shape = (len(affine), height * width)
-    return jnp.where(inside, y * width + x, 0).reshape(shape), inside.reshape(shape)
+    _, color, sharpness = jnp.asarray(ops.factors)[row].T[..., None]  # [b, 1]
+    result = jnp.where(color != UNIT, blend(grey(planes), planes, color), result)
+    return jnp.where(sharpness != UNIT, blend(_smooth(planes, size), planes, sharpness), result)
 
 
 def _tables(planes, ops, row):
-    """Returns the operations' tables, uint8 [channels, b, 256]."""
-    table = jnp.asarray(ops.table)[row]
-    if (ops.contrast != UNIT).any():
-        factor = jnp.asarray(ops.contrast)[row][:, None]
-        table = jnp.where(factor != UNIT, _contrast_table(planes, factor), table)
-    stretch, flatten = (jnp.asarray(c)[row][:, None] for c in (ops.autocontrast, ops.equalize))
+    """Compute the tables of the operations, uint8 [channels, b, 256]."""
+    factor, count = jnp.asarray(ops.factors)[row, :1], planes.shape[2]
+    mean = (2 * grey(planes).sum(1, keepdims=True) + count) // (2 * count)  # [b, 1]
+    contrasted = blend(mean, jnp.arange(256), factor)
+    table = jnp.where(factor != UNIT, contrasted, jnp.asarray(ops.table)[row])
+    stretch, flatten = jnp.asarray(ops.flags)[row].T[..., None]  # [b, 1]
 
     def of_channel(plane):
-        result = table
-        if ops.autocontrast.any():
-            result = jnp.where(stretch, _autocontrast_table(plane), result)
-        if ops.equalize.any():
-            result = jnp.where(flatten, _equalize_table(plane), result)
-        return result
+        stretched = jnp.where(stretch, _autocontrast_table(plane), table)
+        return jnp.where(flatten, _equalize_table(plane), stretched)
 
     return jax.lax.map(of_channel, planes)
-
-
-def _contrast_table(planes, factor):
-    count = planes.shape[2]
-    mean = (2 * grey(planes).sum(1, keepdims=True) + count) // (2 * count)  # [b, 1]
-    return blend(mean, jnp.arange(256), factor)
 
 
 def _autocontrast_table(plane):
@@ -198,10 +157,10 @@ def _autocontrast_table(plane):
 
 
 def _rounding_losses():
-    """Returns where Pillow's autocontrast loses 1 by rounding, packed bits uint8 [256, 256, 32].
+    """Find where Pillow's autocontrast loses 1 by rounding: bits, uint8 [low, high, 256 / 8].
 
-    Of low, high and value. It computes int(value * scale - low * scale) with the rounded scale
-    255 / (high - low) in float64, which can fall just short of a whole number.
+    It computes int(value * scale - low * scale) with the rounded scale 255 / (high - low) in
+    float64, which can fall just short of an integer.
     """
     values = np.arange(256)
     losses = np.zeros((256, 256, 32), np.uint8)
@@ -228,22 +187,16 @@ def _equalize_table(plane):
 
 
 def _divide(number, by):
-    """Returns number // by of int32 from 0 on, with a quotient up to 256, in float32.
+    """Compute number // by of int32 in float32: CPUs have no vector instruction for integers.
 
-    The half keeps the quotient 1 / (2 by) away from whole numbers: more than float32's error as
-    long as `by` is below 10,000. CPUs have no vector instruction for whole numbers.
+    For numbers from 0 on and quotients up to 256. The half keeps the quotient 1 / (2 by) away from
+    integers: more than float32's error as long as `by` is below 10,000.
     """
     return ((number.astype(jnp.float32) + 0.5) / by.astype(jnp.float32)).astype(jnp.int32)
 
 
-def _enhance(result, planes, blurred, factor):
-    """Returns `result`, but where the factor is not 1 the planes at that distance to `blurred`."""
-    factor = factor[:, None]
-    return jnp.where(factor != UNIT, blend(blurred, planes, factor), result)
-
-
-def grey(planes: jax.Array) -> jax.Array:
-    """Returns the luma of ITU-R 601, int32 [b, pixels], of uint8 [channels, b, pixels]."""
+def grey(planes: Array) -> Array:
+    """Compute the luma of ITU-R 601, int32 [b, height * width]."""
     if len(planes) == 1:
         return planes[0].astype(jnp.int32)
     red, green, blue = planes.astype(jnp.int32)
@@ -251,7 +204,7 @@ def grey(planes: jax.Array) -> jax.Array:
 
 
 def _smooth(planes, size):
-    """Returns the mean over 3 x 3 pixels in which the middle counts 5 times; the rim unchanged."""
+    """Average 3 x 3 pixels, of which the middle one counts 5 times; the rim is unchanged."""
     height, width = size
     reach = width + 1
     padded = jnp.pad(planes, ((0, 0), (0, 0), (reach, reach))).astype(jnp.int16)
@@ -264,15 +217,39 @@ def _smooth(planes, size):
     return jnp.where(rim, planes, mean.astype(jnp.uint8))
 
 
-def blend(one: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
-    """Returns one + factor / UNIT * (other - one), cut to 0 ... 255 and rounded down, as uint8.
+def blend(one: Array, other: Array, factor: Array) -> Array:
+    """Compute one + factor / UNIT * (other - one), clipped to 0 ... 255, rounded down, uint8.
 
-    Args:
-      one: whole numbers from 0 to 255.
-      other: likewise.
-      factor: int32, from 0 to 2 * UNIT.
+    `one` and `other` are integers from 0 to 255, `factor` is int32 from 0 to 2 * UNIT.
     """
     one, other = one.astype(jnp.int32), other.astype(jnp.int32)
     # The last term, because a factor such as 1.1 can be a little too small once it is rounded.
     total = UNIT * one + factor * (other - one) + UNIT // 8192
     return jnp.clip(total // UNIT, 0, 255).astype(jnp.uint8)
+
+
+def color_jitter(
+    key: Array, images: Array, brightness: float, contrast: float, saturation: float
+) -> Array:
+    """Change brightness, contrast and saturation as torchvision's ColorJitter, in this order.
+
+    Factors, uniform in [1 - range, 1 + range] of ranges up to 1, multiply the pixels, the distance
+    from the image's mean grey, and the distance from each pixel's grey.
+    """
+    b, height, width, channels = images.shape
+    planes = images.transpose(3, 0, 1, 2).reshape(channels, b, height * width)
+    keys = jax.random.split(key, 3)
+
+    def scale(key, other, planes, limit):
+        limit = round(limit * UNIT)
+        factor = UNIT + jax.random.randint(key, (b, 1), -limit, limit + 1)
+        return blend(other, planes, factor)
+
+    if brightness:
+        planes = scale(keys[0], jnp.zeros_like(planes), planes, brightness)
+    if contrast:
+        mean = grey(planes).sum(1, keepdims=True) // (height * width)
+        planes = scale(keys[1], mean, planes, contrast)
+    if saturation:
+        planes = scale(keys[2], grey(planes), planes, saturation)
+    return planes.reshape(channels, b, height, width).transpose(1, 2, 3, 0)

@@ -1,81 +1,68 @@
-"""AutoAugment, RandAugment and TrivialAugment: which operations, how likely and how strong.
+"""AutoAugment, RandAugment and TrivialAugment: operations, their probabilities and magnitudes.
 
-Magnitudes follow torchvision's convention: they rise in equal steps from nothing to the largest,
-both ends included (10 levels in AutoAugment, 31 in the others), and shear, translation, rotation
-and the four enhancements have either sign with equal chance.
+Magnitudes are torchvision's: they rise in equal steps from nothing to the largest, both included
+(10 levels in AutoAugment, 31 in the others), and shear, translation, rotation and the four
+enhancements have either sign with equal probability. Policies are made for a height and width.
 """
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from vit_jax.augment.ops import GEOMETRIC, Ops, apply_ops, make_ops
 
 ENHANCEMENTS = ("Brightness", "Color", "Contrast", "Sharpness")
 SIGNED = (*GEOMETRIC, *ENHANCEMENTS)
-# Of RandAugment and TrivialAugment.
+# All operations, and the number of levels, of RandAugment and TrivialAugment.
 ALL = ("Identity", *GEOMETRIC, *ENHANCEMENTS, "Posterize", "Solarize", "AutoContrast", "Equalize")
-LEVELS = 31  # likewise
+LEVELS = 31
 
-# Cubuk et al. 2019 (AutoAugment), tables 7 and 9: (operation, probability, level) twice per line.
-POLICIES = {
-    "cifar10": (
-        (("Invert", 0.1, 7), ("Contrast", 0.2, 6)),
-        (("Rotate", 0.7, 2), ("TranslateX", 0.3, 9)),
-        (("Sharpness", 0.8, 1), ("Sharpness", 0.9, 3)),
-        (("ShearY", 0.5, 8), ("TranslateY", 0.7, 9)),
-        (("AutoContrast", 0.5, 8), ("Equalize", 0.9, 2)),
-        (("ShearY", 0.2, 7), ("Posterize", 0.3, 7)),
-        (("Color", 0.4, 3), ("Brightness", 0.6, 7)),
-        (("Sharpness", 0.3, 9), ("Brightness", 0.7, 9)),
-        (("Equalize", 0.6, 5), ("Equalize", 0.5, 1)),
-        (("Contrast", 0.6, 7), ("Sharpness", 0.6, 5)),
-        (("Color", 0.7, 7), ("TranslateX", 0.5, 8)),
-        (("Equalize", 0.3, 7), ("AutoContrast", 0.4, 8)),
-        (("TranslateY", 0.4, 3), ("Sharpness", 0.2, 6)),
-        (("Brightness", 0.9, 6), ("Color", 0.2, 8)),
-        (("Solarize", 0.5, 2), ("Invert", 0.0, 3)),
-        (("Equalize", 0.2, 0), ("AutoContrast", 0.6, 0)),
-        (("Equalize", 0.2, 8), ("Equalize", 0.6, 4)),
-        (("Color", 0.9, 9), ("Equalize", 0.6, 6)),
-        (("AutoContrast", 0.8, 4), ("Solarize", 0.2, 8)),
-        (("Brightness", 0.1, 3), ("Color", 0.7, 0)),
-        (("Solarize", 0.4, 5), ("AutoContrast", 0.9, 3)),
-        (("TranslateY", 0.9, 9), ("TranslateY", 0.7, 9)),
-        (("AutoContrast", 0.9, 2), ("Solarize", 0.8, 3)),
-        (("Equalize", 0.8, 8), ("Invert", 0.1, 3)),
-        (("TranslateY", 0.7, 9), ("AutoContrast", 0.9, 1)),
-    ),
-    "imagenet": (
-        (("Posterize", 0.4, 8), ("Rotate", 0.6, 9)),
-        (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 5)),
-        (("Equalize", 0.8, 8), ("Equalize", 0.6, 3)),
-        (("Posterize", 0.6, 7), ("Posterize", 0.6, 6)),
-        (("Equalize", 0.4, 7), ("Solarize", 0.2, 4)),
-        (("Equalize", 0.4, 4), ("Rotate", 0.8, 8)),
-        (("Solarize", 0.6, 3), ("Equalize", 0.6, 7)),
-        (("Posterize", 0.8, 5), ("Equalize", 1.0, 2)),
-        (("Rotate", 0.2, 3), ("Solarize", 0.6, 8)),
-        (("Equalize", 0.6, 8), ("Posterize", 0.4, 6)),
-        (("Rotate", 0.8, 8), ("Color", 0.4, 0)),
-        (("Rotate", 0.4, 9), ("Equalize", 0.6, 2)),
-        (("Equalize", 0.0, 7), ("Equalize", 0.8, 8)),
-        (("Invert", 0.6, 4), ("Equalize", 1.0, 8)),
-        (("Color", 0.6, 4), ("Contrast", 1.0, 8)),
-        (("Rotate", 0.8, 8), ("Color", 1.0, 2)),
-        (("Color", 0.8, 8), ("Solarize", 0.8, 7)),
-        (("Sharpness", 0.4, 7), ("Invert", 0.6, 8)),
-        (("ShearX", 0.6, 5), ("Equalize", 1.0, 9)),
-        (("Color", 0.4, 0), ("Equalize", 0.6, 3)),
-        (("Equalize", 0.4, 7), ("Solarize", 0.2, 4)),
-        (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 5)),
-        (("Invert", 0.6, 4), ("Equalize", 1.0, 8)),
-        (("Color", 0.6, 4), ("Contrast", 1.0, 8)),
-        (("Equalize", 0.8, 8), ("Equalize", 0.6, 3)),
-    ),
+# Cubuk et al. 2019 (AutoAugment), tables 7 and 9: pairs of operation, probability and level.
+_TABLES = {
+    "cifar10": """
+        Invert 0.1 7, Contrast 0.2 6; Rotate 0.7 2, TranslateX 0.3 9
+        Sharpness 0.8 1, Sharpness 0.9 3; ShearY 0.5 8, TranslateY 0.7 9
+        AutoContrast 0.5 8, Equalize 0.9 2; ShearY 0.2 7, Posterize 0.3 7
+        Color 0.4 3, Brightness 0.6 7; Sharpness 0.3 9, Brightness 0.7 9
+        Equalize 0.6 5, Equalize 0.5 1; Contrast 0.6 7, Sharpness 0.6 5
+        Color 0.7 7, TranslateX 0.5 8; Equalize 0.3 7, AutoContrast 0.4 8
+        TranslateY 0.4 3, Sharpness 0.2 6; Brightness 0.9 6, Color 0.2 8
+        Solarize 0.5 2, Invert 0.0 3; Equalize 0.2 0, AutoContrast 0.6 0
+        Equalize 0.2 8, Equalize 0.6 4; Color 0.9 9, Equalize 0.6 6
+        AutoContrast 0.8 4, Solarize 0.2 8; Brightness 0.1 3, Color 0.7 0
+        Solarize 0.4 5, AutoContrast 0.9 3; TranslateY 0.9 9, TranslateY 0.7 9
+        AutoContrast 0.9 2, Solarize 0.8 3; Equalize 0.8 8, Invert 0.1 3
+        TranslateY 0.7 9, AutoContrast 0.9 1
+    """,
+    "imagenet": """
+        Posterize 0.4 8, Rotate 0.6 9; Solarize 0.6 5, AutoContrast 0.6 5
+        Equalize 0.8 8, Equalize 0.6 3; Posterize 0.6 7, Posterize 0.6 6
+        Equalize 0.4 7, Solarize 0.2 4; Equalize 0.4 4, Rotate 0.8 8
+        Solarize 0.6 3, Equalize 0.6 7; Posterize 0.8 5, Equalize 1.0 2
+        Rotate 0.2 3, Solarize 0.6 8; Equalize 0.6 8, Posterize 0.4 6
+        Rotate 0.8 8, Color 0.4 0; Rotate 0.4 9, Equalize 0.6 2
+        Equalize 0.0 7, Equalize 0.8 8; Invert 0.6 4, Equalize 1.0 8
+        Color 0.6 4, Contrast 1.0 8; Rotate 0.8 8, Color 1.0 2
+        Color 0.8 8, Solarize 0.8 7; Sharpness 0.4 7, Invert 0.6 8
+        ShearX 0.6 5, Equalize 1.0 9; Color 0.4 0, Equalize 0.6 3
+        Equalize 0.4 7, Solarize 0.2 4; Solarize 0.6 5, AutoContrast 0.6 5
+        Invert 0.6 4, Equalize 1.0 8; Color 0.6 4, Contrast 1.0 8
+        Equalize 0.8 8, Equalize 0.6 3
+    """,
 }
+
+
+def _parse(table):
+    found = re.findall(r"(\w+) (\S+) (\d)", table)
+    triples = [(name, float(rate), int(level)) for name, rate, level in found]
+    return list(zip(triples[::2], triples[1::2], strict=True))
+
+
+POLICIES = {name: _parse(table) for name, table in _TABLES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +70,9 @@ class Policy:
     """Equally likely choices, each of one operation per slot.
 
     Attributes:
-      ops: the operations in numbers; row 0 is the identity.
+      ops: the operations; row 0 is the identity.
       rows: int32 [choices, slots, 2], rows of `ops`: with positive and with negative magnitude.
-      rates: float32 [choices, slots], how likely the operation is applied at all.
+      rates: float32 [choices, slots], probabilities that the operation is applied at all.
       joint: whether one choice fills all slots of an image, instead of one choice per slot.
     """
 
@@ -95,16 +82,11 @@ class Policy:
     joint: bool
 
 
-def magnitudes(name: str, levels: int, height: int, width: int, wide: bool = False) -> np.ndarray:
-    """Returns an operation's magnitude at every level, float64 [levels], in `make_ops`'s units.
+def _magnitudes(name, levels, height, width, wide=False):
+    """Compute an operation's magnitudes from weakest to strongest, float64 [levels].
 
-    Args:
-      name: of the operation.
-      levels: their number, evenly from the weakest to the strongest.
-      height: of the images, pixels.
-      width: of the images, pixels.
-      wide: the ranges of TrivialAugment "wide" (Müller & Hutter 2021, table 1) instead of those
-        of AutoAugment (Cubuk et al. 2019, table 6, translation relative to its 331 pixels).
+    In the units of `make_ops`; the ranges are those of TrivialAugment "wide" (Müller & Hutter 2021,
+    table 1) or of AutoAugment (Cubuk et al. 2019, table 6, translation relative to its 331 pixels).
     """
     if name == "Posterize":
         return 8 - np.rint(np.linspace(0, 6 if wide else 4, levels))
@@ -121,15 +103,9 @@ def magnitudes(name: str, levels: int, height: int, width: int, wide: bool = Fal
 
 
 def make_autoaugment(name: str, height: int, width: int) -> Policy:
-    """Returns an AutoAugment policy: one of 25 pairs of operations, each with its own chance.
-
-    Args:
-      name: a key of POLICIES.
-      height: of the images, pixels.
-      width: of the images, pixels.
-    """
+    """Make an AutoAugment policy of `POLICIES`: one of 25 pairs of operations per image."""
     slots = [
-        [(op, magnitudes(op, 10, height, width)[level]) for op, _, level in pair]
+        [(op, _magnitudes(op, 10, height, width)[level]) for op, _, level in pair]
         for pair in POLICIES[name]
     ]
     rates = [[rate for _, rate, _ in pair] for pair in POLICIES[name]]
@@ -137,14 +113,14 @@ def make_autoaugment(name: str, height: int, width: int) -> Policy:
 
 
 def make_randaugment(num_ops: int, magnitude: int, height: int, width: int) -> Policy:
-    """Returns RandAugment (Cubuk et al. 2020): `num_ops` of 14 operations at one level, 0 to 30."""
-    slots = [[(op, magnitudes(op, LEVELS, height, width)[magnitude])] * num_ops for op in ALL]
+    """Make RandAugment (Cubuk et al. 2020): `num_ops` of 14 operations at one level, 0 to 30."""
+    slots = [[(op, _magnitudes(op, LEVELS, height, width)[magnitude])] * num_ops for op in ALL]
     return _make_policy(slots, np.ones((len(ALL), num_ops)), False, height, width)
 
 
 def make_trivialaugment(height: int, width: int) -> Policy:
-    """Returns TrivialAugment (Müller & Hutter 2021): one of 14 operations, at any of 31 levels."""
-    slots = [[(op, m)] for op in ALL for m in magnitudes(op, LEVELS, height, width, wide=True)]
+    """Make TrivialAugment (Müller & Hutter 2021): one of 14 operations at any of 31 levels."""
+    slots = [[(op, m)] for op in ALL for m in _magnitudes(op, LEVELS, height, width, wide=True)]
     return _make_policy(slots, np.ones((len(slots), 1)), True, height, width)
 
 
@@ -162,13 +138,10 @@ def _make_policy(slots, rates, joint, height, width):
     return Policy(ops, np.array(rows, np.int32), np.array(rates, np.float32), joint)
 
 
-def draw(key: jax.Array, policy: Policy, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Draws what happens to `count` images.
+def draw(key: Array, policy: Policy, count: int) -> tuple[Array, Array, Array]:
+    """Draw for `count` images, each result [count, slots]: the lines of `policy.rows`, int32.
 
-    Returns:
-      choices: int32 [count, slots], lines of `policy.rows`.
-      applied: bool [count, slots], whether the slot's operation is applied.
-      negative: bool [count, slots], whether its magnitude has the negative sign.
+    And whether the operation is applied and whether its magnitude is negative, both bool.
     """
     lines, slots = policy.rates.shape
     choice_key, rate_key, sign_key = jax.random.split(key, 3)
@@ -179,18 +152,8 @@ def draw(key: jax.Array, policy: Policy, count: int) -> tuple[jax.Array, jax.Arr
     return choices, applied, jax.random.bernoulli(sign_key, shape=(count, slots))
 
 
-def apply_policy(key: jax.Array, images: jax.Array, policy: Policy, fill: int) -> jax.Array:
-    """Applies to every image of a batch operations of its own.
-
-    Args:
-      key: of this step.
-      images: uint8 [b, height, width, channels], of the size that the policy was made for.
-      policy: what to draw from.
-      fill: value of pixels that a geometric operation takes from outside the image.
-
-    Returns:
-      uint8 images of the same shape.
-    """
+def apply_policy(key: Array, images: Array, policy: Policy, fill: int) -> Array:
+    """Apply to every image of a batch operations of its own; pixels from outside are `fill`."""
     choices, applied, negative = draw(key, policy, len(images))
     slots = jnp.arange(choices.shape[1])
     rows = jnp.asarray(policy.rows)[choices, slots, negative.astype(jnp.int32)]

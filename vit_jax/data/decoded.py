@@ -1,4 +1,4 @@
-"""A cache on disk of arrays that are slow to make, decoded images above all."""
+"""A disk cache of arrays that are slow to make: decoded images and labels."""
 
 import contextlib
 import functools
@@ -18,35 +18,29 @@ from vit_jax.runtime.files import cache_folder
 
 SLOW_SECONDS = 1.0  # arrays that are made faster are not cached
 LARGEST_BYTES = 2**30  # of one file
-FOLDER_BYTES = 4 * 2**30  # of all; the least recently used go first
+FOLDER_BYTES = 4 * 2**30  # of all files; the least recently used are removed first
 SHARE_OF_FREE = 0.1  # of the disk's free space, for one file: checkpoints need it more
 
 
 def identity(*what) -> str:
-    """Hash these values (numbers, strings, tuples, lists) to 64 hexadecimal digits."""
+    """Hash numbers, strings, tuples and lists to 64 hexadecimal digits."""
     return hashlib.sha256(repr(what).encode()).hexdigest()
 
 
-def state_of(paths: Iterable[str | os.PathLike]) -> str | None:
-    """Hash the names, sizes and dates of files; None if they cannot be read.
+def state_of(paths: Iterable[str | os.PathLike]) -> str:
+    """Hash the names, sizes and dates of files.
 
     Two files that swapped their names differ in the date of the last change of their inode.
     """
-    try:
-        stats = [(str(path), os.stat(path)) for path in paths]
-    except OSError:
-        return None
+    stats = [(str(path), os.stat(path)) for path in paths]
     return identity([(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats])
 
 
 def cached(name: str | None, make: Callable[[], tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
     """Read the arrays that `make` returns from the cache, or make and cache them.
 
-    Damaged files are replaced. A cache that cannot be written is ignored.
-
-    Args:
-      name: an `identity` of what they are made from, taken before it is read; None: no cache.
-      make: makes them.
+    `name` is an `identity` of what they are made from, computed before it is read; None disables
+    the cache. Damaged files are replaced. A cache that cannot be written is ignored.
     """
     base = cache_folder()
     if name is None or base is None:
@@ -57,7 +51,7 @@ def cached(name: str | None, make: Callable[[], tuple[np.ndarray, ...]]) -> tupl
             arrays = tuple(file.values())
         os.utime(path)  # the most recently used
         return arrays
-    except Exception:  # mostly there is none; damage raises many types
+    except Exception:  # mostly a missing file; damage raises many types
         pass
     started = time.monotonic()
     arrays = make()
@@ -74,7 +68,7 @@ def _write(path, arrays):
         return
     descriptor, part = tempfile.mkstemp(".part", dir=folder)
     try:
-        with open(descriptor, "wb") as file:  # not synced: the CRC notices what is lost
+        with open(descriptor, "wb") as file:  # not synced: the CRC detects what is lost
             np.savez(file, *arrays)
         os.replace(part, path)
     except BaseException:  # Ctrl-C too

@@ -1,5 +1,6 @@
-"""Labelled images by their numbers, read one by one or all at once."""
+"""Labelled images by index, decoded one by one or all at once."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,61 +11,51 @@ from vit_jax.data import decoded
 from vit_jax.runtime.progress import Bar
 
 
+@dataclasses.dataclass(frozen=True)
 class Examples:
     """Random access to labelled images.
 
     Attributes:
-      labels: int32 [n].
-      identity: a text that changes with the pixels or labels; None: they are not to be kept.
+      count: number of examples.
+      read: decodes examples: indices -> (uint8 [height, width, channels], label) each.
+      read_labels: -> int32 [count]; called only if labels are needed without the pixels.
+      make_identity: -> a string that changes with the pixels or labels, None for no caching; called
+        only before all images are decoded.
+      read_encoded: indices -> the encoded images; empty if there are none.
     """
 
-    def __init__(
-        self,
-        count: int,
-        read: Callable[[Sequence[int]], list[tuple[np.ndarray, int]]],
-        labels: Callable[[], np.ndarray],
-        identity: Callable[[], str | None] = lambda: None,
-    ):
-        """Wraps a reader.
-
-        Args:
-          count: number of examples.
-          read: indices -> (uint8 [height, width, channels], label) each.
-          labels: -> int32 [count]; called only when labels are needed without the pixels.
-          identity: -> `identity`; called only before all are decoded.
-        """
-        self._count, self._read, self._labels, self._identity = count, read, labels, identity
+    count: int
+    read: Callable[[Sequence[int]], list[tuple[np.ndarray, int]]]
+    read_labels: Callable[[], np.ndarray]
+    make_identity: Callable[[], str | None] = lambda: None
+    read_encoded: Callable[[Sequence[int]], list[bytes]] = lambda indices: []
 
     def __len__(self):
-        return self._count
+        return self.count
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
         """The labels, int32 [n]."""
-        return self._labels()
+        return self.read_labels()
 
     @functools.cached_property
-    def identity(self) -> str | None:
-        """A text that changes with the pixels or labels; None: they are not to be kept."""
-        return self._identity()
-
-    def read(self, indices: Sequence[int]) -> list[tuple[np.ndarray, int]]:
-        """Reads and decodes some examples: (uint8 [height, width, channels], label) each."""
-        return self._read(indices)
+    def _identity(self):
+        return self.make_identity()
 
     def take(self, indices: np.ndarray) -> "Examples":
-        """Returns the examples at `indices`, in that order."""
+        """Select the examples at `indices`, in that order."""
         return Examples(
             len(indices),
-            lambda wanted: self._read([int(indices[i]) for i in wanted]),
+            lambda wanted: self.read(indices[wanted].tolist()),
             lambda: self.labels[indices],
-            lambda: self.identity and decoded.identity(self.identity, indices.tolist()),
+            lambda: self._identity and decoded.identity(self._identity, indices.tolist()),
+            lambda wanted: self.read_encoded(indices[wanted].tolist()),
         )
 
     def decode_all(self, num_threads: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns all images, uint8 [n, height, width, channels], and labels, int32 [n]."""
+        """Decode all images, uint8 [n, height, width, channels], and labels, int32 [n]."""
         chunks = [range(i, min(i + 256, len(self))) for i in range(0, len(self), 256)]
-        # Filled in place: a stack at the end would need twice the room.
+        # Filled in place: a stack at the end would need twice the memory.
         images = np.empty((len(self), *self.read([0])[0][0].shape), np.uint8)
         labels = np.empty(len(self), np.int32)
         bar = Bar(total=len(self), desc="decoding", unit="image", leave=False, disable=None)
@@ -77,5 +68,5 @@ class Examples:
 
     def load_all(self, num_threads: int) -> tuple[np.ndarray, np.ndarray]:
         """Decode all images as `decode_all` does, or read them from the cache (`decoded`)."""
-        images, labels = decoded.cached(self.identity, lambda: self.decode_all(num_threads))
+        images, labels = decoded.cached(self._identity, lambda: self.decode_all(num_threads))
         return images, labels

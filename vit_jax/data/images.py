@@ -1,4 +1,4 @@
-"""One image: from a file or an opened picture to an array of the wanted size and channels."""
+"""One image, from a file or a Pillow image to an array of the wanted size and channels."""
 
 import pathlib
 
@@ -9,32 +9,31 @@ from PIL import Image, ImageOps
 from vit_jax.data import decoded
 from vit_jax.runtime.errors import UserError
 
-# What Pillow may take a file for, whatever it is called: not those that it hands to other programs.
+# The formats that Pillow may detect, whatever the suffix: none that it hands to other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-PIXELS = 1  # counts up when `to_array` begins to give other pixels: those kept are then made anew
+PIXELS = (
+    1  # to be increased when `to_array` changes its result: cached images are then decoded again
+)
 
 
 def stored_size(config) -> int:
-    """Returns the side, in pixels, that images have until they are on the device."""
+    """Get the side, in pixels, that images of `config.data` have until they are on the device."""
     return config.stored_size or config.image_size
 
 
 def identity_of(config, *what) -> str:
-    """Returns a text that stands for images as `config.data` has them read, from `what`."""
+    """Hash what determines decoded images: the code, the settings `config.data`, and `what`."""
     return decoded.identity(PIXELS, PIL.__version__, stored_size(config), config.channels, *what)
 
 
 def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """Returns uint8 [size, size, channels]: upright, converted, resized, centre-cropped.
-
-    `image` itself may be turned upright.
-    """
+    """Turn upright (in place), convert, resize and centre-crop to uint8 [size, size, channels]."""
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits: Pillow would clip, not scale
         levels = np.nan_to_num(np.asarray(image, np.float64) / 257, nan=0.0)
         image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
-    if "transparency" in image.info:  # of a palette: Pillow wants this step in between
+    if "transparency" in image.info:  # of a palette: Pillow needs this intermediate step
         image = image.convert("RGBA")
     mode = "RGB" if channels == 3 else "L"
     if image.mode != mode:  # else it would be copied
@@ -45,7 +44,7 @@ def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
 
 
 def read_image(path: pathlib.Path, size: int, channels: int) -> np.ndarray:
-    """Returns a file's image as `to_array` makes it; raises UserError if it cannot be read."""
+    """Read a file with `to_array`; raises UserError if it is no readable image."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             return to_array(image, size, channels)

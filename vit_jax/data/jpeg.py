@@ -1,55 +1,51 @@
 """JPEG compression of small images, which costs accuracy that no model can win back."""
 
 import io
+import statistics
 from collections.abc import Iterable
+from typing import Any
 
-import numpy as np
 from PIL import Image, JpegImagePlugin
 
 SMALL = 64  # pixels a side; blocks of 8 x 8 pixels blur what these show
 _SUBSAMPLING = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}
 
 # Luminance quantisation of quality 50 (ITU-T T.81, annex K, table K.1), row by row.
-_BASE = np.array(
-    [
-        *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55),
-        *(14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62),
-        *(18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92),
-        *(49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99),
-    ]
+_BASE = (
+    *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55),
+    *(14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62),
+    *(18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92),
+    *(49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99),
 )
 
 
 def describe_compression(files: Iterable[bytes]) -> str | None:
-    """Describe the JPEG compression of a dataset of small images.
+    """Describe the JPEG compression of a dataset of small images by a sample of its files.
 
-    Args:
-      files: a sample of its encoded images.
-
-    Returns:
-      A sentence with the estimated quality (as the IJG library counts, 1 to 100) and the chroma
-      subsampling of most images; None if most are larger than 64 pixels or no JPEG.
+    The sentence states the estimated quality (as the IJG library counts, 1 to 100) and the chroma
+    subsampling of most images; None if most are larger than 64 pixels or no JPEG.
     """
-    found, count = [], 0
-    for data in files:
-        count += 1
-        with Image.open(io.BytesIO(data)) as image:
-            if isinstance(image, JpegImagePlugin.JpegImageFile) and max(image.size) <= SMALL:
-                sampling = _SUBSAMPLING.get(JpegImagePlugin.get_sampling(image), "")
-                found.append(
-                    (_quality(image.quantization[0]), sampling if image.layers > 1 else "")
-                )
-    if len(found) * 2 <= count:
+    inspected = [_inspect(data) for data in files]
+    found = [one for one in inspected if one]
+    if len(found) * 2 <= len(inspected):
         return None
-    quality = int(np.median([quality for quality, _ in found]))
-    samplings = [sampling for _, sampling in found]
-    chroma = max(set(samplings), key=samplings.count)
+    qualities, samplings = zip(*found, strict=True)
+    quality, chroma = int(statistics.median(qualities)), statistics.mode(samplings)
     subsampled = f" with {chroma} chroma subsampling" if chroma else ""
     cost = ", which costs accuracy compared with lossless files" if quality < 95 else ""
     return f"the small images are stored as JPEG of about quality {quality}{subsampled}{cost}"
 
 
-def _quality(table):
-    """Estimate the IJG quality of a luminance table by its mean scale (libjpeg's jcparam.c)."""
-    scale = 100 * np.sum(table) / np.sum(_BASE)
-    return int(round((200 - scale) / 2 if scale <= 100 else 5000 / scale))
+def _inspect(data):
+    """Estimate the quality and find the chroma subsampling of a small JPEG; else return None."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+            jpeg: Any = image
+            if max(jpeg.size) > SMALL:
+                return None
+            sampling = _SUBSAMPLING.get(JpegImagePlugin.get_sampling(jpeg), "")
+            # The mean scale of the luminance table (libjpeg's jcparam.c).
+            scale = 100 * sum(jpeg.quantization[0]) / sum(_BASE)
+    except Exception:  # Pillow raises many types for damaged files
+        return None
+    return round((200 - scale) / 2 if scale <= 100 else 5000 / scale), sampling

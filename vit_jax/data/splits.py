@@ -1,4 +1,4 @@
-"""Seeded, stratified choices of examples: the train, validation and test parts."""
+"""Seeded, stratified splits into training, validation and test examples."""
 
 import dataclasses
 import itertools
@@ -13,7 +13,7 @@ from vit_jax.runtime.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """The three parts of a data set."""
+    """The three splits of a dataset."""
 
     class_names: list[str]
     train: Examples
@@ -22,15 +22,9 @@ class Splits:
 
 
 def stratified(labels: np.ndarray, count: int, seed) -> tuple[np.ndarray, np.ndarray]:
-    """Chooses `count` examples at random with every class in proportion.
+    """Choose `count` examples at random with every class in proportion.
 
-    Args:
-      labels: int [n].
-      count: number of examples to choose, at most n.
-      seed: an int or a sequence of ints.
-
-    Returns:
-      Sorted indices of the chosen [count] and of the rest [n - count].
+    Returns the sorted indices of the chosen [count] and of the rest [n - count].
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     sizes = np.bincount(labels)
@@ -43,11 +37,8 @@ def stratified(labels: np.ndarray, count: int, seed) -> tuple[np.ndarray, np.nda
     return np.sort(ranked[:count]), np.sort(ranked[count:])
 
 
-def some_of_each_class(labels: np.ndarray, num_classes: int, per_class: int, seed) -> np.ndarray:
-    """Returns the sorted indices of `per_class` random examples of every class.
-
-    Raises UserError if a class has fewer.
-    """
+def _some_of_each_class(labels, num_classes, per_class, seed):
+    """Choose `per_class` random examples of every class; returns their sorted indices."""
     fewest = np.bincount(labels, minlength=num_classes).min()
     if fewest < per_class:
         raise UserError(
@@ -59,66 +50,64 @@ def some_of_each_class(labels: np.ndarray, num_classes: int, per_class: int, see
 
 
 def one_of_each(labels: np.ndarray, classes: Iterable[int], seed) -> np.ndarray:
-    """Returns the index of a random example of each of some classes, all of which have one."""
+    """Choose the index of a random example of each of some classes, all of which have one."""
     rng = np.random.default_rng(seed)
     return np.array([rng.choice(np.flatnonzero(labels == c)) for c in classes])
 
 
 def make_splits(source: Source, config) -> Splits:
-    """Divides a source into train, validation and test as `config.data` says.
+    """Split a source into train, validation and test as `config.data` says.
 
-    Test, then validation, are carved from the training examples where the set has none of its
-    own. The three parts, and a subset of train, depend on `split_seed` alone.
+    Test, then validation, are held out from the training examples where the dataset has none of
+    its own. All splits, and a subset of train, depend on `split_seed` alone.
 
     Raises:
-      UserError: a part would be empty, or larger than what it is taken from.
+      UserError: a split would be empty, or larger than what it is taken from.
     """
     names = _split_names(source, config)
     train = source.examples(names["train"])
     val, test = (source.examples(names[part]) if names[part] else None for part in ("val", "test"))
     if test is None:
-        test, train = _carve(train, "test_size", config, 0)
+        test, train = _hold_out(train, "test_size", config, 0)
     if val is None:
-        val, train = _carve(train, "val_size", config, 1)
+        val, train = _hold_out(train, "val_size", config, 1)
     if config.train_examples > len(train):
         raise UserError(
             f"data.train_examples={config.train_examples}, but only {len(train)} are left for "
             "training"
         )
+    seed, num_classes = (config.split_seed, 2), len(source.class_names)
     if config.train_examples:
-        chosen, _ = stratified(train.labels, config.train_examples, (config.split_seed, 2))
-        train = train.take(chosen)
-    elif config.examples_per_class:
-        chosen = some_of_each_class(
-            train.labels,
-            len(source.class_names),
-            config.examples_per_class,
-            (config.split_seed, 2),
-        )
-        train = train.take(chosen)
+        train = train.take(stratified(train.labels, config.train_examples, seed)[0])
+    elif per_class := config.examples_per_class:
+        train = train.take(_some_of_each_class(train.labels, num_classes, per_class, seed))
     return Splits(source.class_names, train, val, test)
 
 
 def carves_test(source: Source, config) -> bool:
-    """Returns whether the test part is divided off from the training examples."""
+    """Whether the test split is held out from the training examples."""
     return not _split_names(source, config)["test"]
 
 
 def undivided(source: Source, config) -> list[Examples]:
-    """Returns the examples of all splits that `config.data` names, with none carved or left out."""
+    """Open all splits that `config.data` names, with nothing held out or left out."""
     names = _split_names(source, config)
-    others = [names[part] for part in ("val", "test") if names[part]]
-    return [source.examples(name) for name in (names["train"], *others)]
+    return [source.examples(name) for part, name in names.items() if name or part == "train"]
 
 
 def _split_names(source, config):
-    """Returns {part: split of the source}, "" for a part that is to be carved or for one piece."""
+    """Map train, val and test to splits of the source, "" if held out, or all in one piece."""
     has = source.split_names
-    names = {
-        "train": config.train_split if has else "",
-        "val": _split_name(config, "val_split", has, VALIDATION_NAMES),
-        "test": _split_name(config, "test_split", has, ("test",)),
-    }
+    names = {"train": config.train_split if has else ""}
+    for key, standard in (("val", VALIDATION_NAMES), ("test", ("test",))):
+        name = config[f"{key}_split"]
+        if name != "auto" and not has:
+            raise UserError(
+                f"data.{key}_split={name!r}, but {config.name} comes in one piece: leave it at "
+                "'auto'"
+            )
+        found = next((one for one in standard if one in has), "")
+        names[key] = found if name == "auto" else name
     for one, other in itertools.combinations([part for part in names if names[part]], 2):
         if source.overlap(names[one], names[other]):
             raise UserError(
@@ -128,18 +117,7 @@ def _split_names(source, config):
     return names
 
 
-def _split_name(config, key, has, standard):
-    """Returns the split of the source to use, "" if the part is to be carved."""
-    if config[key] != "auto" and not has:
-        raise UserError(
-            f"data.{key}={config[key]!r}, but {config.name} comes in one piece: leave it at 'auto'"
-        )
-    if config[key] != "auto":
-        return config[key]
-    return next((name for name in standard if name in has), "")
-
-
-def _carve(train, key, config, stream):
+def _hold_out(train, key, config, stream):
     size = config[key]
     count = round(size * len(train)) if size < 1 else int(size)
     if not 0 < count < len(train):

@@ -1,5 +1,6 @@
-"""TFDS sets in array_record files, read without TensorFlow."""
+"""TFDS datasets in array_record files, read without TensorFlow."""
 
+import contextlib
 import io
 import itertools
 import os
@@ -15,10 +16,12 @@ from vit_jax.runtime.errors import UserError, first_line, single_line
 
 
 class Tfds:
-    """A TFDS image-classification set prepared as array_record."""
+    """A TFDS image-classification dataset, prepared as array_record.
+
+    A known dataset that is missing is prepared, if there is a network.
+    """
 
     def __init__(self, config):
-        """Opens the set, preparing a known one if it is missing and there is a network."""
         self._config = config
         directory = os.path.expanduser(config.dir or prepare.default_data_dir())
         self._builder: Any = _open_builder(config, directory)
@@ -33,77 +36,70 @@ class Tfds:
         self.split_names = list(self._builder.info.splits)
 
     def examples(self, split: str) -> Examples:
-        """Returns the examples of a TFDS split string such as "train[:90%]"."""
+        """Open a TFDS split string such as "train[:90%]"."""
         import tensorflow_datasets as tfds
 
-        files = self._state()  # before they are opened: later changes are to be noticed
-        try:
-            # The pixels are decoded by Pillow, as for folders.
-            source = self._builder.as_data_source(
-                split=split, decoders={"image": tfds.decode.SkipDecoding()}
-            )
-        except NotImplementedError:
-            raise UserError(
-                f"{self._builder.data_dir} is not stored as array_record: prepare it with "
-                'file_format="array_record"'
-            ) from None
-        except Exception as error:  # tfds raises many types for a wrong split string
-            raise UserError(
-                f"split {split!r} of {self._config.name} cannot be read: "
-                f"{first_line(error)} (it has "
-                f"{', '.join(self.split_names)})"
-            ) from None
+        files = None
+        if self._config.keep_decoded:
+            with contextlib.suppress(OSError):  # as of a remote disk
+                paths = [e.path for e in os.scandir(os.path.abspath(self._builder.data_dir))]
+                files = decoded.state_of(sorted(paths))  # before they are opened
+        with self._reading(split, f" (it has {', '.join(self.split_names)})"):
+            try:
+                # The pixels are decoded by Pillow, as for folders.
+                source = self._builder.as_data_source(
+                    split=split, decoders={"image": tfds.decode.SkipDecoding()}
+                )
+            except NotImplementedError:
+                raise UserError(
+                    f"{self._builder.data_dir} is not stored as array_record: prepare it with "
+                    'file_format="array_record"'
+                ) from None
         size, channels = stored_size(self._config), self._config.channels
 
-        def read(wanted):
-            try:
-                examples = source.__getitems__(wanted)
-                if any(e["label"] < 0 for e in examples):
-                    raise UserError(f"split {split!r} of {self._config.name} has no labels")
-                images = [Image.open(io.BytesIO(e["image"]), formats=FORMATS) for e in examples]
-                return [
-                    (to_array(image, size, channels), int(e["label"]))
-                    for image, e in zip(images, examples, strict=True)
-                ]
-            except (UserError, MemoryError):
-                raise
-            except Exception as error:  # Pillow and array_record raise many types
-                reason = first_line(error)
-                raise UserError(
-                    f"split {split!r} of {self._config.name} cannot be read: {reason}"
-                ) from None
-
-        def labels():
-            chunks = [range(i, min(i + 4096, len(source))) for i in range(0, len(source), 4096)]
-            try:
-                found = [e["label"] for chunk in chunks for e in source.__getitems__(chunk)]
-            except RuntimeError as error:
-                raise UserError(
-                    f"split {split!r} of {self._config.name} cannot be read: {error}"
-                ) from None
-            if min(found) < 0:
+        def fetch(indices):
+            with self._reading(split):
+                examples = source.__getitems__(indices)
+            if any(example["label"] < 0 for example in examples):
                 raise UserError(f"split {split!r} of {self._config.name} has no labels")
-            return np.array(found, np.int32)
+            return examples
 
-        def cached_labels():
-            name = files and decoded.identity("labels", split, files)
-            return decoded.cached(name, lambda: (labels(),))[0]
+        def decode(example):
+            image = Image.open(io.BytesIO(example["image"]), formats=FORMATS)
+            return to_array(image, size, channels), int(example["label"])
 
+        def read(indices):
+            examples = fetch(indices)
+            with self._reading(split):
+                return [decode(example) for example in examples]
+
+        def read_labels():
+            chunks = [range(i, min(i + 4096, len(source))) for i in range(0, len(source), 4096)]
+            return (np.array([e["label"] for c in chunks for e in fetch(c)], np.int32),)
+
+        label_name = files and decoded.identity("labels", split, files)
         identity = files and identity_of(self._config, split, files)
-        return Examples(len(source), read, cached_labels, lambda: identity)
+        return Examples(
+            len(source),
+            read,
+            lambda: decoded.cached(label_name, read_labels)[0],
+            lambda: identity,
+            lambda indices: [example["image"] for example in fetch(indices)],
+        )
 
-    def _state(self):
-        """Returns what tells of a change of the files; None if nothing is to be kept."""
-        if not self._config.keep_decoded:
-            return None
+    @contextlib.contextmanager
+    def _reading(self, split, hint=""):
+        """Turn the errors of tfds, array_record and Pillow, which are of many types, into one."""
         try:
-            paths = [entry.path for entry in os.scandir(os.path.abspath(self._builder.data_dir))]
-        except OSError:  # as of a remote disk
-            return None
-        return decoded.state_of(sorted(paths))
+            yield
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:
+            reason = f"cannot be read: {first_line(error)}{hint}"
+            raise UserError(f"split {split!r} of {self._config.name} {reason}") from None
 
     def overlap(self, one: str, other: str) -> bool:
-        """Returns whether two split strings share examples."""
+        """Whether two split strings share examples."""
 
         def spans(split):  # (file, first, last + 1)
             return [
@@ -113,7 +109,7 @@ class Tfds:
 
         try:
             pairs = itertools.product(spans(one), spans(other))
-        except Exception:  # a wrong split string: `examples` tells of it
+        except Exception:  # a wrong split string, which `examples` reports
             return False
         return any(a[0] == b[0] and a[1] < b[2] and b[1] < a[2] for a, b in pairs)
 
@@ -124,7 +120,7 @@ def _open_builder(config, directory):
     def find():
         try:
             return read_only_builder.builder_from_files(config.name, data_dir=directory)
-        except Exception:  # several types, none of which tells more than "not found"
+        except Exception:  # of several types, none more specific than "not found"
             return None
 
     builder = find()

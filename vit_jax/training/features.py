@@ -69,4 +69,4 @@ def _compute_split(steps, split, variables, progress, exit_if_stopped):
         columns.append((np.asarray(features)[mask], labels[mask]))
         progress.advance(int(mask.sum()))
     features, labels = (np.concatenate(column) for column in zip(*columns, strict=True))
-    return ResidentBatches.of_features(features, labels, steps.setup.mesh)
+    return ResidentBatches(features, labels, steps.setup.mesh)

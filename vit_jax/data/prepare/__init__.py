@@ -1,9 +1,8 @@
 """Prepare TFDS `array_record` datasets from the official archives of CIFAR-10, MNIST and EuroSAT.
 
-The stock TFDS builders need TensorFlow to encode images. Here every image reaches the TFDS
-writer as PNG or JPEG bytes, so TensorFlow is never imported. Names, versions, features, example
-keys (and with them the order on disk) are those of TFDS: `tfds.data_source(name)` reads the
-result.
+The stock TFDS builders need TensorFlow to encode images. Here every image reaches the TFDS writer
+as PNG or JPEG bytes, so TensorFlow is never imported. Names, versions, features, example keys (and
+with them the order on disk) are those of TFDS: `tfds.data_source(name)` reads the result.
 """
 
 import os
@@ -23,25 +22,20 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
-def find_prepared(name: str, data_dir: str | Path) -> Path | None:
-    """Find the folder of the complete `array_record` dataset `name` in `data_dir`, or None."""
-    folder = _set_dir(_lookup(name), Path(data_dir).expanduser())
-    return folder if _is_whole(folder) else None
-
-
 def prepare(name: str, data_dir: str | Path, archive: str | Path | None = None) -> Path:
     """Prepare the dataset `name` (one of `NAMES`) in `data_dir` and return its folder.
 
     Without `archive` the official files are downloaded to `data_dir`/downloads/`name` and stay
-    there; a broken download continues where it stopped. With `archive` nothing is downloaded: it
-    is the official file or a folder, zip or tar with the same content, which is checked by its
-    structure. A set that is there already is left as it is. The set appears under its name only
-    when it is whole; several processes may prepare the same set at once.
+    there; a broken download resumes. `archive` is the official file, or a folder, zip or tar with
+    the same content, whose structure is checked. The dataset appears under its name only when it
+    is complete, and is then left as it is; several processes may prepare the same one at once.
 
     Raises `UserError` for an unknown name, a failed download, a wrong checksum, an archive that
-    is damaged or of another set, or a folder that cannot be written.
+    is damaged or of another dataset, or a folder that cannot be written.
     """
-    return prepare_set(_lookup(name), data_dir, archive)
+    if name not in SETS:
+        raise UserError(f"unknown set {name!r}: it can be one of {', '.join(NAMES)}")
+    return prepare_set(SETS[name], data_dir, archive)
 
 
 def prepare_set(
@@ -49,16 +43,16 @@ def prepare_set(
 ) -> Path:
     """Prepare a dataset as `prepare` does, which need not be one of `NAMES`."""
     data_dir = Path(data_dir).expanduser().absolute()
-    target = _set_dir(image_set, data_dir)
+    target = data_dir / image_set.name / image_set.config / image_set.version
     title = f"{image_set.name} {image_set.version}"
-    if _is_whole(target):
+    if _is_complete(target):
         print(f"{title} is already prepared in {target}", flush=True)
         return target
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         path = data_dir / f".prepare-{image_set.name}.lock"
         with lock(path, f"waiting for another process that prepares {title}", wait=True):
-            if not _is_whole(target):
+            if not _is_complete(target):
                 _prepare_locked(image_set, data_dir, target, archive)
     except OSError as error:
         raise UserError(f"{title} cannot be prepared in {data_dir}: {error}") from error
@@ -66,9 +60,7 @@ def prepare_set(
     return target
 
 
-def _prepare_locked(
-    image_set: ImageSet, data_dir: Path, target: Path, archive: str | Path | None
-) -> None:
+def _prepare_locked(image_set, data_dir, target, archive):
     from vit_jax.data.prepare.writer import write  # imports TFDS, which costs a second
 
     if target.exists():
@@ -80,7 +72,7 @@ def _prepare_locked(
         source = download_all(image_set.name, image_set.archives, data_dir)
     elif not (source := Path(archive).expanduser()).exists():
         raise UserError(f"the archive {source} does not exist")
-    elif not (source.is_dir() or source.is_file()):  # a pipe would be waited for
+    elif not (source.is_dir() or source.is_file()):  # reading a pipe would block
         raise UserError(f"the archive {source} is neither a file nor a folder")
     splits = image_set.parse(source)
     if source.is_file() and sha256(source) not in {file.sha256 for file in image_set.archives}:
@@ -101,17 +93,7 @@ def _prepare_locked(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _lookup(name: str) -> ImageSet:
-    if name not in SETS:
-        raise UserError(f"unknown set {name!r}: it can be one of {', '.join(NAMES)}")
-    return SETS[name]
-
-
-def _set_dir(image_set: ImageSet, data_dir: Path) -> Path:
-    return data_dir / image_set.name / image_set.config / image_set.version
-
-
-def _is_whole(folder: Path) -> bool:
+def _is_complete(folder):
     info = read_json(folder / "dataset_info.json")
     num_shards = sum(len(split.get("shardLengths", [])) for split in info.get("splits", []))
     shards = list(folder.glob("*.array_record-*-of-*"))

@@ -14,7 +14,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,7 @@ from PIL import Image
 
 from vit_jax.runtime.errors import UserError
 
-# The largest official archive holds 184 MB; what holds more than this is no such set.
-MAX_BYTES = 1 << 30
+MAX_BYTES = 1 << 30  # of an archive's content; the largest official one holds 184 MB
 
 # What a damaged archive raises in the standard library, whatever its format.
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error)
@@ -44,11 +43,8 @@ def parse_cifar10(source: Path) -> dict[str, Examples]:
 
     https://www.cs.toronto.edu/~kriz/cifar.html
     """
-    batches = {
-        "train": [f"data_batch_{number}.bin" for number in range(1, 6)],
-        "test": ["test_batch.bin"],
-    }
-    files = _read_named(source, sum(batches.values(), []), "the binary version of CIFAR-10")
+    train, test = [f"data_batch_{number}.bin" for number in range(1, 6)], ["test_batch.bin"]
+    files = _read_named(source, [*train, *test], "the binary version of CIFAR-10")
     size = 1 + 3 * 32 * 32
     for name, content in files.items():
         if not content or len(content) % size:
@@ -57,7 +53,7 @@ def parse_cifar10(source: Path) -> dict[str, Examples]:
             )
         _check_labels(content[::size], f"{source}: {name}")
     splits = {}
-    for split, names in batches.items():
+    for split, names in (("train", train), ("test", test)):
         content = b"".join(files[name] for name in names)
         records = np.frombuffer(content, np.uint8).reshape(-1, size)
         images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # [n, 32, 32, 3]
@@ -71,8 +67,8 @@ def parse_cifar10(source: Path) -> dict[str, Examples]:
 def parse_mnist(source: Path) -> dict[str, Examples]:
     """Read the four gzipped idx files (http://yann.lecun.com/exdb/mnist/)."""
     names = {
-        split: (f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz")
-        for split, prefix in (("train", "train"), ("test", "t10k"))
+        "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+        "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
     }
     what = "a folder or archive with the four MNIST files"
     files = _read_named(source, sum(names.values(), ()), what)
@@ -97,16 +93,11 @@ def parse_eurosat(source: Path) -> dict[str, Examples]:
     """Read <class>/<class>_<number>.jpg, 64x64 RGB (https://github.com/phelber/eurosat)."""
     pattern = re.compile(rf"(?:.*/)?({'|'.join(EUROSAT_CLASSES)})/(\1_[0-9]+\.jpg)")
     examples: Examples = {}
-    missing = set(EUROSAT_CLASSES)
     for match, content in _read_members(source, pattern):
         label, filename = match.groups()
-        key = f"{label}_{filename}"
-        if key in examples:
-            raise UserError(f"{source} holds {filename} twice")
         _check_eurosat_image(content, f"{source}: {match[0]}")
-        examples[key] = {"image": content, "label": label, "filename": filename}
-        missing.discard(label)
-    if missing:
+        examples[f"{label}_{filename}"] = {"image": content, "label": label, "filename": filename}
+    if missing := set(EUROSAT_CLASSES) - {example["label"] for example in examples.values()}:
         raise UserError(
             f"{source} is not EuroSAT (RGB): it has no <class>/<class>_<number>.jpg for"
             f" {', '.join(sorted(missing))}"
@@ -114,12 +105,12 @@ def parse_eurosat(source: Path) -> dict[str, Examples]:
     return {"train": examples}
 
 
-def _check_labels(labels: bytes | np.ndarray, where: str) -> None:
+def _check_labels(labels, where):
     if max(labels) > 9:
         raise UserError(f"{where} has the label {max(labels)}, the set has 0 to 9")
 
 
-def _read_idx(packed: bytes, num_dims: int, where: str) -> np.ndarray:
+def _read_idx(packed, num_dims, where):
     """Unpack a gzipped idx file: magic number, big-endian dimensions, bytes."""
     try:
         content = gzip.GzipFile(fileobj=io.BytesIO(packed)).read(MAX_BYTES)
@@ -135,7 +126,7 @@ def _read_idx(packed: bytes, num_dims: int, where: str) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def _check_eurosat_image(content: bytes, where: str) -> None:
+def _check_eurosat_image(content, where):
     try:
         with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
             if image.size != (64, 64) or image.mode != "RGB":
@@ -145,31 +136,31 @@ def _check_eurosat_image(content: bytes, where: str) -> None:
         raise UserError(f"{where} is no readable JPEG: {error}") from error
 
 
-def _read_named(source: Path, names: Collection[str], what: str) -> dict[str, bytes]:
-    """Read the files called `names`, in whichever folder; each must be there, once."""
+def _read_named(source, names, what):
+    """Read the files called `names`, in any folder of the source."""
     pattern = re.compile(rf"(?:.*/)?({'|'.join(map(re.escape, names))})")
-    found: dict[str, bytes] = {}
-    for match, content in _read_members(source, pattern):
-        if match[1] in found:
-            raise UserError(f"{source} holds {match[1]} twice")
-        found[match[1]] = content
+    found = {match[1]: content for match, content in _read_members(source, pattern)}
     if missing := [name for name in names if name not in found]:
         raise UserError(f"{source} is not {what}: it lacks {', '.join(missing)}")
     return found
 
 
 def _read_members(source: Path, pattern: re.Pattern) -> Iterator[tuple[re.Match, bytes]]:
-    """Yield (match of the name, content) of the regular files in a folder, tar or zip.
+    """Yield the match of the name and the content of the regular files in a folder, tar or zip.
 
-    Raises `UserError` if `source` is none of these, is damaged or is absurdly large.
+    Raises `UserError` if `source` is none of these, is damaged or is absurdly large, or if the
+    groups of two matches are the same.
     """
-    total = 0
+    total, seen = 0, set()
     try:
         for name, size, read in _members(source):
             total += size
             if total > MAX_BYTES:
                 raise UserError(f"{source} is refused: it holds more than {MAX_BYTES:,} bytes")
             if match := pattern.fullmatch(name):
+                if match.groups() in seen:
+                    raise UserError(f"{source} holds {match.groups()[-1]} twice")
+                seen.add(match.groups())
                 content = read()
                 if len(content) != size:
                     raise EOFError(f"{name} has {len(content):,} of {size:,} bytes")
@@ -178,7 +169,7 @@ def _read_members(source: Path, pattern: re.Pattern) -> Iterator[tuple[re.Match,
         raise UserError(f"{source} cannot be read, it may be cut short: {error}") from error
 
 
-def _members(source: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
+def _members(source):
     """Yield name, size and reader of each regular file; links are not followed."""
     if source.is_dir():
         for path in sorted(source.rglob("*")):
@@ -188,7 +179,8 @@ def _members(source: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
         with tarfile.open(source) as tar:  # of any compression
             for info in tar:
                 if info.isreg():
-                    yield info.name, info.size, functools.partial(_read_member, tar, info)
+                    file: Any = tar.extractfile(info)
+                    yield info.name, info.size, file.read
     elif zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as archive:
             for info in archive.infolist():
@@ -199,9 +191,3 @@ def _members(source: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
         raise UserError(
             f"{source} is no readable archive: it is no tar or zip file, or is cut short"
         )
-
-
-def _read_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(info)
-    assert file is not None  # a regular file
-    return file.read()

@@ -1,4 +1,4 @@
-"""The sets that can be prepared: what TFDS calls them, and where their official files are."""
+"""The datasets that can be prepared: their TFDS names and their official files."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from vit_jax.data.prepare.download import Archive
 
 @dataclass(frozen=True)
 class ImageSet:
-    """What TFDS calls one dataset, and how its official archives are read.
+    """The TFDS metadata of a dataset, and its official archives.
 
-    `parse` gets the one archive, or the folder (or any archive) that holds the several ones, and
-    returns {split: examples} after checking all of it; it raises `UserError`.
+    `parse` reads the one archive, or the folder (or any archive) that holds the several ones, as
+    {split: examples} after checking all of it; it raises `UserError`.
     """
 
     name: str
@@ -24,8 +24,8 @@ class ImageSet:
     class_names: tuple[str, ...]
     archives: tuple[Archive, ...]
     parse: Callable[[Path], dict[str, parsers.Examples]]
-    config: str = ""  # of TFDS; "": the set has one form only
-    text_feature: str = ""  # beside "image" and "label"
+    config: str = ""  # of TFDS; "": there is none
+    text_feature: str = ""  # next to "image" and "label"
 
 
 # The official files: sha256, size and name, as TFDS has them.

@@ -1,4 +1,4 @@
-"""Writes a set with the TFDS writer, without TensorFlow."""
+"""Writing a dataset with the TFDS writer, without TensorFlow."""
 
 import contextlib
 import io
@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-from tensorflow_datasets.core.registered import skip_registration
 
 from vit_jax.data.prepare.download import progress
 from vit_jax.data.prepare.parsers import Examples
@@ -15,18 +14,7 @@ from vit_jax.data.prepare.sets import ImageSet
 
 
 def write(image_set: ImageSet, splits: dict[str, Examples], folder: Path) -> Path:
-    """Writes the set below `folder`; returns the folder of its version."""
-    tfds.disable_progress_bar()  # the progress shown is ours
-    builder = _make_builder(image_set, splits, folder)
-    # TFDS announces, in many words, a download that does not happen.
-    with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare(file_format="array_record")
-    return Path(builder.data_path)
-
-
-def _make_builder(
-    image_set: ImageSet, splits: dict[str, Examples], folder: Path
-) -> tfds.core.GeneratorBasedBuilder:
+    """Write the dataset below `folder` and return the folder of its version."""
     features = {
         "image": tfds.features.Image(shape=image_set.shape, encoding_format=image_set.encoding),
         "label": tfds.features.ClassLabel(names=image_set.class_names),
@@ -36,34 +24,37 @@ def _make_builder(
     configs = [tfds.core.BuilderConfig(name=image_set.config)] if image_set.config else []
 
     # Registered, the class would clash with the stock one of the same name.
-    with skip_registration():
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        name = image_set.name
+        VERSION = tfds.core.Version(image_set.version)
+        BUILDER_CONFIGS = configs
 
-        class Builder(tfds.core.GeneratorBasedBuilder):
-            name = image_set.name
-            VERSION = tfds.core.Version(image_set.version)
-            BUILDER_CONFIGS = configs
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=image_set.description,
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=("image", "label"),
+            )
 
-            def _info(self):
-                return tfds.core.DatasetInfo(
-                    builder=self,
-                    description=image_set.description,
-                    features=tfds.features.FeaturesDict(features),
-                    supervised_keys=("image", "label"),
-                )
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(split) for split in splits}
 
-            def _split_generators(self, dl_manager):
-                return {split: self._generate_examples(split) for split in splits}
+        def _generate_examples(self, split):
+            examples, label = splits[split].items(), f"{image_set.name} {split}"
+            for key, example in progress(examples, desc=label, unit=" images"):
+                yield key, example | {"image": encode(example["image"])}
 
-            def _generate_examples(self, split):
-                examples, label = splits[split].items(), f"{image_set.name} {split}"
-                for key, example in progress(examples, desc=label, unit=" images"):
-                    yield key, example | {"image": encode(example["image"])}
-
-    return Builder(data_dir=folder)
+    tfds.disable_progress_bar()  # the progress shown is ours
+    builder = Builder(data_dir=folder)
+    # TFDS announces, in many words, a download that does not happen.
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(file_format="array_record")
+    return Path(builder.data_path)
 
 
 def encode(image: np.ndarray | bytes) -> bytes:
-    """Returns an array as PNG, and bytes, which are an encoded image already, as they are."""
+    """Encode an array as PNG; bytes, an encoded image, are returned as they are."""
     if isinstance(image, bytes):
         return image
     file = io.BytesIO()
