@@ -8,12 +8,9 @@ from flax.linen.dtypes import promote_dtype
 
 from vit_jax.models.layers import Dropout, Kernel
 
-# Position kinds that act within attention instead of being added to the tokens.
-IN_ATTENTION = ("rope_2d", "relative_bias")
-
 
 def rotary_angles(rows: int, columns: int, width: int) -> np.ndarray:
-    """Returns the angles [rows * columns, width / 2] by which `rope_2d` turns queries and keys.
+    """Compute the angles [rows * columns, width / 2] that `rope_2d` rotates queries and keys by.
 
     "Axial" rotary positions (Heo et al. 2024, arXiv:2403.13298): the first half of the angles are
     w_i * column, the second w_i * row, with w_i = 100^(-i / (width / 4)), i < width / 4.
@@ -25,9 +22,9 @@ def rotary_angles(rows: int, columns: int, width: int) -> np.ndarray:
 
 
 def rotate(x: jax.Array, angles: np.ndarray) -> jax.Array:
-    """Turns the last tokens of x [..., n, width] by angles [m, width / 2], m <= n.
+    """Rotate the pairs (i, i + width / 2) of x [..., n, width] by angles [m, width / 2].
 
-    The pairs (i, i + width / 2) are turned; the first n - m tokens (the class token) stay.
+    The first n - m tokens (the class token) stay.
     """
     skipped = x.shape[-2] - angles.shape[0]
     angles = np.pad(angles, ((skipped, 0), (0, 0)))
@@ -37,11 +34,11 @@ def rotate(x: jax.Array, angles: np.ndarray) -> jax.Array:
 
 
 def relative_indices(rows: int, columns: int, has_cls: bool) -> np.ndarray:
-    """Returns, for every query and key, the entry [n, n] of the table of relative biases.
+    """Index the table of relative biases for every query and key, [n, n].
 
-    The table has an entry for each of the (2 * rows - 1) * (2 * columns - 1) offsets, and, with a
-    class token, three more: class to patch, patch to class, class to class (as BEiT, Bao et al.
-    2022; the offsets as Swin, Liu et al. 2021).
+    The table has an entry for each of the (2 * rows - 1) * (2 * columns - 1) offsets (Swin, Liu et
+    al. 2021) and, with a class token, three more: class to patch, patch to class, class to class
+    (BEiT, Bao et al. 2022).
     """
     y, x = (a.reshape(-1) for a in np.mgrid[:rows, :columns])
     down = y[:, None] - y[None] + rows - 1
@@ -55,13 +52,7 @@ def relative_indices(rows: int, columns: int, has_cls: bool) -> np.ndarray:
 
 
 class RelativeBias(nn.Module):
-    """A learned number per head and offset, added to the attention scores.
-
-    Attributes:
-      num_heads: number of score maps.
-      grid: rows and columns of patches.
-      has_cls: whether the first token is the class token.
-    """
+    """A learned number per score map and offset, added to the attention scores."""
 
     num_heads: int
     grid: tuple[int, int]
@@ -69,7 +60,7 @@ class RelativeBias(nn.Module):
 
     @nn.compact
     def __call__(self) -> jax.Array:
-        """Returns the biases [num_heads, n, n]."""
+        """Return the biases [num_heads, n, n]."""
         indices = relative_indices(*self.grid, self.has_cls)
         shape = (self.num_heads, int(indices.max()) + 1)
         table = self.param("table", nn.initializers.normal(0.02), shape)
@@ -77,42 +68,26 @@ class RelativeBias(nn.Module):
 
 
 class _Attention(nn.Module):
-    """What both kinds share: projections, positions, scores, and the order of things.
+    """Self-attention on a grid of patches, after the class token if there is one.
 
-    A kind defines `_weigh`, from tokens and layer to the attention weights [b, h, n, n], the values
-    [b, h, n, d / h] and what else there is to see; and `_join`, from the weighted values and layer
-    to tokens.
-
-    Attributes:
-      num_heads: number of heads h.
-      qkv_bias: whether the query, key and value layers have a bias.
-      dropout_rate: dropout on the attention weights.
-      pos_embed: `config.model.pos_embed`; the kinds IN_ATTENTION act here.
-      grid: rows and columns of patches.
-      has_cls: whether the first token is the class token.
-      dtype: of the computation; the softmax is taken in float32.
+    A subclass defines `_weigh`, from tokens and layer to the attention weights [b, h, n, n], the
+    values [b, h, n, d / h] and further intermediates; and `_join`, from the weighted values and
+    layer to tokens. The softmax is computed in float32.
     """
 
     num_heads: int
     qkv_bias: bool
-    dropout_rate: float
+    dropout_rate: float  # of the attention weights
     pos_embed: str
     grid: tuple[int, int]
     has_cls: bool
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        keys: jax.Array | None,
-        layer: jax.Array | int,
-        added: jax.Array | None,
-    ) -> tuple[jax.Array, dict]:
-        """Maps tokens [b, n, d] to tokens [b, n, d] and what they attended to.
+    def __call__(self, x, keys, layer, added) -> tuple[jax.Array, dict]:
+        """Map tokens [b, n, d] to tokens and intermediates; for the arguments see `EncoderBlock`.
 
-        That is a dict of "attention", the weights [b, h, n, n] with what is `added` to them, and
-        what the kind has besides.
+        "attention" is the weights [b, h, n, n] with what is added to them.
         """
         weights, value, seen = self._weigh(x, layer)
         if added is not None:
@@ -121,7 +96,7 @@ class _Attention(nn.Module):
         return self._join(dropped @ value, layer), {"attention": weights} | seen
 
     def _heads(self, x, **heads):
-        """Projects tokens [b, n, d] to [b, heads, n, d / heads] for each name=heads."""
+        """Project tokens [b, n, d] to [b, heads, n, d / heads] for each name=heads."""
         b, n, d = x.shape
         layers = [
             Kernel((d,), (count, d // count), self.qkv_bias, name=name)()
@@ -132,14 +107,14 @@ class _Attention(nn.Module):
         # matrices as they lie.
         kernel, bias = (jnp.concatenate(a, -1) for a in zip(*layers, strict=True))
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        parts = jnp.split(x.reshape(b * n, d) @ kernel + bias, len(heads), -1)
+        projected = jnp.split(x.reshape(b * n, d) @ kernel + bias, len(heads), -1)
         return [
-            part.reshape(b, n, count, d // count).swapaxes(1, 2)
-            for part, count in zip(parts, heads.values(), strict=True)
+            y.reshape(b, n, count, d // count).swapaxes(1, 2)
+            for y, count in zip(projected, heads.values(), strict=True)
         ]
 
     def _maps(self, query, key):
-        """Returns the attention weights [b, h, n, n] of queries and keys [b, h, n, width]."""
+        """Compute the softmax [b, h, n, n] of the scores of queries and keys [b, h, n, width]."""
         width = query.shape[-1]
         if self.pos_embed == "rope_2d":
             angles = rotary_angles(*self.grid, width)
@@ -153,7 +128,7 @@ class _Attention(nn.Module):
         return jax.nn.softmax(scores).astype(self.dtype)
 
     def _out(self, x, use_bias):
-        """Joins heads [b, h, n, width] to tokens [b, n, h * width]."""
+        """Project heads [b, h, n, width] to tokens [b, n, h * width]."""
         b, h, n, width = x.shape
         layer = nn.DenseGeneral(
             h * width,
@@ -167,10 +142,7 @@ class _Attention(nn.Module):
 
 
 class MultiHeadDotProductAttention(_Attention):
-    """Softmax self-attention (Vaswani et al. 2017), with the official ViT parameter names.
-
-    `num_heads` must divide the width.
-    """
+    """Softmax self-attention (Vaswani et al. 2017), with the official ViT parameter names."""
 
     def _weigh(self, x, layer):
         h = self.num_heads
@@ -187,18 +159,17 @@ class MultiHeadDifferentialAttention(_Attention):
     Each head takes the difference of two softmax maps, softmax(Q1 K1' / sqrt(w)) - lambda *
     softmax(Q2 K2' / sqrt(w)) with w = d / h / 2, multiplies values of width 2 w, and is normalised
     by RMSNorm times (1 - lambda_init); lambda is learned per layer (see `differential_lambdas`).
-    Twice `num_heads` must divide the width. The output layer has a bias if the others have one.
+    The output layer has a bias if the others have one.
 
-    Besides the differences, "softmax_maps" [b, h, 2, n, n] are the two maps of each head.
+    The intermediates include "softmax_maps" [b, h, 2, n, n], the two maps of each head.
     """
 
     def _weigh(self, x, layer):
         b, n, d = x.shape
         h, width = self.num_heads, d // self.num_heads // 2
         query, key, value = self._heads(x, query=2 * h, key=2 * h, value=h)
-        vectors = {
-            name: self.param(name, nn.initializers.normal(0.1), (width,)) for name in _LAMBDAS
-        }
+        init = nn.initializers.normal(0.1)
+        vectors = {name: self.param(name, init, (width,)) for name in _LAMBDAS}
         strength = _strength(vectors, layer).astype(self.dtype)
         # The maps 2 i and 2 i + 1 form head i.
         maps = self._maps(query, key).reshape(b, h, 2, n, n)
@@ -223,17 +194,16 @@ def _strength(vectors, layer):
 
 
 def differential_lambdas(params: dict) -> dict[str, jax.Array]:
-    """Returns {block name: lambda} of a differential ViT's parameters; {} for other models.
+    """Compute {block name: lambda} of a differential ViT's parameters; {} for other models.
 
     lambda = exp(q1 . k1) - exp(q2 . k2) + lambda_init, lambda_init = 0.8 - 0.6 exp(-0.3 layer)
     with layers from 0 (Ye et al. 2024, section 2.1).
     """
-    strengths = {}
-    for name, block in params.get("Transformer", {}).items():
-        vectors = block.get("MultiHeadDifferentialAttention_0")
-        if vectors is not None:
-            strengths[name] = _strength(vectors, int(name.rsplit("_", 1)[1]))
-    return strengths
+    return {
+        name: _strength(block["MultiHeadDifferentialAttention_0"], int(name.rsplit("_", 1)[1]))
+        for name, block in params.get("Transformer", {}).items()
+        if "MultiHeadDifferentialAttention_0" in block
+    }
 
 
 ATTENTION = {

@@ -12,13 +12,8 @@ from vit_jax.models.layers import convolve
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al. 2016, figure 5, left).
 
-    Attributes:
-      channels: of the output.
-      stride: of the first convolution; a projection takes the shortcut where shapes differ.
-      zero_init_residual: start the last norm's scale at 0, so that the block begins as identity.
-      frozen_norms: see `ResNet18`, here without the block's name.
-      axis_name: see `ResNet18`.
-      dtype: of the computation.
+    The first has the stride; a projection takes the shortcut where shapes differ. For the other
+    attributes see `ResNet18`; `frozen_norms` are without the block's name here.
     """
 
     channels: int
@@ -30,7 +25,7 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Maps [b, height, width, c] to [b, height / stride, width / stride, channels]."""
+        """Map [b, height, width, c] to [b, height / stride, width / stride, channels]."""
         norm = functools.partial(_norm, train, self.frozen_norms, self.axis_name, self.dtype)
         ones = nn.initializers.ones
         last_scale = nn.initializers.zeros if self.zero_init_residual else ones
@@ -53,13 +48,13 @@ class ResNet18(nn.Module):
       num_classes: width of the head.
       hidden_size: channels of the first stage; doubled in each further one.
       stem: "cifar" (3x3, stride 1, no pooling) or "imagenet" (7x7, stride 2, then 3x3 max pooling).
-      zero_init_residual: see `BasicBlock`.
-      frozen_norms: names of the norms, such as "layer1_0/bn1", that normalise by their running
-        statistics in training too, and so leave them as they are.
+      zero_init_residual: start the scale of each block's last norm at 0, as an identity.
+      frozen_norms: norms, such as "layer1_0/bn1", that use and keep their running statistics in
+        training too.
       dtype: of the computation; parameters, statistics and logits are float32.
       remat: recompute the activations of each block in the backward pass.
-      axis_name: of the mesh over which each device trains on its part of a batch by itself
-        (`jax.shard_map`); None: a call has the whole batch.
+      axis_name: of the mesh over whose devices a batch is sharded (`jax.shard_map`); None: a call
+        has the whole batch.
     """
 
     num_classes: int
@@ -79,19 +74,19 @@ class ResNet18(nn.Module):
         capture: bool = False,
         keys: jax.Array | None = None,
     ):
-        """Classifies normalised images.
+        """Classify normalised images.
 
         Args:
           images: float [b, height, width, channels].
-          train: whether to normalise by the batch's statistics, and to update the running ones (the
-            collection "batch_stats", which must then be mutable).
-          capture: whether to return the intermediates too.
-          keys: not used; the ViT has random keys of the images here.
+          train: normalise by the batch's statistics and update the running ones, the collection
+            "batch_stats", which must be mutable.
+          capture: return the intermediates too.
+          keys: not used; the ViT needs them.
 
         Returns:
           float32 logits [b, num_classes]; with `capture` also a dict of "feature_maps" ({name:
-          [b, height, width, c]}: after the stem and after each block) and "features" [b, c], the
-          head's input.
+          [b, height, width, c]}, after the stem and each block) and "features" [b, c], the head's
+          input.
         """
         del keys
         x, (size, stride) = images.astype(self.dtype), (7, 2) if self.stem == "imagenet" else (3, 1)
@@ -122,14 +117,7 @@ class ResNet18(nn.Module):
 
 
 class Conv(nn.Module):
-    """A square convolution without bias, its parameters as in `nn.Conv`.
-
-    Attributes:
-      channels: of the output.
-      size: of the kernel.
-      stride: in both directions.
-      dtype: of the computation.
-    """
+    """A square convolution without bias, its parameters as in `nn.Conv`."""
 
     channels: int
     size: int
@@ -138,15 +126,14 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [b, height, width, c] to [b, height / stride, width / stride, channels]."""
+        """Map [b, height, width, c] to [b, height / stride, width / stride, channels]."""
         shape = (self.size, self.size, x.shape[-1], self.channels)
         # The spread of He et al. 2015, fan-out.
         spread = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
         kernel = self.param("kernel", spread, shape)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         # Padding as in PyTorch; "SAME" would differ at stride 2.
-        return convolve(
-            x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.size // 2
-        )
+        return convolve(x, kernel, self.stride, self.size // 2)
 
 
 def _norm(train, frozen, axis_name, dtype, name, **options):

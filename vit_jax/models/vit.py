@@ -10,19 +10,19 @@ import numpy as np
 from flax.core import FrozenDict
 from flax.linen.dtypes import promote_dtype
 
-from vit_jax.models.attention import ATTENTION, IN_ATTENTION
+from vit_jax.models.attention import ATTENTION
 from vit_jax.models.layers import Dropout, Kernel, gelu_exact
 
 
 def sinusoidal_1d(length: int, width: int) -> np.ndarray:
-    """Returns the fixed position table [length, width] of Vaswani et al. 2017, section 3.5."""
+    """Compute the fixed position table [length, width] of Vaswani et al. 2017, section 3.5."""
     frequencies = 10000.0 ** (-np.arange(0, width, 2) / width)
     angles = np.arange(length)[:, None] * frequencies  # [length, width / 2]
     return np.stack([np.sin(angles), np.cos(angles)], -1).reshape(length, width).astype(np.float32)
 
 
 def sincos_2d(rows: int, columns: int, width: int) -> np.ndarray:
-    """Returns the fixed position table [rows * columns, width] of MoCo v3 and big_vision.
+    """Compute the fixed position table [rows * columns, width] of MoCo v3 and big_vision.
 
     With w_i = 10000^(-i / (width / 4 - 1)): sin and cos of w_i * column, then of w_i * row.
     """
@@ -32,11 +32,8 @@ def sincos_2d(rows: int, columns: int, width: int) -> np.ndarray:
     return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], 1).astype(np.float32)
 
 
-_RANDOM = nn.linear.default_kernel_init
-
-
 class PositionEmbedding(nn.Module):
-    """Adds a position to every token.
+    """Add a position to every token.
 
     Attributes:
       kind: "learned_1d" (one table, class token included), "learned_2d" (a table of rows plus
@@ -52,7 +49,7 @@ class PositionEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps tokens [b, n, d] to tokens [b, n, d]."""
+        """Map tokens [b, n, d] to tokens [b, n, d]."""
         (rows, columns), (_, n, d) = self.grid, x.shape
         init = nn.initializers.normal(0.02)
         if self.kind == "learned_1d":
@@ -80,7 +77,7 @@ class MlpBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
-        """Maps tokens [b, n, d] to tokens [b, n, d]."""
+        """Map tokens [b, n, d] to tokens [b, n, d]."""
         dense = functools.partial(
             nn.Dense,
             kernel_init=nn.initializers.xavier_uniform(),
@@ -98,11 +95,11 @@ class MlpBlock(nn.Module):
 class EncoderBlock(nn.Module):
     """Pre-norm transformer block with stochastic depth (Huang et al. 2016).
 
-    `attention` holds the attributes of the layer of kind `attention_kind`.
+    `attention` holds the other attributes of the layer of kind `attention_kind`.
     """
 
     attention_kind: str
-    attention: dict
+    attention: FrozenDict
     mlp_dim: int
     dropout_rate: float
     drop_path_rate: float
@@ -111,17 +108,14 @@ class EncoderBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        keys: jax.Array | None,
-        layer: jax.Array | int,
-        added: jax.Array | None = None,
-    ) -> tuple[jax.Array, dict]:
-        """Maps tokens [b, n, d] to tokens [b, n, d] and the intermediates of the attention.
+    def __call__(self, x, keys, layer, added=None) -> tuple[jax.Array, dict]:
+        """Map tokens to tokens and the intermediates of the attention.
 
-        `keys` are to differ from those of other blocks; `layer` counts the blocks from 0; `added`
-        [b, h, n, n] is added to the attention weights.
+        Args:
+          x: tokens [b, n, d].
+          keys: random keys of the images [b], other than those of other blocks; None: no dropout.
+          layer: number of the block, from 0.
+          added: to the attention weights, [b, h, n, n]; may be None.
         """
         norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
         drop_path = functools.partial(Dropout, self.drop_path_rate, whole=True)
@@ -142,41 +136,29 @@ _apply_shared = jax.jit(_apply, static_argnums=(0, 1))
 
 
 class Encoder(nn.Module):
-    """Position embedding, blocks and the last norm."""
+    """Position embedding, blocks and the last norm.
 
-    pos_embed: str
-    grid: tuple[int, int]
-    has_cls: bool
+    `block` holds the attributes of `EncoderBlock` other than `drop_path_rate`, which rises from 0
+    to that of the last block.
+    """
+
     depth: int
-    dropout_rate: float
     drop_path_rate: float
-    norm_eps: float
-    dtype: jnp.dtype
     remat: bool
-    attention: dict
-    block: dict
+    block: FrozenDict
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, keys: jax.Array | None, added: Sequence[jax.Array] | None
-    ) -> tuple[jax.Array, dict]:
-        """Maps tokens [b, n, d] to tokens [b, n, d] and the intermediates."""
-        places = dict(pos_embed=self.pos_embed, grid=self.grid, has_cls=self.has_cls)
-        if self.pos_embed not in ("none", *IN_ATTENTION):
-            x = PositionEmbedding(self.pos_embed, self.grid, self.has_cls, name="posembed_input")(x)
-        x = Dropout(self.dropout_rate)(x, keys)
-        make_block = functools.partial(
-            EncoderBlock,
-            attention=FrozenDict({**self.attention, **places}),
-            dropout_rate=self.dropout_rate,
-            norm_eps=self.norm_eps,
-            dtype=self.dtype,
-            parent=None,
-            **self.block,
-        )
+    def __call__(self, x, keys, added: Sequence[jax.Array] | None) -> tuple[jax.Array, dict]:
+        """Map tokens [b, n, d] to tokens [b, n, d] and the intermediates."""
+        attention, dtype = self.block["attention"], self.block["dtype"]
+        grid, has_cls, kind = (attention[key] for key in ("grid", "has_cls", "pos_embed"))
+        if kind not in ("none", "rope_2d", "relative_bias"):  # the latter act within attention
+            x = PositionEmbedding(kind, grid, has_cls, name="posembed_input")(x)
+        x = Dropout(self.block["dropout_rate"])(x, keys)
         # In bfloat16, XLA would round at the borders of what is shared, and what is captured would
         # change the logits.
-        apply = _apply_shared if self.dtype == jnp.float32 else _apply
+        apply = _apply_shared if dtype == jnp.float32 else _apply
+        make_block = functools.partial(EncoderBlock, parent=None, **self.block)
         tokens, attended = [x], []
         for i, params in enumerate(self._params_of_blocks(make_block(drop_path_rate=0.0), x)):
             block = make_block(drop_path_rate=self.drop_path_rate * i / max(1, self.depth - 1))
@@ -184,13 +166,12 @@ class Encoder(nn.Module):
             x, seen = apply(block, self.remat, params, x, own, i, added and added[i])
             tokens.append(x)
             attended.append(seen)
-        x = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name="encoder_norm")(x)
-        return x, {"tokens": tokens} | {
-            key: [seen[key] for seen in attended] for key in attended[0]
-        }
+        x = nn.LayerNorm(epsilon=self.block["norm_eps"], dtype=dtype, name="encoder_norm")(x)
+        intermediates = {key: [seen[key] for seen in attended] for key in attended[0]}
+        return x, {"tokens": tokens} | intermediates
 
     def _params_of_blocks(self, block, x):
-        """Returns the parameters of each block; new ones are drawn for all blocks at once."""
+        """Return the parameters of each block; new ones are drawn for all blocks at once."""
         names = [f"encoderblock_{i}" for i in range(self.depth)]
         if not self.is_initializing():
             return [self.get_variable("params", name) for name in names]
@@ -241,12 +222,12 @@ class VisionTransformer(nn.Module):
         keys: jax.Array | None = None,
         added: Sequence[jax.Array] | None = None,
     ):
-        """Classifies normalised images.
+        """Classify normalised images.
 
         Args:
           images: float [b, height, width, channels], both sides divisible by the patch size.
-          train: whether dropout and drop path are on; they need `keys`.
-          capture: whether to return the intermediates too.
+          train: turn on dropout and drop path, which need `keys`.
+          capture: return the intermediates too.
           keys: random keys of the images [b].
           added: to the attention weights, depth arrays [b, h, n, n], for derivatives.
 
@@ -260,49 +241,45 @@ class VisionTransformer(nn.Module):
         x = self._patches(images.astype(self.dtype))  # [b, rows, columns, d]
         b, rows, columns, d = x.shape
         x = x.reshape(b, rows * columns, d)
-        if self.pool == "cls":
+        has_cls = self.pool == "cls"
+        if has_cls:
             cls = self.param("cls", nn.initializers.zeros, (1, 1, d))
             x = jnp.concatenate([jnp.tile(cls.astype(x.dtype), (b, 1, 1)), x], 1)
-        x, intermediates = Encoder(
+        attention = dict(
+            num_heads=self.num_heads,
+            qkv_bias=self.qkv_bias,
+            dropout_rate=self.attention_dropout_rate,
             pos_embed=self.pos_embed,
             grid=(rows, columns),
-            has_cls=self.pool == "cls",
-            depth=self.depth,
+            has_cls=has_cls,
+        )
+        block = FrozenDict(
+            attention_kind=self.attention,
+            attention=attention,
+            mlp_dim=self.mlp_dim,
             dropout_rate=self.dropout_rate,
-            drop_path_rate=self.drop_path_rate,
+            exact_gelu=self.gelu == "erf",
             norm_eps=self.norm_eps,
             dtype=self.dtype,
-            remat=self.remat,
-            attention=dict(
-                num_heads=self.num_heads,
-                qkv_bias=self.qkv_bias,
-                dropout_rate=self.attention_dropout_rate,
-            ),
-            block=dict(
-                attention_kind=self.attention,
-                mlp_dim=self.mlp_dim,
-                exact_gelu=self.gelu == "erf",
-            ),
-            name="Transformer",
-        )(x, keys if train else None, added)
-        x = x[:, 0] if self.pool == "cls" else x.mean(1)
+        )
+        encoder = Encoder(self.depth, self.drop_path_rate, self.remat, block, name="Transformer")
+        x, intermediates = encoder(x, keys if train else None, added)
+        x = x[:, 0] if has_cls else x.mean(1)
         if self.representation_size:
             x = nn.Dense(self.representation_size, dtype=self.dtype, name="pre_logits")(x)
             x = jnp.tanh(x)
-        head = nn.Dense(
-            self.num_classes,
-            kernel_init=nn.initializers.zeros if self.head_zero_init else _RANDOM,
-            name="head",
-        )
+        init = nn.initializers.zeros if self.head_zero_init else nn.linear.default_kernel_init
+        head = nn.Dense(self.num_classes, kernel_init=init, name="head")
         logits = head(x.astype(jnp.float32))
         return (logits, intermediates | {"features": x}) if capture else logits
 
     def _patches(self, images):
         p, (b, height, width, channels) = self.patch_size, images.shape
         # The kernel as a convolution has it, or as a dense layer. Either way it is a product with
-        # flat patches, which is what a convolution without overlap comes to, and faster on a CPU.
+        # flat patches, which equals a convolution without overlap, and is faster on a CPU.
         inputs = (p, p, channels) if self.patchify == "conv" else (p * p * channels,)
-        layer = Kernel(inputs, (self.hidden_size,), kernel_init=_RANDOM, name="embedding")
+        init = nn.linear.default_kernel_init
+        layer = Kernel(inputs, (self.hidden_size,), kernel_init=init, name="embedding")
         x = images.reshape(b, height // p, p, width // p, p, channels)
         x = x.swapaxes(2, 3).reshape(b * height * width // p**2, p * p * channels)
         x, kernel, bias = promote_dtype(x, *layer(), dtype=self.dtype)
