@@ -1,18 +1,17 @@
 """How other projects name and lay out the arrays of a ViT or a ResNet18: one table per format.
 
-A line of a table is (our path, their key, layout). "{i}" stands for the number of a block; "{qkv}"
-for query, key and value: in their key if the three are apart, else they lie joined in one array. A
-line concerns only models that have the path.
+A row of a table is (our path, their key, layout). "{i}" stands for the number of a block; "{qkv}"
+for query, key and value: in their key if the three are apart, else they are joined in one array. A
+row concerns only models that have the path.
 """
 
-import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """How an array of ours becomes theirs, and theirs ours of a given shape."""
 
     to_theirs: Callable[[np.ndarray], np.ndarray]
@@ -20,17 +19,14 @@ class Layout:
 
 
 SAME = Layout(lambda x: x, lambda x, shape: x)
-DENSE = Layout(lambda x: x.T, lambda x, shape: x.T)  # [in, out], [out, in]
 CONV = Layout(  # [height, width, in, out], [out, in, height, width]
     lambda x: x.transpose(3, 2, 0, 1), lambda x, shape: x.transpose(2, 3, 1, 0)
 )
 TO_HEADS = Layout(  # [d, heads, width], [heads * width, d]
     lambda x: x.reshape(len(x), -1).T, lambda x, shape: x.T.reshape(shape)
 )
-BIAS_TO_HEADS = Layout(  # [heads, width], [heads * width]
-    lambda x: x.reshape(-1), lambda x, shape: x.reshape(shape)
-)
-FROM_HEADS = Layout(  # [heads, width, d], [d, heads * width]
+BIAS_TO_HEADS = Layout(np.ravel, np.reshape)  # [heads, width], [heads * width]
+DENSE = Layout(  # [in, out], [out, in]; from heads: [heads, width, out], [out, heads * width]
     lambda x: x.reshape(-1, x.shape[-1]).T, lambda x, shape: x.T.reshape(shape)
 )
 
@@ -60,7 +56,7 @@ TIMM = [
     *_norm(f"{BLOCK}/LayerNorm_0", "blocks.{i}.norm1"),
     (f"{QKV}/kernel", "blocks.{i}.attn.qkv.weight", TO_HEADS),
     (f"{QKV}/bias", "blocks.{i}.attn.qkv.bias", BIAS_TO_HEADS),
-    *_layer(f"{ATTENTION}/out", "blocks.{i}.attn.proj", FROM_HEADS),
+    *_layer(f"{ATTENTION}/out", "blocks.{i}.attn.proj"),
     *_norm(f"{BLOCK}/LayerNorm_1", "blocks.{i}.norm2"),
     *_layer(DENSE_0, "blocks.{i}.mlp.fc1"),
     *_layer(DENSE_1, "blocks.{i}.mlp.fc2"),
@@ -76,7 +72,7 @@ HF = [
     *_norm(f"{BLOCK}/LayerNorm_0", f"{_HF_LAYER}.layernorm_before"),
     (f"{QKV}/kernel", f"{_HF_LAYER}.attention.attention.{{qkv}}.weight", TO_HEADS),
     (f"{QKV}/bias", f"{_HF_LAYER}.attention.attention.{{qkv}}.bias", BIAS_TO_HEADS),
-    *_layer(f"{ATTENTION}/out", f"{_HF_LAYER}.attention.output.dense", FROM_HEADS),
+    *_layer(f"{ATTENTION}/out", f"{_HF_LAYER}.attention.output.dense"),
     *_norm(f"{BLOCK}/LayerNorm_1", f"{_HF_LAYER}.layernorm_after"),
     *_layer(DENSE_0, f"{_HF_LAYER}.intermediate.dense"),
     *_layer(DENSE_1, f"{_HF_LAYER}.output.dense"),
@@ -93,7 +89,7 @@ TORCHVISION = [
     *_norm(f"{BLOCK}/LayerNorm_0", f"{_TV_LAYER}.ln_1"),
     (f"{QKV}/kernel", f"{_TV_LAYER}.self_attention.in_proj_weight", TO_HEADS),
     (f"{QKV}/bias", f"{_TV_LAYER}.self_attention.in_proj_bias", BIAS_TO_HEADS),
-    *_layer(f"{ATTENTION}/out", f"{_TV_LAYER}.self_attention.out_proj", FROM_HEADS),
+    *_layer(f"{ATTENTION}/out", f"{_TV_LAYER}.self_attention.out_proj"),
     *_norm(f"{BLOCK}/LayerNorm_1", f"{_TV_LAYER}.ln_2"),
     *_layer(DENSE_0, f"{_TV_LAYER}.mlp.0"),
     *_layer(DENSE_1, f"{_TV_LAYER}.mlp.3"),
@@ -103,46 +99,27 @@ TORCHVISION = [
 ]
 
 
-def _batch_norm(ours, theirs):
-    return [
-        *_norm(ours, theirs),
-        (f"batch_stats/{ours}/mean", f"{theirs}.running_mean", SAME),
-        (f"batch_stats/{ours}/var", f"{theirs}.running_var", SAME),
-    ]
-
-
-def _convolution(ours, conv, norm, theirs_conv, theirs_norm):
-    return [
-        (f"{ours}{conv}/kernel", f"{theirs_conv}.weight", CONV),
-        *_batch_norm(f"{ours}{norm}", theirs_norm),
-    ]
+def _resnet18():
+    blocks = {f"layer{i}_{j}/": f"layer{i}.{j}." for i in range(1, 5) for j in range(2)}
+    layers = [(f"conv{i}", f"bn{i}", f"conv{i}", f"bn{i}") for i in (1, 2)]
+    layers += [("downsample_conv", "downsample_bn", "downsample.0", "downsample.1")]
+    for ours, theirs in {"": "", **blocks}.items():
+        for conv, norm, their_conv, their_norm in layers:
+            yield f"{ours}{conv}/kernel", f"{theirs}{their_conv}.weight", CONV
+            yield from _norm(f"{ours}{norm}", f"{theirs}{their_norm}")
+            for stat in ("mean", "var"):
+                key = f"{theirs}{their_norm}.running_{stat}"
+                yield f"batch_stats/{ours}{norm}/{stat}", key, SAME
+    yield from _layer("head", "fc")
 
 
 # torchvision/models/resnet.py; timm's resnet18 has the same names.
-RESNET18 = [
-    *_convolution("", "conv1", "bn1", "conv1", "bn1"),
-    *(
-        line
-        for stage in range(1, 5)
-        for block in range(2)
-        for ours, theirs in [(f"layer{stage}_{block}/", f"layer{stage}.{block}.")]
-        for line in (
-            *_convolution(ours, "conv1", "bn1", f"{theirs}conv1", f"{theirs}bn1"),
-            *_convolution(ours, "conv2", "bn2", f"{theirs}conv2", f"{theirs}bn2"),
-            *_convolution(
-                *(ours, "downsample_conv", "downsample_bn"),
-                *(f"{theirs}downsample.0", f"{theirs}downsample.1"),
-            ),
-        )
-    ),
-    *_layer("head", "fc"),
-]
-# The official JAX files: our names, once `canonical`.
+RESNET18 = [*_resnet18()]
+# The official JAX files have our names, once `canonical`.
 NPZ = [(path, path, SAME) for path, _, _ in HF]
 TABLES = {"npz": NPZ, "timm": TIMM, "hf": HF, "torchvision": TORCHVISION, "resnet18": RESNET18}
 
-# A key that only this format has, and the settings that its models were trained with, which the
-# arrays do not tell.
+# A key that only this format has.
 KNOWN_BY = {
     "npz": "embedding/kernel",
     "timm": "patch_embed.proj.weight",
@@ -150,11 +127,13 @@ KNOWN_BY = {
     "torchvision": "conv_proj.weight",
     "resnet18": "layer1.0.conv1.weight",
 }
-_HALVES, _IMAGENET = ((0.5,), (0.5,)), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# The settings that a format's models were trained with, which cannot be read from the arrays.
+_HALVES = {"data.mean": (0.5,), "data.std": (0.5,)}
+_IMAGENET = {"data.mean": (0.485, 0.456, 0.406), "data.std": (0.229, 0.224, 0.225)}
 SETTINGS = {
-    "npz": dict(gelu="tanh", norm_eps=1e-6, normalization=_HALVES),
-    "timm": dict(gelu="erf", norm_eps=1e-6, normalization=_HALVES),
-    "hf": dict(gelu="erf", norm_eps=1e-12, normalization=_HALVES),
-    "torchvision": dict(gelu="erf", norm_eps=1e-6, normalization=_IMAGENET),
-    "resnet18": dict(normalization=_IMAGENET),
+    "npz": {"model.gelu": "tanh", "model.norm_eps": 1e-6} | _HALVES,
+    "timm": {"model.gelu": "erf", "model.norm_eps": 1e-6} | _HALVES,
+    "hf": {"model.gelu": "erf", "model.norm_eps": 1e-12} | _HALVES,
+    "torchvision": {"model.gelu": "erf", "model.norm_eps": 1e-6} | _IMAGENET,
+    "resnet18": _IMAGENET,
 }
