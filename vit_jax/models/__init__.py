@@ -5,6 +5,7 @@ from collections.abc import Set
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
 from vit_jax.models.attention import differential_lambdas as differential_lambdas
 from vit_jax.models.gradients import attention_gradients as attention_gradients
@@ -19,19 +20,19 @@ def build(
     frozen_norms: Set[str] = frozenset(),
     remat: bool = False,
 ) -> VisionTransformer | ResNet18:
-    """Build the module that a resolved `config.model` (any mapping with its keys) describes.
+    """Build the module that a resolved `config.model` describes.
 
     Args:
-      model_config: the mapping.
+      model_config: mapping with the keys of `config.model`.
       num_classes: width of the head.
       dtype: of the computation.
       frozen_norms: norms of a ResNet18 that keep their statistics, such as "layer1_0/bn1".
       remat: recompute the activations of each block in the backward pass.
     """
-    model = {"vit": VisionTransformer, "resnet18": ResNet18}[model_config["name"]]
-    options = {**model_config, "frozen_norms": frozenset(frozen_norms)}
-    options = {k: v for k, v in options.items() if k in model.__dataclass_fields__ and k != "name"}
-    return model(num_classes=num_classes, dtype=dtype, remat=remat, **options)
+    config = FrozenDict(model_config)
+    if config["name"] == "resnet18":
+        return ResNet18(config, num_classes, frozenset(frozen_norms), dtype, remat)
+    return VisionTransformer(config, num_classes, dtype, remat)
 
 
 class Head(nn.Module):

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import FrozenDict
 from flax.linen.dtypes import promote_dtype
 
 from vit_jax.models.layers import Dropout, Kernel
@@ -75,12 +76,8 @@ class _Attention(nn.Module):
     layer to tokens. The softmax is computed in float32.
     """
 
-    num_heads: int
-    qkv_bias: bool
-    dropout_rate: float  # of the attention weights
-    pos_embed: str
+    config: FrozenDict
     grid: tuple[int, int]
-    has_cls: bool
     dtype: jnp.dtype
 
     @nn.compact
@@ -92,14 +89,14 @@ class _Attention(nn.Module):
         weights, value, seen = self._weigh(x, layer)
         if added is not None:
             weights += added
-        dropped = Dropout(self.dropout_rate)(weights, keys)
+        dropped = Dropout(self.config["attention_dropout_rate"])(weights, keys)
         return self._join(dropped @ value, layer), {"attention": weights} | seen
 
     def _heads(self, x, **heads):
         """Project tokens [b, n, d] to [b, heads, n, d / heads] for each name=heads."""
         b, n, d = x.shape
         layers = [
-            Kernel((d,), (count, d // count), self.qkv_bias, name=name)()
+            Kernel((d,), (count, d // count), self.config["qkv_bias"], name=name)()
             for name, count in heads.items()
         ]
         # One product for all is faster than one for each. Flat tokens: XLA:CPU transposes the
@@ -115,16 +112,15 @@ class _Attention(nn.Module):
 
     def _maps(self, query, key):
         """Compute the softmax [b, h, n, n] of the scores of queries and keys [b, h, n, width]."""
-        width = query.shape[-1]
-        if self.pos_embed == "rope_2d":
+        width, pos_embed = query.shape[-1], self.config["pos_embed"]
+        if pos_embed == "rope_2d":
             angles = rotary_angles(*self.grid, width)
             query, key = rotate(query, angles), rotate(key, angles)
         scores = (query * width**-0.5) @ key.swapaxes(-1, -2)  # [b, h, n, n]
         scores = scores.astype(jnp.float32)
-        if self.pos_embed == "relative_bias":
-            scores += RelativeBias(
-                query.shape[1], self.grid, self.has_cls, name="relative_position_bias"
-            )()
+        if pos_embed == "relative_bias":
+            h, has_cls = query.shape[1], self.config["pool"] == "cls"
+            scores += RelativeBias(h, self.grid, has_cls, name="relative_position_bias")()
         return jax.nn.softmax(scores).astype(self.dtype)
 
     def _out(self, x, use_bias):
@@ -145,7 +141,7 @@ class MultiHeadDotProductAttention(_Attention):
     """Softmax self-attention (Vaswani et al. 2017), with the official ViT parameter names."""
 
     def _weigh(self, x, layer):
-        h = self.num_heads
+        h = self.config["num_heads"]
         query, key, value = self._heads(x, query=h, key=h, value=h)
         return self._maps(query, key), value, {}
 
@@ -166,7 +162,8 @@ class MultiHeadDifferentialAttention(_Attention):
 
     def _weigh(self, x, layer):
         b, n, d = x.shape
-        h, width = self.num_heads, d // self.num_heads // 2
+        h = self.config["num_heads"]
+        width = d // h // 2
         query, key, value = self._heads(x, query=2 * h, key=2 * h, value=h)
         init = nn.initializers.normal(0.1)
         vectors = {name: self.param(name, init, (width,)) for name in _LAMBDAS}
@@ -177,7 +174,7 @@ class MultiHeadDifferentialAttention(_Attention):
 
     def _join(self, x, layer):
         x = nn.RMSNorm(epsilon=1e-5, dtype=self.dtype, name="head_norm")(x)
-        return self._out(x * (1 - _initial_strength(layer)), self.qkv_bias)
+        return self._out(x * (1 - _initial_strength(layer)), self.config["qkv_bias"])
 
 
 _LAMBDAS = ("lambda_query_1", "lambda_key_1", "lambda_query_2", "lambda_key_2")

@@ -23,14 +23,13 @@ def mimetic_kernels(shapes: Mapping[str, tuple], seed: int) -> dict[str, np.ndar
       {path: float32 kernel} of the query, key, value and output layers of every block.
     """
     drawn = {}
-    layers = [path.removesuffix("/query/kernel") for path in shapes if "/query/kernel" in path]
-    for i, layer in enumerate(layers):
-        rng = np.random.default_rng((seed, i))
-        width, num_maps, rank = shapes[f"{layer}/query/kernel"]
+    for i, path in enumerate(path for path in shapes if "/query/kernel" in path):
+        rng, layer = np.random.default_rng((seed, i)), path.removesuffix("/query/kernel")
+        width, num_maps, rank = shapes[path]
         # All maps at once: [h, d, d] -> [d, h, d / h].
         queries, keys = _factors(draw_target(rng, (num_maps, width, width), 0.7, 0.7))
         values, outs = _factors(draw_target(rng, (width, width), 0.4, -0.4))
-        drawn[f"{layer}/query/kernel"] = queries[:, :, :rank].swapaxes(0, 1)
+        drawn[path] = queries[:, :, :rank].swapaxes(0, 1)
         drawn[f"{layer}/key/kernel"] = keys[:, :rank].transpose(2, 0, 1)
         drawn[f"{layer}/value/kernel"] = values.reshape(shapes[f"{layer}/value/kernel"])
         drawn[f"{layer}/out/kernel"] = outs.reshape(shapes[f"{layer}/out/kernel"])

@@ -5,6 +5,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
 from vit_jax.models.layers import convolve
 
@@ -45,10 +46,11 @@ class ResNet18(nn.Module):
     Batch statistics are of the whole batch, over all devices.
 
     Attributes:
+      config: a resolved `config.model`. The first stage has `hidden_size` channels, each further
+        one twice as many; `stem` is "cifar" (3x3, stride 1, no pooling) or "imagenet" (7x7,
+        stride 2, then 3x3 max pooling); `zero_init_residual` starts the scale of each block's last
+        norm at 0, as an identity.
       num_classes: width of the head.
-      hidden_size: channels of the first stage; doubled in each further one.
-      stem: "cifar" (3x3, stride 1, no pooling) or "imagenet" (7x7, stride 2, then 3x3 max pooling).
-      zero_init_residual: start the scale of each block's last norm at 0, as an identity.
       frozen_norms: norms, such as "layer1_0/bn1", that use and keep their running statistics in
         training too.
       dtype: of the computation; parameters, statistics and logits are float32.
@@ -57,10 +59,8 @@ class ResNet18(nn.Module):
         has the whole batch.
     """
 
+    config: FrozenDict
     num_classes: int
-    hidden_size: int
-    stem: str
-    zero_init_residual: bool
     frozen_norms: frozenset[str]
     dtype: jnp.dtype
     remat: bool
@@ -89,11 +89,12 @@ class ResNet18(nn.Module):
           input.
         """
         del keys
-        x, (size, stride) = images.astype(self.dtype), (7, 2) if self.stem == "imagenet" else (3, 1)
-        x = Conv(self.hidden_size, size, stride, self.dtype, name="conv1")(x)
+        width, is_imagenet = self.config["hidden_size"], self.config["stem"] == "imagenet"
+        x, (size, stride) = images.astype(self.dtype), (7, 2) if is_imagenet else (3, 1)
+        x = Conv(width, size, stride, self.dtype, name="conv1")(x)
         x = nn.relu(_norm(train, self.frozen_norms, self.axis_name, self.dtype, name="bn1")(x))
         maps = {"stem": x}
-        if self.stem == "imagenet":
+        if is_imagenet:
             # Zeros pad as well as -inf would: no value is below 0 here.
             x = nn.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
         basic_block = nn.remat(BasicBlock, static_argnums=(2,)) if self.remat else BasicBlock
@@ -102,9 +103,9 @@ class ResNet18(nn.Module):
                 name = f"layer{stage + 1}_{block}"
                 inside = [n for n in self.frozen_norms if n.startswith(f"{name}/")]
                 x = basic_block(
-                    channels=self.hidden_size * 2**stage,
+                    channels=width * 2**stage,
                     stride=2 if stage and not block else 1,
-                    zero_init_residual=self.zero_init_residual,
+                    zero_init_residual=self.config["zero_init_residual"],
                     frozen_norms=frozenset(n.split("/")[1] for n in inside),
                     axis_name=self.axis_name,
                     dtype=self.dtype,

@@ -70,9 +70,7 @@ class PositionEmbedding(nn.Module):
 class MlpBlock(nn.Module):
     """Two dense layers with GELU between, on every token."""
 
-    mlp_dim: int
-    dropout_rate: float
-    exact_gelu: bool
+    config: FrozenDict
     dtype: jnp.dtype
 
     @nn.compact
@@ -84,27 +82,20 @@ class MlpBlock(nn.Module):
             bias_init=nn.initializers.normal(1e-6),
             dtype=self.dtype,
         )
-        b, n, d = x.shape
-        x = dense(self.mlp_dim)(x.reshape(b * n, d))
-        x = gelu_exact(x) if self.exact_gelu else nn.gelu(x)
-        x = Dropout(self.dropout_rate)(x.reshape(b, n, -1), keys)
+        (b, n, d), rate = x.shape, self.config["dropout_rate"]
+        x = dense(self.config["mlp_dim"])(x.reshape(b * n, d))
+        x = gelu_exact(x) if self.config["gelu"] == "erf" else nn.gelu(x)
+        x = Dropout(rate)(x.reshape(b, n, -1), keys)
         x = dense(d)(x.reshape(b * n, -1)).reshape(b, n, d)
-        return Dropout(self.dropout_rate)(x, keys)
+        return Dropout(rate)(x, keys)
 
 
 class EncoderBlock(nn.Module):
-    """Pre-norm transformer block with stochastic depth (Huang et al. 2016).
+    """Pre-norm transformer block with stochastic depth (Huang et al. 2016)."""
 
-    `attention` holds the other attributes of the layer of kind `attention_kind`.
-    """
-
-    attention_kind: str
-    attention: FrozenDict
-    mlp_dim: int
-    dropout_rate: float
+    config: FrozenDict
+    grid: tuple[int, int]
     drop_path_rate: float
-    exact_gelu: bool
-    norm_eps: float
     dtype: jnp.dtype
 
     @nn.compact
@@ -117,12 +108,13 @@ class EncoderBlock(nn.Module):
           layer: number of the block, from 0.
           added: to the attention weights, [b, h, n, n]; may be None.
         """
-        norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
+        config, dtype = self.config, self.dtype
+        norm = functools.partial(nn.LayerNorm, epsilon=config["norm_eps"], dtype=dtype)
         drop_path = functools.partial(Dropout, self.drop_path_rate, whole=True)
-        attend = ATTENTION[self.attention_kind](dtype=self.dtype, **self.attention)
+        attend = ATTENTION[config["attention"]](config, self.grid, dtype)
         y, attended = attend(norm()(x), keys, layer, added)
-        x = x + drop_path()(Dropout(self.dropout_rate)(y, keys), keys)
-        y = MlpBlock(self.mlp_dim, self.dropout_rate, self.exact_gelu, self.dtype)(norm()(x), keys)
+        x = x + drop_path()(Dropout(config["dropout_rate"])(y, keys), keys)
+        y = MlpBlock(config, dtype)(norm()(x), keys)
         return x + drop_path()(y, keys), attended
 
 
@@ -136,46 +128,43 @@ _apply_shared = jax.jit(_apply, static_argnums=(0, 1))
 
 
 class Encoder(nn.Module):
-    """Position embedding, blocks and the last norm.
+    """Position embedding, blocks and the last norm."""
 
-    `block` holds the attributes of `EncoderBlock` other than `drop_path_rate`, which rises from 0
-    to that of the last block.
-    """
-
-    depth: int
-    drop_path_rate: float
+    config: FrozenDict
+    grid: tuple[int, int]
+    dtype: jnp.dtype
     remat: bool
-    block: FrozenDict
 
     @nn.compact
     def __call__(self, x, keys, added: Sequence[jax.Array] | None) -> tuple[jax.Array, dict]:
         """Map tokens [b, n, d] to tokens [b, n, d] and the intermediates."""
-        attention, dtype = self.block["attention"], self.block["dtype"]
-        grid, has_cls, kind = (attention[key] for key in ("grid", "has_cls", "pos_embed"))
+        config, dtype, depth = self.config, self.dtype, self.config["depth"]
+        kind, has_cls = config["pos_embed"], config["pool"] == "cls"
         if kind not in ("none", "rope_2d", "relative_bias"):  # the latter act within attention
-            x = PositionEmbedding(kind, grid, has_cls, name="posembed_input")(x)
-        x = Dropout(self.block["dropout_rate"])(x, keys)
+            x = PositionEmbedding(kind, self.grid, has_cls, name="posembed_input")(x)
+        x = Dropout(config["dropout_rate"])(x, keys)
         # In bfloat16, XLA would round at the borders of what is shared, and what is captured would
         # change the logits.
         apply = _apply_shared if dtype == jnp.float32 else _apply
-        make_block = functools.partial(EncoderBlock, parent=None, **self.block)
         tokens, attended = [x], []
-        for i, params in enumerate(self._params_of_blocks(make_block(drop_path_rate=0.0), x)):
-            block = make_block(drop_path_rate=self.drop_path_rate * i / max(1, self.depth - 1))
+        for i, params in enumerate(self._params_of_blocks(x)):
+            drop_path_rate = config["drop_path_rate"] * i / max(1, depth - 1)
+            block = EncoderBlock(config, self.grid, drop_path_rate, dtype, parent=None)
             own = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, i)
             x, seen = apply(block, self.remat, params, x, own, i, added and added[i])
             tokens.append(x)
             attended.append(seen)
-        x = nn.LayerNorm(epsilon=self.block["norm_eps"], dtype=dtype, name="encoder_norm")(x)
+        x = nn.LayerNorm(epsilon=config["norm_eps"], dtype=dtype, name="encoder_norm")(x)
         intermediates = {key: [seen[key] for seen in attended] for key in attended[0]}
         return x, {"tokens": tokens} | intermediates
 
-    def _params_of_blocks(self, block, x):
+    def _params_of_blocks(self, x):
         """Return the parameters of each block; new ones are drawn for all blocks at once."""
-        names = [f"encoderblock_{i}" for i in range(self.depth)]
+        names = [f"encoderblock_{i}" for i in range(self.config["depth"])]
         if not self.is_initializing():
             return [self.get_variable("params", name) for name in names]
-        keys = jax.random.split(self.make_rng("params"), self.depth)
+        block = EncoderBlock(self.config, self.grid, 0.0, self.dtype, parent=None)
+        keys = jax.random.split(self.make_rng("params"), len(names))
         stacked = jax.vmap(lambda key: block.init(key, x, None, 0)["params"])(keys)
         return [
             self.param(name, lambda _, i: jax.tree.map(lambda a: a[i], stacked), i)
@@ -184,32 +173,17 @@ class Encoder(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Image classifier; the attributes are those of `config.model`.
+    """Image classifier.
 
     Attributes:
+      config: a resolved `config.model`.
       num_classes: width of the head.
       dtype: of the computation; parameters and logits are float32.
       remat: recompute the activations of each block in the backward pass.
     """
 
+    config: FrozenDict
     num_classes: int
-    patch_size: int
-    hidden_size: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
-    attention: str
-    patchify: str
-    pos_embed: str
-    pool: str
-    dropout_rate: float
-    attention_dropout_rate: float
-    drop_path_rate: float
-    qkv_bias: bool
-    gelu: str
-    norm_eps: float
-    representation_size: int
-    head_zero_init: bool
     dtype: jnp.dtype
     remat: bool
 
@@ -241,46 +215,31 @@ class VisionTransformer(nn.Module):
         x = self._patches(images.astype(self.dtype))  # [b, rows, columns, d]
         b, rows, columns, d = x.shape
         x = x.reshape(b, rows * columns, d)
-        has_cls = self.pool == "cls"
+        config, has_cls = self.config, self.config["pool"] == "cls"
         if has_cls:
             cls = self.param("cls", nn.initializers.zeros, (1, 1, d))
             x = jnp.concatenate([jnp.tile(cls.astype(x.dtype), (b, 1, 1)), x], 1)
-        attention = dict(
-            num_heads=self.num_heads,
-            qkv_bias=self.qkv_bias,
-            dropout_rate=self.attention_dropout_rate,
-            pos_embed=self.pos_embed,
-            grid=(rows, columns),
-            has_cls=has_cls,
-        )
-        block = FrozenDict(
-            attention_kind=self.attention,
-            attention=attention,
-            mlp_dim=self.mlp_dim,
-            dropout_rate=self.dropout_rate,
-            exact_gelu=self.gelu == "erf",
-            norm_eps=self.norm_eps,
-            dtype=self.dtype,
-        )
-        encoder = Encoder(self.depth, self.drop_path_rate, self.remat, block, name="Transformer")
+        encoder = Encoder(config, (rows, columns), self.dtype, self.remat, name="Transformer")
         x, intermediates = encoder(x, keys if train else None, added)
         x = x[:, 0] if has_cls else x.mean(1)
-        if self.representation_size:
-            x = nn.Dense(self.representation_size, dtype=self.dtype, name="pre_logits")(x)
-            x = jnp.tanh(x)
-        init = nn.initializers.zeros if self.head_zero_init else nn.linear.default_kernel_init
+        if size := config["representation_size"]:
+            x = jnp.tanh(nn.Dense(size, dtype=self.dtype, name="pre_logits")(x))
+        init = nn.linear.default_kernel_init
+        if config["head_zero_init"]:
+            init = nn.initializers.zeros
         head = nn.Dense(self.num_classes, kernel_init=init, name="head")
         logits = head(x.astype(jnp.float32))
         return (logits, intermediates | {"features": x}) if capture else logits
 
     def _patches(self, images):
-        p, (b, height, width, channels) = self.patch_size, images.shape
+        (b, height, width, channels), p = images.shape, self.config["patch_size"]
+        hidden_size = self.config["hidden_size"]
         # The kernel as a convolution has it, or as a dense layer. Either way it is a product with
         # flat patches, which equals a convolution without overlap, and is faster on a CPU.
-        inputs = (p, p, channels) if self.patchify == "conv" else (p * p * channels,)
+        inputs = (p, p, channels) if self.config["patchify"] == "conv" else (p * p * channels,)
         init = nn.linear.default_kernel_init
-        layer = Kernel(inputs, (self.hidden_size,), kernel_init=init, name="embedding")
+        layer = Kernel(inputs, (hidden_size,), kernel_init=init, name="embedding")
         x = images.reshape(b, height // p, p, width // p, p, channels)
         x = x.swapaxes(2, 3).reshape(b * height * width // p**2, p * p * channels)
         x, kernel, bias = promote_dtype(x, *layer(), dtype=self.dtype)
-        return (x @ kernel + bias).reshape(b, height // p, width // p, self.hidden_size)
+        return (x @ kernel + bias).reshape(b, height // p, width // p, hidden_size)

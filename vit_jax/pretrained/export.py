@@ -52,9 +52,7 @@ def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
         return [f"timm takes 1e-6 for norm_eps, not {eps:g}"] if eps != 1e-6 else []
     theirs = formats.to_theirs("hf", arrays)
     theirs = {k if k.startswith("classifier.") else f"vit.{k}": v for k, v in theirs.items()}
-    preprocessor = _hf_preprocessor(settings["data.image_size"], mean, std)
-    configs = {"config.json": _hf_config(info), "preprocessor_config.json": preprocessor}
-    files.write_safetensors(destination, theirs, configs)
+    files.write_safetensors(destination, theirs, _hf_configs(info, mean, std))
     crop = info.get("eval_crop", 1.0)
     return [f"the processor cannot crop to data.eval_crop={crop} first"] if crop != 1 else []
 
@@ -76,34 +74,36 @@ def _lacking(settings, kind):
 
 
 def _timm_config(info, mean, std):
-    settings = info["settings"]
+    settings, num_classes = info["settings"], info["num_classes"]
     size, channels = settings["data.image_size"], settings["data.channels"]
-    pretrained_cfg: dict[str, Any] = {
-        "num_classes": info["num_classes"],
-        "input_size": [channels, size, size],
-        "interpolation": "bicubic",
-        "crop_pct": info.get("eval_crop", 1.0),
-        "mean": mean,
-        "std": std,
-        "label_names": info["class_names"],
+    is_resnet = settings["model.name"] == "resnet18"
+    config = {
+        "num_classes": num_classes,
+        "pretrained_cfg": {
+            "num_classes": num_classes,
+            "input_size": [channels, size, size],
+            "interpolation": "bicubic",
+            "crop_pct": info.get("eval_crop", 1.0),
+            "mean": mean,
+            "std": std,
+            "label_names": info["class_names"],
+            "first_conv": "conv1" if is_resnet else "patch_embed.proj",
+            "classifier": "fc" if is_resnet else "head",
+        },
     }
-    config: dict[str, Any] = {"num_classes": info["num_classes"], "pretrained_cfg": pretrained_cfg}
-    if settings["model.name"] == "resnet18":
-        pretrained_cfg |= {"first_conv": "conv1", "classifier": "fc"}
+    if is_resnet:
         return config | {"architecture": "resnet18"}
-    width = settings["model.hidden_size"]
     has_cls = settings["model.pool"] == "cls"
-    pretrained_cfg |= {"first_conv": "patch_embed.proj", "classifier": "head"}
     return config | {
-        "architecture": "vit_base_patch16_224",  # of which all sizes are changed here
+        "architecture": "vit_base_patch16_224",  # all of whose sizes are overridden here
         "model_args": {
             "img_size": size,
             "patch_size": settings["model.patch_size"],
             "in_chans": channels,
-            "embed_dim": width,
+            "embed_dim": settings["model.hidden_size"],
             "depth": settings["model.depth"],
             "num_heads": settings["model.num_heads"],
-            "mlp_ratio": settings["model.mlp_dim"] / width,
+            "mlp_ratio": settings["model.mlp_dim"] / settings["model.hidden_size"],
             "qkv_bias": settings["model.qkv_bias"],
             "class_token": has_cls,
             "global_pool": "token" if has_cls else "avg",
@@ -113,27 +113,14 @@ def _timm_config(info, mean, std):
     }
 
 
-def _hf_preprocessor(size, mean, std) -> dict[str, Any]:
-    return {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "size": {"height": size, "width": size},
-        "resample": 3,  # bicubic
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": mean,
-        "image_std": std,
-    }
-
-
-def _hf_config(info):
+def _hf_configs(info, mean, std):
     settings = info["settings"]
+    size = settings["data.image_size"]
     names = info["class_names"] or [f"LABEL_{i}" for i in range(info["num_classes"])]
-    return {
+    config = {
         "architectures": ["ViTForImageClassification"],
         "model_type": "vit",
-        "image_size": settings["data.image_size"],
+        "image_size": size,
         "patch_size": settings["model.patch_size"],
         "num_channels": settings["data.channels"],
         "hidden_size": settings["model.hidden_size"],
@@ -148,3 +135,15 @@ def _hf_config(info):
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
     }
+    preprocessor = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": size, "width": size},
+        "resample": 3,  # bicubic
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": mean,
+        "image_std": std,
+    }
+    return {"config.json": config, "preprocessor_config.json": preprocessor}

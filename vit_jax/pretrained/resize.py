@@ -5,14 +5,8 @@ Every rule is linear and separable: a matrix [new, old] for each side of the gri
 
 import numpy as np
 
-# Of position embeddings, by where the weights come from.
-RULES = {
-    "npz": "official",
-    "timm": "timm",
-    "hf": "hf",
-    "torchvision": "timm",
-    "vit_jax": "official",
-}
+# Of position embeddings, by format; that of the others is "timm".
+RULES = {"npz": "official", "hf": "hf"}
 RULE_NAMES = {
     "official": "linear between aligned corners, the official rule",
     "timm": "bicubic with antialiasing, timm's rule",
@@ -64,11 +58,6 @@ def resize_positions(table: np.ndarray, tokens: int, has_cls: bool, rule: str) -
     resized = np.einsum("ij,kl,jld->ikd", matrix, matrix, square, optimize=True)
     resized = resized.reshape(1, new * new, -1).astype(np.float32)
     return np.concatenate([cls, resized], 1)
-
-
-def resize_side(table: np.ndarray, new: int, rule: str) -> np.ndarray:
-    """Resize learned positions of rows or columns [n, d] to [new, d]."""
-    return (resize_matrix(rule, new, len(table)) @ table).astype(np.float32)
 
 
 def resize_patches(kernel: np.ndarray, patch: int) -> np.ndarray:

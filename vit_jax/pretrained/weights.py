@@ -3,20 +3,16 @@
 import dataclasses
 import functools
 import json
+import operator
 import pathlib
 import re
 
+import numpy as np
+
 from vit_jax.config import current_names, flatten, get_config, with_overrides
 from vit_jax.config.rules import validate
-from vit_jax.pretrained import files, formats, tables
+from vit_jax.pretrained import files, formats, resize, tables
 from vit_jax.pretrained.formats import Arrays, flat_weights, nested_weights
-from vit_jax.pretrained.resize import (
-    RULE_NAMES,
-    RULES,
-    resize_patches,
-    resize_positions,
-    resize_side,
-)
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.files import write_atomically
 from vit_jax.storage import checkpoint, run_folder
@@ -92,7 +88,7 @@ def convert(source: pathlib.Path, given: dict) -> Weights:
         "settings": settings,
         "num_classes": num_classes,
         "class_names": class_names if class_names and len(class_names) == num_classes else None,
-        "resize": RULES.get(name, "timm"),
+        "resize": resize.RULES.get(name, "timm"),
         "assumed": sorted(assumed.difference(known)),
     }
     return Weights(ours, info)
@@ -153,18 +149,15 @@ def read_info(folder: pathlib.Path) -> dict:
             for key, value in current_names(info["settings"]).items()
         }
         info |= {"settings": settings, "checksum": int(info["checksum"])}
-        _check_names(info["class_names"], info["num_classes"])
+        count, names = operator.index(info["num_classes"]), info["class_names"]
+        if names is not None and (
+            len(names) != count or not all(isinstance(n, str) for n in names)
+        ):
+            raise ValueError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} is damaged: convert the weights again") from None
     _check_settings(settings, path)
     return info
-
-
-def _check_names(names, count):
-    """Raise TypeError unless names are `count` strings, or None."""
-    are_strings = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if type(count) is not int or (names is not None and not (are_strings and len(names) == count)):
-        raise TypeError
 
 
 def _run_info(folder):
@@ -179,24 +172,18 @@ def _run_info(folder):
     summary = run_folder.read_finished(folder, record)
     if summary is None:
         raise UserError(f"the run in {folder} is not finished: run its command again first")
-    config, path = flatten(run_folder.config_of(folder, record)), folder / "config.json"
-    try:
-        data = record["data"]
-        class_names, rule = data["classes"], data.get("weights", {}).get("resize", RULES["vit_jax"])
-        _check_names(class_names, len(class_names))
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is damaged: it does not tell the classes") from None
+    config, data = flatten(run_folder.config_of(folder, record)), record["data"]
     name = config["model.name"]
     keys = ("model.name", *(f"model.{key}" for key in KEYS.get(name, ())), *DATA_KEYS)
     settings = {key: config[key] for key in keys}
-    _check_settings(settings, path)
+    _check_settings(settings, folder / "config.json")
     return {
         "format": "vit_jax",
         "source": str(folder),
         "settings": settings,
-        "num_classes": len(class_names),
-        "class_names": class_names,
-        "resize": rule,
+        "num_classes": len(data["classes"]),
+        "class_names": data["classes"],
+        "resize": data.get("weights", {}).get("resize", "official"),
         "step": summary["best_step"],
         "eval_crop": config["data.eval_crop"],
     }
@@ -323,13 +310,14 @@ def _resized(path, array, shape, has_cls, rule):
     """Resize an array to a shape; return it and a note, or None where there is no way."""
     if array.ndim != len(shape) or array.shape[-1] != shape[-1]:
         return None
-    how = RULE_NAMES[rule]
+    how = resize.RULE_NAMES[rule]
     if path == tables.POSITIONS:
-        new = resize_positions(array, shape[1], has_cls, rule)
+        new = resize.resize_positions(array, shape[1], has_cls, rule)
     elif re.search(r"posembed_input/(row|column)_embedding$", path):
-        new = resize_side(array, shape[0], rule)
+        matrix = resize.resize_matrix(rule, shape[0], len(array))
+        new = (matrix @ array).astype(np.float32)
     elif path == "embedding/kernel" and len(shape) == 4 and array.shape[2] == shape[2]:
-        new, how = resize_patches(array, shape[0]), "pseudo-inverse, FlexiViT"
+        new, how = resize.resize_patches(array, shape[0]), "pseudo-inverse, FlexiViT"
     else:
         return None
     before, after = ("x".join(map(str, a.shape)) for a in (array, new))
