@@ -1,13 +1,20 @@
 """Attention layers: softmax and differential, with relative and rotary positions."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import FrozenDict
 from flax.linen.dtypes import promote_dtype
 
 from vit_jax.models.layers import Dropout, Kernel
+
+LAYER_NAMES = {
+    "softmax": "MultiHeadDotProductAttention_0",
+    "differential": "MultiHeadDifferentialAttention_0",
+}
 
 
 def rotary_angles(rows: int, columns: int, width: int) -> np.ndarray:
@@ -68,15 +75,18 @@ class RelativeBias(nn.Module):
         return table[:, indices]
 
 
-class _Attention(nn.Module):
-    """Self-attention on a grid of patches, after the class token if there is one.
+class Attention(nn.Module):
+    """Self-attention of the kind `config["attention"]`.
 
-    A subclass defines `_weigh`, from tokens and layer to the attention weights [b, h, n, n], the
-    values [b, h, n, d / h] and further intermediates; and `_join`, from the weighted values and
-    layer to tokens. The softmax is computed in float32.
+    "softmax" (Vaswani et al. 2017), or "differential" (Ye et al. 2024, arXiv:2410.05258), without
+    its causal mask: each head takes the difference of two softmax maps, softmax(Q1 K1' / sqrt(w)) -
+    lambda * softmax(Q2 K2' / sqrt(w)) with w = d / h / 2, multiplies values of width 2 w, and is
+    normalised by RMSNorm times (1 - lambda_init); lambda is learned per layer (see
+    `differential_lambdas`). Its output layer has a bias if the others have one. The softmax is
+    computed in float32.
     """
 
-    config: FrozenDict
+    config: Mapping[str, Any]
     grid: tuple[int, int]
     dtype: jnp.dtype
 
@@ -84,13 +94,38 @@ class _Attention(nn.Module):
     def __call__(self, x, keys, layer, added) -> tuple[jax.Array, dict]:
         """Map tokens [b, n, d] to tokens and intermediates; for the arguments see `EncoderBlock`.
 
-        "attention" is the weights [b, h, n, n] with what is added to them.
+        The intermediates are "attention", the weights [b, h, n, n] with what is added to them, and
+        of differential attention "softmax_maps" [b, h, 2, n, n], the two maps of each head.
         """
-        weights, value, seen = self._weigh(x, layer)
+        (b, n, d), h = x.shape, self.config["num_heads"]
+        is_differential = self.config["attention"] == "differential"
+        num_maps = 2 * h if is_differential else h
+        query, key, value = self._heads(x, query=num_maps, key=num_maps, value=h)
+        if is_differential:
+            init = nn.initializers.normal(0.1)
+            vectors = {name: self.param(name, init, (d // h // 2,)) for name in _LAMBDAS}
+            strength = _strength(vectors, layer).astype(self.dtype)
+            maps = self._maps(query, key).reshape(b, h, 2, n, n)
+            weights, seen = maps[:, :, 0] - strength * maps[:, :, 1], {"softmax_maps": maps}
+        else:
+            weights, seen = self._maps(query, key), {}
         if added is not None:
             weights += added
-        dropped = Dropout(self.config["attention_dropout_rate"])(weights, keys)
-        return self._join(dropped @ value, layer), {"attention": weights} | seen
+        x = Dropout(self.config["attention_dropout_rate"])(weights, keys) @ value
+        if is_differential:
+            x = nn.RMSNorm(epsilon=1e-5, dtype=self.dtype, name="head_norm")(x)
+            x *= 1 - _initial_strength(layer)
+        out = nn.DenseGeneral(
+            d,
+            axis=(-2, -1),
+            use_bias=self.config["qkv_bias"] or not is_differential,
+            kernel_init=nn.initializers.xavier_uniform(),
+            dtype=self.dtype,
+            name="out",
+        )
+        return out(x.swapaxes(1, 2).reshape(b * n, h, d // h)).reshape(b, n, d), seen | {
+            "attention": weights
+        }
 
     def _heads(self, x, **heads):
         """Project tokens [b, n, d] to [b, heads, n, d / heads] for each name=heads."""
@@ -123,59 +158,6 @@ class _Attention(nn.Module):
             scores += RelativeBias(h, self.grid, has_cls, name="relative_position_bias")()
         return jax.nn.softmax(scores).astype(self.dtype)
 
-    def _out(self, x, use_bias):
-        """Project heads [b, h, n, width] to tokens [b, n, h * width]."""
-        b, h, n, width = x.shape
-        layer = nn.DenseGeneral(
-            h * width,
-            axis=(-2, -1),
-            use_bias=use_bias,
-            kernel_init=nn.initializers.xavier_uniform(),
-            dtype=self.dtype,
-            name="out",
-        )
-        return layer(x.swapaxes(1, 2).reshape(b * n, h, width)).reshape(b, n, h * width)
-
-
-class MultiHeadDotProductAttention(_Attention):
-    """Softmax self-attention (Vaswani et al. 2017), with the official ViT parameter names."""
-
-    def _weigh(self, x, layer):
-        h = self.config["num_heads"]
-        query, key, value = self._heads(x, query=h, key=h, value=h)
-        return self._maps(query, key), value, {}
-
-    def _join(self, x, layer):
-        return self._out(x, use_bias=True)
-
-
-class MultiHeadDifferentialAttention(_Attention):
-    """Differential self-attention (Ye et al. 2024, arXiv:2410.05258), without its causal mask.
-
-    Each head takes the difference of two softmax maps, softmax(Q1 K1' / sqrt(w)) - lambda *
-    softmax(Q2 K2' / sqrt(w)) with w = d / h / 2, multiplies values of width 2 w, and is normalised
-    by RMSNorm times (1 - lambda_init); lambda is learned per layer (see `differential_lambdas`).
-    The output layer has a bias if the others have one.
-
-    The intermediates include "softmax_maps" [b, h, 2, n, n], the two maps of each head.
-    """
-
-    def _weigh(self, x, layer):
-        b, n, d = x.shape
-        h = self.config["num_heads"]
-        width = d // h // 2
-        query, key, value = self._heads(x, query=2 * h, key=2 * h, value=h)
-        init = nn.initializers.normal(0.1)
-        vectors = {name: self.param(name, init, (width,)) for name in _LAMBDAS}
-        strength = _strength(vectors, layer).astype(self.dtype)
-        # The maps 2 i and 2 i + 1 form head i.
-        maps = self._maps(query, key).reshape(b, h, 2, n, n)
-        return maps[:, :, 0] - strength * maps[:, :, 1], value, {"softmax_maps": maps}
-
-    def _join(self, x, layer):
-        x = nn.RMSNorm(epsilon=1e-5, dtype=self.dtype, name="head_norm")(x)
-        return self._out(x * (1 - _initial_strength(layer)), self.config["qkv_bias"])
-
 
 _LAMBDAS = ("lambda_query_1", "lambda_key_1", "lambda_query_2", "lambda_key_2")
 
@@ -196,14 +178,9 @@ def differential_lambdas(params: dict) -> dict[str, jax.Array]:
     lambda = exp(q1 . k1) - exp(q2 . k2) + lambda_init, lambda_init = 0.8 - 0.6 exp(-0.3 layer)
     with layers from 0 (Ye et al. 2024, section 2.1).
     """
+    layer = LAYER_NAMES["differential"]
     return {
-        name: _strength(block["MultiHeadDifferentialAttention_0"], int(name.rsplit("_", 1)[1]))
+        name: _strength(block[layer], int(name.rsplit("_", 1)[1]))
         for name, block in params.get("Transformer", {}).items()
-        if "MultiHeadDifferentialAttention_0" in block
+        if layer in block
     }
-
-
-ATTENTION = {
-    "softmax": MultiHeadDotProductAttention,
-    "differential": MultiHeadDifferentialAttention,
-}

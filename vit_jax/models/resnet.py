@@ -1,11 +1,12 @@
 """ResNet18 (He et al. 2016, arXiv:1512.03385), its names after torchvision's."""
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.core import FrozenDict
 
 from vit_jax.models.layers import convolve
 
@@ -27,16 +28,17 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Map [b, height, width, c] to [b, height / stride, width / stride, channels]."""
-        norm = functools.partial(_norm, train, self.frozen_norms, self.axis_name, self.dtype)
-        ones = nn.initializers.ones
-        last_scale = nn.initializers.zeros if self.zero_init_residual else ones
+        norm = functools.partial(
+            _norm, train, self.frozen_norms, axis_name=self.axis_name, dtype=self.dtype
+        )
         y = Conv(self.channels, 3, self.stride, self.dtype, name="conv1")(x)
-        y = nn.relu(norm(name="bn1")(y))
+        y = nn.relu(norm("bn1")(y))
         y = Conv(self.channels, 3, 1, self.dtype, name="conv2")(y)
-        y = norm(name="bn2", scale_init=last_scale)(y)
+        init = nn.initializers.zeros if self.zero_init_residual else nn.initializers.ones
+        y = norm("bn2", scale_init=init)(y)
         if x.shape != y.shape:
             x = Conv(self.channels, 1, self.stride, self.dtype, name="downsample_conv")(x)
-            x = norm(name="downsample_bn")(x)
+            x = norm("downsample_bn")(x)
         return nn.relu(x + y)
 
 
@@ -59,7 +61,7 @@ class ResNet18(nn.Module):
         has the whole batch.
     """
 
-    config: FrozenDict
+    config: Mapping[str, Any]
     num_classes: int
     frozen_norms: frozenset[str]
     dtype: jnp.dtype
@@ -92,7 +94,8 @@ class ResNet18(nn.Module):
         width, is_imagenet = self.config["hidden_size"], self.config["stem"] == "imagenet"
         x, (size, stride) = images.astype(self.dtype), (7, 2) if is_imagenet else (3, 1)
         x = Conv(width, size, stride, self.dtype, name="conv1")(x)
-        x = nn.relu(_norm(train, self.frozen_norms, self.axis_name, self.dtype, name="bn1")(x))
+        own: Any = dict(axis_name=self.axis_name, dtype=self.dtype)
+        x = nn.relu(_norm(train, self.frozen_norms, "bn1", **own)(x))
         maps = {"stem": x}
         if is_imagenet:
             # Zeros pad as well as -inf would: no value is below 0 here.
@@ -107,9 +110,8 @@ class ResNet18(nn.Module):
                     stride=2 if stage and not block else 1,
                     zero_init_residual=self.config["zero_init_residual"],
                     frozen_norms=frozenset(n.split("/")[1] for n in inside),
-                    axis_name=self.axis_name,
-                    dtype=self.dtype,
                     name=name,
+                    **own,
                 )(x, train)
                 maps[name] = x
         x = x.mean((1, 2))
@@ -137,13 +139,6 @@ class Conv(nn.Module):
         return convolve(x, kernel, self.stride, self.size // 2)
 
 
-def _norm(train, frozen, axis_name, dtype, name, **options):
-    return nn.BatchNorm(
-        use_running_average=not train or name in frozen,
-        momentum=0.9,
-        epsilon=1e-5,
-        axis_name=axis_name,
-        dtype=dtype,
-        name=name,
-        **options,
-    )
+def _norm(train, frozen, name, **options):
+    average = not train or name in frozen
+    return nn.BatchNorm(average, momentum=0.9, epsilon=1e-5, name=name, **options)

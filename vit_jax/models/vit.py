@@ -1,16 +1,16 @@
 """Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), with the official names."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import FrozenDict
 from flax.linen.dtypes import promote_dtype
 
-from vit_jax.models.attention import ATTENTION
+from vit_jax.models.attention import LAYER_NAMES, Attention
 from vit_jax.models.layers import Dropout, Kernel, gelu_exact
 
 
@@ -70,7 +70,7 @@ class PositionEmbedding(nn.Module):
 class MlpBlock(nn.Module):
     """Two dense layers with GELU between, on every token."""
 
-    config: FrozenDict
+    config: Mapping[str, Any]
     dtype: jnp.dtype
 
     @nn.compact
@@ -93,7 +93,7 @@ class MlpBlock(nn.Module):
 class EncoderBlock(nn.Module):
     """Pre-norm transformer block with stochastic depth (Huang et al. 2016)."""
 
-    config: FrozenDict
+    config: Mapping[str, Any]
     grid: tuple[int, int]
     drop_path_rate: float
     dtype: jnp.dtype
@@ -109,9 +109,9 @@ class EncoderBlock(nn.Module):
           added: to the attention weights, [b, h, n, n]; may be None.
         """
         config, dtype = self.config, self.dtype
+        attend = Attention(config, self.grid, dtype, name=LAYER_NAMES[config["attention"]])
         norm = functools.partial(nn.LayerNorm, epsilon=config["norm_eps"], dtype=dtype)
         drop_path = functools.partial(Dropout, self.drop_path_rate, whole=True)
-        attend = ATTENTION[config["attention"]](config, self.grid, dtype)
         y, attended = attend(norm()(x), keys, layer, added)
         x = x + drop_path()(Dropout(config["dropout_rate"])(y, keys), keys)
         y = MlpBlock(config, dtype)(norm()(x), keys)
@@ -130,7 +130,7 @@ _apply_shared = jax.jit(_apply, static_argnums=(0, 1))
 class Encoder(nn.Module):
     """Position embedding, blocks and the last norm."""
 
-    config: FrozenDict
+    config: Mapping[str, Any]
     grid: tuple[int, int]
     dtype: jnp.dtype
     remat: bool
@@ -182,7 +182,7 @@ class VisionTransformer(nn.Module):
       remat: recompute the activations of each block in the backward pass.
     """
 
-    config: FrozenDict
+    config: Mapping[str, Any]
     num_classes: int
     dtype: jnp.dtype
     remat: bool

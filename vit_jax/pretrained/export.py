@@ -34,7 +34,9 @@ def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
     if kind == "npz":
         if destination.suffix != ".npz":
             raise UserError(f"{destination} must end in .npz")
-        files.write_npz(destination, formats.to_theirs("npz", arrays))
+        theirs = formats.to_theirs("npz", arrays)
+        contiguous: Any = {key: np.ascontiguousarray(array) for key, array in theirs.items()}
+        np.savez(destination, **contiguous)
         return [
             f"the file cannot tell {key}={settings[key]}; usual is {value}"
             for key, value in tables.SETTINGS["npz"].items()

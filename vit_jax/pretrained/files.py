@@ -26,8 +26,7 @@ SIDE_BYTES = 2**24  # of a JSON file next to the weights, which has a few thousa
 def read_arrays(path: pathlib.Path) -> Arrays:
     """Read {key: array} from an .npz or .safetensors file.
 
-    Raises:
-      UserError: the file is missing, damaged, a pickle, a zip bomb, or of another kind.
+    Raises UserError if it is missing, damaged, a pickle, a zip bomb, or of another kind.
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file")
@@ -97,15 +96,10 @@ def _parse_npy(content, name):
 
 
 def read_side_settings(path: pathlib.Path) -> dict[str, Any]:
-    """Read the settings in the JSON files next to a .safetensors file.
+    """Read settings such as "data.mean", and "class_names", from JSON next to a .safetensors file.
 
-    Those are config.json of transformers and of timm, and transformers' preprocessor_config.json.
-
-    Returns:
-      Settings such as "model.num_heads" and "data.mean", as far as given, and "class_names".
-
-    Raises:
-      UserError: one of them is damaged, or asks for what our models do not have.
+    That is config.json of transformers or timm, and transformers' preprocessor_config.json. Raises
+    UserError if one of them is damaged, or asks for what our models do not have.
     """
     beside = path.with_name("config.json")
     config, pre = _read_json(beside), _read_json(path.with_name("preprocessor_config.json"))
@@ -166,14 +160,6 @@ def _read_json(path):
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     return content if isinstance(content, dict) else {}
-
-
-def write_npz(path: pathlib.Path, arrays: Arrays) -> None:
-    """Write an .npz file."""
-    with zipfile.ZipFile(path, "w") as archive:  # np.savez would take a key for an option
-        for key, array in arrays.items():
-            with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.ascontiguousarray(array))
 
 
 def write_safetensors(folder: pathlib.Path, arrays: Arrays, configs: dict[str, dict]) -> None:

@@ -20,8 +20,9 @@ Arrays = dict[str, np.ndarray]
 
 def detect(keys: set[str], is_npz: bool, source) -> str:
     """Detect the format of a file's canonical keys; raises UserError if it is unknown."""
-    for name, key in tables.KNOWN_BY.items():
-        if key in keys and is_npz == (name == "npz"):
+    for name, table in tables.TABLES.items():
+        typical = {theirs for ours, theirs, _ in table if ours in tables.TYPICAL}
+        if typical & keys and is_npz == (name == "npz"):
             return name
     kinds = "the official ViT" if is_npz else "a ViT of timm, Hugging Face or torchvision, ResNet18"
     raise UserError(f"{source} holds no known kind of weights ({kinds}): it has {_some(keys)}")
@@ -71,19 +72,10 @@ def _linen(arrays):
 
 
 def describe(name: str, arrays: Arrays, num_heads: int | None, source) -> tuple[dict, int]:
-    """Derive the settings {"model.depth": 12, ...} of a model from its canonical arrays.
+    """Derive the settings {"model.depth": 12, ...} and number of classes, 0 without a head.
 
-    Args:
-      name: of the format.
-      arrays: canonical.
-      num_heads: given by the user or a side file; None: those of the named size.
-      source: for the message.
-
-    Returns:
-      The settings, and the number of classes, 0 without a head.
-
-    Raises:
-      UserError: the arrays are not those of a ViT or ResNet18.
+    From the canonical arrays of a format. Where `num_heads` is None, it is that of the named size.
+    Raises UserError if the arrays are not those of a ViT or ResNet18.
     """
     rows = {ours: (theirs, layout) for ours, theirs, layout in tables.TABLES[name]}
 
@@ -203,16 +195,9 @@ def to_theirs(name: str, ours: Arrays) -> Arrays:
 
 
 def to_ours(name: str, arrays: Arrays, ours: dict[str, tuple], source) -> Arrays:
-    """Convert the canonical arrays of a format to {our path: array}.
+    """Convert the canonical arrays of a format to those of `ours`, {our path: shape}.
 
-    Args:
-      name: of the format.
-      arrays: canonical; each must be used exactly once.
-      ours: {our path: shape}, each of which must be found.
-      source: for the message.
-
-    Raises:
-      UserError: lists all that is missing, misshaped or left over; or a value is not finite.
+    Raises UserError, which lists all that is missing, misshaped or left over, or not finite.
     """
     arrays, result, problems = dict(arrays), {}, []
     template = {path: np.broadcast_to(np.float32(0), shape) for path, shape in ours.items()}

@@ -37,13 +37,10 @@ QKV = f"{ATTENTION}/{{qkv}}"
 DENSE_0, DENSE_1 = f"{BLOCK}/MlpBlock_0/Dense_0", f"{BLOCK}/MlpBlock_0/Dense_1"
 
 
-def _norm(ours, theirs):
-    return [(f"{ours}/scale", f"{theirs}.weight", SAME), (f"{ours}/bias", f"{theirs}.bias", SAME)]
-
-
 def _layer(ours, theirs, layout=DENSE):
+    weight = "scale" if layout is SAME else "kernel"  # of a norm or of a product
     return [
-        (f"{ours}/kernel", f"{theirs}.weight", layout),
+        (f"{ours}/{weight}", f"{theirs}.weight", layout),
         (f"{ours}/bias", f"{theirs}.bias", SAME),
     ]
 
@@ -53,14 +50,14 @@ TIMM = [
     ("cls", "cls_token", SAME),
     (POSITIONS, "pos_embed", SAME),
     *_layer("embedding", "patch_embed.proj", CONV),
-    *_norm(f"{BLOCK}/LayerNorm_0", "blocks.{i}.norm1"),
+    *_layer(f"{BLOCK}/LayerNorm_0", "blocks.{i}.norm1", SAME),
     (f"{QKV}/kernel", "blocks.{i}.attn.qkv.weight", TO_HEADS),
     (f"{QKV}/bias", "blocks.{i}.attn.qkv.bias", BIAS_TO_HEADS),
     *_layer(f"{ATTENTION}/out", "blocks.{i}.attn.proj"),
-    *_norm(f"{BLOCK}/LayerNorm_1", "blocks.{i}.norm2"),
+    *_layer(f"{BLOCK}/LayerNorm_1", "blocks.{i}.norm2", SAME),
     *_layer(DENSE_0, "blocks.{i}.mlp.fc1"),
     *_layer(DENSE_1, "blocks.{i}.mlp.fc2"),
-    *_norm("Transformer/encoder_norm", "norm"),
+    *_layer("Transformer/encoder_norm", "norm", SAME),
     *_layer("head", "head"),
 ]
 # The files of transformers' ViTModel; ViTForImageClassification adds the prefix "vit.".
@@ -69,14 +66,14 @@ HF = [
     ("cls", "embeddings.cls_token", SAME),
     (POSITIONS, "embeddings.position_embeddings", SAME),
     *_layer("embedding", "embeddings.patch_embeddings.projection", CONV),
-    *_norm(f"{BLOCK}/LayerNorm_0", f"{_HF_LAYER}.layernorm_before"),
+    *_layer(f"{BLOCK}/LayerNorm_0", f"{_HF_LAYER}.layernorm_before", SAME),
     (f"{QKV}/kernel", f"{_HF_LAYER}.attention.attention.{{qkv}}.weight", TO_HEADS),
     (f"{QKV}/bias", f"{_HF_LAYER}.attention.attention.{{qkv}}.bias", BIAS_TO_HEADS),
     *_layer(f"{ATTENTION}/out", f"{_HF_LAYER}.attention.output.dense"),
-    *_norm(f"{BLOCK}/LayerNorm_1", f"{_HF_LAYER}.layernorm_after"),
+    *_layer(f"{BLOCK}/LayerNorm_1", f"{_HF_LAYER}.layernorm_after", SAME),
     *_layer(DENSE_0, f"{_HF_LAYER}.intermediate.dense"),
     *_layer(DENSE_1, f"{_HF_LAYER}.output.dense"),
-    *_norm("Transformer/encoder_norm", "layernorm"),
+    *_layer("Transformer/encoder_norm", "layernorm", SAME),
     *_layer("pre_logits", "pooler.dense"),  # tanh(dense(class token)), as in the 2020 checkpoints
     *_layer("head", "classifier"),
 ]
@@ -86,14 +83,14 @@ TORCHVISION = [
     ("cls", "class_token", SAME),
     (POSITIONS, "encoder.pos_embedding", SAME),
     *_layer("embedding", "conv_proj", CONV),
-    *_norm(f"{BLOCK}/LayerNorm_0", f"{_TV_LAYER}.ln_1"),
+    *_layer(f"{BLOCK}/LayerNorm_0", f"{_TV_LAYER}.ln_1", SAME),
     (f"{QKV}/kernel", f"{_TV_LAYER}.self_attention.in_proj_weight", TO_HEADS),
     (f"{QKV}/bias", f"{_TV_LAYER}.self_attention.in_proj_bias", BIAS_TO_HEADS),
     *_layer(f"{ATTENTION}/out", f"{_TV_LAYER}.self_attention.out_proj"),
-    *_norm(f"{BLOCK}/LayerNorm_1", f"{_TV_LAYER}.ln_2"),
+    *_layer(f"{BLOCK}/LayerNorm_1", f"{_TV_LAYER}.ln_2", SAME),
     *_layer(DENSE_0, f"{_TV_LAYER}.mlp.0"),
     *_layer(DENSE_1, f"{_TV_LAYER}.mlp.3"),
-    *_norm("Transformer/encoder_norm", "encoder.ln"),
+    *_layer("Transformer/encoder_norm", "encoder.ln", SAME),
     *_layer("pre_logits", "heads.pre_logits"),
     *_layer("head", "heads.head"),
 ]
@@ -106,7 +103,7 @@ def _resnet18():
     for ours, theirs in {"": "", **blocks}.items():
         for conv, norm, their_conv, their_norm in layers:
             yield f"{ours}{conv}/kernel", f"{theirs}{their_conv}.weight", CONV
-            yield from _norm(f"{ours}{norm}", f"{theirs}{their_norm}")
+            yield from _layer(f"{ours}{norm}", f"{theirs}{their_norm}", SAME)
             for stat in ("mean", "var"):
                 key = f"{theirs}{their_norm}.running_{stat}"
                 yield f"batch_stats/{ours}{norm}/{stat}", key, SAME
@@ -119,14 +116,9 @@ RESNET18 = [*_resnet18()]
 NPZ = [(path, path, SAME) for path, _, _ in HF]
 TABLES = {"npz": NPZ, "timm": TIMM, "hf": HF, "torchvision": TORCHVISION, "resnet18": RESNET18}
 
-# A key that only this format has.
-KNOWN_BY = {
-    "npz": "embedding/kernel",
-    "timm": "patch_embed.proj.weight",
-    "hf": "embeddings.patch_embeddings.projection.weight",
-    "torchvision": "conv_proj.weight",
-    "resnet18": "layer1.0.conv1.weight",
-}
+# Every format has the first of these paths, or the second, and a key of its own for it.
+TYPICAL = ("embedding/kernel", "layer1_0/conv1/kernel")
+
 # The settings that a format's models were trained with, which cannot be read from the arrays.
 _HALVES = {"data.mean": (0.5,), "data.std": (0.5,)}
 _IMAGENET = {"data.mean": (0.485, 0.456, 0.406), "data.std": (0.229, 0.224, 0.225)}

@@ -131,13 +131,9 @@ def describe(weights: Weights) -> str:
 
 
 def read_info(folder: pathlib.Path) -> dict:
-    """Read the `Weights.info` of the weights in a folder, without the arrays.
+    """Read the `Weights.info` of a converted checkpoint or finished run, without the arrays.
 
-    Args:
-      folder: a converted checkpoint, or the folder of a finished run (VARIANT/seed_0).
-
-    Raises:
-      UserError: it is neither, or damaged.
+    Raises UserError if the folder (such as VARIANT/seed_0) is neither, or damaged.
     """
     path = folder / "model.json"
     if not path.exists():
@@ -192,8 +188,7 @@ def _run_info(folder):
 def load(folder: pathlib.Path) -> Weights:
     """Read the weights of a converted checkpoint, or of a run's selected checkpoint.
 
-    Raises:
-      UserError: the folder is neither, or damaged.
+    Raises UserError if the folder is neither, or damaged.
     """
     info = read_info(folder)
     if info["format"] == "vit_jax":
