@@ -26,7 +26,8 @@ def build(
       model_config: mapping with the keys of `config.model`.
       num_classes: width of the head.
       dtype: of the computation.
-      frozen_norms: norms of a ResNet18 that keep their statistics, such as "layer1_0/bn1".
+      frozen_norms: norms of a ResNet18, such as "layer1_0/bn1", that use and keep their running
+        statistics in training too.
       remat: recompute the activations of each block in the backward pass.
     """
     config = FrozenDict(model_config)

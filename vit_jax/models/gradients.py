@@ -8,24 +8,21 @@ import jax.numpy as jnp
 def attention_gradients(
     model: nn.Module, variables: dict, images: jax.Array, classes: jax.Array | None = None
 ) -> tuple[jax.Array, dict, list[jax.Array]]:
-    """Differentiate the logit of a class by every attention weight.
+    """Differentiate the logit of a class by every attention weight of a VisionTransformer.
 
     The weights are those that multiply the values: of differential attention the difference. They
     are taken as independent of each other, so the softmax before them is not differentiated. The
     images of a batch do not affect each other, so one backward pass serves all.
 
     Args:
-      model: a VisionTransformer; jit with it fixed.
-      variables: of the model, {"params": ...}.
+      model: raises ValueError if it has no attention.
+      variables: {"params": ...}.
       images: normalised [b, height, width, channels].
       classes: int [b]; None: the predicted ones.
 
     Returns:
       float32 logits [b, num_classes]; the intermediates of the call with `capture`; and the
       gradients, depth arrays [b, h, n, n] in the model's dtype.
-
-    Raises:
-      ValueError: the model has no attention.
     """
     seen = jax.eval_shape(lambda: model.apply(variables, images, capture=True))[1]
     if "attention" not in seen:

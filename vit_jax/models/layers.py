@@ -95,10 +95,6 @@ def _convolution(x, kernel, stride, padding):
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), sides, dimension_numbers=order)
 
 
-def _convolve_forward(x, kernel, stride, padding):
-    return convolve(x, kernel, stride, padding), (x, kernel)
-
-
 def _convolve_backward(stride, padding, inputs, dy):
     x, kernel = inputs
     if jax.default_backend() != "cpu":
@@ -160,4 +156,6 @@ def _patches(x, size, stride, padding):
     return jnp.concatenate(met, -1).reshape(-1, size * size * x.shape[-1])
 
 
-convolve.defvjp(_convolve_forward, _convolve_backward)
+convolve.defvjp(
+    lambda x, kernel, *sizes: (convolve(x, kernel, *sizes), (x, kernel)), _convolve_backward
+)

@@ -43,22 +43,14 @@ class BasicBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """Image classifier of four stages of two blocks.
+    """Image classifier of four stages of two blocks; for the attributes see `models.build`.
 
-    Batch statistics are of the whole batch, over all devices.
+    The first stage has `hidden_size` channels, each further one twice as many. The stem is "cifar"
+    (3x3, stride 1, no pooling) or "imagenet" (7x7, stride 2, then 3x3 max pooling).
+    `zero_init_residual` starts the scale of each block's last norm at 0, as an identity.
 
-    Attributes:
-      config: a resolved `config.model`. The first stage has `hidden_size` channels, each further
-        one twice as many; `stem` is "cifar" (3x3, stride 1, no pooling) or "imagenet" (7x7,
-        stride 2, then 3x3 max pooling); `zero_init_residual` starts the scale of each block's last
-        norm at 0, as an identity.
-      num_classes: width of the head.
-      frozen_norms: norms, such as "layer1_0/bn1", that use and keep their running statistics in
-        training too.
-      dtype: of the computation; parameters, statistics and logits are float32.
-      remat: recompute the activations of each block in the backward pass.
-      axis_name: of the mesh over whose devices a batch is sharded (`jax.shard_map`); None: a call
-        has the whole batch.
+    Batch statistics are of the whole batch: over the devices of the mesh axis `axis_name` where a
+    batch is sharded by `jax.shard_map`, else None. Parameters, statistics and logits are float32.
     """
 
     config: Mapping[str, Any]

@@ -13,6 +13,8 @@ from flax.linen.dtypes import promote_dtype
 from vit_jax.models.attention import LAYER_NAMES, Attention
 from vit_jax.models.layers import Dropout, Kernel, gelu_exact
 
+_KERNEL_INIT = nn.linear.default_kernel_init
+
 
 def sinusoidal_1d(length: int, width: int) -> np.ndarray:
     """Compute the fixed position table [length, width] of Vaswani et al. 2017, section 3.5."""
@@ -100,13 +102,10 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, keys, layer, added=None) -> tuple[jax.Array, dict]:
-        """Map tokens to tokens and the intermediates of the attention.
+        """Map tokens [b, n, d] to tokens and the intermediates of the attention.
 
-        Args:
-          x: tokens [b, n, d].
-          keys: random keys of the images [b], other than those of other blocks; None: no dropout.
-          layer: number of the block, from 0.
-          added: to the attention weights, [b, h, n, n]; may be None.
+        `keys` [b], None without dropout, differ from those of other blocks; `layer` counts the
+        blocks from 0; `added` [b, h, n, n], or None, is added to the attention weights.
         """
         config, dtype = self.config, self.dtype
         attend = Attention(config, self.grid, dtype, name=LAYER_NAMES[config["attention"]])
@@ -173,13 +172,9 @@ class Encoder(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Image classifier.
+    """Image classifier; for the attributes see `models.build`.
 
-    Attributes:
-      config: a resolved `config.model`.
-      num_classes: width of the head.
-      dtype: of the computation; parameters and logits are float32.
-      remat: recompute the activations of each block in the backward pass.
+    Parameters and logits are float32, whatever the dtype of the computation.
     """
 
     config: Mapping[str, Any]
@@ -224,9 +219,7 @@ class VisionTransformer(nn.Module):
         x = x[:, 0] if has_cls else x.mean(1)
         if size := config["representation_size"]:
             x = jnp.tanh(nn.Dense(size, dtype=self.dtype, name="pre_logits")(x))
-        init = nn.linear.default_kernel_init
-        if config["head_zero_init"]:
-            init = nn.initializers.zeros
+        init = nn.initializers.zeros if config["head_zero_init"] else _KERNEL_INIT
         head = nn.Dense(self.num_classes, kernel_init=init, name="head")
         logits = head(x.astype(jnp.float32))
         return (logits, intermediates | {"features": x}) if capture else logits
@@ -237,8 +230,7 @@ class VisionTransformer(nn.Module):
         # The kernel as a convolution has it, or as a dense layer. Either way it is a product with
         # flat patches, which equals a convolution without overlap, and is faster on a CPU.
         inputs = (p, p, channels) if self.config["patchify"] == "conv" else (p * p * channels,)
-        init = nn.linear.default_kernel_init
-        layer = Kernel(inputs, (hidden_size,), kernel_init=init, name="embedding")
+        layer = Kernel(inputs, (hidden_size,), kernel_init=_KERNEL_INIT, name="embedding")
         x = images.reshape(b, height // p, p, width // p, p, channels)
         x = x.swapaxes(2, 3).reshape(b * height * width // p**2, p * p * channels)
         x, kernel, bias = promote_dtype(x, *layer(), dtype=self.dtype)

@@ -11,7 +11,7 @@ from vit_jax.runtime.errors import UserError
 
 
 def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
-    """Export weights for other projects.
+    """Export weights, and return notes on what the files cannot record.
 
     Args:
       weights: to write.
@@ -19,14 +19,10 @@ def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
         `ViTForImageClassification.from_pretrained` reads; "npz", the official file.
       destination: the folder or file; it must not exist.
 
-    Returns:
-      Notes on what the files cannot record.
-
     Raises:
       UserError: `kind` has no such model.
     """
-    info, arrays = weights.info, weights.arrays
-    settings = info["settings"]
+    info, arrays, settings = weights.info, weights.arrays, weights.info["settings"]
     if destination.exists():
         raise UserError(f"{destination} exists already: choose another destination")
     if lacking := _lacking(settings, kind):

@@ -104,23 +104,22 @@ def read_side_settings(path: pathlib.Path) -> dict[str, Any]:
     beside = path.with_name("config.json")
     config, pre = _read_json(beside), _read_json(path.with_name("preprocessor_config.json"))
     try:
-        return _side_settings(config, pre)
-    except UserError as error:
-        raise UserError(f"{beside} {error}") from None
+        return _side_settings(config, pre, beside)
     except (TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
         raise UserError(f"{beside} is not as timm and transformers write it: {error}") from None
 
 
-def _side_settings(config, pre):
+def _side_settings(config, pre, beside):
     cfg, args = config.get("pretrained_cfg") or {}, config.get("model_args") or {}
     pool = config.get("global_pool") or args.get("global_pool")
     if pool and pool not in ("token", "avg"):
-        raise UserError(f"asks for the pooling {pool!r}; known are token and avg")
+        raise UserError(f"{beside} asks for the pooling {pool!r}; known are token and avg")
     kinds = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
     kinds |= {"gelu_tanh": "tanh", "gelu_fast": "tanh"}
     activation = config.get("hidden_act") or args.get("act_layer")
     if activation and activation not in kinds:
-        raise UserError(f"asks for the activation {activation!r}; known are {', '.join(kinds)}")
+        known = ", ".join(kinds)
+        raise UserError(f"{beside} asks for the activation {activation!r}; known are {known}")
     found = {
         "model.hidden_size": config.get("hidden_size") or config.get("num_features"),
         "model.depth": config.get("num_hidden_layers") or args.get("depth"),

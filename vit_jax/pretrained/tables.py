@@ -30,91 +30,69 @@ DENSE = Layout(  # [in, out], [out, in]; from heads: [heads, width, out], [out, 
     lambda x: x.reshape(-1, x.shape[-1]).T, lambda x, shape: x.T.reshape(shape)
 )
 
-POSITIONS = "Transformer/posembed_input/pos_embedding"
+PATCHES, POSITIONS = "embedding", "Transformer/posembed_input/pos_embedding"
 BLOCK = "Transformer/encoderblock_{i}"
-ATTENTION = f"{BLOCK}/MultiHeadDotProductAttention_0"
-QKV = f"{ATTENTION}/{{qkv}}"
+QKV = f"{BLOCK}/MultiHeadDotProductAttention_0/{{qkv}}"
+OUT = f"{BLOCK}/MultiHeadDotProductAttention_0/out"
 DENSE_0, DENSE_1 = f"{BLOCK}/MlpBlock_0/Dense_0", f"{BLOCK}/MlpBlock_0/Dense_1"
+
+# By our path without the parameter's name, the layout of the kernel (of a norm: of its scale), and
+# the keys in VisionTransformer.state_dict() of timm, in the files of transformers' ViTModel
+# (ViTForImageClassification adds the prefix "vit."), and in torchvision's VisionTransformer. Those
+# of a block follow its own key. The pooler is tanh(dense(class token)), as in the 2020 checkpoints.
+_BLOCKS = ("blocks.{i}.", "encoder.layer.{i}.", "encoder.layers.encoder_layer_{i}.")
+_VIT = (
+    ("cls", SAME, "cls_token", "embeddings.cls_token", "class_token"),
+    (POSITIONS, SAME, "pos_embed", "embeddings.position_embeddings", "encoder.pos_embedding"),
+    (PATCHES, CONV, "patch_embed.proj.", "embeddings.patch_embeddings.projection.", "conv_proj."),
+    (f"{BLOCK}/LayerNorm_0", SAME, "norm1.", "layernorm_before.", "ln_1."),
+    (QKV, TO_HEADS, "attn.qkv.", "attention.attention.{qkv}.", "self_attention.in_proj_"),
+    (OUT, DENSE, "attn.proj.", "attention.output.dense.", "self_attention.out_proj."),
+    (f"{BLOCK}/LayerNorm_1", SAME, "norm2.", "layernorm_after.", "ln_2."),
+    (DENSE_0, DENSE, "mlp.fc1.", "intermediate.dense.", "mlp.0."),
+    (DENSE_1, DENSE, "mlp.fc2.", "output.dense.", "mlp.3."),
+    ("Transformer/encoder_norm", SAME, "norm.", "layernorm.", "encoder.ln."),
+    ("pre_logits", DENSE, None, "pooler.dense.", "heads.pre_logits."),
+    ("head", DENSE, "head.", "classifier.", "heads.head."),
+)
 
 
 def _layer(ours, theirs, layout=DENSE):
-    weight = "scale" if layout is SAME else "kernel"  # of a norm or of a product
-    return [
-        (f"{ours}/{weight}", f"{theirs}.weight", layout),
-        (f"{ours}/bias", f"{theirs}.bias", SAME),
-    ]
+    yield f"{ours}/{'scale' if layout is SAME else 'kernel'}", f"{theirs}weight", layout
+    yield f"{ours}/bias", f"{theirs}bias", BIAS_TO_HEADS if layout is TO_HEADS else SAME
 
 
-# timm/models/vision_transformer.py: VisionTransformer.state_dict()
-TIMM = [
-    ("cls", "cls_token", SAME),
-    (POSITIONS, "pos_embed", SAME),
-    *_layer("embedding", "patch_embed.proj", CONV),
-    *_layer(f"{BLOCK}/LayerNorm_0", "blocks.{i}.norm1", SAME),
-    (f"{QKV}/kernel", "blocks.{i}.attn.qkv.weight", TO_HEADS),
-    (f"{QKV}/bias", "blocks.{i}.attn.qkv.bias", BIAS_TO_HEADS),
-    *_layer(f"{ATTENTION}/out", "blocks.{i}.attn.proj"),
-    *_layer(f"{BLOCK}/LayerNorm_1", "blocks.{i}.norm2", SAME),
-    *_layer(DENSE_0, "blocks.{i}.mlp.fc1"),
-    *_layer(DENSE_1, "blocks.{i}.mlp.fc2"),
-    *_layer("Transformer/encoder_norm", "norm", SAME),
-    *_layer("head", "head"),
-]
-# The files of transformers' ViTModel; ViTForImageClassification adds the prefix "vit.".
-_HF_LAYER = "encoder.layer.{i}"
-HF = [
-    ("cls", "embeddings.cls_token", SAME),
-    (POSITIONS, "embeddings.position_embeddings", SAME),
-    *_layer("embedding", "embeddings.patch_embeddings.projection", CONV),
-    *_layer(f"{BLOCK}/LayerNorm_0", f"{_HF_LAYER}.layernorm_before", SAME),
-    (f"{QKV}/kernel", f"{_HF_LAYER}.attention.attention.{{qkv}}.weight", TO_HEADS),
-    (f"{QKV}/bias", f"{_HF_LAYER}.attention.attention.{{qkv}}.bias", BIAS_TO_HEADS),
-    *_layer(f"{ATTENTION}/out", f"{_HF_LAYER}.attention.output.dense"),
-    *_layer(f"{BLOCK}/LayerNorm_1", f"{_HF_LAYER}.layernorm_after", SAME),
-    *_layer(DENSE_0, f"{_HF_LAYER}.intermediate.dense"),
-    *_layer(DENSE_1, f"{_HF_LAYER}.output.dense"),
-    *_layer("Transformer/encoder_norm", "layernorm", SAME),
-    *_layer("pre_logits", "pooler.dense"),  # tanh(dense(class token)), as in the 2020 checkpoints
-    *_layer("head", "classifier"),
-]
-# torchvision/models/vision_transformer.py
-_TV_LAYER = "encoder.layers.encoder_layer_{i}"
-TORCHVISION = [
-    ("cls", "class_token", SAME),
-    (POSITIONS, "encoder.pos_embedding", SAME),
-    *_layer("embedding", "conv_proj", CONV),
-    *_layer(f"{BLOCK}/LayerNorm_0", f"{_TV_LAYER}.ln_1", SAME),
-    (f"{QKV}/kernel", f"{_TV_LAYER}.self_attention.in_proj_weight", TO_HEADS),
-    (f"{QKV}/bias", f"{_TV_LAYER}.self_attention.in_proj_bias", BIAS_TO_HEADS),
-    *_layer(f"{ATTENTION}/out", f"{_TV_LAYER}.self_attention.out_proj"),
-    *_layer(f"{BLOCK}/LayerNorm_1", f"{_TV_LAYER}.ln_2", SAME),
-    *_layer(DENSE_0, f"{_TV_LAYER}.mlp.0"),
-    *_layer(DENSE_1, f"{_TV_LAYER}.mlp.3"),
-    *_layer("Transformer/encoder_norm", "encoder.ln", SAME),
-    *_layer("pre_logits", "heads.pre_logits"),
-    *_layer("head", "heads.head"),
-]
+def _vit(column):
+    for path, layout, *keys in _VIT:
+        key = keys[column]
+        if path in ("cls", POSITIONS):
+            yield path, key, layout
+        elif key is not None:
+            yield from _layer(path, (_BLOCKS[column] if BLOCK in path else "") + key, layout)
 
 
 def _resnet18():
+    """Pair our names with those of torchvision/models/resnet.py, which timm shares."""
     blocks = {f"layer{i}_{j}/": f"layer{i}.{j}." for i in range(1, 5) for j in range(2)}
     layers = [(f"conv{i}", f"bn{i}", f"conv{i}", f"bn{i}") for i in (1, 2)]
     layers += [("downsample_conv", "downsample_bn", "downsample.0", "downsample.1")]
     for ours, theirs in {"": "", **blocks}.items():
         for conv, norm, their_conv, their_norm in layers:
             yield f"{ours}{conv}/kernel", f"{theirs}{their_conv}.weight", CONV
-            yield from _layer(f"{ours}{norm}", f"{theirs}{their_norm}", SAME)
+            yield from _layer(f"{ours}{norm}", f"{theirs}{their_norm}.", SAME)
             for stat in ("mean", "var"):
                 key = f"{theirs}{their_norm}.running_{stat}"
                 yield f"batch_stats/{ours}{norm}/{stat}", key, SAME
-    yield from _layer("head", "fc")
+    yield from _layer("head", "fc.")
 
 
-# torchvision/models/resnet.py; timm's resnet18 has the same names.
-RESNET18 = [*_resnet18()]
-# The official JAX files have our names, once `canonical`.
-NPZ = [(path, path, SAME) for path, _, _ in HF]
-TABLES = {"npz": NPZ, "timm": TIMM, "hf": HF, "torchvision": TORCHVISION, "resnet18": RESNET18}
+TABLES = {
+    "npz": [(path, path, SAME) for path, _, _ in _vit(1)],  # our names, once `canonical`
+    "timm": [*_vit(0)],
+    "hf": [*_vit(1)],
+    "torchvision": [*_vit(2)],
+    "resnet18": [*_resnet18()],
+}
 
 # Every format has the first of these paths, or the second, and a key of its own for it.
 TYPICAL = ("embedding/kernel", "layer1_0/conv1/kernel")

@@ -30,13 +30,11 @@ DATA_KEYS = ("data.image_size", "data.channels", "data.mean", "data.std")
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """The weights of a model and their description.
+    """The weights of a model, {our path: float32 array}, and the contents of model.json.
 
-    Attributes:
-      arrays: {our path: float32 array}; BatchNorm's statistics begin with "batch_stats/".
-      info: the contents of model.json: "format"; "source", a file's name; "settings", those of
-        `KEYS` and `DATA_KEYS`; "num_classes"; "class_names" or None; "resize", a key of RULE_NAMES;
-        "assumed", the settings that no file gave; "checksum".
+    BatchNorm's statistics begin with "batch_stats/". `info` has "format"; "source", a file's name;
+    "settings", those of `KEYS` and `DATA_KEYS`; "num_classes"; "class_names" or None; "resize", a
+    key of RULE_NAMES; "assumed", the settings that no file gave; "checksum".
     """
 
     arrays: Arrays
@@ -50,15 +48,11 @@ class Weights:
 
 
 def convert(source: pathlib.Path, given: dict) -> Weights:
-    """Convert a weight file of another project.
+    """Convert a weight file of another project, .npz or .safetensors.
 
-    Args:
-      source: .npz or .safetensors; the JSON files next to it are read too.
-      given: {"model.num_heads" | "model.gelu" | "model.norm_eps" | "data.mean" | "data.std":
-        value}, which override the files.
-
-    Raises:
-      UserError: the file cannot be read, or does not fit one known layout in every key.
+    The JSON files next to it are read too; what is `given` overrides them: {"model.num_heads" |
+    "model.gelu" | "model.norm_eps" | "data.mean" | "data.std": value}. Raises UserError if the file
+    cannot be read, or does not fit one known layout in every key.
     """
     is_npz = source.suffix == ".npz"
     arrays = formats.canonical(files.read_arrays(source), is_npz)
@@ -219,32 +213,20 @@ def check_whole(weights: Weights) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """Weights that fit a model.
-
-    Attributes:
-      arrays: {our path: array}, for all paths of the model but those of a re-initialised head.
-      rows: of the table to print: (what happened, paths, why).
-      identity: {"checksum", "resize"} of the weights.
-    """
+    """Weights that fit a model: arrays for all its paths but those of a re-initialised head."""
 
     arrays: Arrays
-    rows: list[tuple[str, list[str], str]]
-    identity: dict
+    rows: list[tuple[str, list[str], str]]  # of the table to print: (what happened, paths, why)
+    identity: dict  # {"checksum", "resize"} of the weights
 
 
 def fit(
     weights: Weights, shapes: dict[str, tuple], class_names: list[str], has_cls: bool
 ) -> Fitted:
-    """Fit weights to a model of perhaps other image and patch size and other classes.
+    """Fit weights to a model of these shapes, {our path: shape}, and other classes perhaps.
 
-    Args:
-      weights: to fit.
-      shapes: {our path: shape} of the model.
-      class_names: of the data. A head for other classes is re-initialised.
-      has_cls: whether the first position is the class token's.
-
-    Raises:
-      UserError: lists all that does not fit.
+    Positions and patches are resized (`has_cls`: the first position is the class token's); a head
+    for other classes is re-initialised. Raises UserError, which lists all that does not fit.
     """
     stored, info = weights.arrays, weights.info
     arrays, problems, rows = {}, [], {"loaded": [], "resized": [], "reset": [], "ignored": []}
@@ -274,17 +256,10 @@ def fit(
             f"the weights of {info['source']} do not fit the model: {'; '.join(problems)}"
         )
     size = info["settings"].get("model.representation_size")
-    notes = {
-        "loaded": "",
-        "resized": "; ".join(resizings),
-        "reset": why_reset,
-        "ignored": f"the layer before the head is used with model.representation_size={size} only",
-    }
-    return Fitted(
-        arrays,
-        [(what, paths, notes[what]) for what, paths in rows.items() if paths],
-        {key: info[key] for key in ("checksum", "resize")},
-    )
+    ignored = f"the layer before the head is used with model.representation_size={size} only"
+    notes = {"resized": "; ".join(resizings), "reset": why_reset, "ignored": ignored}
+    table_rows = [(what, paths, notes.get(what, "")) for what, paths in rows.items() if paths]
+    return Fitted(arrays, table_rows, {key: info[key] for key in ("checksum", "resize")})
 
 
 def _why_reset(info, class_names, has_pre_logits):
