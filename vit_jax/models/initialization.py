@@ -20,7 +20,7 @@ def mimetic_kernels(shapes: Mapping[str, tuple], seed: int) -> dict[str, np.ndar
       seed: of the draws.
 
     Returns:
-      {path: float32 kernel} of the query, key, value and output layers of every block.
+      {path: float32 kernel} of these kernels in every block.
     """
     drawn = {}
     for i, path in enumerate(path for path in shapes if "/query/kernel" in path):

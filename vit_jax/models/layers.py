@@ -13,9 +13,7 @@ import jax.numpy as jnp
 class Dropout(nn.Module):
     """Dropout drawn per image, so that the split of a batch over devices does not matter.
 
-    Attributes:
-      rate: fraction of the values that become 0; the others are divided by 1 - rate.
-      whole: whether all values of an image share one draw (stochastic depth, Huang et al. 2016).
+    With `whole`, all values of an image share one draw (stochastic depth, Huang et al. 2016).
     """
 
     rate: float
@@ -43,11 +41,8 @@ class Dropout(nn.Module):
 class Kernel(nn.Module):
     """The parameters of a dense layer, for a product that several layers share.
 
-    Attributes:
-      inputs: shape of an input, such as (patch, patch, channels).
-      features: shape of an output, such as (heads, width).
-      use_bias: whether there is a bias.
-      kernel_init: initializer of the kernel as a matrix.
+    `inputs` and `features` are the shapes of an input, such as (patch, patch, channels), and of an
+    output, such as (heads, width); `kernel_init` initialises the kernel as a matrix.
     """
 
     inputs: Sequence[int]

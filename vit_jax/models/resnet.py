@@ -68,14 +68,10 @@ class ResNet18(nn.Module):
         capture: bool = False,
         keys: jax.Array | None = None,
     ):
-        """Classify normalised images.
+        """Classify normalised images [b, height, width, channels].
 
-        Args:
-          images: float [b, height, width, channels].
-          train: normalise by the batch's statistics and update the running ones, the collection
-            "batch_stats", which must be mutable.
-          capture: return the intermediates too.
-          keys: not used; the ViT needs them.
+        With `train`, the batch's statistics normalise and update the running ones, the collection
+        "batch_stats", which must be mutable. `keys`, which the ViT needs, are not used.
 
         Returns:
           float32 logits [b, num_classes]; with `capture` also a dict of "feature_maps" ({name:

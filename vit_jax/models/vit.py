@@ -35,14 +35,11 @@ def sincos_2d(rows: int, columns: int, width: int) -> np.ndarray:
 
 
 class PositionEmbedding(nn.Module):
-    """Add a position to every token.
+    """Add a position to every token of a grid of patches, after the class token if there is one.
 
-    Attributes:
-      kind: "learned_1d" (one table, class token included), "learned_2d" (a table of rows plus
-        one of columns), "sinusoidal" (fixed, 1-D order, class token first) or "sincos_2d"
-        (fixed). The 2-D kinds leave the class token as it is: its own parameter serves.
-      grid: rows and columns of patches.
-      has_cls: whether the first token is the class token.
+    The kinds are "learned_1d" (one table, class token included), "learned_2d" (a table of rows plus
+    one of columns), "sinusoidal" (fixed, 1-D order, class token first) and "sincos_2d" (fixed). The
+    2-D kinds leave the class token as it is: its own parameter serves.
     """
 
     kind: str
@@ -191,14 +188,10 @@ class VisionTransformer(nn.Module):
         keys: jax.Array | None = None,
         added: Sequence[jax.Array] | None = None,
     ):
-        """Classify normalised images.
+        """Classify normalised images [b, height, width, channels].
 
-        Args:
-          images: float [b, height, width, channels], both sides divisible by the patch size.
-          train: turn on dropout and drop path, which need `keys`.
-          capture: return the intermediates too.
-          keys: random keys of the images [b].
-          added: to the attention weights, depth arrays [b, h, n, n], for derivatives.
+        Dropout and drop path act with `train` and random `keys` of the images [b]. `added` to the
+        attention weights are depth arrays [b, h, n, n], for derivatives.
 
         Returns:
           float32 logits [b, num_classes]; with `capture` also a dict of "tokens" (depth + 1

@@ -52,9 +52,10 @@ def canonical(arrays: Arrays, is_npz: bool) -> Arrays:
             arrays = {re.sub(old, new, key): value for key, value in arrays.items()}
         # PyTorch alone needs the numbers of batches seen.
         arrays = {k: v for k, v in arrays.items() if not k.endswith("num_batches_tracked")}
-    raw = {k for k, v in arrays.items() if v.dtype.kind == "V"}
-    arrays |= {k: arrays[k].view(ml_dtypes.bfloat16) for k in raw}
-    return {key: np.asarray(value, np.float32) for key, value in arrays.items()}
+    return {
+        key: np.asarray(x.view(ml_dtypes.bfloat16) if x.dtype.kind == "V" else x, np.float32)
+        for key, x in arrays.items()
+    }
 
 
 def _linen(arrays):
@@ -175,15 +176,11 @@ def _rows(name, ours):
     depth = sum(bool(re.fullmatch(BLOCK.format(i=r"\d+") + "/LayerNorm_0/scale", p)) for p in ours)
     for path, key, layout in tables.TABLES[name]:
         for i in range(depth) if "{i}" in path else (0,):
-            names = ("query", "key", "value") if "{qkv}" in path else ("",)
-            paths = [path.format(i=i, qkv=qkv) for qkv in names]
-            if paths[0] not in ours:
-                continue
-            if "{qkv}" in key:
-                for p, qkv in zip(paths, names, strict=True):
-                    yield [p], key.format(i=i, qkv=qkv), layout
-            else:
-                yield paths, key.format(i=i), layout
+            names = [dict(i=i, qkv=qkv) for qkv in ("query", "key", "value")]
+            keys = {path.format(**name): key.format(**name) for name in names}
+            for their in dict.fromkeys(keys.values()):
+                if paths := [p for p, k in keys.items() if k == their and p in ours]:
+                    yield paths, their, layout
 
 
 def to_theirs(name: str, ours: Arrays) -> Arrays:

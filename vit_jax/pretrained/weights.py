@@ -140,9 +140,7 @@ def read_info(folder: pathlib.Path) -> dict:
         }
         info |= {"settings": settings, "checksum": int(info["checksum"])}
         count, names = operator.index(info["num_classes"]), info["class_names"]
-        if names is not None and (
-            len(names) != count or not all(isinstance(n, str) for n in names)
-        ):
+        if names is not None and (len(names) != count or any(type(n) is not str for n in names)):
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} is damaged: convert the weights again") from None
@@ -163,9 +161,8 @@ def _run_info(folder):
     if summary is None:
         raise UserError(f"the run in {folder} is not finished: run its command again first")
     config, data = flatten(run_folder.config_of(folder, record)), record["data"]
-    name = config["model.name"]
-    keys = ("model.name", *(f"model.{key}" for key in KEYS.get(name, ())), *DATA_KEYS)
-    settings = {key: config[key] for key in keys}
+    keys = [f"model.{key}" for key in ("name", *KEYS.get(config["model.name"], ()))]
+    settings = {key: config[key] for key in (*keys, *DATA_KEYS)}
     _check_settings(settings, folder / "config.json")
     return {
         "format": "vit_jax",
