@@ -5,26 +5,20 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from flax.core import FrozenDict
 
 from vit_jax import models
-from vit_jax.models.attention import ATTENTION, relative_indices, rotary_angles, rotate
+from vit_jax.models.attention import Attention, relative_indices, rotary_angles, rotate
 
 RNG = np.random.default_rng(0)
 GRID, B, D = (2, 3), 2, 16
-PLAIN = dict(
-    qkv_bias=True,
-    dropout_rate=0.0,
-    pos_embed="none",
-    grid=GRID,
-    has_cls=True,
-    dtype=np.float32,
-)
+PLAIN = dict(num_heads=2, qkv_bias=True, attention_dropout_rate=0.0, pos_embed="none", pool="cls")
 X = RNG.normal(size=(B, 7, D)).astype(np.float32)
 
 
 def run(kind="softmax", params=None, block=0, **options):
     """Returns output, weights and parameters of an attention layer on X; parameters are random."""
-    layer = ATTENTION[kind](**(PLAIN | {"num_heads": 2} | options))
+    layer = Attention(FrozenDict(PLAIN | options, attention=kind), GRID, np.float32)
     if params is None:
         shapes = layer.init(jax.random.key(0), X, None, block, None)["params"]
         rng = np.random.default_rng(1)

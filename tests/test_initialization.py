@@ -7,7 +7,7 @@ import pytest
 
 from vit_jax import config as settings
 from vit_jax import models
-from vit_jax.models.initialization import mimetic_kernels, value_target
+from vit_jax.models.initialization import draw_target, mimetic_kernels
 from vit_jax.pretrained import flat_weights
 
 
@@ -39,7 +39,7 @@ def test_products_are_those_of_the_paper(attention, layer):
     product = kernels["value"].reshape(64, 64) @ kernels["out"].reshape(64, 64)
     rng = np.random.default_rng((3, 0))
     rng.normal(size=(kernels["query"].shape[1], 64, 64))  # the maps are drawn first
-    np.testing.assert_allclose(product, value_target(rng, 64), atol=1e-5)
+    np.testing.assert_allclose(product, draw_target(rng, (64, 64), 0.4, -0.4), atol=1e-5)
     assert np.mean(np.diag(product)) == pytest.approx(-0.4, abs=0.05)
     maps = np.einsum("dhk,ehk->hde", kernels["query"], kernels["key"])
     diagonal = np.abs(np.einsum("hdd->hd", maps)).mean()

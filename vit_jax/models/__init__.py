@@ -1,26 +1,16 @@
-"""Model definitions, and `build`: from a config to a module."""
+"""Model definitions."""
 
 from collections.abc import Set
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
-from vit_jax.models.attention import differential_lambdas
-from vit_jax.models.gradients import attention_gradients
+from vit_jax.models.attention import differential_lambdas as differential_lambdas
+from vit_jax.models.gradients import attention_gradients as attention_gradients
 from vit_jax.models.resnet import ResNet18
 from vit_jax.models.vit import VisionTransformer
-
-__all__ = [
-    "Head",
-    "ResNet18",
-    "VisionTransformer",
-    "attention_gradients",
-    "build",
-    "differential_lambdas",
-]
-
-_MODELS = {"vit": VisionTransformer, "resnet18": ResNet18}
 
 
 def build(
@@ -30,29 +20,24 @@ def build(
     frozen_norms: Set[str] = frozenset(),
     remat: bool = False,
 ) -> VisionTransformer | ResNet18:
-    """Returns the module that a resolved `config.model` describes.
+    """Build the module that a resolved `config.model` describes.
 
     Args:
       model_config: mapping with the keys of `config.model`.
       num_classes: width of the head.
       dtype: of the computation.
-      frozen_norms: resnet18: norms that keep their statistics, such as "layer1_0/bn1".
+      frozen_norms: norms of a ResNet18, such as "layer1_0/bn1", that use and keep their running
+        statistics in training too.
       remat: recompute the activations of each block in the backward pass.
     """
-    model = _MODELS[model_config["name"]]
-    fields = model.__dataclass_fields__
-    options = {key: value for key, value in model_config.items() if key in fields and key != "name"}
-    if "frozen_norms" in fields:
-        options["frozen_norms"] = frozenset(frozen_norms)
-    return model(num_classes=num_classes, dtype=dtype, remat=remat, **options)
+    config = FrozenDict(model_config)
+    if config["name"] == "resnet18":
+        return ResNet18(config, num_classes, frozenset(frozen_norms), dtype, remat)
+    return VisionTransformer(config, num_classes, dtype, remat)
 
 
 class Head(nn.Module):
-    """The last layer of either model alone, under the same name.
-
-    Attributes:
-      num_classes: its width.
-    """
+    """The last layer of either model, under the same name."""
 
     num_classes: int
 
@@ -60,6 +45,6 @@ class Head(nn.Module):
     def __call__(
         self, features: jax.Array, train: bool = False, keys: jax.Array | None = None
     ) -> jax.Array:
-        """Maps the models' "features" [b, d] to float32 logits [b, num_classes]."""
+        """Map features [b, d] to float32 logits [b, num_classes]."""
         del train, keys
         return nn.Dense(self.num_classes, name="head")(features.astype(jnp.float32))

@@ -1,5 +1,8 @@
 """Attention layers: softmax and differential, with relative and rotary positions."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,12 +11,14 @@ from flax.linen.dtypes import promote_dtype
 
 from vit_jax.models.layers import Dropout, Kernel
 
-# Position kinds that act within attention instead of being added to the tokens.
-IN_ATTENTION = ("rope_2d", "relative_bias")
+LAYER_NAMES = {
+    "softmax": "MultiHeadDotProductAttention_0",
+    "differential": "MultiHeadDifferentialAttention_0",
+}
 
 
 def rotary_angles(rows: int, columns: int, width: int) -> np.ndarray:
-    """Returns the angles [rows * columns, width / 2] by which `rope_2d` turns queries and keys.
+    """Compute the angles [rows * columns, width / 2] that `rope_2d` rotates queries and keys by.
 
     "Axial" rotary positions (Heo et al. 2024, arXiv:2403.13298): the first half of the angles are
     w_i * column, the second w_i * row, with w_i = 100^(-i / (width / 4)), i < width / 4.
@@ -25,9 +30,9 @@ def rotary_angles(rows: int, columns: int, width: int) -> np.ndarray:
 
 
 def rotate(x: jax.Array, angles: np.ndarray) -> jax.Array:
-    """Turns the last tokens of x [..., n, width] by angles [m, width / 2], m <= n.
+    """Rotate the pairs (i, i + width / 2) of x [..., n, width] by angles [m, width / 2].
 
-    The pairs (i, i + width / 2) are turned; the first n - m tokens (the class token) stay.
+    The first n - m tokens (the class token) stay.
     """
     skipped = x.shape[-2] - angles.shape[0]
     angles = np.pad(angles, ((skipped, 0), (0, 0)))
@@ -37,11 +42,11 @@ def rotate(x: jax.Array, angles: np.ndarray) -> jax.Array:
 
 
 def relative_indices(rows: int, columns: int, has_cls: bool) -> np.ndarray:
-    """Returns, for every query and key, the entry [n, n] of the table of relative biases.
+    """Index the table of relative biases for every query and key, [n, n].
 
-    The table has an entry for each of the (2 * rows - 1) * (2 * columns - 1) offsets, and, with a
-    class token, three more: class to patch, patch to class, class to class (as BEiT, Bao et al.
-    2022; the offsets as Swin, Liu et al. 2021).
+    The table has an entry for each of the (2 * rows - 1) * (2 * columns - 1) offsets (Swin, Liu et
+    al. 2021) and, with a class token, three more: class to patch, patch to class, class to class
+    (BEiT, Bao et al. 2022).
     """
     y, x = (a.reshape(-1) for a in np.mgrid[:rows, :columns])
     down = y[:, None] - y[None] + rows - 1
@@ -55,13 +60,7 @@ def relative_indices(rows: int, columns: int, has_cls: bool) -> np.ndarray:
 
 
 class RelativeBias(nn.Module):
-    """A learned number per head and offset, added to the attention scores.
-
-    Attributes:
-      num_heads: number of score maps.
-      grid: rows and columns of patches.
-      has_cls: whether the first token is the class token.
-    """
+    """A learned number per score map and offset, added to the attention scores."""
 
     num_heads: int
     grid: tuple[int, int]
@@ -69,62 +68,70 @@ class RelativeBias(nn.Module):
 
     @nn.compact
     def __call__(self) -> jax.Array:
-        """Returns the biases [num_heads, n, n]."""
+        """Return the biases [num_heads, n, n]."""
         indices = relative_indices(*self.grid, self.has_cls)
         shape = (self.num_heads, int(indices.max()) + 1)
         table = self.param("table", nn.initializers.normal(0.02), shape)
         return table[:, indices]
 
 
-class _Attention(nn.Module):
-    """What both kinds share: projections, positions, scores, and the order of things.
+class Attention(nn.Module):
+    """Self-attention of the kind `config["attention"]`.
 
-    A kind defines `_weigh`, from tokens and layer to the attention weights [b, h, n, n], the values
-    [b, h, n, d / h] and what else there is to see; and `_join`, from the weighted values and layer
-    to tokens.
-
-    Attributes:
-      num_heads: number of heads h.
-      qkv_bias: whether the query, key and value layers have a bias.
-      dropout_rate: dropout on the attention weights.
-      pos_embed: `config.model.pos_embed`; the kinds IN_ATTENTION act here.
-      grid: rows and columns of patches.
-      has_cls: whether the first token is the class token.
-      dtype: of the computation; the softmax is taken in float32.
+    "softmax" (Vaswani et al. 2017), or "differential" (Ye et al. 2024, arXiv:2410.05258), without
+    its causal mask: each head takes the difference of two softmax maps, softmax(Q1 K1' / sqrt(w)) -
+    lambda * softmax(Q2 K2' / sqrt(w)) with w = d / h / 2, multiplies values of width 2 w, and is
+    normalised by RMSNorm times (1 - lambda_init); lambda is learned per layer (see
+    `differential_lambdas`). Its output layer has a bias if the others have one. The softmax is
+    computed in float32.
     """
 
-    num_heads: int
-    qkv_bias: bool
-    dropout_rate: float
-    pos_embed: str
+    config: Mapping[str, Any]
     grid: tuple[int, int]
-    has_cls: bool
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        keys: jax.Array | None,
-        layer: jax.Array | int,
-        added: jax.Array | None,
-    ) -> tuple[jax.Array, dict]:
-        """Maps tokens [b, n, d] to tokens [b, n, d] and what they attended to.
+    def __call__(self, x, keys, layer, added) -> tuple[jax.Array, dict]:
+        """Map tokens [b, n, d] to tokens and intermediates; for the arguments see `EncoderBlock`.
 
-        That is a dict of "attention", the weights [b, h, n, n] with what is `added` to them, and
-        what the kind has besides.
+        The intermediates are "attention", the weights [b, h, n, n] with what is added to them, and
+        of differential attention "softmax_maps" [b, h, 2, n, n], the two maps of each head.
         """
-        weights, value, seen = self._weigh(x, layer)
+        (b, n, d), h = x.shape, self.config["num_heads"]
+        is_differential = self.config["attention"] == "differential"
+        num_maps = 2 * h if is_differential else h
+        query, key, value = self._heads(x, query=num_maps, key=num_maps, value=h)
+        if is_differential:
+            init = nn.initializers.normal(0.1)
+            vectors = {name: self.param(name, init, (d // h // 2,)) for name in _LAMBDAS}
+            strength = _strength(vectors, layer).astype(self.dtype)
+            maps = self._maps(query, key).reshape(b, h, 2, n, n)
+            weights, seen = maps[:, :, 0] - strength * maps[:, :, 1], {"softmax_maps": maps}
+        else:
+            weights, seen = self._maps(query, key), {}
         if added is not None:
             weights += added
-        dropped = Dropout(self.dropout_rate)(weights, keys)
-        return self._join(dropped @ value, layer), {"attention": weights} | seen
+        x = Dropout(self.config["attention_dropout_rate"])(weights, keys) @ value
+        if is_differential:
+            x = nn.RMSNorm(epsilon=1e-5, dtype=self.dtype, name="head_norm")(x)
+            x *= 1 - _initial_strength(layer)
+        out = nn.DenseGeneral(
+            d,
+            axis=(-2, -1),
+            use_bias=self.config["qkv_bias"] or not is_differential,
+            kernel_init=nn.initializers.xavier_uniform(),
+            dtype=self.dtype,
+            name="out",
+        )
+        return out(x.swapaxes(1, 2).reshape(b * n, h, d // h)).reshape(b, n, d), seen | {
+            "attention": weights
+        }
 
     def _heads(self, x, **heads):
-        """Projects tokens [b, n, d] to [b, heads, n, d / heads] for each name=heads."""
+        """Project tokens [b, n, d] to [b, heads, n, d / heads] for each name=heads."""
         b, n, d = x.shape
         layers = [
-            Kernel((d,), (count, d // count), self.qkv_bias, name=name)()
+            Kernel((d,), (count, d // count), self.config["qkv_bias"], name=name)()
             for name, count in heads.items()
         ]
         # One product for all is faster than one for each. Flat tokens: XLA:CPU transposes the
@@ -132,81 +139,24 @@ class _Attention(nn.Module):
         # matrices as they lie.
         kernel, bias = (jnp.concatenate(a, -1) for a in zip(*layers, strict=True))
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        parts = jnp.split(x.reshape(b * n, d) @ kernel + bias, len(heads), -1)
+        projected = jnp.split(x.reshape(b * n, d) @ kernel + bias, len(heads), -1)
         return [
-            part.reshape(b, n, count, d // count).swapaxes(1, 2)
-            for part, count in zip(parts, heads.values(), strict=True)
+            y.reshape(b, n, count, d // count).swapaxes(1, 2)
+            for y, count in zip(projected, heads.values(), strict=True)
         ]
 
     def _maps(self, query, key):
-        """Returns the attention weights [b, h, n, n] of queries and keys [b, h, n, width]."""
-        width = query.shape[-1]
-        if self.pos_embed == "rope_2d":
+        """Compute the softmax [b, h, n, n] of the scores of queries and keys [b, h, n, width]."""
+        width, pos_embed = query.shape[-1], self.config["pos_embed"]
+        if pos_embed == "rope_2d":
             angles = rotary_angles(*self.grid, width)
             query, key = rotate(query, angles), rotate(key, angles)
         scores = (query * width**-0.5) @ key.swapaxes(-1, -2)  # [b, h, n, n]
         scores = scores.astype(jnp.float32)
-        if self.pos_embed == "relative_bias":
-            scores += RelativeBias(
-                query.shape[1], self.grid, self.has_cls, name="relative_position_bias"
-            )()
+        if pos_embed == "relative_bias":
+            h, has_cls = query.shape[1], self.config["pool"] == "cls"
+            scores += RelativeBias(h, self.grid, has_cls, name="relative_position_bias")()
         return jax.nn.softmax(scores).astype(self.dtype)
-
-    def _out(self, x, use_bias):
-        """Joins heads [b, h, n, width] to tokens [b, n, h * width]."""
-        b, h, n, width = x.shape
-        layer = nn.DenseGeneral(
-            h * width,
-            axis=(-2, -1),
-            use_bias=use_bias,
-            kernel_init=nn.initializers.xavier_uniform(),
-            dtype=self.dtype,
-            name="out",
-        )
-        return layer(x.swapaxes(1, 2).reshape(b * n, h, width)).reshape(b, n, h * width)
-
-
-class MultiHeadDotProductAttention(_Attention):
-    """Softmax self-attention (Vaswani et al. 2017), with the official ViT parameter names.
-
-    `num_heads` must divide the width.
-    """
-
-    def _weigh(self, x, layer):
-        h = self.num_heads
-        query, key, value = self._heads(x, query=h, key=h, value=h)
-        return self._maps(query, key), value, {}
-
-    def _join(self, x, layer):
-        return self._out(x, use_bias=True)
-
-
-class MultiHeadDifferentialAttention(_Attention):
-    """Differential self-attention (Ye et al. 2024, arXiv:2410.05258), without its causal mask.
-
-    Each head takes the difference of two softmax maps, softmax(Q1 K1' / sqrt(w)) - lambda *
-    softmax(Q2 K2' / sqrt(w)) with w = d / h / 2, multiplies values of width 2 w, and is normalised
-    by RMSNorm times (1 - lambda_init); lambda is learned per layer (see `differential_lambdas`).
-    Twice `num_heads` must divide the width. The output layer has a bias if the others have one.
-
-    Besides the differences, "softmax_maps" [b, h, 2, n, n] are the two maps of each head.
-    """
-
-    def _weigh(self, x, layer):
-        b, n, d = x.shape
-        h, width = self.num_heads, d // self.num_heads // 2
-        query, key, value = self._heads(x, query=2 * h, key=2 * h, value=h)
-        vectors = {
-            name: self.param(name, nn.initializers.normal(0.1), (width,)) for name in _LAMBDAS
-        }
-        strength = _strength(vectors, layer).astype(self.dtype)
-        # The maps 2 i and 2 i + 1 form head i.
-        maps = self._maps(query, key).reshape(b, h, 2, n, n)
-        return maps[:, :, 0] - strength * maps[:, :, 1], value, {"softmax_maps": maps}
-
-    def _join(self, x, layer):
-        x = nn.RMSNorm(epsilon=1e-5, dtype=self.dtype, name="head_norm")(x)
-        return self._out(x * (1 - _initial_strength(layer)), self.qkv_bias)
 
 
 _LAMBDAS = ("lambda_query_1", "lambda_key_1", "lambda_query_2", "lambda_key_2")
@@ -223,20 +173,14 @@ def _strength(vectors, layer):
 
 
 def differential_lambdas(params: dict) -> dict[str, jax.Array]:
-    """Returns {block name: lambda} of a differential ViT's parameters; {} for other models.
+    """Compute {block name: lambda} of a differential ViT's parameters; {} for other models.
 
     lambda = exp(q1 . k1) - exp(q2 . k2) + lambda_init, lambda_init = 0.8 - 0.6 exp(-0.3 layer)
     with layers from 0 (Ye et al. 2024, section 2.1).
     """
-    strengths = {}
-    for name, block in params.get("Transformer", {}).items():
-        vectors = block.get("MultiHeadDifferentialAttention_0")
-        if vectors is not None:
-            strengths[name] = _strength(vectors, int(name.rsplit("_", 1)[1]))
-    return strengths
-
-
-ATTENTION = {
-    "softmax": MultiHeadDotProductAttention,
-    "differential": MultiHeadDifferentialAttention,
-}
+    layer = LAYER_NAMES["differential"]
+    return {
+        name: _strength(block[layer], int(name.rsplit("_", 1)[1]))
+        for name, block in params.get("Transformer", {}).items()
+        if layer in block
+    }

@@ -4,21 +4,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
-# Trockman & Kolter 2023 (arXiv:2305.09828), section 4: factors of the noise and of the identity.
-_QUERY_KEY = (0.7, 0.7)
-_VALUE_OUT = (0.4, -0.4)
-
 
 def mimetic_kernels(shapes: Mapping[str, tuple], seed: int) -> dict[str, np.ndarray]:
     """Draw attention kernels whose products resemble those of pretrained ViTs.
 
-    Mimetic initialisation (Trockman & Kolter 2023, arXiv:2305.09828): for each attention map, the
-    product of query and key kernels is the rank-limited best approximation of 0.7 Z + 0.7 I; over
-    the whole width, the product of value and output kernels is 0.4 Z - 0.4 I. Z has independent
-    normal entries of variance 1 / width.
-
-    The singular value decompositions run on the host: within a program for several CPU devices,
-    XLA's can wait for each other forever.
+    Mimetic initialisation (Trockman & Kolter 2023, arXiv:2305.09828, section 4): for each attention
+    map, the product of query and key kernels is the rank-limited best approximation of
+    0.7 Z + 0.7 I; over the whole width, the product of value and output kernels is 0.4 Z - 0.4 I.
+    Z has independent normal entries of variance 1 / width. The draws are made once per run, so
+    NumPy makes them and no device is needed.
 
     Args:
       shapes: {path: shape} of a ViT's parameters; "query" and "key" kernels [d, h, d / h],
@@ -26,31 +20,26 @@ def mimetic_kernels(shapes: Mapping[str, tuple], seed: int) -> dict[str, np.ndar
       seed: of the draws.
 
     Returns:
-      {path: float32 kernel} of the query, key, value and output layers of every block.
+      {path: float32 kernel} of these kernels in every block.
     """
     drawn = {}
-    layers = [path.removesuffix("/query/kernel") for path in shapes if "/query/kernel" in path]
-    for i, layer in enumerate(layers):
-        rng = np.random.default_rng((seed, i))
-        width, num_maps, rank = shapes[f"{layer}/query/kernel"]
+    for i, path in enumerate(path for path in shapes if "/query/kernel" in path):
+        rng, layer = np.random.default_rng((seed, i)), path.removesuffix("/query/kernel")
+        width, num_maps, rank = shapes[path]
         # All maps at once: [h, d, d] -> [d, h, d / h].
-        queries, keys = _factors(_target(rng, num_maps, width, *_QUERY_KEY))
-        values, outs = _factors(value_target(rng, width))
-        drawn[f"{layer}/query/kernel"] = queries[:, :, :rank].swapaxes(0, 1)
+        queries, keys = _factors(draw_target(rng, (num_maps, width, width), 0.7, 0.7))
+        values, outs = _factors(draw_target(rng, (width, width), 0.4, -0.4))
+        drawn[path] = queries[:, :, :rank].swapaxes(0, 1)
         drawn[f"{layer}/key/kernel"] = keys[:, :rank].transpose(2, 0, 1)
         drawn[f"{layer}/value/kernel"] = values.reshape(shapes[f"{layer}/value/kernel"])
         drawn[f"{layer}/out/kernel"] = outs.reshape(shapes[f"{layer}/out/kernel"])
     return {path: kernel.astype(np.float32) for path, kernel in drawn.items()}
 
 
-def value_target(rng: np.random.Generator, width: int) -> np.ndarray:
-    """Draw the product [width, width] of a layer's value and output kernels."""
-    return _target(rng, 1, width, *_VALUE_OUT)[0]
-
-
-def _target(rng, count, width, noise, identity):
-    z = rng.normal(size=(count, width, width)) * width**-0.5
-    return noise * z + identity * np.eye(width)
+def draw_target(rng: np.random.Generator, shape: tuple, noise: float, identity: float):
+    """Draw the products [..., d, d] noise * Z + identity * I that kernels are to have."""
+    width = shape[-1]
+    return noise * (rng.normal(size=shape) * width**-0.5) + identity * np.eye(width)
 
 
 def _factors(products):

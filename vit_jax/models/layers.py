@@ -1,4 +1,4 @@
-"""Layers of the models, where Flax's own would be slower or depend on how a batch is split."""
+"""Layers, where Flax's own would be slower or depend on how a batch is split."""
 
 import functools
 import math
@@ -11,13 +11,9 @@ import jax.numpy as jnp
 
 
 class Dropout(nn.Module):
-    """Dropout whose draws belong to the image, not to its place in the batch.
+    """Dropout drawn per image, so that the split of a batch over devices does not matter.
 
-    So they stay the same however the batch is split over devices and parts.
-
-    Attributes:
-      rate: share of the values that become 0; the others are divided by 1 - rate.
-      whole: whether all values of an image share one draw (stochastic depth, Huang et al. 2016).
+    With `whole`, all values of an image share one draw (stochastic depth, Huang et al. 2016).
     """
 
     rate: float
@@ -25,7 +21,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
-        """Maps x [b, ...] to the same shape, with the images' keys [b]; x itself without."""
+        """Map x [b, ...] to the same shape, with the images' keys [b]; without keys, to itself."""
         if keys is None or not self.rate:
             return x
         own = zlib.crc32("/".join(self.path).encode())  # unlike hash(), the same in every process
@@ -45,11 +41,8 @@ class Dropout(nn.Module):
 class Kernel(nn.Module):
     """The parameters of a dense layer, for a product that several layers share.
 
-    Attributes:
-      features: what the layer's outputs are arranged in, such as (heads, width).
-      use_bias: whether there is a bias.
-      inputs: what its inputs are arranged in, such as (patch, patch, channels).
-      kernel_init: initializer of the kernel as a matrix.
+    `inputs` and `features` are the shapes of an input, such as (patch, patch, channels), and of an
+    output, such as (heads, width); `kernel_init` initialises the kernel as a matrix.
     """
 
     inputs: Sequence[int]
@@ -59,7 +52,7 @@ class Kernel(nn.Module):
 
     @nn.compact
     def __call__(self) -> tuple[jax.Array, jax.Array]:
-        """Returns the kernel as a matrix [inputs, outputs] and the bias [outputs], 0 without."""
+        """Return the kernel as a matrix [inputs, outputs] and the bias [outputs], 0 without."""
         rows, columns = math.prod(self.inputs), math.prod(self.features)
 
         def init(key, shape):
@@ -73,10 +66,10 @@ class Kernel(nn.Module):
 
 
 def gelu_exact(x: jax.Array) -> jax.Array:
-    """Returns x * Phi(x) (Hendrycks & Gimpel 2016), elementwise, computed in float32.
+    """Compute x * Phi(x) (Hendrycks & Gimpel 2016) in float32, as PyTorch does.
 
-    As PyTorch does. JAX's own takes erfc instead of erf, which is right to the last bit for large
-    negative x, where the result is nearly 0, and takes twice as long on a CPU.
+    JAX's own takes erfc instead of erf, which is exact to the last bit for large negative x, where
+    the result is nearly 0, and takes twice as long on a CPU.
     """
     y = x.astype(jnp.float32)
     return (0.5 * y * (1 + jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
@@ -84,66 +77,53 @@ def gelu_exact(x: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    """Convolves images with square kernels.
+    """Convolve images [b, height, width, c] with square kernels [size, size, c, d].
 
-    Args:
-      x: [b, height, width, c].
-      kernel: [size, size, c, d].
-      stride: in both directions.
-      padding: zeros on each side of the images.
-
-    Returns:
-      [b, (height + 2 padding - size) // stride + 1, likewise, d]. On a CPU the kernel's gradient,
-      and the images' where the outputs are few or there is a stride, are made of products, because
-      XLA's own run at a fraction of a product's speed there.
+    On a CPU, the gradient of the kernel, and that of the images where the outputs are few or there
+    is a stride, are matrix products: XLA's own run at a fraction of a product's speed there.
     """
     return _convolution(x, kernel, stride, padding)
 
 
 def _convolution(x, kernel, stride, padding):
-    sides = ((padding, padding), (padding, padding))
-    order = ("NHWC", "HWIO", "NHWC")
+    sides, order = ((padding, padding),) * 2, ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), sides, dimension_numbers=order)
-
-
-def _convolve_forward(x, kernel, stride, padding):
-    return convolve(x, kernel, stride, padding), (x, kernel)
 
 
 def _convolve_backward(stride, padding, inputs, dy):
     x, kernel = inputs
     if jax.default_backend() != "cpu":
         return jax.vjp(lambda x, k: _convolution(x, k, stride, padding), x, kernel)[1](dy)
-    # To turn the kernel round is long for what few positions then do with it, and with a stride
-    # that way multiplies by zeros.
+    # To flip the kernel takes long for what few positions then do with it, and with a stride the
+    # flipped one multiplies by zeros.
     if math.prod(dy.shape[1:3]) < 64 or stride > 1:
         (dx,) = jax.linear_transpose(lambda x: _product(x, kernel, stride, padding), x)(dy)
     else:
-        # XLA's own derivative, of which it may leave the turning to the convolution: within a loop
+        # XLA's own derivative, of which it may leave the flip to the convolution: within a loop
         # that takes ten times as long.
-        turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-        dx = _convolution(dy, turned, 1, kernel.shape[0] - 1 - padding)
+        flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+        dx = _convolution(dy, flipped, 1, kernel.shape[0] - 1 - padding)
     return dx, _kernel_gradient(x, dy, kernel.shape, stride, padding).astype(kernel.dtype)
 
 
 def _product(x, kernel, stride, padding):
-    """Does what `_convolution` does, by products of the patches that the kernel meets."""
+    """Convolve by products of patches and kernel."""
     size, columns = kernel.shape[0], kernel.shape[-1]
     height, width = ((n + 2 * padding - size) // stride + 1 for n in x.shape[1:3])
 
-    def of_part(x):
+    def of_chunk(x):
         return _patches(x, size, stride, padding) @ kernel.reshape(-1, columns)
 
-    y = jax.lax.map(of_part, _split(x, height * width))
+    y = jax.lax.map(of_chunk, _split(x, height * width))
     return y.reshape(-1, height, width, columns)
 
 
 def _kernel_gradient(x, dy, shape, stride, padding):
-    """Returns the product of `dy` and the patches that the kernel met, [size, size, c, d]."""
+    """Multiply `dy` by the patches that the kernel met; return [size, size, c, d]."""
     positions, d = math.prod(dy.shape[1:3]), dy.shape[-1]
 
-    def add(total, part):
-        x, dy = part
+    def add(total, chunk):
+        x, dy = chunk
         # This way round the product is half again as fast as its transpose.
         return total + dy.reshape(-1, d).T @ _patches(x, shape[0], stride, padding), None
 
@@ -153,25 +133,24 @@ def _kernel_gradient(x, dy, shape, stride, padding):
 
 
 def _split(x, positions):
-    """Returns [parts, images, ...] of images [b, ...] that a kernel meets at `positions` each.
+    """Reshape images [b, ...] with this many kernel positions each to [chunks, images, ...].
 
     As few images at a time as make a large product, so that their patches stay in the cache.
     """
     b, fitting = len(x), max(1, 512 // positions)
-    parts = next(n for n in range(-(-b // fitting), b + 1) if b % n == 0)
-    return x.reshape(parts, -1, *x.shape[1:])
+    chunks = next(n for n in range(-(-b // fitting), b + 1) if b % n == 0)
+    return x.reshape(chunks, -1, *x.shape[1:])
 
 
 def _patches(x, size, stride, padding):
-    """Returns what a kernel meets in images [b, height, width, c], [positions, size * size * c]."""
+    """Cut the patches [positions, size * size * c] that a kernel meets in [b, height, width, c]."""
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     rows, columns = (n - size + 1 for n in x.shape[1:3])
-    met = [
-        x[:, i : i + rows : stride, j : j + columns : stride]
-        for i in range(size)
-        for j in range(size)
-    ]
+    shifts = [(i, j) for i in range(size) for j in range(size)]
+    met = [x[:, i : i + rows : stride, j : j + columns : stride] for i, j in shifts]
     return jnp.concatenate(met, -1).reshape(-1, size * size * x.shape[-1])
 
 
-convolve.defvjp(_convolve_forward, _convolve_backward)
+convolve.defvjp(
+    lambda x, kernel, *sizes: (convolve(x, kernel, *sizes), (x, kernel)), _convolve_backward
+)

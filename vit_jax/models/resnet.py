@@ -1,6 +1,8 @@
 """ResNet18 (He et al. 2016, arXiv:1512.03385), its names after torchvision's."""
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,13 +14,8 @@ from vit_jax.models.layers import convolve
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al. 2016, figure 5, left).
 
-    Attributes:
-      channels: of the output.
-      stride: of the first convolution; a projection takes the shortcut where shapes differ.
-      zero_init_residual: start the last norm's scale at 0, so that the block begins as identity.
-      frozen_norms: see `ResNet18`, here without the block's name.
-      axis_name: see `ResNet18`.
-      dtype: of the computation.
+    The first has the stride; a projection takes the shortcut where shapes differ. For the other
+    attributes see `ResNet18`; `frozen_norms` are without the block's name here.
     """
 
     channels: int
@@ -30,42 +27,34 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Maps [b, height, width, c] to [b, height / stride, width / stride, channels]."""
-        norm = functools.partial(_norm, train, self.frozen_norms, self.axis_name, self.dtype)
-        ones = nn.initializers.ones
-        last_scale = nn.initializers.zeros if self.zero_init_residual else ones
+        """Map [b, height, width, c] to [b, height / stride, width / stride, channels]."""
+        norm = functools.partial(
+            _norm, train, self.frozen_norms, axis_name=self.axis_name, dtype=self.dtype
+        )
         y = Conv(self.channels, 3, self.stride, self.dtype, name="conv1")(x)
-        y = nn.relu(norm(name="bn1")(y))
+        y = nn.relu(norm("bn1")(y))
         y = Conv(self.channels, 3, 1, self.dtype, name="conv2")(y)
-        y = norm(name="bn2", scale_init=last_scale)(y)
+        init = nn.initializers.zeros if self.zero_init_residual else nn.initializers.ones
+        y = norm("bn2", scale_init=init)(y)
         if x.shape != y.shape:
             x = Conv(self.channels, 1, self.stride, self.dtype, name="downsample_conv")(x)
-            x = norm(name="downsample_bn")(x)
+            x = norm("downsample_bn")(x)
         return nn.relu(x + y)
 
 
 class ResNet18(nn.Module):
-    """Image classifier of four stages of two blocks.
+    """Image classifier of four stages of two blocks; for the attributes see `models.build`.
 
-    Batch statistics are of the whole batch, over all devices.
+    The first stage has `hidden_size` channels, each further one twice as many. The stem is "cifar"
+    (3x3, stride 1, no pooling) or "imagenet" (7x7, stride 2, then 3x3 max pooling).
+    `zero_init_residual` starts the scale of each block's last norm at 0, as an identity.
 
-    Attributes:
-      num_classes: width of the head.
-      hidden_size: channels of the first stage; doubled in each further one.
-      stem: "cifar" (3x3, stride 1, no pooling) or "imagenet" (7x7, stride 2, then 3x3 max pooling).
-      zero_init_residual: see `BasicBlock`.
-      frozen_norms: names of the norms, such as "layer1_0/bn1", that normalise by their running
-        statistics in training too, and so leave them as they are.
-      dtype: of the computation; parameters, statistics and logits are float32.
-      remat: recompute the activations of each block in the backward pass.
-      axis_name: of the mesh over which each device trains on its part of a batch by itself
-        (`jax.shard_map`); None: a call has the whole batch.
+    Batch statistics are of the whole batch: over the devices of the mesh axis `axis_name` where a
+    batch is sharded by `jax.shard_map`, else None. Parameters, statistics and logits are float32.
     """
 
+    config: Mapping[str, Any]
     num_classes: int
-    hidden_size: int
-    stem: str
-    zero_init_residual: bool
     frozen_norms: frozenset[str]
     dtype: jnp.dtype
     remat: bool
@@ -79,26 +68,24 @@ class ResNet18(nn.Module):
         capture: bool = False,
         keys: jax.Array | None = None,
     ):
-        """Classifies normalised images.
+        """Classify normalised images [b, height, width, channels].
 
-        Args:
-          images: float [b, height, width, channels].
-          train: whether to normalise by the batch's statistics, and to update the running ones (the
-            collection "batch_stats", which must then be mutable).
-          capture: whether to return the intermediates too.
-          keys: not used; the ViT has random keys of the images here.
+        With `train`, the batch's statistics normalise and update the running ones, the collection
+        "batch_stats", which must be mutable. `keys`, which the ViT needs, are not used.
 
         Returns:
           float32 logits [b, num_classes]; with `capture` also a dict of "feature_maps" ({name:
-          [b, height, width, c]}: after the stem and after each block) and "features" [b, c], the
-          head's input.
+          [b, height, width, c]}, after the stem and each block) and "features" [b, c], the head's
+          input.
         """
         del keys
-        x, (size, stride) = images.astype(self.dtype), (7, 2) if self.stem == "imagenet" else (3, 1)
-        x = Conv(self.hidden_size, size, stride, self.dtype, name="conv1")(x)
-        x = nn.relu(_norm(train, self.frozen_norms, self.axis_name, self.dtype, name="bn1")(x))
+        width, is_imagenet = self.config["hidden_size"], self.config["stem"] == "imagenet"
+        x, (size, stride) = images.astype(self.dtype), (7, 2) if is_imagenet else (3, 1)
+        x = Conv(width, size, stride, self.dtype, name="conv1")(x)
+        own: Any = dict(axis_name=self.axis_name, dtype=self.dtype)
+        x = nn.relu(_norm(train, self.frozen_norms, "bn1", **own)(x))
         maps = {"stem": x}
-        if self.stem == "imagenet":
+        if is_imagenet:
             # Zeros pad as well as -inf would: no value is below 0 here.
             x = nn.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
         basic_block = nn.remat(BasicBlock, static_argnums=(2,)) if self.remat else BasicBlock
@@ -107,13 +94,12 @@ class ResNet18(nn.Module):
                 name = f"layer{stage + 1}_{block}"
                 inside = [n for n in self.frozen_norms if n.startswith(f"{name}/")]
                 x = basic_block(
-                    channels=self.hidden_size * 2**stage,
+                    channels=width * 2**stage,
                     stride=2 if stage and not block else 1,
-                    zero_init_residual=self.zero_init_residual,
+                    zero_init_residual=self.config["zero_init_residual"],
                     frozen_norms=frozenset(n.split("/")[1] for n in inside),
-                    axis_name=self.axis_name,
-                    dtype=self.dtype,
                     name=name,
+                    **own,
                 )(x, train)
                 maps[name] = x
         x = x.mean((1, 2))
@@ -122,14 +108,7 @@ class ResNet18(nn.Module):
 
 
 class Conv(nn.Module):
-    """A square convolution without bias, its parameters as in `nn.Conv`.
-
-    Attributes:
-      channels: of the output.
-      size: of the kernel.
-      stride: in both directions.
-      dtype: of the computation.
-    """
+    """A square convolution without bias, its parameters as in `nn.Conv`."""
 
     channels: int
     size: int
@@ -138,24 +117,16 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [b, height, width, c] to [b, height / stride, width / stride, channels]."""
+        """Map [b, height, width, c] to [b, height / stride, width / stride, channels]."""
         shape = (self.size, self.size, x.shape[-1], self.channels)
         # The spread of He et al. 2015, fan-out.
         spread = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
         kernel = self.param("kernel", spread, shape)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         # Padding as in PyTorch; "SAME" would differ at stride 2.
-        return convolve(
-            x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.size // 2
-        )
+        return convolve(x, kernel, self.stride, self.size // 2)
 
 
-def _norm(train, frozen, axis_name, dtype, name, **options):
-    return nn.BatchNorm(
-        use_running_average=not train or name in frozen,
-        momentum=0.9,
-        epsilon=1e-5,
-        axis_name=axis_name,
-        dtype=dtype,
-        name=name,
-        **options,
-    )
+def _norm(train, frozen, name, **options):
+    average = not train or name in frozen
+    return nn.BatchNorm(average, momentum=0.9, epsilon=1e-5, name=name, **options)

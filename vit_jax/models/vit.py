@@ -1,28 +1,30 @@
 """Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), with the official names."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import FrozenDict
 from flax.linen.dtypes import promote_dtype
 
-from vit_jax.models.attention import ATTENTION, IN_ATTENTION
+from vit_jax.models.attention import LAYER_NAMES, Attention
 from vit_jax.models.layers import Dropout, Kernel, gelu_exact
+
+_KERNEL_INIT = nn.linear.default_kernel_init
 
 
 def sinusoidal_1d(length: int, width: int) -> np.ndarray:
-    """Returns the fixed position table [length, width] of Vaswani et al. 2017, section 3.5."""
+    """Compute the fixed position table [length, width] of Vaswani et al. 2017, section 3.5."""
     frequencies = 10000.0 ** (-np.arange(0, width, 2) / width)
     angles = np.arange(length)[:, None] * frequencies  # [length, width / 2]
     return np.stack([np.sin(angles), np.cos(angles)], -1).reshape(length, width).astype(np.float32)
 
 
 def sincos_2d(rows: int, columns: int, width: int) -> np.ndarray:
-    """Returns the fixed position table [rows * columns, width] of MoCo v3 and big_vision.
+    """Compute the fixed position table [rows * columns, width] of MoCo v3 and big_vision.
 
     With w_i = 10000^(-i / (width / 4 - 1)): sin and cos of w_i * column, then of w_i * row.
     """
@@ -32,18 +34,12 @@ def sincos_2d(rows: int, columns: int, width: int) -> np.ndarray:
     return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], 1).astype(np.float32)
 
 
-_RANDOM = nn.linear.default_kernel_init
-
-
 class PositionEmbedding(nn.Module):
-    """Adds a position to every token.
+    """Add a position to every token of a grid of patches, after the class token if there is one.
 
-    Attributes:
-      kind: "learned_1d" (one table, class token included), "learned_2d" (a table of rows plus
-        one of columns), "sinusoidal" (fixed, 1-D order, class token first) or "sincos_2d"
-        (fixed). The 2-D kinds leave the class token as it is: its own parameter serves.
-      grid: rows and columns of patches.
-      has_cls: whether the first token is the class token.
+    The kinds are "learned_1d" (one table, class token included), "learned_2d" (a table of rows plus
+    one of columns), "sinusoidal" (fixed, 1-D order, class token first) and "sincos_2d" (fixed). The
+    2-D kinds leave the class token as it is: its own parameter serves.
     """
 
     kind: str
@@ -52,7 +48,7 @@ class PositionEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps tokens [b, n, d] to tokens [b, n, d]."""
+        """Map tokens [b, n, d] to tokens [b, n, d]."""
         (rows, columns), (_, n, d) = self.grid, x.shape
         init = nn.initializers.normal(0.02)
         if self.kind == "learned_1d":
@@ -73,62 +69,48 @@ class PositionEmbedding(nn.Module):
 class MlpBlock(nn.Module):
     """Two dense layers with GELU between, on every token."""
 
-    mlp_dim: int
-    dropout_rate: float
-    exact_gelu: bool
+    config: Mapping[str, Any]
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
-        """Maps tokens [b, n, d] to tokens [b, n, d]."""
+        """Map tokens [b, n, d] to tokens [b, n, d]."""
         dense = functools.partial(
             nn.Dense,
             kernel_init=nn.initializers.xavier_uniform(),
             bias_init=nn.initializers.normal(1e-6),
             dtype=self.dtype,
         )
-        b, n, d = x.shape
-        x = dense(self.mlp_dim)(x.reshape(b * n, d))
-        x = gelu_exact(x) if self.exact_gelu else nn.gelu(x)
-        x = Dropout(self.dropout_rate)(x.reshape(b, n, -1), keys)
+        (b, n, d), rate = x.shape, self.config["dropout_rate"]
+        x = dense(self.config["mlp_dim"])(x.reshape(b * n, d))
+        x = gelu_exact(x) if self.config["gelu"] == "erf" else nn.gelu(x)
+        x = Dropout(rate)(x.reshape(b, n, -1), keys)
         x = dense(d)(x.reshape(b * n, -1)).reshape(b, n, d)
-        return Dropout(self.dropout_rate)(x, keys)
+        return Dropout(rate)(x, keys)
 
 
 class EncoderBlock(nn.Module):
-    """Pre-norm transformer block with stochastic depth (Huang et al. 2016).
+    """Pre-norm transformer block with stochastic depth (Huang et al. 2016)."""
 
-    `attention` holds the attributes of the layer of kind `attention_kind`.
-    """
-
-    attention_kind: str
-    attention: dict
-    mlp_dim: int
-    dropout_rate: float
+    config: Mapping[str, Any]
+    grid: tuple[int, int]
     drop_path_rate: float
-    exact_gelu: bool
-    norm_eps: float
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        keys: jax.Array | None,
-        layer: jax.Array | int,
-        added: jax.Array | None = None,
-    ) -> tuple[jax.Array, dict]:
-        """Maps tokens [b, n, d] to tokens [b, n, d] and the intermediates of the attention.
+    def __call__(self, x, keys, layer, added=None) -> tuple[jax.Array, dict]:
+        """Map tokens [b, n, d] to tokens and the intermediates of the attention.
 
-        `keys` are to differ from those of other blocks; `layer` counts the blocks from 0; `added`
-        [b, h, n, n] is added to the attention weights.
+        `keys` [b], None without dropout, differ from those of other blocks; `layer` counts the
+        blocks from 0; `added` [b, h, n, n], or None, is added to the attention weights.
         """
-        norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
+        config, dtype = self.config, self.dtype
+        attend = Attention(config, self.grid, dtype, name=LAYER_NAMES[config["attention"]])
+        norm = functools.partial(nn.LayerNorm, epsilon=config["norm_eps"], dtype=dtype)
         drop_path = functools.partial(Dropout, self.drop_path_rate, whole=True)
-        attend = ATTENTION[self.attention_kind](dtype=self.dtype, **self.attention)
         y, attended = attend(norm()(x), keys, layer, added)
-        x = x + drop_path()(Dropout(self.dropout_rate)(y, keys), keys)
-        y = MlpBlock(self.mlp_dim, self.dropout_rate, self.exact_gelu, self.dtype)(norm()(x), keys)
+        x = x + drop_path()(Dropout(config["dropout_rate"])(y, keys), keys)
+        y = MlpBlock(config, dtype)(norm()(x), keys)
         return x + drop_path()(y, keys), attended
 
 
@@ -144,57 +126,41 @@ _apply_shared = jax.jit(_apply, static_argnums=(0, 1))
 class Encoder(nn.Module):
     """Position embedding, blocks and the last norm."""
 
-    pos_embed: str
+    config: Mapping[str, Any]
     grid: tuple[int, int]
-    has_cls: bool
-    depth: int
-    dropout_rate: float
-    drop_path_rate: float
-    norm_eps: float
     dtype: jnp.dtype
     remat: bool
-    attention: dict
-    block: dict
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, keys: jax.Array | None, added: Sequence[jax.Array] | None
-    ) -> tuple[jax.Array, dict]:
-        """Maps tokens [b, n, d] to tokens [b, n, d] and the intermediates."""
-        places = dict(pos_embed=self.pos_embed, grid=self.grid, has_cls=self.has_cls)
-        if self.pos_embed not in ("none", *IN_ATTENTION):
-            x = PositionEmbedding(self.pos_embed, self.grid, self.has_cls, name="posembed_input")(x)
-        x = Dropout(self.dropout_rate)(x, keys)
-        make_block = functools.partial(
-            EncoderBlock,
-            attention=FrozenDict({**self.attention, **places}),
-            dropout_rate=self.dropout_rate,
-            norm_eps=self.norm_eps,
-            dtype=self.dtype,
-            parent=None,
-            **self.block,
-        )
+    def __call__(self, x, keys, added: Sequence[jax.Array] | None) -> tuple[jax.Array, dict]:
+        """Map tokens [b, n, d] to tokens [b, n, d] and the intermediates."""
+        config, dtype, depth = self.config, self.dtype, self.config["depth"]
+        kind, has_cls = config["pos_embed"], config["pool"] == "cls"
+        if kind not in ("none", "rope_2d", "relative_bias"):  # the latter act within attention
+            x = PositionEmbedding(kind, self.grid, has_cls, name="posembed_input")(x)
+        x = Dropout(config["dropout_rate"])(x, keys)
         # In bfloat16, XLA would round at the borders of what is shared, and what is captured would
         # change the logits.
-        apply = _apply_shared if self.dtype == jnp.float32 else _apply
+        apply = _apply_shared if dtype == jnp.float32 else _apply
         tokens, attended = [x], []
-        for i, params in enumerate(self._params_of_blocks(make_block(drop_path_rate=0.0), x)):
-            block = make_block(drop_path_rate=self.drop_path_rate * i / max(1, self.depth - 1))
+        for i, params in enumerate(self._params_of_blocks(x)):
+            drop_path_rate = config["drop_path_rate"] * i / max(1, depth - 1)
+            block = EncoderBlock(config, self.grid, drop_path_rate, dtype, parent=None)
             own = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, i)
             x, seen = apply(block, self.remat, params, x, own, i, added and added[i])
             tokens.append(x)
             attended.append(seen)
-        x = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name="encoder_norm")(x)
-        return x, {"tokens": tokens} | {
-            key: [seen[key] for seen in attended] for key in attended[0]
-        }
+        x = nn.LayerNorm(epsilon=config["norm_eps"], dtype=dtype, name="encoder_norm")(x)
+        intermediates = {key: [seen[key] for seen in attended] for key in attended[0]}
+        return x, {"tokens": tokens} | intermediates
 
-    def _params_of_blocks(self, block, x):
-        """Returns the parameters of each block; new ones are drawn for all blocks at once."""
-        names = [f"encoderblock_{i}" for i in range(self.depth)]
+    def _params_of_blocks(self, x):
+        """Return the parameters of each block; new ones are drawn for all blocks at once."""
+        names = [f"encoderblock_{i}" for i in range(self.config["depth"])]
         if not self.is_initializing():
             return [self.get_variable("params", name) for name in names]
-        keys = jax.random.split(self.make_rng("params"), self.depth)
+        block = EncoderBlock(self.config, self.grid, 0.0, self.dtype, parent=None)
+        keys = jax.random.split(self.make_rng("params"), len(names))
         stacked = jax.vmap(lambda key: block.init(key, x, None, 0)["params"])(keys)
         return [
             self.param(name, lambda _, i: jax.tree.map(lambda a: a[i], stacked), i)
@@ -203,32 +169,13 @@ class Encoder(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Image classifier; the attributes are those of `config.model`.
+    """Image classifier; for the attributes see `models.build`.
 
-    Attributes:
-      num_classes: width of the head.
-      dtype: of the computation; parameters and logits are float32.
-      remat: recompute the activations of each block in the backward pass.
+    Parameters and logits are float32, whatever the dtype of the computation.
     """
 
+    config: Mapping[str, Any]
     num_classes: int
-    patch_size: int
-    hidden_size: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
-    attention: str
-    patchify: str
-    pos_embed: str
-    pool: str
-    dropout_rate: float
-    attention_dropout_rate: float
-    drop_path_rate: float
-    qkv_bias: bool
-    gelu: str
-    norm_eps: float
-    representation_size: int
-    head_zero_init: bool
     dtype: jnp.dtype
     remat: bool
 
@@ -241,14 +188,10 @@ class VisionTransformer(nn.Module):
         keys: jax.Array | None = None,
         added: Sequence[jax.Array] | None = None,
     ):
-        """Classifies normalised images.
+        """Classify normalised images [b, height, width, channels].
 
-        Args:
-          images: float [b, height, width, channels], both sides divisible by the patch size.
-          train: whether dropout and drop path are on; they need `keys`.
-          capture: whether to return the intermediates too.
-          keys: random keys of the images [b].
-          added: to the attention weights, depth arrays [b, h, n, n], for derivatives.
+        Dropout and drop path act with `train` and random `keys` of the images [b]. `added` to the
+        attention weights are depth arrays [b, h, n, n], for derivatives.
 
         Returns:
           float32 logits [b, num_classes]; with `capture` also a dict of "tokens" (depth + 1
@@ -260,50 +203,28 @@ class VisionTransformer(nn.Module):
         x = self._patches(images.astype(self.dtype))  # [b, rows, columns, d]
         b, rows, columns, d = x.shape
         x = x.reshape(b, rows * columns, d)
-        if self.pool == "cls":
+        config, has_cls = self.config, self.config["pool"] == "cls"
+        if has_cls:
             cls = self.param("cls", nn.initializers.zeros, (1, 1, d))
             x = jnp.concatenate([jnp.tile(cls.astype(x.dtype), (b, 1, 1)), x], 1)
-        x, intermediates = Encoder(
-            pos_embed=self.pos_embed,
-            grid=(rows, columns),
-            has_cls=self.pool == "cls",
-            depth=self.depth,
-            dropout_rate=self.dropout_rate,
-            drop_path_rate=self.drop_path_rate,
-            norm_eps=self.norm_eps,
-            dtype=self.dtype,
-            remat=self.remat,
-            attention=dict(
-                num_heads=self.num_heads,
-                qkv_bias=self.qkv_bias,
-                dropout_rate=self.attention_dropout_rate,
-            ),
-            block=dict(
-                attention_kind=self.attention,
-                mlp_dim=self.mlp_dim,
-                exact_gelu=self.gelu == "erf",
-            ),
-            name="Transformer",
-        )(x, keys if train else None, added)
-        x = x[:, 0] if self.pool == "cls" else x.mean(1)
-        if self.representation_size:
-            x = nn.Dense(self.representation_size, dtype=self.dtype, name="pre_logits")(x)
-            x = jnp.tanh(x)
-        head = nn.Dense(
-            self.num_classes,
-            kernel_init=nn.initializers.zeros if self.head_zero_init else _RANDOM,
-            name="head",
-        )
+        encoder = Encoder(config, (rows, columns), self.dtype, self.remat, name="Transformer")
+        x, intermediates = encoder(x, keys if train else None, added)
+        x = x[:, 0] if has_cls else x.mean(1)
+        if size := config["representation_size"]:
+            x = jnp.tanh(nn.Dense(size, dtype=self.dtype, name="pre_logits")(x))
+        init = nn.initializers.zeros if config["head_zero_init"] else _KERNEL_INIT
+        head = nn.Dense(self.num_classes, kernel_init=init, name="head")
         logits = head(x.astype(jnp.float32))
         return (logits, intermediates | {"features": x}) if capture else logits
 
     def _patches(self, images):
-        p, (b, height, width, channels) = self.patch_size, images.shape
+        (b, height, width, channels), p = images.shape, self.config["patch_size"]
+        hidden_size = self.config["hidden_size"]
         # The kernel as a convolution has it, or as a dense layer. Either way it is a product with
-        # flat patches, which is what a convolution without overlap comes to, and faster on a CPU.
-        inputs = (p, p, channels) if self.patchify == "conv" else (p * p * channels,)
-        layer = Kernel(inputs, (self.hidden_size,), kernel_init=_RANDOM, name="embedding")
+        # flat patches, which equals a convolution without overlap, and is faster on a CPU.
+        inputs = (p, p, channels) if self.config["patchify"] == "conv" else (p * p * channels,)
+        layer = Kernel(inputs, (hidden_size,), kernel_init=_KERNEL_INIT, name="embedding")
         x = images.reshape(b, height // p, p, width // p, p, channels)
         x = x.swapaxes(2, 3).reshape(b * height * width // p**2, p * p * channels)
         x, kernel, bias = promote_dtype(x, *layer(), dtype=self.dtype)
-        return (x @ kernel + bias).reshape(b, height // p, width // p, self.hidden_size)
+        return (x @ kernel + bias).reshape(b, height // p, width // p, hidden_size)

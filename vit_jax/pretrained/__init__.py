@@ -1,37 +1,18 @@
-"""Weights of other projects and of finished runs: converted, fitted to a model, written back."""
+"""Weights of other projects and of finished runs: converted, fitted to a model, exported."""
 
-from vit_jax.pretrained.export import export
-from vit_jax.pretrained.formats import flat_weights, nested_weights, shapes
-from vit_jax.pretrained.weights import (
-    DATA_KEYS,
-    Fitted,
-    Weights,
-    check_whole,
-    convert,
-    describe,
-    fit,
-    load,
-    load_once,
-    read_info,
-    save,
-    table,
-)
-
-__all__ = [
-    "DATA_KEYS",
-    "Fitted",
-    "Weights",
-    "check_whole",
-    "convert",
-    "describe",
-    "export",
-    "fit",
-    "flat_weights",
-    "load",
-    "load_once",
-    "nested_weights",
-    "read_info",
-    "save",
-    "shapes",
-    "table",
-]
+from vit_jax.pretrained.export import export as export
+from vit_jax.pretrained.formats import flat_weights as flat_weights
+from vit_jax.pretrained.formats import nested_weights as nested_weights
+from vit_jax.pretrained.formats import shapes as shapes
+from vit_jax.pretrained.weights import DATA_KEYS as DATA_KEYS
+from vit_jax.pretrained.weights import Fitted as Fitted
+from vit_jax.pretrained.weights import Weights as Weights
+from vit_jax.pretrained.weights import check_whole as check_whole
+from vit_jax.pretrained.weights import convert as convert
+from vit_jax.pretrained.weights import describe as describe
+from vit_jax.pretrained.weights import fit as fit
+from vit_jax.pretrained.weights import load as load
+from vit_jax.pretrained.weights import load_once as load_once
+from vit_jax.pretrained.weights import read_info as read_info
+from vit_jax.pretrained.weights import save as save
+from vit_jax.pretrained.weights import table as table

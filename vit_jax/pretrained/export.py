@@ -1,4 +1,4 @@
-"""Weights of ours written for other projects to read."""
+"""Export of weights to the files of other projects."""
 
 import pathlib
 from typing import Any
@@ -11,7 +11,7 @@ from vit_jax.runtime.errors import UserError
 
 
 def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
-    """Writes weights for other projects.
+    """Export weights, and return notes on what the files cannot record.
 
     Args:
       weights: to write.
@@ -19,105 +19,89 @@ def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
         `ViTForImageClassification.from_pretrained` reads; "npz", the official file.
       destination: the folder or file; it must not exist.
 
-    Returns:
-      What the reader cannot be told by the files, to be said.
-
     Raises:
       UserError: `kind` has no such model.
     """
-    info = weights.info
-    settings = info["settings"]
+    info, arrays, settings = weights.info, weights.arrays, weights.info["settings"]
     if destination.exists():
         raise UserError(f"{destination} exists already: choose another destination")
-    _check_exportable(settings, kind, info["source"])
-    arrays = weights.arrays
+    if lacking := _lacking(settings, kind):
+        raise UserError(f"{info['source']} cannot be written as {kind}, which has no {lacking}")
     if kind == "npz":
         if destination.suffix != ".npz":
             raise UserError(f"{destination} must end in .npz")
-        files.write_npz(destination, formats.to_theirs("npz", arrays))
-        usual = tables.SETTINGS["npz"]
+        theirs = formats.to_theirs("npz", arrays)
+        contiguous: Any = {key: np.ascontiguousarray(array) for key, array in theirs.items()}
+        np.savez(destination, **contiguous)
         return [
             f"the file cannot tell {key}={settings[key]}; usual is {value}"
-            for key, value in (
-                ("model.gelu", usual["gelu"]),
-                ("model.norm_eps", usual["norm_eps"]),
-                *zip(("data.mean", "data.std"), usual["normalization"], strict=True),
-            )
+            for key, value in tables.SETTINGS["npz"].items()
             if settings[key] != value
         ]
     mean, std = (
-        list(np.broadcast_to(settings[f"data.{key}"], settings["data.channels"]).tolist())
+        np.broadcast_to(settings[f"data.{key}"], settings["data.channels"]).tolist()
         for key in ("mean", "std")
     )
     if kind == "timm":
-        config = _timm_config(info, mean, std)
         name = "resnet18" if settings["model.name"] == "resnet18" else "timm"
-        files.write_safetensors(destination, formats.to_theirs(name, arrays), config)
-        if settings.get("model.norm_eps", 1e-6) != 1e-6:
-            return [f"timm takes 1e-6 for norm_eps, not {settings['model.norm_eps']:g}"]
-        return []
+        configs = {"config.json": _timm_config(info, mean, std)}
+        files.write_safetensors(destination, formats.to_theirs(name, arrays), configs)
+        eps = settings.get("model.norm_eps", 1e-6)
+        return [f"timm takes 1e-6 for norm_eps, not {eps:g}"] if eps != 1e-6 else []
     theirs = formats.to_theirs("hf", arrays)
     theirs = {k if k.startswith("classifier.") else f"vit.{k}": v for k, v in theirs.items()}
-    preprocessor = _hf_preprocessor(settings["data.image_size"], mean, std)
-    files.write_safetensors(destination, theirs, _hf_config(info), preprocessor)
+    files.write_safetensors(destination, theirs, _hf_configs(info, mean, std))
     crop = info.get("eval_crop", 1.0)
     return [f"the processor cannot crop to data.eval_crop={crop} first"] if crop != 1 else []
 
 
-def _check_exportable(settings, kind, source):
-    wrong = None
+def _lacking(settings, kind):
+    """Name a setting that the format cannot represent; "" if there is none."""
     if settings["model.name"] == "resnet18":
         if kind != "timm" or settings["model.stem"] != "imagenet":
-            wrong = f"model.name=resnet18 with model.stem={settings['model.stem']}"
-        elif settings["model.hidden_size"] != 64:
-            wrong = f"model.hidden_size={settings['model.hidden_size']} of a resnet18"
-    else:
-        needed: dict[str, Any] = {
-            "attention": "softmax",
-            "patchify": "conv",
-            "pos_embed": "learned_1d",
-        }
-        if kind != "npz":
-            needed["representation_size"] = 0
-        if kind != "timm":
-            needed["pool"] = "cls"
-        differing = [key for key, value in needed.items() if settings[f"model.{key}"] != value]
-        if differing:
-            key = f"model.{differing[0]}"
-            wrong = f"{key}={settings[key]}"
-    if wrong:
-        raise UserError(f"{source} cannot be written as {kind}, which has no {wrong}")
+            return f"model.name=resnet18 with model.stem={settings['model.stem']}"
+        width = settings["model.hidden_size"]
+        return "" if width == 64 else f"model.hidden_size={width} of a resnet18"
+    needed: dict[str, Any] = dict(attention="softmax", patchify="conv", pos_embed="learned_1d")
+    if kind != "npz":
+        needed["representation_size"] = 0
+    if kind != "timm":
+        needed["pool"] = "cls"
+    own = {key: settings[f"model.{key}"] for key in needed}
+    return next((f"model.{key}={own[key]}" for key in needed if own[key] != needed[key]), "")
 
 
 def _timm_config(info, mean, std):
-    settings = info["settings"]
+    settings, num_classes = info["settings"], info["num_classes"]
     size, channels = settings["data.image_size"], settings["data.channels"]
-    pretrained_cfg: dict[str, Any] = {
-        "num_classes": info["num_classes"],
-        "input_size": [channels, size, size],
-        "interpolation": "bicubic",
-        "crop_pct": info.get("eval_crop", 1.0),
-        "mean": mean,
-        "std": std,
-        "label_names": info["class_names"],
+    is_resnet = settings["model.name"] == "resnet18"
+    config = {
+        "num_classes": num_classes,
+        "pretrained_cfg": {
+            "num_classes": num_classes,
+            "input_size": [channels, size, size],
+            "interpolation": "bicubic",
+            "crop_pct": info.get("eval_crop", 1.0),
+            "mean": mean,
+            "std": std,
+            "label_names": info["class_names"],
+            "first_conv": "conv1" if is_resnet else "patch_embed.proj",
+            "classifier": "fc" if is_resnet else "head",
+        },
     }
-    config: dict[str, Any] = {"num_classes": info["num_classes"], "pretrained_cfg": pretrained_cfg}
-    if settings["model.name"] == "resnet18":
-        pretrained_cfg |= {"first_conv": "conv1", "classifier": "fc"}
+    if is_resnet:
         return config | {"architecture": "resnet18"}
-    width = settings["model.hidden_size"]
     has_cls = settings["model.pool"] == "cls"
-    pretrained_cfg |= {"first_conv": "patch_embed.proj", "classifier": "head"}
     return config | {
-        "architecture": "vit_base_patch16_224",  # of which all sizes are changed here
+        "architecture": "vit_base_patch16_224",  # all of whose sizes are overridden here
         "model_args": {
             "img_size": size,
             "patch_size": settings["model.patch_size"],
             "in_chans": channels,
-            "embed_dim": width,
+            "embed_dim": settings["model.hidden_size"],
             "depth": settings["model.depth"],
             "num_heads": settings["model.num_heads"],
-            "mlp_ratio": settings["model.mlp_dim"] / width,
+            "mlp_ratio": settings["model.mlp_dim"] / settings["model.hidden_size"],
             "qkv_bias": settings["model.qkv_bias"],
             "class_token": has_cls,
             "global_pool": "token" if has_cls else "avg",
@@ -127,27 +111,14 @@ def _timm_config(info, mean, std):
     }
 
 
-def _hf_preprocessor(size, mean, std) -> dict[str, Any]:
-    return {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "size": {"height": size, "width": size},
-        "resample": 3,  # bicubic
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": mean,
-        "image_std": std,
-    }
-
-
-def _hf_config(info):
+def _hf_configs(info, mean, std):
     settings = info["settings"]
+    size = settings["data.image_size"]
     names = info["class_names"] or [f"LABEL_{i}" for i in range(info["num_classes"])]
-    return {
+    config = {
         "architectures": ["ViTForImageClassification"],
         "model_type": "vit",
-        "image_size": settings["data.image_size"],
+        "image_size": size,
         "patch_size": settings["model.patch_size"],
         "num_channels": settings["data.channels"],
         "hidden_size": settings["model.hidden_size"],
@@ -162,3 +133,15 @@ def _hf_config(info):
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
     }
+    preprocessor = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": size, "width": size},
+        "resample": 3,  # bicubic
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": mean,
+        "image_std": std,
+    }
+    return {"config.json": config, "preprocessor_config.json": preprocessor}

@@ -1,8 +1,8 @@
 """Weight files of other projects, read without running anything that they hold."""
 
 import collections
+import io
 import json
-import math
 import pathlib
 import zipfile
 from typing import Any
@@ -15,51 +15,56 @@ import safetensors.numpy
 from vit_jax.pretrained.formats import Arrays
 from vit_jax.runtime.errors import UserError, first_line, single_line
 
-assert ml_dtypes  # tells NumPy of bfloat16, which safetensors then reads
+assert ml_dtypes  # registers bfloat16 with NumPy, which safetensors then reads
 
 # An .npz may become this many bytes, or 20 times its own: weights can hardly be compressed.
 UNPACKED_BYTES = 2**28
 LARGEST_BYTES = 2**36  # those of the largest ViTs, of some billion parameters, are a tenth
-SIDE_BYTES = 2**24  # of a JSON file beside the weights, which has a few thousand
-_PICKLES = [bytes([0x80, protocol]) for protocol in range(1, 6)]
+SIDE_BYTES = 2**24  # of a JSON file next to the weights, which has a few thousand
 
 
 def read_arrays(path: pathlib.Path) -> Arrays:
-    """Returns {key: array} of an .npz or .safetensors file.
+    """Read {key: array} from an .npz or .safetensors file.
 
-    Raises:
-      UserError: the file is missing, damaged, a pickle, a zip bomb, or of another kind.
+    Raises UserError if it is missing, damaged, a pickle, a zip bomb, or of another kind.
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file")
-    if path.stat().st_size == 0:
+    size = path.stat().st_size
+    if size == 0:
         raise UserError(f"{path} is empty")
-    if path.stat().st_size > LARGEST_BYTES:
-        raise UserError(f"{path} is refused: it has {path.stat().st_size:,} bytes")
+    if size > LARGEST_BYTES:
+        raise UserError(f"{path} is refused: it has {size:,} bytes")
     with path.open("rb") as file:
         start = file.read(9)
     is_safetensors = start[8:] == b"{"  # after the length of its header
-    if path.suffix != ".npz" and not is_safetensors and start[:2] in (b"PK", *_PICKLES):
+    if path.suffix != ".npz" and not is_safetensors and start.startswith((b"PK", b"\x80")):
         raise UserError(
             f"{path} is a pickle, which could run any code when it is read: load it in PyTorch "
             "where you trust it, and write it with safetensors.torch.save_file(state_dict, "
             "'model.safetensors')"
         )
+    if path.suffix not in (".npz", ".safetensors"):
+        raise UserError(f"{path} is neither .npz nor .safetensors")
     try:
         if path.suffix == ".npz":
-            return _numbers(_read_npz(path), path)
-        if path.suffix == ".safetensors":
+            arrays = _read_npz(path, max(UNPACKED_BYTES, 20 * size))
+        else:
             with safetensors.safe_open(path, "np") as file:
-                return _numbers({key: file.get_tensor(key) for key in file.keys()}, path)
+                arrays = {key: file.get_tensor(key) for key in file.keys()}
     except (MemoryError, UserError):
         raise
     except Exception as error:  # zip, NumPy and safetensors raise many types
         raise UserError(f"{path} is damaged or of another kind ({first_line(error)})") from None
-    raise UserError(f"{path} is neither .npz nor .safetensors")
+    for key, array in arrays.items():
+        bfloat16 = array.dtype.kind == "V" and array.dtype.itemsize == 2
+        if array.dtype.kind not in "fiub" and not bfloat16:
+            raise UserError(f"{path}: {key} is of type {array.dtype}, which is no known number")
+    return arrays
 
 
-def _read_npz(path):
-    arrays, limit = {}, max(UNPACKED_BYTES, 20 * path.stat().st_size)
+def _read_npz(path, limit):
+    arrays = {}
     with zipfile.ZipFile(path) as archive:
         total = sum(member.file_size for member in archive.infolist())
         if total > limit:
@@ -68,69 +73,53 @@ def _read_npz(path):
             key = member.filename.removesuffix(".npy")
             if key in arrays:
                 raise ValueError(f"it holds {key} twice")
-            if member.compress_size > path.stat().st_size:  # so much would be read at once
-                raise ValueError(f"{key} is larger than the file")
             with archive.open(member) as file:
-                _check_npy_header(file, member)
-            with archive.open(member) as file:
-                arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
+                arrays[key] = _parse_npy(file.read(member.file_size), member.filename)
     return arrays
 
 
-def _check_npy_header(file, member):
-    """Raises ValueError if what a header promises is not there: NumPy would make room for it."""
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        read_header = np.lib.format.read_array_header_1_0
-    elif version == (2, 0):
-        read_header = np.lib.format.read_array_header_2_0
-    else:
-        raise ValueError(f"{member.filename} is of an unknown version")
+def _parse_npy(content, name):
+    """Parse an .npy file; unlike NumPy, without allocating what its header only promises."""
+    file = io.BytesIO(content)
+    readers = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+    major, _ = np.lib.format.read_magic(file)
+    if major not in readers:
+        raise ValueError(f"{name} is of an unknown version")
     try:
-        shape, _, dtype = read_header(file)
+        shape, is_fortran, dtype = readers[major](file)
     except MemoryError:  # Python's parser, of an expression that is nested too deeply
-        raise ValueError(f"{member.filename} has an absurd header") from None
+        raise ValueError(f"{name} has an absurd header") from None
     if dtype.hasobject:
-        raise ValueError(f"{member.filename} holds Python objects, which could run any code")
-    if math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
-        raise ValueError(f"{member.filename} does not hold what its header promises")
-
-
-def _numbers(arrays, path):
-    for key, array in arrays.items():
-        raw_bfloat16 = array.dtype.kind == "V" and array.dtype.itemsize == 2
-        if array.dtype.kind not in "fiub" and not raw_bfloat16:
-            raise UserError(f"{path}: {key} is of type {array.dtype}, which is no known number")
-    return arrays
+        raise ValueError(f"{name} holds Python objects, which could run any code")
+    array = np.frombuffer(content, dtype, offset=file.tell())
+    return array.reshape(shape, order="F" if is_fortran else "C")
 
 
 def read_side_settings(path: pathlib.Path) -> dict[str, Any]:
-    """Returns what the JSON files beside a .safetensors file tell of the model.
+    """Read settings such as "data.mean", and "class_names", from JSON next to a .safetensors file.
 
-    Those are config.json of transformers and of timm, and transformers' preprocessor_config.json.
-
-    Returns:
-      Settings such as "model.num_heads" and "data.mean", as far as they are told, and
-      "class_names".
-
-    Raises:
-      UserError: one of them is damaged, or asks for what our models do not have.
+    That is config.json of transformers or timm, and transformers' preprocessor_config.json. Raises
+    UserError if one of them is damaged, or asks for what our models do not have.
     """
     beside = path.with_name("config.json")
     config, pre = _read_json(beside), _read_json(path.with_name("preprocessor_config.json"))
     try:
-        return _side_settings(config, pre)
-    except UserError as error:
-        raise UserError(f"{beside} {error}") from None
+        return _side_settings(config, pre, beside)
     except (TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
         raise UserError(f"{beside} is not as timm and transformers write it: {error}") from None
 
 
-def _side_settings(config, pre):
+def _side_settings(config, pre, beside):
     cfg, args = config.get("pretrained_cfg") or {}, config.get("model_args") or {}
     pool = config.get("global_pool") or args.get("global_pool")
     if pool and pool not in ("token", "avg"):
-        raise UserError(f"asks for the pooling {pool!r}; known are token and avg")
+        raise UserError(f"{beside} asks for the pooling {pool!r}; known are token and avg")
+    kinds = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+    kinds |= {"gelu_tanh": "tanh", "gelu_fast": "tanh"}
+    activation = config.get("hidden_act") or args.get("act_layer")
+    if activation and activation not in kinds:
+        known = ", ".join(kinds)
+        raise UserError(f"{beside} asks for the activation {activation!r}; known are {known}")
     found = {
         "model.hidden_size": config.get("hidden_size") or config.get("num_features"),
         "model.depth": config.get("num_hidden_layers") or args.get("depth"),
@@ -138,23 +127,17 @@ def _side_settings(config, pre):
         "model.num_heads": config.get("num_attention_heads") or args.get("num_heads"),
         "model.norm_eps": config.get("layer_norm_eps"),
         "model.pool": {"token": "cls", "avg": "mean"}.get(pool or ""),
+        "model.gelu": kinds[activation] if activation else None,
         "data.mean": cfg.get("mean") or pre.get("image_mean"),
         "data.std": cfg.get("std") or pre.get("image_std"),
         "class_names": cfg.get("label_names") or config.get("label_names"),
     }
-    activation = config.get("hidden_act") or args.get("act_layer")
-    if activation:
-        kinds = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
-        kinds |= {"gelu_tanh": "tanh", "gelu_fast": "tanh"}
-        if activation not in kinds:
-            raise UserError(f"asks for the activation {activation!r}; known are {', '.join(kinds)}")
-        found["model.gelu"] = kinds[activation]
     labels = {int(number): name for number, name in (config.get("id2label") or {}).items()}
     if any(name != f"LABEL_{number}" for number, name in labels.items()):
         found["class_names"] = [labels[number] for number in sorted(labels)]
     if names := found["class_names"]:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError("the names of its classes are no list of texts")
+            raise ValueError("the names of its classes are not a list of strings")
         names, counts = [single_line(name) for name in names], collections.Counter(names)
         found["class_names"] = [  # ImageNet has two kinds of crane
             f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(names)
@@ -178,23 +161,11 @@ def _read_json(path):
     return content if isinstance(content, dict) else {}
 
 
-def write_npz(path: pathlib.Path, arrays: Arrays) -> None:
-    """Writes an .npz file."""
-    with zipfile.ZipFile(path, "w") as archive:  # np.savez would take a key for an option
-        for key, array in arrays.items():
-            with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.ascontiguousarray(array))
-
-
-def write_safetensors(
-    folder: pathlib.Path, arrays: Arrays, config: dict, preprocessor: dict | None = None
-) -> None:
-    """Writes a folder as timm and transformers read them: model.safetensors and config.json."""
+def write_safetensors(folder: pathlib.Path, arrays: Arrays, configs: dict[str, dict]) -> None:
+    """Write model.safetensors and JSON files {name: content} to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     contiguous = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
-    # transformers asks for the note.
+    # transformers requires the metadata.
     safetensors.numpy.save_file(contiguous, folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    if preprocessor:
-        text = json.dumps(preprocessor, indent=2) + "\n"
-        (folder / "preprocessor_config.json").write_text(text)
+    for name, content in configs.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")

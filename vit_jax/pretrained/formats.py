@@ -1,4 +1,4 @@
-"""From the arrays of another project's file to ours, and back, after the tables."""
+"""Conversion of arrays between the formats of other projects and ours, after the tables."""
 
 import math
 import re
@@ -19,9 +19,10 @@ Arrays = dict[str, np.ndarray]
 
 
 def detect(keys: set[str], is_npz: bool, source) -> str:
-    """Returns the format of a file's keys, after `canonical`; raises UserError if it is none."""
-    for name, key in tables.KNOWN_BY.items():
-        if key in keys and is_npz == (name == "npz"):
+    """Detect the format of a file's canonical keys; raises UserError if it is unknown."""
+    for name, table in tables.TABLES.items():
+        typical = {theirs for ours, theirs, _ in table if ours in tables.TYPICAL}
+        if typical & keys and is_npz == (name == "npz"):
             return name
     kinds = "the official ViT" if is_npz else "a ViT of timm, Hugging Face or torchvision, ResNet18"
     raise UserError(f"{source} holds no known kind of weights ({kinds}): it has {_some(keys)}")
@@ -32,106 +33,102 @@ def _some(keys):
 
 
 def canonical(arrays: Arrays, is_npz: bool) -> Arrays:
-    """Returns the arrays under the names of the tables, float32, without what carries no weights.
+    """Rename arrays to the names of the tables, as float32, and drop what is not a weight.
 
     Undone are the prefixes "opt/target/", "params/", "params/img/" and "vit."; the numbers of
     pre-Linen Flax (MlpBlock_3 for the first MlpBlock); big_vision's stacked blocks, its positions
-    outside of the encoder, and its bfloat16 kept as raw bytes; torchvision's older names.
+    outside of the encoder, and its bfloat16 as raw bytes; torchvision's older names.
     """
     if is_npz:
-        arrays = _unprefixed(arrays)
-        arrays = {_linen(key): value for key, value in arrays.items()}
-        if "pos_embedding" in arrays:
-            arrays[POSITIONS] = arrays.pop("pos_embedding")
-        arrays = dict(_unstacked(arrays))
+        for prefix in ("opt/target/", "params/img/", "params/"):
+            inside = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+            if inside:  # the rest belongs to the optimizer
+                arrays = inside
+                break
+        arrays = dict(_linen(arrays))
     else:
-        # The numbers of batches seen serve PyTorch alone.
+        renamed = {r"^vit\.": "", r"mlp\.linear_1\.": "mlp.0.", r"mlp\.linear_2\.": "mlp.3."}
+        for old, new in renamed.items():
+            arrays = {re.sub(old, new, key): value for key, value in arrays.items()}
+        # PyTorch alone needs the numbers of batches seen.
         arrays = {k: v for k, v in arrays.items() if not k.endswith("num_batches_tracked")}
-        arrays = {re.sub(r"^vit\.", "", key): value for key, value in arrays.items()}
-        older = {"mlp.linear_1.": "mlp.0.", "mlp.linear_2.": "mlp.3."}
-        for old, new in older.items():
-            arrays = {key.replace(old, new): value for key, value in arrays.items()}
-    return {key: _float32(value) for key, value in arrays.items()}
+    return {
+        key: np.asarray(x.view(ml_dtypes.bfloat16) if x.dtype.kind == "V" else x, np.float32)
+        for key, x in arrays.items()
+    }
 
 
-def _unprefixed(arrays):
-    for prefix in ("opt/target/", "params/img/", "params/"):
-        inside = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-        if inside:  # what lies outside is of the optimizer
-            return inside
-    return arrays
-
-
-def _linen(key):
+def _linen(arrays):
+    """Yield the arrays of an official file, without prefix, under Linen's names."""
     numbers = {"MultiHeadDotProductAttention_1": "MultiHeadDotProductAttention_0"}
     numbers |= {"MlpBlock_3": "MlpBlock_0", "LayerNorm_2": "LayerNorm_1"}
-    return "/".join(str(numbers.get(part, part)) for part in key.split("/"))
-
-
-def _unstacked(arrays):
-    stacked = "Transformer/encoderblock/"
     for key, value in arrays.items():
-        if key.startswith(stacked):
-            for i, part in enumerate(value):
-                yield f"{BLOCK.format(i=i)}/{key.removeprefix(stacked)}", part
+        key = "/".join(str(numbers.get(name, name)) for name in key.split("/"))
+        key = POSITIONS if key == "pos_embedding" else key
+        before, stacked, after = key.partition("Transformer/encoderblock/")
+        if stacked and not before:
+            yield from ((f"{BLOCK.format(i=i)}/{after}", block) for i, block in enumerate(value))
         else:
             yield key, value
 
 
-def _float32(array):
-    if array.dtype.kind == "V" and array.dtype.itemsize == 2:
-        array = array.view(ml_dtypes.bfloat16)
-    return np.asarray(array, np.float32)
-
-
 def describe(name: str, arrays: Arrays, num_heads: int | None, source) -> tuple[dict, int]:
-    """Returns the settings {"model.depth": 12, ...} of the model that canonical arrays belong to.
+    """Derive the settings {"model.depth": 12, ...} and number of classes, 0 without a head.
 
-    Args:
-      name: of the format.
-      arrays: canonical.
-      num_heads: given by the user or a file beside; None: of the named size.
-      source: for the message.
-
-    Returns:
-      The settings, and the number of classes, 0 without a head.
-
-    Raises:
-      UserError: the arrays are not those of a ViT or ResNet18.
+    From the canonical arrays of a format. Where `num_heads` is None, it is that of the named size.
+    Raises UserError if the arrays are not those of a ViT or ResNet18.
     """
-    found = _Finder(name, arrays, source)
-    num_classes = len(found("head/bias", 1)) if "head/bias" in found else 0
+    rows = {ours: (theirs, layout) for ours, theirs, layout in tables.TABLES[name]}
+
+    def key_of(path):
+        return rows[path][0].format(i=0, qkv="query") if path in rows else None
+
+    def find(path, ndim):
+        key = key_of(path)
+        if key not in arrays:
+            raise UserError(f"{source} lacks {key}")
+        shape = arrays[key].shape
+        if len(shape) != ndim:
+            raise UserError(f"{source}: {key} has the shape {shape}, not {ndim} dimensions")
+        return rows[path][1].to_ours(arrays[key], ())
+
+    def length(path):
+        return len(find(path, 1)) if key_of(path) in arrays else 0
+
     if name == "resnet18":
-        kernel = found("conv1/kernel", 4)
-        stem, size = ("cifar", 32) if kernel.shape[0] == 3 else ("imagenet", 224)
-        settings = {"model.name": name, "model.hidden_size": kernel.shape[-1], "model.stem": stem}
-        settings |= {"data.image_size": size, "data.channels": kernel.shape[2]}
-        return settings, num_classes
-    patch, other_side, channels, width = found("embedding/kernel", 4).shape
+        size, _, channels, width = find("conv1/kernel", 4).shape
+        return {
+            "model.name": name,
+            "model.hidden_size": width,
+            "model.stem": "cifar" if size == 3 else "imagenet",
+            "data.image_size": 32 if size == 3 else 224,
+            "data.channels": channels,
+        }, length("head/bias")
+    patch, other_side, channels, width = find("embedding/kernel", 4).shape
     if patch != other_side:
         raise UserError(
             f"{source} has patches of {patch}x{other_side} pixels, which are no squares"
         )
-    tokens = found(POSITIONS, 3).shape[1]
+    tokens = find(POSITIONS, 3).shape[1]
     grid = math.isqrt(tokens) if math.isqrt(tokens) ** 2 == tokens else math.isqrt(tokens - 1)
-    heads_found = found(f"{QKV}/kernel", 3).shape[1] if name == "npz" else None
-    has_tanh = "pre_logits/bias" in found
+    heads_found = find(f"{QKV}/kernel", 3).shape[1] if name == "npz" else None
+    norm = re.escape(rows[f"{BLOCK}/LayerNorm_0/scale"][0]).replace(r"\{i\}", r"\d+")
     return {
         "model.name": "vit",
         "model.patch_size": patch,
         "model.hidden_size": width,
-        "model.depth": found.depth(),
+        "model.depth": sum(bool(re.fullmatch(norm, key)) for key in arrays),
         "model.num_heads": _num_heads(width, heads_found, num_heads, source),
-        "model.mlp_dim": found(f"{DENSE_0}/kernel", 2).shape[-1],
+        "model.mlp_dim": len(find(f"{DENSE_0}/bias", 1)),
         "model.attention": "softmax",
         "model.patchify": "conv",
         "model.pos_embed": "learned_1d",
-        "model.pool": "cls" if "cls" in found else "mean",
-        "model.qkv_bias": f"{QKV}/bias" in found,
-        "model.representation_size": len(found("pre_logits/bias", 1)) if has_tanh else 0,
+        "model.pool": "cls" if key_of("cls") in arrays else "mean",
+        "model.qkv_bias": key_of(f"{QKV}/bias") in arrays,
+        "model.representation_size": length("pre_logits/bias"),
         "data.image_size": grid * patch,
         "data.channels": channels,
-    }, num_classes
+    }, length("head/bias")
 
 
 def _num_heads(width, found, given, source):
@@ -150,40 +147,8 @@ def _num_heads(width, found, given, source):
     return number
 
 
-class _Finder:
-    """Arrays of one format by our paths, of the first block."""
-
-    def __init__(self, name, arrays, source):
-        self._arrays, self._source = arrays, source
-        self._table = {ours: (theirs, layout) for ours, theirs, layout in tables.TABLES[name]}
-
-    def _key(self, path):
-        key = self._table.get(path, ("", tables.SAME))[0]
-        return key.format(i=0, qkv="query")
-
-    def __contains__(self, path):
-        return self._key(path) in self._arrays
-
-    def __call__(self, path, ndim):
-        """Returns an array of `ndim` dimensions, in a layout of ours that needs no shape."""
-        if path not in self:
-            raise UserError(f"{self._source} lacks {self._key(path)}")
-        array = self._arrays[self._key(path)]
-        if array.ndim != ndim:
-            raise UserError(
-                f"{self._source}: {self._key(path)} has the shape {array.shape}, not {ndim} "
-                "dimensions"
-            )
-        return self._table[path][1].to_ours(array, ())
-
-    def depth(self):
-        before, after = self._table[f"{BLOCK}/LayerNorm_0/scale"][0].split("{i}")
-        pattern = re.compile(re.escape(before) + r"\d+" + re.escape(after))
-        return sum(bool(pattern.fullmatch(key)) for key in self._arrays)
-
-
 def shapes(settings: dict, num_classes: int) -> dict[str, tuple]:
-    """Returns {our path: shape} of the model that `settings` describe; without classes, no head."""
+    """Compute {our path: shape} of the model of these settings; without classes, no head."""
     config = get_config()
     config.update_from_flattened_dict(settings)
     size, channels = config.data.image_size, config.data.channels
@@ -195,69 +160,57 @@ def shapes(settings: dict, num_classes: int) -> dict[str, tuple]:
 
 
 def flat_weights(params: dict, batch_stats: dict) -> dict:
-    """Returns {"embedding/kernel": ..., "batch_stats/bn1/mean": ...}."""
+    """Flatten to {"embedding/kernel": ..., "batch_stats/bn1/mean": ...}."""
     flat = flatten_dict(params, sep="/")
     return flat | {f"batch_stats/{k}": v for k, v in flatten_dict(batch_stats, sep="/").items()}
 
 
 def nested_weights(flat: dict) -> tuple[dict, dict]:
-    """Returns the parameters and batch statistics that `flat_weights` was made of."""
-    stats = {k.removeprefix("batch_stats/"): v for k, v in flat.items() if k.startswith("batch_")}
-    params = {k: v for k, v in flat.items() if not k.startswith("batch_stats/")}
-    return unflatten_dict(params, sep="/"), unflatten_dict(stats, sep="/")
+    """Undo `flat_weights`: return the parameters and batch statistics."""
+    tree = unflatten_dict(flat, sep="/")
+    return tree, tree.pop("batch_stats", {})
 
 
-def _lines(name, ours):
-    """Yields (our paths, their key, layout) of a model with the paths `ours`."""
+def _rows(name, ours):
+    """Yield (our paths, their key, layout) of a model with the paths `ours`."""
     depth = sum(bool(re.fullmatch(BLOCK.format(i=r"\d+") + "/LayerNorm_0/scale", p)) for p in ours)
     for path, key, layout in tables.TABLES[name]:
         for i in range(depth) if "{i}" in path else (0,):
-            names = ("query", "key", "value") if "{qkv}" in path else ("",)
-            paths = [path.format(i=i, qkv=qkv) for qkv in names]
-            if paths[0] not in ours:
-                continue
-            if "{qkv}" in key or len(names) == 1:
-                for p, qkv in zip(paths, names, strict=True):
-                    yield (p,), key.format(i=i, qkv=qkv), layout
-            else:
-                yield tuple(paths), key.format(i=i), layout
+            names = [dict(i=i, qkv=qkv) for qkv in ("query", "key", "value")]
+            keys = {path.format(**name): key.format(**name) for name in names}
+            for their in dict.fromkeys(keys.values()):
+                if paths := [p for p, k in keys.items() if k == their and p in ours]:
+                    yield paths, their, layout
 
 
 def to_theirs(name: str, ours: Arrays) -> Arrays:
-    """Returns the arrays of a format, from {our path: array}."""
+    """Convert {our path: array} to the arrays of a format."""
     return {
         key: np.concatenate([layout.to_theirs(ours[path]) for path in paths])
-        for paths, key, layout in _lines(name, ours)
+        for paths, key, layout in _rows(name, ours)
     }
 
 
 def to_ours(name: str, arrays: Arrays, ours: dict[str, tuple], source) -> Arrays:
-    """Returns {our path: array} from the canonical arrays of a format.
+    """Convert the canonical arrays of a format to those of `ours`, {our path: shape}.
 
-    Args:
-      name: of the format.
-      arrays: canonical; each must serve exactly once.
-      ours: {our path: shape}, each of which must be found.
-      source: for the message.
-
-    Raises:
-      UserError: lists all that is missing, misshaped or left over.
+    Raises UserError, which lists all that is missing, misshaped or left over, or not finite.
     """
     arrays, result, problems = dict(arrays), {}, []
     template = {path: np.broadcast_to(np.float32(0), shape) for path, shape in ours.items()}
     wanted = {key: value.shape for key, value in to_theirs(name, template).items()}
-    for paths, key, layout in _lines(name, ours):
+    for paths, key, layout in _rows(name, ours):
         array = arrays.pop(key, None)
         if array is None:
             problems.append(f"{key} is missing")
             continue
-        if paths == (POSITIONS,) and array.shape[1:2] == (wanted[key][1] - 1,) and "cls" in ours:
+        if paths == [POSITIONS] and array.shape[1:2] == (wanted[key][1] - 1,) and "cls" in ours:
             array = np.pad(array, ((0, 0), (1, 0), (0, 0)))  # the class token had no position
         if array.shape != wanted[key]:
             problems.append(f"{key} has the shape {array.shape} instead of {wanted[key]}")
             continue
-        for path, part in zip(paths, np.split(array, len(paths)), strict=True):
-            result[path] = np.ascontiguousarray(layout.to_ours(part, ours[path]))
+        for path, piece in zip(paths, np.split(array, len(paths)), strict=True):
+            result[path] = np.ascontiguousarray(layout.to_ours(piece, ours[path]))
     problems += [f"{key} has no place" for key in sorted(arrays)]
     if problems:
         raise UserError(f"{source} does not fit the {name} layout: {'; '.join(problems)}")
@@ -266,7 +219,7 @@ def to_ours(name: str, arrays: Arrays, ours: dict[str, tuple], source) -> Arrays
 
 
 def check_finite(arrays: Arrays, source) -> None:
-    """Raises UserError if an array holds a value that is NaN or infinite."""
+    """Raise UserError if an array holds a value that is NaN or infinite."""
     bad = [key for key, array in arrays.items() if not np.isfinite(array).all()]
     if bad:
         raise UserError(f"{source} holds values that are not finite numbers, in {_some(bad)}")

@@ -1,18 +1,12 @@
-"""Weights for another image or patch size: positions and patch kernels, resized.
+"""Resizing of positions and patch kernels to another image or patch size.
 
 Every rule is linear and separable: a matrix [new, old] for each side of the grid.
 """
 
 import numpy as np
 
-# Of position embeddings, by where the weights come from.
-RULES = {
-    "npz": "official",
-    "timm": "timm",
-    "hf": "hf",
-    "torchvision": "timm",
-    "vit_jax": "official",
-}
+# Of position embeddings, by format; that of the others is "timm".
+RULES = {"npz": "official", "hf": "hf"}
 RULE_NAMES = {
     "official": "linear between aligned corners, the official rule",
     "timm": "bicubic with antialiasing, timm's rule",
@@ -21,12 +15,12 @@ RULE_NAMES = {
 
 
 def resize_matrix(rule: str, new: int, old: int) -> np.ndarray:
-    """Returns the matrix [new, old] that resizes one side of a grid.
+    """Compute the matrix [new, old] that resizes one side of a grid.
 
-    "official" is scipy.ndimage.zoom(order=1), as google-research/vision_transformer's
-    interpolate_posembed has it: linear, the corners stay where they are. "timm" is PyTorch's
-    bicubic interpolation with antialias=True (a = -0.5, the kernel widened where the grid shrinks),
-    "hf" that without (a = -0.75, the border repeated).
+    "official" is scipy.ndimage.zoom(order=1), as in interpolate_posembed of
+    google-research/vision_transformer. "timm" is PyTorch's bicubic interpolation with
+    antialias=True (a = -0.5, the kernel widened where the grid shrinks), "hf" that without
+    (a = -0.75, the border repeated).
     """
     if rule == "official":
         places = np.arange(new) * ((old - 1) / max(1, new - 1))
@@ -45,7 +39,7 @@ def resize_matrix(rule: str, new: int, old: int) -> np.ndarray:
 
 
 def _cubic(x, a):
-    """Returns the cubic convolution kernel of Keys 1981."""
+    """Evaluate the cubic convolution kernel of Keys 1981."""
     x = np.abs(x)
     near = (a + 2) * x**3 - (a + 3) * x**2 + 1
     far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
@@ -53,9 +47,9 @@ def _cubic(x, a):
 
 
 def resize_positions(table: np.ndarray, tokens: int, has_cls: bool, rule: str) -> np.ndarray:
-    """Resizes learned positions [1, n, d] to [1, tokens, d]; the class token's stays.
+    """Resize learned positions [1, n, d] of a square grid to [1, tokens, d].
 
-    Both grids are square.
+    The class token's stays.
     """
     cls, grid = table[:, : int(has_cls)], table[0, int(has_cls) :]
     old, new = (round(n**0.5) for n in (len(grid), tokens - int(has_cls)))
@@ -66,19 +60,13 @@ def resize_positions(table: np.ndarray, tokens: int, has_cls: bool, rule: str) -
     return np.concatenate([cls, resized], 1)
 
 
-def resize_side(table: np.ndarray, new: int, rule: str) -> np.ndarray:
-    """Resizes learned positions of rows or columns [n, d] to [new, d]."""
-    return (resize_matrix(rule, new, len(table)) @ table).astype(np.float32)
-
-
 def resize_patches(kernel: np.ndarray, patch: int) -> np.ndarray:
-    """Resizes a patch embedding [p, p, channels, d] to [patch, patch, channels, d].
+    """Resize a patch embedding [p, p, channels, d] to [patch, patch, channels, d].
 
     A patch that is enlarged with the image then gives (where p <= patch, exactly) the same token:
     the kernel is multiplied by the pseudo-inverse of the transposed resizing (Beyer et al. 2023,
     FlexiViT, arXiv:2212.08013, equation 2; resizing as in `resize_matrix`, "timm").
     """
-    old = kernel.shape[0]
     # The pseudo-inverse of a Kronecker product is that of its factors.
-    matrix = np.linalg.pinv(resize_matrix("timm", patch, old).T)  # [patch, old]
+    matrix = np.linalg.pinv(resize_matrix("timm", patch, len(kernel)).T)  # [patch, old]
     return np.einsum("ij,kl,jlcd->ikcd", matrix, matrix, kernel, optimize=True).astype(np.float32)

@@ -1,18 +1,17 @@
 """How other projects name and lay out the arrays of a ViT or a ResNet18: one table per format.
 
-A line of a table is (our path, their key, layout). "{i}" stands for the number of a block; "{qkv}"
-for query, key and value: in their key if the three are apart, else they lie joined in one array. A
-line concerns only models that have the path.
+A row of a table is (our path, their key, layout). "{i}" stands for the number of a block; "{qkv}"
+for query, key and value: in their key if the three are apart, else they are joined in one array. A
+row concerns only models that have the path.
 """
 
-import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """How an array of ours becomes theirs, and theirs ours of a given shape."""
 
     to_theirs: Callable[[np.ndarray], np.ndarray]
@@ -20,141 +19,91 @@ class Layout:
 
 
 SAME = Layout(lambda x: x, lambda x, shape: x)
-DENSE = Layout(lambda x: x.T, lambda x, shape: x.T)  # [in, out], [out, in]
 CONV = Layout(  # [height, width, in, out], [out, in, height, width]
     lambda x: x.transpose(3, 2, 0, 1), lambda x, shape: x.transpose(2, 3, 1, 0)
 )
 TO_HEADS = Layout(  # [d, heads, width], [heads * width, d]
     lambda x: x.reshape(len(x), -1).T, lambda x, shape: x.T.reshape(shape)
 )
-BIAS_TO_HEADS = Layout(  # [heads, width], [heads * width]
-    lambda x: x.reshape(-1), lambda x, shape: x.reshape(shape)
-)
-FROM_HEADS = Layout(  # [heads, width, d], [d, heads * width]
+BIAS_TO_HEADS = Layout(np.ravel, np.reshape)  # [heads, width], [heads * width]
+DENSE = Layout(  # [in, out], [out, in]; from heads: [heads, width, out], [out, heads * width]
     lambda x: x.reshape(-1, x.shape[-1]).T, lambda x, shape: x.T.reshape(shape)
 )
 
-POSITIONS = "Transformer/posembed_input/pos_embedding"
+PATCHES, POSITIONS = "embedding", "Transformer/posembed_input/pos_embedding"
 BLOCK = "Transformer/encoderblock_{i}"
-ATTENTION = f"{BLOCK}/MultiHeadDotProductAttention_0"
-QKV = f"{ATTENTION}/{{qkv}}"
+QKV = f"{BLOCK}/MultiHeadDotProductAttention_0/{{qkv}}"
+OUT = f"{BLOCK}/MultiHeadDotProductAttention_0/out"
 DENSE_0, DENSE_1 = f"{BLOCK}/MlpBlock_0/Dense_0", f"{BLOCK}/MlpBlock_0/Dense_1"
 
-
-def _norm(ours, theirs):
-    return [(f"{ours}/scale", f"{theirs}.weight", SAME), (f"{ours}/bias", f"{theirs}.bias", SAME)]
+# By our path without the parameter's name, the layout of the kernel (of a norm: of its scale), and
+# the keys in VisionTransformer.state_dict() of timm, in the files of transformers' ViTModel
+# (ViTForImageClassification adds the prefix "vit."), and in torchvision's VisionTransformer. Those
+# of a block follow its own key. The pooler is tanh(dense(class token)), as in the 2020 checkpoints.
+_BLOCKS = ("blocks.{i}.", "encoder.layer.{i}.", "encoder.layers.encoder_layer_{i}.")
+_VIT = (
+    ("cls", SAME, "cls_token", "embeddings.cls_token", "class_token"),
+    (POSITIONS, SAME, "pos_embed", "embeddings.position_embeddings", "encoder.pos_embedding"),
+    (PATCHES, CONV, "patch_embed.proj.", "embeddings.patch_embeddings.projection.", "conv_proj."),
+    (f"{BLOCK}/LayerNorm_0", SAME, "norm1.", "layernorm_before.", "ln_1."),
+    (QKV, TO_HEADS, "attn.qkv.", "attention.attention.{qkv}.", "self_attention.in_proj_"),
+    (OUT, DENSE, "attn.proj.", "attention.output.dense.", "self_attention.out_proj."),
+    (f"{BLOCK}/LayerNorm_1", SAME, "norm2.", "layernorm_after.", "ln_2."),
+    (DENSE_0, DENSE, "mlp.fc1.", "intermediate.dense.", "mlp.0."),
+    (DENSE_1, DENSE, "mlp.fc2.", "output.dense.", "mlp.3."),
+    ("Transformer/encoder_norm", SAME, "norm.", "layernorm.", "encoder.ln."),
+    ("pre_logits", DENSE, None, "pooler.dense.", "heads.pre_logits."),
+    ("head", DENSE, "head.", "classifier.", "heads.head."),
+)
 
 
 def _layer(ours, theirs, layout=DENSE):
-    return [
-        (f"{ours}/kernel", f"{theirs}.weight", layout),
-        (f"{ours}/bias", f"{theirs}.bias", SAME),
-    ]
+    yield f"{ours}/{'scale' if layout is SAME else 'kernel'}", f"{theirs}weight", layout
+    yield f"{ours}/bias", f"{theirs}bias", BIAS_TO_HEADS if layout is TO_HEADS else SAME
 
 
-# timm/models/vision_transformer.py: VisionTransformer.state_dict()
-TIMM = [
-    ("cls", "cls_token", SAME),
-    (POSITIONS, "pos_embed", SAME),
-    *_layer("embedding", "patch_embed.proj", CONV),
-    *_norm(f"{BLOCK}/LayerNorm_0", "blocks.{i}.norm1"),
-    (f"{QKV}/kernel", "blocks.{i}.attn.qkv.weight", TO_HEADS),
-    (f"{QKV}/bias", "blocks.{i}.attn.qkv.bias", BIAS_TO_HEADS),
-    *_layer(f"{ATTENTION}/out", "blocks.{i}.attn.proj", FROM_HEADS),
-    *_norm(f"{BLOCK}/LayerNorm_1", "blocks.{i}.norm2"),
-    *_layer(DENSE_0, "blocks.{i}.mlp.fc1"),
-    *_layer(DENSE_1, "blocks.{i}.mlp.fc2"),
-    *_norm("Transformer/encoder_norm", "norm"),
-    *_layer("head", "head"),
-]
-# The files of transformers' ViTModel; ViTForImageClassification adds the prefix "vit.".
-_HF_LAYER = "encoder.layer.{i}"
-HF = [
-    ("cls", "embeddings.cls_token", SAME),
-    (POSITIONS, "embeddings.position_embeddings", SAME),
-    *_layer("embedding", "embeddings.patch_embeddings.projection", CONV),
-    *_norm(f"{BLOCK}/LayerNorm_0", f"{_HF_LAYER}.layernorm_before"),
-    (f"{QKV}/kernel", f"{_HF_LAYER}.attention.attention.{{qkv}}.weight", TO_HEADS),
-    (f"{QKV}/bias", f"{_HF_LAYER}.attention.attention.{{qkv}}.bias", BIAS_TO_HEADS),
-    *_layer(f"{ATTENTION}/out", f"{_HF_LAYER}.attention.output.dense", FROM_HEADS),
-    *_norm(f"{BLOCK}/LayerNorm_1", f"{_HF_LAYER}.layernorm_after"),
-    *_layer(DENSE_0, f"{_HF_LAYER}.intermediate.dense"),
-    *_layer(DENSE_1, f"{_HF_LAYER}.output.dense"),
-    *_norm("Transformer/encoder_norm", "layernorm"),
-    *_layer("pre_logits", "pooler.dense"),  # tanh(dense(class token)), as in the 2020 checkpoints
-    *_layer("head", "classifier"),
-]
-# torchvision/models/vision_transformer.py
-_TV_LAYER = "encoder.layers.encoder_layer_{i}"
-TORCHVISION = [
-    ("cls", "class_token", SAME),
-    (POSITIONS, "encoder.pos_embedding", SAME),
-    *_layer("embedding", "conv_proj", CONV),
-    *_norm(f"{BLOCK}/LayerNorm_0", f"{_TV_LAYER}.ln_1"),
-    (f"{QKV}/kernel", f"{_TV_LAYER}.self_attention.in_proj_weight", TO_HEADS),
-    (f"{QKV}/bias", f"{_TV_LAYER}.self_attention.in_proj_bias", BIAS_TO_HEADS),
-    *_layer(f"{ATTENTION}/out", f"{_TV_LAYER}.self_attention.out_proj", FROM_HEADS),
-    *_norm(f"{BLOCK}/LayerNorm_1", f"{_TV_LAYER}.ln_2"),
-    *_layer(DENSE_0, f"{_TV_LAYER}.mlp.0"),
-    *_layer(DENSE_1, f"{_TV_LAYER}.mlp.3"),
-    *_norm("Transformer/encoder_norm", "encoder.ln"),
-    *_layer("pre_logits", "heads.pre_logits"),
-    *_layer("head", "heads.head"),
-]
+def _vit(column):
+    for path, layout, *keys in _VIT:
+        key = keys[column]
+        if path in ("cls", POSITIONS):
+            yield path, key, layout
+        elif key is not None:
+            yield from _layer(path, (_BLOCKS[column] if BLOCK in path else "") + key, layout)
 
 
-def _batch_norm(ours, theirs):
-    return [
-        *_norm(ours, theirs),
-        (f"batch_stats/{ours}/mean", f"{theirs}.running_mean", SAME),
-        (f"batch_stats/{ours}/var", f"{theirs}.running_var", SAME),
-    ]
+def _resnet18():
+    """Pair our names with those of torchvision/models/resnet.py, which timm shares."""
+    blocks = {f"layer{i}_{j}/": f"layer{i}.{j}." for i in range(1, 5) for j in range(2)}
+    layers = [(f"conv{i}", f"bn{i}", f"conv{i}", f"bn{i}") for i in (1, 2)]
+    layers += [("downsample_conv", "downsample_bn", "downsample.0", "downsample.1")]
+    for ours, theirs in {"": "", **blocks}.items():
+        for conv, norm, their_conv, their_norm in layers:
+            yield f"{ours}{conv}/kernel", f"{theirs}{their_conv}.weight", CONV
+            yield from _layer(f"{ours}{norm}", f"{theirs}{their_norm}.", SAME)
+            for stat in ("mean", "var"):
+                key = f"{theirs}{their_norm}.running_{stat}"
+                yield f"batch_stats/{ours}{norm}/{stat}", key, SAME
+    yield from _layer("head", "fc.")
 
 
-def _convolution(ours, conv, norm, theirs_conv, theirs_norm):
-    return [
-        (f"{ours}{conv}/kernel", f"{theirs_conv}.weight", CONV),
-        *_batch_norm(f"{ours}{norm}", theirs_norm),
-    ]
-
-
-# torchvision/models/resnet.py; timm's resnet18 has the same names.
-RESNET18 = [
-    *_convolution("", "conv1", "bn1", "conv1", "bn1"),
-    *(
-        line
-        for stage in range(1, 5)
-        for block in range(2)
-        for ours, theirs in [(f"layer{stage}_{block}/", f"layer{stage}.{block}.")]
-        for line in (
-            *_convolution(ours, "conv1", "bn1", f"{theirs}conv1", f"{theirs}bn1"),
-            *_convolution(ours, "conv2", "bn2", f"{theirs}conv2", f"{theirs}bn2"),
-            *_convolution(
-                *(ours, "downsample_conv", "downsample_bn"),
-                *(f"{theirs}downsample.0", f"{theirs}downsample.1"),
-            ),
-        )
-    ),
-    *_layer("head", "fc"),
-]
-# The official JAX files: our names, once `canonical`.
-NPZ = [(path, path, SAME) for path, _, _ in HF]
-TABLES = {"npz": NPZ, "timm": TIMM, "hf": HF, "torchvision": TORCHVISION, "resnet18": RESNET18}
-
-# A key that only this format has, and the settings that its models were trained with, which the
-# arrays do not tell.
-KNOWN_BY = {
-    "npz": "embedding/kernel",
-    "timm": "patch_embed.proj.weight",
-    "hf": "embeddings.patch_embeddings.projection.weight",
-    "torchvision": "conv_proj.weight",
-    "resnet18": "layer1.0.conv1.weight",
+TABLES = {
+    "npz": [(path, path, SAME) for path, _, _ in _vit(1)],  # our names, once `canonical`
+    "timm": [*_vit(0)],
+    "hf": [*_vit(1)],
+    "torchvision": [*_vit(2)],
+    "resnet18": [*_resnet18()],
 }
-_HALVES, _IMAGENET = ((0.5,), (0.5,)), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+# Every format has the first of these paths, or the second, and a key of its own for it.
+TYPICAL = ("embedding/kernel", "layer1_0/conv1/kernel")
+
+# The settings that a format's models were trained with, which cannot be read from the arrays.
+_HALVES = {"data.mean": (0.5,), "data.std": (0.5,)}
+_IMAGENET = {"data.mean": (0.485, 0.456, 0.406), "data.std": (0.229, 0.224, 0.225)}
 SETTINGS = {
-    "npz": dict(gelu="tanh", norm_eps=1e-6, normalization=_HALVES),
-    "timm": dict(gelu="erf", norm_eps=1e-6, normalization=_HALVES),
-    "hf": dict(gelu="erf", norm_eps=1e-12, normalization=_HALVES),
-    "torchvision": dict(gelu="erf", norm_eps=1e-6, normalization=_IMAGENET),
-    "resnet18": dict(normalization=_IMAGENET),
+    "npz": {"model.gelu": "tanh", "model.norm_eps": 1e-6} | _HALVES,
+    "timm": {"model.gelu": "erf", "model.norm_eps": 1e-6} | _HALVES,
+    "hf": {"model.gelu": "erf", "model.norm_eps": 1e-12} | _HALVES,
+    "torchvision": {"model.gelu": "erf", "model.norm_eps": 1e-6} | _IMAGENET,
+    "resnet18": _IMAGENET,
 }

@@ -1,22 +1,18 @@
-"""Weights at rest and on their way into a model: converted checkpoints and finished runs."""
+"""Stored weights on their way into a model: converted checkpoints and finished runs."""
 
 import dataclasses
 import functools
 import json
+import operator
 import pathlib
 import re
 
+import numpy as np
+
 from vit_jax.config import current_names, flatten, get_config, with_overrides
 from vit_jax.config.rules import validate
-from vit_jax.pretrained import files, formats, tables
+from vit_jax.pretrained import files, formats, resize, tables
 from vit_jax.pretrained.formats import Arrays, flat_weights, nested_weights
-from vit_jax.pretrained.resize import (
-    RULE_NAMES,
-    RULES,
-    resize_patches,
-    resize_positions,
-    resize_side,
-)
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.files import write_atomically
 from vit_jax.storage import checkpoint, run_folder
@@ -29,19 +25,16 @@ KEYS = {
     ),
     "resnet18": ("hidden_size", "stem"),
 }
-PLAIN = {"augment.kind": "none"}  # which goes with images of any size
 DATA_KEYS = ("data.image_size", "data.channels", "data.mean", "data.std")
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """The weights of a model and what they are.
+    """The weights of a model, {our path: float32 array}, and the contents of model.json.
 
-    Attributes:
-      arrays: {our path: float32 array}; those of BatchNorm's statistics begin with "batch_stats/".
-      info: the contents of model.json: "format"; "source", a file's name; "settings", those of
-        `KEYS` and `DATA_KEYS`; "num_classes"; "class_names" or None; "resize", a key of RULE_NAMES;
-        "assumed", the settings that no file told; "checksum".
+    BatchNorm's statistics begin with "batch_stats/". `info` has "format"; "source", a file's name;
+    "settings", those of `KEYS` and `DATA_KEYS`; "num_classes"; "class_names" or None; "resize", a
+    key of RULE_NAMES; "assumed", the settings that no file gave; "checksum".
     """
 
     arrays: Arrays
@@ -49,44 +42,37 @@ class Weights:
 
     @property
     def variables(self) -> dict:
-        """What the model is applied with: {"params", "batch_stats"}."""
+        """The model's variables: {"params", "batch_stats"}."""
         params, batch_stats = nested_weights(self.arrays)
         return {"params": params, "batch_stats": batch_stats}
 
 
 def convert(source: pathlib.Path, given: dict) -> Weights:
-    """Reads a weight file of another project.
+    """Convert a weight file of another project, .npz or .safetensors.
 
-    Args:
-      source: .npz or .safetensors; the JSON files beside it are read too.
-      given: {"model.num_heads" | "model.gelu" | "model.norm_eps" | "data.mean" | "data.std":
-        value}, which come before what the files say.
-
-    Raises:
-      UserError: the file cannot be read, or does not fit one known layout in every key.
+    The JSON files next to it are read too; what is `given` overrides them: {"model.num_heads" |
+    "model.gelu" | "model.norm_eps" | "data.mean" | "data.std": value}. Raises UserError if the file
+    cannot be read, or does not fit one known layout in every key.
     """
     is_npz = source.suffix == ".npz"
     arrays = formats.canonical(files.read_arrays(source), is_npz)
     name = formats.detect(set(arrays), is_npz, source)
     side = {} if is_npz else files.read_side_settings(source)
-    said = side | given
-    settings, num_classes = formats.describe(name, arrays, said.get("model.num_heads"), source)
+    known = side | given
+    settings, num_classes = formats.describe(name, arrays, known.get("model.num_heads"), source)
     for key, value in side.items():
-        told = settings.get(key, value)
-        if key.startswith("model.") and told != value:
+        own = settings.get(key, value)
+        if key.startswith("model.") and own != value:
             raise UserError(
                 f"the config.json beside {source} is that of another model: it has {key}={value}, "
-                f"the weights have {told}"
+                f"the weights have {own}"
             )
-    assumed = dict(tables.SETTINGS[name])
-    assumed["data.mean"], assumed["data.std"] = assumed.pop("normalization")
-    assumed = {key if "." in key else f"model.{key}": value for key, value in assumed.items()}
-    for key, value in assumed.items():
-        settings[key] = said.get(key, value)
+    usual = tables.SETTINGS[name]
+    settings |= {key: known.get(key, value) for key, value in usual.items()}
     if useless := sorted(given.keys() - settings.keys()):
         raise UserError(f"{useless[0]} has no effect on {source}, which is a {name}")
-    if name in ("timm", "hf", "torchvision"):  # whose arrays do not tell it
-        assumed["model.num_heads"] = settings["model.num_heads"]
+    # The arrays of these do not record the number of heads.
+    assumed = {*usual, *(["model.num_heads"] if name in ("timm", "hf", "torchvision") else [])}
     _check_settings(settings, source)
     ours = formats.to_ours(name, arrays, formats.shapes(settings, num_classes), source)
     class_names = side.get("class_names")
@@ -96,25 +82,26 @@ def convert(source: pathlib.Path, given: dict) -> Weights:
         "settings": settings,
         "num_classes": num_classes,
         "class_names": class_names if class_names and len(class_names) == num_classes else None,
-        "resize": RULES.get(name, "timm"),
-        "assumed": sorted(assumed.keys() - said.keys()),
+        "resize": resize.RULES.get(name, "timm"),
+        "assumed": sorted(assumed.difference(known)),
     }
     return Weights(ours, info)
 
 
 def _check_settings(settings, source):
-    """Raises UserError if no model can have the settings that files tell."""
-    told = f"the files of {source}"
+    """Raise UserError if no model can have these settings."""
+    # A length and plain augmentation make the config a valid one for images of any size.
+    settings = settings | {"train.steps": 1, "augment.kind": "none"}
     try:
-        validate(with_overrides(get_config(), settings | {"train.steps": 1} | PLAIN, told))
+        validate(with_overrides(get_config(), settings, f"the files of {source}"))
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
 
 
 def save(weights: Weights, folder: pathlib.Path) -> None:
-    """Writes a converted checkpoint: model.json and an orbax checkpoint.
+    """Write a converted checkpoint: model.json and an orbax checkpoint.
 
-    Raises UserError if the folder holds something already.
+    Raises UserError if the folder is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already: choose another destination, or remove it")
@@ -125,28 +112,22 @@ def save(weights: Weights, folder: pathlib.Path) -> None:
 
 
 def describe(weights: Weights) -> str:
-    """Returns a few lines about weights, for people."""
+    """Describe weights in a few lines."""
     info = weights.info
     count = sum(array.size for array in weights.arrays.values())
     lines = [f"{info['source']}: {info['format']} layout, {count:,} parameters"]
     for key, value in info["settings"].items():
-        assumed = (
-            "  (usual for this kind; not told by the files)"
-            if key in info.get("assumed", ())
-            else ""
+        assumed = "  (usual for this kind; not told by the files)" * (
+            key in info.get("assumed", ())
         )
         lines.append(f"  {key} = {value}{assumed}")
     return "\n".join([*lines, f"  classes: {info['num_classes'] or 'no head'}"])
 
 
 def read_info(folder: pathlib.Path) -> dict:
-    """Returns what the weights in a folder are, as `Weights.info`, without reading them.
+    """Read the `Weights.info` of a converted checkpoint or finished run, without the arrays.
 
-    Args:
-      folder: a converted checkpoint, or the folder of a finished run (VARIANT/seed_0).
-
-    Raises:
-      UserError: it is neither, or damaged.
+    Raises UserError if the folder (such as VARIANT/seed_0) is neither, or damaged.
     """
     path = folder / "model.json"
     if not path.exists():
@@ -158,18 +139,13 @@ def read_info(folder: pathlib.Path) -> dict:
             for key, value in current_names(info["settings"]).items()
         }
         info |= {"settings": settings, "checksum": int(info["checksum"])}
-        _check_names(info["class_names"], info["num_classes"])
+        count, names = operator.index(info["num_classes"]), info["class_names"]
+        if names is not None and (len(names) != count or any(type(n) is not str for n in names)):
+            raise ValueError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} is damaged: convert the weights again") from None
     _check_settings(settings, path)
     return info
-
-
-def _check_names(names, count):
-    """Raises TypeError if names are not `count` texts, or None, as far as is known."""
-    of_texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if type(count) is not int or (names is not None and not (of_texts and len(names) == count)):
-        raise TypeError
 
 
 def _run_info(folder):
@@ -184,34 +160,26 @@ def _run_info(folder):
     summary = run_folder.read_finished(folder, record)
     if summary is None:
         raise UserError(f"the run in {folder} is not finished: run its command again first")
-    config, path = flatten(run_folder.config_of(folder, record)), folder / "config.json"
-    try:
-        data = record["data"]
-        class_names, rule = data["classes"], data.get("weights", {}).get("resize", RULES["vit_jax"])
-        _check_names(class_names, len(class_names))
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is damaged: it does not tell the classes") from None
-    name = config["model.name"]
-    keys = ("model.name", *(f"model.{key}" for key in KEYS.get(name, ())), *DATA_KEYS)
-    settings = {key: config[key] for key in keys}
-    _check_settings(settings, path)
+    config, data = flatten(run_folder.config_of(folder, record)), record["data"]
+    keys = [f"model.{key}" for key in ("name", *KEYS.get(config["model.name"], ()))]
+    settings = {key: config[key] for key in (*keys, *DATA_KEYS)}
+    _check_settings(settings, folder / "config.json")
     return {
         "format": "vit_jax",
         "source": str(folder),
         "settings": settings,
-        "num_classes": len(class_names),
-        "class_names": class_names,
-        "resize": rule,
+        "num_classes": len(data["classes"]),
+        "class_names": data["classes"],
+        "resize": data.get("weights", {}).get("resize", "official"),
         "step": summary["best_step"],
         "eval_crop": config["data.eval_crop"],
     }
 
 
 def load(folder: pathlib.Path) -> Weights:
-    """Reads the weights of a converted checkpoint, or of a run's selected checkpoint.
+    """Read the weights of a converted checkpoint, or of a run's selected checkpoint.
 
-    Raises:
-      UserError: the folder is neither, or damaged.
+    Raises UserError if the folder is neither, or damaged.
     """
     info = read_info(folder)
     if info["format"] == "vit_jax":
@@ -224,128 +192,107 @@ def load(folder: pathlib.Path) -> Weights:
     return Weights(arrays, info)
 
 
+load_once = functools.lru_cache(maxsize=1)(load)  # for all variants of a sweep
+
+
 def check_whole(weights: Weights) -> None:
-    """Raises UserError if weights are not those of the model that their settings describe."""
+    """Raise UserError if weights are not those of the model that their settings describe."""
     info = weights.info
     wanted = formats.shapes(info["settings"], info["num_classes"])
     found = {path: array.shape for path, array in weights.arrays.items()}
-    if differing := sorted(path for path in wanted | found if wanted.get(path) != found.get(path)):
-        path = differing[0]
-        raise UserError(
-            f"the weights of {info['source']} are not those of its settings: {path} should have "
-            f"the shape {wanted.get(path)}, and has {found.get(path)}"
-        )
-
-
-@functools.lru_cache(maxsize=1)
-def load_once(folder: pathlib.Path) -> Weights:
-    """Returns `load(folder)`, read once for all variants of a sweep."""
-    return load(folder)
+    for path in sorted(wanted | found):
+        if wanted.get(path) != found.get(path):
+            raise UserError(
+                f"the weights of {info['source']} are not those of its settings: {path} should "
+                f"have the shape {wanted.get(path)}, and has {found.get(path)}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """Weights that fit a model.
-
-    Attributes:
-      arrays: {our path: array}, for all paths of the model but those of the fresh head.
-      rows: of the table to show: (what happened, paths, why).
-      identity: {"checksum", "resize"} of the weights.
-    """
+    """Weights that fit a model: arrays for all its paths but those of a re-initialised head."""
 
     arrays: Arrays
-    rows: list[tuple[str, list[str], str]]
-    identity: dict
+    rows: list[tuple[str, list[str], str]]  # of the table to print: (what happened, paths, why)
+    identity: dict  # {"checksum", "resize"} of the weights
 
 
 def fit(
     weights: Weights, shapes: dict[str, tuple], class_names: list[str], has_cls: bool
 ) -> Fitted:
-    """Fits weights to a model of perhaps other image and patch size and other classes.
+    """Fit weights to a model of these shapes, {our path: shape}, and other classes perhaps.
 
-    Args:
-      weights: to fit.
-      shapes: {our path: shape} of the model.
-      class_names: of the data. A head for other classes is left fresh.
-      has_cls: whether the first position is the class token's.
-
-    Raises:
-      UserError: lists all that fits neither way.
+    Positions and patches are resized (`has_cls`: the first position is the class token's); a head
+    for other classes is re-initialised. Raises UserError, which lists all that does not fit.
     """
     stored, info = weights.arrays, weights.info
     arrays, problems, rows = {}, [], {"loaded": [], "resized": [], "reset": [], "ignored": []}
-    keep_head, why_reset = _keeps_head(info, class_names, "pre_logits/kernel" in shapes)
+    why_reset = _why_reset(info, class_names, "pre_logits/kernel" in shapes)
     resizings = []
     for path, shape in shapes.items():
-        if path.startswith("head/") and not keep_head:
+        if path.startswith("head/") and why_reset:
             rows["reset"].append(path)
         elif path not in stored:
             problems.append(f"{path} is missing")
         elif stored[path].shape == shape:
             arrays[path] = stored[path]
             rows["loaded"].append(path)
-        elif (resized := _resized(path, stored[path], shape, has_cls, info["resize"])) is not None:
+        elif resized := _resized(path, stored[path], shape, has_cls, info["resize"]):
             arrays[path], note = resized
             rows["resized"].append(path)
-            resizings.append(f"{_size(stored[path])} to {_size(arrays[path])}, {note}")
+            resizings.append(note)
         else:
             problems.append(f"{path} has the shape {stored[path].shape} instead of {shape}")
-    for path in stored:
-        if path not in shapes and path.startswith("pre_logits/"):
+    for path in (path for path in stored if path not in shapes):
+        if path.startswith("pre_logits/"):
             rows["ignored"].append(path)
-        elif path not in shapes and not (path.startswith("head/") and not keep_head):
+        elif not (path.startswith("head/") and why_reset):
             problems.append(f"{path} has no place in the model")
     if problems:
         raise UserError(
             f"the weights of {info['source']} do not fit the model: {'; '.join(problems)}"
         )
-    notes = {
-        "loaded": "",
-        "resized": "; ".join(resizings),
-        "reset": why_reset,
-        "ignored": "the layer before the head is used with model.representation_size="
-        f"{info['settings'].get('model.representation_size')} only",
-    }
-    return Fitted(
-        arrays,
-        [(what, paths, notes[what]) for what, paths in rows.items() if paths],
-        {key: info[key] for key in ("checksum", "resize")},
-    )
+    size = info["settings"].get("model.representation_size")
+    ignored = f"the layer before the head is used with model.representation_size={size} only"
+    notes = {"resized": "; ".join(resizings), "reset": why_reset, "ignored": ignored}
+    table_rows = [(what, paths, notes.get(what, "")) for what, paths in rows.items() if paths]
+    return Fitted(arrays, table_rows, {key: info[key] for key in ("checksum", "resize")})
 
 
-def _keeps_head(info, class_names, has_pre_logits):
-    """Returns whether the head fits the data, and why not."""
+def _why_reset(info, class_names, has_pre_logits):
+    """Say why the head does not fit the data; "" if it does."""
     there, here = info["num_classes"], len(class_names)
     if not there:
-        return False, f"no head came with the weights; {here} classes here"
+        return f"no head came with the weights; {here} classes here"
     if there != here:
-        return False, f"{here} classes here, {there} there"
+        return f"{here} classes here, {there} there"
     if info["class_names"] not in (None, class_names):
-        return False, "the classes have other names"
+        return "the classes have other names"
     if info["settings"].get("model.representation_size") and not has_pre_logits:
-        return False, "the layer that it was trained on is left out"
-    return True, ""
-
-
-def _size(array):
-    return "x".join(map(str, array.shape))
+        return "the layer that it was trained on is left out"
+    return ""
 
 
 def _resized(path, array, shape, has_cls, rule):
-    """Returns a resized array and how, None where there is no way."""
+    """Resize an array to a shape; return it and a note, or None where there is no way."""
     if array.ndim != len(shape) or array.shape[-1] != shape[-1]:
         return None
+    how = resize.RULE_NAMES[rule]
     if path == tables.POSITIONS:
-        return resize_positions(array, shape[1], has_cls, rule), RULE_NAMES[rule]
-    if re.search(r"posembed_input/(row|column)_embedding$", path):
-        return resize_side(array, shape[0], rule), RULE_NAMES[rule]
-    if path == "embedding/kernel" and len(shape) == 4 and array.shape[2] == shape[2]:
-        return resize_patches(array, shape[0]), "pseudo-inverse, FlexiViT"
-    return None
+        new = resize.resize_positions(array, shape[1], has_cls, rule)
+    elif re.search(r"posembed_input/(row|column)_embedding$", path):
+        matrix = resize.resize_matrix(rule, shape[0], len(array))
+        new = (matrix @ array).astype(np.float32)
+    elif path == "embedding/kernel" and len(shape) == 4 and array.shape[2] == shape[2]:
+        new, how = resize.resize_patches(array, shape[0]), "pseudo-inverse, FlexiViT"
+    else:
+        return None
+    before, after = ("x".join(map(str, a.shape)) for a in (array, new))
+    return new, f"{before} to {after}, {how}"
 
 
 def table(fitted: Fitted, folder) -> str:
-    """Returns a table of what happened to the weights of `folder`, for people."""
+    """Tabulate how the weights of `folder` were used."""
     lines = [f"weights from {folder}:"]
     for what, paths, why in fitted.rows:
         some = ", ".join(paths[:2]) + (f" and {len(paths) - 2} more" if len(paths) > 2 else "")
