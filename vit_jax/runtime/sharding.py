@@ -28,13 +28,10 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
     JAX_ENABLE_COMPILATION_CACHE=false disables the cache.
 
     Args:
-      distributed: connect to the other processes of this run, as `processes.join`.
+      distributed: connect to the other processes of this run by `processes.join`.
       cpu_devices: CPU devices of every process; 0: one per core, which trains faster than one
         device with as many threads. Processes on the same machine share the cores.
       divides: a multiple of the number of all CPU devices (the batch size).
-
-    Raises:
-      UserError: the other processes are unknown.
     """
     if distributed:
         processes.join()
@@ -43,8 +40,7 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
     share = math.gcd(divides // processes.count(), processes.cores_each(cores))
     flags = os.environ.get("XLA_FLAGS", "")
     if "collective_call_terminate_timeout" not in flags:
-        # XLA aborts when a device waits 40 s for another, as on a busy machine. Only a flag can
-        # change that.
+        # XLA aborts when a device waits 40 s for another, as on a busy machine.
         os.environ["XLA_FLAGS"] = (
             f"{flags} --xla_cpu_collective_call_terminate_timeout_seconds={24 * 3600}"
             f" --xla_cpu_collective_call_warn_stuck_timeout_seconds={3600}"

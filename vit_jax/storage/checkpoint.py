@@ -194,10 +194,7 @@ class Checkpoints:
                 self._manager.delete(later)
 
     def restore_best(self, abstract_state) -> Restored:
-        """Restore the checkpoint with the highest validation accuracy.
-
-        Raises UserError if it is damaged.
-        """
+        """Restore the checkpoint with the highest validation accuracy; UserError if damaged."""
         self.wait()
         assert self._policy.best is not None, "no checkpoint was evaluated"
         try:
@@ -294,11 +291,11 @@ def load_run(folder: pathlib.Path, step: int | Literal["last"]) -> tuple[dict, i
 
     Raises UserError if there is no such checkpoint, or it is damaged.
     """
-    steps = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()]
     if step == "last":
-        step = max(steps, default=0)
+        names = (path.name for path in folder.glob("[0-9]*"))
+        step = max((int(name) for name in names if name.isdigit()), default=0)
     folder /= str(step)
-    if step not in steps:
+    if not folder.is_dir():
         raise UserError(f"{folder}: there is no such checkpoint")
     if problem := first_damage(folder):
         raise UserError(f"the checkpoint in {folder} is damaged ({problem})")
@@ -351,8 +348,8 @@ def _read_in_all(folder, read: Callable[[], Any]) -> Any:
 
 def abstract(tree, shardings):
     """Build the shapes, dtypes and shardings to restore a tree into."""
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding),
-        tree,
-        shardings,
-    )
+
+    def of_leaf(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(of_leaf, tree, shardings)

@@ -1,4 +1,4 @@
-"""Cached features: the head's inputs instead of images, where nothing but the head is trained."""
+"""Cached features instead of images, where nothing but the head is trained."""
 
 import dataclasses
 import time
@@ -17,7 +17,6 @@ class FeatureCache:
     """The features of a variant's data, for the latest frozen weights: seeds may share them."""
 
     def __init__(self):
-        """Hold nothing yet."""
         self._key, self._data = None, None
 
     def get(
@@ -28,13 +27,13 @@ class FeatureCache:
         title: str,
         exit_if_stopped: Callable[[], None],
     ) -> Data:
-        """Return the data with device-resident features [n, d] instead of images.
+        """Replace the images of the data by device-resident features [n, d].
 
         Args:
           steps: with a `feature_step`.
           data: of images.
           variables: of the model.
-          title: of the run, for people.
+          title: of the run, for messages.
           exit_if_stopped: called before every batch.
         """
         trunk = {key: value for key, value in variables["params"].items() if key != "head"}
@@ -52,21 +51,17 @@ def _compute(steps, data, variables, title, exit_if_stopped):
     progress = Progress(f"{title} features", 0, total, first, "image")
     cached, started = {}, time.monotonic()
     for name, split in splits.items():
-        cached[name] = _compute_split(steps, split, variables, progress, exit_if_stopped)
+        columns = []
+        # The batch size is one that the run cannot change, so that the features keep every bit.
+        for batch in split.evaluate(steps.setup.config.train.batch_size):
+            exit_if_stopped()
+            features = sharding.settle(steps.feature_step(variables, batch))
+            mask, labels = sharding.to_host((batch["mask"], batch["label"]))
+            columns.append((np.asarray(features)[mask], labels[mask]))
+            progress.advance(int(mask.sum()))
+        features, labels = (np.concatenate(column) for column in zip(*columns, strict=True))
+        cached[name] = ResidentBatches.of_features(features, labels, steps.setup.mesh)
     progress.close()
     if first:
         say(f"{title}: features of {total:,} images: {time.monotonic() - started:.1f} s")
     return dataclasses.replace(data, **cached)
-
-
-def _compute_split(steps, split, variables, progress, exit_if_stopped):
-    columns = []
-    # The batch size is one that the run cannot change, so that the features keep every bit.
-    for batch in split.evaluate(steps.setup.config.train.batch_size):
-        exit_if_stopped()
-        features = sharding.settle(steps.feature_step(variables, batch))
-        mask, labels = sharding.to_host((batch["mask"], batch["label"]))
-        columns.append((np.asarray(features)[mask], labels[mask]))
-        progress.advance(int(mask.sum()))
-    features, labels = (np.concatenate(column) for column in zip(*columns, strict=True))
-    return ResidentBatches.of_features(features, labels, steps.setup.mesh)
