@@ -17,8 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from vit_jax.runtime import files, processes
 
 _WHOLE_BELOW = 4096  # elements; sharding smaller arrays gains nothing
-
-CACHE_BYTES = 2 * 2**30  # of compiled programs; the least recently used go first
+_CACHE_BYTES = 2 * 2**30  # of compiled programs; the least recently used go first
 
 
 def start(distributed: bool, cpu_devices: int, divides: int) -> None:
@@ -51,7 +50,7 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
     named = jax.config.values["jax_compilation_cache_dir"] is not None
     if not named and (folder := compiled_folder()) is not None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+        jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 

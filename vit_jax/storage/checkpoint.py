@@ -114,17 +114,11 @@ class Checkpoints:
     def save(
         self, step: int, state, notes: dict, val_accuracy: float | None, lines: Sequence[str] = ()
     ) -> None:
-        """Start to save a state; replace an existing checkpoint of this step.
+        """Start to save a tree of arrays; replace an existing checkpoint of this step.
 
-        Args:
-          step: of the state.
-          state: tree of arrays.
-          notes: JSON.
-          val_accuracy: selects the best checkpoint; None if the state was not evaluated.
-          lines: of metrics.jsonl.
-
-        Raises:
-          UserError: the disk is full, perhaps since the previous checkpoint.
+        `val_accuracy` selects the best checkpoint, None if the state was not evaluated; `notes` are
+        JSON; `lines` are those of metrics.jsonl. Raises UserError if the disk is full, perhaps
+        since the previous checkpoint.
         """
         self.wait()
         with self._writing():
@@ -141,24 +135,17 @@ class Checkpoints:
                 self._policy.best = best
             notes = notes | {"checksum": int(checksum(state)), "best": best}
             self._lines = list(lines)
-            args = ocp.args.Composite(
-                state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)
-            )
-            if not self._manager.save(step, args=args, force=True):
-                raise RuntimeError(f"orbax refused to save step {step} in {self._folder}")
+            items = {"state": ocp.args.StandardSave(state), "notes": ocp.args.JsonSave(notes)}
+            saved = self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+            assert saved, f"orbax refused to save step {step} in {self._folder}"
 
     def restore_latest(self, abstract_state, upto: float = math.inf) -> Restored | None:
         """Restore the latest intact checkpoint; return None if there are no checkpoints.
 
-        Damaged checkpoints are skipped with a warning. If the best one so far is damaged, a
-        checkpoint before it is restored, from which training recreates it.
-
-        Args:
-          abstract_state: tree of `jax.ShapeDtypeStruct` with the shardings to restore into.
-          upto: skip later steps.
-
-        Raises:
-          UserError: checkpoints exist and none is intact.
+        Damaged checkpoints are skipped with a warning, and those after step `upto` without. If the
+        best one so far is damaged, a checkpoint before it is restored, from which training
+        recreates it. `abstract_state` is a tree of `jax.ShapeDtypeStruct` with the shardings to
+        restore into. Raises UserError if checkpoints exist and none is intact.
         """
         found_damage = False
         for step in sorted(self.steps, reverse=True):
@@ -213,9 +200,8 @@ class Checkpoints:
                 raise _Damaged(problem)
 
         def read():
-            args = ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract_state), notes=ocp.args.JsonRestore()
-            )
+            state, notes = ocp.args.StandardRestore(abstract_state), ocp.args.JsonRestore()
+            args = ocp.args.Composite(state=state, notes=notes)
             restored: Any = self._manager.restore(step, args=args)
             notes = dict(restored["notes"])
             best, expected = notes.pop("best"), notes.pop("checksum")
@@ -335,12 +321,11 @@ def _read_in_all(folder, read: Callable[[], Any]) -> Any:
 
     Processes that took different checkpoints could not continue.
     """
-    result, problem = None, None
     try:
         with _reading(folder):
-            result = read()
+            result, problem = read(), None
     except _Damaged as error:
-        problem = error
+        result, problem = None, error
     if not processes.all_true(problem is None):
         raise problem or _Damaged(f"{folder} could not be read by another process")
     return result

@@ -111,16 +111,8 @@ def write_config(
 ) -> None:
     """Write config.json, if the run has not begun or begins another stage.
 
-    Args:
-      folder: of the run.
-      config: resolved.
-      fingerprint: of the data and the initial weights.
-      total_steps: of the run.
-      name: of the variant.
-      seed: of the run.
-
-    Raises:
-      UserError: the run has begun, with other data or weights, or a longer run has no further step.
+    `fingerprint` is that of the data and the initial weights, `name` that of the variant. Raises
+    UserError if the run began with another fingerprint, or a longer run has no further step.
     """
     check_data(folder, fingerprint)
     if not processes.is_first():

@@ -201,18 +201,10 @@ class _Wandb(MetricWriter):
 def make_writer(
     folder: pathlib.Path, step: int, tensorboard: bool, wandb: bool, active: bool, lines: list[str]
 ) -> MetricWriter:
-    """Make the writer of a run that resumes after `step`.
+    """Make the writer of a run that resumes after `step`, with these lines of metrics.jsonl.
 
-    Args:
-      folder: of the run.
-      step: the last completed one.
-      tensorboard: whether to write event files.
-      wandb: whether to log to Weights & Biases.
-      active: whether to write anything: True in the first process only.
-      lines: of metrics.jsonl up to `step`.
-
-    Raises:
-      UserError: Weights & Biases cannot be reached.
+    It writes nothing unless `active`, as in the first process only. Raises UserError if Weights &
+    Biases cannot be reached.
     """
     if not active:
         return MetricWriter()
