@@ -14,24 +14,26 @@ CALL_SECONDS = 1.0  # of a call that takes several steps; signals are answered a
 
 
 class Clock:
-    """Measures a run, after `step` steps and `wall_seconds` of training."""
+    """Measures a run, and from now on the time spent compiling."""
 
-    def __init__(
-        self,
-        title: str,
-        step: int,
-        wall_seconds: float,
-        lengths: Lengths,
-        num_seeds: int,
-        compile_times: CompileTimes,
-    ):
+    def __init__(self, title: str, lengths: Lengths, num_seeds: int):
         self._title, self._lengths, self._num_seeds = title, lengths, num_seeds
+        self._compile_times, self._active = CompileTimes(), processes.is_first()
+        self._step_seconds = math.inf  # until it was measured
+        self._progress = None
+
+    def begin(self, step: int, wall_seconds: float) -> None:
+        """Begin after `step` steps and `wall_seconds` of training."""
         self._began, self._before = time.monotonic(), wall_seconds
         self._window_start, self._window_step = None, step
-        self._step_seconds = math.inf  # until it was measured
-        self._compile_times, self._active = compile_times, processes.is_first()
-        self._progress = Progress(title, step, lengths.total, self._active)
-        self.show, self.close = self._progress.update, self._progress.close
+        self._progress = Progress(self._title, step, self._lengths.total, self._active)
+        self.show = self._progress.update
+
+    def close(self) -> None:
+        """End the progress bar and the measurement of compile times."""
+        self._compile_times.stop()
+        if self._progress is not None:
+            self._progress.close()
 
     def wall_seconds(self) -> float:
         """Compute the seconds of training; vectorised seeds share them, so that theirs add up."""

@@ -33,7 +33,7 @@ class CompiledSteps:
     train: Callable  # (state, keys, batch) -> state, of all seeds; donates the state
     eval_step: Callable  # (variables, sums, batch) -> (sums, logits) of one seed
     eval_sums: Callable | None  # (variables, sums, batch) -> sums of all seeds; None for one seed
-    feature_step: Callable | None  # (variables, batch) -> features of one seed; None: not cached
+    feature_step: Callable  # (variables, batch) -> features of one seed
 
     def batches(
         self, split: Any, seeds: Sequence[int], start: int, max_steps: Callable[[int], int]
@@ -94,7 +94,6 @@ def compile_steps(setup: Setup, num_seeds: int = 1) -> CompiledSteps:
     else:
         train, eval_sums = _jit_step(setup, _train_step(setup, trained_model, mesh), layout), None
     whole, split = sharding.replicated(mesh), sharding.split(mesh)
-    features = _jit(make_feature_step(model, config), (layout.variables, split), whole)
     return CompiledSteps(
         setup=setup,
         axis=SeedAxis(mesh, num_seeds),
@@ -103,7 +102,7 @@ def compile_steps(setup: Setup, num_seeds: int = 1) -> CompiledSteps:
         train=train,
         eval_step=_jit(eval_step, (layout.variables, whole, split), whole),
         eval_sums=eval_sums,
-        feature_step=features if setup.on_features else None,
+        feature_step=_jit(make_feature_step(model, config), (layout.variables, split), whole),
     )
 
 
@@ -140,7 +139,11 @@ def _jit_head_step(setup, head, shapes, layout):
     The step of a head is so small that handing hundreds of frozen arrays to the devices and back
     would take most of its time.
     """
-    changing, (leaves, structure) = _changing(setup, shapes), jax.tree.flatten(shapes)
+    changing, (leaves, structure) = [], jax.tree.flatten(shapes)
+    for i, (path, _) in enumerate(jax.tree.leaves_with_path(shapes)):
+        kind, _, name = optim.path_of(path).removeprefix("ema/").partition("/")
+        if kind != "batch_stats" and (kind != "params" or name in setup.trained):
+            changing.append(i)
     train_step, places = _train_step(setup, head, setup.mesh), jax.tree.leaves(layout)
 
     def step_of_changing(arrays, key, batch):
@@ -160,17 +163,6 @@ def _jit_head_step(setup, head, shapes, layout):
         return structure.unflatten(arrays)
 
     return train
-
-
-def _changing(setup, shapes):
-    """List the leaves of a state that change where the head alone is trained."""
-    changing = []
-    for i, (path, _) in enumerate(jax.tree.leaves_with_path(shapes)):
-        name = optim.path_of(path).removeprefix("ema/")
-        frozen = name.startswith("params/") and name.removeprefix("params/") not in setup.trained
-        if not frozen and not name.startswith("batch_stats/"):
-            changing.append(i)
-    return changing
 
 
 def _vectorize(setup, model, eval_step, num_seeds):

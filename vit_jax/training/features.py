@@ -29,39 +29,30 @@ class FeatureCache:
     ) -> Data:
         """Replace the images of the data by device-resident features [n, d].
 
-        Args:
-          steps: with a `feature_step`.
-          data: of images.
-          variables: of the model.
-          title: of the run, for messages.
-          exit_if_stopped: called before every batch.
+        `exit_if_stopped` is called before every batch.
         """
         trunk = {key: value for key, value in variables["params"].items() if key != "head"}
         key = int(checksum((trunk, variables["batch_stats"])))
-        if self._data is None or key != self._key:
-            self._data = None  # before the new ones take its room
-            self._data = _compute(steps, data, variables, title, exit_if_stopped)
-            self._key = key
+        if self._data is not None and key == self._key:
+            return self._data
+        self._data = None  # before the new ones take its memory
+        splits = {name: getattr(data, name) for name in ("train", "val", "test")}
+        total, first = sum(map(len, splits.values())), processes.is_first()
+        progress = Progress(f"{title} features", 0, total, first, "image")
+        cached, started = {}, time.monotonic()
+        for name, split in splits.items():
+            columns = []
+            # The batch size is one that the run cannot change, so that the features keep every bit.
+            for batch in split.evaluate(steps.setup.config.train.batch_size):
+                exit_if_stopped()
+                features = sharding.settle(steps.feature_step(variables, batch))
+                mask, labels = sharding.to_host((batch["mask"], batch["label"]))
+                columns.append((np.asarray(features)[mask], labels[mask]))
+                progress.advance(int(mask.sum()))
+            features, labels = (np.concatenate(column) for column in zip(*columns, strict=True))
+            cached[name] = ResidentBatches.of_features(features, labels, steps.setup.mesh)
+        progress.close()
+        if first:
+            say(f"{title}: features of {total:,} images: {time.monotonic() - started:.1f} s")
+        self._key, self._data = key, dataclasses.replace(data, **cached)
         return self._data
-
-
-def _compute(steps, data, variables, title, exit_if_stopped):
-    splits = {name: getattr(data, name) for name in ("train", "val", "test")}
-    total, first = sum(map(len, splits.values())), processes.is_first()
-    progress = Progress(f"{title} features", 0, total, first, "image")
-    cached, started = {}, time.monotonic()
-    for name, split in splits.items():
-        columns = []
-        # The batch size is one that the run cannot change, so that the features keep every bit.
-        for batch in split.evaluate(steps.setup.config.train.batch_size):
-            exit_if_stopped()
-            features = sharding.settle(steps.feature_step(variables, batch))
-            mask, labels = sharding.to_host((batch["mask"], batch["label"]))
-            columns.append((np.asarray(features)[mask], labels[mask]))
-            progress.advance(int(mask.sum()))
-        features, labels = (np.concatenate(column) for column in zip(*columns, strict=True))
-        cached[name] = ResidentBatches.of_features(features, labels, steps.setup.mesh)
-    progress.close()
-    if first:
-        say(f"{title}: features of {total:,} images: {time.monotonic() - started:.1f} s")
-    return dataclasses.replace(data, **cached)

@@ -16,7 +16,7 @@ from vit_jax.evaluation.evaluate import evaluate
 from vit_jax.evaluation.metrics import Sums, kernel_magnitudes
 from vit_jax.runtime import memory, processes, sharding
 from vit_jax.runtime.errors import UserError
-from vit_jax.runtime.progress import CompileTimes, say
+from vit_jax.runtime.progress import say
 from vit_jax.runtime.sharding import dtype_of
 from vit_jax.runtime.signals import StopSignal
 from vit_jax.storage import run_folder
@@ -56,7 +56,7 @@ def train(
     """
     with _opened(steps, folders, name, stop) as runs:
         trainer = Trainer(steps, data, runs, name, stop, hooks or Hooks())
-        with contextlib.closing(trainer):
+        with contextlib.closing(trainer.clock):
             trainer.restore()
             split = trainer.train_split(cache or FeatureCache())
             trainer.evaluate_if_due()
@@ -111,8 +111,6 @@ class Trainer:
       clock: of the run.
     """
 
-    clock: Clock
-
     def __init__(self, steps, data, runs: list[RunOutputs], name: str, stop, hooks: Hooks):
         self.steps, self.setup, self.axis = steps, steps.setup, steps.axis
         self.data, self.runs, self.stop, self.hooks = data, runs, stop, hooks
@@ -122,13 +120,11 @@ class Trainer:
         self.images = data.val  # also where features are cached
         self.plateau = optim.make_plateau(self.setup.config.optim)
         self.schedule = self.setup.schedule()
-        self.closing = contextlib.ExitStack()
+        self.clock = Clock(self.title, self.setup.lengths, len(runs))
 
     def restore(self) -> None:
         """Restore the latest common checkpoint, or make the initial state."""
         self.hooks.on_event("restore", self.step)
-        times = CompileTimes()
-        self.closing.callback(times.stop)
         self.compiled, wall_seconds = None, 0.0
         if run_folder.last_saved_step(self.runs[0].folder) < self.setup.lengths.total:
             self.compiled = compile_ahead(self.steps, self.data.train)
@@ -152,10 +148,7 @@ class Trainer:
         self.keys = self.axis.stack([jax.random.fold_in(run.key, 1) for run in self.runs])
         for run in self.runs:
             run.open_writer(self.setup.config, self.step)
-        self.clock = Clock(
-            self.title, self.step, wall_seconds, self.setup.lengths, len(self.runs), times
-        )
-        self.closing.callback(self.clock.close)
+        self.clock.begin(self.step, wall_seconds)
 
     def train_split(self, cache: FeatureCache) -> Any:
         """Get the training split, of features instead of images where those are cached."""
@@ -337,10 +330,6 @@ class Trainer:
     def _dtype(self):
         """Name the type of the computation, which "auto" lets depend on the devices."""
         return dtype_of(self.setup.config.train.dtype).name
-
-    def close(self) -> None:
-        """End the progress bar and the measurement of compile times."""
-        self.closing.close()
 
 
 def _list_seeds(seeds):

@@ -77,11 +77,16 @@ def make_plateau(config) -> Plateau | None:
 
 
 def decay_mask(params) -> dict:
-    """Make a tree of bools: True where weight decay applies, which is on kernels only."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    """Make a tree of bools: weight decay applies to kernels only."""
+    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
 path_of = functools.partial(jax.tree_util.keystr, simple=True, separator="/")  # "head/kernel"
+
+
+def map_paths(function, *trees):
+    """Map function(path, *leaves) over trees, with the paths of `path_of`."""
+    return jax.tree.map_with_path(lambda path, *leaves: function(path_of(path), *leaves), *trees)
 
 
 def trained_paths(paths: Collection[str], freeze) -> frozenset[str]:
@@ -148,9 +153,7 @@ def _scale_by_depth(decay: float) -> optax.GradientTransformation:
     def scale(updates, params):
         depths = _depths([path_of(path) for path, _ in jax.tree.leaves_with_path(updates)])
         top = max(depths.values())
-        return jax.tree_util.tree_map_with_path(
-            lambda path, u: u * decay ** (top - depths[path_of(path)]), updates
-        )
+        return map_paths(lambda path, u: u * decay ** (top - depths[path]), updates)
 
     return optax.stateless(scale)
 
@@ -178,13 +181,10 @@ def make_optimizer(
     if trained is not None:
 
         def label(params):
-            return jax.tree_util.tree_map_with_path(
-                lambda path, _: "trained" if path_of(path) in trained else "frozen", params
-            )
+            return map_paths(lambda path, _: "trained" if path in trained else "frozen", params)
 
-        optimizer = optax.multi_transform(
-            {"trained": optimizer, "frozen": optax.set_to_zero()}, label
-        )
+        frozen = optax.set_to_zero()
+        optimizer = optax.multi_transform({"trained": optimizer, "frozen": frozen}, label)
     if config.layer_decay != 1:
         optimizer = optax.chain(optimizer, _scale_by_depth(config.layer_decay))
     return optimizer
@@ -214,10 +214,9 @@ def _muon_labels(params):
     """Label the kernels of the blocks "muon", all other parameters "adamw"."""
 
     def label(path, _):
-        in_block = _BLOCK.match(path_of(path)) and path[-1].key == "kernel"
-        return "muon" if in_block else "adamw"
+        return "muon" if _BLOCK.match(path) and path.endswith("/kernel") else "adamw"
 
-    return jax.tree_util.tree_map_with_path(label, params)
+    return map_paths(label, params)
 
 
 def _muon(config, schedule, mesh):
@@ -316,4 +315,4 @@ def _unstack_matrices(stacks, kernels):
         rows, columns = _matrix_shape(path, kernel.shape)
         return next(parts[f"{rows}x{columns}"]).reshape(kernel.shape)
 
-    return jax.tree_util.tree_map_with_path(take, kernels)
+    return jax.tree.map_with_path(take, kernels)

@@ -74,10 +74,9 @@ class RunOutputs:
 def summarize(
     run: RunOutputs, setup: Setup, name: str, results: dict, step: int, wall_seconds: float
 ) -> dict:
-    """Make the summary.json of a finished run.
+    """Make the summary.json of a finished run of variant `name`.
 
-    `name` is that of the variant, `results` are {"train", "val", "test": Result}, of the checkpoint
-    of `step`.
+    `results` are {"train", "val", "test": Result} of the checkpoint of `step`.
     """
     rows = [json.loads(line) for line in run.writer.lines]
     speeds = [row[k] for row in rows if (k := "train/images_per_second") in row]

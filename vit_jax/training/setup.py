@@ -84,7 +84,17 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
     an acceleration that was asked for is impossible.
     """
     train, num_classes = config.train, len(data.class_names)
-    _check_batch(train, data, mesh)
+    if train.batch_size > len(data.train):
+        raise UserError(
+            f"train.batch_size={train.batch_size} is larger than the training set of "
+            f"{len(data.train)} images"
+        )
+    micro_batches = train.accumulation_steps or 1
+    if train.batch_size // micro_batches % mesh.size:
+        raise UserError(
+            f"train.batch_size={train.batch_size} in {micro_batches} part(s) does not "
+            f"split evenly over {mesh.size} devices"
+        )
     freeze = parse_freeze(config.freeze)
     lengths = _lengths(config, len(data.train) // train.batch_size, freeze != "none_trained")
     model = models.build(config.model, num_classes, dtype_of(train.dtype))
@@ -115,20 +125,6 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
         on_features=on_features,
         multi_step=_takes_several_steps(config, on_features or data.train.resident),
     )
-
-
-def _check_batch(train, data, mesh):
-    if train.batch_size > len(data.train):
-        raise UserError(
-            f"train.batch_size={train.batch_size} is larger than the training set of "
-            f"{len(data.train)} images"
-        )
-    micro_batches = train.accumulation_steps or 1
-    if train.batch_size // micro_batches % mesh.size:
-        raise UserError(
-            f"train.batch_size={train.batch_size} in {micro_batches} part(s) does not "
-            f"split evenly over {mesh.size} devices"
-        )
 
 
 def _lengths(config, epoch, trains):

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from vit_jax.augment import augment
 from vit_jax.evaluation.metrics import Sums
+from vit_jax.training.optim import map_paths
 
 
 @flax.struct.dataclass
@@ -106,11 +107,11 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         if state.plateau is not None:
             updates = optax.tree.scale(state.plateau.scale, updates)
-        params = jax.tree_util.tree_map_with_path(
-            lambda path, p, u: optax.apply_updates(p, u) if _in(path, trained) else p,
-            state.params,
-            updates,
-        )
+
+        def updated(path, p, u):
+            return optax.apply_updates(p, u) if trained is None or path in trained else p
+
+        params = map_paths(updated, state.params, updates)
         grad_norm = optax.tree.norm(grads)
         bad = ~(jnp.isfinite(sums.loss.total) & jnp.isfinite(grad_norm))
         return TrainState(
@@ -152,9 +153,9 @@ def make_multi_step(train_step, split: NamedSharding):
 def _loss(model, config, trained, params, batch_stats, keys, images, targets):
     """Compute the mean loss, and (new statistics, sums)."""
     # Here, so that the backward pass ends at the lowest trained layer.
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, p: p if _in(path, trained) else jax.lax.stop_gradient(p), params
-    )
+    if trained is not None:
+        frozen = jax.lax.stop_gradient
+        params = map_paths(lambda path, p: p if path in trained else frozen(p), params)
     logits, changed = model.apply(
         {"params": params, "batch_stats": batch_stats},
         images,
@@ -167,10 +168,6 @@ def _loss(model, config, trained, params, batch_stats, keys, images, targets):
     losses = optax.softmax_cross_entropy(logits, smooth)  # [b]
     sums = Sums.single_from_model_output(loss=losses, logits=logits, labels=targets.argmax(-1))
     return losses.mean(), (changed.get("batch_stats", {}), sums)
-
-
-def _in(path, trained):
-    return trained is None or jax.tree_util.keystr(path, simple=True, separator="/") in trained
 
 
 def _make_gradients(model, config, trained, micro_batches, mesh):

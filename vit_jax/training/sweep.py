@@ -18,7 +18,7 @@ from vit_jax.config.rules import validate
 from vit_jax.data import load_data
 from vit_jax.runtime import processes, sharding
 from vit_jax.runtime.errors import UserError, truncate_repr
-from vit_jax.runtime.files import write_atomically
+from vit_jax.runtime.files import read_json, write_atomically
 from vit_jax.runtime.signals import StopSignal
 from vit_jax.storage import run_folder
 from vit_jax.training.compiled import compile_steps
@@ -39,8 +39,7 @@ def make_variants(config: Config, sweep: dict[str, dict], given: set[str]) -> di
       sweep: {variant: {"section.key": value}}; empty for a single variant called "base".
       given: the keys that the command line overrides.
 
-    Raises:
-      UserError: a variant is invalid, badly named, or overrides a key of the command line.
+    Raises UserError if a variant is invalid, badly named, or overrides a key of the command line.
     """
     configs = {}
     for name, overrides in (sweep or {"base": {}}).items():
@@ -59,9 +58,8 @@ def make_variants(config: Config, sweep: dict[str, dict], given: set[str]) -> di
         if clash := given & set(overrides):
             validate(_resolve(config, given))  # the message on a wrong value is more helpful
             key = min(clash)
-            raise UserError(
-                f"--config.{key} has no effect, because variant {name} sets {key} itself"
-            )
+            what = f"variant {name} sets {key} itself"
+            raise UserError(f"--config.{key} has no effect, because {what}")
     return configs
 
 
@@ -112,11 +110,16 @@ def run_sweep(
         tempfile.TemporaryFile(dir=workdir).close()
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written to: {error.strerror}") from None
-    _check_experiment(workdir, experiment)
+    before = read_json(workdir / "results.json").get("experiment", experiment)
+    if before != experiment:
+        raise UserError(
+            f"--workdir={workdir} holds the results of {before}, which {experiment} would "
+            "overwrite: choose another"
+        )
     chosen = {name: c for name, c in configs.items() if only in (None, name)}
     for name, config in chosen.items():  # settings that clash are reported before hours are spent
-        for seed in seeds_of(config):
-            run_folder.read_summary(run_folder.run_path(workdir, name, seed), config, seed)
+        for seed, folder in _folders(workdir, name, config).items():
+            run_folder.read_summary(folder, config, seed)
     hooks = hooks or Hooks()
     summaries, runner = {}, _Runner(chosen, workdir, stop, hooks)
     if next(iter(configs.values())).sharding.distributed:
@@ -135,21 +138,10 @@ def run_sweep(
     processes.wait()  # while the first one draws
 
 
-def seeds_of(config: Config) -> range:
-    """List the seeds of a config's runs."""
-    return range(config.seed, config.seed + config.train.num_seeds)
-
-
-def _check_experiment(workdir, experiment):
-    try:
-        before = json.loads((workdir / "results.json").read_text())["experiment"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # no readable results that would be overwritten
-    if before != experiment:
-        raise UserError(
-            f"--workdir={workdir} holds the results of {before}, which {experiment} would "
-            "overwrite: choose another"
-        )
+def _folders(workdir, name, config):
+    """Map the seeds of a variant to the folders of its runs."""
+    seeds = range(config.seed, config.seed + config.train.num_seeds)
+    return {seed: run_folder.run_path(workdir, name, seed) for seed in seeds}
 
 
 def make_row(name: str, overrides: dict, summaries: list[dict]) -> dict:
@@ -195,8 +187,7 @@ class _Runner:
     def summaries(self, name, config):
         """Read the summaries of a variant's seeds, after training those that are not finished."""
         summaries, unfinished = {}, {}
-        for seed in seeds_of(config):
-            folder = run_folder.run_path(self._workdir, name, seed)
+        for seed, folder in _folders(self._workdir, name, config).items():
             if processes.is_first():
                 run_folder.discard_damage(folder)
             processes.wait()
@@ -245,7 +236,6 @@ class _Runner:
                     setup = make_setup(other, self._data[key], self.mesh)
                     if other is config:  # which is trained next
                         self._setup = {name: setup}
-                    for seed in seeds_of(other):
-                        folder = run_folder.run_path(self._workdir, name, seed)
+                    for folder in _folders(self._workdir, name, other).values():
                         run_folder.check_data(folder, setup.fingerprint)
         return self._data[key]
