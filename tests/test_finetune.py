@@ -161,7 +161,7 @@ def test_kept_features_train_like_images(model):
     for cached in (False, True):
         config = make_config(freeze="head", train__cache_features=cached, **model | ADAMW)
         steps = make_steps(config, digits(), MESH)
-        assert (steps.feature_step is not None) == cached
+        assert steps.setup.on_features == cached
         state = steps.init(jax.random.key(0), one_image(config))
         part = digits().train
         if cached:

@@ -125,6 +125,7 @@ def test_what_eight_devices_saved_goes_on_with_fewer(runs, tmp_path):
     split, state, _ = runs[True]
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(2, state, {}, 0.5)
+    checkpoints.wait()
     host = jax.device_get(state)
     _, losses = train(split, jax.tree.map(lambda x: x.copy(), state), 2, 4)
     for devices in (1, 2, 4, 8):

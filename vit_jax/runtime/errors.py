@@ -13,7 +13,6 @@ _DISK = (
     *(errno.EIO, errno.EMFILE, errno.ENFILE),
 )
 
-
 RESUMES = "once that is resolved, the same command resumes"
 
 
@@ -27,10 +26,7 @@ class UserError(Exception):
 def describe_error(error: BaseException, training: bool = False) -> str | None:
     """Describe an error that a user can resolve in one sentence; return None for any other.
 
-    Args:
-      error: of any type.
-      training: whether a run was being trained. Then only an OSError of the disk is one that a user
-        can resolve, and the sentence says how the run can go on.
+    While `training`, only an OSError of the disk is one, and the sentence says how to resume.
     """
     if isinstance(error, UserError):
         return str(error)
@@ -47,7 +43,7 @@ def describe_error(error: BaseException, training: bool = False) -> str | None:
 
 
 def disk_problem(error: BaseException) -> str | None:
-    """Return the disk's own message, as "No space left on device"; None for any other error."""
+    """Get the disk's own message, as "No space left on device"; None for any other error."""
     if isinstance(error, OSError):
         number = error.errno
     else:  # TensorStore raises "... No space left on device [os_error_code='28']"
@@ -57,12 +53,12 @@ def disk_problem(error: BaseException) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, its type if there is none."""
+    """Get the first line of an error's message, or its type if there is none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def truncate_repr(value: object) -> str:
-    """Return the `repr` of a value, truncated in the middle to at most 100 characters."""
+    """Truncate the `repr` of a value in the middle, to at most 100 characters."""
     try:
         text = repr(value)
     except ValueError:  # Python writes no number of more than 4300 digits
@@ -76,13 +72,10 @@ def join_names(names: Sequence[str]) -> str:
 
 
 def single_line(text: object) -> str:
-    """Escape line breaks and all other control characters of a string.
+    """Escape control characters, line breaks included, and bytes that are not UTF-8.
 
     Names of files and classes, which others may have chosen, get into messages: they must not steer
-    a terminal. Bytes of a file name that are not UTF-8 are escaped too: they cannot be printed.
+    a terminal.
     """
-    return re.sub(
-        r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]",
-        lambda found: ascii(found[0])[1:-1],
-        str(text),
-    )
+    unprintable = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
+    return re.sub(unprintable, lambda found: ascii(found[0])[1:-1], str(text))

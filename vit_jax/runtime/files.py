@@ -34,10 +34,7 @@ def naming_file(file) -> Iterator[None]:
 
 
 def cache_folder() -> pathlib.Path | None:
-    """Return the project's folder in the user's cache, None for users without a home.
-
-    It may be removed at any time.
-    """
+    """Get the project's folder in the user's cache; None for users without a home."""
     try:
         base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     except RuntimeError:
@@ -60,9 +57,8 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 
 def append(file, content: bytes) -> None:
     """Write all of the content to an unbuffered file; a full disk takes less at first."""
-    view = memoryview(content)
-    while view:
-        view = view[file.write(view) :]
+    while content:
+        content = content[file.write(content) :]
 
 
 def read_json(path: pathlib.Path) -> dict:
@@ -77,15 +73,12 @@ def read_json(path: pathlib.Path) -> dict:
 def lock(path: pathlib.Path, busy: str, wait: bool = False) -> Iterator[None]:
     """Hold a lock file, which the kernel releases however the process ends.
 
-    A file system that refuses locks is warned of, and used without one.
+    Warns of a file system that refuses locks, and goes without one.
 
     Args:
       path: of the lock file, which stays.
       busy: the message if another process holds it.
-      wait: whether to print that message and wait for the lock.
-
-    Raises:
-      UserError: another process holds it, and `wait` is False.
+      wait: whether to print that message and wait, instead of raising it as a UserError.
     """
     import filelock  # costs 60 ms
 
@@ -109,7 +102,7 @@ def lock(path: pathlib.Path, busy: str, wait: bool = False) -> Iterator[None]:
 
 
 def sha256(path: pathlib.Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
+    """Compute the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -121,10 +114,7 @@ def write_sums(folder: pathlib.Path, names: Iterable[str]) -> None:
 
 
 def find_damage(folder: pathlib.Path) -> dict[pathlib.Path, str]:
-    """Find the files that differ from SHA256SUMS in their folder.
-
-    As {path: "does not match SHA256SUMS"}; {} without SHA256SUMS, when nothing is known.
-    """
+    """Find the files that differ from SHA256SUMS, as {path: problem}; {} without SHA256SUMS."""
     try:
         text = (folder / SUMS).read_text(errors="replace")
     except FileNotFoundError:
@@ -143,5 +133,7 @@ def find_damage(folder: pathlib.Path) -> dict[pathlib.Path, str]:
 
 
 def first_damage(folder: pathlib.Path) -> str | None:
-    """Describe the first file of `find_damage`; None without damage."""
+    """Describe the first file of `find_damage`, or that the folder is missing; None if intact."""
+    if not folder.is_dir():
+        return f"{folder} is missing"
     return next((f"{path} {problem}" for path, problem in find_damage(folder).items()), None)

@@ -20,15 +20,16 @@ LOST = (
     "of them again to resume from the last checkpoint"
 )
 _HEARTBEAT_SECONDS = 100  # a process without a heartbeat for so long counts as dead
-_BARRIER_SECONDS = 24 * 3600  # the others may prepare data or draw figures meanwhile
+_BARRIER_SECONDS = 24 * 3600  # the first process may prepare data or draw figures meanwhile
 _barriers = itertools.count()
 
 
 def join() -> None:
     """Connect to the other processes; call it before anything touches the devices.
 
-    If one of them dies, JAX aborts the others, or their collectives raise an error for which
-    `is_loss` is true.
+    JAX detects them under SLURM, Open MPI, Kubernetes and on TPU pods; elsewhere it reads
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. If one of them dies, JAX aborts
+    the others, or their collectives raise an error for which `is_loss` is true.
 
     Raises UserError if the other processes are unknown.
     """
@@ -59,31 +60,23 @@ def is_first() -> bool:
 
 
 def cores_each(cores: Collection[int]) -> int:
-    """Divide this machine's `cores` among the processes that may run on them.
-
-    Returns the number for each process, the same in all.
-    """
+    """Divide this machine's `cores` among its processes; return the number for each process."""
     if count() == 1:
         return len(cores)
-    client = distributed_state().client
+    client, timeout = distributed_state().client, 1000 * _HEARTBEAT_SECONDS
     own = " ".join(f"{socket.gethostname()}/{core}" for core in cores)
     client.key_value_set(f"cores/{distributed_state().process_id}", own)
-    others = [
-        client.blocking_key_value_get(f"cores/{rank}", 1000 * _HEARTBEAT_SECONDS).split()
-        for rank in range(count())
-    ]
-    users = collections.Counter(itertools.chain(*others))
-    return max(1, min(round(sum(1 / users[core] for core in seen)) for seen in others))
+    ranks = range(count())
+    found = [client.blocking_key_value_get(f"cores/{rank}", timeout).split() for rank in ranks]
+    users = collections.Counter(itertools.chain(*found))
+    return max(1, min(round(sum(1 / users[core] for core in own)) for own in found))
 
 
 def wait() -> None:
-    """Wait until all processes have called this.
-
-    Unlike a collective on the devices, which times out after seconds to minutes.
-    """
+    """Wait until all processes have called this; collectives on the devices would time out."""
     if count() > 1:
-        client = distributed_state().client
-        client.wait_at_barrier(f"vit_jax {next(_barriers)}", 1000 * _BARRIER_SECONDS)
+        name = f"vit_jax {next(_barriers)}"
+        distributed_state().client.wait_at_barrier(name, 1000 * _BARRIER_SECONDS)
 
 
 @contextlib.contextmanager
@@ -109,8 +102,8 @@ def all_true(value: bool) -> bool:
 def reached_stop(number: int) -> bool:
     """Whether all processes stop at their call with this number: 1, 2, ...
 
-    True once, some calls after any process has received SIGTERM. It costs a microsecond: JAX's
-    threads agree on the number in the background.
+    True once, some calls after any process has received SIGTERM. JAX's threads agree on the number
+    in the background; a call takes a microsecond.
     """
     return multihost_utils.reached_preemption_sync_point(number)
 

@@ -29,7 +29,7 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silences what JAX and orbax log of their internals."""
+    """Silence the logs of JAX and orbax."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.FATAL)
     try:
@@ -39,7 +39,7 @@ def quiet_libraries() -> Iterator[None]:
 
 
 class CompileTimes:
-    """Measures how long JAX traces, lowers and compiles programs."""
+    """Measures from now on how long JAX traces, lowers and compiles programs."""
 
     _EVENTS = {
         "/jax/core/compile/jaxpr_trace_duration": "tracing",
@@ -48,7 +48,6 @@ class CompileTimes:
     }
 
     def __init__(self):
-        """Start to measure."""
         self._spans = {what: [] for what in self._EVENTS.values()}
         jax.monitoring.register_event_duration_secs_listener(self._add)
         self._listens = True
@@ -66,16 +65,13 @@ class CompileTimes:
         if self._listens:
             jax.monitoring.unregister_event_duration_listener(self._add)
             self._listens = False
-        return {what: _covered(spans) for what, spans in self._spans.items()}
-
-
-def _covered(spans):
-    """Compute the length of the union of spans (start, end)."""
-    total, reached = 0.0, -math.inf
-    for start, end in sorted(spans):
-        total += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return total
+        totals = {}
+        for what, spans in self._spans.items():
+            totals[what], reached = 0.0, -math.inf
+            for start, end in sorted(spans):
+                totals[what] += max(0.0, end - max(start, reached))
+                reached = max(reached, end)
+        return totals
 
 
 class Progress:
@@ -91,38 +87,31 @@ class Progress:
         line_seconds: float = 15.0,
     ):
         """Show `total` units, `start` of them done; print nothing unless `active`."""
-        self._name, self._total, self._line_seconds = name, total, line_seconds
-        self._active, self._last_line, self._start = active, time.monotonic(), start
-        self._unit, self._done = unit, start
+        self._title, self._total, self._line_seconds = f"{name} {unit}", total, line_seconds
+        self._active, self._last_line = active, time.monotonic()
+        self._start = self._done = start
         self._first = None  # (step, time) of the first step done, when compilation was over
-        terminal = active and sys.stderr.isatty()
-        self._bar = (
-            Bar(total=total, initial=start, desc=name, unit=unit, dynamic_ncols=True)
-            if terminal
-            else None
-        )
+        self._bar = None
+        if active and sys.stderr.isatty():
+            self._bar = Bar(total=total, initial=start, desc=name, unit=unit, dynamic_ncols=True)
 
     def update(self, step: int, text: str, line: bool = False) -> None:
         """Show `text` at `step`; with `line`, on a permanent line of its own."""
-        if not self._active:
-            return
+        now, left = time.monotonic(), ""
         if self._bar is not None:
             self._bar.n = step
             self._bar.set_postfix_str(text)
-            if line:
-                say(f"{self._name} {self._unit} {step}/{self._total}: {text}")
-            return
-        now = time.monotonic()
-        if self._first is None and step > self._start:
-            self._first = (step, now)
-        if line or now - self._last_line >= self._line_seconds:
-            self._last_line = now
+        else:
+            line = line or now - self._last_line >= self._line_seconds
+            if self._first is None and step > self._start:
+                self._first = (step, now)
             start, began = self._first or (step, now)
-            left = ""
             if step > start:
                 seconds = (now - began) / (step - start) * (self._total - step)
                 left = f", {tqdm.format_interval(seconds)} left"
-            say(f"{self._name} {self._unit} {step}/{self._total}: {text}{left}")
+        if line and self._active:
+            self._last_line = now
+            say(f"{self._title} {step}/{self._total}: {text}{left}")
 
     def advance(self, count: int) -> None:
         """Count `count` more units as done."""

@@ -1,23 +1,23 @@
 """Devices: start-up, the mesh, and the sharding of arrays."""
 
-import dataclasses
+import contextlib
 import math
 import os
 import pathlib
 import platform
 import zlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from vit_jax.runtime import files, processes
 
 _WHOLE_BELOW = 4096  # elements; sharding smaller arrays gains nothing
-
-CACHE_BYTES = 2 * 2**30  # of compiled programs; the least recently used go first
+_CACHE_BYTES = 2 * 2**30  # of compiled programs; the least recently used go first
 
 
 def start(distributed: bool, cpu_devices: int, divides: int) -> None:
@@ -27,40 +27,30 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
     JAX_ENABLE_COMPILATION_CACHE=false disables the cache.
 
     Args:
-      distributed: connect to the other processes of this run. JAX detects them under SLURM, Open
-        MPI, Kubernetes and on TPU pods; elsewhere it reads JAX_COORDINATOR_ADDRESS,
-        JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+      distributed: connect to the other processes of this run by `processes.join`.
       cpu_devices: CPU devices of every process; 0: one per core, which trains faster than one
         device with as many threads. Processes on the same machine share the cores.
       divides: a multiple of the number of all CPU devices (the batch size).
-
-    Raises:
-      UserError: the other processes are unknown.
     """
     if distributed:
         processes.join()
-    if hasattr(os, "sched_getaffinity"):
-        cores = os.sched_getaffinity(0)
-    else:  # macOS
-        cores = range(os.cpu_count() or 1)
+    mac = not hasattr(os, "sched_getaffinity")
+    cores = range(os.cpu_count() or 1) if mac else os.sched_getaffinity(0)
     share = math.gcd(divides // processes.count(), processes.cores_each(cores))
     flags = os.environ.get("XLA_FLAGS", "")
     if "collective_call_terminate_timeout" not in flags:
-        # XLA aborts when a device waits 40 s for another, as on a busy machine. Only a flag can
-        # change that.
+        # XLA aborts when a device waits 40 s for another, as on a busy machine.
         os.environ["XLA_FLAGS"] = (
             f"{flags} --xla_cpu_collective_call_terminate_timeout_seconds={24 * 3600}"
             f" --xla_cpu_collective_call_warn_stuck_timeout_seconds={3600}"
         )
     if "xla_force_host_platform_device_count" not in flags:
-        try:
+        with contextlib.suppress(RuntimeError):  # JAX has started, as in a notebook
             jax.config.update("jax_num_cpu_devices", cpu_devices or share)
-        except RuntimeError:
-            pass  # JAX has started already, as in a notebook: keep its devices
     named = jax.config.values["jax_compilation_cache_dir"] is not None
     if not named and (folder := compiled_folder()) is not None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+        jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
@@ -86,12 +76,12 @@ def make_mesh() -> Mesh:
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """Sharding of an array of which every device holds a copy."""
-    return NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh, jax.P())
 
 
 def split(mesh: Mesh) -> NamedSharding:
     """Sharding of an array whose first axis is split over `data`."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    return NamedSharding(mesh, jax.P("data"))
 
 
 def of_state(mesh: Mesh, shapes, fsdp: bool):
@@ -107,21 +97,18 @@ def of_state(mesh: Mesh, shapes, fsdp: bool):
         if not fsdp or x.size < _WHOLE_BELOW or not sides:
             return replicated(mesh)
         largest = max(sides, key=lambda side: x.shape[side])
-        return NamedSharding(mesh, PartitionSpec(*[None] * largest, "data"))
+        return NamedSharding(mesh, jax.P(*[None] * largest, "data"))
 
     return jax.tree.map(rule, shapes)
 
 
 def bytes_per_device(shapes) -> int:
     """Compute the bytes per device of a tree of arrays, or of shapes with shardings."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-        for x in jax.tree.leaves(shapes)
-    )
+    leaves = jax.tree.leaves(shapes)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
-@dataclasses.dataclass(frozen=True)
-class OfSeeds:
+class OfSeeds(NamedTuple):
     """Shardings for vectorised seeds: stacked states, batches [s, b, ...].
 
     With `whole_seeds`, every device trains seeds of its own and needs no other device.
@@ -136,7 +123,7 @@ def of_seeds(mesh: Mesh, num_seeds: int) -> OfSeeds:
     """Shard by seeds if the number of devices divides theirs, else split the batches."""
     if num_seeds % mesh.size == 0:
         return OfSeeds(True, split(mesh), split(mesh))
-    return OfSeeds(False, replicated(mesh), NamedSharding(mesh, PartitionSpec(None, "data")))
+    return OfSeeds(False, replicated(mesh), NamedSharding(mesh, jax.P(None, "data")))
 
 
 def settle(tree):
@@ -167,12 +154,7 @@ def put(tree, shardings):
 
 def put_split(mesh: Mesh, tree):
     """Make global arrays, split over `data`, from the examples of this process."""
-    sharding = split(mesh)
-
-    def put(examples):
-        return jax.make_array_from_process_local_data(sharding, np.asarray(examples))
-
-    return jax.tree.map(put, tree)
+    return jax.make_array_from_process_local_data(split(mesh), tree)
 
 
 def to_host(tree):

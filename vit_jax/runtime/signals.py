@@ -14,22 +14,21 @@ _GRACE_SECONDS = 2.0  # between a second Ctrl-C and the end of a process that do
 
 
 class StopSignal:
-    """SIGTERM and SIGINT: end the program at once or, while deferred, after the current step.
+    """SIGTERM and SIGINT end the program at once or, while deferred, after the current step.
 
-    Ends by SystemExit with 128 + the signal's number, as shells report it: 143 for SIGTERM. As a
-    context manager it restores the earlier handlers. Outside of the main thread, where Python
-    allows no handlers, it installs none.
+    They raise SystemExit with 128 + the signal's number, as shells report it: 143 for SIGTERM. The
+    context manager restores the earlier handlers. Outside of the main thread, where Python allows
+    no handlers, none are installed.
 
     Attributes:
       number: of the signal that arrived; 0 if none did.
     """
 
     def __init__(self, owns_process: bool = True):
-        """Installs the handlers.
+        """Install the handlers.
 
-        Args:
-          owns_process: whether a second Ctrl-C may end the process while compiled code keeps
-            Python's handlers waiting; False in a notebook.
+        `owns_process`: a second Ctrl-C may end the process while compiled code keeps Python's
+        handlers waiting; False in a notebook.
         """
         self.number, self._deferred, self._asked, self._agree = 0, False, 0, None
         self._owns_process, self._quitting, self._before = owns_process, False, {}
@@ -54,17 +53,15 @@ class StopSignal:
             self.number = number
 
     def share(self, agree: Callable[[int], bool]) -> None:
-        """Lets several processes stop together, at whichever of them a signal arrives.
+        """Stop several processes together, at whichever of them a signal arrives.
 
         JAX handles SIGTERM from then on: the first is deferred, a second one ends the process.
-
-        Args:
-          agree: number of the call -> whether all processes stop at theirs.
+        `agree` maps the number of a call to whether all processes stop at theirs.
         """
         self._agree = agree
 
     def asked(self) -> bool:
-        """Return whether to stop now; several processes call it equally often and agree."""
+        """Whether to stop now; several processes call it equally often and agree."""
         if self._agree is not None and not self.number:
             self._asked += 1
             self.number = signal.SIGTERM if self._agree(self._asked) else 0
@@ -72,7 +69,7 @@ class StopSignal:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within this context a first signal only makes `asked` true."""
+        """Make a first signal within this context only set `asked`."""
         self._deferred = True
         try:
             with self._noticed() if self._before else contextlib.nullcontext():
@@ -84,7 +81,7 @@ class StopSignal:
 
     @contextlib.contextmanager
     def _noticed(self):
-        """Answers Ctrl-C from a thread: compiled code delays Python's handlers by up to minutes."""
+        """Answer Ctrl-C from a thread: compiled code delays Python's handlers by up to minutes."""
         reader, writer = socket.socketpair()
         writer.setblocking(False)  # as set_wakeup_fd demands
         thread = threading.Thread(target=self._listen, args=(reader,), daemon=True)
@@ -99,17 +96,17 @@ class StopSignal:
             reader.close()
 
     def _listen(self, reader):
-        presses = 0
+        pressed = False
         while received := reader.recv(1):
             if received[0] != signal.SIGINT:
                 continue
-            presses += 1
-            if presses == 1:
+            if not pressed:
                 say(NOTICE)
             elif self._owns_process:
                 quit_later = threading.Timer(_GRACE_SECONDS, self._quit)
                 quit_later.daemon = True
                 quit_later.start()
+            pressed = True
 
     def _quit(self):
         if not self._quitting:  # Python's handler still waits; a kill damages no checkpoint

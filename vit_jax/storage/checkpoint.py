@@ -48,32 +48,20 @@ class Restored:
     state: Any
     notes: dict
     lines: list[str]  # of metrics.jsonl
-
-
-@dataclasses.dataclass(frozen=True)
-class _Best:
-    """The evaluated checkpoint with the highest accuracy; of equals, the latest.
-
-    A run whose best checkpoint is damaged resumes from `before`, the checkpoint preceding it, when
-    `best_before` was the best.
-    """
-
-    step: int
-    val_accuracy: float
-    before: int | None
-    best_before: int | None
+    best: dict | None  # as `_Policy.best`
 
 
 class _Policy:
     """Preserves the latest two checkpoints, the best, and those that recreate the best."""
 
-    best: _Best | None = None
+    # The evaluated checkpoint with the highest accuracy; of equals, the latest. A run whose best
+    # checkpoint is damaged resumes from "before", the checkpoint preceding it, when "best_before"
+    # was the best.
+    best: dict | None = None
 
     def should_preserve(self, checkpoints, *, context):
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = steps[-2:]
-        if self.best:
-            kept += [self.best.step, self.best.before, self.best.best_before]
+        steps, best = [checkpoint.step for checkpoint in checkpoints], self.best or {}
+        kept = [*steps[-2:], *(best.get(key) for key in ("step", "before", "best_before"))]
         return [step in kept for step in steps]
 
 
@@ -85,12 +73,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path, needs_best: bool = True):
-        """Open or make the folder; remove unfinished checkpoints.
-
-        Args:
-          folder: of the checkpoints.
-          needs_best: whether the best checkpoint will be restored and must be intact.
-        """
+        """Open or make the folder; with `needs_best`, the best checkpoint must be intact."""
         upstream.stop_tensorstore_leaks()
         self._folder, self._needs_best = folder, needs_best
         self._policy = _Policy()
@@ -106,15 +89,15 @@ class Checkpoints:
 
     def _seal(self):
         """Write the log and the digests of a checkpoint that is about to get its final name."""
-        if processes.is_first():
-            for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
-                # Line by line: the memory pool of each writing thread would keep the whole text.
-                with (unfinished / _LOG).open("w") as file:
-                    file.writelines(self._lines)
-                # orbax still changes the files at the top, which hold only the time of the save.
-                items = (path for path in unfinished.glob("*/**/*") if path.is_file())
-                names = [str(path.relative_to(unfinished)) for path in items]
-                write_sums(unfinished, [*names, _LOG])
+        if not processes.is_first():
+            return
+        for folder in self._folder.glob("*.orbax-checkpoint-tmp*"):
+            # Line by line: the memory pool of each writing thread would keep the whole text.
+            with (folder / _LOG).open("w") as file:
+                file.writelines(self._lines)
+            # orbax still changes the files at the top, which hold only the time of the save.
+            items = (path for path in folder.glob("*/**/*") if path.is_file())
+            write_sums(folder, [*(str(path.relative_to(folder)) for path in items), _LOG])
 
     @contextlib.contextmanager
     def _writing(self):
@@ -131,65 +114,54 @@ class Checkpoints:
     def save(
         self, step: int, state, notes: dict, val_accuracy: float | None, lines: Sequence[str] = ()
     ) -> None:
-        """Start to save a state; replace an existing checkpoint of this step.
+        """Start to save a tree of arrays; replace an existing checkpoint of this step.
 
-        Args:
-          step: of the state.
-          state: tree of arrays.
-          notes: stored with the state.
-          val_accuracy: selects the best checkpoint; None if the state was not evaluated.
-          lines: of metrics.jsonl.
-
-        Raises:
-          UserError: the disk is full, perhaps since the previous checkpoint.
+        `val_accuracy` selects the best checkpoint, None if the state was not evaluated; `notes` are
+        JSON; `lines` are those of metrics.jsonl. Raises UserError if the disk is full, perhaps
+        since the previous checkpoint.
         """
         self.wait()
         with self._writing():
             if step in self.steps:
                 self._manager.delete(step)
             best = self._policy.best
-            if val_accuracy is not None and (best is None or val_accuracy >= best.val_accuracy):
-                before = self._manager.latest_step()
-                best = self._policy.best = _Best(step, val_accuracy, before, best and best.step)
-            notes = notes | {
-                "checksum": int(checksum(state)),
-                "best": best and dataclasses.asdict(best),
-            }
+            if val_accuracy is not None and (best is None or val_accuracy >= best["val_accuracy"]):
+                best = {
+                    "step": step,
+                    "val_accuracy": val_accuracy,
+                    "before": self._manager.latest_step(),
+                    "best_before": best and best["step"],
+                }
+                self._policy.best = best
+            notes = notes | {"checksum": int(checksum(state)), "best": best}
             self._lines = list(lines)
-            args = ocp.args.Composite(
-                state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)
-            )
-            if not self._manager.save(step, args=args, force=True):
-                raise RuntimeError(f"orbax refused to save step {step} in {self._folder}")
+            items = {"state": ocp.args.StandardSave(state), "notes": ocp.args.JsonSave(notes)}
+            saved = self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+            assert saved, f"orbax refused to save step {step} in {self._folder}"
 
     def restore_latest(self, abstract_state, upto: float = math.inf) -> Restored | None:
         """Restore the latest intact checkpoint; return None if there are no checkpoints.
 
-        Damaged checkpoints are skipped with a warning. If the best one so far is damaged, a
-        checkpoint before it is restored, from which training recreates it.
-
-        Args:
-          abstract_state: tree of `jax.ShapeDtypeStruct` with the shardings to restore into.
-          upto: skip later steps.
-
-        Raises:
-          UserError: checkpoints exist and none is intact.
+        Damaged checkpoints are skipped with a warning, and those after step `upto` without. If the
+        best one so far is damaged, a checkpoint before it is restored, from which training
+        recreates it. `abstract_state` is a tree of `jax.ShapeDtypeStruct` with the shardings to
+        restore into. Raises UserError if checkpoints exist and none is intact.
         """
         found_damage = False
         for step in sorted(self.steps, reverse=True):
             if step > upto:
                 continue
             try:
-                restored, best = self._restore(step, abstract_state)
-                if self._needs_best and best and (problem := self._problem(best.step)):
-                    upto = best.step - 1
-                    raise _Damaged(f"{problem}, and belongs to the best checkpoint")
+                restored = self._restore(step, abstract_state)
+                best = self._policy.best = restored.best
+                if best and self._needs_best:
+                    if problem := first_damage(self._folder / str(best["step"])):
+                        upto = best["step"] - 1
+                        raise _Damaged(f"{problem}, and belongs to the best checkpoint")
+                return restored
             except _Damaged as error:
                 found_damage = True
                 warn(f"{error}: going back to the checkpoint before it")
-                continue
-            self._policy.best = best
-            return restored
         if found_damage:
             raise UserError(
                 f"no checkpoint in {self._folder} could be read (see above). To train from "
@@ -204,53 +176,44 @@ class Checkpoints:
 
     def forget_after(self, step: int) -> None:
         """Remove the checkpoints of later steps."""
-        for later in [other for other in self.steps if other > step]:
-            self._manager.delete(later)
+        for later in self.steps:
+            if later > step:
+                self._manager.delete(later)
 
     def restore_best(self, abstract_state) -> Restored:
-        """Restore the checkpoint with the highest validation accuracy.
-
-        Raises UserError if it is damaged.
-        """
+        """Restore the checkpoint with the highest validation accuracy; UserError if damaged."""
         self.wait()
         assert self._policy.best is not None, "no checkpoint was evaluated"
         try:
-            return self._restore(self._policy.best.step, abstract_state)[0]
+            return self._restore(self._policy.best["step"], abstract_state)
         except _Damaged as error:
             raise UserError(
                 f"{error}, and belongs to the best checkpoint. Give the same command again to "
                 "resume from the one before it"
             ) from None
 
-    def _problem(self, step) -> str | None:
-        """Compare the files of a checkpoint with their digests; describe the first damaged one."""
-        folder = self._folder / str(step)
-        return first_damage(folder) if folder.is_dir() else f"{folder} is missing"
-
-    def _restore(self, step, abstract_state) -> tuple[Restored, _Best | None]:
+    def _restore(self, step, abstract_state) -> Restored:
         folder = self._folder / str(step)
 
         def check():
-            if problem := self._problem(step):
+            if problem := first_damage(folder):
                 raise _Damaged(problem)
 
         def read():
-            args = ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract_state), notes=ocp.args.JsonRestore()
-            )
+            state, notes = ocp.args.StandardRestore(abstract_state), ocp.args.JsonRestore()
+            args = ocp.args.Composite(state=state, notes=notes)
             restored: Any = self._manager.restore(step, args=args)
             notes = dict(restored["notes"])
             best, expected = notes.pop("best"), notes.pop("checksum")
             lines = (folder / _LOG).read_text().splitlines(keepends=True)
-            best = _Best(**best) if best else None
-            return Restored(step, restored["state"], notes, lines), best, expected
+            return Restored(step, restored["state"], notes, lines, best), expected
 
         _read_in_all(folder, check)
-        restored, best, expected = _read_in_all(folder, read)
+        restored, expected = _read_in_all(folder, read)
         # Detects silent casts by orbax, and flipped bits where SHA256SUMS is missing.
         if int(checksum(restored.state)) != expected:
             raise _Damaged(f"{folder} is damaged (its checksum does not match)")
-        return restored, best
+        return restored
 
     def wait(self) -> None:
         """Wait until every checkpoint is on disk; raise UserError if the disk is full."""
@@ -266,17 +229,9 @@ class Checkpoints:
 def restore_common(runs: Sequence[Checkpoints], abstract_state) -> list[Restored] | None:
     """Restore each run's checkpoint of the latest step at which all have an intact one.
 
-    A kill may leave some of the runs ahead; their later checkpoints are removed.
-
-    Args:
-      runs: that are trained together.
-      abstract_state: of one run, as for `Checkpoints.restore_latest`.
-
-    Returns:
-      None if there is no such step.
-
-    Raises:
-      UserError: a run has checkpoints and none is intact.
+    A kill may leave some of the runs ahead; their later checkpoints are removed. Returns None if
+    there is no such step; `abstract_state` and what is raised are as in
+    `Checkpoints.restore_latest`.
     """
     upto = math.inf
     while True:
@@ -318,28 +273,23 @@ def load_arrays(folder: pathlib.Path, expected: int | None = None):
 
 
 def load_run(folder: pathlib.Path, step: int | Literal["last"]) -> tuple[dict, int]:
-    """Read the evaluated variables of a run as NumPy arrays, and their checksum.
+    """Read the evaluated variables in a folder of checkpoints as NumPy arrays, and their checksum.
 
-    Args:
-      folder: of the run's checkpoints.
-      step: of the checkpoint.
-
-    Raises:
-      UserError: there is no such checkpoint, or it is damaged.
+    Raises UserError if there is no such checkpoint, or it is damaged.
     """
-    steps = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()]
     if step == "last":
-        step = max(steps, default=0)
-    place = folder / str(step)
-    if step not in steps:
-        raise UserError(f"{place}: there is no such checkpoint")
-    if problem := first_damage(place):
-        raise UserError(f"the checkpoint in {place} is damaged ({problem})")
-    state = load_arrays(place / "state")
+        names = (path.name for path in folder.glob("[0-9]*"))
+        step = max((int(name) for name in names if name.isdigit()), default=0)
+    folder /= str(step)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such checkpoint")
+    if problem := first_damage(folder):
+        raise UserError(f"the checkpoint in {folder} is damaged ({problem})")
+    state = load_arrays(folder / "state")
     variables = state["ema"] or {key: state[key] for key in ("params", "batch_stats")}
     found = _checksum_on_cpu(variables)
-    with _reading(place):
-        notes = json.loads((place / "notes" / "metadata").read_text())
+    with _reading(folder):
+        notes = json.loads((folder / "notes" / "metadata").read_text())
         if found != notes.get("variables_checksum", found):
             raise ValueError("its checksum does not match")
     return variables, found
@@ -360,10 +310,8 @@ def _reading(folder):
     """Raise `_Damaged` for every error within, except for memory that ran out."""
     try:
         yield
-    except _Damaged:
-        raise
     except Exception as error:  # of many types in orbax and tensorstore
-        if memory.ran_out(error):
+        if isinstance(error, _Damaged) or memory.ran_out(error):
             raise
         raise _Damaged(f"{folder} is damaged ({first_line(error)})") from None
 
@@ -373,12 +321,11 @@ def _read_in_all(folder, read: Callable[[], Any]) -> Any:
 
     Processes that took different checkpoints could not continue.
     """
-    result, problem = None, None
     try:
         with _reading(folder):
-            result = read()
+            result, problem = read(), None
     except _Damaged as error:
-        problem = error
+        result, problem = None, error
     if not processes.all_true(problem is None):
         raise problem or _Damaged(f"{folder} could not be read by another process")
     return result
@@ -386,8 +333,8 @@ def _read_in_all(folder, read: Callable[[], Any]) -> Any:
 
 def abstract(tree, shardings):
     """Build the shapes, dtypes and shardings to restore a tree into."""
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding),
-        tree,
-        shardings,
-    )
+
+    def of_leaf(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(of_leaf, tree, shardings)

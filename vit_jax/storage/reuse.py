@@ -58,12 +58,12 @@ def take_over(source: pathlib.Path, folder: pathlib.Path) -> dict:
     record = json.loads((copy / "config.json").read_text())
     record["variant"] = folder.parent.name
     write_atomically(copy / "config.json", json.dumps(record, indent=2) + "\n")
-    summary = read_json(copy / "summary.json") or {}
+    summary = read_json(copy / "summary.json")
     summary |= {
         "name": folder.parent.name,
         "reused_from": os.path.relpath(source, folder.parents[2]),
     }
-    run_folder.write_results(copy, read_json(copy / "test_report.json") or {}, summary)
+    run_folder.write_results(copy, read_json(copy / "test_report.json"), summary)
     shutil.rmtree(folder, ignore_errors=True)
     copy.rename(folder)
     return summary

@@ -12,18 +12,11 @@ from vit_jax.config import Config, current_names, flatten, get_config, with_over
 from vit_jax.config.schema import SCHEMA
 from vit_jax.runtime import files, processes
 from vit_jax.runtime.errors import UserError
-from vit_jax.runtime.files import (
-    SUMS,
-    find_damage,
-    read_json,
-    warn,
-    write_atomically,
-    write_sums,
-)
+from vit_jax.runtime.files import SUMS, find_damage, read_json, warn, write_atomically, write_sums
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-# The length of a run, of which a finished one may be given more.
+# A finished run may be lengthened.
 LENGTH_KEYS = tuple(key for key, setting in SCHEMA.items() if setting.resume == "longer")
 
 # The results of a finished run, which SHA256SUMS lists with config.json.
@@ -48,49 +41,38 @@ def plain_settings(config: Config, seed: int) -> dict:
     return flat | {"seed": seed}
 
 
-def _place(folder):
-    return os.path.realpath(os.path.expanduser(folder))
-
-
 def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None:
     """Read the summary of a finished run; None if it is unfinished or not begun.
 
-    Raises:
-      UserError: the folder belongs to a run with other settings.
+    Raises UserError if the folder belongs to a run with other settings.
     """
     record = read_config(folder)
     if record is None:
         return None
-    before, now = record["config"], plain_settings(config, seed)
-    default = plain_settings(get_config(), seed)
+    # A key that was added since then had the effect of its default.
+    before = plain_settings(get_config(), seed) | record["config"]
+    now, summary = plain_settings(config, seed), read_finished(folder, record)
     free = {key for key, setting in SCHEMA.items() if setting.resume == "any"}
     if config.data.name != "folder":  # a prepared dataset may have moved: its contents are compared
         free.add("data.dir")
     if config.freeze == "none_trained":
         free.update(LENGTH_KEYS)
-    summary = read_finished(folder, record)
-    for key in now:
-        # A key that was added since then had the effect of its default.
-        old = before.get(key, default[key])
-        same_place = key == "data.dir" and _place(old) == _place(now[key])
-        if key in free or old == now[key] or same_place:
-            continue
-        if key in LENGTH_KEYS and 0 < old < now[key]:  # the run is to be lengthened
-            if summary is not None:
-                continue
+    places = [os.path.realpath(os.path.expanduser(flat["data.dir"])) for flat in (before, now)]
+    if places[0] == places[1]:
+        free.add("data.dir")
+    changed = [key for key in now if key not in free and before[key] != now[key]]
+    for key in changed:
+        told = f"{folder} was trained with {key}={before[key]}"
+        if key not in LENGTH_KEYS or not 0 < before[key] < now[key]:
             raise UserError(
-                f"{folder} was trained with {key}={old} and is not finished: finish it before "
-                f"lengthening it to {now[key]}"
+                f"{told}, now {key}={now[key]}: go on with the same settings, or choose another "
+                "--workdir"
             )
-        raise UserError(
-            f"{folder} was trained with {key}={old}, now {key}={now[key]}: go on with the same "
-            "settings, or choose another --workdir"
-        )
-    return summary if not _lengthened(before, now, free) else None
-
-
-def _lengthened(before, now, free):
-    return any(key not in free and before[key] != now[key] for key in LENGTH_KEYS)
+        if summary is None:
+            raise UserError(
+                f"{told} and is not finished: finish it before lengthening it to {now[key]}"
+            )
+    return None if changed else summary
 
 
 def read_finished(folder: pathlib.Path, record: dict) -> dict | None:
@@ -112,12 +94,10 @@ def check_data(folder: pathlib.Path, fingerprint: dict) -> None:
     """Raise UserError if the run has begun with other data or weights than these."""
     record = read_config(folder)
     if record is not None and record.get("data") != fingerprint:
-        what = (
-            "images" if record["data"].get("weights") == fingerprint.get("weights") else "weights"
-        )
+        same_weights = record["data"].get("weights") == fingerprint.get("weights")
         raise UserError(
-            f"{folder} began with other {what} than the present ones: restore those, or choose "
-            "another --workdir"
+            f"{folder} began with other {'images' if same_weights else 'weights'} than the present "
+            "ones: restore those, or choose another --workdir"
         )
 
 
@@ -131,16 +111,8 @@ def write_config(
 ) -> None:
     """Write config.json, if the run has not begun or begins another stage.
 
-    Args:
-      folder: of the run.
-      config: resolved.
-      fingerprint: of the data and the initial weights.
-      total_steps: of the run.
-      name: of the variant.
-      seed: of the run.
-
-    Raises:
-      UserError: the run has begun, with other data or weights, or a longer run has no further step.
+    `fingerprint` is that of the data and the initial weights, `name` that of the variant. Raises
+    UserError if the run began with another fingerprint, or a longer run has no further step.
     """
     check_data(folder, fingerprint)
     if not processes.is_first():
@@ -150,13 +122,13 @@ def write_config(
         record = {"variant": name, "config": settings, "data": fingerprint} | made_with()
     else:
         summary = read_finished(folder, record)
-        if summary is None or not _lengthened(record["config"], settings, ()):
+        longer = [key for key in LENGTH_KEYS if record["config"][key] != settings[key]]
+        if summary is None or not longer:
             return
         if total_steps <= summary["steps"]:
-            key = next(key for key in LENGTH_KEYS if record["config"][key] != settings[key])
             raise UserError(
-                f"{folder} was trained for {summary['steps']} steps, to which {key}="
-                f"{settings[key]} adds none"
+                f"{folder} was trained for {summary['steps']} steps, to which {longer[0]}="
+                f"{settings[longer[0]]} adds none"
             )
         # The finished stage is recorded before its summary can be replaced.
         stage = {key: value for key, value in summary.items() if key != "legs"}
@@ -168,7 +140,7 @@ def write_config(
 
 
 def write_results(folder: pathlib.Path, report: dict, summary: dict) -> None:
-    """Write the results of a finished run: test_report.json, summary.json and SHA256SUMS.
+    """Write test_report.json, summary.json and SHA256SUMS of a finished run.
 
     The test_report.txt of an earlier stage is removed.
     """
@@ -180,9 +152,9 @@ def write_results(folder: pathlib.Path, report: dict, summary: dict) -> None:
 
 def made_with() -> dict:
     """Return the versions of packages and the git commit of this code."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    versions = {package: importlib.metadata.version(package) for package in packages}
-    versions = {"python": platform.python_version()} | versions
+    versions = {"python": platform.python_version()}
+    for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
+        versions[package] = importlib.metadata.version(package)
     return {"versions": versions, "git_commit": _git_commit()}
 
 
@@ -203,24 +175,19 @@ def read_config(folder: pathlib.Path) -> dict | None:
     path = folder / "config.json"
     if not path.exists():
         raise UserError(f"{path} is missing: remove {folder} to train that run again")
-    try:
-        if path in find_damage(folder):
-            raise ValueError
-        record = json.loads(path.read_text())
-    except ValueError:
+    record = None if path in find_damage(folder) else read_json(path)
+    if not record:
         raise UserError(
             f"{path} is damaged, or was changed: restore it, or remove {folder} to train that run "
             "again"
-        ) from None
+        )
     with contextlib.suppress(KeyError, TypeError, AttributeError):  # config_of raises for these
         record["config"] = current_names(record["config"])
     return record
 
 
 def config_of(folder: pathlib.Path, record: dict) -> Config:
-    """Build the config of a run from its config.json, as `read_config` returned it.
-
-    A setting that was added since then has its default.
+    """Build the config of a run from its `read_config`; settings added since have their defaults.
 
     Raises UserError if one is unknown or of the wrong type, or if the file holds something else.
     """
@@ -244,9 +211,8 @@ def _git_commit():
         return None
 
     def git(*arguments):
-        return subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip()
+        command = ["git", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
     try:
         commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", "*.py")

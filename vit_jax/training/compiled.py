@@ -1,4 +1,4 @@
-"""Compiled steps of a variant, for one seed or for several at once."""
+"""Compiled steps of a variant, for one seed or several vectorised ones."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
 from vit_jax import models, pretrained
 from vit_jax.data.images import stored_size
@@ -16,6 +15,7 @@ from vit_jax.evaluation.evaluate import Result, evaluate, evaluate_together
 from vit_jax.evaluation.steps import make_eval_step, make_feature_step
 from vit_jax.models.initialization import mimetic_kernels
 from vit_jax.runtime import sharding
+from vit_jax.storage.checkpoint import abstract
 from vit_jax.training import optim
 from vit_jax.training.seeds import SeedAxis
 from vit_jax.training.setup import Setup, one_image
@@ -24,27 +24,16 @@ from vit_jax.training.step import TrainState, make_init, make_multi_step, make_t
 
 @dataclasses.dataclass(frozen=True)
 class CompiledSteps:
-    """Jitted functions of a variant; each is compiled at its first call.
-
-    Attributes:
-      setup: of the variant.
-      axis: of the seeds that are trained at once.
-      shapes: shapes, dtypes and shardings of one seed's TrainState.
-      init: (key, images) -> TrainState of one seed, at random weights.
-      train: (state, keys, batch) -> state, of all seeds; donates the state.
-      eval_step: (variables, sums, batch) -> (sums, logits) of one seed.
-      eval_sums: (variables, sums, batch) -> sums of all seeds; None for one seed.
-      feature_step: (variables, batch) -> features of one seed; None without cached features.
-    """
+    """Jitted functions of a variant; each is compiled at its first call."""
 
     setup: Setup
-    axis: SeedAxis
-    shapes: TrainState
-    init: Callable
-    train: Callable
-    eval_step: Callable
-    eval_sums: Callable | None
-    feature_step: Callable | None
+    axis: SeedAxis  # of the vectorised seeds
+    shapes: TrainState  # of one seed: shapes, dtypes and shardings
+    init: Callable  # (key, images) -> TrainState of one seed, at random weights
+    train: Callable  # (state, keys, batch) -> state, of all seeds; donates the state
+    eval_step: Callable  # (variables, sums, batch) -> (sums, logits) of one seed
+    eval_sums: Callable | None  # (variables, sums, batch) -> sums of all seeds; None for one seed
+    feature_step: Callable  # (variables, batch) -> features of one seed
 
     def batches(
         self, split: Any, seeds: Sequence[int], start: int, max_steps: Callable[[int], int]
@@ -52,7 +41,7 @@ class CompiledSteps:
         """Yield (n, batch): `train` takes the batch for the next n steps, from `start` to the end.
 
         Args:
-          split: of the data, to train on.
+          split: training split of the data.
           seeds: in the order of the axis.
           start: steps done.
           max_steps: step -> how many steps, from that one on, one call may take.
@@ -71,10 +60,7 @@ class CompiledSteps:
         return evaluate_together(self.eval_sums, variables, self.axis.num_seeds, batches, stop)
 
     def initial_state(self, key: jax.Array) -> TrainState:
-        """Return one seed's TrainState before the first step.
-
-        With new weights, or those of `init_from`.
-        """
+        """Make one seed's TrainState before the first step, with new weights or of `init_from`."""
         state = self.init(key, one_image(self.setup.config))
         fresh = pretrained.flat_weights(*state.variables.values())
         if self.setup.weights is not None:
@@ -86,21 +72,14 @@ class CompiledSteps:
             return state
         fresh = sharding.to_host({path: x for path, x in fresh.items() if path not in given})
         params, batch_stats = pretrained.nested_weights(fresh | given)
-        layout = jax.tree.map(lambda x: x.sharding, (self.shapes.params, self.shapes.batch_stats))
-        params, batch_stats = sharding.put((params, batch_stats), layout)
-        ema = None
-        if state.ema is not None:
-            ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
-        return state.replace(params=params, batch_stats=batch_stats, ema=ema)
+        layout = jax.tree.map(lambda x: x.sharding, self.shapes.variables)
+        variables = sharding.put({"params": params, "batch_stats": batch_stats}, layout)
+        ema = None if state.ema is None else jax.tree.map(jnp.copy, variables)
+        return state.replace(**variables, ema=ema)
 
 
 def compile_steps(setup: Setup, num_seeds: int = 1) -> CompiledSteps:
-    """Jit the steps of a variant; nothing is compiled yet.
-
-    Args:
-      setup: of the variant.
-      num_seeds: trained at once.
-    """
+    """Jit the steps of a variant, for `num_seeds` vectorised seeds; nothing is compiled yet."""
     config, mesh = setup.config, setup.mesh
     model, plateau = setup.model(), optim.make_plateau(config.optim)
     trained_model = models.Head(setup.num_classes) if setup.on_features else model
@@ -113,22 +92,17 @@ def compile_steps(setup: Setup, num_seeds: int = 1) -> CompiledSteps:
     elif setup.on_features:
         train, eval_sums = _jit_head_step(setup, trained_model, shapes, layout), None
     else:
-        train, eval_sums = _jit_step(setup, _one_seed_step(setup, trained_model), layout), None
+        train, eval_sums = _jit_step(setup, _train_step(setup, trained_model, mesh), layout), None
     whole, split = sharding.replicated(mesh), sharding.split(mesh)
-    feature_step = make_feature_step(model, config)
     return CompiledSteps(
         setup=setup,
         axis=SeedAxis(mesh, num_seeds),
-        shapes=jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, layout
-        ),
+        shapes=abstract(shapes, layout),
         init=jax.jit(init, out_shardings=layout),
         train=train,
         eval_step=_jit(eval_step, (layout.variables, whole, split), whole),
         eval_sums=eval_sums,
-        feature_step=_jit(feature_step, (layout.variables, split), whole)
-        if setup.on_features
-        else None,
+        feature_step=_jit(make_feature_step(model, config), (layout.variables, split), whole),
     )
 
 
@@ -136,28 +110,27 @@ def _jit(function, inputs, outputs, **options):
     return jax.jit(function, in_shardings=inputs, out_shardings=outputs, **options)
 
 
-def _one_seed_step(setup, model):
-    """Build the training step of one seed, whose batch all devices share."""
-    mesh, config = setup.mesh, setup.config
+def _train_step(setup, model, mesh):
+    """Build the training step of one seed, whose batch the devices of `mesh` share."""
+    config = setup.config
     return make_train_step(
         model,
         setup.optimizer(mesh),
         config,
         setup.trained,
         setup.on_features,
-        _micro_batches(config, mesh.size),
+        _micro_batches(config, mesh.size if mesh else 1),
         # Split weights are gathered layer by layer where the compiler sees the whole batch.
         None if config.sharding.fsdp else mesh,
     )
 
 
 def _jit_step(setup, train_step, state):
-    """Jit a training step, or several in one call, whose states lie as `state` says."""
-    whole, split = sharding.replicated(setup.mesh), sharding.split(setup.mesh)
-    if not setup.multi_step:
-        return _jit(train_step, (state, whole, split), state, donate_argnums=0)
-    several = make_multi_step(train_step, split)
-    return _jit(several, (state, whole, whole), state, donate_argnums=0)
+    """Jit a training step, or a multi-step; `state` is the sharding of its state."""
+    whole, batch = sharding.replicated(setup.mesh), sharding.split(setup.mesh)
+    if setup.multi_step:
+        train_step, batch = make_multi_step(train_step, batch), whole
+    return _jit(train_step, (state, whole, batch), state, donate_argnums=0)
 
 
 def _jit_head_step(setup, head, shapes, layout):
@@ -166,8 +139,12 @@ def _jit_head_step(setup, head, shapes, layout):
     The step of a head is so small that handing hundreds of frozen arrays to the devices and back
     would take most of its time.
     """
-    changing, (leaves, structure) = _changing(setup, shapes), jax.tree.flatten(shapes)
-    train_step = _one_seed_step(setup, head)
+    changing, (leaves, structure) = [], jax.tree.flatten(shapes)
+    for i, (path, _) in enumerate(jax.tree.leaves_with_path(shapes)):
+        kind, _, name = optim.path_of(path).removeprefix("ema/").partition("/")
+        if kind != "batch_stats" and (kind != "params" or name in setup.trained):
+            changing.append(i)
+    train_step, places = _train_step(setup, head, setup.mesh), jax.tree.leaves(layout)
 
     def step_of_changing(arrays, key, batch):
         state = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in leaves]  # compiled away
@@ -176,7 +153,6 @@ def _jit_head_step(setup, head, shapes, layout):
         after = jax.tree.leaves(train_step(structure.unflatten(state), key, batch))
         return [after[i] for i in changing]
 
-    places = jax.tree.leaves(layout)
     jitted = _jit_step(setup, step_of_changing, [places[i] for i in changing])
 
     def train(state, key, batch):
@@ -189,43 +165,19 @@ def _jit_head_step(setup, head, shapes, layout):
     return train
 
 
-def _changing(setup, shapes):
-    """Return which leaves of a state change where the head alone is trained."""
-    changing = []
-    for i, (path, _) in enumerate(jax.tree.leaves_with_path(shapes)):
-        name = optim.path_of(path).removeprefix("ema/")
-        frozen = name.startswith("params/") and name.removeprefix("params/") not in setup.trained
-        if not frozen and not name.startswith("batch_stats/"):
-            changing.append(i)
-    return changing
-
-
 def _vectorize(setup, model, eval_step, num_seeds):
     """Jit the training and evaluation steps of several seeds, on stacked arrays [s, ...].
 
-    Where each device can have whole seeds, it trains those, without the others; else all of them
-    share each seed's batch.
+    A device trains whole seeds, with their whole batches, where the number of devices divides
+    theirs; else all devices share each seed's batch.
     """
-    mesh, config = setup.mesh, setup.config
-    # A device with seeds of its own has their whole batches.
-    train_step = make_train_step(
-        model,
-        setup.optimizer(),
-        config,
-        setup.trained,
-        setup.on_features,
-        _micro_batches(config, 1),
-    )
-
-    def sums_of(variables, sums, batch):
-        return eval_step(variables, sums, batch)[0]
-
-    of_seeds = sharding.of_seeds(mesh, num_seeds)
-    state, batch = of_seeds.state, of_seeds.batch
-    train_all, eval_all = jax.vmap(train_step), jax.vmap(sums_of, in_axes=(0, 0, None))
-    if of_seeds.whole_seeds:
-        own, shared = PartitionSpec("data"), PartitionSpec()
-        # The check knows of no loop that begins with constants, as that of accumulation does.
+    mesh, train_step = setup.mesh, _train_step(setup, model, None)
+    whole_seeds, state, batch = sharding.of_seeds(mesh, num_seeds)
+    train_all = jax.vmap(train_step)
+    eval_all = jax.vmap(lambda *inputs: eval_step(*inputs)[0], in_axes=(0, 0, None))
+    if whole_seeds:
+        own, shared = jax.P("data"), jax.P()
+        # The check rejects loops that begin with constants, as that of accumulation does.
         options: dict[str, Any] = dict(mesh=mesh, out_specs=own, check_vma=False)
         train_all = jax.shard_map(train_all, in_specs=own, **options)
         eval_all = jax.shard_map(eval_all, in_specs=(own, own, shared), **options)
@@ -238,12 +190,11 @@ def _vectorize(setup, model, eval_step, num_seeds):
 
 
 def _micro_batches(config, devices):
-    """Return into how many micro-batches a batch is split: the config's, or the fastest."""
+    """Choose the number of micro-batches of a batch: the config's, or the fastest."""
     model, train = config.model, config.train
     if train.accumulation_steps or jax.default_backend() != "cpu" or model.name != "vit":
         return train.accumulation_steps or 1
-    # Measured on a CPU: a micro-batch is best when its tokens stay in the cache from layer to
-    # layer.
+    # Measured on a CPU: a micro-batch is fastest if its tokens stay in the cache between layers.
     image = model.hidden_size * (config.data.image_size // model.patch_size) ** 2
     images, fitting = train.batch_size // devices, max(1, 100_000 // image)
     sizes = (size for size in range(min(fitting, images), images + 1) if images % size == 0)
@@ -253,14 +204,9 @@ def _micro_batches(config, devices):
 def compile_ahead(steps: CompiledSteps, split: Any) -> Future | None:
     """Lower the training step of one seed, and compile it in a thread while the state is made.
 
-    Args:
-      steps: of the variant.
-      split: of the data, to train on.
-
-    Returns:
-      what to wait for before the first step, or None where nothing was started: for several seeds;
-      on features, whose width is not known yet; and in several processes, which have to compile in
-      the same order.
+    Returns the compilation, to wait for before the first step, or None where nothing was started:
+    for several seeds; on features, whose width is not known yet; and in several processes, which
+    have to compile in the same order.
     """
     setup = steps.setup
     if setup.on_features or steps.axis.num_seeds > 1 or jax.process_count() > 1:
@@ -270,15 +216,15 @@ def compile_ahead(steps: CompiledSteps, split: Any) -> Future | None:
         _, batch = next(split.train_at_once(0, 0, 1, size, lambda step: 1))
     else:
         data, place = setup.config.data, sharding.split(setup.mesh)
-        shapes = {
-            "image": ((size, stored_size(data), stored_size(data), data.channels), np.uint8),
-            "label": ((size,), np.int32),
-            "mask": ((size,), bool),
+        image = (size, stored_size(data), stored_size(data), data.channels)
+        batch = {
+            "image": jax.ShapeDtypeStruct(image, np.uint8, sharding=place),
+            "label": jax.ShapeDtypeStruct((size,), np.int32, sharding=place),
+            "mask": jax.ShapeDtypeStruct((size,), bool, sharding=place),
         }
-        batch = {k: jax.ShapeDtypeStruct(*like, sharding=place) for k, like in shapes.items()}
     # Python traces and lowers; in a thread it would wait for the Python that makes the state.
     lowered = steps.train.lower(steps.shapes, jax.random.key(0), batch)
     pool = ThreadPoolExecutor(1)
-    started = pool.submit(lowered.compile)
+    compiled = pool.submit(lowered.compile)
     pool.shutdown(wait=False)
-    return started
+    return compiled

@@ -1,4 +1,4 @@
-"""Cached features: the head's inputs instead of images, where nothing but the head is trained."""
+"""Cached features instead of images, where nothing but the head is trained."""
 
 import dataclasses
 import time
@@ -17,7 +17,6 @@ class FeatureCache:
     """The features of a variant's data, for the latest frozen weights: seeds may share them."""
 
     def __init__(self):
-        """Hold nothing yet."""
         self._key, self._data = None, None
 
     def get(
@@ -28,45 +27,32 @@ class FeatureCache:
         title: str,
         exit_if_stopped: Callable[[], None],
     ) -> Data:
-        """Return the data with device-resident features [n, d] instead of images.
+        """Replace the images of the data by device-resident features [n, d].
 
-        Args:
-          steps: with a `feature_step`.
-          data: of images.
-          variables: of the model.
-          title: of the run, for people.
-          exit_if_stopped: called before every batch.
+        `exit_if_stopped` is called before every batch.
         """
         trunk = {key: value for key, value in variables["params"].items() if key != "head"}
         key = int(checksum((trunk, variables["batch_stats"])))
-        if self._data is None or key != self._key:
-            self._data = None  # before the new ones take its room
-            self._data = _compute(steps, data, variables, title, exit_if_stopped)
-            self._key = key
+        if self._data is not None and key == self._key:
+            return self._data
+        self._data = None  # before the new ones take its memory
+        splits = {name: getattr(data, name) for name in ("train", "val", "test")}
+        total, first = sum(map(len, splits.values())), processes.is_first()
+        progress = Progress(f"{title} features", 0, total, first, "image")
+        cached, started = {}, time.monotonic()
+        for name, split in splits.items():
+            columns = []
+            # The batch size is one that the run cannot change, so that the features keep every bit.
+            for batch in split.evaluate(steps.setup.config.train.batch_size):
+                exit_if_stopped()
+                features = sharding.settle(steps.feature_step(variables, batch))
+                mask, labels = sharding.to_host((batch["mask"], batch["label"]))
+                columns.append((np.asarray(features)[mask], labels[mask]))
+                progress.advance(int(mask.sum()))
+            features, labels = (np.concatenate(column) for column in zip(*columns, strict=True))
+            cached[name] = ResidentBatches(features, labels, steps.setup.mesh)
+        progress.close()
+        if first:
+            say(f"{title}: features of {total:,} images: {time.monotonic() - started:.1f} s")
+        self._key, self._data = key, dataclasses.replace(data, **cached)
         return self._data
-
-
-def _compute(steps, data, variables, title, exit_if_stopped):
-    splits = {name: getattr(data, name) for name in ("train", "val", "test")}
-    total, first = sum(map(len, splits.values())), processes.is_first()
-    progress = Progress(f"{title} features", 0, total, first, "image")
-    cached, started = {}, time.monotonic()
-    for name, split in splits.items():
-        cached[name] = _compute_split(steps, split, variables, progress, exit_if_stopped)
-    progress.close()
-    if first:
-        say(f"{title}: features of {total:,} images: {time.monotonic() - started:.1f} s")
-    return dataclasses.replace(data, **cached)
-
-
-def _compute_split(steps, split, variables, progress, exit_if_stopped):
-    columns = []
-    # The batch size is one that the run cannot change, so that the features keep every bit.
-    for batch in split.evaluate(steps.setup.config.train.batch_size):
-        exit_if_stopped()
-        features = sharding.settle(steps.feature_step(variables, batch))
-        mask, labels = sharding.to_host((batch["mask"], batch["label"]))
-        columns.append((np.asarray(features)[mask], labels[mask]))
-        progress.advance(int(mask.sum()))
-    features, labels = (np.concatenate(column) for column in zip(*columns, strict=True))
-    return ResidentBatches(features, labels, steps.setup.mesh)

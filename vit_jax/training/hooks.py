@@ -6,32 +6,23 @@ from typing import Any
 
 
 class Hooks:
-    """Callbacks that do nothing; subclasses override what they need.
-
-    In a run of several processes every process calls them, in the same order.
-    """
+    """Callbacks that do nothing; every process calls them, in the same order."""
 
     def on_event(self, event: str, step: int) -> None:
-        """Observe a run.
+        """Observe a run at `step`, 0 before it is known.
 
-        Args:
-          event: "load_data", "setup", "restore", "compile", "evaluate", "save" or
-            "final_evaluation", each before it begins; "rows" when validation metrics are written;
-            "saving" when a save has begun in the background; "step" after each call of the
-            training step.
-          step: of the run; 0 before it is known.
+        The events "load_data", "setup", "restore", "compile", "evaluate", "save" and
+        "final_evaluation" come before what they name; "rows" when validation metrics are written;
+        "saving" when a save has begun in the background; "step" after each call of the training
+        step.
         """
 
     def on_evaluation(
         self, run: Any, trainer: Any, variables: Callable[[], dict], count: int
     ) -> None:
-        """Log figures of a run after an evaluation.
+        """Log figures of a run (RunOutputs) of a Trainer after its evaluation number `count`.
 
-        Args:
-          run: `run_outputs.RunOutputs`.
-          trainer: `loop.Trainer`, which has the setup, the step and the validation images.
-          variables: copies the evaluated variables to the host.
-          count: evaluations up to this one.
+        `variables` copies the evaluated variables to the host.
         """
 
     def on_run_end(self, folder: pathlib.Path) -> None:
@@ -50,7 +41,7 @@ class Hooks:
 
         Args:
           workdir: of the sweep.
-          results: the contents of results.json.
+          results: contents of results.json.
           summaries: {variant: summary.json of each seed}.
           published: {source: the order of variants that it found}.
           configs: {variant: resolved config}.

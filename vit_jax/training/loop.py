@@ -16,7 +16,7 @@ from vit_jax.evaluation.evaluate import evaluate
 from vit_jax.evaluation.metrics import Sums, kernel_magnitudes
 from vit_jax.runtime import memory, processes, sharding
 from vit_jax.runtime.errors import UserError
-from vit_jax.runtime.progress import CompileTimes, say
+from vit_jax.runtime.progress import say
 from vit_jax.runtime.sharding import dtype_of
 from vit_jax.runtime.signals import StopSignal
 from vit_jax.storage import run_folder
@@ -41,11 +41,10 @@ def train(
     """Train seeds of a variant, or resume them, and return their summaries.
 
     Args:
-      steps: of the variant, for so many seeds at once.
+      steps: of the variant, for as many seeds as there are folders.
       data: to train, validate and test on.
-      folders: {seed: folder of its run, made if missing}; the seed is that of initialisation,
-        order, augmentation and dropout.
-      name: of the variant, for people.
+      folders: {seed: folder of its run, made if missing}.
+      name: of the variant.
       stop: asked after every call of the training step.
       hooks: callbacks.
       cache: of features, shared with other seeds.
@@ -57,21 +56,20 @@ def train(
     """
     with _opened(steps, folders, name, stop) as runs:
         trainer = Trainer(steps, data, runs, name, stop, hooks or Hooks())
-        with contextlib.closing(trainer):
+        with contextlib.closing(trainer.clock):
             trainer.restore()
             split = trainer.train_split(cache or FeatureCache())
-            keys = trainer.step_keys()
             trainer.evaluate_if_due()
             trainer.wait_for_compilation()
             for count, batch in steps.batches(
                 split, [run.seed for run in runs], trainer.step, trainer.clock.max_steps
             ):
-                trainer.take_step(keys, batch, count)
+                trainer.take_step(batch, count)
                 if steps.setup.lengths.is_logged(trainer.step):
                     trainer.log_metrics()
                     if steps.setup.lengths.is_evaluated(trainer.step):
                         trainer.evaluate_and_save()
-                    trainer.begin_window()
+                    trainer.clock.restart_window(trainer.step)
                 trainer.exit_if_stopped()
             trainer.wait_for_saves()
             return [trainer.finish(run) for run in runs]
@@ -80,53 +78,40 @@ def train(
 @contextlib.contextmanager
 def _opened(steps, folders, name, stop):
     """Lock the run folders, record what is trained there, and open their checkpoints."""
-    setup, needs_best = steps.setup, steps.setup.config.train.select == "best"
-    with contextlib.ExitStack() as stack:
-        for folder in folders.values():
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(run_folder.lock(folder))
-        stack.enter_context(stop.deferred())
-        for seed, folder in folders.items():
-            run_folder.write_config(
-                folder, setup.config, setup.fingerprint, setup.lengths.total, name, seed
-            )
-        try:
-            with contextlib.ExitStack() as outputs:
-                runs = []
-                for index, (seed, folder) in enumerate(folders.items()):
-                    runs.append(RunOutputs(index, seed, name, folder, needs_best))
-                    outputs.callback(runs[-1].close)
-                yield runs
-        except Exception as error:
-            if len(folders) == 1 or not memory.ran_out(error):
-                raise
-            raise UserError(
-                f"{name}: the memory does not hold {len(folders)} seeds at once: set "
-                "train.seeds_at_once=never"
-            ) from None
+    setup, runs = steps.setup, []
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(stop.deferred())
+            for seed, folder in folders.items():
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(run_folder.lock(folder))
+                run_folder.write_config(
+                    folder, setup.config, setup.fingerprint, setup.lengths.total, name, seed
+                )
+                needs_best = setup.config.train.select == "best"
+                runs.append(RunOutputs(len(runs), seed, name, folder, needs_best))
+                stack.callback(runs[-1].close)
+            yield runs
+    except Exception as error:
+        if len(folders) == 1 or not memory.ran_out(error):
+            raise
+        raise UserError(
+            f"{name}: the memory does not hold {len(folders)} seeds at once: set "
+            "train.seeds_at_once=never"
+        ) from None
 
 
 class Trainer:
-    """The state of a run in progress, of one seed or of several at once.
+    """The state of a run in progress, of one seed or several vectorised ones; `restore` it first.
 
     Attributes:
       step: updates done.
       state: TrainState of one seed, or stacked of several.
+      keys: random key of each seed, from which those of its steps are folded.
       clock: of the run.
     """
 
-    clock: Clock
-
-    def __init__(
-        self,
-        steps: CompiledSteps,
-        data: Data,
-        runs: list[RunOutputs],
-        name: str,
-        stop: StopSignal,
-        hooks: Hooks,
-    ):
-        """Take what is trained; `restore` comes next."""
+    def __init__(self, steps, data, runs: list[RunOutputs], name: str, stop, hooks: Hooks):
         self.steps, self.setup, self.axis = steps, steps.setup, steps.axis
         self.data, self.runs, self.stop, self.hooks = data, runs, stop, hooks
         self.name, self.title = name, f"{name} {_list_seeds([run.seed for run in runs])}"
@@ -135,19 +120,15 @@ class Trainer:
         self.images = data.val  # also where features are cached
         self.plateau = optim.make_plateau(self.setup.config.optim)
         self.schedule = self.setup.schedule()
-        self.closing = contextlib.ExitStack()
+        self.clock = Clock(self.title, self.setup.lengths, len(runs))
 
     def restore(self) -> None:
         """Restore the latest common checkpoint, or make the initial state."""
         self.hooks.on_event("restore", self.step)
-        times = CompileTimes()
-        self.closing.callback(times.stop)
-        last = run_folder.last_saved_step(self.runs[0].folder)
-        unfinished = last < self.setup.lengths.total
-        self.compiled = compile_ahead(self.steps, self.data.train) if unfinished else None
-        checkpoints = [run.checkpoints for run in self.runs]
-        restored = restore_common(checkpoints, self.steps.shapes)
-        wall_seconds = 0.0
+        self.compiled, wall_seconds = None, 0.0
+        if run_folder.last_saved_step(self.runs[0].folder) < self.setup.lengths.total:
+            self.compiled = compile_ahead(self.steps, self.data.train)
+        restored = restore_common([run.checkpoints for run in self.runs], self.steps.shapes)
         if restored is None:
             states = [self.steps.initial_state(run.key) for run in self.runs]
             if self.setup.lengths.total:  # else the initial state is the result
@@ -159,79 +140,62 @@ class Trainer:
             for run, one in zip(self.runs, restored, strict=True):
                 run.evaluated_step = self.step if one.notes["evaluated"] else -1
                 run.lines = one.lines
-            before, now = restored[0].notes.get("dtype"), self._dtype()
-            changed = before not in (None, now)  # None: of an earlier version
-            dtypes = f", from now on in {now} instead of {before}" if changed else ""
+            now = self._dtype()
+            before = restored[0].notes.get("dtype", now)  # missing in earlier versions
+            dtypes = f", from now on in {now} instead of {before}" if before != now else ""
             self._print(f"going on from step {self.step}{dtypes}")
         self.state, self.saved_step = self.axis.stack(states), self.step
+        self.keys = self.axis.stack([jax.random.fold_in(run.key, 1) for run in self.runs])
         for run in self.runs:
             run.open_writer(self.setup.config, self.step)
-        self.clock = Clock(
-            self.title, self.step, wall_seconds, self.setup.lengths, len(self.runs), times
-        )
-        self.closing.callback(self.clock.close)
+        self.clock.begin(self.step, wall_seconds)
 
     def train_split(self, cache: FeatureCache) -> Any:
-        """Return the training split, with features instead of images where those are cached."""
+        """Get the training split, of features instead of images where those are cached."""
         if self.setup.on_features:
             self.data = cache.get(
                 self.steps, self.data, self.state.variables, self.title, self.exit_if_stopped
             )
         return self.data.train
 
-    def step_keys(self) -> jax.Array:
-        """Return the random key of each seed, from which those of its steps are folded."""
-        return self.axis.stack([jax.random.fold_in(run.key, 1) for run in self.runs])
-
     def wait_for_compilation(self) -> None:
-        """Wait for the training step that is compiled in the background."""
+        """Wait for the training step to be compiled in the background."""
         self.hooks.on_event("compile", self.step)
         self.clock.show(self.step, "compiling")
         if self.compiled is not None:
             self.compiled.result()
 
-    def take_step(self, keys: jax.Array, batch: dict, count: int) -> None:
+    def take_step(self, batch: dict, count: int) -> None:
         """Take `count` steps in one call."""
-        self.state = sharding.settle(self.steps.train(self.state, keys, batch))
+        self.state = sharding.settle(self.steps.train(self.state, self.keys, batch))
         self.step += count
         self.clock.tick(self.step, self.state)
 
     def log_metrics(self) -> None:
         """Log the training metrics since the last entry."""
-        config, count = self.setup.config, len(self.runs)
-        state = self.state
+        state, count, means = self.state, len(self.runs), []
         values = (state.sums, state.grad_norm, state.bad_step, state.plateau)
         values = self.axis.to_host((*values, self.axis.lambdas(state.params)))
-        speed = self.clock.images_per_second(self.step, config.train.batch_size)
-        rate, entries = float(self.schedule(self.step - 1)), []
-        for run, (sums, grad_norm, bad_step, plateau, lambdas) in zip(
-            self.runs, values, strict=True
-        ):
+        speed = self.clock.images_per_second(self.step, self.setup.config.train.batch_size)
+        rate = float(self.schedule(self.step - 1))
+        for run, value in zip(self.runs, values, strict=True):
+            sums, grad_norm, bad_step, plateau, lambdas = value
             run.check_finite(int(bad_step))
-            entry = {f"train/{key}": float(value) for key, value in sums.compute().items()}
-            entry |= {
-                "train/grad_norm": float(grad_norm),
-                "train/learning_rate": float(rate * (plateau.scale if plateau else 1)),
-                **self._time(),
-            }
+            means.append({key: float(mean) for key, mean in sums.compute().items()})
+            entry = {f"train/{key}": mean for key, mean in means[-1].items()}
+            entry["train/grad_norm"] = float(grad_norm)
+            entry["train/learning_rate"] = float(rate * (plateau.scale if plateau else 1))
+            entry |= self._time()
             entry |= {f"lambda/{block}": float(strength) for block, strength in lambdas.items()}
             if speed is not None:
                 entry["train/images_per_second"] = speed
             run.writer.write_scalars(self.step, entry)
-            entries.append(entry)
-        loss, accuracy = (
-            np.mean([entry[f"train/{key}"] for entry in entries]) for key in ("loss", "accuracy")
-        )
+        loss, accuracy = (np.mean([mean[key] for mean in means]) for key in ("loss", "accuracy"))
         text = f"loss {loss:.3f}, accuracy {accuracy:.3f}"
         if speed is not None:
             text += f", {speed * count:,.0f} images/s"
         self.clock.show(self.step, text)
-        self.state = self.state.replace(sums=self.axis.put([Sums.empty()] * count))
-
-    def begin_window(self) -> None:
-        """Begin the next window of measuring speed, with freed memory handed back."""
-        memory.hand_back()
-        self.clock.restart_window(self.step)
+        self.state = state.replace(sums=self.axis.put([Sums.empty()] * count))
 
     def evaluate_if_due(self) -> None:
         """Evaluate a restored state that was saved before its evaluation."""
@@ -249,8 +213,7 @@ class Trainer:
         )
         due = self._due()
         if results is None:
-            self._save(due, evaluated=False)
-            return
+            return self._save(due, evaluated=False)
         for run in due:
             result = results[run.index]
             if not math.isfinite(result.loss):
@@ -272,7 +235,7 @@ class Trainer:
         return {"epoch": epoch, "wall_seconds": self.clock.wall_seconds()}
 
     def _due(self):
-        """Return the runs that are not evaluated yet at this step."""
+        """List the runs that are not evaluated yet at this step."""
         return [run for run in self.runs if run.evaluated_step != self.step]
 
     def _host_variables(self, run):
@@ -287,9 +250,8 @@ class Trainer:
             after = jax.device_get(self.plateau.update(before, results[run.index].loss))
             if after.scale < before.scale:
                 rate = float(after.scale) * self.setup.config.optim.learning_rate
-                self._print(
-                    f"validation loss on a plateau: learning rate lowered to {rate:.3g}", run
-                )
+                lowered = f"learning rate lowered to {rate:.3g}"
+                self._print(f"validation loss on a plateau: {lowered}", run)
             states[run.index] = after
         self.state = self.state.replace(plateau=self.axis.put(states))
 
@@ -315,7 +277,7 @@ class Trainer:
         self.hooks.on_event("saving", self.step)
 
     def wait_for_saves(self) -> None:
-        """Wait for all background saves: seeds that get apart are trained one by one."""
+        """Wait for all background saves."""
         for run in self.runs:
             run.checkpoints.wait()
 
@@ -327,10 +289,8 @@ class Trainer:
         if self.saved_step != self.step:
             self._save(self.runs)
         self.wait_for_saves()
-        name = signal.Signals(self.stop.number).name
-        self._print(
-            f"stopped by {name} at step {self.step}, saved; the same command goes on from there"
-        )
+        stopped = f"stopped by {signal.Signals(self.stop.number).name} at step {self.step}, saved"
+        self._print(f"{stopped}; the same command goes on from there")
         raise SystemExit(128 + self.stop.number)
 
     def finish(self, run: RunOutputs) -> dict:
@@ -356,7 +316,7 @@ class Trainer:
         return summary
 
     def _select(self, run):
-        """Return the variables that are evaluated at the end, and their step."""
+        """Get the variables that are evaluated at the end, and their step."""
         if self.setup.config.train.select == "last":
             return self.axis.take(self.state, run.index).eval_variables, self.step
         self.state = None  # the devices may not hold two
@@ -368,16 +328,12 @@ class Trainer:
             say(f"{(run or self).title}: {text}")
 
     def _dtype(self):
-        """Return the type of the computation, which "auto" lets depend on the devices."""
+        """Name the type of the computation, which "auto" lets depend on the devices."""
         return dtype_of(self.setup.config.train.dtype).name
-
-    def close(self) -> None:
-        """End the progress bar and what listens to compilation."""
-        self.closing.close()
 
 
 def _list_seeds(seeds):
-    """Return e.g. "seed 3", "seeds 0-3" or "seeds 1, 3"."""
+    """Name seeds, as "seed 3", "seeds 0-3" or "seeds 1, 3"."""
     if len(seeds) == 1:
         return f"seed {seeds[0]}"
     if seeds == list(range(seeds[0], seeds[-1] + 1)):

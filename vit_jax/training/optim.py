@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from collections.abc import Collection, Hashable, Iterable
+from collections.abc import Collection, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,11 @@ from vit_jax.runtime.errors import UserError
 
 
 def make_schedule(config, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Returns step -> learning rate.
+    """Make step -> learning rate.
 
     Args:
-      config: the settings `config.optim`.
-      warmup_steps: linear to the peak; the rate of step 0 is peak / warmup_steps.
+      config: `config.optim`.
+      warmup_steps: linear to the peak; the learning rate of step 0 is peak / warmup_steps.
       total_steps: of the run; cosine and linear end there, one step after the last.
     """
     peak, end = config.learning_rate, config.end_learning_rate
@@ -31,32 +31,29 @@ def make_schedule(config, warmup_steps: int, total_steps: int) -> optax.Schedule
         main = optax.cosine_decay_schedule(peak, rest, alpha=end / peak if peak else 0.0)
     elif config.schedule == "linear":
         main = optax.linear_schedule(peak, end, rest)
-    elif config.schedule == "step":
+    else:  # "step"
         factors = {}
         for percent in config.decay_at_percent:
             step = max(0, round(percent / 100 * total_steps) - warmup_steps)
             factors[step] = factors.get(step, 1.0) * config.decay_factor
         main = optax.piecewise_constant_schedule(peak, factors)
-    else:
-        raise ValueError(f"unknown schedule {config.schedule!r}")
     if not warmup_steps:
         return main
-    first = peak / warmup_steps  # a first step at rate 0 would be lost
+    first = peak / warmup_steps  # a first step at a learning rate of 0 would be lost
     warmup = optax.linear_schedule(first, peak, max(1, warmup_steps - 1))
     return optax.join_schedules([warmup, main], [warmup_steps])
 
 
 class Plateau:
-    """Lowers the learning rate when the validation loss stops falling, as PyTorch's scheduler.
+    """Lowers the learning rate when the validation loss stops falling.
 
-    The state is a tree of arrays, whose `scale` multiplies the schedule's rate. An evaluation
-    counts as better if its loss is below (1 - threshold) times the best; of those in a row that do
-    not, the (patience + 1)th multiplies the scale by the factor, as does
-    `torch.optim.lr_scheduler.ReduceLROnPlateau` in its default mode.
+    As `torch.optim.lr_scheduler.ReduceLROnPlateau` in its default mode: an evaluation is better if
+    its loss is below (1 - threshold) times the best; of those in a row that are not, the
+    (patience + 1)th multiplies the scale by the factor. The `scale` of the state, a tree of arrays,
+    multiplies the schedule's learning rate.
     """
 
     def __init__(self, config):
-        """Takes the settings `config.optim`."""
         self._transform = contrib.reduce_on_plateau(
             factor=config.decay_factor,
             patience=config.plateau_patience + 1,  # optax reduces at the count, PyTorch above it
@@ -66,81 +63,80 @@ class Plateau:
         )
 
     def init(self):
-        """Returns the state before the first evaluation."""
+        """Make the state before the first evaluation."""
         return self._transform.init(jnp.zeros(()))
 
     def update(self, state, val_loss: float):
-        """Returns the state after an evaluation."""
+        """Compute the state after an evaluation."""
         return self._transform.update(jnp.zeros(()), state, value=jnp.float32(val_loss))[1]
 
 
 def make_plateau(config) -> Plateau | None:
-    """Returns what `config.optim` asks for, None for other schedules."""
+    """Make the plateau of `config.optim`; None for other schedules."""
     return Plateau(config) if config.schedule == "reduce_on_plateau" else None
 
 
 def decay_mask(params) -> dict:
-    """Returns a tree of bools: True where weight decay applies, which is on kernels only.
-
-    Biases, norm scales, the class token, positions (added or relative) and the vectors behind
-    differential attention's lambda are left alone.
-    """
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    """Make a tree of bools: weight decay applies to kernels only."""
+    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
 path_of = functools.partial(jax.tree_util.keystr, simple=True, separator="/")  # "head/kernel"
 
 
+def map_paths(function, *trees):
+    """Map function(path, *leaves) over trees, with the paths of `path_of`."""
+    return jax.tree.map_with_path(lambda path, *leaves: function(path_of(path), *leaves), *trees)
+
+
 def trained_paths(paths: Collection[str], freeze) -> frozenset[str]:
-    """Returns which of the parameters `paths` are trained.
+    """Select the trained ones of all parameters.
 
     Args:
       paths: of all parameters, such as "Transformer/encoderblock_0/LayerNorm_0/scale".
       freeze: "none_trained"; "head"; k, the last k blocks with the final norm and the head;
-        "full"; or [(pattern, whether what it matches is trained), ...], of which the first that
-        matches the whole path decides.
+        "full"; or [(pattern, trained), ...], of which the first that matches the whole path
+        decides.
 
     Raises:
       UserError: there are fewer than k blocks, a parameter matches no rule, or a rule no parameter.
     """
     if freeze == "none_trained":
         return frozenset()
-    if freeze == "full":
-        return frozenset(paths)
-    if freeze == "head":
-        return frozenset(path for path in paths if path.startswith("head/"))
+    if freeze in ("head", "full"):
+        return frozenset(path for path in paths if freeze == "full" or path.startswith("head/"))
     if isinstance(freeze, int):
-        top = max(_depths(paths).values())
+        depths = _depths(paths)
+        top = max(depths.values())
         if not 0 < freeze < top:
             raise UserError(
                 f"freeze=last_{freeze}_blocks: the model has {top - 1} blocks, of which it must be "
                 "at least one"
             )
-        return frozenset(p for p, depth in _depths(paths).items() if depth >= top - freeze)
-    trained, used = set(), set()
-    for path in paths:
-        rule = next((rule for rule in freeze if rule[0].fullmatch(path)), None)
+        return frozenset(path for path, depth in depths.items() if depth >= top - freeze)
+    rules = {
+        path: next((rule for rule in freeze if rule[0].fullmatch(path)), None) for path in paths
+    }
+    for path, rule in rules.items():
         if rule is None:
             raise UserError(f"freeze has no rule that matches {path}: end with '.*=frozen', say")
-        used.add(rule)
-        if rule[1]:
-            trained.add(path)
     for rule in freeze:
-        if rule not in used:
+        if rule not in rules.values():
             raise UserError(
                 f"the rule {rule[0].pattern!r} of freeze decides about no parameter; there are "
                 f"{', '.join(sorted(paths)[:3])}, ..."
             )
+    trained = frozenset(path for path, rule in rules.items() if rule and rule[1])
     if not trained:
         raise UserError("the rules of freeze leave nothing to train: use freeze=none_trained")
-    return frozenset(trained)
+    return trained
 
 
 _BLOCK = re.compile(r"(?:Transformer/encoderblock_(\d+)|layer(\d)_(\d))/")
 
 
 def _depths(paths: Iterable[str]) -> dict[str, int]:
-    """Returns {path: 0 for the input's layer, i for the i-th block, 1 more for what follows}."""
+    """Map paths to depths: 0 for the input layer, i for the i-th block, 1 more for what follows."""
     matches = {path: _BLOCK.match(path) for path in paths}
     keys = {path: tuple(int(n) for n in m.groups() if n) for path, m in matches.items() if m}
     blocks = {key: i + 1 for i, key in enumerate(sorted(set(keys.values())))}
@@ -152,19 +148,14 @@ def _depths(paths: Iterable[str]) -> dict[str, int]:
 
 
 def _scale_by_depth(decay: float) -> optax.GradientTransformation:
-    """Multiplies updates by decay^(distance from the head) (as BEiT, Bao et al. 2022)."""
+    """Multiply updates by decay^(distance from the head) (as BEiT, Bao et al. 2022)."""
 
-    def update(updates, state, params=None):
-        del params
-        paths = [path_of(path) for path, _ in jax.tree.leaves_with_path(updates)]
-        depths = _depths(paths)
+    def scale(updates, params):
+        depths = _depths([path_of(path) for path, _ in jax.tree.leaves_with_path(updates)])
         top = max(depths.values())
-        scaled = jax.tree_util.tree_map_with_path(
-            lambda path, u: u * decay ** (top - depths[path_of(path)]), updates
-        )
-        return scaled, state
+        return map_paths(lambda path, u: u * decay ** (top - depths[path]), updates)
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.stateless(scale)
 
 
 def make_optimizer(
@@ -173,33 +164,27 @@ def make_optimizer(
     trained: Collection[str] | None = None,
     mesh: Mesh | None = None,
 ) -> optax.GradientTransformation:
-    """Returns the optimizer that `config.optim` describes.
+    """Make the optimizer of `config.optim`.
 
     AdamW's decay is decoupled and scaled by the learning rate (Loshchilov & Hutter 2019, as in
     optax and PyTorch). Adam and SGD add weight_decay * w to the gradient, as PyTorch does. Muon
-    (Jordan et al. 2024, as optax has it) updates the kernels of the blocks, AdamW the rest.
-    Clipping is by the norm of the trained parameters' gradients.
+    (Jordan et al. 2024) updates the kernels of the blocks, AdamW the rest. Clipping is by the norm
+    of the trained parameters' gradients.
 
     Args:
-      config: the settings `config.optim`.
+      config: `config.optim`.
       schedule: step -> learning rate.
-      trained: paths of the trained parameters; None: all. The others get no update, and have no
-        state.
-      mesh: whose devices share the work that does not depend on the batch; None: no sharing.
+      trained: paths of the trained parameters; None: all. The others get no update and no state.
+      mesh: whose devices share Muon's matrix products; None: no sharing.
     """
     optimizer = _make_optimizer(config, schedule, mesh)
     if trained is not None:
 
         def label(params):
-            return jax.tree_util.tree_map_with_path(
-                lambda path, _: "trained" if path_of(path) in trained else "frozen", params
-            )
+            return map_paths(lambda path, _: "trained" if path in trained else "frozen", params)
 
-        kinds: dict[Hashable, optax.GradientTransformation] = {
-            "trained": optimizer,
-            "frozen": optax.set_to_zero(),
-        }
-        optimizer = optax.multi_transform(kinds, label)
+        frozen = optax.set_to_zero()
+        optimizer = optax.multi_transform({"trained": optimizer, "frozen": frozen}, label)
     if config.layer_decay != 1:
         optimizer = optax.chain(optimizer, _scale_by_depth(config.layer_decay))
     return optimizer
@@ -209,46 +194,29 @@ def _make_optimizer(config, schedule, mesh):
     parts = []
     if config.grad_clip_norm:
         parts.append(optax.clip_by_global_norm(config.grad_clip_norm))
-    if config.name == "adamw":
-        parts.append(_adamw(config, schedule))
-        return optax.chain(*parts)
-    if config.name == "muon":
-        kinds: dict[Hashable, optax.GradientTransformation] = {
-            "muon": _muon(config, schedule, mesh),
-            "adamw": _adamw(config, schedule),
-        }
-        parts.append(optax.multi_transform(kinds, _muon_labels))
-        return optax.chain(*parts)
-    if config.weight_decay:
+    if config.weight_decay and config.name in ("adam", "sgd"):
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=decay_mask))
-    if config.name == "adam":
-        parts.append(optax.adam(schedule, b1=config.b1, b2=config.b2, eps=config.eps))
-    elif config.name == "sgd":
-        parts.append(optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov))
+    moments = dict(b1=config.b1, b2=config.b2, eps=config.eps)
+    adamw = optax.adamw(schedule, **moments, weight_decay=config.weight_decay, mask=decay_mask)
+    if config.name == "adamw":
+        parts.append(adamw)
+    elif config.name == "muon":
+        muon = _muon(config, schedule, mesh)
+        parts.append(optax.multi_transform({"muon": muon, "adamw": adamw}, _muon_labels))
+    elif config.name == "adam":
+        parts.append(optax.adam(schedule, **moments))
     else:
-        raise ValueError(f"unknown optimizer {config.name!r}")
+        parts.append(optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov))
     return optax.chain(*parts)
-
-
-def _adamw(config, schedule):
-    return optax.adamw(
-        schedule,
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=decay_mask,
-    )
 
 
 def _muon_labels(params):
     """Label the kernels of the blocks "muon", all other parameters "adamw"."""
 
     def label(path, _):
-        in_block = _BLOCK.match(path_of(path)) and path[-1].key == "kernel"
-        return "muon" if in_block else "adamw"
+        return "muon" if _BLOCK.match(path) and path.endswith("/kernel") else "adamw"
 
-    return jax.tree_util.tree_map_with_path(label, params)
+    return map_paths(label, params)
 
 
 def _muon(config, schedule, mesh):
@@ -299,7 +267,7 @@ def _newton_schulz(x: jax.Array, iterations: int) -> jax.Array:
 
 
 def _map_shared(function, stacks, mesh):
-    """Map stacks [n, rows, columns], of which each device of `mesh` takes a part."""
+    """Map stacks [n, rows, columns], split over the devices of `mesh`."""
     if mesh is None or mesh.size == 1:
         return jax.tree.map(function, stacks)
 
@@ -324,14 +292,14 @@ def _map_shared(function, stacks, mesh):
 
 
 def _matrix_shape(path, shape) -> tuple[int, int]:
-    """Return (inputs, outputs) of a kernel, whose axes may be several of either."""
+    """Compute (inputs, outputs) of a kernel, each of which may have several axes."""
     if path[-2].key in ("query", "key", "value"):  # [d, heads, width]
         return shape[0], math.prod(shape[1:])
     return math.prod(shape[:-1]), shape[-1]
 
 
 def _stack_matrices(kernels) -> dict[str, jax.Array]:
-    """Return {"rows x columns": [n, rows, columns]} of a tree of kernels, in the tree's order."""
+    """Stack kernels by shape, in the tree's order, as {"rows x columns": [n, rows, columns]}."""
     groups = {}
     for path, kernel in jax.tree.leaves_with_path(kernels):
         rows, columns = _matrix_shape(path, kernel.shape)
@@ -340,11 +308,11 @@ def _stack_matrices(kernels) -> dict[str, jax.Array]:
 
 
 def _unstack_matrices(stacks, kernels):
-    """Return what `_stack_matrices` made of a tree like `kernels` as such a tree."""
+    """Undo `_stack_matrices`, into a tree like `kernels`."""
     parts = {shape: iter(stack) for shape, stack in stacks.items()}
 
     def take(path, kernel):
         rows, columns = _matrix_shape(path, kernel.shape)
         return next(parts[f"{rows}x{columns}"]).reshape(kernel.shape)
 
-    return jax.tree_util.tree_map_with_path(take, kernels)
+    return jax.tree.map_with_path(take, kernels)

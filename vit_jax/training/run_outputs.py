@@ -1,4 +1,4 @@
-"""Outputs of one run, which is one seed of a variant: its folder, checkpoints and metrics."""
+"""Outputs of one run, which is one seed of a variant: checkpoints, metrics and results."""
 
 import contextlib
 import json
@@ -19,12 +19,12 @@ from vit_jax.training.setup import Setup, num_params, num_trained
 
 
 class RunOutputs:
-    """Where one run writes.
+    """Outputs of one run.
 
     Attributes:
-      index: of the seed among those that are trained at once.
+      index: of the seed among vectorised ones.
       seed: of initialisation, order, augmentation and dropout.
-      title: for people.
+      title: of the run, for messages.
       folder: of the run.
       checkpoints: in that folder.
       evaluated_step: the latest step that was evaluated, -1 for none.
@@ -32,13 +32,14 @@ class RunOutputs:
       writer: of metrics, once it is opened.
     """
 
+    writer: Any = None
+
     def __init__(self, index: int, seed: int, name: str, folder: pathlib.Path, needs_best: bool):
-        """Open the checkpoints; `needs_best`: the best one has to be intact."""
+        """Open the checkpoints; with `needs_best`, the best one must be intact."""
         self.index, self.seed, self.folder = index, seed, folder
         self.title, self.key = f"{name} seed {seed}", jax.random.key(seed)
         self.checkpoints = Checkpoints(folder / "checkpoints", needs_best)
         self.evaluated_step, self.lines = -1, []
-        self.writer: Any = None
 
     def open_writer(self, config: Config, step: int) -> None:
         """Open the metric writers after `step`; a new run writes its hyperparameters."""
@@ -63,7 +64,7 @@ class RunOutputs:
             run_folder.write_results(self.folder, report, summary)
 
     def close(self) -> None:
-        """End the background writers, also if one fails."""
+        """Close the writers, even if one fails."""
         with contextlib.ExitStack() as stack:
             stack.callback(self.checkpoints.close)
             if self.writer is not None:
@@ -73,15 +74,9 @@ class RunOutputs:
 def summarize(
     run: RunOutputs, setup: Setup, name: str, results: dict, step: int, wall_seconds: float
 ) -> dict:
-    """Make the summary.json of a finished run.
+    """Make the summary.json of a finished run of variant `name`.
 
-    Args:
-      run: that has ended.
-      setup: of its variant.
-      name: of the variant.
-      results: {"train", "val", "test": Result}.
-      step: of the evaluated checkpoint.
-      wall_seconds: of training.
+    `results` are {"train", "val", "test": Result} of the checkpoint of `step`.
     """
     rows = [json.loads(line) for line in run.writer.lines]
     speeds = [row[k] for row in rows if (k := "train/images_per_second") in row]

@@ -1,4 +1,4 @@
-"""Seeds of a variant: trained one after another, or several at once in one program."""
+"""Seeds of a variant: trained one at a time, or vectorised in one program."""
 
 import pathlib
 from collections.abc import Mapping
@@ -17,49 +17,40 @@ from vit_jax.training.setup import Setup
 
 
 def vectorizes(setup: Setup, num_seeds: int) -> bool:
-    """Return whether so many seeds of a variant are trained at once."""
+    """Whether so many seeds of a variant are vectorised."""
     choice = setup.config.train.seeds_at_once
     if num_seeds == 1 or choice == "never":
         return False
     if setup.on_features or one_seed_at_a_time(setup.config):
         return False
-    if choice == "always":
-        return True
     # Convolutions of several seeds become grouped ones: four ResNets took 9 times as long as one on
     # a CPU, two on two devices 2.1 times; and of XLA:GPU's, cuDNN does not compute the gradients.
-    if setup.config.model.name != "vit":
-        return False
+    if choice == "always" or setup.config.model.name != "vit":
+        return choice == "always"
     # Small models leave a GPU or TPU idle. A CPU is busy with one seed, and XLA:CPU is slow at
     # batched products of many small matrices: with split batches, four small ViTs took up to 5.2
     # times as long as one. Devices that train whole seeds do not wait for one another, which makes
     # up for it: 3.4 to 4.1 times.
-    whole_seeds = sharding.of_seeds(setup.mesh, num_seeds).whole_seeds
-    return jax.default_backend() != "cpu" or whole_seeds
+    return jax.default_backend() != "cpu" or sharding.of_seeds(setup.mesh, num_seeds).whole_seeds
 
 
 def seed_groups(setup: Setup, folders: Mapping[int, pathlib.Path]) -> list[dict]:
-    """Split {seed: folder} into groups, each of which is trained at once."""
-    alone = [{seed: folder} for seed, folder in folders.items()]
-    if not vectorizes(setup, len(folders)):
-        return alone
-    # Seeds that were trained at once differ by one save at most. Others would have to go back to
-    # where the last one is.
+    """Split {seed: folder} into groups of vectorised seeds."""
+    # Vectorised seeds differ by one save at most. Others would have to go back to the last one.
     steps = [run_folder.last_saved_step(folder) for folder in folders.values()]
-    return [dict(folders)] if max(steps) - min(steps) <= setup.lengths.eval_every else alone
+    if vectorizes(setup, len(folders)) and max(steps) - min(steps) <= setup.lengths.eval_every:
+        return [dict(folders)]
+    return [{seed: folder} for seed, folder in folders.items()]
 
 
 class SeedAxis:
-    """Trees of arrays of several seeds, stacked along a first axis [s, ...].
+    """Trees of arrays of `num_seeds` seeds, stacked along a first axis [s, ...].
 
-    The tree of a single seed has no such axis: to take it off for every checkpoint and evaluation
+    The tree of a single seed has no such axis: removing it for every checkpoint and evaluation
     would hold the state twice on the devices.
-
-    Attributes:
-      num_seeds: s.
     """
 
     def __init__(self, mesh: Mesh, num_seeds: int):
-        """Prepare the axis; nothing is compiled yet."""
         self.num_seeds, self._mesh = num_seeds, mesh
         self._state = sharding.of_seeds(mesh, num_seeds).state
         if num_seeds == 1:
@@ -68,8 +59,7 @@ class SeedAxis:
         def stack(trees):
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
-        # With a changing index, because XLA adds up the devices' shards to get at a constant one,
-        # which makes 0 of -0.
+        # With a changing index: for a constant one, XLA sums the devices' shards, and -0 becomes 0.
         def take(tree, i):
             return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), tree)
 
@@ -89,18 +79,18 @@ class SeedAxis:
         return jax.device_put(stacked, self._state)
 
     def take(self, tree: Any, i: int) -> Any:
-        """Return the i-th seed's tree, on every device."""
+        """Take the i-th seed's tree, on every device."""
         return tree if self.num_seeds == 1 else sharding.settle(self._take(tree, i))
 
     def to_host(self, tree: Any) -> list:
-        """Return each seed's tree of host arrays."""
+        """Fetch each seed's tree of host arrays."""
         host = jax.device_get(tree)
         if self.num_seeds == 1:
             return [host]
         return [jax.tree.map(lambda x, i=i: x[i], host) for i in range(self.num_seeds)]
 
     def lambdas(self, params: dict) -> dict:
-        """Return `models.differential_lambdas` of the seeds' parameters."""
+        """Compute `models.differential_lambdas` of the seeds' parameters."""
         if self.num_seeds == 1:
             return models.differential_lambdas(params)
         return self._lambdas(params)

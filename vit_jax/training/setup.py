@@ -1,6 +1,7 @@
-"""Setup of a variant: what all its seeds share, before anything is compiled."""
+"""Setup of a variant, before anything is compiled."""
 
 import dataclasses
+import math
 import pathlib
 import sys
 from collections.abc import Callable
@@ -24,21 +25,13 @@ from vit_jax.training import optim, step
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """Durations of a run, in optimizer updates.
+    """Durations of a run, in optimizer updates."""
 
-    Attributes:
-      epoch: one pass over the training data.
-      total: the whole run; 0 where nothing is trained.
-      warmup: of the learning rate.
-      eval_every: between evaluations.
-      log_every: between log entries.
-    """
-
-    epoch: int
-    total: int
-    warmup: int
-    eval_every: int
-    log_every: int
+    epoch: int  # one pass over the training data
+    total: int  # the whole run; 0 where nothing is trained
+    warmup: int  # of the learning rate
+    eval_every: int  # between evaluations
+    log_every: int  # between log entries
 
     def is_evaluated(self, step: int) -> bool:
         """Whether the state after `step` updates is evaluated and saved."""
@@ -51,75 +44,63 @@ class Lengths:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What all seeds of a variant share.
+    """Setup that all seeds of a variant share."""
 
-    Attributes:
-      config: resolved and valid.
-      mesh: of all devices.
-      num_classes: width of the head.
-      lengths: durations in steps.
-      shapes: {path: shape} of all parameters and statistics.
-      trained: paths of the trained parameters.
-      weights: initial weights of `init_from`, or None.
-      fingerprint: of the data and the initial weights.
-      on_features: whether the head is trained on cached features instead of images.
-      multi_step: whether one call of the training step takes several steps.
-    """
-
-    config: Config
-    mesh: Mesh
-    num_classes: int
+    config: Config  # resolved and valid
+    mesh: Mesh  # of all devices
+    num_classes: int  # width of the head
     lengths: Lengths
-    shapes: dict[str, tuple[int, ...]]
-    trained: frozenset[str]
-    weights: pretrained.Fitted | None
-    fingerprint: dict
-    on_features: bool
-    multi_step: bool
+    shapes: dict[str, tuple[int, ...]]  # {path: shape} of all parameters and statistics
+    trained: frozenset[str]  # paths of the trained parameters
+    weights: pretrained.Fitted | None  # initial weights of `init_from`
+    fingerprint: dict  # of the data and the initial weights
+    on_features: bool  # whether the head is trained on cached features instead of images
+    multi_step: bool  # whether one call of the training step takes several steps
 
     def schedule(self) -> Callable:
         """Build the learning-rate schedule, step -> learning rate."""
-        lengths = self.lengths
-        return optim.make_schedule(self.config.optim, lengths.warmup, lengths.total)
+        return optim.make_schedule(self.config.optim, self.lengths.warmup, self.lengths.total)
 
     def optimizer(self, mesh: Mesh | None = None):
-        """Build the optimizer; devices of `mesh` share its matrix products."""
+        """Build the optimizer; the devices of `mesh` share its matrix products."""
         trained = None if self.config.freeze == "full" else self.trained
         return optim.make_optimizer(self.config.optim, self.schedule(), trained, mesh)
 
     def model(self):
         """Build the module that is trained, with the norms of frozen layers frozen."""
-        frozen_norms = {
-            path.removesuffix("/scale")
-            for path in self.shapes
-            if path not in self.trained
-            and f"batch_stats/{path.removesuffix('/scale')}/mean" in self.shapes
-        }
         train = self.config.train
+        frozen = {path.removesuffix("/scale") for path in self.shapes if path not in self.trained}
+        frozen_norms = {path for path in frozen if f"batch_stats/{path}/mean" in self.shapes}
         return models.build(
             self.config.model, self.num_classes, dtype_of(train.dtype), frozen_norms, train.remat
         )
 
 
 def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
-    """Set up a variant.
+    """Set up a variant, with a resolved and valid config.
 
-    Args:
-      config: resolved and valid.
-      data: of the variant.
-      mesh: of all devices.
-
-    Raises:
-      UserError: the batch is larger than the training set or does not split over the devices, the
-        warm-up never ends, `freeze` does not fit the model, or the weights of `init_from` do not;
-        or an acceleration that was asked for is impossible.
+    Raises UserError if the batch is larger than the training set or does not split over the
+    devices, the warm-up never ends, `freeze` or the weights of `init_from` do not fit the model, or
+    an acceleration that was asked for is impossible.
     """
     train, num_classes = config.train, len(data.class_names)
-    _check_batch(train, data, mesh)
+    if train.batch_size > len(data.train):
+        raise UserError(
+            f"train.batch_size={train.batch_size} is larger than the training set of "
+            f"{len(data.train)} images"
+        )
+    micro_batches = train.accumulation_steps or 1
+    if train.batch_size // micro_batches % mesh.size:
+        raise UserError(
+            f"train.batch_size={train.batch_size} in {micro_batches} part(s) does not "
+            f"split evenly over {mesh.size} devices"
+        )
     freeze = parse_freeze(config.freeze)
     lengths = _lengths(config, len(data.train) // train.batch_size, freeze != "none_trained")
     model = models.build(config.model, num_classes, dtype_of(train.dtype))
-    shapes = _shapes(model, config)
+    tree = step.init.eval_shape(model, jax.random.key(0), one_image(config))
+    flat = pretrained.flat_weights(tree["params"], tree.get("batch_stats", {}))
+    shapes = {path: leaf.shape for path, leaf in flat.items()}
     trained = optim.trained_paths([path for path in shapes if "batch_stats/" not in path], freeze)
     head_only = bool(trained) and all(path.startswith("head/") for path in trained)
     if config.optim.layer_decay != 1 and head_only:
@@ -128,7 +109,10 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
             "trained"
         )
     on_features = head_only and _caches_features(config)
-    weights = _fitted(config, shapes, data.class_names)
+    weights = None
+    if config.init_from:
+        found = pretrained.load_once(pathlib.Path(config.init_from).expanduser())
+        weights = pretrained.fit(found, shapes, data.class_names, config.model.pool == "cls")
     return Setup(
         config=config,
         mesh=mesh,
@@ -143,25 +127,11 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
     )
 
 
-def _check_batch(train, data, mesh):
-    if train.batch_size > len(data.train):
-        raise UserError(
-            f"train.batch_size={train.batch_size} is larger than the training set of "
-            f"{len(data.train)} images"
-        )
-    micro_batches = train.accumulation_steps or 1
-    if train.batch_size // micro_batches % mesh.size:
-        raise UserError(
-            f"train.batch_size={train.batch_size} in {micro_batches} part(s) does not "
-            f"split evenly over {mesh.size} devices"
-        )
-
-
 def _lengths(config, epoch, trains):
     total = total_steps(config, epoch) if trains else 0
     if total > COUNTABLE:
-        epochs = config.train.epochs
-        raise UserError(f"train.epochs={epochs} are {total} steps, more than {COUNTABLE}")
+        what = f"train.epochs={config.train.epochs} are {total} steps"
+        raise UserError(f"{what}, more than {COUNTABLE}")
     warmup = steps_of(config.optim, "warmup", epoch, total)
     if warmup >= total > 0:
         raise UserError(
@@ -174,7 +144,7 @@ def _lengths(config, epoch, trains):
 
 
 def _caches_features(config):
-    """Whether the head always gets the same features of an image, which are computed once."""
+    """Whether an image always has the same features, which are then computed once."""
     model, train = config.model, config.train
     rates = (model[f"{key}_rate"] for key in ("dropout", "attention_dropout", "drop_path"))
     cached = train.cache_features and config.augment.kind == "none" and not any(rates)
@@ -187,7 +157,7 @@ def _caches_features(config):
 
 
 def _takes_several_steps(config, resident):
-    """Whether several steps run in one call, which helps where they are short."""
+    """Whether one call takes several steps, which helps where they are short."""
     choice = config.train.steps_at_once
     if choice == "always" and not resident:
         raise UserError(
@@ -196,48 +166,29 @@ def _takes_several_steps(config, resident):
         )
     if choice != "auto":
         return choice == "always"
-    # Measured on a CPU: steps of a few milliseconds become a third shorter, those of a second no
-    # longer. GPUs were not measured.
+    # Measured on a CPU: steps of a few milliseconds become a third shorter, those of a second stay
+    # as they are. GPUs were not measured.
     return jax.default_backend() == "cpu" and resident and not one_step_at_a_time(config)
 
 
-def _shapes(model, config):
-    tree = step.init.eval_shape(model, jax.random.key(0), one_image(config))
-    flat = pretrained.flat_weights(tree["params"], tree.get("batch_stats", {}))
-    return {path: leaf.shape for path, leaf in flat.items()}
-
-
-def _fitted(config, shapes, class_names):
-    if not config.init_from:
-        return None
-    weights = pretrained.load_once(pathlib.Path(config.init_from).expanduser())
-    return pretrained.fit(weights, shapes, class_names, config.model.pool == "cls")
-
-
 def one_image(config: Config) -> np.ndarray:
-    """Return a batch [1, h, w, c] of the shape that the model is initialised with."""
+    """Make a batch [1, h, w, c] of the shape that the model is initialised with."""
     size = config.data.image_size
     return np.zeros((1, size, size, config.data.channels), np.float32)
 
 
 def num_trained(setup: Setup) -> int:
-    """Return the number of trained parameters."""
-    return sum(int(np.prod(setup.shapes[path])) for path in setup.trained)
+    """Count the trained parameters."""
+    return sum(math.prod(setup.shapes[path]) for path in setup.trained)
 
 
 def num_params(setup: Setup) -> int:
-    """Return the number of parameters."""
-    shapes = (shape for path, shape in setup.shapes.items() if "batch_stats/" not in path)
-    return sum(int(np.prod(shape)) for shape in shapes)
+    """Count the parameters."""
+    return sum(math.prod(x) for path, x in setup.shapes.items() if "batch_stats/" not in path)
 
 
 def print_parameters(setup: Setup, state: Any) -> None:
-    """Print the parameter table, how many are trained, and how init_from was used.
-
-    Args:
-      setup: of the variant.
-      state: shapes and shardings of a TrainState.
-    """
+    """Print the parameters of a state, or of its shapes, and how freeze and init_from set them."""
     print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     total, trained = num_params(setup), num_trained(setup)
     fresh = " at random values, as there is no init_from" * (setup.weights is None)

@@ -12,42 +12,31 @@ from jax.sharding import Mesh, NamedSharding
 
 from vit_jax.augment import augment
 from vit_jax.evaluation.metrics import Sums
+from vit_jax.training.optim import map_paths
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a run carries from step to step.
+    """State of a run."""
 
-    Attributes:
-      step: int32, number of updates done.
-      params: nested dict of float32 arrays.
-      batch_stats: running statistics of BatchNorm, {} for models without.
-      opt_state: of the optimizer.
-      plateau: state of `optim.Plateau`, or None; its `scale` multiplies the updates.
-      ema: moving averages {"params", "batch_stats"}, or None.
-      sums: training loss and accuracy since the last log row.
-      grad_norm: of the last step, over the trained parameters, before clipping.
-      bad_step: int32, number of the first update with a non-finite loss or gradient, else -1.
-    """
-
-    step: jax.Array
-    params: Any
-    batch_stats: Any
+    step: jax.Array  # int32, number of updates done
+    params: Any  # nested dict of float32 arrays
+    batch_stats: Any  # running statistics of BatchNorm, {} for models without
     opt_state: Any
-    plateau: Any
-    ema: Any
-    sums: Sums
-    grad_norm: jax.Array
-    bad_step: jax.Array
+    plateau: Any  # state of `optim.Plateau`, or None; its `scale` multiplies the updates
+    ema: Any  # moving averages {"params", "batch_stats"}, or None
+    sums: Sums  # training loss and accuracy since the last log entry
+    grad_norm: jax.Array  # of the last step, over the trained parameters, before clipping
+    bad_step: jax.Array  # int32, the first update with a non-finite loss or gradient, else -1
 
     @property
     def variables(self) -> dict:
-        """What the model is applied with: {"params", "batch_stats"}."""
+        """Variables of the model: {"params", "batch_stats"}."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def eval_variables(self) -> dict:
-        """What is evaluated: the moving averages where there are any."""
+        """Variables to evaluate: the moving averages where there are any."""
         return self.variables if self.ema is None else self.ema
 
 
@@ -55,19 +44,13 @@ class TrainState:
 def init(model, key: jax.Array, images: jax.Array) -> dict:
     """Initialise the variables of a model; equal models are traced once.
 
-    Args:
-      model: of `models.build`.
-      key: of all that is random.
-      images: [1, height, width, channels], of which only the shape matters.
+    Of the images [1, height, width, channels], only the shape matters.
     """
     return dict(model.init(key, images))
 
 
 def make_init(model, optimizer: optax.GradientTransformation, config, plateau=None):
-    """Make (key, images) -> the TrainState before the first step.
-
-    `images` is one batch [1, height, width, channels], of which only the shape matters.
-    """
+    """Make (key, images) -> the TrainState before the first step, with images as in `init`."""
 
     def first_state(key, images):
         variables = {"batch_stats": {}} | init(model, key, images)
@@ -96,18 +79,18 @@ def make_train_step(
 ):
     """Make the training step, (state, key, batch) -> state: one optimizer update.
 
-    `key` is the run's; the step's own is folded from it, so nothing random is stored. `batch`
-    holds uint8 "image" [b, h, w, c] and int32 "label" [b]. The training accuracy of mixed images
-    counts the class with the larger share.
+    `key` is the run's; the step's own is folded from it. `batch` holds uint8 "image" [b, h, w, c]
+    and int32 "label" [b]. The training accuracy of mixed images counts the class with the larger
+    share.
 
     Args:
       model: maps images to logits.
       optimizer: of the trained parameters.
       config: resolved.
       trained: paths of the trained parameters; None: all. The others keep every bit.
-      on_features: `model` maps features to logits, and "image" holds those, [b, d].
-      micro_batches: into which the batch is split, taken one after another.
-      mesh: over whose axis "data" the batch is split; None: over no other than the compiler's.
+      on_features: `model` maps features to logits, and "image" holds features [b, d].
+      micro_batches: into which the batch is split.
+      mesh: whose axis "data" splits the batch; None: the compiler splits it.
     """
     gradients = _make_gradients(model, config, trained, micro_batches, mesh)
 
@@ -124,11 +107,11 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         if state.plateau is not None:
             updates = optax.tree.scale(state.plateau.scale, updates)
-        params = jax.tree_util.tree_map_with_path(
-            lambda path, p, u: optax.apply_updates(p, u) if _in(path, trained) else p,
-            state.params,
-            updates,
-        )
+
+        def updated(path, p, u):
+            return optax.apply_updates(p, u) if trained is None or path in trained else p
+
+        params = map_paths(updated, state.params, updates)
         grad_norm = optax.tree.norm(grads)
         bad = ~(jnp.isfinite(sums.loss.total) & jnp.isfinite(grad_norm))
         return TrainState(
@@ -147,15 +130,12 @@ def make_train_step(
 
 
 def make_multi_step(train_step, split: NamedSharding):
-    """Make a step that takes several, (state, key, batches) -> the state after them.
+    """Make a multi-step, (state, key, batches) -> the state after several of `train_step`.
 
-    `batches` holds the images and labels of the whole set, [n, ...]; "rows" [k, ..., b], those of
-    each of up to k batches; and "count", how many of these to take. One program does any number:
-    the results do not depend on how the steps are divided.
-
-    Args:
-      train_step: (state, key, batch) -> state.
-      split: of a batch.
+    `batches` holds "image" and "label" of the whole dataset, [n, ...]; "rows" [k, ..., b], the
+    indices of up to k batches; and "count", the number of batches to take. One program serves any
+    number, so the results do not depend on how the steps are grouped into calls. `split` is the
+    sharding of a batch.
     """
 
     def multi_step(state, key, batches):
@@ -171,11 +151,11 @@ def make_multi_step(train_step, split: NamedSharding):
 
 
 def _loss(model, config, trained, params, batch_stats, keys, images, targets):
-    """Return the mean loss, and (new statistics, sums)."""
-    # Here, so that the backward pass ends where nothing below is trained.
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, p: p if _in(path, trained) else jax.lax.stop_gradient(p), params
-    )
+    """Compute the mean loss, and (new statistics, sums)."""
+    # Here, so that the backward pass ends at the lowest trained layer.
+    if trained is not None:
+        frozen = jax.lax.stop_gradient
+        params = map_paths(lambda path, p: p if path in trained else frozen(p), params)
     logits, changed = model.apply(
         {"params": params, "batch_stats": batch_stats},
         images,
@@ -190,20 +170,16 @@ def _loss(model, config, trained, params, batch_stats, keys, images, targets):
     return losses.mean(), (changed.get("batch_stats", {}), sums)
 
 
-def _in(path, trained):
-    return trained is None or jax.tree_util.keystr(path, simple=True, separator="/") in trained
-
-
 def _make_gradients(model, config, trained, micro_batches, mesh):
-    """Return (params, batch_stats, keys, images, targets) -> (gradients, statistics, sums)."""
+    """Make (params, batch_stats, keys, images, targets) -> (gradients, statistics, sums)."""
     if mesh is not None and hasattr(model, "axis_name"):  # batch statistics are of all devices
         model = model.clone(axis_name="data")
     grad = jax.grad(functools.partial(_loss, model, config, trained), has_aux=True)
     gradients = functools.partial(_of_batch, grad, micro_batches)
     if mesh is None:
         return gradients
-    # Every device by itself: the compiler would sum the gradients of every micro-batch, and of what
-    # `layers.convolve` takes at a time, over them.
+    # Every device by itself: the compiler would all-reduce the gradients of every micro-batch, and
+    # of every chunk of `layers.convolve`.
     whole, split = jax.P(), jax.P("data")
     return jax.shard_map(
         functools.partial(_of_device, gradients),
@@ -215,7 +191,7 @@ def _make_gradients(model, config, trained, micro_batches, mesh):
 
 
 def _of_batch(grad, micro_batches, params, batch_stats, *examples):
-    """Return the mean gradients of a batch, which is taken in micro-batches."""
+    """Compute the mean gradients of a batch in micro-batches."""
     if micro_batches == 1:
         grads, (batch_stats, sums) = grad(params, batch_stats, *examples)
         return grads, batch_stats, sums
@@ -232,7 +208,7 @@ def _of_batch(grad, micro_batches, params, batch_stats, *examples):
 
 
 def _of_device(gradients, params, batch_stats, *examples):
-    """Return the mean over the devices of the gradients of each device's share of a batch."""
+    """Average the gradients of each device's shard of a batch over the devices."""
     grads, batch_stats, sums = gradients(params, batch_stats, *examples)
     return jax.lax.pmean(grads, "data"), batch_stats, jax.lax.psum(sums, "data")
 
@@ -240,9 +216,9 @@ def _of_device(gradients, params, batch_stats, *examples):
 def _moving_average(state, params, batch_stats, decay):
     if state.ema is None:
         return None
-    # A short memory at first, so that the random start does not linger (as in TensorFlow's EMA).
+    # A short memory at first, so that the initial values do not linger (as in TensorFlow's EMA).
     decay = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
     new = {"params": params, "batch_stats": batch_stats}
     average = optax.incremental_update(new, state.ema, 1.0 - decay)
-    # What does not change is not to be rounded either.
+    # Values that do not change are not rounded.
     return jax.tree.map(lambda n, old, a: jnp.where(n == old, old, a), new, state.ema, average)

@@ -18,7 +18,7 @@ from vit_jax.config.rules import validate
 from vit_jax.data import load_data
 from vit_jax.runtime import processes, sharding
 from vit_jax.runtime.errors import UserError, truncate_repr
-from vit_jax.runtime.files import write_atomically
+from vit_jax.runtime.files import read_json, write_atomically
 from vit_jax.runtime.signals import StopSignal
 from vit_jax.storage import run_folder
 from vit_jax.storage.reuse import find_identical, take_over
@@ -33,19 +33,17 @@ ACCURACIES = ("train_accuracy", "val_accuracy", "test_accuracy")
 
 
 def make_variants(config: Config, sweep: dict[str, dict], given: set[str]) -> dict:
-    """Returns {variant: resolved, valid config}.
+    """Make {variant: resolved, valid config}.
 
     Args:
-      config: the experiment's, with the command line's overrides.
+      config: of the experiment, with the command line's overrides.
       sweep: {variant: {"section.key": value}}; empty for a single variant called "base".
       given: the keys that the command line overrides.
 
-    Raises:
-      UserError: a variant is invalid, badly named, or overrides a key of the command line.
+    Raises UserError if a variant is invalid, badly named, or overrides a key of the command line.
     """
-    sweep = sweep or {"base": {}}
     configs = {}
-    for name, overrides in sweep.items():
+    for name, overrides in (sweep or {"base": {}}).items():
         if not re.fullmatch(r"[\w.+-]+", name):
             raise UserError(f"variant {name!r} must be named with letters, digits, '_.+-' only")
         if not isinstance(overrides, dict):
@@ -59,26 +57,24 @@ def make_variants(config: Config, sweep: dict[str, dict], given: set[str]) -> di
         configs[name] = _resolve(variant, given | set(overrides))
         validate(configs[name])
         if clash := given & set(overrides):
-            validate(_resolve(config, given))  # a wrong value is the better complaint
-            raise UserError(
-                f"--config.{min(clash)} has no effect, because variant {name} sets {min(clash)} "
-                "itself"
-            )
+            validate(_resolve(config, given))  # the message on a wrong value is more helpful
+            key = min(clash)
+            what = f"variant {name} sets {key} itself"
+            raise UserError(f"--config.{key} has no effect, because {what}")
     return configs
 
 
 def _resolve(config, given):
-    weights = None
-    if config.init_from:
-        try:
-            folder = pathlib.Path(config.init_from).expanduser()
-            weights = pretrained.read_info(folder)["settings"]
-        except UserError as error:
-            raise UserError(f"init_from={config.init_from}: {error}") from None
-        except (OSError, ValueError, RuntimeError):  # too long, unspeakable, of an unknown user
-            path = truncate_repr(config.init_from)
-            raise UserError(f"init_from={path} cannot be the path of a folder") from None
-    return settings.resolve(config, weights, given)
+    if not config.init_from:
+        return settings.resolve(config, None, given)
+    try:
+        info = pretrained.read_info(pathlib.Path(config.init_from).expanduser())
+    except UserError as error:
+        raise UserError(f"init_from={config.init_from}: {error}") from None
+    except (OSError, ValueError, RuntimeError):  # too long, with a null byte, of an unknown user
+        path = truncate_repr(config.init_from)
+        raise UserError(f"init_from={path} cannot be the path of a folder") from None
+    return settings.resolve(config, info["settings"], given)
 
 
 def run_sweep(
@@ -93,22 +89,22 @@ def run_sweep(
     hooks: Hooks | None = None,
     reuse: bool = True,
 ) -> None:
-    """Trains what is not finished yet and writes the results.
+    """Train the unfinished runs of an experiment and write the results.
 
     Args:
-      experiment: the name that results.json carries.
+      experiment: name, for results.json.
       configs: {variant: resolved, valid config}.
       sweep: {variant: overrides}, for results.json.
-      published: {source: the order that it found}, to stand beside ours.
+      published: {source: the order of variants that it found}, for the report.
       workdir: of the experiment.
       only: train this variant alone and write no results; None for all.
-      stop: the signals' state.
+      stop: asked after every call of the training step.
       arguments: of the command line, for the report.
-      hooks: callbacks, which draw and write the report.
+      hooks: callbacks, which draw the figures and write the report.
       reuse: take over identical finished runs of the folders next to `workdir`.
 
     Raises:
-      UserError: bad input, in one sentence.
+      UserError: a setting, the data or the workdir is not usable.
     """
     if only is not None and only not in configs:
         raise UserError(f"--variant={only} is unknown: use one of {', '.join(configs)}")
@@ -117,15 +113,20 @@ def run_sweep(
         tempfile.TemporaryFile(dir=workdir).close()
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written to: {error.strerror}") from None
-    _check_experiment(workdir, experiment)
+    before = read_json(workdir / "results.json").get("experiment", experiment)
+    if before != experiment:
+        raise UserError(
+            f"--workdir={workdir} holds the results of {before}, which {experiment} would "
+            "overwrite: choose another"
+        )
     chosen = {name: c for name, c in configs.items() if only in (None, name)}
-    for name, config in chosen.items():  # settings that clash are told before hours are spent
-        for seed in seeds_of(config):
-            run_folder.read_summary(run_folder.run_path(workdir, name, seed), config, seed)
+    for name, config in chosen.items():  # settings that clash are reported before hours are spent
+        for seed, folder in _folders(workdir, name, config).items():
+            run_folder.read_summary(folder, config, seed)
     hooks = hooks or Hooks()
     summaries, runner = {}, _Runner(chosen, workdir, stop, hooks, reuse)
     if next(iter(configs.values())).sharding.distributed:
-        runner.start()  # for this process to know whether it is the first, even if all is finished
+        _ = runner.mesh  # started, to know which process is the first even if all is finished
     for name, config in chosen.items():
         summaries[name] = runner.summaries(name, config)
     if processes.is_first():
@@ -140,25 +141,14 @@ def run_sweep(
     processes.wait()  # while the first one draws
 
 
-def seeds_of(config: Config) -> range:
-    """Returns the seeds of a config's runs."""
-    return range(config.seed, config.seed + config.train.num_seeds)
-
-
-def _check_experiment(workdir, experiment):
-    try:
-        before = json.loads((workdir / "results.json").read_text())["experiment"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # no table yet, or none that would be missed
-    if before != experiment:
-        raise UserError(
-            f"--workdir={workdir} holds the results of {before}, which {experiment} would "
-            "overwrite: choose another"
-        )
+def _folders(workdir, name, config):
+    """Map the seeds of a variant to the folders of its runs."""
+    seeds = range(config.seed, config.seed + config.train.num_seeds)
+    return {seed: run_folder.run_path(workdir, name, seed) for seed in seeds}
 
 
 def make_row(name: str, overrides: dict, summaries: list[dict]) -> dict:
-    """Returns a variant's row of results.json from its seeds' summaries."""
+    """Make a variant's row of results.json from its seeds' summaries."""
     row = {"variant": name, "overrides": overrides}
     row |= {key: summaries[0][key] for key in ("num_params", "num_trainable_params")}
     for key in ACCURACIES:
@@ -166,14 +156,14 @@ def make_row(name: str, overrides: dict, summaries: list[dict]) -> dict:
         std = float(np.std(values, ddof=1)) if len(values) > 1 else None
         row[key] = {"mean": float(np.mean(values)), "std": std, "values": values}
     speeds = [s["images_per_second"] for s in summaries if s["images_per_second"] is not None]
-    row |= {"images_per_second": float(np.mean(speeds)) if speeds else None}
+    row["images_per_second"] = float(np.mean(speeds)) if speeds else None
     if reused := [s["reused_from"] for s in summaries if "reused_from" in s]:
         row["reused_from"] = reused
-    if any("legs" in summary for summary in summaries):  # of a run that was lengthened
-        row["epochs"] = summaries[0]["epochs"]
-        row["legs"] = []
-        for epochs in sorted({leg["epochs"] for s in summaries for leg in s.get("legs", [])}):
-            same = [leg for s in summaries for leg in s.get("legs", []) if leg["epochs"] == epochs]
+    stages = [stage for summary in summaries for stage in summary.get("legs", [])]
+    if stages:  # of a run that was lengthened
+        row |= {"epochs": summaries[0]["epochs"], "legs": []}
+        for epochs in sorted({stage["epochs"] for stage in stages}):
+            same = [stage for stage in stages if stage["epochs"] == epochs]
             if len(same) == len(summaries):  # else it was not the length of all seeds
                 row["legs"].append(make_row(name, overrides, same) | {"epochs": epochs})
     return row
@@ -182,7 +172,7 @@ def make_row(name: str, overrides: dict, summaries: list[dict]) -> dict:
 class _Runner:
     """Starts the devices, loads the data and builds programs, each when first needed.
 
-    A sweep that is finished needs none of them, and so answers at once.
+    A finished sweep needs none of them and returns at once.
     """
 
     def __init__(self, configs, workdir, stop, hooks, reuse):
@@ -193,27 +183,17 @@ class _Runner:
     @functools.cached_property
     def mesh(self):
         trains = [config.train for config in self._configs.values()]
+        sizes = [train.batch_size // (train.accumulation_steps or 1) for train in trains]
         sharding_config = next(iter(self._configs.values())).sharding
-        sharding.start(
-            sharding_config.distributed,
-            sharding_config.cpu_devices,
-            math.gcd(*(train.batch_size // (train.accumulation_steps or 1) for train in trains)),
-        )
+        sharding.start(sharding_config.distributed, sharding_config.cpu_devices, math.gcd(*sizes))
         if sharding_config.distributed:
             self._stop.share(processes.reached_stop)
         return sharding.make_mesh()
 
-    def start(self):
-        """Start the devices, where they are not needed yet."""
-        return self.mesh
-
     def summaries(self, name, config):
-        """Return the summaries of a variant's seeds, training those that are not finished."""
-        folders = {
-            seed: run_folder.run_path(self._workdir, name, seed) for seed in seeds_of(config)
-        }
+        """Read the summaries of a variant's seeds, after training those that are not finished."""
         summaries, unfinished = {}, {}
-        for seed, folder in folders.items():
+        for seed, folder in _folders(self._workdir, name, config).items():
             if processes.is_first():
                 run_folder.discard_damage(folder)
             processes.wait()
@@ -223,7 +203,7 @@ class _Runner:
                 continue
             print(f"{name} seed {seed}: finished before, not trained again", flush=True)
             if processes.is_first() and not (folder / "test_report.txt").exists():
-                self._hooks.on_run_end(folder)  # it was killed before this
+                self._hooks.on_run_end(folder)  # the run was killed before this
         if unfinished:
             self._train(name, config, unfinished, summaries)
         return list(summaries.values())
@@ -274,18 +254,17 @@ class _Runner:
     def _load(self, config):
         key = json.dumps(config.data.to_dict(), sort_keys=True)
         if key not in self._data:
-            self._data.clear()  # before the next dataset takes its room
+            self._data.clear()  # before the next dataset takes its memory
             started = time.monotonic()
             self._hooks.on_event("load_data", 0)
             self._data = {key: load_data(config.data, self.mesh)}
             print(f"data loaded in {time.monotonic() - started:.1f} s", flush=True)
-            # Before hours are spent on the first variant, and so that no table is made of two sets.
+            # Before hours are spent on the first variant; no table compares different data.
             for name, other in self._configs.items():
                 if other.data == config.data:
                     setup = make_setup(other, self._data[key], self.mesh)
                     if other is config:  # which is trained next
                         self._setup = {name: setup}
-                    for seed in seeds_of(other):
-                        folder = run_folder.run_path(self._workdir, name, seed)
+                    for folder in _folders(self._workdir, name, other).values():
                         run_folder.check_data(folder, setup.fingerprint)
         return self._data[key]
