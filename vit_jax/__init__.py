@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vit_jax.cli.train_api import Results, train
+    from vit_jax.cli.train import Results, train
     from vit_jax.config.loading import Experiment, load_config
     from vit_jax.explain.model import Model, evaluate, explain, load_model, predict
     from vit_jax.runtime.errors import UserError
@@ -20,14 +20,14 @@ STARTED = time.monotonic()  # start-up times are measured from here, imports inc
 _HOMES = {
     "Experiment": "vit_jax.config.loading",
     "Model": "vit_jax.explain.model",
-    "Results": "vit_jax.cli.train_api",
+    "Results": "vit_jax.cli.train",
     "UserError": "vit_jax.runtime.errors",
     "evaluate": "vit_jax.explain.model",
     "explain": "vit_jax.explain",  # the package itself is callable
     "load_config": "vit_jax.config.loading",
     "load_model": "vit_jax.explain.model",
     "predict": "vit_jax.explain.model",
-    "train": "vit_jax.cli.train_api",
+    "train": "vit_jax.cli.train",
 }
 __all__ = [
     "Experiment",

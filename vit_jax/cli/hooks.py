@@ -1,8 +1,5 @@
 """Figures and reports during and after training, as callbacks of the training loop."""
 
-import pathlib
-from collections.abc import Callable, Sequence
-
 from vit_jax import models
 from vit_jax.runtime import processes, sharding
 from vit_jax.runtime.errors import UserError
@@ -17,11 +14,10 @@ class ReportHooks(Hooks):
     """
 
     def __init__(self):
-        """Draw nothing yet."""
         self._viewers = {}
 
-    def on_evaluation(self, run, trainer, variables: Callable[[], dict], count: int) -> None:
-        """Log what the model makes of the first validation images, every so many evaluations."""
+    def on_evaluation(self, run, trainer, variables, count):
+        """Log figures of the first validation images every `log.figures_every` evaluations."""
         config = trainer.setup.config
         if not config.log.figures_every or count % config.log.figures_every:
             return
@@ -35,14 +31,13 @@ class ReportHooks(Hooks):
             if run.folder not in self._viewers:
                 dtype = sharding.dtype_of(config.train.dtype)
                 model = models.build(config.model, len(names), dtype)
-                viewer = figures.Viewer(run.title, config, model, names)
-                self._viewers[run.folder] = viewer
+                self._viewers[run.folder] = figures.Viewer(run.title, config, model, names)
             viewer = self._viewers[run.folder]
             seen = viewer.see(host_variables, images, [names[label] for label in labels])
             run.writer.write_images(trainer.step, figures.training_figures(seen))
         processes.wait()
 
-    def on_run_end(self, folder: pathlib.Path) -> None:
+    def on_run_end(self, folder):
         """Draw curves and confusion matrix, and write test_report.txt."""
         from vit_jax.explain import scores
         from vit_jax.report import write_figures
@@ -51,15 +46,7 @@ class ReportHooks(Hooks):
         scores.remove(folder / "figures" / "explanation")  # of an earlier stage of the run
         write_figures(folder)
 
-    def on_sweep_end(
-        self,
-        workdir: pathlib.Path,
-        results: dict,
-        summaries: dict[str, list[dict]],
-        published: dict[str, str],
-        configs: dict,
-        arguments: Sequence[str],
-    ) -> None:
+    def on_sweep_end(self, workdir, results, summaries, published, configs, arguments):
         """Write table, charts and report.html; explain the best run; print the table."""
         from vit_jax.report import Sweep, write_report
 
@@ -72,7 +59,7 @@ class ReportHooks(Hooks):
         print(f"\n{table}\n\n{workdir / 'results.md'}\n{workdir / 'report.html'}", flush=True)
 
 
-def _explain(sweep, config, explained) -> bool:
+def _explain(sweep, config, explained):
     """Explain the best run if it is a ViT; return whether anything changed.
 
     `explained` is the number of images that were asked for when that was last done.
