@@ -19,7 +19,7 @@ _BATCH_SIZE = 8  # attention weights are large: 22 MB of an image in a B/16 at 2
 
 
 def token_layout(config: Config) -> tuple[tuple[int, int], bool]:
-    """Return the rows and columns of patches, and whether the first token is the class token."""
+    """Compute the rows and columns of patches, and whether the first token is the class token."""
     if config.model.name != "vit":
         return (0, 0), False
     side = config.data.image_size // config.model.patch_size
@@ -37,7 +37,6 @@ class Model(Classifier):
     def __init__(
         self, source: Path, options: Mapping[str, Any] | None = None, needs_head: bool = True
     ):
-        """Reads what the weights are, as `Classifier` does."""
         super().__init__(source, options, needs_head)
         self.grid, self.has_cls = token_layout(self.config)
 
@@ -46,10 +45,7 @@ class Model(Classifier):
         return f"<vit_jax.Model {self.name}: {self.config.model.name}, {num_classes} classes>"
 
     def attention(self, images: Images) -> np.ndarray:
-        """Compute the attention weights.
-
-        Args:
-          images: as for `predict`.
+        """Compute the attention weights of images as in `read_images`.
 
         Returns:
           float32 [n, depth, heads, tokens, tokens]; rows are queries. The class token, where there
@@ -60,7 +56,7 @@ class Model(Classifier):
           UserError: an image cannot be used, or the model is a ResNet.
         """
         self._check_attention()
-        model: Any = self.make_model()
+        model = self.make_model()
 
         def attention(variables, inputs):
             inside = model.apply(variables, inputs, capture=True)[1]
@@ -74,7 +70,7 @@ class Model(Classifier):
         """Compute how much each patch contributes to the model's answer.
 
         Args:
-          images: as for `predict`.
+          images: as in `read_images`.
           method: "gradient_rollout" (what speaks for the target class), "rollout" or "last_layer"
             (the mean of the last layer's heads).
           target: index or name of a class, one for all images or one for each; None: the predicted
@@ -88,25 +84,21 @@ class Model(Classifier):
         """
         if method not in METHODS:
             raise UserError(f"method={method!r} is unknown: use one of {', '.join(METHODS)}")
-        uses_gradients, targets = method == "gradient_rollout", ()
-        if uses_gradients:
+        if method == "gradient_rollout":
             self.check_head()
         elif target is not None:
             raise UserError(f"target has no effect with method={method!r}")
         self._check_attention()
-        if target is not None:
-            targets = (self._class_indices(target, len(as_list(images))),)
-        model: Any = self.make_model()
+        targets = () if target is None else (self._class_indices(target, len(as_list(images))),)
+        model = self.make_model()
 
         def relevance(variables, inputs, *classes):
-            if uses_gradients:
-                _, inside, gradients = models.attention_gradients(
-                    model, variables, inputs, *classes
-                )
+            if method == "gradient_rollout":
+                _, inside, grads = models.attention_gradients(model, variables, inputs, *classes)
             else:
-                inside, gradients = model.apply(variables, inputs, capture=True)[1], []
+                inside, grads = model.apply(variables, inputs, capture=True)[1], []
             return attribution.explanation(
-                METHODS[method], inside["attention"], gradients, self.grid, self.has_cls
+                METHODS[method], inside["attention"], grads, self.grid, self.has_cls
             )
 
         name = f"{method} of {'the target' if targets else 'the prediction'}"
@@ -116,8 +108,8 @@ class Model(Classifier):
         if self.config.model.name != "vit":
             raise UserError(f"{self.name} is a {self.config.model.name}, which has no attention")
 
-    def _class_indices(self, target, count) -> np.ndarray:
-        """Return the class of each of `count` images, int32 [count]."""
+    def _class_indices(self, target, count):
+        """Find the class of each of `count` images, int32 [count]."""
         targets = [target] * count if np.ndim(target) == 0 else list(target)
         if len(targets) != count:
             raise UserError(f"there are {len(targets)} targets for {count} images: give one each")
