@@ -18,15 +18,16 @@ PUBLISHED = {
 }
 
 
-def get_config():
-    """Returns the experiment's settings."""
-    config = presets.cifar10_vit()
-    config.train.epochs = 200.0
+def get_config(profile=""):
+    """Build the base config of all variants."""
+    config = presets.cifar10_vit(profile)
+    if not profile:
+        config.train.epochs = 200.0
     return config
 
 
 def sweep():
-    """Returns the variants."""
+    """Name the variants: settings that differ from the base config."""
     grey = {"augment.fill": 128}  # what moved pixels uncover; black borders would stand out
     return {
         "baseline": {"augment.kind": "baseline"},

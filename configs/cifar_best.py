@@ -12,7 +12,7 @@ from vit_jax.config import presets
 
 
 def get_config():
-    """Returns the experiment's settings."""
+    """Build the base config of all variants."""
     config = presets.cifar10_vit()
     config.augment.kind = "strong"
     config.augment.fill = 128  # what moved pixels uncover; black borders would stand out

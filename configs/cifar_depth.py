@@ -8,11 +8,11 @@ Measured so far, reduced, on two CPU cores: docs/results/cifar_depth.md.
 from vit_jax.config import presets
 
 
-def get_config():
-    """Returns the experiment's settings."""
-    return presets.cifar10_vit()
+def get_config(profile=""):
+    """Build the base config of all variants."""
+    return presets.cifar10_vit(profile)
 
 
 def sweep():
-    """Returns the variants."""
+    """Name the variants: settings that differ from the base config."""
     return {f"depth_{number}": {"model.depth": number} for number in (2, 4, 6, 8, 12)}

@@ -16,13 +16,13 @@ PUBLISHED = {
 }
 
 
-def get_config():
-    """Returns the experiment's settings."""
-    return presets.cifar10_vit()
+def get_config(profile=""):
+    """Build the base config of all variants."""
+    return presets.cifar10_vit(profile)
 
 
 def sweep():
-    """Returns the variants."""
+    """Name the variants: settings that differ from the base config."""
     return {
         "plain": {},
         "differential": {

@@ -11,13 +11,13 @@ Measured so far, reduced, on two CPU cores: docs/results/cifar_dropout.md.
 from vit_jax.config import presets
 
 
-def get_config():
-    """Returns the experiment's settings."""
-    return presets.cifar10_vit()
+def get_config(profile=""):
+    """Build the base config of all variants."""
+    return presets.cifar10_vit(profile)
 
 
 def sweep():
-    """Returns the variants."""
+    """Name the variants: settings that differ from the base config."""
     keys = ("model.dropout_rate", "model.attention_dropout_rate")
     rates = {
         "none": (0.0, 0.0),

@@ -12,17 +12,23 @@ Measured so far, reduced (docs/results/cifar_model.md): early in training the sh
 from vit_jax.config import presets
 
 
-def get_config():
-    """Returns the experiment's settings."""
-    return presets.cifar10_vit()
+def get_config(profile=""):
+    """Build the base config of all variants."""
+    return presets.cifar10_vit(profile)
 
 
-def sweep():
-    """Returns the variants."""
+def sweep(profile=""):
+    """Name the variants: settings that differ from the base config."""
     shapes = {
         "config_1": (8, 256, 8, 512),
         "config_2": (4, 384, 6, 768),
         "config_3": (14, 192, 6, 384),
     }
+    if profile == "cpu":
+        shapes = {
+            "config_1": (6, 192, 6, 384),
+            "config_2": (3, 288, 6, 576),
+            "config_3": (10, 144, 6, 288),
+        }
     keys = ("model.depth", "model.hidden_size", "model.num_heads", "model.mlp_dim")
     return {name: dict(zip(keys, shape, strict=True)) for name, shape in shapes.items()}

@@ -12,11 +12,11 @@ PUBLISHED = {
 }
 
 
-def get_config():
-    """Returns the experiment's settings."""
-    return presets.cifar10_vit()
+def get_config(profile=""):
+    """Build the base config of all variants."""
+    return presets.cifar10_vit(profile)
 
 
 def sweep():
-    """Returns the variants."""
+    """Name the variants: settings that differ from the base config."""
     return {f"patch_{size}": {"model.patch_size": size} for size in (2, 4, 8)}

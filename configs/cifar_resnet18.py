@@ -13,7 +13,7 @@ PUBLISHED = {
 
 
 def get_config():
-    """Returns the experiment's settings."""
+    """Build the base config of all variants."""
     config = presets.cifar10()
     config.model.name = "resnet18"
     config.model.stem = "cifar"

@@ -13,7 +13,7 @@ from vit_jax.config import presets
 
 
 def get_config():
-    """Returns the experiment's settings."""
+    """Build the base config of all variants."""
     config = presets.cifar10()
     config.data.examples_per_class = 100
     config.augment.kind = "none"

@@ -9,7 +9,7 @@ from vit_jax.config import presets
 
 
 def get_config():
-    """Returns the experiment's settings."""
+    """Build the base config of all variants."""
     config = presets.cifar10_vit()
     config.model.dropout_rate = 0.2
     config.optim.warmup_epochs = 0.0

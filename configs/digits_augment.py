@@ -12,7 +12,7 @@ from vit_jax.config import presets
 
 
 def get_config():
-    """Returns the experiment's settings."""
+    """Build the base config of all variants."""
     config = presets.digits_vit()
     config.augment.kind = "baseline"
     config.augment.crop_padding = 0
@@ -23,7 +23,7 @@ def get_config():
 
 
 def sweep():
-    """Returns the variants."""
+    """Name the variants: settings that differ from the base config."""
     shift, turn = {"augment.crop_padding": 1}, {"augment.rotation_degrees": 15.0}
     return {
         "none": {"augment.kind": "none"},

@@ -9,10 +9,10 @@ from vit_jax.config import presets
 
 
 def get_config():
-    """Returns the experiment's settings."""
+    """Build the base config of all variants."""
     return presets.digits_vit()
 
 
 def sweep():
-    """Returns the variants."""
+    """Name the variants: settings that differ from the base config."""
     return {f"patch_{size}": {"model.patch_size": size} for size in (1, 2, 4)}

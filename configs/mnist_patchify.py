@@ -12,12 +12,12 @@ from vit_jax.config import presets
 
 
 def get_config():
-    """Returns the experiment's settings."""
+    """Build the base config of all variants."""
     config = presets.mnist_vit()
     config.train.num_seeds = 3
     return config
 
 
 def sweep():
-    """Returns the variants."""
+    """Name the variants: settings that differ from the base config."""
     return {kind: {"model.patchify": kind} for kind in ("conv", "manual")}

@@ -14,7 +14,7 @@ from vit_jax.config import presets
 
 
 def get_config():
-    """Returns the experiment's settings."""
+    """Build the base config of all variants."""
     config = presets.finetune()
     config.data.name = "folder"
     config.data.dir = "sports100"

@@ -14,8 +14,10 @@ from tiny_weights import save_weights
 
 from vit_jax import config as settings
 from vit_jax import data, models
+from vit_jax.config.loading import load_config
 from vit_jax.config.rules import validate
 from vit_jax.runtime import sharding
+from vit_jax.runtime.errors import UserError
 from vit_jax.training import sweep
 from vit_jax.training.optim import make_plateau
 
@@ -140,3 +142,21 @@ def test_cifar_vit_is_the_model_it_stands_for():
     ) == (config.model.to_dict())
     assert (config.optim.name, config.optim.learning_rate) == ("adamw", 1e-3)
     assert config.optim.schedule == "reduce_on_plateau"
+
+
+@pytest.mark.parametrize("name", ["cifar_patch", "cifar_pos_embed", "cifar_model", "cifar_augment"])
+def test_cpu_profiles_shrink_the_model_and_keep_the_question(name):
+    """All variants get the same passes over all images, and one of them is the shared run."""
+    full, small = (load_config(name, profile=profile) for profile in (None, "cpu"))
+    assert small.name == f"{name}_cpu" and small.variants.keys() == full.variants.keys()
+    configs = sweep.make_variants(small.config, small.variants, set())
+    assert {config.train.epochs for config in configs.values()} == {20.0}
+    assert all(config.data.train_examples == 0 for config in configs.values())
+    base = load_config("cifar_patch", profile="cpu").config
+    (shared,) = sweep.make_variants(base, {}, set()).values()
+    assert shared in configs.values()
+
+
+def test_an_unknown_profile_is_refused():
+    with pytest.raises(UserError, match="the profile 'tpu' is unknown: use cpu"):
+        load_config("cifar_patch:tpu")

@@ -211,7 +211,7 @@ def test_a_lengthened_run_equals_one_of_that_length(tmp_path, monkeypatch):
     (folder / "summary.json").write_text(json.dumps(earlier))  # killed within the second leg
     with pytest.raises(UserError, match="is not finished"):
         pretrained.load(folder)
-    with pytest.raises(UserError, match="finish it before going on"):
+    with pytest.raises(UserError, match="finish it before lengthening"):
         run(tmp_path / "legs", train__epochs=20.0, **constant)
 
 

@@ -82,6 +82,7 @@ class Results:
 def train(
     config: Experiment | Config | str | os.PathLike[str],
     workdir: str | os.PathLike[str] | None = None,
+    reuse: bool = True,
 ) -> Results:
     """Train every variant and seed of an experiment, and write its table and report.
 
@@ -92,6 +93,8 @@ def train(
       config: of `load_config`, or its path; or a config made from `vit_jax.config.get_config()`,
         which trains as a single variant "base".
       workdir: folder of all outputs; None: runs/NAME.
+      reuse: take over identical finished runs (same settings, data and seed) of the folders next
+        to `workdir` instead of training them again.
 
     Raises:
       UserError: a setting is invalid, or data or outputs cannot be read or written.
@@ -106,14 +109,14 @@ def train(
         config = Experiment(pathlib.Path(workdir or "experiment").absolute().name, config)
     with quiet_libraries(), StopSignal(owns_process=False) as stop:
         try:
-            return Results.read(_run_experiment(config, workdir, stop))
+            return Results.read(_run_experiment(config, workdir, stop, reuse))
         except SystemExit as stopped:
             if stopped.code != 128 + signal.SIGINT:
                 raise
             raise KeyboardInterrupt("training stopped: the same call resumes") from None
 
 
-def _run_experiment(experiment, workdir, stop, variant=None, arguments=(), hooks=None):
+def _run_experiment(experiment, workdir, stop, reuse, variant=None, arguments=(), hooks=None):
     """Train an experiment, or one variant without a table; return the output folder."""
     from vit_jax.cli.hooks import ReportHooks
     from vit_jax.training import sweep
@@ -129,6 +132,7 @@ def _run_experiment(experiment, workdir, stop, variant=None, arguments=(), hooks
         stop,
         arguments,
         hooks or ReportHooks(),
+        reuse,
     )
     return folder
 
@@ -162,6 +166,11 @@ def _run(arguments, hooks):
     )
     parser.add_argument("--workdir", help="output folder; default: runs/<config's name>")
     parser.add_argument("--variant", help="train this variant alone, and write no table")
+    parser.add_argument(
+        "--no-reuse",
+        action="store_true",
+        help="train runs of which an identical finished one lies next to the work folder",
+    )
     options, overrides = parser.parse_with_overrides(arguments)
     paths = options.config or []
     if len(paths) != 1:
@@ -176,8 +185,8 @@ def _run(arguments, hooks):
     from vit_jax.runtime.signals import StopSignal
 
     try:
-        workdir, variant = options.workdir, options.variant
-        _run_experiment(experiment, workdir, StopSignal(), variant, arguments, hooks)
+        workdir, variant, reuse = options.workdir, options.variant, not options.no_reuse
+        _run_experiment(experiment, workdir, StopSignal(), reuse, variant, arguments, hooks)
     except Exception as error:
         if processes.count() == 1:
             raise

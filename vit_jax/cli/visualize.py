@@ -129,7 +129,7 @@ def _read_images(model, args):
 def _draw_augment(argv):
     """Draw a contact sheet of augmented images; return its path in a list."""
     parser = command.Parser(description=__doc__)
-    parser.add_argument("--config", type=pathlib.Path, required=True, help="config file")
+    parser.add_argument("--config", required=True, help="config file, or name of a bundled config")
     parser.add_argument("--out", type=pathlib.Path, help="FILE.png; default: CONFIG_augment.png")
     parser.add_argument("--draws", type=int, default=3, help="per variant (default 3)")
     parser.add_argument("--rows", type=int, default=8, help="one image of a class each (default 8)")
@@ -137,15 +137,15 @@ def _draw_augment(argv):
     for name in ("draws", "rows"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name}={getattr(args, name)} must be at least 1")
-    out = args.out or pathlib.Path(f"{args.config.stem}_augment.png")
-    if out.suffix != ".png":
-        raise UserError(f"--out={out} must be the name of an image, ending in .png")
-    if not out.parent.is_dir():
-        raise UserError(f"--out={out}: {out.parent} is not a folder")
     from vit_jax.config.loading import load_config
     from vit_jax.training import sweep
 
     experiment = load_config(args.config, overrides)
+    out = args.out or pathlib.Path(f"{experiment.name}_augment.png")
+    if out.suffix != ".png":
+        raise UserError(f"--out={out} must be the name of an image, ending in .png")
+    if not out.parent.is_dir():
+        raise UserError(f"--out={out}: {out.parent} is not a folder")
     variants = sweep.make_variants(experiment.config, experiment.variants, set(overrides))
     _draw_sheet(variants, args.rows, args.draws, out)
     return [out]

@@ -98,7 +98,7 @@ def _execute(path, profile):
         if "get_config" not in contents:
             raise UserError(f"--config={path} has no function get_config()")
         config = _call(contents["get_config"], path, profile)
-        variants = contents["sweep"]() if "sweep" in contents else {}
+        variants = _sweep(contents.get("sweep"), profile)
     except UserError:
         raise
     except Exception as error:  # whatever the user's code may raise
@@ -124,6 +124,14 @@ def _execute(path, profile):
     ):
         raise UserError(f"PUBLISHED of --config={path} must be a dict of strings: source to order")
     return config, variants, published
+
+
+def _sweep(sweep, profile):
+    """Call `sweep`, with the profile if it takes an argument; {} without a sweep."""
+    if sweep is None:
+        return {}
+    takes_profile = profile is not None and inspect.signature(sweep).parameters
+    return sweep(profile) if takes_profile else sweep()
 
 
 def _call(get_config, path, profile):

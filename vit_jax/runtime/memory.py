@@ -1,4 +1,4 @@
-"""Memory that runs out, and what the C library does with what was freed."""
+"""Out-of-memory errors, and how the C library manages freed memory."""
 
 import ctypes
 import functools
@@ -8,12 +8,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def keep_freed() -> None:
-    """Has the C library keep what is freed; call it before threads are started.
+    """Make glibc keep freed memory for the next step; call it before threads are started.
 
-    A step's buffers are some hundred MB, which glibc would give to the kernel after every step and
-    ask for again: a fifth of ResNet18's step on a CPU went into clearing pages. All threads share
-    one pool, since only the first one grows beyond 64 MiB. Its lock is no loss on a CPU: few
-    threads ask for memory while a step computes.
+    By default, glibc returns a step's buffers, some hundred MB, to the kernel after every step:
+    clearing their pages again took a fifth of ResNet18's step on a CPU. All threads share one
+    arena, because the others cannot grow beyond 64 MiB.
     """
     if mallopt := _function("mallopt"):
         mallopt(_M_ARENA_MAX, 1)
@@ -22,10 +21,10 @@ def keep_freed() -> None:
 
 
 def hand_back() -> None:
-    """Gives the kernel what is free.
+    """Return free memory to the kernel.
 
-    Call it once in many steps, the next of which takes up to 20 ms longer: small objects in places
-    that larger ones have left make the pool grow, by half in a hundred steps.
+    Call it once in many steps: fragmentation grows the arena, by half in a hundred steps, but the
+    next step takes up to 20 ms longer.
     """
     if trim := _function("malloc_trim"):
         trim(0)
@@ -33,7 +32,7 @@ def hand_back() -> None:
 
 def ran_out(error: BaseException) -> bool:
     """Check whether an exception means that this machine's or a device's memory is full."""
-    import jax  # not before its settings are made
+    import jax  # not before the entry point has set its environment
 
     on_device = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
     return on_device or isinstance(error, MemoryError)
@@ -41,4 +40,4 @@ def ran_out(error: BaseException) -> bool:
 
 @functools.cache  # each CDLL is garbage that refers to itself
 def _function(name):
-    return getattr(ctypes.CDLL(None), name, None)  # None on other systems than glibc's
+    return getattr(ctypes.CDLL(None), name, None)  # None without glibc

@@ -1,4 +1,4 @@
-"""Devices: their start, the mesh, and which array lies where."""
+"""Devices: start-up, the mesh, and the sharding of arrays."""
 
 import dataclasses
 import math
@@ -15,27 +15,27 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.runtime import files, processes
 
-_WHOLE_BELOW = 4096  # numbers; of smaller arrays there is nothing to gain
+_WHOLE_BELOW = 4096  # elements; sharding smaller arrays gains nothing
 
 CACHE_BYTES = 2 * 2**30  # of compiled programs; the least recently used go first
 
 
 def start(distributed: bool, cpu_devices: int, divides: int) -> None:
-    """Prepares JAX's devices; call it before anything else touches them.
+    """Prepare JAX's devices; call it before anything else touches them.
 
-    Compiled programs are kept for the next start, in `compiled_folder`; JAX_COMPILATION_CACHE_DIR
-    says another place, JAX_ENABLE_COMPILATION_CACHE=false none.
+    Compiled programs are cached in `compiled_folder`, or in JAX_COMPILATION_CACHE_DIR;
+    JAX_ENABLE_COMPILATION_CACHE=false disables the cache.
 
     Args:
-      distributed: join the other processes of this run. JAX finds them by itself under SLURM,
-        Open MPI, Kubernetes and on TPU pods; elsewhere it reads JAX_COORDINATOR_ADDRESS,
+      distributed: connect to the other processes of this run. JAX detects them under SLURM, Open
+        MPI, Kubernetes and on TPU pods; elsewhere it reads JAX_COORDINATOR_ADDRESS,
         JAX_NUM_PROCESSES and JAX_PROCESS_ID.
-      cpu_devices: devices that the CPU is split into, in every process; 0 takes one per core,
-        which trains faster than one device with as many threads. Processes share the cores.
-      divides: the number of all CPU devices must divide this (the batch size).
+      cpu_devices: CPU devices of every process; 0: one per core, which trains faster than one
+        device with as many threads. Processes on the same machine share the cores.
+      divides: a multiple of the number of all CPU devices (the batch size).
 
     Raises:
-      UserError: the other processes cannot be found.
+      UserError: the other processes are unknown.
     """
     if distributed:
         processes.join()
@@ -46,7 +46,8 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
     share = math.gcd(divides // processes.count(), processes.cores_each(cores))
     flags = os.environ.get("XLA_FLAGS", "")
     if "collective_call_terminate_timeout" not in flags:
-        # XLA would abort when a device waits 40 s for another, which happens on a busy machine.
+        # XLA aborts when a device waits 40 s for another, as on a busy machine. Only a flag can
+        # change that.
         os.environ["XLA_FLAGS"] = (
             f"{flags} --xla_cpu_collective_call_terminate_timeout_seconds={24 * 3600}"
             f" --xla_cpu_collective_call_warn_stuck_timeout_seconds={3600}"
@@ -55,7 +56,7 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
         try:
             jax.config.update("jax_num_cpu_devices", cpu_devices or share)
         except RuntimeError:
-            pass  # JAX is running already, as in a notebook: keep the devices that it has
+            pass  # JAX has started already, as in a notebook: keep its devices
     named = jax.config.values["jax_compilation_cache_dir"] is not None
     if not named and (folder := compiled_folder()) is not None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -64,10 +65,10 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
 
 
 def compiled_folder() -> pathlib.Path | None:
-    """Returns the folder of compiled programs; None for users without home.
+    """Get the folder of compiled programs for this model of CPU; None for users without a home.
 
-    Each kind of CPU has its own: a home may be shared by machines, and JAX tells apart accelerators
-    only, so that a CPU would be given instructions that it lacks.
+    Machines may share a home, and JAX's cache keys tell accelerators apart but not CPUs: one would
+    run instructions that it lacks.
     """
     base = files.cache_folder()
     kind = zlib.crc32("".join(_cpu_lines("model name", "flags", "Features")).encode())
@@ -75,30 +76,30 @@ def compiled_folder() -> pathlib.Path | None:
 
 
 def make_mesh() -> Mesh:
-    """Returns a mesh of all devices with one axis, `data`.
+    """Make a mesh of all devices with one axis, `data`.
 
-    Auto axes: the compiler chooses intermediate layouts; JAX's default, explicit axes, would
-    demand a sharding at every tile and concatenation of the model.
+    Auto axes: the compiler chooses intermediate shardings. JAX's default, explicit axes, needs a
+    sharding at every tile and concatenation of the model.
     """
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of an array of which every device holds a copy."""
+    """Sharding of an array of which every device holds a copy."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of an array whose first axis is split over `data`."""
+    """Sharding of an array whose first axis is split over `data`."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def of_state(mesh: Mesh, shapes, fsdp: bool):
-    """Returns the sharding of every array of a state: whole on every device or, with `fsdp`, split.
+    """Choose the sharding of every array of a state: replicated or, with `fsdp`, sharded.
 
-    An array is then split along its largest dimension that the number of devices divides (fully
+    A sharded array is split along its largest dimension that the number of devices divides (fully
     sharded data parallelism: Rajbhandari et al. 2020, stage 3; Zhao et al. 2023). Small arrays,
-    and those without such a dimension, stay whole.
+    and those without such a dimension, are replicated.
     """
 
     def rule(x):
@@ -112,7 +113,7 @@ def of_state(mesh: Mesh, shapes, fsdp: bool):
 
 
 def bytes_per_device(shapes) -> int:
-    """Return the bytes per device of a tree of arrays or of their shapes, with shardings."""
+    """Compute the bytes per device of a tree of arrays, or of shapes with shardings."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(shapes)
@@ -121,9 +122,9 @@ def bytes_per_device(shapes) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class OfSeeds:
-    """How the arrays of several seeds at once lie: stacked states, batches [s, b, ...].
+    """Shardings for vectorised seeds: stacked states, batches [s, b, ...].
 
-    `whole_seeds` tells that every device has seeds of its own, and needs no other device.
+    With `whole_seeds`, every device trains seeds of its own and needs no other device.
     """
 
     whole_seeds: bool
@@ -132,50 +133,50 @@ class OfSeeds:
 
 
 def of_seeds(mesh: Mesh, num_seeds: int) -> OfSeeds:
-    """Returns whole seeds on every device where their number allows it, else split batches."""
+    """Shard by seeds if the number of devices divides theirs, else split the batches."""
     if num_seeds % mesh.size == 0:
         return OfSeeds(True, split(mesh), split(mesh))
     return OfSeeds(False, replicated(mesh), NamedSharding(mesh, PartitionSpec(None, "data")))
 
 
 def settle(tree):
-    """Returns `tree`, on the CPU when it has been computed.
+    """Block until `tree` is computed, on the CPU only; return it.
 
-    Steps that run ahead on several CPU devices fill XLA's few threads with computations that wait
-    for a collective, whose other side then finds no thread: an evaluation of 40 batches hung so.
-    Elsewhere running ahead is what keeps the device busy.
+    On several CPU devices, steps that are dispatched ahead fill XLA's few threads with
+    computations that wait for a collective, whose other side then has no thread: an evaluation of
+    40 batches deadlocked. Elsewhere, asynchronous dispatch keeps the device busy.
     """
     return jax.block_until_ready(tree) if jax.default_backend() == "cpu" else tree
 
 
 def put_replicated(mesh: Mesh, tree):
-    """Copies a tree of arrays, equal in every process, to every device of the mesh."""
+    """Replicate a tree of arrays, equal in every process, on every device of the mesh."""
     return put(tree, jax.tree.map(lambda _: replicated(mesh), tree))
 
 
 def put(tree, shardings):
-    """Lays a tree of arrays, equal in every process, on the devices as `shardings` says."""
+    """Put a tree of arrays, equal in every process, on the devices with these shardings."""
 
     def of_leaf(x, sharding):
         host = np.asarray(x)
-        # `device_put` would compare the arrays of the processes first, at the cost of sending them.
+        # `device_put` would first send the arrays between processes to compare them.
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     return jax.tree.map(of_leaf, tree, shardings)
 
 
 def put_split(mesh: Mesh, tree):
-    """Makes global arrays from this process's rows, split over `data` along the first axis."""
+    """Make global arrays, split over `data`, from the examples of this process."""
     sharding = split(mesh)
 
-    def put(rows):
-        return jax.make_array_from_process_local_data(sharding, np.asarray(rows))
+    def put(examples):
+        return jax.make_array_from_process_local_data(sharding, np.asarray(examples))
 
     return jax.tree.map(put, tree)
 
 
 def to_host(tree):
-    """Returns NumPy arrays of global arrays, those that are split over processes included."""
+    """Fetch global arrays, also those that are sharded over processes, as NumPy arrays."""
 
     def fetch(x):
         if x.is_fully_addressable or x.is_fully_replicated:
@@ -186,7 +187,7 @@ def to_host(tree):
 
 
 def describe_devices() -> str:
-    """Returns e.g. "8 x NVIDIA H100" or "2 x cpu (AMD EPYC)"."""
+    """Describe the devices, as "8 x NVIDIA H100" or "2 x cpu (AMD EPYC)"."""
     kind = jax.devices()[0].device_kind
     if jax.default_backend() == "cpu":
         names = _cpu_lines("model name") or [platform.processor() or platform.machine()]
@@ -195,7 +196,7 @@ def describe_devices() -> str:
 
 
 def _cpu_lines(*keys):
-    """Returns what Linux tells of the first CPU under some of these keys."""
+    """Read the values of these keys for the first CPU in /proc/cpuinfo."""
     cpu = pathlib.Path("/proc/cpuinfo")
     text = cpu.read_text().split("\n\n")[0] if cpu.exists() else ""
     pairs = [line.partition(":") for line in text.splitlines()]
@@ -203,7 +204,7 @@ def _cpu_lines(*keys):
 
 
 def dtype_of(name: str) -> jnp.dtype:
-    """Returns the type that `config.train.dtype` stands for on these devices."""
+    """Resolve `config.train.dtype`, whose "auto" depends on the devices."""
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)

@@ -1,4 +1,4 @@
-"""Writers of metrics: JSON lines, TensorBoard, Weights & Biases."""
+"""Metric writers: JSON lines, TensorBoard, Weights & Biases."""
 
 import contextlib
 import io
@@ -18,7 +18,7 @@ from vit_jax.runtime.files import append, naming_file, warn, write_atomically
 
 
 def read_jsonl(path: pathlib.Path) -> list[dict]:
-    """Returns the rows of a JSON-lines file; a last line cut off by a kill is left out."""
+    """Read the entries of a JSON-lines file, without a last line that a kill cut off."""
     rows = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
@@ -28,54 +28,70 @@ def read_jsonl(path: pathlib.Path) -> list[dict]:
     return rows
 
 
-class JsonlWriter:
-    """One row per call in `metrics.jsonl`: {"step": int, name: number, ...}.
+class MetricWriter:
+    """Base class of the writers; each overrides what it supports."""
+
+    def write_scalars(self, step: int, scalars: dict) -> None:
+        """Write {name: number}."""
+
+    def write_images(self, step: int, images: dict) -> None:
+        """Write {name: uint8 image [height, width, 3 or 1]}."""
+
+    def write_hparams(self, hparams: dict) -> None:
+        """Write the hyperparameters of the run: numbers, strings and bools."""
+
+    def flush(self) -> None:
+        """Wait until everything is on disk."""
+
+    def close(self) -> None:
+        """Flush and close."""
+
+
+class JsonlWriter(MetricWriter):
+    """Scalars in `metrics.jsonl`, a line per call: {"step": int, name: number, ...}.
 
     Attributes:
-      lines: all of them, those included that are not on disk yet.
+      lines: all lines, including those that are not on disk yet.
     """
 
     def __init__(self, path: pathlib.Path, lines: list[str]):
-        """Makes the file hold these lines alone; warns if it has lost some of them."""
+        """Make the file hold exactly these lines; warn if it has lost some of them."""
         text = "".join(lines).encode()
         before = path.read_bytes() if path.exists() else None
         if lines and (before is None or not before.startswith(text)):
-            what = "missing" if before is None else "damaged"
-            warn(f"{path} is {what}: its rows are written again from the checkpoint")
+            problem = "missing" if before is None else "damaged"
+            warn(f"{path} is {problem}: its lines are restored from the checkpoint")
         if before != text:
             write_atomically(path, text.decode())
         self.lines = list(lines)
         self._path, self._written = path, len(lines)
         self._file = path.open("ab", buffering=0)
 
-    def write_scalars(self, step: int, scalars: dict) -> None:
-        """Appends a row."""
+    def write_scalars(self, step, scalars):
+        """Append a line."""
         self.lines.append(json.dumps({"step": step} | scalars) + "\n")
 
-    def write_images(self, step: int, images: dict) -> None:
-        """Leaves images to TensorBoard."""
-
-    def write_hparams(self, hparams: dict) -> None:
-        """Leaves hyperparameters to TensorBoard and config.json."""
-
-    def flush(self) -> None:
-        """Returns when the rows are on disk."""
+    def flush(self):
+        """Write and sync the lines that are not on disk yet."""
         with naming_file(self._path):
             append(self._file, "".join(self.lines[self._written :]).encode())
             os.fsync(self._file.fileno())
         self._written = len(self.lines)
 
-    def close(self) -> None:
-        """Flushes and closes the file."""
+    def close(self):
+        """Flush and close the file."""
         with self._file:
             self.flush()
 
 
-class TensorBoardWriter:
-    """Event files, written with the `tensorboard` package without TensorFlow."""
+class TensorBoardWriter(MetricWriter):
+    """Event files, written with the `tensorboard` package and without TensorFlow.
+
+    Every event is written at once.
+    """
 
     def __init__(self, folder: pathlib.Path, step: int):
-        """Opens a new event file; TensorBoard will hide earlier files' events after `step`."""
+        """Open a new event file; TensorBoard will hide earlier files' events after `step`."""
         # Imported here, because it costs half a second.
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.plugins.hparams import summary_v2 as hparams_summary
@@ -100,64 +116,61 @@ class TensorBoardWriter:
     def _add(self, step, values):
         self._write(step=step, summary=self._summary.Summary(value=values))
 
-    def write_scalars(self, step: int, scalars: dict) -> None:
-        """Writes numbers; "train/loss" and "val/loss" land in groups of their own."""
+    def write_scalars(self, step, scalars):
+        """Write numbers; TensorBoard groups them by the part of the name before "/"."""
         self._add(
             step,
             [self._summary.Summary.Value(tag=k, simple_value=float(v)) for k, v in scalars.items()],
         )
 
-    def write_images(self, step: int, images: dict) -> None:
-        """Writes pictures: uint8 [height, width, 3 or 1] each."""
+    def write_images(self, step, images):
+        """Write images as PNG."""
         from PIL import Image
 
         values = []
         for tag, pixels in images.items():
             buffer = io.BytesIO()
             Image.fromarray(np.squeeze(pixels)).save(buffer, "png")
-            picture = self._summary.Summary.Image(
+            image = self._summary.Summary.Image(
                 height=pixels.shape[0],
                 width=pixels.shape[1],
                 encoded_image_string=buffer.getvalue(),
             )
-            values.append(self._summary.Summary.Value(tag=tag, image=picture))
+            values.append(self._summary.Summary.Value(tag=tag, image=image))
         self._add(step, values)
 
-    def write_hparams(self, hparams: dict) -> None:
-        """Writes the hyperparameters, numbers, strings and bools, of this run."""
+    def write_hparams(self, hparams):
+        """Write hyperparameters for TensorBoard's HParams page."""
         plain = {k: v if isinstance(v, int | float | bool) else str(v) for k, v in hparams.items()}
         summary = self._hparams.hparams_pb(plain)
         self._add(0, list(summary.value))
 
-    def flush(self) -> None:
-        """Leaves it to the system: every event is written at once."""
-
-    def close(self) -> None:
-        """Closes the file."""
+    def close(self):
+        """Close the file."""
         self._file.close()
 
 
-class WandbWriter:
-    """A run on Weights & Biases, by its package; WANDB_MODE=offline keeps it on this machine."""
+class WandbWriter(MetricWriter):
+    """A run on Weights & Biases; WANDB_MODE=offline keeps it on this machine."""
 
     def __init__(self, folder: pathlib.Path):
-        """Opens the run, or goes on with it; its project is the experiment's folder.
+        """Start or resume the run; its project is the name of the experiment's folder.
 
-        Raises UserError if the package cannot, for want of a key or of the network.
+        Raises UserError without a key or network.
         """
         import wandb  # pyright: ignore[reportMissingImports]  (optional)
 
         *_, project, variant, seed = folder.absolute().parts
-        number = folder / "wandb_id"  # the same run after a kill, and no other's
-        if not number.exists():
-            write_atomically(number, uuid.uuid4().hex)
+        run_id = folder / "wandb_id"  # resumes the same run after a kill
+        if not run_id.exists():
+            write_atomically(run_id, uuid.uuid4().hex)
         self._wandb: Any = wandb
         try:
             self._run = wandb.init(
                 project=project,
                 group=variant,
                 name=f"{variant}/{seed}",
-                id=number.read_text(),
+                id=run_id.read_text(),
                 resume="allow",
                 dir=folder,
             )
@@ -166,36 +179,32 @@ class WandbWriter:
             raise UserError(
                 f"Weights & Biases: {reason}; WANDB_MODE=offline keeps the run on this machine"
             ) from None
-        # Their own count never goes back, as ours may where the last rows are done again.
+        # Their own step never goes back, but a resumed run repeats the steps after its checkpoint.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
-    def write_scalars(self, step: int, scalars: dict) -> None:
-        """Sends numbers."""
+    def write_scalars(self, step, scalars):
+        """Send numbers."""
         self._run.log({"step": step} | scalars)
 
-    def write_images(self, step: int, images: dict) -> None:
-        """Sends pictures: uint8 [height, width, 3 or 1] each."""
+    def write_images(self, step, images):
+        """Send images."""
         sent = {tag: self._wandb.Image(np.squeeze(pixels)) for tag, pixels in images.items()}
         self._run.log({"step": step} | sent)
 
-    def write_hparams(self, hparams: dict) -> None:
-        """Sends the settings of the run."""
+    def write_hparams(self, hparams):
+        """Send the settings of the run."""
         self._run.config.update(hparams, allow_val_change=True)
 
-    def flush(self) -> None:
-        """Leaves it to the package, which writes in the background."""
-
-    def close(self) -> None:
-        """Returns when everything is sent or, offline, written; tells if the run has failed."""
+    def close(self):
+        """Wait until everything is sent or, offline, written; report whether the run failed."""
         self._run.finish(exit_code=int(isinstance(sys.exception(), Exception)))
 
 
-class MultiWriter:
-    """Passes every call on to several writers."""
+class MultiWriter(MetricWriter):
+    """Forwards every call to several writers; to none in all but the first process."""
 
-    def __init__(self, writers: list):
-        """Takes the writers; none at all is fine, as in all but the first process."""
+    def __init__(self, writers: list[MetricWriter]):
         self._writers = writers
 
     @property
@@ -203,28 +212,28 @@ class MultiWriter:
         """The lines of metrics.jsonl; none in all but the first process."""
         return next((w.lines for w in self._writers if isinstance(w, JsonlWriter)), [])
 
-    def write_scalars(self, step: int, scalars: dict) -> None:
-        """Passes numbers on."""
+    def write_scalars(self, step, scalars):
+        """Forward numbers."""
         for writer in self._writers:
             writer.write_scalars(step, scalars)
 
-    def write_images(self, step: int, images: dict) -> None:
-        """Passes uint8 images on."""
+    def write_images(self, step, images):
+        """Forward images."""
         for writer in self._writers:
             writer.write_images(step, images)
 
-    def write_hparams(self, hparams: dict) -> None:
-        """Passes hyperparameters on."""
+    def write_hparams(self, hparams):
+        """Forward hyperparameters."""
         for writer in self._writers:
             writer.write_hparams(hparams)
 
-    def flush(self) -> None:
-        """Returns when everything is on disk."""
+    def flush(self):
+        """Flush all."""
         for writer in self._writers:
             writer.flush()
 
-    def close(self) -> None:
-        """Closes all, also if one fails."""
+    def close(self):
+        """Close all, even if one fails."""
         with contextlib.ExitStack() as stack:
             for writer in reversed(self._writers):
                 stack.callback(writer.close)
@@ -238,20 +247,20 @@ def make_writer(
     active: bool,
     lines: list[str],
 ) -> MultiWriter:
-    """Returns the writer of a run that goes on after `step`.
+    """Make the writer of a run that resumes after `step`.
 
     Args:
       folder: of the run.
-      step: the last one that is done.
-      tensorboard: whether to write event files too.
-      wandb: whether to send all to Weights & Biases too.
-      active: False in all processes but the first, which then write nothing.
-      lines: of metrics.jsonl up to there.
+      step: the last completed one.
+      tensorboard: whether to write event files.
+      wandb: whether to log to Weights & Biases.
+      active: whether to write anything: True in the first process only.
+      lines: of metrics.jsonl up to `step`.
 
     Raises:
       UserError: Weights & Biases cannot be reached.
     """
-    writers = []
+    writers: list[MetricWriter] = []
     if active and wandb:  # first, because it may fail
         writers.append(WandbWriter(folder))
     if active:

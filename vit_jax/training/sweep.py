@@ -21,6 +21,7 @@ from vit_jax.runtime.errors import UserError, truncate_repr
 from vit_jax.runtime.files import write_atomically
 from vit_jax.runtime.signals import StopSignal
 from vit_jax.storage import run_folder
+from vit_jax.storage.reuse import find_identical, take_over
 from vit_jax.training.compiled import compile_steps
 from vit_jax.training.features import FeatureCache
 from vit_jax.training.hooks import Hooks
@@ -90,6 +91,7 @@ def run_sweep(
     stop: StopSignal,
     arguments: Sequence[str] = (),
     hooks: Hooks | None = None,
+    reuse: bool = True,
 ) -> None:
     """Trains what is not finished yet and writes the results.
 
@@ -103,6 +105,7 @@ def run_sweep(
       stop: the signals' state.
       arguments: of the command line, for the report.
       hooks: callbacks, which draw and write the report.
+      reuse: take over identical finished runs of the folders next to `workdir`.
 
     Raises:
       UserError: bad input, in one sentence.
@@ -120,7 +123,7 @@ def run_sweep(
         for seed in seeds_of(config):
             run_folder.read_summary(run_folder.run_path(workdir, name, seed), config, seed)
     hooks = hooks or Hooks()
-    summaries, runner = {}, _Runner(chosen, workdir, stop, hooks)
+    summaries, runner = {}, _Runner(chosen, workdir, stop, hooks, reuse)
     if next(iter(configs.values())).sharding.distributed:
         runner.start()  # for this process to know whether it is the first, even if all is finished
     for name, config in chosen.items():
@@ -164,6 +167,8 @@ def make_row(name: str, overrides: dict, summaries: list[dict]) -> dict:
         row[key] = {"mean": float(np.mean(values)), "std": std, "values": values}
     speeds = [s["images_per_second"] for s in summaries if s["images_per_second"] is not None]
     row |= {"images_per_second": float(np.mean(speeds)) if speeds else None}
+    if reused := [s["reused_from"] for s in summaries if "reused_from" in s]:
+        row["reused_from"] = reused
     if any("legs" in summary for summary in summaries):  # of a run that was lengthened
         row["epochs"] = summaries[0]["epochs"]
         row["legs"] = []
@@ -180,8 +185,9 @@ class _Runner:
     A sweep that is finished needs none of them, and so answers at once.
     """
 
-    def __init__(self, configs, workdir, stop, hooks):
+    def __init__(self, configs, workdir, stop, hooks, reuse):
         self._configs, self._workdir, self._stop, self._hooks = configs, workdir, stop, hooks
+        self._reuse = reuse
         self._data, self._setup = {}, {}  # one entry each: the last one used
 
     @functools.cached_property
@@ -230,6 +236,10 @@ class _Runner:
         if name not in self._setup:
             self._setup = {name: make_setup(config, data, self.mesh)}
         setup, cache = self._setup[name], FeatureCache()
+        if self._reuse:
+            folders = self._take_over(setup, folders, summaries)
+        if not folders:
+            return
         groups = seed_groups(setup, folders)
         steps = compile_steps(setup, len(groups[0]))  # all groups are of one size
         if processes.is_first():
@@ -241,6 +251,25 @@ class _Runner:
             for folder in group.values() if processes.is_first() else ():
                 self._hooks.on_run_end(folder)
             processes.wait()
+
+    def _take_over(self, setup, folders, summaries):
+        """Take over identical runs, put their summaries into `summaries`, return what is left."""
+        left = {}
+        for seed, folder in folders.items():
+            source = None
+            if processes.is_first() and run_folder.read_config(folder) is None:
+                source = find_identical(folder, setup.config, seed, setup.fingerprint)
+            if not processes.from_first(source is not None):
+                left[seed] = folder
+            elif source is not None:
+                summaries[seed] = take_over(source, folder)
+                self._hooks.on_run_end(folder)
+                name = run_folder.run_name(folder)
+                print(f"{name}: identical to {source}, taken over (--no-reuse trains it)")
+            processes.wait()
+            if seed not in left and source is None:
+                summaries[seed] = run_folder.read_summary(folder, setup.config, seed)
+        return left
 
     def _load(self, config):
         key = json.dumps(config.data.to_dict(), sort_keys=True)

@@ -1,0 +1,94 @@
+"""Identical finished runs next to the work folder are taken over; others are trained."""
+
+import json
+import shutil
+
+import pytest
+from tiny_configs import make_config
+from tiny_stop import Stop
+
+from vit_jax.cli.hooks import ReportHooks
+from vit_jax.training.hooks import Hooks
+from vit_jax.training.sweep import run_sweep
+
+CONFIG = dict(
+    train__epochs=1.0, train__batch_size=256, train__eval_batch_size=512, log__explain_images=0
+)
+
+
+class Counting(Hooks):
+    """Counts the runs that are trained."""
+
+    trained = 0
+
+    def on_event(self, event, step):
+        self.trained += event == "restore"
+
+
+def sweep(workdir, variant="base", hooks=None, reuse=True, **overrides):
+    hooks = hooks or Counting()
+    config = make_config(**CONFIG | overrides)
+    run_sweep(workdir.name, {variant: config}, {}, {}, workdir, None, Stop(), (), hooks, reuse)
+    return hooks
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """Returns the folder of a finished experiment."""
+    assert sweep(tmp_path / "first").trained == 1
+    return tmp_path / "first"
+
+
+def read(folder, name="summary.json"):
+    return json.loads((folder / name).read_text())
+
+
+def test_an_identical_run_is_taken_over_once(finished, capsys):
+    other = finished.parent / "second"
+    assert sweep(other, "learned_1d").trained == 0
+    assert "learned_1d seed 0: identical to" in capsys.readouterr().out
+    source, copy = finished / "base/seed_0", other / "learned_1d/seed_0"
+    before, after = read(source), read(copy)
+    assert after == before | {"name": "learned_1d", "reused_from": "first/base/seed_0"}
+    (row,) = read(other, "results.json")["rows"]
+    assert row["reused_from"] == ["first/base/seed_0"]
+    shutil.rmtree(finished)
+    assert sweep(other, "learned_1d").trained == 0  # it stands alone
+    # A copy can be lengthened, which checks its checkpoints and rows.
+    assert sweep(other, "learned_1d", train__epochs=2.0).trained == 1
+    assert read(copy)["steps"] == 2 * before["steps"]
+
+
+def test_the_report_names_the_source(finished):
+    other = finished.parent / "second"
+    sweep(other, hooks=ReportHooks())
+    assert "taken over from identical runs, first/base/seed_0" in (other / "results.md").read_text()
+    assert (other / "base/seed_0/figures/confusion.png").exists()
+
+
+def damage_summary(run):
+    (run / "summary.json").write_text((run / "summary.json").read_text() + " ")
+
+
+def damage_checkpoint(run):
+    path = max((run / "checkpoints").rglob("d/*"), key=lambda path: path.stat().st_size)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(optim__learning_rate=1e-2),
+        dict(seed=1),
+        dict(data__split_seed=1),  # other images
+        dict(reuse=False),
+        damage_summary,
+        damage_checkpoint,
+    ],
+    ids=["setting", "seed", "images", "no-reuse", "damaged-summary", "damaged-checkpoint"],
+)
+def test_other_or_damaged_runs_are_not_taken_over(finished, change):
+    if callable(change):
+        change(finished / "base/seed_0")
+        change = {}
+    assert sweep(finished.parent / "second", **change).trained == 1

@@ -1,0 +1,79 @@
+"""Identical finished runs of other experiments, taken over instead of being trained again."""
+
+import json
+import os
+import pathlib
+import shutil
+
+from vit_jax.config import Config
+from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.files import SUMS, first_damage, read_json, write_atomically
+from vit_jax.storage import run_folder
+
+
+def find_identical(
+    folder: pathlib.Path, config: Config, seed: int, fingerprint: dict
+) -> pathlib.Path | None:
+    """Find a finished run with the same settings, data and seed next to the work folder.
+
+    Args:
+      folder: of the run, WORKDIR/VARIANT/seed_K; runs in the folders next to WORKDIR are compared.
+      config: resolved, of the run.
+      seed: of the run.
+      fingerprint: of its data and initial weights.
+
+    Returns:
+      The folder of an intact run, or None.
+    """
+    workdir = folder.parents[1]
+    for other in sorted(workdir.parent.glob(f"*/*/{folder.name}")):
+        if other.parents[1] != workdir and _is_identical(other, config, seed, fingerprint):
+            return other
+    return None
+
+
+def _is_identical(folder, config, seed, fingerprint):
+    try:
+        record = run_folder.read_config(folder)
+        if record is None or record.get("data") != fingerprint or record.get("legs"):
+            return False
+        if run_folder.read_summary(folder, config, seed) is None:
+            return False
+    except UserError:  # other settings, or damaged
+        return False
+    verified = [folder, *(folder / "checkpoints").glob("[0-9]*")]
+    return all((path / SUMS).exists() and first_damage(path) is None for path in verified)
+
+
+def take_over(source: pathlib.Path, folder: pathlib.Path) -> dict:
+    """Copy a finished run to a folder that holds none, and return its summary.
+
+    Checkpoints become hard links where the file system allows it. `reused_from` in summary.json
+    names the source.
+    """
+    copy = folder.with_name(f"{folder.name}.copy")
+    shutil.rmtree(copy, ignore_errors=True)
+    ignore = shutil.ignore_patterns(".lock", "figures", "test_report.txt")
+    shutil.copytree(source, copy, copy_function=_link_checkpoint, ignore=ignore)
+    record = json.loads((copy / "config.json").read_text())
+    record["variant"] = folder.parent.name
+    write_atomically(copy / "config.json", json.dumps(record, indent=2) + "\n")
+    summary = read_json(copy / "summary.json") or {}
+    summary |= {
+        "name": folder.parent.name,
+        "reused_from": os.path.relpath(source, folder.parents[2]),
+    }
+    run_folder.write_results(copy, read_json(copy / "test_report.json") or {}, summary)
+    shutil.rmtree(folder, ignore_errors=True)
+    copy.rename(folder)
+    return summary
+
+
+def _link_checkpoint(source, target):
+    if "checkpoints" in pathlib.Path(source).parts:  # never changed once written
+        try:
+            os.link(source, target)
+            return target
+        except OSError:  # across file systems, or not supported
+            pass
+    return shutil.copy2(source, target)
