@@ -40,22 +40,13 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def parse_with_overrides(self, arguments: Sequence[str]) -> tuple[Any, dict[str, Any]]:
-        """Parse arguments and --config.SECTION.KEY=VALUE; raises UserError.
-
-        Returns:
-          The options, and {"section.key": value}.
-        """
+        """Parse options, and --config.SECTION.KEY=VALUE to {"section.key": value}."""
         overrides, others = split_overrides(arguments)
         return self.parse_args(others), overrides
 
 
-def main(
-    function: Callable[[Sequence[str]], int | None],
-) -> Callable[[Sequence[str] | None], int]:
-    """Decorate a command, which takes its arguments: without any, those of the process.
-
-    The result returns the exit status, as `run` does.
-    """
+def main(function: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
+    """Decorate a command to `run` with arguments, by default those of the process."""
 
     @functools.wraps(function)
     def decorated(argv: Sequence[str] | None = None) -> int:
@@ -65,10 +56,7 @@ def main(
 
 
 def run(command: Callable[[], int | None], training: bool = False) -> int:
-    """Run a command and return its exit status; a user's mistake is one line, status 1.
-
-    `training` is that of `describe_error`.
-    """
+    """Run a command and return its exit status; an error of `describe_error` is one line, 1."""
     # JAX and orbax log their internals, and the tracebacks of what they raise.
     logging.set_verbosity(logging.FATAL)
     memory.keep_freed()
@@ -94,10 +82,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]
     """Split a command line into overrides {"section.key": value} and all other arguments.
 
     Overrides are --config.SECTION.KEY=VALUE or --config.SECTION.KEY VALUE; a boolean setting
-    without a value becomes True.
-
-    Raises:
-      UserError: a setting is unknown, or a value is missing or of the wrong type.
+    without a value becomes True. Raises UserError for unknown settings and wrong values.
     """
     overrides, others, left = {}, [], list(arguments)
     while left:
@@ -120,7 +105,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]
 
 
 def _parse(default, text):
-    """Parse text as a value of the type of `default`; other text, which is refused, stays."""
+    """Parse text as a value of the type of `default`; invalid text stays as it is."""
     if isinstance(default, str):
         return text
     if isinstance(default, bool):

@@ -68,14 +68,14 @@ def evaluate_together(
     batches: Iterable[dict],
     stop: Callable[[], bool] = lambda: False,
 ) -> list[Result] | None:
-    """Evaluate `count` models on the same batches; the rest is as in `evaluate`.
+    """Evaluate `count` models on the same batches, without logits, otherwise as `evaluate`.
 
     Args:
       eval_step: jitted (variables, sums, batch) -> sums, of stacked variables and sums.
       variables: of the models, {"params", "batch_stats"} with arrays [count, ...].
       count: of the models.
-      batches: with "image", "label" and "mask".
-      stop: asked before every batch.
+      batches: as in `evaluate`.
+      stop: as in `evaluate`.
     """
     sums = jax.tree.map(lambda x: np.stack([x] * count), Sums.empty())
     for batch in batches:

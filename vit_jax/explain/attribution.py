@@ -1,4 +1,11 @@
-"""Attribution and inspection of a model: arrays in, arrays out."""
+"""Attribution and inspection of a model: arrays in, arrays out.
+
+Arguments that the functions share:
+  attention: layers, first to last, of weights [b, h, n, n] whose rows are queries.
+  gradients: of a logit with respect to each of these weights, of the same shapes.
+  grid: rows and columns of patches.
+  has_cls: whether token 0 is the class token. n must be the number of tokens, else ValueError.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -24,13 +31,11 @@ def rollout(
     differential attention has, count as 0.
 
     Args:
-      attention: layers, first to last, of weights [b, h, n, n] whose rows are queries.
       fusion: "mean", "max" or "min" over the heads.
       discard: fraction, in [0, 1), of a layer's weights that are set to 0 before I is added: of
         each image's fused map the lowest floor(discard * k), of the k entries outside the class
         token's column, so that every row still says how much comes from no patch. Of entries that
         are equal at the border, all stay.
-      has_cls: whether token 0 is the class token.
 
     Raises:
       ValueError: an unknown fusion, or `discard` outside of its range.
@@ -56,15 +61,6 @@ def gradient_rollout(
     The heads are fused to the mean of max(A * d logit / d A, 0), as in Chefer et al. 2021
     (arXiv:2103.15679); the rest is `rollout`. A product is positive where the weight, as it is,
     supports the class: that may be a negative weight of differential attention.
-
-    Args:
-      attention: layers, first to last, of weights [b, h, n, n].
-      gradients: of a logit with respect to each of these weights, of the same shapes.
-      discard: as for `rollout`.
-      has_cls: whether token 0 is the class token.
-
-    Raises:
-      ValueError: `discard` outside of its range, or not one gradient per layer.
     """
     # The products are taken in float32: bfloat16 would round them to 8 bits.
     products = (
@@ -97,18 +93,10 @@ def _without_lowest(fused, fraction, first):
 
 
 def patch_relevance(maps: jax.Array, grid: tuple[int, int], has_cls: bool) -> jax.Array:
-    """Reduce a map to the relevance of each patch, [..., rows, columns].
+    """Reduce maps [..., n, n], whose rows are output tokens, to patches: [..., rows, columns].
 
-    That is the row of the class token, the only token that the head sees; without one, the head
-    sees the mean of all tokens, and so it is the mean over all rows.
-
-    Args:
-      maps: [..., n, n] with output tokens as rows: a rollout, or the weights of heads.
-      grid: rows and columns of patches.
-      has_cls: whether token 0 is the class token.
-
-    Raises:
-      ValueError: n is not the number of tokens.
+    The relevance of a patch is in the row of the class token, the only token that the head sees;
+    without one, the head sees the mean of all tokens, and so it is the mean over all rows.
     """
     _check_tokens(maps.shape[-1], grid, has_cls)
     maps = jnp.asarray(maps, jnp.float32)
@@ -128,16 +116,8 @@ def explanation(
 ) -> jax.Array:
     """Compute the relevance of each patch, [b, rows, columns], by one of EXPLANATIONS.
 
-    Args:
-      name: "gradient rollout", which alone depends on a class; "rollout"; or "last layer", the mean
-        of its heads, with negative weights as 0.
-      attention: as for `rollout`.
-      gradients: as for `gradient_rollout`; the other explanations ignore them.
-      grid: rows and columns of patches.
-      has_cls: whether token 0 is the class token.
-
-    Raises:
-      ValueError: n is not the number of tokens.
+    "gradient rollout" alone depends on a class, and on `gradients`; "last layer" is the mean of
+    that layer's heads, with negative weights as 0.
     """
     if name == "gradient rollout":
         maps = gradient_rollout(attention, gradients, has_cls=has_cls)
@@ -157,18 +137,10 @@ def mean_attention_distance(
     """Compute the mean attention distance of each head, in pixels: [layers, h].
 
     Dosovitskiy et al. 2021 (arXiv:2010.11929), figure 7 and appendix D.7: the distances between
-    the centres of the query's and the keys' patches, weighted by attention, averaged over queries
-    and images. The class token is left out, as query and as key, and each row is divided by its
-    sum. Negative weights count as 0; a query without any positive weight is left out.
-
-    Args:
-      attention: layers of weights [b, h, n, n] whose rows are queries.
-      grid: rows and columns of patches.
-      patch_size: side of a patch in pixels.
-      has_cls: whether token 0 is the class token.
-
-    Raises:
-      ValueError: n is not the number of tokens.
+    the centres of the query's and the keys' patches, of `patch_size` pixels, weighted by attention,
+    averaged over queries and images. The class token is left out, as query and as key, and each row
+    is divided by its sum. Negative weights count as 0; a query without a positive weight is left
+    out.
     """
     places = np.argwhere(np.ones(grid)) * float(patch_size)  # [patches, 2]
     lengths = np.linalg.norm(places[:, None] - places[None], axis=-1)  # [patches, patches]
@@ -183,17 +155,10 @@ def mean_attention_distance(
 
 
 def position_similarity(table: jax.Array, grid: tuple[int, int], has_cls: bool) -> jax.Array:
-    """Compute the cosine similarity of position embeddings, [rows, columns, rows, columns].
+    """Compute cosine similarities of position embeddings [n, d]: [rows, columns, rows, columns].
 
-    Entry [i, j] is the map of patch (i, j) (Dosovitskiy et al. 2021, figure 7, centre).
-
-    Args:
-      table: position embeddings [n, d].
-      grid: rows and columns of patches.
-      has_cls: whether the table begins with the class token's, which is left out.
-
-    Raises:
-      ValueError: n is not the number of tokens.
+    Entry [i, j] is the map of patch (i, j) (Dosovitskiy et al. 2021, figure 7, centre). The class
+    token is left out.
     """
     _check_tokens(len(table), grid, has_cls)
     table = jnp.asarray(table, jnp.float32)[int(has_cls) :]

@@ -25,15 +25,7 @@ from vit_jax.runtime.files import write_atomically
 
 
 class Viewer:
-    """The insides of a model, however often its weights change, by one compiled program.
-
-    Attributes:
-      name: of the model, for titles.
-      config: resolved.
-      class_names: of the classes.
-      grid: rows and columns of patches.
-      has_cls: whether the first token is the class token.
-    """
+    """The insides of a model, however often its weights change, by one compiled program."""
 
     def __init__(self, name: str, config: Config, model: Any, class_names: Sequence[str]):
         self.name, self.config, self.class_names = name, config, class_names
@@ -54,10 +46,7 @@ class Viewer:
         return cls(model.name, model.config, model.make_model(), model.class_names)
 
     def see(self, variables: dict, images: np.ndarray, names: Sequence[str]) -> "Seen":
-        """Apply the model to images as stored, uint8 [b, side, side, channels].
-
-        `names` are those of the images: classes, or files.
-        """
+        """Apply the model to images as stored, uint8 [b, side, side, c], and their names."""
         logits, inside, gradients = jax.device_get(self._look(variables, images))
         predictions = [
             f"→ {short(self.class_names[int(row.argmax())])} {100 * row.max():.0f} %"
@@ -103,10 +92,9 @@ class Seen:
     @property
     def what(self) -> str:
         """Description of the maps of a layer, for titles."""
-        clipped = ", negative differences as 0" if "softmax_maps" in self.inside else ""
-        if self.viewer.has_cls:
-            return f"attention of the class token{clipped}"
-        return f"attention that a patch gets, mean over all patches{clipped}"
+        mean = "attention that a patch gets, mean over all patches"
+        text = "attention of the class token" if self.viewer.has_cls else mean
+        return text + ", negative differences as 0" * ("softmax_maps" in self.inside)
 
     def relevance(self, maps) -> np.ndarray:
         """Compute `attribution.patch_relevance` of maps [..., n, n]."""
@@ -234,10 +222,7 @@ def draw_figures(seen: Seen, kinds: Sequence[str], folder: pathlib.Path) -> list
 
 
 def training_figures(seen: Seen) -> dict[str, np.ndarray]:
-    """Draw the figures to follow during training, uint8 [height, width, 3] each.
-
-    They are attention rollout and, where they are learned, the positions; of a ResNet its kernels.
-    """
+    """Draw rollout and learned positions, or a ResNet's kernels: {name: uint8 [h, w, 3]}."""
     followed = ("attention_rollout", "positional_embeddings")
     kinds = [kind for kind in followed if kind in kinds_of(seen.viewer.config)]
     with tempfile.TemporaryDirectory() as folder:
@@ -247,16 +232,13 @@ def training_figures(seen: Seen) -> dict[str, np.ndarray]:
 
 
 def explain_run(run: pathlib.Path, data, count: int, folder: pathlib.Path) -> None:
-    """Draw the rollout of six test images of a finished run of a ViT, and score explanations.
+    """Draw the rollout of six test images of a ViT's finished run, and score explanations.
 
     Args:
       run: its folder.
       data: `config.data`, which says where the test images are now.
-      count: of the test images to score; 0: nothing is drawn, and scores.json is removed.
+      count: of the test images to score; 0: only remove earlier figures and scores.
       folder: for the figures and, written last, scores.json.
-
-    Raises:
-      UserError: the run or the data cannot be read.
     """
     scores.remove(folder)
     if not count:
@@ -283,10 +265,7 @@ def draw_scores(
 
 
 def draw_comparison(models_seen: Sequence[Seen], folder: pathlib.Path) -> None:
-    """Draw, for every image, the attention of every layer of several models.
-
-    Raises UserError if one has no attention.
-    """
+    """Draw, for every image, the attention of every layer of several models; raises UserError."""
     for seen in models_seen:
         if not seen.attention:
             raise UserError(f"{seen.viewer.name} has no attention to compare")

@@ -146,7 +146,7 @@ def load_model(
       gelu: "tanh" or "erf", where a weight file differs from its kind.
       norm_eps: epsilon of LayerNorm, where a weight file differs from its kind.
       mean: of the pixels in [0, 1], per channel, where a weight file differs from its kind.
-      std: standard deviation of the pixels in [0, 1], as for `mean`.
+      std: of the pixels in [0, 1], per channel, where a weight file differs from its kind.
 
     Raises:
       UserError: the source is none of these, unfinished or damaged, or needs an option.

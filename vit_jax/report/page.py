@@ -103,49 +103,44 @@ def make_environment() -> jinja2.Environment:
 
 
 def make_page(sweep: Sweep) -> str:
-    """Render report.html, in ASCII, so that no locale and no lone surrogate can spoil it."""
+    """Render report.html, in ASCII: lone surrogates and other locales do no harm."""
+    template = make_environment().get_template("report.html")
     records, rows = sweep.records(), tables.sorted_rows(sweep.results)
     configs = {name: group[0]["config"] for name, group in records.items() if group[0]}
     differences = _differences(configs)
     shared = next(iter(configs.values()), {})
     folder, explanation = sweep.best_folder, sweep.explanation
-    report, scores = read_json(folder / "test_report.json"), read_json(explanation / "scores.json")
+    report, sentences, bars = read_json(folder / "test_report.json"), [], None
+    if report:
+        sentences = run.findings(report)
+        sentences += run.describe_training(read_jsonl(folder / "metrics.jsonl"))
+    if len(rows) > 1:
+        bars = _draw(0.42, plots.save_bars, sweep.results["experiment"], rows)
     # Class names are small in a large confusion matrix.
     shrink = 0.75 if report and len(report["classes"]) > 25 else 0.5
-    page = (
-        make_environment()
-        .get_template("report.html")
-        .render(
-            tables=tables,
-            run=run,
-            sweep=sweep,
-            rows=rows,
-            best=sweep.best,
-            best_row=next(row for row in sweep.ranking if row["variant"] == sweep.chosen),
-            seeds=_seeds(sweep),
-            datasets=_datasets(records),
-            bars=_draw(0.42, plots.save_bars, sweep.results["experiment"], rows)
-            if len(rows) > 1
-            else None,
-            curves=_curves(sweep),
-            report=report,
-            sentences=run.findings(report)
-            + run.describe_training(read_jsonl(folder / "metrics.jsonl"))
-            if report
-            else [],
-            confusion=_image_of(folder / "figures" / "confusion.png", shrink),
-            kernels=_image_of(folder / "figures" / "kernel_magnitudes.png"),
-            scores=scores,
-            rollout=_image_of(explanation / "attention_rollout.png"),
-            score_curves=_image_of(explanation / "scores.png"),
-            differences=differences,
-            differing_rows=list(zip(configs, *differences.values(), strict=True)),
-            settings={
-                k: _text(v) for k, v in shared.items() if k != "seed" and k not in differences
-            },
-            command=[shlex.quote(argument) for argument in sweep.arguments],
-            environment=_environment_facts(sweep, records),
-        )
+    page = template.render(
+        tables=tables,
+        run=run,
+        sweep=sweep,
+        rows=rows,
+        best=sweep.best,
+        best_row=next(row for row in sweep.ranking if row["variant"] == sweep.chosen),
+        seeds=_seeds(sweep),
+        datasets=_datasets(records),
+        bars=bars,
+        curves=_curves(sweep),
+        report=report,
+        sentences=sentences,
+        confusion=_image_of(folder / "figures" / "confusion.png", shrink),
+        kernels=_image_of(folder / "figures" / "kernel_magnitudes.png"),
+        scores=read_json(explanation / "scores.json"),
+        rollout=_image_of(explanation / "attention_rollout.png"),
+        score_curves=_image_of(explanation / "scores.png"),
+        differences=differences,
+        differing_rows=list(zip(configs, *differences.values(), strict=True)),
+        settings={k: _text(v) for k, v in shared.items() if k not in {"seed", *differences}},
+        command=[*map(shlex.quote, sweep.arguments)],
+        environment=_environment_facts(sweep, records),
     )
     return page.encode("ascii", "xmlcharrefreplace").decode()
 
@@ -159,14 +154,14 @@ def _seeds(sweep):
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
-def _image(png: bytes, shrink: float) -> dict:
+def _image(png, shrink):
     """Embed a PNG that may shrink to a fraction of its width."""
     width, height = struct.unpack(">II", png[16:24])
     data = base64.b64encode(png).decode()
     return dict(data=data, width=width, height=height, min_width=round(shrink * width))
 
 
-def _image_of(path: pathlib.Path, shrink: float = 0.5) -> dict | None:
+def _image_of(path, shrink=0.5):
     return _image(path.read_bytes(), shrink) if path.exists() else None
 
 
