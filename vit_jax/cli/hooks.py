@@ -53,25 +53,15 @@ class ReportHooks(Hooks):
         select = next(iter(configs.values())).train.select
         sweep = Sweep(workdir, results, summaries, published, select, arguments)
         explained = read_json(sweep.explanation / "scores.json").get("asked", 0)
-        table = write_report(sweep)
-        if _explain(sweep, configs[sweep.chosen], explained):
-            write_report(sweep)
+        table, config = write_report(sweep), configs[sweep.chosen]
+        count = config.log.explain_images
+        if config.model.name == "vit" and count != explained:
+            from vit_jax.explain import figures
+
+            try:
+                figures.explain_run(sweep.best_folder, config.data, count, sweep.explanation)
+            except UserError as error:  # such as data that are no longer there
+                print(f"the best run is not explained: {error}", flush=True)
+            else:
+                write_report(sweep)
         print(f"\n{table}\n\n{workdir / 'results.md'}\n{workdir / 'report.html'}", flush=True)
-
-
-def _explain(sweep, config, explained):
-    """Explain the best run if it is a ViT; return whether anything changed.
-
-    `explained` is the number of images that were asked for when that was last done.
-    """
-    count = config.log.explain_images
-    if config.model.name != "vit" or count == explained:
-        return False
-    from vit_jax.explain import figures
-
-    try:
-        figures.explain_run(sweep.best_folder, config.data, count, sweep.explanation)
-    except UserError as error:  # such as data that are no longer there; the table must not fail
-        print(f"the best run is not explained: {error}", flush=True)
-        return False
-    return True

@@ -127,17 +127,10 @@ def _check_value(key, value):
 
 
 def resolve(config: Config, weights: dict | None = None, given: Collection[str] = ()) -> Config:
-    """Copy a variant's config and fill in what it leaves open.
+    """Copy a variant's config and fill in what it leaves open; raises UserError.
 
-    Named sizes and kinds fill the keys at 0; the settings of the initial weights replace defaults.
-
-    Args:
-      config: of a variant.
-      weights: {"model.depth": 12, ...} of the weights of `init_from`.
-      given: keys that were set on purpose and stay, even if at their default.
-
-    Raises:
-      UserError: an unknown size, or settings that contradict the weights.
+    Named sizes and kinds fill the keys at 0; the settings {"model.depth": 12, ...} of the initial
+    weights replace defaults, but not those of the keys `given`, which were set on purpose.
     """
     config = config.copy_and_resolve_references()
     _resolve_size(config.model)
@@ -198,13 +191,9 @@ def _resolve_augment(config, given):
 
 
 def steps_of(section, stem: str, steps_per_epoch: int, total_steps: int) -> int:
-    """Convert a duration to optimizer updates, from whichever of its keys is set; 0 if none is.
+    """Convert a duration, such as "warmup", to optimizer updates; 0 if none of its keys is set.
 
-    Args:
-      section: of the config, with `{stem}_steps`, `{stem}_epochs` and `{stem}_percent`.
-      stem: e.g. "warmup".
-      steps_per_epoch: optimizer updates per epoch.
-      total_steps: optimizer updates of the whole run.
+    Its keys in the section are `{stem}_steps`, `{stem}_epochs` and `{stem}_percent`.
     """
     if section[f"{stem}_steps"]:
         return section[f"{stem}_steps"]
