@@ -46,15 +46,12 @@ class Classifier:
     def __init__(
         self, source: Path, options: Mapping[str, Any] | None = None, needs_head: bool = True
     ):
-        """Read what the weights are, and the weights of a file.
+        """Read what the weights are, and the weights of a file; raises UserError.
 
         Args:
           source: RUN/VARIANT/seed_0, a converted checkpoint, or an .npz or .safetensors file.
           options: of `pretrained.convert`, for a file.
           needs_head: whether weights without a head are an error.
-
-        Raises:
-          UserError: the weights are damaged or have no head, or the options have no effect.
         """
         self._source = path = pathlib.Path(source).expanduser()
         self._weights = pretrained.convert(path, dict(options or {})) if path.is_file() else None
@@ -83,10 +80,7 @@ class Classifier:
 
     @functools.cached_property
     def variables(self) -> dict:
-        """The model's variables on the device, read when first used.
-
-        Raises UserError if they are damaged, or not those of the model.
-        """
+        """The model's variables on the device, read when first used; raises UserError."""
         with quiet_libraries():
             weights = self._weights or pretrained.load(self._source)  # starts the devices
         pretrained.check_whole(weights)
@@ -126,7 +120,7 @@ class Classifier:
         *arrays: np.ndarray,
         batch_size: int = BATCH_SIZE,
     ) -> np.ndarray:
-        """Apply a function of the model to images, batch by batch.
+        """Apply a function of the model to images, batch by batch: float32 [n, ...].
 
         Args:
           name: of the function, which is jitted once for each name and batch size.
@@ -134,9 +128,6 @@ class Classifier:
           images: as in `read_images`.
           *arrays: [n, ...] each, further arguments of the function.
           batch_size: images on the device at a time.
-
-        Returns:
-          float32 [n, ...].
         """
         config, given = self.config, inputs.as_list(images)
         if name not in self._programs:
@@ -157,11 +148,7 @@ class Classifier:
         return np.concatenate(found)
 
     def predict(self, images: Images) -> np.ndarray:
-        """Compute probabilities, float64 [n, classes], of images as in `read_images`.
-
-        Raises:
-          UserError: an image cannot be used, or the weights have no head.
-        """
+        """Compute probabilities, float64 [n, classes], of images as in `read_images`."""
         self.check_head()
         return softmax(self.apply("logits", self.make_model().apply, images))
 
@@ -175,11 +162,7 @@ class Classifier:
         return [(self.class_names[i], float(probabilities[i])) for i in order]
 
     def features(self, images: Images) -> np.ndarray:
-        """Compute the input of the head, float32 [n, d], for images as in `read_images`.
-
-        Raises:
-          UserError: an image cannot be used.
-        """
+        """Compute the input of the head, float32 [n, d], for images as in `read_images`."""
         model = self.make_model()
 
         def features(variables, x):
@@ -231,10 +214,9 @@ class Classifier:
             text = os.fspath(data)
             if isinstance(data, os.PathLike) or os.path.isdir(os.path.expanduser(text)):
                 given = {"data.name": "folder", "data.dir": text} | given
-            elif self.config.data.name == "folder":
-                given = {"data.name": text, "data.dir": ""} | given
             else:
-                given = {"data.name": text} | given
+                folder = {"data.dir": ""} if self.config.data.name == "folder" else {}
+                given = {"data.name": text} | folder | given
         return self.report(*self.evaluation_of(given, split))
 
     def evaluation_of(self, overrides: Mapping[str, Any], split: str | None) -> tuple[Config, str]:
@@ -294,11 +276,7 @@ class Classifier:
     def images_of_classes(self, names: Sequence[str], count: int) -> tuple[np.ndarray, list[str]]:
         """Load a fixed test image of each named class, or of the first `count` classes.
 
-        Returns:
-          uint8 [n, side, side, channels], as stored, and the n names of their classes.
-
-        Raises:
-          UserError: a class is unknown, or the data cannot be read.
+        Returns uint8 [n, side, side, channels], as stored, and the n names of their classes.
         """
         data = self.config.data
         splits = make_splits(open_source(data), data)

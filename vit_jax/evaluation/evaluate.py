@@ -14,21 +14,13 @@ from vit_jax.runtime import sharding
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """An evaluation.
+    """An evaluation; logits and labels are None if not kept."""
 
-    Attributes:
-      loss: mean over the examples.
-      accuracy: fraction.
-      count: of the examples.
-      logits: float32 [count, classes], or None if not kept.
-      labels: int [count], or None if not kept.
-    """
-
-    loss: float
+    loss: float  # mean over the examples
     accuracy: float
-    count: int
-    logits: np.ndarray | None = None
-    labels: np.ndarray | None = None
+    count: int  # of the examples
+    logits: np.ndarray | None = None  # float32 [count, classes]
+    labels: np.ndarray | None = None  # int [count]
 
 
 def evaluate(

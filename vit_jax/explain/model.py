@@ -51,9 +51,6 @@ class Model(Classifier):
           float32 [n, depth, heads, tokens, tokens]; rows are queries. The class token, where there
           is one, comes first, then the patches in reading order. Of differential attention, the
           difference of the two maps, with negative weights too.
-
-        Raises:
-          UserError: an image cannot be used, or the model is a ResNet.
         """
         self._check_attention()
         model = self.make_model()

@@ -56,7 +56,7 @@ def score(model: Model, images: np.ndarray) -> dict:
 
 
 def _summary(curves, chance, fractions):
-
+    # Curves are [n, 2, k], of deletion and insertion.
     summary = {}
     for i, (key, sign) in enumerate((("deletion", -1), ("insertion", 1))):
         auc = np.trapezoid(curves[:, i], fractions)
