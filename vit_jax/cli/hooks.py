@@ -26,7 +26,7 @@ class ReportHooks(Hooks):
         images, labels = images[mask][:6], labels[mask][:6]
         names, host_variables = trainer.data.class_names, variables()
         if processes.is_first():
-            from vit_jax.explain import figures
+            from vit_jax.explanation import figures
 
             if run.folder not in self._viewers:
                 dtype = sharding.dtype_of(config.train.dtype)
@@ -39,7 +39,7 @@ class ReportHooks(Hooks):
 
     def on_run_end(self, folder):
         """Draw curves and confusion matrix, and write test_report.txt."""
-        from vit_jax.explain import scores
+        from vit_jax.explanation import scores
         from vit_jax.report import write_figures
 
         self._viewers.pop(folder, None)
@@ -56,7 +56,7 @@ class ReportHooks(Hooks):
         table, config = write_report(sweep), configs[sweep.chosen]
         count = config.log.explain_images
         if config.model.name == "vit" and count != explained:
-            from vit_jax.explain import figures
+            from vit_jax.explanation import figures
 
             try:
                 figures.explain_run(sweep.best_folder, config.data, count, sweep.explanation)

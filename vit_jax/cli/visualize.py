@@ -54,8 +54,8 @@ def _draw_models(argv):
     )
     parser.add_argument("--out", type=pathlib.Path, help="folder; default: RUN/figures")
     args = parser.parse_args(argv)
-    from vit_jax.explain import figures
-    from vit_jax.explain.model import Model
+    from vit_jax.explanation import figures
+    from vit_jax.explanation.model import Model
 
     known = ["curves", *figures.DRAW, "explanation_scores"]
     kinds = [name for name in args.runs if name in known]
@@ -92,7 +92,7 @@ def _draw_models(argv):
 def _draw_model(folder, model, kinds, args):
     """Draw figures of one model, all or only `kinds`; return their folders."""
     from vit_jax import report
-    from vit_jax.explain import figures
+    from vit_jax.explanation import figures
 
     possible = figures.kinds_of(model.config)
     scored = ["explanation_scores"] if model.config.model.name == "vit" else []
@@ -113,7 +113,7 @@ def _draw_model(folder, model, kinds, args):
 
 def _view(model, args):
     """Run a model on the images that the arguments choose, for figures."""
-    from vit_jax.explain import figures
+    from vit_jax.explanation import figures
 
     images, names = _read_images(model, args) or model.images_of_classes(args.classes, 8)
     return figures.Viewer.of(model).see(model.variables, images, names)

@@ -10,7 +10,7 @@ from vit_jax import models
 from vit_jax.config import Config
 from vit_jax.evaluation.classifier import Classifier
 from vit_jax.evaluation.inputs import Images, Path, as_list
-from vit_jax.explain import attribution
+from vit_jax.explanation import attribution
 from vit_jax.runtime.errors import UserError, join_names
 
 METHODS = {name.replace(" ", "_"): name for name in attribution.EXPLANATIONS}

@@ -17,8 +17,8 @@ from vit_jax import models, plots
 from vit_jax.augment import center_crop, preprocess
 from vit_jax.config import Config
 from vit_jax.evaluation.evaluate import softmax
-from vit_jax.explain import attribution, scores
-from vit_jax.explain.model import Model, token_layout
+from vit_jax.explanation import attribution, scores
+from vit_jax.explanation.model import Model, token_layout
 from vit_jax.plots.results import short
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.files import write_atomically

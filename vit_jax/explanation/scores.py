@@ -5,8 +5,8 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.explain import attribution
-from vit_jax.explain.model import METHODS, Model
+from vit_jax.explanation import attribution
+from vit_jax.explanation.model import METHODS, Model
 from vit_jax.runtime.progress import Progress
 
 STEPS = 10  # from no patch to all of them
