@@ -30,19 +30,15 @@ def one_seed_at_a_time(config: Config) -> str:
     """Name the setting that rules out vectorised seeds; "" if none does."""
     # Weights & Biases has one run per process; several processes and sharded parameters are for
     # models that need them.
-    return _first_true(config, "log.wandb", "sharding.distributed", "sharding.fsdp")
+    return "log.wandb=True" if config.log.wandb else one_step_at_a_time(config)
 
 
 def one_step_at_a_time(config: Config) -> str:
     """Name the setting that rules out multi-step dispatch; "" if none does."""
     # Several processes agree after each step whether to stop; sharded parameters are for models
     # whose steps are long.
-    return _first_true(config, "sharding.distributed", "sharding.fsdp")
-
-
-def _first_true(config, *keys):
-    flat = flatten(config)
-    return next((f"{key}=True" for key in keys if flat[key]), "")
+    keys = ("distributed", "fsdp")
+    return next((f"sharding.{key}=True" for key in keys if config.sharding[key]), "")
 
 
 def parse_freeze(freeze: str) -> str | int | list[tuple[re.Pattern, bool]]:

@@ -104,9 +104,6 @@ def patch_relevance(maps: jax.Array, grid: tuple[int, int], has_cls: bool) -> ja
     return seen.reshape(*seen.shape[:-1], *grid)
 
 
-EXPLANATIONS = ("gradient rollout", "rollout", "last layer")
-
-
 def explanation(
     name: str,
     attention: Sequence[jax.Array] | jax.Array,
@@ -114,10 +111,10 @@ def explanation(
     grid: tuple[int, int],
     has_cls: bool,
 ) -> jax.Array:
-    """Compute the relevance of each patch, [b, rows, columns], by one of EXPLANATIONS.
+    """Compute the relevance of each patch, [b, rows, columns].
 
-    "gradient rollout" alone depends on a class, and on `gradients`; "last layer" is the mean of
-    that layer's heads, with negative weights as 0.
+    By name, it is "gradient rollout", which alone depends on `gradients`; "rollout"; or "last
+    layer", the mean of that layer's heads, with negative weights as 0.
     """
     if name == "gradient rollout":
         maps = gradient_rollout(attention, gradients, has_cls=has_cls)

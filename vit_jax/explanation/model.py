@@ -13,7 +13,7 @@ from vit_jax.evaluation.inputs import Images, Path, as_list
 from vit_jax.explanation import attribution
 from vit_jax.runtime.errors import UserError, join_names
 
-METHODS = {name.replace(" ", "_"): name for name in attribution.EXPLANATIONS}
+METHODS = {name.replace(" ", "_"): name for name in ("gradient rollout", "rollout", "last layer")}
 Target = int | str | Sequence[int | str] | np.ndarray
 _BATCH_SIZE = 8  # attention weights are large: 22 MB of an image in a B/16 at 224 pixels
 
