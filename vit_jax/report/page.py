@@ -70,7 +70,7 @@ class Sweep:
     @property
     def first_seed(self) -> int:
         """The first seed, whose curves are drawn."""
-        return tables.find_seeds(self.summaries)[0]
+        return tables.collect(self.summaries, "seed")[0]
 
     def metrics(self) -> dict[str, list[dict]]:
         """Read metrics.jsonl of the first seed of each variant."""
@@ -150,7 +150,7 @@ def _unique(values: Iterable) -> list:
 
 
 def _seeds(sweep):
-    seeds = tables.find_seeds(sweep.summaries)
+    seeds = tables.collect(sweep.summaries, "seed")
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
@@ -206,7 +206,7 @@ def _text(value):
 def _environment_facts(sweep, records):
     """List the hardware, time, commits and package versions of all runs."""
     facts = {
-        "Hardware": ", ".join(tables.devices(sweep.summaries)),
+        "Hardware": ", ".join(tables.collect(sweep.summaries, "device")),
         "Time": f"{tables.minutes(sweep.summaries):.1f} minutes of training and evaluation, all "
         "runs together",
         "Runs": f"{sum(map(len, sweep.summaries.values()))}, with {_seeds(sweep)}",

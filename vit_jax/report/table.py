@@ -16,14 +16,9 @@ def sorted_rows(results: dict) -> list[dict]:
     return sorted(rows, key=lambda row: -row["test_accuracy"]["mean"])
 
 
-def find_seeds(summaries: dict[str, list[dict]]) -> list[int]:
-    """Collect the seeds of all variants, in order."""
-    return sorted({summary["seed"] for group in summaries.values() for summary in group})
-
-
-def devices(summaries: dict[str, list[dict]]) -> list[str]:
-    """Collect the hardware of all runs."""
-    return sorted({summary["device"] for group in summaries.values() for summary in group})
+def collect(summaries: dict[str, list[dict]], key: str) -> list:
+    """List the distinct values of a key in the summaries of all runs, in order."""
+    return sorted({summary[key] for group in summaries.values() for summary in group})
 
 
 def minutes(summaries: dict[str, list[dict]]) -> float:
