@@ -8,6 +8,7 @@ import os
 import pathlib
 import struct
 import subprocess
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -352,7 +353,9 @@ def test_what_is_no_file_is_no_archive(tmp_path, capsys):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "folder/test_batch.bin")
     assert_told(tmp_path, capsys, tmp_path / "folder", "it lacks")
-    assert_told(tmp_path, capsys, tmp_path / ("x" * 300), "cannot be prepared")
+    # Path.exists raises for a name that is too long, up to Python 3.13.
+    problem = "cannot be prepared" if sys.version_info < (3, 14) else "does not exist"
+    assert_told(tmp_path, capsys, tmp_path / ("x" * 300), problem)
     hostile = make_tar(tmp_path / "a\n\x1b[2J", {})
     assert_told(tmp_path, capsys, hostile, "a\\n\\x1b[2J is no")
 
