@@ -191,7 +191,7 @@ def start_explain(spec, args):
 
     from vit_jax import models
     from vit_jax.augment import preprocess
-    from vit_jax.explain import attribution
+    from vit_jax.explanation import attribution
 
     config = make_config(spec)
     steps, _, batch = make_steps(config)

@@ -57,7 +57,7 @@ def paths(tmp_path_factory):
 def test_importing_is_instant_and_changes_nothing(tmp_path):
     code = "import sys, vit_jax; print(sorted({'jax', 'numpy', 'flax'} & set(sys.modules)))"
     code += "; print(set(vit_jax.__all__) <= set(dir(vit_jax)), callable(vit_jax.train))"
-    code += "; from vit_jax.explain import attribution; print(callable(vit_jax.explain))"
+    code += "; from vit_jax.explanation import attribution; print(callable(vit_jax.explain))"
     root = pathlib.Path(vit_jax.__file__).parents[1]
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(root)!r}); {code}"],

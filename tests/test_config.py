@@ -239,9 +239,12 @@ def test_renamed_settings(monkeypatch, tmp_path):
 def test_overrides_on_the_command_line(arguments, expected):
     found, others = command.split_overrides([*arguments, "--other", "x"])
     assert (found, others) == (expected, ["--other", "x"])
-    config, given = command.with_arguments(settings.get_config(), arguments)
-    flat = settings.flatten(config)
-    assert given == set(expected) and {key: flat[key] for key in given} == expected
+    parser = command.Parser()
+    parser.add_argument("--other")
+    options, found = parser.parse_with_overrides([*arguments, "--other", "x"])
+    assert (options.other, found) == ("x", expected)
+    flat = settings.flatten(settings.with_overrides(settings.get_config(), found, "a test"))
+    assert {key: flat[key] for key in found} == expected
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from path_sum import path_sum
 
 from vit_jax import config as settings
 from vit_jax import models
-from vit_jax.explain import attribution
+from vit_jax.explanation import attribution
 
 RNG = np.random.default_rng(0)
 KINDS = ("softmax", "differential")

@@ -15,7 +15,7 @@ LAYERS = (
     ("pretrained",),
     ("evaluation",),
     ("training",),
-    ("explain", "report"),
+    ("explanation", "report"),
     ("cli",),
     ("main",),
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from path_sum import path_sum
 
-from vit_jax.explain import attribution
+from vit_jax.explanation import attribution
 
 RNG = np.random.default_rng(0)
 GRID = (2, 3)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.explain import attribution
+from vit_jax.explanation import attribution
 
 RNG = np.random.default_rng(0)
 WHERE = np.array([0, 1, 2, 3])  # the patch of 2 x 2 that decides, in each of four images

@@ -8,9 +8,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vit_jax.cli.train_api import Results, train
+    from vit_jax.cli.train import Results, train
     from vit_jax.config.loading import Experiment, load_config
-    from vit_jax.explain.model import Model, evaluate, explain, load_model, predict
+    from vit_jax.explanation.model import Model, evaluate, explain, load_model, predict
     from vit_jax.runtime.errors import UserError
 
 __version__ = "0.1.0"
@@ -19,15 +19,15 @@ STARTED = time.monotonic()  # start-up times are measured from here, imports inc
 
 _HOMES = {
     "Experiment": "vit_jax.config.loading",
-    "Model": "vit_jax.explain.model",
-    "Results": "vit_jax.cli.train_api",
+    "Model": "vit_jax.explanation.model",
+    "Results": "vit_jax.cli.train",
     "UserError": "vit_jax.runtime.errors",
-    "evaluate": "vit_jax.explain.model",
-    "explain": "vit_jax.explain",  # the package itself is callable
+    "evaluate": "vit_jax.explanation.model",
+    "explain": "vit_jax.explanation.model",
     "load_config": "vit_jax.config.loading",
-    "load_model": "vit_jax.explain.model",
-    "predict": "vit_jax.explain.model",
-    "train": "vit_jax.cli.train_api",
+    "load_model": "vit_jax.explanation.model",
+    "predict": "vit_jax.explanation.model",
+    "train": "vit_jax.cli.train",
 }
 __all__ = [
     "Experiment",
@@ -46,10 +46,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = importlib.import_module(_HOMES[name])
-    if name != "explain":
-        found = getattr(found, name)
-    globals()[name] = found
+    globals()[name] = found = getattr(importlib.import_module(_HOMES[name]), name)
     return found
 
 

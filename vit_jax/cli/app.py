@@ -1,11 +1,11 @@
 """Dispatch `vit-jax COMMAND ARGUMENTS` to the command's module, which alone is imported."""
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
 import vit_jax
+from vit_jax.runtime.errors import suggest
 
 COMMANDS = {
     "train": "train every variant and seed of a config, then write its table and report",
@@ -35,8 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(vit_jax.__version__)
         return 0
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(COMMANDS)}"
+        hint = suggest(name, COMMANDS, f"use one of {', '.join(COMMANDS)}")
         problem = f"{name!r} is not a command" if name else "the command is missing"
         print(f"error: {problem}; {hint}", file=sys.stderr)
         return 1

@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import difflib
 import functools
 import os
 import re
@@ -13,10 +12,11 @@ from typing import Any
 from absl import logging
 
 from vit_jax import config as settings
-from vit_jax.config import Config
 from vit_jax.config.schema import SCHEMA
 from vit_jax.runtime import memory
-from vit_jax.runtime.errors import UserError, describe_error, single_line
+from vit_jax.runtime.errors import UserError, describe_error, single_line, suggest
+
+_BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,19 +35,18 @@ class Parser(argparse.ArgumentParser):
         options, rest = self.parse_known_args(args, namespace)
         if rest:
             flags = re.findall(r"--[\w-]+", self.format_usage())
-            near = difflib.get_close_matches(rest[0].split("=")[0], flags, n=1)
-            hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
+            hint = suggest(rest[0].split("=")[0], flags, "--help lists the flags")
             raise UserError(f"unrecognised argument {rest[0]!r}; {hint}")
         return options
 
+    def parse_with_overrides(self, arguments: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+        """Parse options, and --config.SECTION.KEY=VALUE to {"section.key": value}."""
+        overrides, others = split_overrides(arguments)
+        return self.parse_args(others), overrides
 
-def main(
-    function: Callable[[Sequence[str]], int | None],
-) -> Callable[[Sequence[str] | None], int]:
-    """Decorate a command, which takes its arguments: without any, those of the process.
 
-    The result returns the exit status, as `run` does.
-    """
+def main(function: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
+    """Decorate a command to `run` with arguments, by default those of the process."""
 
     @functools.wraps(function)
     def decorated(argv: Sequence[str] | None = None) -> int:
@@ -56,8 +55,8 @@ def main(
     return decorated
 
 
-def run(command: Callable[[], int | None]) -> int:
-    """Run a command and return its exit status; a user's mistake is one line, status 1."""
+def run(command: Callable[[], int | None], training: bool = False) -> int:
+    """Run a command and return its exit status; an error of `describe_error` is one line, 1."""
     # JAX and orbax log their internals, and the tracebacks of what they raise.
     logging.set_verbosity(logging.FATAL)
     memory.keep_freed()
@@ -72,35 +71,18 @@ def run(command: Callable[[], int | None]) -> int:
         print("interrupted; run the same command again to finish", file=sys.stderr)
         return 130
     except Exception as error:
-        message = describe_error(error)
+        message = describe_error(error, training)
         if message is None:
             raise
         print(f"error: {single_line(message)}", file=sys.stderr)
         return 1
 
 
-def with_arguments(config: Config, arguments: list[str]) -> tuple[Config, set[str]]:
-    """Change a config by --config.SECTION.KEY=VALUE; also returns the keys that were given.
-
-    Raises:
-      UserError: an argument is something else, or wrong.
-    """
-    overrides, others = split_overrides(arguments)
-    if others:
-        raise UserError(
-            f"unrecognised argument {others[0]!r}; settings are --config.SECTION.KEY=VALUE"
-        )
-    return settings.with_overrides(config, overrides, "the command line"), set(overrides)
-
-
 def split_overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Split a command line into overrides {"section.key": value} and all other arguments.
 
     Overrides are --config.SECTION.KEY=VALUE or --config.SECTION.KEY VALUE; a boolean setting
-    without a value becomes True.
-
-    Raises:
-      UserError: a setting is unknown, or a value is missing or of the wrong type.
+    without a value becomes True. Raises UserError for unknown settings and wrong values.
     """
     overrides, others, left = {}, [], list(arguments)
     while left:
@@ -122,11 +104,8 @@ def split_overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]
     return overrides, others
 
 
-_BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
-
-
 def _parse(default, text):
-    """Parse text as a value of the type of `default`; other text, which is refused, stays."""
+    """Parse text as a value of the type of `default`; invalid text stays as it is."""
     if isinstance(default, str):
         return text
     if isinstance(default, bool):

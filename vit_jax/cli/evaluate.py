@@ -28,15 +28,14 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--split", choices=SPLITS, help="default: test")
     parser.add_argument("--part", dest="split", choices=SPLITS, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=pathlib.Path, help="folder; default: RUN/evaluation/SPLIT")
-    args, rest = parser.parse_known_args(argv)
+    args, overrides = parser.parse_with_overrides(argv)
     from vit_jax.evaluation.classifier import Classifier
     from vit_jax.report import draw_confusion, write_test_report
     from vit_jax.runtime.files import write_atomically
 
     classifier = Classifier(args.run)
-    config, given = command.with_arguments(classifier.config, rest)
-    config, split = classifier.evaluation_of(config, given, args.split)
-    if any(key.startswith("data.") for key in given) and not args.out:
+    config, split = classifier.evaluation_of(overrides, args.split)
+    if any(key.startswith("data.") for key in overrides) and not args.out:
         raise UserError("--out is missing: give a folder for the report on other data")
     dataset = config.data.dir or config.data.name
     report = classifier.report(config, split)

@@ -1,8 +1,5 @@
 """Figures and reports during and after training, as callbacks of the training loop."""
 
-import pathlib
-from collections.abc import Callable, Sequence
-
 from vit_jax import models
 from vit_jax.runtime import processes, sharding
 from vit_jax.runtime.errors import UserError
@@ -17,11 +14,10 @@ class ReportHooks(Hooks):
     """
 
     def __init__(self):
-        """Draw nothing yet."""
         self._viewers = {}
 
-    def on_evaluation(self, run, trainer, variables: Callable[[], dict], count: int) -> None:
-        """Log what the model makes of the first validation images, every so many evaluations."""
+    def on_evaluation(self, run, trainer, variables, count):
+        """Log figures of the first validation images every `log.figures_every` evaluations."""
         config = trainer.setup.config
         if not config.log.figures_every or count % config.log.figures_every:
             return
@@ -30,61 +26,42 @@ class ReportHooks(Hooks):
         images, labels = images[mask][:6], labels[mask][:6]
         names, host_variables = trainer.data.class_names, variables()
         if processes.is_first():
-            from vit_jax.explain import figures
+            from vit_jax.explanation import figures
 
             if run.folder not in self._viewers:
                 dtype = sharding.dtype_of(config.train.dtype)
                 model = models.build(config.model, len(names), dtype)
-                viewer = figures.Viewer(run.title, config, model, names)
-                self._viewers[run.folder] = viewer
+                self._viewers[run.folder] = figures.Viewer(run.title, config, model, names)
             viewer = self._viewers[run.folder]
             seen = viewer.see(host_variables, images, [names[label] for label in labels])
             run.writer.write_images(trainer.step, figures.training_figures(seen))
         processes.wait()
 
-    def on_run_end(self, folder: pathlib.Path) -> None:
+    def on_run_end(self, folder):
         """Draw curves and confusion matrix, and write test_report.txt."""
-        from vit_jax.explain import scores
+        from vit_jax.explanation import scores
         from vit_jax.report import write_figures
 
         self._viewers.pop(folder, None)
         scores.remove(folder / "figures" / "explanation")  # of an earlier stage of the run
         write_figures(folder)
 
-    def on_sweep_end(
-        self,
-        workdir: pathlib.Path,
-        results: dict,
-        summaries: dict[str, list[dict]],
-        published: dict[str, str],
-        configs: dict,
-        arguments: Sequence[str],
-    ) -> None:
+    def on_sweep_end(self, workdir, results, summaries, published, configs, arguments):
         """Write table, charts and report.html; explain the best run; print the table."""
         from vit_jax.report import Sweep, write_report
 
         select = next(iter(configs.values())).train.select
         sweep = Sweep(workdir, results, summaries, published, select, arguments)
         explained = read_json(sweep.explanation / "scores.json").get("asked", 0)
-        table = write_report(sweep)
-        if _explain(sweep, configs[sweep.chosen], explained):
-            write_report(sweep)
+        table, config = write_report(sweep), configs[sweep.chosen]
+        count = config.log.explain_images
+        if config.model.name == "vit" and count != explained:
+            from vit_jax.explanation import figures
+
+            try:
+                figures.explain_run(sweep.best_folder, config.data, count, sweep.explanation)
+            except UserError as error:  # such as data that are no longer there
+                print(f"the best run is not explained: {error}", flush=True)
+            else:
+                write_report(sweep)
         print(f"\n{table}\n\n{workdir / 'results.md'}\n{workdir / 'report.html'}", flush=True)
-
-
-def _explain(sweep, config, explained) -> bool:
-    """Explain the best run if it is a ViT; return whether anything changed.
-
-    `explained` is the number of images that were asked for when that was last done.
-    """
-    count = config.log.explain_images
-    if config.model.name != "vit" or count == explained:
-        return False
-    from vit_jax.explain import figures
-
-    try:
-        figures.explain_run(sweep.best_folder, config.data, count, sweep.explanation)
-    except UserError as error:  # such as data that are no longer there; the table must not fail
-        print(f"the best run is not explained: {error}", flush=True)
-        return False
-    return True

@@ -9,63 +9,153 @@
 stopped; finished runs are not trained again.
 """
 
+import dataclasses
 import functools
 import gc
+import json
+import os
+import pathlib
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import logging
 
 from vit_jax.cli import command
-from vit_jax.config.loading import load_config
+from vit_jax.config import Config
+from vit_jax.config.loading import Experiment, load_config
 from vit_jax.config.reference import settings_help
-from vit_jax.runtime import memory
-from vit_jax.runtime.errors import UserError, describe_error, single_line
+from vit_jax.runtime.errors import UserError, describe_error
+
+# JAX is imported where it is used, so that --help and a mistyped flag answer at once.
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Results:
+    """The results of a sweep; in a notebook it shows its table.
+
+    Attributes:
+      workdir: with a folder VARIANT/seed_K for each run, results.md and report.html.
+      experiment: its name.
+      rows: of results.json, a dict per variant: "variant", "overrides", "num_params",
+        "train_accuracy", "val_accuracy" and "test_accuracy" (each {"mean", "std", "values"},
+        fractions), "images_per_second".
+    """
+
+    workdir: pathlib.Path
+    experiment: str
+    rows: list[dict]
+
+    @classmethod
+    def read(cls, workdir: str | os.PathLike[str]) -> "Results":
+        """Read the results of a finished experiment; raises UserError if there are none."""
+        folder = pathlib.Path(workdir).expanduser()
+        try:
+            found = json.loads((folder / "results.json").read_text())
+        except (OSError, ValueError):
+            raise UserError(f"{folder} holds no results.json of a finished experiment") from None
+        return cls(folder, found["experiment"], found["rows"])
+
+    @property
+    def table(self) -> str:
+        """The table in Markdown, the best variant first; accuracies in %."""
+        from vit_jax.report.table import results_table, sorted_rows  # matplotlib: half a second
+
+        return results_table(sorted_rows({"rows": self.rows}))
+
+    @property
+    def best_run(self) -> pathlib.Path:
+        """The folder of the run with the best validation accuracy, for `load_model`."""
+        folders = [self.workdir / row["variant"] for row in self.rows]
+        found = sorted(path for folder in folders for path in folder.glob("seed_*/summary.json"))
+        return max(found, key=lambda path: json.loads(path.read_text())["val_accuracy"]).parent
+
+    def __repr__(self) -> str:
+        return f"{self.experiment} ({self.workdir})\n\n{self.table}"
+
+    def _repr_markdown_(self) -> str:
+        return f"**{self.experiment}**, report: `{self.workdir / 'report.html'}`\n\n{self.table}"
+
+
+def train(
+    config: Experiment | Config | str | os.PathLike[str],
+    workdir: str | os.PathLike[str] | None = None,
+    reuse: bool = True,
+) -> Results:
+    """Train every variant and seed of an experiment, and write its table and report.
+
+    Finished runs are not trained again; unfinished ones resume. Ctrl-C stops after the current
+    step, saved; a second one stops at once.
+
+    Args:
+      config: of `load_config`, or its path; or a config made from `vit_jax.config.get_config()`,
+        which trains as a single variant "base".
+      workdir: folder of all outputs; None: runs/NAME.
+      reuse: take over identical finished runs (same settings, data and seed) of the folders next
+        to `workdir` instead of training them again.
+
+    Raises:
+      UserError: a setting is invalid, or data or outputs cannot be read or written.
+      KeyboardInterrupt: stopped by Ctrl-C; the same call resumes.
+    """
+    from vit_jax.runtime.progress import quiet_libraries
+    from vit_jax.runtime.signals import StopSignal
+
+    if isinstance(config, str | os.PathLike):
+        config = load_config(config)
+    elif not isinstance(config, Experiment):
+        config = Experiment(pathlib.Path(workdir or "experiment").absolute().name, config)
+    with quiet_libraries(), StopSignal(owns_process=False) as stop:
+        try:
+            return Results.read(_run_experiment(config, workdir, stop, reuse))
+        except SystemExit as stopped:
+            if stopped.code != 128 + signal.SIGINT:
+                raise
+            raise KeyboardInterrupt("training stopped: the same call resumes") from None
+
+
+def _run_experiment(experiment, workdir, stop, reuse, variant=None, arguments=(), hooks=None):
+    """Train an experiment, or one variant without a table; return the output folder."""
+    from vit_jax.cli.hooks import ReportHooks
+    from vit_jax.training import sweep
+
+    folder = pathlib.Path(workdir or pathlib.Path("runs") / experiment.name).expanduser()
+    sweep.run_sweep(
+        experiment.name,
+        sweep.make_variants(experiment.config, experiment.variants, set(experiment.given)),
+        experiment.variants,
+        experiment.published,
+        folder,
+        variant,
+        stop,
+        arguments,
+        hooks or ReportHooks(),
+        reuse,
+    )
+    return folder
 
 
 def run(hooks: Any = None) -> None:
     """Run the command line; `hooks` replace the figures and the report.
 
-    Errors of the user are one line, with exit status 1.
+    Exits with status 1 after an error, which is one line where the user can resolve it.
     """
     # Tracing allocates many objects, all of which live on: collecting took a second of each start.
     gc.set_threshold(100_000)
-    memory.keep_freed()
-    try:
-        options, experiment = _parse(sys.argv[1:])
-    except UserError as error:
-        _die(error)
-    # JAX and orbax log their internals, and the tracebacks of what they raise.
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.FATAL)
-    sys.unraisablehook = functools.partial(_print_unraisable, sys.unraisablehook)
-    # Imported here, so that --help and a mistyped flag answer at once.
-    from vit_jax.cli.train_api import run_experiment
-    from vit_jax.runtime import processes
-    from vit_jax.runtime.signals import StopSignal
-
-    try:
-        workdir, only, arguments = options.workdir, options.variant, sys.argv[1:]
-        run_experiment(
-            experiment, workdir, StopSignal(), only, arguments, hooks, not options.no_reuse
-        )
-    except Exception as error:
-        several, message = processes.count() > 1, describe_error(error, training=True)
-        if message is None and several and processes.is_loss(error):
-            message = processes.LOST
-        if message is None and not several:
-            raise
-        if message is None:
-            traceback.print_exc()
-            message = "this process failed, see the traceback above"
-        processes.leave(message) if several else _die(message)
+    if status := command.run(lambda: _run(sys.argv[1:], hooks), training=True):
+        sys.exit(status)
 
 
-def _parse(arguments):
-    """Parse the command line; returns its options and the experiment."""
-    overrides, others = command.split_overrides(arguments)
+def main(argv: Sequence[str]) -> int:
+    """Train with these arguments; exits with a status of its own if that fails."""
+    sys.argv[1:] = argv
+    run()
+    return 0
+
+
+def _run(arguments, hooks):
     parser = command.Parser(__doc__, prog="python -m vit_jax.main", epilog=settings_help())
     parser.add_argument(
         "--config",
@@ -81,29 +171,35 @@ def _parse(arguments):
         action="store_true",
         help="train runs of which an identical finished one lies next to the work folder",
     )
-    options = parser.parse_args(others)
+    options, overrides = parser.parse_with_overrides(arguments)
     paths = options.config or []
     if len(paths) != 1:
         problem = f"given {len(paths)} times" if paths else "missing"
         raise UserError(f"--config=FILE is {problem}: give one, such as configs/cifar_patch.py")
     if options.workdir == "":
         raise UserError("--workdir is empty: give a folder, or leave it out for runs/NAME")
-    return options, load_config(paths[0], overrides)
+    experiment = load_config(paths[0], overrides)
+    logging.use_absl_handler()
+    sys.unraisablehook = functools.partial(_print_unraisable, sys.unraisablehook)
+    from vit_jax.runtime import processes
+    from vit_jax.runtime.signals import StopSignal
+
+    try:
+        workdir, variant, reuse = options.workdir, options.variant, not options.no_reuse
+        _run_experiment(experiment, workdir, StopSignal(), reuse, variant, arguments, hooks)
+    except Exception as error:
+        if processes.count() == 1:
+            raise
+        message = describe_error(error, training=True)
+        if message is None and processes.is_loss(error):
+            message = processes.LOST
+        elif message is None:
+            traceback.print_exc()
+            message = "this process failed, see the traceback above"
+        processes.leave(message)
 
 
 def _print_unraisable(hook, failure):
     # Where one write of a checkpoint fails, orbax closes its loop; those that end later complain.
     if str(failure.exc_value) != "Event loop is closed":
         hook(failure)
-
-
-def _die(message) -> NoReturn:
-    print(f"error: {single_line(message)}", file=sys.stderr)
-    sys.exit(1)
-
-
-def main(argv: Sequence[str]) -> int:
-    """Train with these arguments; exits with a status of its own if that fails."""
-    sys.argv[1:] = argv
-    run()
-    return 0

@@ -37,14 +37,13 @@ IMAGE_KEYS = ("name", "dir", "train_split", "test_split", "test_size", "split_se
 @command.main
 def main(argv: Sequence[str]) -> None:
     """Draw figures of models, or augmented images; raises UserError."""
-    if argv[:1] == ["augment"]:
-        draw_sheet(argv[1:])
-    else:
-        draw_models(argv)
+    made = _draw_augment(argv[1:]) if argv[:1] == ["augment"] else _draw_models(argv)
+    for path in made:
+        print(f"wrote {path}")
 
 
-def draw_models(argv: Sequence[str]) -> None:
-    """Draw figures of trained models."""
+def _draw_models(argv):
+    """Draw figures of trained models; return their folders."""
     parser = command.Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", help="folders of runs, then kinds of figures")
     parser.add_argument(
@@ -55,8 +54,8 @@ def draw_models(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--out", type=pathlib.Path, help="folder; default: RUN/figures")
     args = parser.parse_args(argv)
-    from vit_jax.explain import figures
-    from vit_jax.explain.model import Model
+    from vit_jax.explanation import figures
+    from vit_jax.explanation.model import Model
 
     known = ["curves", *figures.DRAW, "explanation_scores"]
     kinds = [name for name in args.runs if name in known]
@@ -69,76 +68,72 @@ def draw_models(argv: Sequence[str]) -> None:
     for path in args.images or ():
         if path.is_dir():
             raise UserError(f"--images={path} is a folder: give the images in it")
-    classifiers = [Model(folder) for folder in folders]
-    for folder, classifier in zip(folders, classifiers, strict=True):
-        if kinds != ["curves"] and not args.images and not classifier.has_data:
+    models = [Model(folder) for folder in folders]
+    for folder, model in zip(folders, models, strict=True):
+        if kinds != ["curves"] and not args.images and not model.has_data:
             raise UserError(f"{folder} has no data of its own: give --images FILE...")
     if args.classes and (args.images or {"curves", "explanation_scores"}.issuperset(kinds or "-")):
         raise UserError("--classes has no effect with --images, curves and explanation_scores")
     if args.out and args.out.exists() and not args.out.is_dir():
         raise UserError(f"--out={args.out} is not a folder")
     if len(folders) == 1:
-        for made in draw_model(folders[0], classifiers[0], kinds, args):
-            print(f"wrote {made}")
-        return
+        return _draw_model(folders[0], models[0], kinds, args)
     if kinds or not args.out:
         raise UserError(
             "several runs are compared in one figure per image: give --out, and no figures by name"
         )
-    same = [json.dumps([c.class_names, *map(c.config.data.get, IMAGE_KEYS)]) for c in classifiers]
-    if not args.images and len(set(same)) > 1:
+    same = {json.dumps([m.class_names, *map(m.config.data.get, IMAGE_KEYS)]) for m in models}
+    if not args.images and len(same) > 1:
         raise UserError("the runs were tested on different images: give --images FILE...")
-    seen = [view(classifier, args) for classifier in classifiers]
-    figures.draw_comparison(seen, args.out)
-    print(f"wrote {args.out}")
+    figures.draw_comparison([_view(model, args) for model in models], args.out)
+    return [args.out]
 
 
-def draw_model(folder, classifier, kinds, args) -> list[pathlib.Path]:
-    """Draw figures of one model, all or only `kinds`; returns their folders."""
+def _draw_model(folder, model, kinds, args):
+    """Draw figures of one model, all or only `kinds`; return their folders."""
     from vit_jax import report
-    from vit_jax.explain import figures
+    from vit_jax.explanation import figures
 
-    possible = figures.kinds_of(classifier.config)
-    scored = ["explanation_scores"] if classifier.config.model.name == "vit" else []
-    curves = ["curves"] if classifier.has_data else []  # otherwise it was trained elsewhere
+    possible = figures.kinds_of(model.config)
+    scored = ["explanation_scores"] if model.config.model.name == "vit" else []
+    curves = ["curves"] if model.has_data else []  # otherwise it was trained elsewhere
     for kind in kinds:
         if kind not in (every := [*curves, *possible, *scored]):
-            raise UserError(f"{classifier.name} has no {kind}: it has {', '.join(every)}")
+            raise UserError(f"{model.name} has no {kind}: it has {', '.join(every)}")
     kinds, out, made = kinds or [*curves, *possible], args.out or folder / "figures", []
     if "curves" in kinds:
         made.append(report.draw_curves(folder, out / "curves"))
     if drawn := [kind for kind in kinds if kind in possible]:
-        made += figures.draw_figures(view(classifier, args), drawn, out)
+        made += figures.draw_figures(_view(model, args), drawn, out)
     if "explanation_scores" in kinds:
-        images = read_images(classifier, args) or classifier.random_images(64)
-        made.append(figures.draw_scores(classifier, images[0], out / "explanation_scores"))
+        images = _read_images(model, args) or model.random_images(64)
+        made.append(figures.draw_scores(model, images[0], out / "explanation_scores"))
     return made
 
 
-def view(classifier, args):
+def _view(model, args):
     """Run a model on the images that the arguments choose, for figures."""
-    from vit_jax.explain import figures
+    from vit_jax.explanation import figures
 
-    images, names = read_images(classifier, args) or classifier.images_of_classes(args.classes, 8)
-    return figures.Viewer.of(classifier).see(classifier.variables, images, names)
+    images, names = _read_images(model, args) or model.images_of_classes(args.classes, 8)
+    return figures.Viewer.of(model).see(model.variables, images, names)
 
 
-def read_images(classifier, args) -> tuple[np.ndarray, list[str]] | None:
+def _read_images(model, args):
     """Read --images and their names; None without."""
     if not args.images:
         return None
-    return classifier.read_images(args.images), [single_line(path.name) for path in args.images]
+    return model.read_images(args.images), [single_line(path.name) for path in args.images]
 
 
-def draw_sheet(argv: Sequence[str]) -> None:
-    """Draw a contact sheet of augmented images."""
+def _draw_augment(argv):
+    """Draw a contact sheet of augmented images; return its path in a list."""
     parser = command.Parser(description=__doc__)
     parser.add_argument("--config", required=True, help="config file, or name of a bundled config")
     parser.add_argument("--out", type=pathlib.Path, help="FILE.png; default: CONFIG_augment.png")
     parser.add_argument("--draws", type=int, default=3, help="per variant (default 3)")
     parser.add_argument("--rows", type=int, default=8, help="one image of a class each (default 8)")
-    overrides, others = command.split_overrides(argv)
-    args = parser.parse_args(others)
+    args, overrides = parser.parse_with_overrides(argv)
     for name in ("draws", "rows"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name}={getattr(args, name)} must be at least 1")
@@ -152,24 +147,28 @@ def draw_sheet(argv: Sequence[str]) -> None:
     if not out.parent.is_dir():
         raise UserError(f"--out={out}: {out.parent} is not a folder")
     variants = sweep.make_variants(experiment.config, experiment.variants, set(overrides))
-    draw_augmentations(variants, args.rows, args.draws, out)
-    print(f"wrote {out}")
+    _draw_sheet(variants, args.rows, args.draws, out)
+    return [out]
 
 
-def draw_augmentations(variants: dict, rows: int, draws: int, out: pathlib.Path) -> None:
+def _draw_sheet(variants, rows, draws, out):
     """Write a contact sheet of `rows` images and `draws` augmentations of each per variant."""
     import jax
 
     from vit_jax.augment import augment, center_crop
     from vit_jax.data.sources import open_source
-    from vit_jax.data.splits import make_splits
+    from vit_jax.data.splits import make_splits, one_of_each
 
     distinct = {}  # variants with the same augmentation are drawn once
     for name, config in variants.items():
         distinct.setdefault(config.augment.to_json(), (name, config))
     config = next(iter(variants.values()))
     splits = make_splits(open_source(config.data), config.data)
-    images, labels = _one_per_class(splits, rows, config.seed)
+    labels = splits.train.labels
+    classes = np.unique(labels)  # of which `rows` are chosen, evenly
+    classes = classes[np.unique(np.linspace(0, len(classes) - 1, rows).round().astype(int))]
+    chosen = one_of_each(labels, classes, config.seed)
+    images, labels = splits.train.take(chosen).decode_all(1)
     size, num_classes = config.data.image_size, len(splits.class_names)
     groups = {"original": np.asarray(center_crop(jax.numpy.asarray(images), size))[:, None]}
     for name, config in distinct.values():
@@ -180,12 +179,3 @@ def draw_augmentations(variants: dict, rows: int, draws: int, out: pathlib.Path)
         title = name if len(distinct) > 1 else config.augment.kind
         groups[title] = np.rint(255 * pixels).clip(0, 255).astype(np.uint8)
     plots.save_contact_sheet(out, [splits.class_names[label] for label in labels], groups)
-
-
-def _one_per_class(splits, count, seed):
-    """Choose a random training image each of `count` classes; returns images and labels."""
-    from vit_jax.data.splits import one_of_each
-
-    classes = np.unique(splits.train.labels)
-    chosen = classes[np.unique(np.linspace(0, len(classes) - 1, count).round().astype(int))]
-    return splits.train.take(one_of_each(splits.train.labels, chosen, seed)).decode_all(1)

@@ -13,17 +13,3 @@ from vit_jax.config.settings import (
     total_steps,
     with_overrides,
 )
-
-__all__ = [
-    "DIMENSIONS",
-    "MODEL_SIZES",
-    "Config",
-    "check_key",
-    "current_names",
-    "flatten",
-    "get_config",
-    "resolve",
-    "steps_of",
-    "total_steps",
-    "with_overrides",
-]

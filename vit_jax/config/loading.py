@@ -1,7 +1,6 @@
 """Config files: found, executed once, and checked."""
 
 import dataclasses
-import difflib
 import inspect
 import os
 import pathlib
@@ -15,7 +14,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.config import settings
 from vit_jax.config.schema import SCHEMA
-from vit_jax.runtime.errors import UserError, first_line, truncate_repr
+from vit_jax.runtime.errors import UserError, first_line, suggest, truncate_repr
 
 PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 BUNDLED = (PACKAGE / "configs", PACKAGE.parent / "configs")  # installed, and in a clone
@@ -64,9 +63,10 @@ def load_config(
     path = find_config(path)
     overrides = dict(overrides or {})
     config, variants, published = _execute(path, profile)
-    if variant is not None and variant not in (variants or {"base": {}}):
-        known = ", ".join(variants or {"base": {}})
-        raise UserError(f"variant={truncate_repr(variant)} is unknown: use one of {known}")
+    if variant is not None and variant not in (known := variants or ["base"]):
+        raise UserError(
+            f"variant={truncate_repr(variant)} is unknown: use one of {', '.join(known)}"
+        )
     return Experiment(
         name=re.sub(r"[^\w.+-]", "_", f"{path.stem}_{profile}") if profile else path.stem,
         config=settings.with_overrides(config, overrides, "the overrides"),
@@ -77,28 +77,22 @@ def load_config(
 
 
 def find_config(name: str | os.PathLike) -> pathlib.Path:
-    """Find a config file by its path, or a bundled config by its bare name.
-
-    Raises:
-      UserError: there is neither.
-    """
+    """Find a config file by its path, or a bundled config by its name; raises UserError."""
     path = pathlib.Path(name)
     if path.is_file():
         return path
     if path.suffix or path.name != os.fspath(name):
         raise UserError(f"--config={name} is not a file")
-    found = {
-        file.stem: file for folder in reversed(BUNDLED) for file in sorted(folder.glob("*.py"))
-    }
+    files = [file for folder in reversed(BUNDLED) for file in sorted(folder.glob("*.py"))]
+    found = {file.stem: file for file in files}
     if path.name not in found:
-        near = difflib.get_close_matches(path.name, found, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(found)}"
+        hint = suggest(path.name, found, f"use one of {', '.join(found)}", 3)
         raise UserError(f"--config={name} is neither a file nor a bundled config; {hint}")
     return found[path.name]
 
 
 def _execute(path, profile):
-    """Run a config file; returns its config, its variants and its PUBLISHED."""
+    """Run a config file; return its config, its variants and its PUBLISHED."""
     try:
         contents = runpy.run_path(str(path))
         if "get_config" not in contents:
@@ -108,9 +102,8 @@ def _execute(path, profile):
     except UserError:
         raise
     except Exception as error:  # whatever the user's code may raise
-        lines = [
-            f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
-        ]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         line = error.lineno if isinstance(error, SyntaxError) else (lines or ["?"])[-1]
         raise UserError(f"--config={path}, line {line}: {_reason(error)}") from None
     if not isinstance(config, ConfigDict):
@@ -163,8 +156,5 @@ def _reason(error):
     where = traceback.extract_tb(error.__traceback__)[-1].filename
     if isinstance(error, (AttributeError, KeyError)) and match and "ml_collections" in where:
         parts = {part for key in SCHEMA for part in key.split(".")}
-        near = [key for key in SCHEMA if key.split(".")[-1] == match[1]]  # of another section
-        near = near or difflib.get_close_matches(match[1], parts, n=1)
-        hint = f"did you mean {near[0]}?" if near else "docs/settings.md lists them"
-        return f"there is no setting {match[1]} there; {hint}"
+        return f"there is no setting {match[1]} there; {settings.suggest_key(match[1], parts)}"
     return f"{type(error).__name__}: {first_line(error)}"

@@ -17,10 +17,12 @@ def validate(config: Config) -> None:
     parse_freeze(config.freeze)
     _validate_data(config)
     _validate_augment(config)
-    _validate_model(config)
+    if config.model.name == "vit":
+        _validate_vit(config)
+        _validate_positions(config.model)
     _validate_train(config)
-    _validate_optim(config)
-    _validate_schedule(config)
+    _validate_optim(config.optim)
+    _validate_schedule(config.optim, config.train)
     _validate_log(config.log)
 
 
@@ -28,30 +30,23 @@ def one_seed_at_a_time(config: Config) -> str:
     """Name the setting that rules out vectorised seeds; "" if none does."""
     # Weights & Biases has one run per process; several processes and sharded parameters are for
     # models that need them.
-    return _first_true(config, "log.wandb", "sharding.distributed", "sharding.fsdp")
+    return "log.wandb=True" if config.log.wandb else one_step_at_a_time(config)
 
 
 def one_step_at_a_time(config: Config) -> str:
     """Name the setting that rules out multi-step dispatch; "" if none does."""
     # Several processes agree after each step whether to stop; sharded parameters are for models
     # whose steps are long.
-    return _first_true(config, "sharding.distributed", "sharding.fsdp")
-
-
-def _first_true(config, *keys):
-    flat = flatten(config)
-    return next((f"{key}=True" for key in keys if flat[key]), "")
+    keys = ("distributed", "fsdp")
+    return next((f"sharding.{key}=True" for key in keys if config.sharding[key]), "")
 
 
 def parse_freeze(freeze: str) -> str | int | list[tuple[re.Pattern, bool]]:
-    """Parse `config.freeze`.
+    """Parse `config.freeze`; raises UserError.
 
     Returns:
       "none_trained", "head" or "full"; k of "last_k_blocks"; or, of "REGEX=trained;
       REGEX=frozen; ...", [(pattern, whether what it matches is trained), ...].
-
-    Raises:
-      UserError: it is anything else.
     """
     if freeze in FREEZES:
         return freeze
@@ -119,12 +114,6 @@ def _validate_augment(config):
         raise UserError(
             f"augment.cutout_length={augment.cutout_length} is above {2 * size}, twice the image"
         )
-
-
-def _validate_model(config):
-    if config.model.name == "vit":
-        _validate_vit(config)
-        _validate_positions(config.model)
 
 
 def _validate_vit(config):
@@ -205,8 +194,7 @@ def _validate_train(config):
         )
 
 
-def _validate_optim(config):
-    optim = config.optim
+def _validate_optim(optim):
     if optim.name != "adam" and optim.learning_rate * optim.weight_decay >= 1:
         raise UserError(
             f"optim.weight_decay={optim.weight_decay} times optim.learning_rate="
@@ -216,8 +204,7 @@ def _validate_optim(config):
         raise UserError("optim.nesterov=True has no effect with optim.momentum=0")
 
 
-def _validate_schedule(config):
-    train, optim = config.train, config.optim
+def _validate_schedule(optim, train):
     percents = tuple(optim.decay_at_percent)
     if list(percents) != sorted(set(percents)) or any(p >= 100 for p in percents):
         raise UserError(f"optim.decay_at_percent={percents} must rise, and stay below 100")

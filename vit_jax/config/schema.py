@@ -44,16 +44,19 @@ POSITIONS = (
 WHEN = ("auto", "always", "never")
 POLICY = ("augment.kind", ("autoaugment", "strong"))
 RANDAUGMENT = ("augment.kind", ("randaugment",))
-RESNET = ("model.name", ("resnet18",))
-ADAM = ("optim.name", ("adam", "adamw", "muon"))  # muon: of the parameters that AdamW updates
-MUON = ("optim.name", ("muon",))
-SGD = ("optim.name", ("sgd",))
 DECAY = ("optim.schedule", ("cosine", "linear", "reduce_on_plateau"))
 STEP = ("optim.schedule", ("step",))
 DROP = ("optim.schedule", ("step", "reduce_on_plateau"))
-PLATEAU = ("optim.schedule", ("reduce_on_plateau",))
 
+resnet = functools.partial(Setting, applies=("model.name", ("resnet18",)))
+# muon: of the parameters that AdamW updates
+adam = functools.partial(Setting, applies=("optim.name", ("adam", "adamw", "muon")))
+muon = functools.partial(Setting, applies=("optim.name", ("muon",)))
+sgd = functools.partial(Setting, applies=("optim.name", ("sgd",)))
+plateau = functools.partial(Setting, applies=("optim.schedule", ("reduce_on_plateau",)))
 vit = functools.partial(Setting, applies=("model.name", ("vit",)))
+positive = functools.partial(Setting, low=SMALLEST)
+below_1 = functools.partial(Setting, high=BELOW_1)
 free = functools.partial(Setting, resume="any")
 
 _RUN = dict(
@@ -77,8 +80,8 @@ _DATA = dict(
         "auto", "validation split; auto: the dataset's own, else held out from train"
     ),
     test_split=Setting("auto", "test split; auto: the dataset's own, else held out from train"),
-    val_size=Setting(0.1, "held-out validation split: fraction or number of images", low=SMALLEST),
-    test_size=Setting(0.2, "held-out test split: fraction or number of images", low=SMALLEST),
+    val_size=positive(0.1, "held-out validation split: fraction or number of images"),
+    test_size=positive(0.2, "held-out test split: fraction or number of images"),
     split_seed=Setting(0, "random seed of held-out splits and subsets", high=math.inf),
     train_examples=Setting(0, "size of a stratified subset of the training split; 0: all"),
     examples_per_class=Setting(0, "training examples per class in a balanced subset; 0: all"),
@@ -88,9 +91,7 @@ _DATA = dict(
         "image side in pixels until the device resizes it to image_size; 0: image_size",
         high=10_000,
     ),
-    eval_crop=Setting(
-        1.0, "side of the centre crop in evaluation, as a fraction", low=SMALLEST, high=1
-    ),
+    eval_crop=positive(1.0, "side of the centre crop in evaluation, as a fraction", high=1),
     channels=Setting(3, "3: RGB, 1: greyscale; images are converted", (1, 3)),
     mean=Setting((0.5,), "mean of pixels in [0, 1]; one value, or one per channel", high=1),
     std=Setting((0.5,), "std of pixels in [0, 1]; one value, or one per channel", low=1e-3, high=1),
@@ -171,15 +172,12 @@ _MODEL = dict(
         ("default", "mimetic"),
     ),
     head_zero_init=vit(True, "zero-initialise the head, for uniform initial predictions"),
-    stem=Setting(
+    stem=resnet(
         "cifar",
         "ResNet stem: 3x3 convolution (cifar), or 7x7 with stride 2 and max pooling (imagenet)",
         ("cifar", "imagenet"),
-        applies=RESNET,
     ),
-    zero_init_residual=Setting(
-        False, "zero-initialise the last norm of each residual block", applies=RESNET
-    ),
+    zero_init_residual=resnet(False, "zero-initialise the last norm of each residual block"),
 )
 
 _OPTIM = dict(
@@ -204,45 +202,29 @@ _OPTIM = dict(
         (50.0, 75.0), "percent of the run at which the learning rate decays", applies=STEP
     ),
     decay_factor=Setting(0.1, "learning rate factor of each decay", high=1, applies=DROP),
-    plateau_patience=Setting(
-        10, "evaluations without a lower validation loss before a decay", applies=PLATEAU
-    ),
-    plateau_cooldown=Setting(0, "evaluations after a decay that are not counted", applies=PLATEAU),
-    plateau_threshold=Setting(
-        1e-4,
-        "relative decrease that counts as a lower validation loss",
-        low=SMALLEST,
-        high=BELOW_1,
-        applies=PLATEAU,
+    plateau_patience=plateau(10, "evaluations without a lower validation loss before a decay"),
+    plateau_cooldown=plateau(0, "evaluations after a decay that are not counted"),
+    plateau_threshold=plateau(
+        1e-4, "relative decrease that counts as a lower validation loss", low=SMALLEST, high=BELOW_1
     ),
     weight_decay=Setting(
         0.0, "weight decay of kernels: decoupled (adamw, muon) or L2 (adam, sgd)", high=1000
     ),
-    b1=Setting(0.9, "decay of Adam's first moment", high=BELOW_1, applies=ADAM),
-    b2=Setting(0.999, "decay of Adam's second moment", high=BELOW_1, applies=ADAM),
-    eps=Setting(1e-8, "epsilon of Adam", low=SMALLEST, applies=ADAM),
-    muon_momentum=Setting(0.95, "Nesterov momentum of Muon", high=BELOW_1, applies=MUON),
-    muon_rms=Setting(
-        0.2,
-        "RMS of a Muon update before the learning rate (AdamW: about 0.2)",
-        high=100,
-        applies=MUON,
+    b1=adam(0.9, "decay of Adam's first moment", high=BELOW_1),
+    b2=adam(0.999, "decay of Adam's second moment", high=BELOW_1),
+    eps=adam(1e-8, "epsilon of Adam", low=SMALLEST),
+    muon_momentum=muon(0.95, "Nesterov momentum of Muon", high=BELOW_1),
+    muon_rms=muon(
+        0.2, "RMS of a Muon update before the learning rate (AdamW: about 0.2)", high=100
     ),
-    muon_iterations=Setting(
-        5, "Newton-Schulz iterations that orthogonalise a Muon update", high=100, applies=MUON
+    muon_iterations=muon(5, "Newton-Schulz iterations that orthogonalise a Muon update", high=100),
+    layer_decay=positive(
+        1.0, "layer-wise decay: learning rate factor from each block to the one below", high=1
     ),
-    layer_decay=Setting(
-        1.0,
-        "layer-wise decay: learning rate factor from each block to the one below",
-        low=SMALLEST,
-        high=1,
-    ),
-    momentum=Setting(0.9, "momentum of SGD", high=BELOW_1, applies=SGD),
-    nesterov=Setting(False, "Nesterov momentum of SGD", applies=SGD),
+    momentum=sgd(0.9, "momentum of SGD", high=BELOW_1),
+    nesterov=sgd(False, "Nesterov momentum of SGD"),
     grad_clip_norm=Setting(0.0, "largest global gradient norm; 0: no clipping"),
-    ema_decay=Setting(
-        0.0, "decay of the moving average of weights that evaluation uses; 0: off", high=BELOW_1
-    ),
+    ema_decay=below_1(0.0, "decay of the moving average of weights that evaluation uses; 0: off"),
 )
 
 _TRAIN = dict(
@@ -253,9 +235,7 @@ _TRAIN = dict(
     steps_at_once=free("auto", "multi-step dispatch: several steps per call", WHEN),
     batch_size=Setting(128, "examples per optimizer update, over all devices and processes", low=1),
     accumulation_steps=Setting(0, "micro-batches per optimizer update; 0: the fastest number"),
-    label_smoothing=Setting(
-        0.0, "fraction of the target spread evenly over all classes", high=BELOW_1
-    ),
+    label_smoothing=below_1(0.0, "fraction of the target spread evenly over all classes"),
     dtype=Setting(
         "auto",
         "compute dtype; auto: bfloat16 on GPU and TPU, float32 on CPU",

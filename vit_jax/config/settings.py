@@ -1,15 +1,14 @@
 """A run's config: generated from the schema, changed by overrides, checked and completed."""
 
-import difflib
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
 from vit_jax.config.schema import RENAMED, SCHEMA, SECTIONS, SMALLEST
-from vit_jax.runtime.errors import UserError, truncate_repr
+from vit_jax.runtime.errors import UserError, suggest, truncate_repr
 
 Config: TypeAlias = Any  # a ConfigDict; type checkers cannot know its attributes
 
@@ -27,7 +26,7 @@ DIMENSIONS = ("hidden_size", "depth", "num_heads", "mlp_dim")
 def get_config() -> Config:
     """Build a config of the documented defaults, of which a config file changes some."""
     sections = {
-        section: {name: setting.default for name, setting in table.items()}
+        section: {name: one.default for name, one in table.items()}
         for section, table in SECTIONS.items()
     }
     return ConfigDict(sections.pop("") | sections).lock()
@@ -49,10 +48,15 @@ def check_key(key: str, what: str) -> None:
     if key in RENAMED:
         raise UserError(f"config key {key} in {what} was renamed to {RENAMED[key]}")
     if key not in SCHEMA:
-        near = [name for name in SCHEMA if name.split(".")[-1] == key.split(".")[-1]]
-        near = near or difflib.get_close_matches(key, SCHEMA, n=1)
-        hint = f"did you mean {near[0]}?" if near else "docs/settings.md lists them"
-        raise UserError(f"unknown config key {key} in {what}; {hint}")
+        raise UserError(f"unknown config key {key} in {what}; {suggest_key(key, SCHEMA)}")
+
+
+def suggest_key(key: str, known: Iterable[str]) -> str:
+    """Word a hint for a misspelt key: the key of another section, or the closest of `known`."""
+    same = [name for name in SCHEMA if name.split(".")[-1] == key.split(".")[-1]]
+    if same:
+        return f"did you mean {same[0]}?"
+    return suggest(key, known, "docs/settings.md lists them")
 
 
 def current_names(flat: Mapping[str, Any]) -> dict:
@@ -61,12 +65,7 @@ def current_names(flat: Mapping[str, Any]) -> dict:
 
 
 def with_overrides(config: Config, overrides: Mapping[str, Any], what: str) -> Config:
-    """Copy `config` with some settings changed.
-
-    Args:
-      config: complete.
-      overrides: {"section.key": value}.
-      what: the source of the overrides, for messages.
+    """Copy `config` with the settings {"section.key": value} changed; `what` names their source.
 
     Raises:
       UserError: a key is unknown or a value has the wrong type.
@@ -91,11 +90,7 @@ def wrong_type(key: str, value, what: str) -> str:
 
 
 def check_values(config: Config) -> None:
-    """Check each setting of a resolved config by its schema entry.
-
-    Raises:
-      UserError: the type, the choice or a bound is violated, or a changed setting has no effect.
-    """
+    """Raise UserError if a setting violates its schema entry, or is changed and has no effect."""
     flat = flatten(config)
     for key, value in flat.items():
         _check_value(key, value)
@@ -132,17 +127,10 @@ def _check_value(key, value):
 
 
 def resolve(config: Config, weights: dict | None = None, given: Collection[str] = ()) -> Config:
-    """Fill in all that a config leaves open, in a copy.
+    """Copy a variant's config and fill in what it leaves open; raises UserError.
 
-    Named sizes and kinds fill the keys at 0; the settings of the initial weights replace defaults.
-
-    Args:
-      config: of a variant.
-      weights: {"model.depth": 12, ...}, the settings of the weights of `init_from`.
-      given: keys that were set on purpose and stay, even if at their default.
-
-    Raises:
-      UserError: an unknown size, or settings that contradict the weights.
+    Named sizes and kinds fill the keys at 0; the settings {"model.depth": 12, ...} of the initial
+    weights replace defaults, but not those of the keys `given`, which were set on purpose.
     """
     config = config.copy_and_resolve_references()
     _resolve_size(config.model)
@@ -193,25 +181,19 @@ def _adopt(config, weights, given):
 
 
 def _resolve_augment(config, given):
-    augment = config.augment
-    filled = {}
-    if augment.kind == "cutout":
-        filled = {"cutout_length": config.data.image_size // 2}
-    elif augment.kind == "strong":
-        filled = {"erasing_rate": 0.25, "mixup_alpha": 1.0, "cutmix_alpha": 1.0}
-    for key, value in filled.items():
+    filled = {
+        "cutout": {"cutout_length": config.data.image_size // 2},
+        "strong": {"erasing_rate": 0.25, "mixup_alpha": 1.0, "cutmix_alpha": 1.0},
+    }
+    for key, value in filled.get(config.augment.kind, {}).items():
         if f"augment.{key}" not in given:  # a 0 on purpose switches off
-            augment[key] = augment[key] or value
+            config.augment[key] = config.augment[key] or value
 
 
 def steps_of(section, stem: str, steps_per_epoch: int, total_steps: int) -> int:
-    """Convert a duration to steps from whichever of its keys is set; 0 if none is.
+    """Convert a duration, such as "warmup", to optimizer updates; 0 if none of its keys is set.
 
-    Args:
-      section: section of the config with `{stem}_steps`, `_epochs` and `_percent`.
-      stem: e.g. "warmup".
-      steps_per_epoch: optimizer updates per epoch.
-      total_steps: optimizer updates of the whole run, for `_percent`.
+    Its keys in the section are `{stem}_steps`, `{stem}_epochs` and `{stem}_percent`.
     """
     if section[f"{stem}_steps"]:
         return section[f"{stem}_steps"]

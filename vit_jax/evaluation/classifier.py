@@ -4,7 +4,7 @@ import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +26,6 @@ from vit_jax.evaluation.steps import make_eval_step
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError, join_names, single_line
 from vit_jax.runtime.progress import Bar, quiet_libraries
-from vit_jax.runtime.sharding import dtype_of
 from vit_jax.storage import run_folder
 
 BATCH_SIZE = 32
@@ -47,15 +46,12 @@ class Classifier:
     def __init__(
         self, source: Path, options: Mapping[str, Any] | None = None, needs_head: bool = True
     ):
-        """Reads what the weights are, not yet the weights of a folder.
+        """Read what the weights are, and the weights of a file; raises UserError.
 
         Args:
           source: RUN/VARIANT/seed_0, a converted checkpoint, or an .npz or .safetensors file.
           options: of `pretrained.convert`, for a file.
           needs_head: whether weights without a head are an error.
-
-        Raises:
-          UserError: the weights are damaged or have no head, or the options have no effect.
         """
         self._source = path = pathlib.Path(source).expanduser()
         self._weights = pretrained.convert(path, dict(options or {})) if path.is_file() else None
@@ -84,10 +80,7 @@ class Classifier:
 
     @functools.cached_property
     def variables(self) -> dict:
-        """The variables of the model, on the device, read when first used.
-
-        Raises UserError if they are damaged, or not those of the model.
-        """
+        """The model's variables on the device, read when first used; raises UserError."""
         with quiet_libraries():
             weights = self._weights or pretrained.load(self._source)  # starts the devices
         pretrained.check_whole(weights)
@@ -98,13 +91,11 @@ class Classifier:
         self._weights = None
         return jax.device_put(variables)
 
-    def make_model(
-        self, config: Config | None = None
-    ) -> models.VisionTransformer | models.ResNet18:
+    def make_model(self, config: Config = None) -> Any:
         """Build the module, of `self.config` or of one with other data."""
-        config = config or self.config
-        assert config is not None
-        return models.build(config.model, len(self.class_names), dtype_of(config.train.dtype))
+        config = self.config if config is None else config
+        dtype = sharding.dtype_of(config.train.dtype)
+        return models.build(config.model, len(self.class_names), dtype)
 
     def read_images(self, images: Images) -> np.ndarray:
         """Prepare images as evaluation does: upright, resized and centre-cropped.
@@ -129,7 +120,7 @@ class Classifier:
         *arrays: np.ndarray,
         batch_size: int = BATCH_SIZE,
     ) -> np.ndarray:
-        """Apply a function of the model to images, batch by batch.
+        """Apply a function of the model to images, batch by batch: float32 [n, ...].
 
         Args:
           name: of the function, which is jitted once for each name and batch size.
@@ -137,9 +128,6 @@ class Classifier:
           images: as in `read_images`.
           *arrays: [n, ...] each, further arguments of the function.
           batch_size: images on the device at a time.
-
-        Returns:
-          float32 [n, ...].
         """
         config, given = self.config, inputs.as_list(images)
         if name not in self._programs:
@@ -160,40 +148,22 @@ class Classifier:
         return np.concatenate(found)
 
     def predict(self, images: Images) -> np.ndarray:
-        """Compute probabilities.
-
-        Args:
-          images: as in `read_images`.
-
-        Returns:
-          float64 [n, classes]; each row sums to 1.
-
-        Raises:
-          UserError: an image cannot be used, or the weights have no head.
-        """
+        """Compute probabilities, float64 [n, classes], of images as in `read_images`."""
         self.check_head()
-        model: Any = self.make_model()
-        return softmax(self.apply("logits", model.apply, images))
+        return softmax(self.apply("logits", self.make_model().apply, images))
 
     def top5(self, images: Images) -> list[list[tuple[str, float]]]:
-        """Return the five most probable classes of each image: (class, probability), best first."""
+        """List the five most probable classes of each image: (class, probability), best first."""
         return [self.best(row) for row in self.predict(images)]
 
-    def best(self, probabilities: np.ndarray, count: int = 5) -> list[tuple[str, float]]:
-        """Return (class, probability) of the `count` largest of probabilities [classes]."""
-        order = np.argsort(-probabilities, kind="stable")[:count]
+    def best(self, probabilities: np.ndarray) -> list[tuple[str, float]]:
+        """List (class, probability) of the five largest of probabilities [classes]."""
+        order = np.argsort(-probabilities, kind="stable")[:5]
         return [(self.class_names[i], float(probabilities[i])) for i in order]
 
     def features(self, images: Images) -> np.ndarray:
-        """Compute the input of the head: float32 [n, d].
-
-        Args:
-          images: as in `read_images`.
-
-        Raises:
-          UserError: an image cannot be used.
-        """
-        model: Any = self.make_model()
+        """Compute the input of the head, float32 [n, d], for images as in `read_images`."""
+        model = self.make_model()
 
         def features(variables, x):
             return model.apply(variables, x, capture=True)[1]["features"]
@@ -216,7 +186,7 @@ class Classifier:
                 except UserError as error:
                     failed.append(error)
             if good:
-                yield from zip(good, images, self.predict(np.stack(images)), strict=True)
+                yield from zip(good, images, self.predict(images), strict=True)
 
     def evaluate(
         self,
@@ -244,40 +214,28 @@ class Classifier:
             text = os.fspath(data)
             if isinstance(data, os.PathLike) or os.path.isdir(os.path.expanduser(text)):
                 given = {"data.name": "folder", "data.dir": text} | given
-            elif self.config.data.name == "folder":
-                given = {"data.name": text, "data.dir": ""} | given
             else:
-                given = {"data.name": text} | given
-        config = settings.with_overrides(self.config, given, "the overrides")
-        return self.report(*self.evaluation_of(config, given, split))
+                folder = {"data.dir": ""} if self.config.data.name == "folder" else {}
+                given = {"data.name": text} | folder | given
+        return self.report(*self.evaluation_of(given, split))
 
-    def evaluation_of(
-        self, config: Config, given: Collection[str], split: str | None
-    ) -> tuple[Config, str]:
-        """Check what is to be evaluated, and return it ready for `report`.
-
-        Args:
-          config: `self.config` with some settings changed.
-          given: the keys of those settings.
-          split: as in `evaluate`.
-
-        Raises:
-          UserError: a setting is invalid or has no effect, or there is no such split.
-        """
+    def evaluation_of(self, overrides: Mapping[str, Any], split: str | None) -> tuple[Config, str]:
+        """Check what `evaluate` is to evaluate; return the config and the split for `report`."""
         if split not in (None, *SPLITS):
             raise UserError(f"split={split!r} is unknown: use one of {', '.join(SPLITS)}")
         self.check_head()
-        for key in sorted(given):
+        config = settings.with_overrides(self.config, overrides, "the overrides")
+        for key in sorted(overrides):
             if key in pretrained.DATA_KEYS:
                 raise UserError(f"{key} is the model's and cannot be changed")
             if not key.startswith("data.") and key not in _EFFECTIVE:
                 raise UserError(f"{key} has no effect on an evaluation")
-        if not self.has_data and not any(key.startswith("data.") for key in given):
+        if not self.has_data and not any(key.startswith("data.") for key in overrides):
             raise UserError(f"{self._source} has no data of its own: give data.name or data.dir")
         if split != "train":
             config.data.update(train_examples=0, examples_per_class=0)  # as many may not be there
         validate(config)
-        if split is None and not {"data.name", "data.dir"}.isdisjoint(given):
+        if split is None and not {"data.name", "data.dir"}.isdisjoint(overrides):
             if carves_test(open_source(config.data), config.data):
                 raise UserError(
                     f"{config.data.dir or config.data.name} has no test split: give split=all for "
@@ -293,45 +251,32 @@ class Classifier:
         if split == "all":
             source = open_source(config.data)
             names, examples = source.class_names, undivided(source, config.data)
-            parts = [StreamingBatches(one, mesh, config.data.num_threads) for one in examples]
+            pieces = [StreamingBatches(one, mesh, config.data.num_threads) for one in examples]
         else:
             data = load_data(config.data, mesh)
-            names, parts = data.class_names, [getattr(data, split)]
-        self._check_classes(names)
+            names, pieces = data.class_names, [getattr(data, split)]
+        # Names that are not known cannot differ.
+        if names != self.class_names and (self._names or len(names) != len(self.class_names)):
+            differing = sorted(set(names) ^ set(self.class_names)) or ["their order"]
+            raise UserError(
+                f"the data have {len(names)} classes, {self._source} has "
+                f"{len(self.class_names)}, and they differ in {join_names(differing)}"
+            )
         step = jax.jit(
             make_eval_step(self.make_model(config), config),
             out_shardings=sharding.replicated(mesh),
         )
-        batches = itertools.chain(*(one.evaluate(batch_size) for one in parts))
-        total = sum(map(len, parts))
+        batches = itertools.chain(*(piece.evaluate(batch_size) for piece in pieces))
+        total = sum(map(len, pieces))
         bar = Bar(batches, "evaluating", -(-total // batch_size), disable=None)
         variables = sharding.put_replicated(mesh, self.variables)
-        result = evaluate(step, variables, bar, keep=True)
-        assert result is not None and result.logits is not None and result.labels is not None
+        result: Any = evaluate(step, variables, bar, keep=True)
         return make_report(result.logits, result.labels, names)
 
-    def _check_classes(self, found):
-        if self._names is None and len(found) == len(self.class_names):
-            return  # names that are not known cannot differ
-        if found != self.class_names:
-            differing = sorted(set(found) ^ set(self.class_names)) or ["their order"]
-            raise UserError(
-                f"the data have {len(found)} classes, {self._source} has "
-                f"{len(self.class_names)}, and they differ in {join_names(differing)}"
-            )
-
     def images_of_classes(self, names: Sequence[str], count: int) -> tuple[np.ndarray, list[str]]:
-        """Load a fixed test image of each of some classes.
+        """Load a fixed test image of each named class, or of the first `count` classes.
 
-        Args:
-          names: of the classes; empty: the first `count`.
-          count: of the classes, if none are named.
-
-        Returns:
-          uint8 [n, side, side, channels], as stored, and the n names of their classes.
-
-        Raises:
-          UserError: a class is unknown, or the data cannot be read.
+        Returns uint8 [n, side, side, channels], as stored, and the n names of their classes.
         """
         data = self.config.data
         splits = make_splits(open_source(data), data)

@@ -1,4 +1,4 @@
-"""Accuracy and loss over a whole set, and the report on its classes."""
+"""Accuracy and loss over a whole dataset, and the report on its classes."""
 
 import dataclasses
 import math
@@ -14,21 +14,13 @@ from vit_jax.runtime import sharding
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """An evaluation.
+    """An evaluation; logits and labels are None if not kept."""
 
-    Attributes:
-      loss: mean over the examples.
-      accuracy: fraction.
-      count: of the examples.
-      logits: float32 [count, classes], or None if not kept.
-      labels: int [count], likewise.
-    """
-
-    loss: float
+    loss: float  # mean over the examples
     accuracy: float
-    count: int
-    logits: np.ndarray | None = None
-    labels: np.ndarray | None = None
+    count: int  # of the examples
+    logits: np.ndarray | None = None  # float32 [count, classes]
+    labels: np.ndarray | None = None  # int [count]
 
 
 def evaluate(
@@ -38,17 +30,14 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
     keep: bool = False,
 ) -> Result | None:
-    """Evaluates a model on batches, every unmasked example once.
+    """Evaluate a model on batches, every unmasked example once.
 
     Args:
       eval_step: jitted (variables, sums, batch) -> (sums, logits).
       variables: of the model, {"params", "batch_stats"}.
       batches: with "image", "label" and "mask".
-      stop: asked before every batch; True abandons the evaluation.
+      stop: asked before every batch; True abandons the evaluation, whose result is then None.
       keep: whether to keep logits and labels.
-
-    Returns:
-      The result, or None if abandoned.
     """
     sums, kept = Sums.empty(), []
     for batch in batches:
@@ -71,17 +60,14 @@ def evaluate_together(
     batches: Iterable[dict],
     stop: Callable[[], bool] = lambda: False,
 ) -> list[Result] | None:
-    """Evaluates several models on the same batches, every unmasked example once.
+    """Evaluate `count` models on the same batches, without logits, otherwise as `evaluate`.
 
     Args:
       eval_step: jitted (variables, sums, batch) -> sums, of stacked variables and sums.
       variables: of the models, {"params", "batch_stats"} with arrays [count, ...].
       count: of the models.
-      batches: with "image", "label" and "mask".
-      stop: asked before every batch; True abandons the evaluation.
-
-    Returns:
-      The results without logits, or None if abandoned.
+      batches: as in `evaluate`.
+      stop: as in `evaluate`.
     """
     sums = jax.tree.map(lambda x: np.stack([x] * count), Sums.empty())
     for batch in batches:
@@ -98,20 +84,15 @@ def _result(sums):
 
 
 def make_report(logits: np.ndarray, labels: np.ndarray, class_names: list[str]) -> dict:
-    """Returns what logits tell of a model, class by class.
-
-    Args:
-      logits: [n, c].
-      labels: int [n].
-      class_names: c names.
+    """Report how well logits [n, c] predict labels [n], class by class.
 
     Returns:
       {"count", "accuracy", "accuracy_interval", "top5_accuracy", "top5_interval" (where c > 5),
       "expected_calibration_error", "macro_f1", "classes": {name: {"precision", "recall", "f1",
       "accuracy", "support"}}, "confusion": c x c counts, rows are the true classes}. Intervals are
-      Wilson's at 95 %. A class's accuracy is the share of its images that are recognised, which is
-      its recall. What is not defined, as the precision of a class that is never predicted, is 0;
-      classes without images are None.
+      Wilson's at 95 %. A class's accuracy is the fraction of its images that are recognised, which
+      is its recall. Undefined values, such as the precision of a class that is never predicted,
+      are 0; those of classes without images are None.
     """
     from sklearn import metrics  # costs a second, so only where it is used
 
@@ -144,26 +125,26 @@ def make_report(logits: np.ndarray, labels: np.ndarray, class_names: list[str]) 
 
 
 def wilson_interval(successes: int, count: int) -> tuple[float, float]:
-    """Returns the 95 % interval of a fraction (Wilson 1927)."""
+    """Compute the 95 % interval of a fraction (Wilson 1927)."""
     z = 1.959963984540054
-    share, scale = successes / count, 1 + z**2 / count
-    middle = (share + z**2 / (2 * count)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    fraction, scale = successes / count, 1 + z**2 / count
+    middle = (fraction + z**2 / (2 * count)) / scale
+    half = z / scale * math.sqrt(fraction * (1 - fraction) / count + z**2 / (4 * count**2))
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Returns the probabilities [n, c] of logits [n, c], float64."""
+    """Compute the probabilities [n, c] of logits [n, c], float64."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
     return shifted / shifted.sum(1, keepdims=True)
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
-    """Returns the expected calibration error (Guo et al. 2017, arXiv:1706.04599, equation 5).
+    """Compute the expected calibration error (Guo et al. 2017, arXiv:1706.04599, equation 5).
 
     That is the mean distance between confidence and accuracy, in `bins` bins of equal width.
     """
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(place, confidence - correct, bins)  # count * (confidence - accuracy)
+    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.bincount(index, confidence - correct, bins)  # count * (confidence - accuracy)
     return float(np.abs(gaps).sum() / len(labels))

@@ -18,11 +18,7 @@ Images = ImageLike | Sequence[ImageLike]
 
 
 def as_list(images: Images) -> Sequence[ImageLike] | np.ndarray:
-    """Return images one by one; raises UserError if there is none.
-
-    Args:
-      images: several, an array [n, height, width, channels], or a single image.
-    """
+    """List images, an array [n, height, width, channels] or a single one; raises UserError."""
     several: Any = np.asarray(images) if isinstance(images, jax.Array) else images
     is_array = isinstance(several, np.ndarray)
     if isinstance(several, str | os.PathLike | Image.Image) or (is_array and several.ndim != 4):
@@ -36,18 +32,7 @@ def as_list(images: Images) -> Sequence[ImageLike] | np.ndarray:
 
 
 def read(image: ImageLike, data_config) -> np.ndarray:
-    """Prepare an image as evaluation does: upright, resized and centre-cropped.
-
-    Args:
-      image: a path, a PIL image, or uint8 [height, width, channels] of any size.
-      data_config: `config.data`.
-
-    Returns:
-      uint8 [side, side, channels].
-
-    Raises:
-      UserError: the file is no image, or the array has another dtype or number of channels.
-    """
+    """Prepare an image as `Classifier.read_images` does: uint8 [side, side, channels]."""
     size, channels = stored_size(data_config), data_config.channels
     if isinstance(image, str | os.PathLike):
         return read_image(pathlib.Path(image).expanduser(), size, channels)

@@ -22,12 +22,9 @@ _RANKS |= {"MlpBlock_0": 1, "out": 1, "downsample_conv": 1, "pre_logits": 2, "he
 
 
 def kernel_magnitudes(params: dict) -> dict[str, dict[str, float]]:
-    """Returns {layer: {"mean_abs": mean |w|, "l2": sqrt(sum w^2)}} of every kernel.
+    """Measure every leaf "kernel" of `params`: {layer: {"mean_abs": mean |w|, "l2": L2 norm}}.
 
-    The layers come in the order in which an image goes through them.
-
-    Args:
-      params: nested dict of arrays; a kernel is a leaf of that name.
+    The layers are in the order in which an image passes through them.
     """
     kernels = {
         "/".join(key.key for key in path[:-1]): leaf
@@ -40,12 +37,10 @@ def kernel_magnitudes(params: dict) -> dict[str, dict[str, float]]:
         numbers = [[int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p)] for p in name]
         return [(_RANKS.get(part, 0), split) for part, split in zip(name, numbers, strict=True)]
 
-    found = jax.device_get(
-        {
-            name: {"mean_abs": jnp.abs(w).mean(), "l2": jnp.sqrt(jnp.square(w).sum())}
-            for name, w in kernels.items()
-        }
-    )
     return {
-        name: {k: float(v) for k, v in found[name].items()} for name in sorted(found, key=place)
+        name: {
+            "mean_abs": float(jnp.abs(kernels[name]).mean()),
+            "l2": float(jnp.sqrt(jnp.square(kernels[name]).sum())),
+        }
+        for name in sorted(kernels, key=place)
     }

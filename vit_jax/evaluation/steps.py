@@ -9,7 +9,7 @@ from vit_jax.evaluation.metrics import Sums
 
 
 def make_eval_step(model, config, on_features: bool = False):
-    """Returns (variables, sums, batch) -> (sums with the batch's unmasked examples added, logits).
+    """Make (variables, sums, batch) -> (sums with the batch's unmasked examples added, logits).
 
     `batch` is a training batch with a bool "mask" [b], False for padding; `on_features` as in
     `make_train_step`.
@@ -28,7 +28,7 @@ def make_eval_step(model, config, on_features: bool = False):
 
 
 def make_feature_step(model, config):
-    """Returns (variables, batch) -> float32 [b, d], what the head gets of each image."""
+    """Make (variables, batch) -> float32 [b, d], the input of the head for each image."""
 
     def feature_step(variables: dict, batch: dict) -> jax.Array:
         images = preprocess(batch["image"], config)

@@ -24,21 +24,3 @@ from vit_jax.plots.results import (
 
 # Names of classes and files are no formulas, even if they hold dollars.
 matplotlib.rcParams["text.parse_math"] = False
-
-__all__ = [
-    "save_attention_distances",
-    "save_bars",
-    "save_comparison",
-    "save_confusion",
-    "save_contact_sheet",
-    "save_curves",
-    "save_feature_maps",
-    "save_filters",
-    "save_heat_maps",
-    "save_kernel_magnitudes",
-    "save_narrow_curves",
-    "save_optimization",
-    "save_position_similarity",
-    "save_prediction",
-    "save_scores",
-]

@@ -10,7 +10,7 @@ import matplotlib.colors
 import matplotlib.figure
 import numpy as np
 
-from vit_jax.plots.results import COLORS, STYLES, save
+from vit_jax.plots.results import COLORS, STYLES, hide_frame, make_figure, save
 
 HEAT = "viridis"  # even steps look even, also in grey and to the colour-blind
 
@@ -21,10 +21,7 @@ def _panels(rows, columns, size, extra_height=0.6):
     )
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
-        for spine in axis.spines.values():
-            spine.set_visible(False)
+        hide_frame(axis)
     return figure, axes
 
 
@@ -32,24 +29,8 @@ def _show(axis, picture):
     axis.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
 
 
-def _heat(axis, picture, heat, scale):
-    """Draw a map over a picture, which stays visible in grey."""
-    # In half its contrast, so that black and white parts change a colour little.
-    axis.imshow(picture.mean(-1), cmap="gray", vmin=-128, vmax=383)
-    height, width = picture.shape[:2]
-    return axis.imshow(
-        heat,
-        cmap=HEAT,
-        norm=scale,
-        alpha=0.65,
-        extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-        interpolation="nearest",
-    )
-
-
-def _heat_bar(figure, axes, image):
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, pad=0.01)
-    bar.ax.set_facecolor("0.5")  # what lies below the maps, on average
+def _label(axis, text, fontsize):
+    axis.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=fontsize, labelpad=6)
 
 
 def save_heat_maps(
@@ -60,7 +41,7 @@ def save_heat_maps(
     maps: np.ndarray,
     columns: Sequence[str],
 ) -> None:
-    """Draw maps over pictures, a row for each picture, with one colour scale for all.
+    """Draw maps over images, a row for each image, with one colour scale for all.
 
     Args:
       pictures: uint8 [b, height, width, channels].
@@ -68,18 +49,7 @@ def save_heat_maps(
       maps: [b, k, rows, columns], not negative.
       columns: k names.
     """
-    b, k = maps.shape[:2]
-    figure, axes = _panels(b, k + 1, 1.25)
-    scale = matplotlib.colors.Normalize(0, max(float(maps.max()), 1e-12))
-    for i in range(b):
-        _show(axes[i, 0], pictures[i])
-        axes[i, 0].set_ylabel(names[i], rotation=0, ha="right", va="center", fontsize=8, labelpad=6)
-        for j in range(k):
-            image = _heat(axes[i, j + 1], pictures[i], maps[i, j], scale)
-    for axis, name in zip(axes[0], ["image", *columns], strict=True):
-        axis.set_title(name, fontsize=8)
-    _heat_bar(figure, axes, image)
-    save(figure, path, title, size=10, dpi=110)
+    _save_maps(path, title, pictures, names, maps, columns, 1.25, 8)
 
 
 def save_comparison(
@@ -87,36 +57,46 @@ def save_comparison(
     title: str,
     pictures: Sequence[np.ndarray],
     names: Sequence[str],
-    maps: Sequence[Sequence[np.ndarray | None]],
+    maps: Sequence[np.ndarray],
 ) -> None:
     """Draw the maps of one image, a row for each model and a column for each layer.
 
     Args:
       pictures: the image as each model sees it, uint8 [height, width, channels].
       names: of the models.
-      maps: of each model and layer, [rows, columns]; None where a model has no such layer.
+      maps: of each model, [layers, rows, columns].
     """
-    figure, axes = _panels(len(names), len(maps[0]) + 1, 1.0)
-    found = [heat for row in maps for heat in row if heat is not None]
-    scale = matplotlib.colors.Normalize(0, max(float(heat.max()) for heat in found))
-    for i, row in enumerate(maps):
-        _show(axes[i, 0], pictures[i])
-        axes[i, 0].set_ylabel(names[i], rotation=0, ha="right", va="center", fontsize=7, labelpad=6)
-        for axis, heat in zip(axes[i, 1:], row, strict=True):
-            if heat is not None:
-                image = _heat(axis, pictures[i], heat, scale)
-    for j, axis in enumerate(axes[0]):
-        axis.set_title(f"layer {j - 1}" if j else "image", fontsize=8)
-    _heat_bar(figure, axes, image)
+    columns = [f"layer {i}" for i in range(max(map(len, maps)))]
+    _save_maps(path, title, pictures, names, maps, columns, 1.0, 7)
+
+
+def _save_maps(path, title, pictures, names, maps, columns, size, fontsize):
+    figure, axes = _panels(len(names), len(columns) + 1, size)
+    scale = matplotlib.colors.Normalize(0, max(1e-12, *(float(row.max()) for row in maps)))
+    for line, picture, name, row in zip(axes, pictures, names, maps, strict=True):
+        _show(line[0], picture)
+        _label(line[0], name, fontsize)
+        for axis, heat in zip(line[1:], row, strict=False):
+            # In half its contrast, so that black and white parts change a colour little.
+            axis.imshow(picture.mean(-1), cmap="gray", vmin=-128, vmax=383)
+            height, width = picture.shape[:2]
+            image = axis.imshow(
+                heat,
+                cmap=HEAT,
+                norm=scale,
+                alpha=0.65,
+                extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+                interpolation="nearest",
+            )
+    for axis, name in zip(axes[0], ["image", *columns], strict=True):
+        axis.set_title(name, fontsize=8)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, pad=0.01)
+    bar.ax.set_facecolor("0.5")  # what lies below the maps, on average
     save(figure, path, title, size=10, dpi=110)
 
 
 def save_position_similarity(path: pathlib.Path, title: str, cosines: np.ndarray) -> None:
-    """Draws, at the place of each patch, the cosine of its position with all others.
-
-    Args:
-      cosines: [rows, columns, rows, columns].
-    """
+    """Draw the cosines [rows, columns, rows, columns] of each patch's position with all others."""
     rows, columns = cosines.shape[:2]
     size = max(0.3, 6 / max(rows, columns))
     figure, axes = _panels(rows, columns, size, 0.8)
@@ -129,13 +109,8 @@ def save_position_similarity(path: pathlib.Path, title: str, cosines: np.ndarray
 
 
 def save_attention_distances(path: pathlib.Path, title: str, distances: np.ndarray) -> None:
-    """Draw the mean attention distance of each head of each layer.
-
-    Args:
-      distances: [layers, heads] in pixels.
-    """
-    figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
-    axis = figure.subplots()
+    """Draw the mean attention distance in pixels, [layers, heads]."""
+    figure, (axis,) = make_figure(6, 4)
     layers, heads = distances.shape
     axis.scatter(np.repeat(np.arange(layers), heads), distances.reshape(-1), s=22, color=COLORS[0])
     axis.plot(range(layers), distances.mean(1), color=COLORS[1], label="mean of the heads")
@@ -143,18 +118,12 @@ def save_attention_distances(path: pathlib.Path, title: str, distances: np.ndarr
     axis.set_ylim(0, 1.05 * (distances.max() or 1))
     axis.set_xlabel("layer")
     axis.set_ylabel("mean attention distance, pixels")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(axis="y", color="#dddddd", linewidth=0.8)
     axis.legend(frameon=False, fontsize="small")
     save(figure, path, f"{title}: how far each head looks", dpi=110)
 
 
 def save_filters(path: pathlib.Path, title: str, images: np.ndarray) -> None:
-    """Draw filters as images.
-
-    Args:
-      images: [n, height, width, 3 or 1] in [0, 1]; 0.5 stands for a weight of zero.
-    """
+    """Draw filters [n, height, width, 3 or 1] in [0, 1]; 0.5 stands for a weight of zero."""
     columns = min(len(images), 14 if len(images) > 32 else 7)
     rows = -(-len(images) // columns)
     figure, axes = _panels(rows, columns, 0.7)
@@ -168,24 +137,12 @@ def save_filters(path: pathlib.Path, title: str, images: np.ndarray) -> None:
 def save_feature_maps(
     path: pathlib.Path, title: str, picture: np.ndarray, layers: dict[str, np.ndarray]
 ) -> None:
-    """Draw the eight channels of each layer that vary most over the image.
-
-    Args:
-      picture: uint8 [height, width, channels].
-      layers: name -> [rows, columns, channels].
-    """
+    """Draw an image's eight most varying channels of each layer, {name: [rows, columns, c]}."""
     figure, axes = _panels(len(layers), 9, 1.0)
     for i, (name, maps) in enumerate(layers.items()):
         _show(axes[i, 0], picture)
         rows, columns, channels = maps.shape
-        axes[i, 0].set_ylabel(
-            f"{name}\n{rows}x{columns}x{channels}",
-            rotation=0,
-            ha="right",
-            va="center",
-            fontsize=8,
-            labelpad=6,
-        )
+        _label(axes[i, 0], f"{name}\n{rows}x{columns}x{channels}", 8)
         chosen = np.sort((-maps.std((0, 1))).argsort(kind="stable")[:8])
         for axis in axes[i, 1 + len(chosen) :]:
             axis.axis("off")
@@ -196,28 +153,21 @@ def save_feature_maps(
 
 
 def save_scores(path: pathlib.Path, title: str, scores: dict) -> None:
-    """Draw the deletion and insertion curves of explanations.
-
-    Args:
-      scores: of `scores.score`.
-    """
-    figure = matplotlib.figure.Figure(figsize=(8.5, 4.2), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    better = {"deletion": "the lower, the better", "insertion": "the higher, the better"}
-    for axis, (key, hint) in zip(axes, better.items(), strict=True):
+    """Draw the deletion and insertion curves of explanations, of `scores.score`."""
+    figure, axes = make_figure(8.5, 4.2, 2, sharey=True)
+    hints = {
+        "deletion": ("the lower, the better", "removed"),
+        "insertion": ("the higher, the better", "shown"),
+    }
+    for axis, (key, (better, done)) in zip(axes, hints.items(), strict=True):
         methods = zip(scores["methods"].items(), (*COLORS[:3], COLORS[6]), STYLES, strict=True)
         for (name, values), color, style in methods:
-            label = f"{name}, area {values[key]['auc']:.3f}"
-            curve = values[key]["curve"]
-            options = dict(color=color, label=label, linewidth=1.8)
-            axis.plot(scores["fractions"], curve, style, **options)
-        axis.set_title(f"{key}: {hint}", fontsize=10)
-        axis.set_xlabel("fraction of patches " + {"deletion": "removed", "insertion": "shown"}[key])
+            label, curve = f"{name}, area {values[key]['auc']:.3f}", values[key]["curve"]
+            axis.plot(scores["fractions"], curve, style, color=color, label=label, linewidth=1.8)
+        axis.set_title(f"{key}: {better}", fontsize=10)
+        axis.set_xlabel(f"fraction of patches {done}")
         axis.set_ylim(0, 1.02)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(axis="y", color="#dddddd", linewidth=0.8)
         axis.legend(frameon=False, fontsize="small")
     axes[0].set_ylabel("probability of the predicted class")
-    save(
-        figure, path, f"{title}: explanations scored on {scores['images']} images", size=11, dpi=110
-    )
+    title = f"{title}: explanations scored on {scores['images']} images"
+    save(figure, path, title, size=11, dpi=110)

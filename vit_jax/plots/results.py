@@ -18,13 +18,22 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 STYLES = ("-", "--", "-.", ":")
 
 
-def _short(name, length):
+def short(name: str, length: int = 24) -> str:
+    """Truncate a name to at most `length` characters."""
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
-def _figure(width, height, columns=1):
+def hide_frame(axis) -> None:
+    """Remove ticks and spines."""
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.spines[:].set_visible(False)
+
+
+def make_figure(width: float, height: float, columns: int = 1, **options) -> tuple:
+    """Make a figure with a row of `columns` axes that have a light horizontal grid."""
     figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
+    axes = figure.subplots(1, columns, squeeze=False, **options)[0]
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", color="#dddddd", linewidth=0.8)
@@ -51,10 +60,9 @@ def save(
 def save_curves(path: pathlib.Path, title: str, runs: dict[str, list[dict]]) -> None:
     """Draw loss and accuracy over epochs: validation as marked lines, training thin.
 
-    Args:
-      runs: name for the legend ("" for a single run) -> rows of metrics.jsonl.
+    `runs` is {name for the legend, "" for a single run: rows of metrics.jsonl}.
     """
-    figure, axes = _figure(11, 4.2, 2)
+    figure, axes = make_figure(11, 4.2, 2)
     for axis, quantity in zip(axes, ("loss", "accuracy"), strict=True):
         _draw_curves(axis, quantity, runs)
     if axes[0].lines:
@@ -64,12 +72,8 @@ def save_curves(path: pathlib.Path, title: str, runs: dict[str, list[dict]]) -> 
 
 
 def save_optimization(path: pathlib.Path, title: str, rows: list[dict]) -> None:
-    """Draw the learning rate and the norm of the gradient over epochs.
-
-    Args:
-      rows: of metrics.jsonl.
-    """
-    figure, axes = _figure(11, 4.2, 2)
+    """Draw the learning rate and the norm of the gradient over epochs, of metrics.jsonl."""
+    figure, axes = make_figure(11, 4.2, 2)
     keys = {"train/learning_rate": "learning rate", "train/grad_norm": "norm of the gradient"}
     for axis, (key, label) in zip(axes, keys.items(), strict=True):
         points = [(row["epoch"], row[key]) for row in rows if key in row]
@@ -82,30 +86,19 @@ def save_optimization(path: pathlib.Path, title: str, rows: list[dict]) -> None:
 
 
 def save_narrow_curves(file: BinaryIO, quantity: str, runs: dict[str, list[dict]]) -> None:
-    """Draw one quantity over epochs, narrow enough to be read on a telephone.
+    """Draw the "loss" or "accuracy" of `save_curves`, narrow enough to be read on a telephone.
 
-    Lines are as in `save_curves`; the legend, below the axes, names the validation ones.
-
-    Args:
-      file: for the PNG.
-      quantity: "loss" or "accuracy".
-      runs: name for the legend -> rows of metrics.jsonl.
+    The legend, below the axes, names the validation lines.
     """
     marked = sum(any(f"val/{quantity}" in row for row in rows) for rows in runs.values())
     columns = 2 if max(map(len, runs)) <= 24 else 1
-    figure, (axis,) = _figure(5.6, 3.8 + 0.2 * -(-marked // columns))
+    figure, (axis,) = make_figure(5.6, 3.8 + 0.2 * -(-marked // columns))
     _draw_curves(axis, quantity, runs)
     lines = [line for line in axis.lines if line.get_marker() == "o"]
     names = [str(line.get_label()).removesuffix(", val") for line in lines]
     if lines:
-        figure.legend(
-            lines,
-            names,
-            loc="outside lower center",
-            ncols=columns,
-            frameon=False,
-            fontsize="small",
-        )
+        options = dict(loc="outside lower center", frameon=False, fontsize="small")
+        figure.legend(lines, names, ncols=columns, **options)
     save(figure, file, dpi=160)
 
 
@@ -127,13 +120,9 @@ def _draw_curves(axis, quantity, runs):
 
 
 def save_kernel_magnitudes(path: pathlib.Path, title: str, magnitudes: dict) -> None:
-    """Draw mean |w| and the L2 norm of every layer's kernel, before and after training.
-
-    Args:
-      magnitudes: {"before" | "after": {layer: {"mean_abs", "l2"}}}.
-    """
+    """Draw {"before" | "after" training: {layer: {"mean_abs", "l2"}}} of every layer's kernel."""
     names = list(magnitudes["after"])
-    figure, axes = _figure(11, max(3.5, 1.4 + 0.24 * len(names)), 2)
+    figure, axes = make_figure(11, max(3.5, 1.4 + 0.24 * len(names)), 2)
     places = range(len(names))
     for axis, key, label in zip(axes, ("mean_abs", "l2"), ("mean |w|", "L2 norm"), strict=True):
         before, after = (
@@ -154,11 +143,9 @@ def save_kernel_magnitudes(path: pathlib.Path, title: str, magnitudes: dict) -> 
 def save_confusion(
     path: pathlib.Path, title: str, confusion: np.ndarray, class_names: list[str]
 ) -> None:
-    """Draw a confusion matrix: percentages of each true class, with few classes written.
+    """Draw a confusion matrix, counts [c, c] whose rows are the true classes, in percent of these.
 
-    Args:
-      confusion: counts [c, c], rows are the true classes.
-      class_names: c names.
+    Up to 25 classes, the percentages are written in the cells.
     """
     count = len(class_names)
     shares = 100 * confusion / np.maximum(1, confusion.sum(1, keepdims=True))
@@ -168,16 +155,15 @@ def save_confusion(
     figure = matplotlib.figure.Figure(figsize=(side + 1.2, side), layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    short = [_short(name, 24) for name in class_names]
-    axis.set_xticks(range(count), short, rotation=90, fontsize=font)
-    axis.set_yticks(range(count), short, fontsize=font)
+    names = [short(name) for name in class_names]
+    axis.set_xticks(range(count), names, rotation=90, fontsize=font)
+    axis.set_yticks(range(count), names, fontsize=font)
     if numbers:
         for (row, column), share in np.ndenumerate(shares):
             if confusion[row, column]:
                 color = "white" if share > 55 else "black"
-                axis.text(
-                    column, row, f"{share:.0f}", ha="center", va="center", color=color, fontsize=8
-                )
+                text = axis.text(column, row, f"{share:.0f}", ha="center", va="center")
+                text.set(color=color, fontsize=8)
     else:  # lines to follow from a cell to its names
         axis.set_xticks(np.arange(0, count + 1, 5) - 0.5, minor=True)
         axis.set_yticks(np.arange(0, count + 1, 5) - 0.5, minor=True)
@@ -192,17 +178,12 @@ def save_confusion(
 def save_prediction(
     path: pathlib.Path, title: str, image: np.ndarray, probabilities: dict[str, float]
 ) -> None:
-    """Draw an image beside the bars of its most probable classes.
-
-    Args:
-      image: uint8 [height, width, 3 or 1].
-      probabilities: class -> probability, the most probable first.
-    """
+    """Draw an image, uint8 [height, width, 3 or 1], next to bars of {class: probability}."""
     figure = matplotlib.figure.Figure(figsize=(8, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.3))
     left.imshow(image, cmap="gray", vmin=0, vmax=255)
     left.axis("off")
-    names = [_short(name, 28) for name in probabilities]
+    names = [short(name, 28) for name in probabilities]
     places, shares = range(len(names)), [100 * value for value in probabilities.values()]
     right.barh(places, shares, color=COLORS[0], alpha=0.75)
     right.set_yticks(places, names)
@@ -218,12 +199,8 @@ def save_prediction(
 
 
 def save_bars(path: pathlib.Path | BinaryIO, title: str, rows: list[dict]) -> None:
-    """Draw mean test accuracy per variant, with the standard deviation and every seed's value.
-
-    Args:
-      rows: of results.json.
-    """
-    figure, (axis,) = _figure(max(4.5, 1.5 + 1.1 * len(rows)), 4)
+    """Draw the mean test accuracy of rows of results.json, with std and each seed."""
+    figure, (axis,) = make_figure(max(4.5, 1.5 + 1.1 * len(rows)), 4)
     names = [row["variant"] for row in rows]
     tests = [row["test_accuracy"] for row in rows]
     axis.bar(names, [t["mean"] for t in tests], width=0.6, color=COLORS[0], alpha=0.75)
@@ -233,13 +210,8 @@ def save_bars(path: pathlib.Path | BinaryIO, title: str, rows: list[dict]) -> No
         axis.scatter([i] * len(test["values"]), test["values"], s=18, color=COLORS[1], zorder=3)
         spread = "" if test["std"] is None else f" ± {100 * test['std']:.1f}"
         top = max([test["mean"] + (test["std"] or 0), *test["values"]])
-        axis.annotate(
-            f"{100 * test['mean']:.1f}{spread}",
-            (i, top),
-            xytext=(0, 5),
-            textcoords="offset points",
-            ha="center",
-        )
+        text = f"{100 * test['mean']:.1f}{spread}"
+        axis.annotate(text, (i, top), (0, 5), textcoords="offset points", ha="center")
     low = min(min(test["values"]) for test in tests)
     cut = low > 0.5  # else differences of a few points could not be seen
     axis.margins(y=0.12)
@@ -253,17 +225,13 @@ def save_bars(path: pathlib.Path | BinaryIO, title: str, rows: list[dict]) -> No
     save(figure, path, dpi=120)
 
 
-def save_contact_sheet(
-    path: pathlib.Path, names: list[str], groups: dict[str, np.ndarray], cell: float = 0.85
-) -> None:
-    """Draw rows of images in titled groups of columns.
+def save_contact_sheet(path: pathlib.Path, names: list[str], groups: dict[str, np.ndarray]) -> None:
+    """Draw named rows of images in titled groups of columns.
 
-    Args:
-      names: of the rows.
-      groups: title -> uint8 [rows, columns, height, width, 1 or 3].
-      cell: inches of an image's side.
+    `groups` is {title: uint8 [rows, columns, height, width, 1 or 3]}.
     """
-    names = [_short(name, 24) for name in names]
+    cell = 0.85  # inches of an image's side
+    names = [short(name) for name in names]
     columns = [images.shape[1] for images in groups.values()]
     room = max(1.2, 0.4 + 0.1 * max(map(len, names)))
     size = (room + cell * sum(columns) + 0.1 * len(groups), 0.5 + cell * len(names))
@@ -278,9 +246,7 @@ def save_contact_sheet(
         sheet = tiles.reshape(rows * step, across * (width + 2 * gap), channels)
         axis.imshow(np.broadcast_to(sheet, (*sheet.shape[:2], 3)), interpolation="nearest")
         axis.set_title(title, fontsize=11)
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.spines[:].set_visible(False)
+        hide_frame(axis)
     first = axes[0].images[0].get_array().shape[0] / len(names)
     axes[0].set_yticks([(i + 0.5) * first for i in range(len(names))], names, fontsize=11)
     axes[0].tick_params(axis="y", length=0)

@@ -12,34 +12,17 @@ from vit_jax.report.run import (
 )
 from vit_jax.report.table import results_table, same
 from vit_jax.runtime.files import write_atomically
-from vit_jax.storage.run_folder import run_path
-from vit_jax.storage.writers import read_jsonl
-
-__all__ = [
-    "Sweep",
-    "draw_confusion",
-    "draw_curves",
-    "find_plateaus",
-    "results_table",
-    "same",
-    "write_figures",
-    "write_report",
-    "write_test_report",
-]
 
 
 def write_report(sweep: Sweep) -> str:
     """Write results.md, results.png, curves.png and report.html; return the table."""
     workdir, experiment = sweep.workdir, sweep.results["experiment"]
-    rows, seed = table.sorted_rows(sweep.results), table.find_seeds(sweep.summaries)[0]
+    rows = table.sorted_rows(sweep.results)
     template = make_environment().get_template("results.md")
     text = template.render(tables=table, rows=rows, experiment=experiment, **vars(sweep))
     write_atomically(workdir / "results.md", text)
     plots.save_bars(workdir / "results.png", experiment, rows)
-    runs = {
-        variant: read_jsonl(run_path(workdir, variant, seed) / "metrics.jsonl")
-        for variant in sweep.summaries
-    }
-    plots.save_curves(workdir / "curves.png", f"{experiment}, seed {seed}", runs)
+    title = f"{experiment}, seed {sweep.first_seed}"
+    plots.save_curves(workdir / "curves.png", title, sweep.metrics())
     write_atomically(workdir / "report.html", make_page(sweep))
     return results_table(rows)

@@ -8,7 +8,7 @@ import json
 import pathlib
 import shlex
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import jinja2
 
@@ -28,7 +28,7 @@ class Sweep:
       workdir: its folder.
       results: the contents of results.json.
       summaries: variant -> summary.json of each seed.
-      published: source -> the order that it found.
+      published: source -> the order of variants that it found.
       select: `train.select`, which checkpoint was evaluated.
       arguments: of the command line; empty if it was not started from there.
     """
@@ -67,14 +67,22 @@ class Sweep:
         """The folder of that run's explanations."""
         return self.best_folder / "figures" / "explanation"
 
+    @property
+    def first_seed(self) -> int:
+        """The first seed, whose curves are drawn."""
+        return tables.collect(self.summaries, "seed")[0]
+
+    def metrics(self) -> dict[str, list[dict]]:
+        """Read metrics.jsonl of the first seed of each variant."""
+        paths = {name: run_path(self.workdir, name, self.first_seed) for name in self.summaries}
+        return {name: read_jsonl(path / "metrics.jsonl") for name, path in paths.items()}
+
     def records(self) -> dict[str, list[dict]]:
         """Read config.json of each variant and seed, the best first; {} where it is missing."""
+        seeds = {name: [one["seed"] for one in group] for name, group in self.summaries.items()}
         return {
-            row["variant"]: [
-                read_json(run_path(self.workdir, row["variant"], summary["seed"]) / "config.json")
-                for summary in self.summaries[row["variant"]]
-            ]
-            for row in self.ranking
+            name: [read_json(run_path(self.workdir, name, s) / "config.json") for s in seeds[name]]
+            for name in (row["variant"] for row in self.ranking)
         }
 
 
@@ -89,55 +97,50 @@ def make_environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "thousands": "{:,}".format,
-        "percent": lambda fraction: f"{100 * fraction:.2f}",
-    }
+    environment.filters["thousands"] = "{:,}".format
+    environment.filters["percent"] = lambda fraction: f"{100 * fraction:.2f}"
     return environment
 
 
 def make_page(sweep: Sweep) -> str:
-    """Render report.html, in ASCII, so that no locale and no lone surrogate can spoil it."""
+    """Render report.html, in ASCII: lone surrogates and other locales do no harm."""
+    template = make_environment().get_template("report.html")
     records, rows = sweep.records(), tables.sorted_rows(sweep.results)
-    configs = _configs(records)
+    configs = {name: group[0]["config"] for name, group in records.items() if group[0]}
     differences = _differences(configs)
     shared = next(iter(configs.values()), {})
     folder, explanation = sweep.best_folder, sweep.explanation
-    report, scores = read_json(folder / "test_report.json"), read_json(explanation / "scores.json")
+    report, sentences, bars = read_json(folder / "test_report.json"), [], None
+    if report:
+        sentences = run.findings(report)
+        sentences += run.describe_training(read_jsonl(folder / "metrics.jsonl"))
+    if len(rows) > 1:
+        bars = _draw(0.42, plots.save_bars, sweep.results["experiment"], rows)
     # Class names are small in a large confusion matrix.
     shrink = 0.75 if report and len(report["classes"]) > 25 else 0.5
-    page = (
-        make_environment()
-        .get_template("report.html")
-        .render(
-            tables=tables,
-            run=run,
-            sweep=sweep,
-            rows=rows,
-            best=sweep.best,
-            best_row=next(row for row in sweep.ranking if row["variant"] == sweep.chosen),
-            seeds=_seeds(sweep),
-            datasets=_datasets(records),
-            bars=_draw(0.42, plots.save_bars, sweep.results["experiment"], rows)
-            if len(rows) > 1
-            else None,
-            curves=_curves(sweep),
-            report=report,
-            sentences=run.findings(report)
-            + run.describe_training(read_jsonl(folder / "metrics.jsonl"))
-            if report
-            else [],
-            confusion=_image_of(folder / "figures" / "confusion.png", shrink),
-            kernels=_image_of(folder / "figures" / "kernel_magnitudes.png"),
-            scores=scores,
-            rollout=_image_of(explanation / "attention_rollout.png"),
-            score_curves=_image_of(explanation / "scores.png"),
-            differences=differences,
-            differing_rows=list(zip(configs, *differences.values(), strict=True)),
-            settings={k: _text(v) for k, v in shared.items() if k not in differences},
-            command=[shlex.quote(argument) for argument in sweep.arguments],
-            environment=_environment_facts(sweep, records),
-        )
+    page = template.render(
+        tables=tables,
+        run=run,
+        sweep=sweep,
+        rows=rows,
+        best=sweep.best,
+        best_row=next(row for row in sweep.ranking if row["variant"] == sweep.chosen),
+        seeds=_seeds(sweep),
+        datasets=_datasets(records),
+        bars=bars,
+        curves=_curves(sweep),
+        report=report,
+        sentences=sentences,
+        confusion=_image_of(folder / "figures" / "confusion.png", shrink),
+        kernels=_image_of(folder / "figures" / "kernel_magnitudes.png"),
+        scores=read_json(explanation / "scores.json"),
+        rollout=_image_of(explanation / "attention_rollout.png"),
+        score_curves=_image_of(explanation / "scores.png"),
+        differences=differences,
+        differing_rows=list(zip(configs, *differences.values(), strict=True)),
+        settings={k: _text(v) for k, v in shared.items() if k not in {"seed", *differences}},
+        command=[*map(shlex.quote, sweep.arguments)],
+        environment=_environment_facts(sweep, records),
     )
     return page.encode("ascii", "xmlcharrefreplace").decode()
 
@@ -147,22 +150,22 @@ def _unique(values: Iterable) -> list:
 
 
 def _seeds(sweep):
-    seeds = tables.find_seeds(sweep.summaries)
+    seeds = tables.collect(sweep.summaries, "seed")
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
-def _image(png: bytes, shrink: float) -> dict:
+def _image(png, shrink):
     """Embed a PNG that may shrink to a fraction of its width."""
     width, height = struct.unpack(">II", png[16:24])
     data = base64.b64encode(png).decode()
     return dict(data=data, width=width, height=height, min_width=round(shrink * width))
 
 
-def _image_of(path: pathlib.Path, shrink: float = 0.5) -> dict | None:
+def _image_of(path, shrink=0.5):
     return _image(path.read_bytes(), shrink) if path.exists() else None
 
 
-def _draw(shrink: float, save: Callable, *args) -> dict:
+def _draw(shrink, save, *args):
     file = io.BytesIO()
     save(file, *args)
     return _image(file.getvalue(), shrink)
@@ -179,32 +182,17 @@ def _datasets(records):
 
 
 def _curves(sweep):
-    """Draw {quantity: image} of the first seed of each variant that has metrics."""
-    seed = tables.find_seeds(sweep.summaries)[0]
-    runs = {
-        row["variant"]: read_jsonl(run_path(sweep.workdir, row["variant"], seed) / "metrics.jsonl")
-        for row in sweep.results["rows"]  # not the ranking: a variant keeps its colour
-    }
-    runs = {name: rows for name, rows in runs.items() if rows}
-    quantities = ("accuracy", "loss") if runs else ()
+    """Draw {quantity: (image, names)} of the first seed of each variant that has metrics."""
+    runs = {name: rows for name, rows in sweep.metrics().items() if rows}
     return {
         quantity: (_draw(0.38, plots.save_narrow_curves, quantity, runs), ", ".join(runs))
-        for quantity in quantities
-    }
-
-
-def _configs(records):
-    """Find {variant: {key: value}} of the first seeds, without the seed."""
-    return {
-        variant: {key: value for key, value in group[0]["config"].items() if key != "seed"}
-        for variant, group in records.items()
-        if group[0]
+        for quantity in (("accuracy", "loss") if runs else ())
     }
 
 
 def _differences(configs):
     """Find {key: [value of each variant]} of the settings in which variants differ."""
-    keys = _unique(key for settings in configs.values() for key in settings)
+    keys = _unique(key for settings in configs.values() for key in settings if key != "seed")
     values = {key: [_text(c.get(key, "-")) for c in configs.values()] for key in keys}
     return {key: texts for key, texts in values.items() if len(set(texts)) > 1}
 
@@ -218,7 +206,7 @@ def _text(value):
 def _environment_facts(sweep, records):
     """List the hardware, time, commits and package versions of all runs."""
     facts = {
-        "Hardware": ", ".join(tables.devices(sweep.summaries)),
+        "Hardware": ", ".join(tables.collect(sweep.summaries, "device")),
         "Time": f"{tables.minutes(sweep.summaries):.1f} minutes of training and evaluation, all "
         "runs together",
         "Runs": f"{sum(map(len, sweep.summaries.values()))}, with {_seeds(sweep)}",

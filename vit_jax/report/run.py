@@ -22,20 +22,15 @@ def draw_curves(run: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
 
 
 def write_figures(run: pathlib.Path) -> None:
-    """Draw the figures of one finished run and, last, write its test_report.txt.
-
-    From its metrics.jsonl, test_report.json and summary.json.
-    """
-    (run / "figures").mkdir(exist_ok=True)
+    """Draw the figures of one finished run and, last, write its test_report.txt."""
+    folder, name = run / "figures", run_name(run)
+    draw_curves(run, folder / "curves")
     report = json.loads((run / "test_report.json").read_text())
-    draw_confusion(run / "figures" / "confusion.png", run_name(run), report)
-    draw_curves(run, run / "figures" / "curves")
+    draw_confusion(folder / "confusion.png", name, report)
     magnitudes = json.loads((run / "summary.json").read_text()).get("kernel_magnitudes")
     if magnitudes:
-        path = run / "figures" / "kernel_magnitudes.png"
-        plots.save_kernel_magnitudes(path, run_name(run), magnitudes)
-    rows = read_jsonl(run / "metrics.jsonl")
-    write_test_report(run / "test_report.txt", run_name(run), report, rows)
+        plots.save_kernel_magnitudes(folder / "kernel_magnitudes.png", name, magnitudes)
+    write_test_report(run / "test_report.txt", name, report, read_jsonl(run / "metrics.jsonl"))
 
 
 def draw_confusion(path: pathlib.Path, name: str, report: dict, part: str = "test") -> None:
@@ -45,13 +40,9 @@ def draw_confusion(path: pathlib.Path, name: str, report: dict, part: str = "tes
 
 
 def write_test_report(path: pathlib.Path, name: str, report: dict, rows: list[dict]) -> None:
-    """Write a report of `evaluate.make_report` as text.
+    """Write a report of `evaluate.make_report` as text, in which `name` is that of the run.
 
-    Args:
-      path: of the text file.
-      name: of the run.
-      report: of its test images.
-      rows: of its metrics.jsonl; empty for a model that was not trained here.
+    `rows` are those of its metrics.jsonl; empty for a model that was not trained here.
     """
     lines = [f"Test report of {name}", ""]
     lines += [f"{label:16}{text}" for label, text in overall(report).items()]
@@ -91,12 +82,14 @@ CLASS_NOTE = (
 
 def class_cells(report: dict) -> list[list[str]]:
     """Format the cells below CLASS_HEAD, class by class: percentages and the number of images."""
-    lines = []
-    for label, values in report["classes"].items():
-        shares = [values[key] for key in CLASS_HEAD[1:-1]]
-        texts = ["-" if share is None else f"{100 * share:.2f}" for share in shares]
-        lines.append([label, *texts, f"{values['support']:,}"])
-    return lines
+    return [
+        [
+            label,
+            *("-" if values[k] is None else f"{100 * values[k]:.2f}" for k in CLASS_HEAD[1:-1]),
+            f"{values['support']:,}",
+        ]
+        for label, values in report["classes"].items()
+    ]
 
 
 def findings(report: dict) -> list[str]:
@@ -136,7 +129,7 @@ def describe_training(rows: list[dict]) -> list[str]:
 
 
 def find_plateaus(val: list[tuple[float, float]], length: int = 5) -> list[tuple[float, float]]:
-    """Find the first and last epochs of the stretches without a new best accuracy.
+    """Find the first and last epochs of stretches without a new best accuracy.
 
     Args:
       val: (epoch, accuracy) of each evaluation.

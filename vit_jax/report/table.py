@@ -8,26 +8,17 @@ PUBLISHED_HEAD = ("source", "test accuracy, %, neighbours compared")
 
 def sorted_rows(results: dict) -> list[dict]:
     """Sort the rows of results.json, one per run length, by test accuracy, the best first."""
-    rows = [stage for row in results["rows"] for stage in _stages(row)]
+    rows = []
+    for row in results["rows"]:
+        stages = [*row["legs"], row] if "legs" in row else []
+        rows += [s | {"variant": f"{row['variant']}, {s['epochs']:g} epochs"} for s in stages]
+        rows += [] if stages else [row]
     return sorted(rows, key=lambda row: -row["test_accuracy"]["mean"])
 
 
-def _stages(row):
-    """Split the row of a lengthened run into one row per length."""
-    if "legs" not in row:
-        return [row]
-    stages = [*row["legs"], row]
-    return [s | {"variant": f"{row['variant']}, {s['epochs']:g} epochs"} for s in stages]
-
-
-def find_seeds(summaries: dict[str, list[dict]]) -> list[int]:
-    """Collect the seeds of all variants, in order."""
-    return sorted({summary["seed"] for group in summaries.values() for summary in group})
-
-
-def devices(summaries: dict[str, list[dict]]) -> list[str]:
-    """Collect the hardware of all runs."""
-    return sorted({summary["device"] for group in summaries.values() for summary in group})
+def collect(summaries: dict[str, list[dict]], key: str) -> list:
+    """List the distinct values of a key in the summaries of all runs, in order."""
+    return sorted({summary[key] for group in summaries.values() for summary in group})
 
 
 def minutes(summaries: dict[str, list[dict]]) -> float:
@@ -45,10 +36,8 @@ def legend(rows: list[dict], seeds: list[int], select: str) -> str:
         chance = ", which alone cannot tell a difference from chance" if len(seeds) == 1 else ""
         spread += f"{chance}; sorted by test accuracy"
     unit = "length of a run" if any("epochs" in row for row in rows) else "run"
-    checkpoint = {
-        "best": "checkpoint with the best validation accuracy",
-        "last": "last checkpoint",
-    }[select]
+    best = "checkpoint with the best validation accuracy"
+    checkpoint = {"best": best, "last": "last checkpoint"}[select]
     text = (
         f"Accuracies in %, {spread}. Test is read once per {unit}, from the "
         f"{checkpoint}; train is that checkpoint without augmentation."
@@ -62,10 +51,9 @@ def legend(rows: list[dict], seeds: list[int], select: str) -> str:
 
 
 def same(one: dict, other: dict) -> bool:
-    """Check whether two accuracies of results.json differ by no more than their spread.
+    """Check whether two accuracies of results.json differ by at most sqrt(s1^2 + s2^2).
 
-    The measure is sqrt(s1^2 + s2^2), the standard deviation of the difference of two single runs;
-    False where there is only one seed.
+    That is the standard deviation of the difference of two runs; False for a single seed.
     """
     if one["std"] is None or other["std"] is None:
         return False
@@ -73,23 +61,21 @@ def same(one: dict, other: dict) -> bool:
 
 
 def orders(rows: list[dict], published: dict[str, str]) -> dict[str, str]:
-    """Append our order to the published ones; {} if there are none."""
-    return published | {"this run": _order(rows)} if published else {}
+    """Append our order, such as "a 81.0 ≈ b 80.5 > c 70.1", to the published ones, if any.
 
-
-def _order(rows):
-    """Write e.g. "a 81.0 ≈ b 80.5 > c 70.1" of rows from best to worst, neighbours compared.
-
-    With one seed, of which no order follows, commas stand between them.
+    Neighbours are compared. With one seed, of which no order follows, commas separate them.
     """
-    text = ""
-    for before, row in zip([None, *rows], rows, strict=False):
+    if not published:
+        return {}
+    text, before = "", None
+    for row in rows:
+        test = row["test_accuracy"]
         if before is not None:
-            one, other = before["test_accuracy"], row["test_accuracy"]
-            alone = None in (one["std"], other["std"])
-            text += " ≈ " if same(one, other) else ", " if alone else " > "
-        text += f"{row['variant']} {100 * row['test_accuracy']['mean']:.1f}"
-    return text
+            alone = None in (before["std"], test["std"])
+            text += " ≈ " if same(before, test) else ", " if alone else " > "
+        text += f"{row['variant']} {100 * test['mean']:.1f}"
+        before = test
+    return published | {"this run": text}
 
 
 def results_table(rows: list[dict]) -> str:
@@ -106,14 +92,16 @@ def table_cells(rows: list[dict]) -> list[list[str]]:
         speed, test = row["images_per_second"], row["test_accuracy"]
         total, trained = row["num_params"], row["num_trainable_params"]
         near = row is not rows[0] and same(test, rows[0]["test_accuracy"])
-        cells = [
-            row["variant"],
-            f"{total:,}" if total == trained else f"{total:,}, {trained:,} trained",
-            *(percent(row[f"{split}_accuracy"]) for split in ("train", "val")),
-            ("≈ " if near else "") + percent(test),
-            "" if speed is None else f"{speed:,.0f}",
-        ]
-        lines.append(cells)
+        lines.append(
+            [
+                row["variant"],
+                f"{total:,}" if total == trained else f"{total:,}, {trained:,} trained",
+                percent(row["train_accuracy"]),
+                percent(row["val_accuracy"]),
+                "≈ " * near + percent(test),
+                "" if speed is None else f"{speed:,.0f}",
+            ]
+        )
     return lines
 
 

@@ -1,9 +1,10 @@
 """The exception for user mistakes, and how errors and values are written in messages."""
 
+import difflib
 import errno
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from vit_jax.runtime import memory
 
@@ -64,6 +65,12 @@ def truncate_repr(value: object) -> str:
     except ValueError:  # Python writes no number of more than 4300 digits
         return "a number of thousands of digits"
     return text if len(text) <= 100 else f"{text[:60]}...{text[-20:]}"
+
+
+def suggest(word: str, known: Iterable[str], otherwise: str, count: int = 1) -> str:
+    """Word a hint for a misspelt word: the `count` closest known ones, or `otherwise`."""
+    near = difflib.get_close_matches(word, known, n=count)
+    return f"did you mean {' or '.join(near)}?" if near else otherwise
 
 
 def join_names(names: Sequence[str]) -> str:

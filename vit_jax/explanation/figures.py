@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,34 +16,18 @@ from PIL import Image
 from vit_jax import models, plots
 from vit_jax.augment import center_crop, preprocess
 from vit_jax.config import Config
-from vit_jax.evaluation.classifier import Classifier
 from vit_jax.evaluation.evaluate import softmax
-from vit_jax.explain import attribution, scores
-from vit_jax.explain.model import Model, token_layout
+from vit_jax.explanation import attribution, scores
+from vit_jax.explanation.model import Model, token_layout
+from vit_jax.plots.results import short
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.files import write_atomically
 
 
-def short(name: str) -> str:
-    """Truncate a name to fit next to an image."""
-    return name if len(name) <= 24 else name[:23] + "…"
-
-
 class Viewer:
-    """The insides of a model, however often its weights change, by one compiled program.
+    """The insides of a model, however often its weights change, by one compiled program."""
 
-    Attributes:
-      name: of the model, for people.
-      config: resolved.
-      class_names: of the classes.
-      grid: rows and columns of patches.
-      has_cls: whether the first token is the class token.
-    """
-
-    def __init__(
-        self, name: str, config: Config, model: nn.Module, class_names: Sequence[str]
-    ) -> None:
-        """Compiles nothing yet."""
+    def __init__(self, name: str, config: Config, model: Any, class_names: Sequence[str]):
         self.name, self.config, self.class_names = name, config, class_names
         self.grid, self.has_cls = token_layout(config)
 
@@ -58,33 +41,25 @@ class Viewer:
         self._look = look
 
     @classmethod
-    def of(cls, model: Classifier) -> "Viewer":
-        """Return the viewer of a trained model."""
+    def of(cls, model: Model) -> "Viewer":
+        """Make the viewer of a trained model."""
         return cls(model.name, model.config, model.make_model(), model.class_names)
 
     def see(self, variables: dict, images: np.ndarray, names: Sequence[str]) -> "Seen":
-        """Apply the model to some images.
-
-        Args:
-          variables: of the model.
-          images: as stored, uint8 [b, side, side, channels].
-          names: of each image: its class, or its file.
-        """
+        """Apply the model to images as stored, uint8 [b, side, side, c], and their names."""
         logits, inside, gradients = jax.device_get(self._look(variables, images))
         predictions = [
             f"→ {short(self.class_names[int(row.argmax())])} {100 * row.max():.0f} %"
             for row in softmax(logits)
         ]
-        data = self.config.data
+        data, params = self.config.data, variables["params"]
         pictures = np.asarray(center_crop(jnp.asarray(images), data.image_size, data.eval_crop))
-        return Seen(
-            self, variables["params"], pictures, list(names), predictions, inside, gradients
-        )
+        return Seen(self, params, pictures, list(names), predictions, inside, gradients)
 
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """Some images, and the insides of a model for them.
+    """Images, and the insides of a model for them.
 
     Attributes:
       viewer: of the model.
@@ -106,7 +81,7 @@ class Seen:
 
     @functools.cached_property
     def attention(self) -> list[Any]:
-        """Of each layer [b, h, n, n], negative differences as 0; [] without attention."""
+        """Weights [b, h, n, n] of each layer, negative differences as 0; [] without attention."""
         return [np.maximum(a, 0) for a in self.inside.get("attention", ())]
 
     @property
@@ -116,11 +91,10 @@ class Seen:
 
     @property
     def what(self) -> str:
-        """Description of the maps of a layer, for people."""
-        clipped = ", negative differences as 0" if "softmax_maps" in self.inside else ""
-        if self.viewer.has_cls:
-            return f"attention of the class token{clipped}"
-        return f"attention that a patch gets, mean over all patches{clipped}"
+        """Description of the maps of a layer, for titles."""
+        mean = "attention that a patch gets, mean over all patches"
+        text = "attention of the class token" if self.viewer.has_cls else mean
+        return text + ", negative differences as 0" * ("softmax_maps" in self.inside)
 
     def relevance(self, maps) -> np.ndarray:
         """Compute `attribution.patch_relevance` of maps [..., n, n]."""
@@ -134,7 +108,7 @@ class Seen:
         plots.save_heat_maps(path, title, self.pictures, self.titles, maps, columns)
 
 
-def draw_rollout(seen: Seen, folder: pathlib.Path) -> None:
+def _draw_rollout(seen, folder):
     """Draw attention rollout and gradient rollout of every image."""
     attention, viewer, columns = seen.inside["attention"], seen.viewer, []
     names = ["rollout", "gradient rollout"]
@@ -145,7 +119,7 @@ def draw_rollout(seen: Seen, folder: pathlib.Path) -> None:
     seen.save_heat_maps(folder / "attention_rollout.png", title, np.stack(columns, 1), names)
 
 
-def draw_last_layer(seen: Seen, folder: pathlib.Path) -> None:
+def _draw_last_layer(seen, folder):
     """Draw every head of the last layer, and their average; of differential attention its maps."""
     last = seen.attention[-1]  # [b, h, n, n]
     average = last.mean(1, keepdims=True)
@@ -160,8 +134,8 @@ def draw_last_layer(seen: Seen, folder: pathlib.Path) -> None:
         seen.save_heat_maps(folder / "differential_maps.png", title, maps, names)
 
 
-def draw_all_layers(seen: Seen, folder: pathlib.Path) -> None:
-    """Draw the heads' average of every layer."""
+def _draw_all_layers(seen, folder):
+    """Draw the heads' average of every layer, and the distances that the heads attend over."""
     maps = np.stack([a.mean(1) for a in seen.attention], 1)  # [b, layers, n, n]
     names = [f"layer {i}" for i in range(maps.shape[1])]
     title = f"every layer, average over heads, {seen.what}"
@@ -174,48 +148,41 @@ def draw_all_layers(seen: Seen, folder: pathlib.Path) -> None:
     plots.save_attention_distances(path, viewer.name, np.asarray(distances))
 
 
-def draw_positions(seen: Seen, folder: pathlib.Path) -> None:
-    """Draw how alike the positions of patches are, where they are learned."""
-    positions = seen.params["Transformer"]["posembed_input"]
+def _draw_positions(seen, folder):
+    """Draw the similarity of learned position embeddings."""
+    positions, viewer = seen.params["Transformer"]["posembed_input"], seen.viewer
     if "pos_embedding" in positions:
-        table, has_cls = positions["pos_embedding"][0], seen.viewer.has_cls
+        table, has_cls = positions["pos_embedding"][0], viewer.has_cls
     else:
         rows, columns = positions["row_embedding"], positions["column_embedding"]
         table, has_cls = (rows[:, None] + columns[None]).reshape(-1, rows.shape[-1]), False
-    found = np.asarray(
-        attribution.position_similarity(jnp.asarray(table), seen.viewer.grid, has_cls)
-    )
-    plots.save_position_similarity(folder / "similarity.png", seen.viewer.name, found)
+    found = attribution.position_similarity(jnp.asarray(table), viewer.grid, has_cls)
+    plots.save_position_similarity(folder / "similarity.png", viewer.name, np.asarray(found))
 
 
-def draw_kernels(seen: Seen, folder: pathlib.Path) -> None:
+def _draw_kernels(seen, folder):
     """Draw the patch embedding's principal components, or the kernels of the first convolution."""
-    if seen.viewer.config.model.name == "vit":
-        size, channels = seen.viewer.config.model.patch_size, seen.viewer.config.data.channels
+    config = seen.viewer.config
+    if config.model.name == "vit":
+        size, channels = config.model.patch_size, config.data.channels
         kernel = jnp.reshape(seen.params["embedding"]["kernel"], (size, size, channels, -1))
         count = min(28, kernel.shape[-1], size * size * channels)
-        images, name = (
-            attribution.patch_filters(kernel, count),
-            "principal components of the patches",
-        )
+        images = attribution.patch_filters(kernel, count)
+        name = "principal components of the patches"
     else:
         images = attribution.filter_images(seen.params["conv1"]["kernel"])[:64]
         name = "kernels of the first convolution"
-    plots.save_filters(
-        folder / "first_layer.png", f"{seen.viewer.name}: {name}", np.asarray(images)
-    )
+    title = f"{seen.viewer.name}: {name}"
+    plots.save_filters(folder / "first_layer.png", title, np.asarray(images))
 
 
-def draw_feature_maps(seen: Seen, folder: pathlib.Path) -> None:
+def _draw_feature_maps(seen, folder):
     """Draw the channels that vary most, of the stem or embedding and of some layers, per image."""
-    if seen.viewer.config.model.name == "vit":
-        first = int(seen.viewer.has_cls)
-        maps = {
-            f"block {i - 1}" if i else "embedding": tokens[:, first:].reshape(
-                len(tokens), *seen.viewer.grid, -1
-            )
-            for i, tokens in enumerate(seen.inside["tokens"])
-        }
+    maps, viewer = {}, seen.viewer
+    if viewer.config.model.name == "vit":
+        for i, tokens in enumerate(seen.inside["tokens"]):
+            patches = tokens[:, int(viewer.has_cls) :].reshape(len(tokens), *viewer.grid, -1)
+            maps[f"block {i - 1}" if i else "embedding"] = patches
     else:
         maps = seen.inside["feature_maps"]
         maps = {"stem": maps["stem"]} | maps  # jit has sorted the names
@@ -223,18 +190,17 @@ def draw_feature_maps(seen: Seen, folder: pathlib.Path) -> None:
     chosen = sorted({round(i) for i in np.linspace(0, len(names) - 1, 6)})
     for i, title in enumerate(seen.titles):
         layers = {names[j]: np.asarray(maps[names[j]][i], np.float32) for j in chosen}
-        path = folder / f"{i:02d}.png"
-        heading = f"{seen.viewer.name}: {title}".replace("\n", " ")
-        plots.save_feature_maps(path, heading, seen.pictures[i], layers)
+        heading = f"{viewer.name}: {title}".replace("\n", " ")
+        plots.save_feature_maps(folder / f"{i:02d}.png", heading, seen.pictures[i], layers)
 
 
 DRAW: dict[str, Callable[[Seen, pathlib.Path], None]] = {
-    "attention_rollout": draw_rollout,
-    "last_layer_attention": draw_last_layer,
-    "all_layers_attention": draw_all_layers,
-    "positional_embeddings": draw_positions,
-    "kernels": draw_kernels,
-    "feature_maps": draw_feature_maps,
+    "attention_rollout": _draw_rollout,
+    "last_layer_attention": _draw_last_layer,
+    "all_layers_attention": _draw_all_layers,
+    "positional_embeddings": _draw_positions,
+    "kernels": _draw_kernels,
+    "feature_maps": _draw_feature_maps,
 }
 
 
@@ -247,13 +213,7 @@ def kinds_of(config: Config) -> list[str]:
 
 
 def draw_figures(seen: Seen, kinds: Sequence[str], folder: pathlib.Path) -> list[pathlib.Path]:
-    """Draw figures into a folder for each kind, and return those folders.
-
-    Args:
-      seen: the model and the images.
-      kinds: of `kinds_of`.
-      folder: of the figures.
-    """
+    """Draw figures into a folder for each of `kinds`, keys of DRAW, and return those folders."""
     made = [folder / kind for kind in kinds]
     for path in made:
         path.mkdir(parents=True, exist_ok=True)
@@ -262,15 +222,9 @@ def draw_figures(seen: Seen, kinds: Sequence[str], folder: pathlib.Path) -> list
 
 
 def training_figures(seen: Seen) -> dict[str, np.ndarray]:
-    """Draw the figures to follow during training, uint8 [height, width, 3] each.
-
-    They are attention rollout and, where they are learned, the positions; of a ResNet its kernels.
-    """
-    kinds = [
-        k
-        for k in ("attention_rollout", "positional_embeddings")
-        if k in kinds_of(seen.viewer.config)
-    ]
+    """Draw rollout and learned positions, or a ResNet's kernels: {name: uint8 [h, w, 3]}."""
+    followed = ("attention_rollout", "positional_embeddings")
+    kinds = [kind for kind in followed if kind in kinds_of(seen.viewer.config)]
     with tempfile.TemporaryDirectory() as folder:
         draw_figures(seen, kinds or ["kernels"], pathlib.Path(folder))
         paths = sorted(pathlib.Path(folder).rglob("*.png"))
@@ -278,16 +232,13 @@ def training_figures(seen: Seen) -> dict[str, np.ndarray]:
 
 
 def explain_run(run: pathlib.Path, data, count: int, folder: pathlib.Path) -> None:
-    """Draw the rollout of six test images of a finished run of a ViT, and score explanations.
+    """Draw the rollout of six test images of a ViT's finished run, and score explanations.
 
     Args:
       run: its folder.
       data: `config.data`, which says where the test images are now.
-      count: of the test images to score; 0: nothing is drawn, and scores.json goes.
+      count: of the test images to score; 0: only remove earlier figures and scores.
       folder: for the figures and, written last, scores.json.
-
-    Raises:
-      UserError: the run or the data cannot be read.
     """
     scores.remove(folder)
     if not count:
@@ -295,17 +246,16 @@ def explain_run(run: pathlib.Path, data, count: int, folder: pathlib.Path) -> No
     model = Model(run)
     images, names = model.random_images(count, data)
     folder.mkdir(parents=True, exist_ok=True)
-    draw_rollout(Viewer.of(model).see(model.variables, images[:6], names[:6]), folder)
+    _draw_rollout(Viewer.of(model).see(model.variables, images[:6], names[:6]), folder)
     draw_scores(model, images, folder, count)
 
 
 def draw_scores(
     model: Model, images: np.ndarray, folder: pathlib.Path, asked: int = 0
 ) -> pathlib.Path:
-    """Score explanations of a ViT on stored images; draw curves, write scores.json.
+    """Score explanations of stored images; draw curves, write scores.json, return the folder.
 
-    Returns the folder, which is made if missing. `asked` is the wanted number of images; 0: those
-    given.
+    `asked` is the wanted number of images; 0: those given.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = scores.score(model, images) | {"asked": asked or len(images)}
@@ -315,27 +265,20 @@ def draw_scores(
 
 
 def draw_comparison(models_seen: Sequence[Seen], folder: pathlib.Path) -> None:
-    """Draws, for every image, the attention of every layer of several models.
-
-    Raises UserError if one has no attention.
-    """
+    """Draw, for every image, the attention of every layer of several models; raises UserError."""
     for seen in models_seen:
         if not seen.attention:
             raise UserError(f"{seen.viewer.name} has no attention to compare")
     folder.mkdir(parents=True, exist_ok=True)
-    layers = max(len(seen.attention) for seen in models_seen)
-    first = models_seen[0]
-    for i in range(len(first.pictures)):
-        maps = []
-        for seen in models_seen:
-            of_image = np.stack([a[i].mean(0) for a in seen.attention])
-            found = seen.relevance(of_image)
-            maps.append([*found, *[None] * (layers - len(found))])
+    what = "; ".join(dict.fromkeys(seen.what for seen in models_seen))
+    for i, name in enumerate(models_seen[0].names):
         plots.save_comparison(
             folder / f"{i:02d}.png",
-            f"{first.names[i]}: {'; '.join(dict.fromkeys(s.what for s in models_seen))}; average "
-            "over heads",
+            f"{name}: {what}; average over heads",
             [seen.pictures[i] for seen in models_seen],
-            [f"{s.viewer.name}\n{s.predictions[i]}" for s in models_seen],
-            maps,
+            [f"{seen.viewer.name}\n{seen.predictions[i]}" for seen in models_seen],
+            [
+                seen.relevance(np.stack([a[i].mean(0) for a in seen.attention]))
+                for seen in models_seen
+            ],
         )

@@ -1,4 +1,11 @@
-"""Attribution and inspection of a model: arrays in, arrays out."""
+"""Attribution and inspection of a model: arrays in, arrays out.
+
+Arguments that the functions share:
+  attention: layers, first to last, of weights [b, h, n, n] whose rows are queries.
+  gradients: of a logit with respect to each of these weights, of the same shapes.
+  grid: rows and columns of patches.
+  has_cls: whether token 0 is the class token. n must be the number of tokens, else ValueError.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -20,27 +27,27 @@ def rollout(
 
     Abnar & Zuidema 2020 (arXiv:2005.00928), section 3: with A_l the heads' weights fused, the
     residual connection makes a layer (A_l + I), its rows divided by their sums; the layers are
-    multiplied, the last one leftmost. Rows are output tokens and sum to 1.
-
-    Negative weights, which differential attention has, count as 0 before the heads are fused.
+    multiplied, the last one leftmost. Rows are output tokens and sum to 1. Negative weights, which
+    differential attention has, count as 0.
 
     Args:
-      attention: layers, first to last, of weights [b, h, n, n] whose rows are queries.
       fusion: "mean", "max" or "min" over the heads.
       discard: fraction, in [0, 1), of a layer's weights that are set to 0 before I is added: of
         each image's fused map the lowest floor(discard * k), of the k entries outside the class
-        token's column. That column keeps all its weights, so that every row still says how much
-        comes from no patch. Of entries that are equal at the border, all stay.
-      has_cls: whether token 0 is the class token; without, `discard` may take any entry.
+        token's column, so that every row still says how much comes from no patch. Of entries that
+        are equal at the border, all stay.
 
     Raises:
       ValueError: an unknown fusion, or `discard` outside of its range.
     """
     if fusion not in _FUSIONS:
         raise ValueError(f"fusion is {fusion!r}, not one of {', '.join(_FUSIONS)}")
-    fuse = _FUSIONS[fusion]
-    positive = (jnp.maximum(jnp.asarray(a, jnp.float32), 0) for a in attention)
-    return _chained([fuse(a, axis=1) for a in positive], discard, has_cls)
+    fused = [_FUSIONS[fusion](_positive(a), axis=1) for a in attention]
+    return _chained(fused, discard, has_cls)
+
+
+def _positive(weights):
+    return jnp.maximum(jnp.asarray(weights, jnp.float32), 0)
 
 
 def gradient_rollout(
@@ -54,26 +61,17 @@ def gradient_rollout(
     The heads are fused to the mean of max(A * d logit / d A, 0), as in Chefer et al. 2021
     (arXiv:2103.15679); the rest is `rollout`. A product is positive where the weight, as it is,
     supports the class: that may be a negative weight of differential attention.
-
-    Args:
-      attention: as for `rollout`.
-      gradients: of a logit with respect to each of these weights, of the same shapes.
-      discard: as for `rollout`.
-      has_cls: as for `rollout`.
-
-    Raises:
-      ValueError: `discard` outside of its range, or not one gradient per layer.
     """
     # The products are taken in float32: bfloat16 would round them to 8 bits.
-    pairs = (
-        (jnp.asarray(a, jnp.float32), jnp.asarray(g, jnp.float32))
+    products = (
+        jnp.asarray(a, jnp.float32) * jnp.asarray(g, jnp.float32)
         for a, g in zip(attention, gradients, strict=True)
     )
-    return _chained([jnp.maximum(a * g, 0).mean(1) for a, g in pairs], discard, has_cls)
+    return _chained([_positive(product).mean(1) for product in products], discard, has_cls)
 
 
 def _chained(fused, discard, has_cls):
-    """Multiply the layers' fused maps [b, n, n], first to last, to [b, n, n]."""
+    """Multiply the layers' fused maps [b, n, n], first to last."""
     if not 0 <= discard < 1:
         raise ValueError(f"discard is {discard}, not in [0, 1)")
     layers = []
@@ -85,9 +83,9 @@ def _chained(fused, discard, has_cls):
     return functools.reduce(lambda below, layer: multiply(layer, below), layers)
 
 
-def _without_lowest(fused, share, first):
+def _without_lowest(fused, fraction, first):
     patches = fused[:, :, first:]
-    count = int(share * patches[0].size)
+    count = int(fraction * patches[0].size)
     if not count:
         return fused
     border = jnp.sort(patches.reshape(len(patches), -1), -1)[:, count, None, None]
@@ -95,39 +93,15 @@ def _without_lowest(fused, share, first):
 
 
 def patch_relevance(maps: jax.Array, grid: tuple[int, int], has_cls: bool) -> jax.Array:
-    """Reduce a map to the relevance of each patch, [..., rows, columns].
+    """Reduce maps [..., n, n], whose rows are output tokens, to patches: [..., rows, columns].
 
-    With a class token, the only one that the head sees, that is its row. Without, the head sees the
-    mean of all tokens, and so it is the mean over all rows.
-
-    Args:
-      maps: [..., n, n] with output tokens as rows: a rollout, or the weights of heads.
-      grid: rows and columns of patches.
-      has_cls: whether token 0 is the class token.
-
-    Raises:
-      ValueError: n is not the number of tokens.
+    The relevance of a patch is in the row of the class token, the only token that the head sees;
+    without one, the head sees the mean of all tokens, and so it is the mean over all rows.
     """
     _check_tokens(maps.shape[-1], grid, has_cls)
     maps = jnp.asarray(maps, jnp.float32)
     seen = maps[..., 0, 1:] if has_cls else maps.mean(-2)
     return seen.reshape(*seen.shape[:-1], *grid)
-
-
-def _last_layer(attention, gradients, has_cls):
-    del gradients, has_cls
-    return jnp.maximum(jnp.asarray(attention[-1], jnp.float32), 0).mean(1)
-
-
-# From the attention and the gradients of all layers, and whether there is a class token, to a map
-# [b, n, n] of what the output rests on; only the first depends on a class, and on the gradients.
-EXPLANATIONS: dict[str, Callable[..., jax.Array]] = {
-    "gradient rollout": lambda attention, gradients, has_cls: gradient_rollout(
-        attention, gradients, has_cls=has_cls
-    ),
-    "rollout": lambda attention, gradients, has_cls: rollout(attention, has_cls=has_cls),
-    "last layer": _last_layer,
-}
 
 
 def explanation(
@@ -137,20 +111,17 @@ def explanation(
     grid: tuple[int, int],
     has_cls: bool,
 ) -> jax.Array:
-    """Compute the relevance of each patch, [b, rows, columns], by one of EXPLANATIONS.
+    """Compute the relevance of each patch, [b, rows, columns].
 
-    Args:
-      name: "gradient rollout", "rollout", or "last layer": the mean of its heads, with negative
-        weights as 0.
-      attention: as for `rollout`.
-      gradients: as for `gradient_rollout`; the other explanations ignore them.
-      grid: rows and columns of patches.
-      has_cls: whether token 0 is the class token.
-
-    Raises:
-      ValueError: n is not the number of tokens.
+    By name, it is "gradient rollout", which alone depends on `gradients`; "rollout"; or "last
+    layer", the mean of that layer's heads, with negative weights as 0.
     """
-    maps = EXPLANATIONS[name](attention, gradients, has_cls)
+    if name == "gradient rollout":
+        maps = gradient_rollout(attention, gradients, has_cls=has_cls)
+    elif name == "rollout":
+        maps = rollout(attention, has_cls=has_cls)
+    else:
+        maps = _positive(attention[-1]).mean(1)
     return patch_relevance(maps, grid, has_cls)
 
 
@@ -163,26 +134,17 @@ def mean_attention_distance(
     """Compute the mean attention distance of each head, in pixels: [layers, h].
 
     Dosovitskiy et al. 2021 (arXiv:2010.11929), figure 7 and appendix D.7: the distances between
-    the centres of the query's and the keys' patches, weighted by attention, averaged over queries
-    and images. The class token is left out, as query and as key, and the weights that remain of a
-    row are divided by their sum. Negative weights count as 0; a query without any positive weight
-    is left out.
-
-    Args:
-      attention: layers of weights [b, h, n, n] whose rows are queries.
-      grid: rows and columns of patches.
-      patch_size: side of a patch in pixels.
-      has_cls: whether token 0 is the class token.
-
-    Raises:
-      ValueError: n is not the number of tokens.
+    the centres of the query's and the keys' patches, of `patch_size` pixels, weighted by attention,
+    averaged over queries and images. The class token is left out, as query and as key, and each row
+    is divided by its sum. Negative weights count as 0; a query without a positive weight is left
+    out.
     """
     places = np.argwhere(np.ones(grid)) * float(patch_size)  # [patches, 2]
     lengths = np.linalg.norm(places[:, None] - places[None], axis=-1)  # [patches, patches]
     first, found = int(has_cls), []
     for weights in attention:
         _check_tokens(weights.shape[-1], grid, has_cls)
-        weights = jnp.maximum(jnp.asarray(weights, jnp.float32)[..., first:, first:], 0)
+        weights = _positive(weights)[..., first:, first:]
         total = weights.sum(-1)  # [b, h, patches]
         mean = (weights * lengths).sum(-1) / jnp.where(total > 0, total, 1.0)
         found.append(mean.mean((0, 2), where=total > 0))
@@ -190,17 +152,10 @@ def mean_attention_distance(
 
 
 def position_similarity(table: jax.Array, grid: tuple[int, int], has_cls: bool) -> jax.Array:
-    """Compute the cosine similarity of position embeddings, [rows, columns, rows, columns].
+    """Compute cosine similarities of position embeddings [n, d]: [rows, columns, rows, columns].
 
-    Entry [i, j] is the map of patch (i, j) (Dosovitskiy et al. 2021, figure 7, centre).
-
-    Args:
-      table: position embeddings [n, d].
-      grid: rows and columns of patches.
-      has_cls: whether the table begins with the class token's, which is left out.
-
-    Raises:
-      ValueError: n is not the number of tokens.
+    Entry [i, j] is the map of patch (i, j) (Dosovitskiy et al. 2021, figure 7, centre). The class
+    token is left out.
     """
     _check_tokens(len(table), grid, has_cls)
     table = jnp.asarray(table, jnp.float32)[int(has_cls) :]
@@ -218,18 +173,14 @@ def _check_tokens(found, grid, has_cls):
 
 
 def patch_filters(kernel: jax.Array, count: int) -> jax.Array:
-    """Compute principal components of a patch embedding, [count, p, p, c] in [0, 1].
+    """Compute `count` principal components of a patch embedding [p, p, c, d]: [count, p, p, c].
 
     The filters, less their mean, are the samples (Dosovitskiy et al. 2021, figure 7, left). A
     component's sign is arbitrary: here the entry with the largest magnitude is positive. They are
     scaled as by `filter_images`.
 
-    Args:
-      kernel: [p, p, c, d]; one of [p * p * c, d] is to be reshaped to that.
-      count: number of components, at most the smaller of d and p * p * c.
-
     Raises:
-      ValueError: there are fewer components.
+      ValueError: `count` exceeds d or p * p * c.
     """
     *shape, d = kernel.shape
     filters = jnp.asarray(kernel, jnp.float32).reshape(-1, d).T  # [d, p * p * c]
@@ -265,22 +216,19 @@ def deletion_insertion(
     insertion puts them on the baseline. If the map is faithful, the probability of the predicted
     class soon falls with deletion, and soon rises with insertion.
 
-    One compiled call of `logits_fn` serves all; in a jit of one's own, pass the parameters that
-    `logits_fn` uses as arguments.
-
     Args:
-      logits_fn: maps images [b, height, width, channels] to logits [b, num_classes].
+      logits_fn: maps images [b, height, width, channels] to logits [b, num_classes]; compiled once.
+        Within `jit`, pass the parameters that it uses as arguments.
       images: as it takes them, normalised.
       relevance: [b, rows, columns] of equal parts of the image, up to single pixels. Of equal
         entries the first, in reading order, counts as the most relevant.
-      baseline: uninformative pixels, such as the mean colour or the blurred images; of the images'
-        shape, or broadcast to it.
+      baseline: uninformative pixels, such as the mean colour, which broadcast to the images' shape.
       steps: number of steps from none to all parts; after step k, round(k / steps * parts) parts.
 
     Returns:
       "fractions" [steps + 1] of parts replaced; "deletion" and "insertion" [b, steps + 1], the
-      probabilities; "deletion_auc" and "insertion_auc" [b], the areas below them over the fraction
-      by the trapezoidal rule.
+      probabilities; "deletion_auc" and "insertion_auc" [b], the areas below them by the
+      trapezoidal rule.
 
     Raises:
       ValueError: no steps, or parts that do not divide the image.
@@ -304,7 +252,7 @@ def deletion_insertion(
 
 
 def replaced_counts(parts: int, steps: int) -> np.ndarray:
-    """Return how many parts are replaced after each step: round(k / steps * parts)."""
+    """Compute how many parts are replaced after each step: round(k / steps * parts)."""
     return (2 * np.arange(steps + 1) * parts + steps) // (2 * steps)
 
 

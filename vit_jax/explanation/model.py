@@ -10,16 +10,16 @@ from vit_jax import models
 from vit_jax.config import Config
 from vit_jax.evaluation.classifier import Classifier
 from vit_jax.evaluation.inputs import Images, Path, as_list
-from vit_jax.explain import attribution
+from vit_jax.explanation import attribution
 from vit_jax.runtime.errors import UserError, join_names
 
-METHODS = {name.replace(" ", "_"): name for name in attribution.EXPLANATIONS}
+METHODS = {name.replace(" ", "_"): name for name in ("gradient rollout", "rollout", "last layer")}
 Target = int | str | Sequence[int | str] | np.ndarray
 _BATCH_SIZE = 8  # attention weights are large: 22 MB of an image in a B/16 at 224 pixels
 
 
 def token_layout(config: Config) -> tuple[tuple[int, int], bool]:
-    """Return the rows and columns of patches, and whether the first token is the class token."""
+    """Compute the rows and columns of patches, and whether the first token is the class token."""
     if config.model.name != "vit":
         return (0, 0), False
     side = config.data.image_size // config.model.patch_size
@@ -37,7 +37,6 @@ class Model(Classifier):
     def __init__(
         self, source: Path, options: Mapping[str, Any] | None = None, needs_head: bool = True
     ):
-        """Reads what the weights are, as `Classifier` does."""
         super().__init__(source, options, needs_head)
         self.grid, self.has_cls = token_layout(self.config)
 
@@ -46,21 +45,15 @@ class Model(Classifier):
         return f"<vit_jax.Model {self.name}: {self.config.model.name}, {num_classes} classes>"
 
     def attention(self, images: Images) -> np.ndarray:
-        """Compute the attention weights.
-
-        Args:
-          images: as for `predict`.
+        """Compute the attention weights of images as in `read_images`.
 
         Returns:
           float32 [n, depth, heads, tokens, tokens]; rows are queries. The class token, where there
           is one, comes first, then the patches in reading order. Of differential attention, the
           difference of the two maps, with negative weights too.
-
-        Raises:
-          UserError: an image cannot be used, or the model is a ResNet.
         """
         self._check_attention()
-        model: Any = self.make_model()
+        model = self.make_model()
 
         def attention(variables, inputs):
             inside = model.apply(variables, inputs, capture=True)[1]
@@ -74,7 +67,7 @@ class Model(Classifier):
         """Compute how much each patch contributes to the model's answer.
 
         Args:
-          images: as for `predict`.
+          images: as in `read_images`.
           method: "gradient_rollout" (what speaks for the target class), "rollout" or "last_layer"
             (the mean of the last layer's heads).
           target: index or name of a class, one for all images or one for each; None: the predicted
@@ -88,25 +81,21 @@ class Model(Classifier):
         """
         if method not in METHODS:
             raise UserError(f"method={method!r} is unknown: use one of {', '.join(METHODS)}")
-        uses_gradients, targets = method == "gradient_rollout", ()
-        if uses_gradients:
+        if method == "gradient_rollout":
             self.check_head()
         elif target is not None:
             raise UserError(f"target has no effect with method={method!r}")
         self._check_attention()
-        if target is not None:
-            targets = (self._class_indices(target, len(as_list(images))),)
-        model: Any = self.make_model()
+        targets = () if target is None else (self._class_indices(target, len(as_list(images))),)
+        model = self.make_model()
 
         def relevance(variables, inputs, *classes):
-            if uses_gradients:
-                _, inside, gradients = models.attention_gradients(
-                    model, variables, inputs, *classes
-                )
+            if method == "gradient_rollout":
+                _, inside, grads = models.attention_gradients(model, variables, inputs, *classes)
             else:
-                inside, gradients = model.apply(variables, inputs, capture=True)[1], []
+                inside, grads = model.apply(variables, inputs, capture=True)[1], []
             return attribution.explanation(
-                METHODS[method], inside["attention"], gradients, self.grid, self.has_cls
+                METHODS[method], inside["attention"], grads, self.grid, self.has_cls
             )
 
         name = f"{method} of {'the target' if targets else 'the prediction'}"
@@ -116,8 +105,8 @@ class Model(Classifier):
         if self.config.model.name != "vit":
             raise UserError(f"{self.name} is a {self.config.model.name}, which has no attention")
 
-    def _class_indices(self, target, count) -> np.ndarray:
-        """Return the class of each of `count` images, int32 [count]."""
+    def _class_indices(self, target, count):
+        """Find the class of each of `count` images, int32 [count]."""
         targets = [target] * count if np.ndim(target) == 0 else list(target)
         if len(targets) != count:
             raise UserError(f"there are {len(targets)} targets for {count} images: give one each")
@@ -154,7 +143,7 @@ def load_model(
       gelu: "tanh" or "erf", where a weight file differs from its kind.
       norm_eps: epsilon of LayerNorm, where a weight file differs from its kind.
       mean: of the pixels in [0, 1], per channel, where a weight file differs from its kind.
-      std: standard deviation of the pixels in [0, 1], as for `mean`.
+      std: of the pixels in [0, 1], per channel, where a weight file differs from its kind.
 
     Raises:
       UserError: the source is none of these, unfinished or damaged, or needs an option.

@@ -5,8 +5,8 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.explain import attribution
-from vit_jax.explain.model import METHODS, Model
+from vit_jax.explanation import attribution
+from vit_jax.explanation.model import METHODS, Model
 from vit_jax.runtime.progress import Progress
 
 STEPS = 10  # from no patch to all of them
@@ -15,13 +15,9 @@ CHANCE = 4  # random orders, whose curves are averaged
 
 
 def score(model: Model, images: np.ndarray) -> dict:
-    """Score explanations by `attribution.deletion_insertion`, compared with random orders.
+    """Score a ViT's explanations of stored images by deletion and insertion, against chance.
 
     A patch that is deleted, or not yet inserted, has the image's own mean colour.
-
-    Args:
-      model: a ViT.
-      images: as stored, uint8 [n, side, side, channels].
 
     Returns:
       {"images": n, "patches": int, "fractions": [k] of the patches, "methods": {name: {"deletion" |
@@ -60,24 +56,17 @@ def score(model: Model, images: np.ndarray) -> dict:
 
 
 def _summary(curves, chance, fractions):
-    """Summarise curves [n, 2, k] of deletion and insertion, compared with those of chance."""
+    # Curves are [n, 2, k], of deletion and insertion.
     summary = {}
     for i, (key, sign) in enumerate((("deletion", -1), ("insertion", 1))):
         auc = np.trapezoid(curves[:, i], fractions)
         gain = sign * (auc - np.trapezoid(chance[:, i], fractions))
-        summary[key] = {
-            "curve": curves[:, i].mean(0).tolist(),
-            "auc": float(auc.mean()),
-            "auc_std": _std(auc),
-            "gain": float(gain.mean()),
-            "gain_std": _std(gain),
-            "better": float((gain > 0).mean()),
-        }
+        summary[key] = {"curve": curves[:, i].mean(0).tolist()}
+        for name, values in (("auc", auc), ("gain", gain)):
+            std = float(values.std(ddof=1)) if len(values) > 1 else None
+            summary[key] |= {name: float(values.mean()), f"{name}_std": std}
+        summary[key]["better"] = float((gain > 0).mean())
     return summary
-
-
-def _std(values):
-    return float(values.std(ddof=1)) if len(values) > 1 else None
 
 
 def remove(folder: pathlib.Path) -> None:

@@ -1,0 +1,1 @@
+"""What a model looks at: attribution, scores of explanations, figures, and `Model`."""
