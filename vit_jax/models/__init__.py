@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from vit_jax.models.attention import differential_lambdas as differential_lambdas
-from vit_jax.models.gradients import attention_gradients as attention_gradients
 from vit_jax.models.resnet import ResNet18
 from vit_jax.models.vit import VisionTransformer
+from vit_jax.models.vit import attention_gradients as attention_gradients
 
 
 def build(

@@ -40,12 +40,11 @@ def canonical(arrays: Arrays, is_npz: bool) -> Arrays:
     outside of the encoder, and its bfloat16 as raw bytes; torchvision's older names.
     """
     if is_npz:
-        for prefix in ("opt/target/", "params/img/", "params/"):
-            inside = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-            if inside:  # the rest belongs to the optimizer
-                arrays = inside
-                break
-        arrays = dict(_linen(arrays))
+        prefixes = ("opt/target/", "params/img/", "params/")
+        prefix = next((p for p in prefixes if any(key.startswith(p) for key in arrays)), "")
+        # What lacks the prefix belongs to the optimizer.
+        inside = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+        arrays = dict(_linen(inside))
     else:
         renamed = {r"^vit\.": "", r"mlp\.linear_1\.": "mlp.0.", r"mlp\.linear_2\.": "mlp.3."}
         for old, new in renamed.items():
