@@ -108,17 +108,7 @@ def run_sweep(
     """
     if only is not None and only not in configs:
         raise UserError(f"--variant={only} is unknown: use one of {', '.join(configs)}")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=workdir).close()
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be written to: {error.strerror}") from None
-    before = read_json(workdir / "results.json").get("experiment", experiment)
-    if before != experiment:
-        raise UserError(
-            f"--workdir={workdir} holds the results of {before}, which {experiment} would "
-            "overwrite: choose another"
-        )
+    _check_workdir(workdir, experiment)
     chosen = {name: c for name, c in configs.items() if only in (None, name)}
     for name, config in chosen.items():  # settings that clash are reported before hours are spent
         for seed, folder in _folders(workdir, name, config).items():
@@ -139,6 +129,20 @@ def run_sweep(
             accuracies = ", ".join(f"{summary['test_accuracy']:.4f}" for summary in summaries[only])
             print(f"{only}: test accuracy {accuracies}; without --variant the table is written")
     processes.wait()  # while the first one draws
+
+
+def _check_workdir(workdir, experiment):
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=workdir).close()
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written to: {error.strerror}") from None
+    before = read_json(workdir / "results.json").get("experiment", experiment)
+    if before != experiment:
+        raise UserError(
+            f"--workdir={workdir} holds the results of {before}, which {experiment} would "
+            "overwrite: choose another"
+        )
 
 
 def _folders(workdir, name, config):
