@@ -249,12 +249,13 @@ def attention_gradients(
       float32 logits [b, num_classes]; the intermediates of the call with `capture`; and the
       gradients, depth arrays [b, h, n, n] in the model's dtype.
     """
-    seen = jax.eval_shape(lambda: model.apply(variables, images, capture=True))[1]
+    apply = functools.partial(model.apply, capture=True)
+    seen = jax.eval_shape(apply, variables, images)[1]
     if "attention" not in seen:
         raise ValueError(f"{type(model).__name__} has no attention")
 
     def of_class(added):
-        logits, seen = model.apply(variables, images, capture=True, added=added)
+        logits, seen = apply(variables, images, added=added)
         index = logits.argmax(-1) if classes is None else jnp.asarray(classes)
         return jnp.take_along_axis(logits, index[:, None], 1).sum(), (logits, seen)
 

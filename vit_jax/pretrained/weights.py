@@ -140,12 +140,16 @@ def read_info(folder: pathlib.Path) -> dict:
         }
         info |= {"settings": settings, "checksum": int(info["checksum"])}
         count, names = operator.index(info["num_classes"]), info["class_names"]
-        if names is not None and (len(names) != count or any(type(n) is not str for n in names)):
+        if names is not None and not (_are_strings(names) and len(names) == count):
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} is damaged: convert the weights again") from None
     _check_settings(settings, path)
     return info
+
+
+def _are_strings(names):
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
 def _run_info(folder):
@@ -161,9 +165,12 @@ def _run_info(folder):
     if summary is None:
         raise UserError(f"the run in {folder} is not finished: run its command again first")
     config, data = flatten(run_folder.config_of(folder, record)), record["data"]
+    path = folder / "config.json"
+    if not _are_strings(data["classes"]):
+        raise UserError(f"{path} is damaged: it does not tell the classes")
     keys = [f"model.{key}" for key in ("name", *KEYS.get(config["model.name"], ()))]
     settings = {key: config[key] for key in (*keys, *DATA_KEYS)}
-    _check_settings(settings, folder / "config.json")
+    _check_settings(settings, path)
     return {
         "format": "vit_jax",
         "source": str(folder),
