@@ -134,7 +134,10 @@ def test_every_example_is_evaluated_once_on_one_device_and_on_eight(kind):
     found = {}
     for devices in (1, 8):
         mesh = make_mesh(devices)
-        batches = kind(splits.test, mesh, num_threads=2)
+        if kind is data.ResidentBatches:
+            batches = kind(*splits.test.load_all(2), mesh)
+        else:
+            batches = kind(splits.test, mesh, 2)
         found[devices] = evaluate(
             step, sharding.put_replicated(mesh, variables), batches.evaluate(50 * devices)
         )
