@@ -33,7 +33,7 @@ MNIST, _ = mnist_files()
         ("mnist", {LABELS: MNIST[LABELS][:20]}, "may be cut short"),
         ("eurosat", {"Forest_1.jpg": None, "Forest_2.jpg": None}, "no <class>.* for Forest$"),
         ("eurosat", {"River_1.jpg": jpeg((65, 64))}, r"River_1.jpg is \(64, 65\) RGB"),
-        ("eurosat", {"River_1.jpg": jpeg()[:2000]}, "River_1.jpg is no readable JPEG"),
+        ("eurosat", {"River_1.jpg": jpeg()[:2000]}, "River_1.jpg is not a readable JPEG"),
     ],
 )
 def test_an_archive_with_wrong_content_is_told(tmp_path, name, changes, sentence):
@@ -60,10 +60,10 @@ def flip(path):
     ("damage", "make", "sentence"),
     [
         (cut, make_tar, "may be cut short"),
-        (cut, make_zip, "no readable archive"),
+        (cut, make_zip, "not a readable archive"),
         (flip, make_zip, "cannot be read.*CRC"),
-        (lambda path: path.write_text("text" * 100), make_tar, "no readable archive"),
-        (lambda path: path.write_bytes(b""), make_tar, "no readable archive"),
+        (lambda path: path.write_text("text" * 100), make_tar, "not a readable archive"),
+        (lambda path: path.write_bytes(b""), make_tar, "not a readable archive"),
         (lambda path: path.unlink(), make_tar, "does not exist"),
     ],
 )

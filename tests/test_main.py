@@ -90,15 +90,15 @@ DEFAULTS = "from vit_jax import config\nget_config = config.get_config\n"
         (
             "from vit_jax import config\ndef get_config():\n  c = config.get_config()\n"
             "  c.model.patchsize = 4\n  return c",
-            "line 4: there is no setting patchsize there; did you mean patch_size?",
+            "line 4: patchsize is not a setting there; did you mean patch_size?",
         ),
         (
             "from vit_jax import config\nconfig.get_config().optimizer.name = 'sgd'",
-            "line 2: there is no setting optimizer there; did you mean optim?",
+            "line 2: optimizer is not a setting there; did you mean optim?",
         ),
         (
             "from vit_jax import config\nconfig.get_config().train.learning_rate = 0.1",
-            "line 2: there is no setting learning_rate there; did you mean optim.learning_rate?",
+            "line 2: learning_rate is not a setting there; did you mean optim.learning_rate?",
         ),
         ("from vit_jax import config\nconfig.get_config()['optm']", "did you mean optim?"),
         ("raise AttributeError('frob')", "line 1: AttributeError: frob"),

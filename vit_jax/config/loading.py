@@ -156,5 +156,5 @@ def _reason(error):
     where = traceback.extract_tb(error.__traceback__)[-1].filename
     if isinstance(error, (AttributeError, KeyError)) and match and "ml_collections" in where:
         parts = {part for key in SCHEMA for part in key.split(".")}
-        return f"there is no setting {match[1]} there; {settings.suggest_key(match[1], parts)}"
+        return f"{match[1]} is not a setting there; {settings.suggest_key(match[1], parts)}"
     return f"{type(error).__name__}: {first_line(error)}"

@@ -44,7 +44,7 @@ def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
 
 
 def read_image(path: pathlib.Path, size: int, channels: int) -> np.ndarray:
-    """Read a file with `to_array`; raises UserError if it is no readable image."""
+    """Read a file with `to_array`; raises UserError if it cannot be read."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             return to_array(image, size, channels)

@@ -29,8 +29,8 @@ class Tfds:
         labelled = "label" in features and hasattr(features["label"], "names")
         if "image" not in features or not labelled:
             raise UserError(
-                f"data.name={config.name} is no image-classification set: it has the features "
-                f"{', '.join(features)}, and 'image' and 'label' are needed"
+                f"data.name={config.name} is not an image-classification dataset: it has the "
+                f"features {', '.join(features)}, and 'image' and 'label' are needed"
             )
         self.class_names = [single_line(name) for name in features["label"].names]
         self.split_names = list(self._builder.info.splits)

@@ -108,7 +108,7 @@ class Classifier:
           uint8 [n, side, side, channels].
 
         Raises:
-          UserError: a file is no image, or an array has another dtype or number of channels.
+          UserError: a file is not an image, or an array has another dtype or number of channels.
         """
         return np.stack([inputs.read(image, self.config.data) for image in inputs.as_list(images)])
 
@@ -175,7 +175,7 @@ class Classifier:
     ) -> Iterator[tuple[pathlib.Path, np.ndarray, np.ndarray]]:
         """Yield each path with its image, uint8 [side, side, channels], and probabilities [c].
 
-        A file that is no image is left out, and its error is added to `failed`.
+        A file that is not an image is left out, and its error is added to `failed`.
         """
         for start in range(0, len(paths), BATCH_SIZE):
             good, images = [], []
@@ -282,7 +282,9 @@ class Classifier:
         splits = make_splits(open_source(data), data)
         for name in names:
             if name not in splits.class_names:
-                raise UserError(f"{name!r} is no class: there are {', '.join(splits.class_names)}")
+                raise UserError(
+                    f"{name!r} is not a class: there are {', '.join(splits.class_names)}"
+                )
         names = list(names) or splits.class_names[:count]
         labels = splits.test.labels
         numbers = [n for name in names if (n := splits.class_names.index(name)) in labels]

@@ -118,8 +118,8 @@ class Model(Classifier):
                 found.append(int(one))
             else:
                 raise UserError(
-                    f"target={one!r} is no class: use 0 to {len(self.class_names) - 1} or one of "
-                    f"{join_names(self.class_names)}"
+                    f"target={one!r} is not a class: use 0 to {len(self.class_names) - 1} or one "
+                    f"of {join_names(self.class_names)}"
                 )
         return np.array(found, np.int32)
 

@@ -59,7 +59,7 @@ def read_arrays(path: pathlib.Path) -> Arrays:
     for key, array in arrays.items():
         bfloat16 = array.dtype.kind == "V" and array.dtype.itemsize == 2
         if array.dtype.kind not in "fiub" and not bfloat16:
-            raise UserError(f"{path}: {key} is of type {array.dtype}, which is no known number")
+            raise UserError(f"{path}: {key} is of type {array.dtype}, which is not a number type")
     return arrays
 
 

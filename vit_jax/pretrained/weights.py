@@ -281,7 +281,7 @@ def _why_reset(info, class_names, has_pre_logits):
 
 
 def _resized(path, array, shape, has_cls, rule):
-    """Resize an array to a shape; return it and a note, or None where there is no way."""
+    """Resize an array to a shape; return it and a note, or None if it cannot be resized."""
     if array.ndim != len(shape) or array.shape[-1] != shape[-1]:
         return None
     how = resize.RULE_NAMES[rule]

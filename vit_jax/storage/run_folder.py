@@ -62,15 +62,15 @@ def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None
         free.add("data.dir")
     changed = [key for key in now if key not in free and before[key] != now[key]]
     for key in changed:
-        told = f"{folder} was trained with {key}={before[key]}"
+        trained = f"{folder} was trained with {key}={before[key]}"
         if key not in LENGTH_KEYS or not 0 < before[key] < now[key]:
             raise UserError(
-                f"{told}, now {key}={now[key]}: go on with the same settings, or choose another "
+                f"{trained}, now {key}={now[key]}: go on with the same settings, or choose another "
                 "--workdir"
             )
         if summary is None:
             raise UserError(
-                f"{told} and is not finished: finish it before lengthening it to {now[key]}"
+                f"{trained} and is not finished: finish it before lengthening it to {now[key]}"
             )
     return None if changed else summary
 

@@ -6,7 +6,11 @@ from typing import Any
 
 
 class Hooks:
-    """Callbacks that do nothing; every process calls them, in the same order."""
+    """Callbacks that do nothing.
+
+    Every process calls `on_event` and `on_evaluation`, in the same order; the first one alone calls
+    the others.
+    """
 
     def on_event(self, event: str, step: int) -> None:
         """Observe a run at `step`, 0 before it is known.

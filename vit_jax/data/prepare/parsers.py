@@ -133,7 +133,7 @@ def _check_eurosat_image(content, where):
                 raise UserError(f"{where} is {image.size} {image.mode}, not (64, 64) RGB")
             image.load()
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{where} is no readable JPEG: {error}") from error
+        raise UserError(f"{where} is not a readable JPEG: {error}") from error
 
 
 def _read_named(source, names, what):
@@ -189,5 +189,5 @@ def _members(source):
                 yield info.filename, info.file_size, functools.partial(archive.read, info)
     else:
         raise UserError(
-            f"{source} is no readable archive: it is no tar or zip file, or is cut short"
+            f"{source} is not a readable archive: it is not a tar or zip file, or is cut short"
         )
