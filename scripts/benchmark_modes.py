@@ -92,7 +92,11 @@ def flops_per_image(mode, spec) -> int:
 
 def make_config(spec, **overrides):
     """Returns the resolved config of a measured model; data__name="folder" changes data.name."""
-    keys = {"data.image_size": spec["image_size"], "data.resident": "always", "train.steps": 100}
+    keys = {
+        "data.image_size": spec["image_size"],
+        "data.device_resident": "always",
+        "train.steps": 100,
+    }
     keys |= {"augment.kind": "none", "train.batch_size": spec["batch_size"]}
     keys |= {"optim.weight_decay": 0.05, "train.eval_batch_size": spec["batch_size"]}
     if spec["model"] == "resnet18":
@@ -163,7 +167,7 @@ def start_step(spec, args, **overrides):
     import jax
 
     head_only = overrides.get("freeze") == "head"
-    options = dict(train__dtype=args.dtype, train__steps_at_once="never")
+    options = dict(train__dtype=args.dtype, train__multi_step="never")
     steps, _, batch = make_steps(make_config(spec, **options, **overrides))
     run = timed_step(steps.train, first_state(steps), jax.random.key(0), batch)
     return {"vit_jax": run} | peers("train", spec, args, head_only=head_only), spec["batch_size"]
@@ -224,7 +228,7 @@ def start_input(spec, args):
         spec,
         data__name="folder",
         data__dir=args.folder,
-        data__resident="never",
+        data__device_resident="never",
         data__val_size=1,
         data__test_size=1,
         augment__kind="baseline",
@@ -278,7 +282,7 @@ def start_seeds(spec, args):
     """Returns a step of one seed and one of four at once, and the images of a seed."""
     import jax
 
-    config = make_config(spec, train__steps_at_once="never")
+    config = make_config(spec, train__multi_step="never")
     steps, _, batch = make_steps(config)
     keys = [jax.random.key(seed) for seed in range(4)]
     alone = timed_step(steps.train, first_state(steps), keys[0], batch)
@@ -294,8 +298,8 @@ def start_calls(spec, args, count=32):
     """Returns the sides that train on in one call and in many, and the images of a run."""
     import jax
 
-    several, images, _ = make_steps(make_config(spec, train__steps_at_once="always"))
-    single, _, _ = make_steps(make_config(spec, train__steps_at_once="never"))
+    several, images, _ = make_steps(make_config(spec, train__multi_step="always"))
+    single, _, _ = make_steps(make_config(spec, train__multi_step="never"))
     states, key, size = [first_state(single)], jax.random.key(0), spec["batch_size"]
 
     def in_one():

@@ -46,7 +46,7 @@ class QuickSweep:
             train__eval_every_steps=3,
             train__eval_every_epochs=0.0,
             train__num_seeds=2,
-            train__seeds_at_once="always",
+            train__vmap_seeds="always",
             optim__learning_rate=0.01,
             optim__ema_decay=0.9,
             log__every_steps=2,

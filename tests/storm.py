@@ -40,7 +40,7 @@ def get_config():
     config.optim.ema_decay, config.optim.warmup_epochs = 0.99, 0.5
     config.optim.schedule, config.optim.plateau_patience = "reduce_on_plateau", 0
     config.optim.plateau_threshold = 0.9  # so that every evaluation is a plateau
-    config.train.seeds_at_once, config.train.accumulation_steps = "always", 2
+    config.train.vmap_seeds, config.train.accumulation_steps = "always", 2
     config.train.epochs, config.train.eval_every_epochs = {epochs}, {eval_every}
     config.log.every_steps, config.log.explain_images = 7, 0
     return config
@@ -48,7 +48,7 @@ def get_config():
 def sweep():
     kinds = ("always", "always", "never")
     return {{
-        f"seeds_{{2 * i}}": {{"seed": 2 * i, "data.resident": kinds[i % 3]}}
+        f"seeds_{{2 * i}}": {{"seed": 2 * i, "data.device_resident": kinds[i % 3]}}
         for i in range({variants})
     }}
 """

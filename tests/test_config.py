@@ -32,7 +32,7 @@ def make(**overrides):
     return settings.resolve(settings.with_overrides(settings.get_config(), keys, "a test"))
 
 
-SEEDS = {"train__seeds_at_once": "always", "train__num_seeds": 2}
+SEEDS = {"train__vmap_seeds": "always", "train__num_seeds": 2}
 PLATEAU = {"optim__schedule": "reduce_on_plateau"}
 
 
@@ -56,11 +56,11 @@ def test_valid_config_passes():
         ({"train__steps": 3}, "train.epochs=2.0 and train.steps=3 contradict each other"),
         ({"train__batch_size": 0}, "train.batch_size=0 must be at least 1"),
         ({"train__accumulation_steps": 3}, "is not divisible by train.accumulation_steps=3"),
-        ({"train__seeds_at_once": "yes"}, "'yes' is not one of auto, always, never"),
-        ({"train__seeds_at_once": "always"}, "always has no effect with train.num_seeds=1"),
+        ({"train__vmap_seeds": "yes"}, "'yes' is not one of auto, always, never"),
+        ({"train__vmap_seeds": "always"}, "always has no effect with train.num_seeds=1"),
         ({**SEEDS, "sharding__distributed": True}, "does not go with sharding.distributed=True"),
-        ({"train__steps_at_once": "always", "sharding__fsdp": True}, "not go with sharding.fsdp"),
-        ({**SEEDS, "log__wandb": True}, "seeds_at_once=always does not go with log.wandb=True"),
+        ({"train__multi_step": "always", "sharding__fsdp": True}, "not go with sharding.fsdp"),
+        ({**SEEDS, "log__wandb": True}, "vmap_seeds=always does not go with log.wandb=True"),
         ({"train__label_smoothing": 1.5}, "train.label_smoothing=1.5 must be at most 0.999999"),
         (
             {"optim__name": "sgd", "optim__nesterov": True, "optim__momentum": 0.0},
@@ -205,17 +205,18 @@ def test_schema_entries_are_consistent(key):
         assert set(values) < set(SCHEMA[other].choices)
 
 
-def test_renamed_settings(monkeypatch, tmp_path):
-    monkeypatch.setitem(RENAMED, "model.width", "model.hidden_size")
-    with pytest.raises(UserError, match="model.width in a test was renamed to model.hidden_size"):
-        settings.with_overrides(settings.get_config(), {"model.width": 8}, "a test")
-    kept = settings.current_names({"model.width": 8, "seed": 1})
-    assert kept == {"model.hidden_size": 8, "seed": 1}
+def test_renamed_settings(tmp_path):
+    assert RENAMED.keys().isdisjoint(SCHEMA) and set(RENAMED.values()) <= SCHEMA.keys()
+    with pytest.raises(UserError, match="train.seeds_at_once .* was renamed to train.vmap_seeds"):
+        settings.with_overrides(settings.get_config(), {"train.seeds_at_once": "never"}, "a test")
+    kept = settings.current_names({"train.seeds_at_once": "never", "seed": 1})
+    assert kept == {"train.vmap_seeds": "never", "seed": 1}
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
-    (tmp_path / "config.json").write_text(json.dumps({"config": {"model.width": 8}}))
+    record = {"config": {"train.seeds_at_once": "never"}}
+    (tmp_path / "config.json").write_text(json.dumps(record))
     record = run_folder.read_config(tmp_path)
     assert record is not None
-    assert run_folder.config_of(tmp_path, record).model.hidden_size == 8
+    assert run_folder.config_of(tmp_path, record).train.vmap_seeds == "never"
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ CHANNELS = st.lists(st.floats(0.1, 1.0), min_size=1, max_size=3).map(tuple)
 LIMITS = {
     "data.train_examples": 60,
     "data.examples_per_class": 6,
-    "data.resident_max_gib": 8.0,
+    "data.device_resident_max_gib": 8.0,
     "data.num_threads": 4,
     "augment.crop_padding": 4,
     "augment.num_ops": 3,

@@ -173,7 +173,7 @@ def test_a_prepared_set_is_read_without_tensorflow(tfds_dir):
         from vit_jax.config import get_config
         from vit_jax.data import load_data
         config = get_config().data
-        config.dir, config.resident = {tfds_dir!r}, "never"
+        config.dir, config.device_resident = {tfds_dir!r}, "never"
         next(load_data(config, sharding.make_mesh()).train.train(0, 0, 1, 8))
         assert "tensorflow" not in sys.modules
     """
@@ -189,7 +189,7 @@ def kinds(tfds_dir, mesh):
     config = settings(name="cifar10", dir=tfds_dir, image_size=32)
     loaded = {}
     for kind in ("always", "never"):
-        config.resident = kind
+        config.device_resident = kind
         loaded[kind] = load_data(config, mesh)
     return loaded
 
@@ -272,7 +272,7 @@ def test_evaluation_sees_every_example_once(kinds, tfds_dir, kind, batch_size):
 def test_what_does_not_fit_is_streamed(tfds_dir, mesh, capsys):
     config = settings(name="cifar10", dir=tfds_dir, image_size=32)
     for gib, told in ((1.0, "to be held on the device"), (1e-6, "streamed")):
-        config.resident_max_gib = gib
+        config.device_resident_max_gib = gib
         load_data(config, mesh)
         line = "bird, cat, deer, ...), 90 train, 10 val, 20 test examples, " + told
         assert line in capsys.readouterr().out

@@ -82,7 +82,7 @@ def test_the_second_load_decodes_nothing_and_gives_the_same_bits(folder, cache, 
     decoded._log_folder.cache_clear()
     first = load(folder)
     assert levels(first) == ALL and first[1].tolist() == [0] * 20 + [1] * 20
-    assert f"cached in {cache} for the next start (data.keep_decoded)" in capsys.readouterr().out
+    assert f"cached in {cache} for the next start (data.cache_decoded)" in capsys.readouterr().out
     second = load(folder)
     assert decodings == [NUM_IMAGES] and capsys.readouterr().out == ""
     for before, after in zip(first, second, strict=True):
@@ -239,7 +239,7 @@ def test_the_least_recently_used_files_go_first(folder, cache, decodings, monkey
 def test_nothing_is_kept_that_is_not_wanted_fast_large_or_of_another_process(
     folder, cache, monkeypatch
 ):
-    assert levels(load(folder, keep_decoded=False)) == ALL
+    assert levels(load(folder, cache_decoded=False)) == ALL
     limits = {"SLOW_SECONDS": 60, "LARGEST_BYTES": 9999, "SHARE_OF_FREE": 0}
     for name, value in [*limits.items(), ("processes.is_first", lambda: False)]:
         with monkeypatch.context() as patch:
@@ -252,7 +252,7 @@ def test_a_run_may_go_on_with_and_without(tmp_path):
     config = make_config()
     run_folder.write_config(tmp_path, config, {}, 20, "base", 0)
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
-    config.data.keep_decoded = False
+    config.data.cache_decoded = False
     assert run_folder.read_summary(tmp_path, config, 0) is None
     config.data.split_seed = 1
     with pytest.raises(UserError, match="was trained with data.split_seed=0"):

@@ -325,7 +325,7 @@ def test_a_run_of_an_older_version_is_used_with_the_defaults_of_what_it_lacks(fi
     older = tmp_path / "older"
     shutil.copytree(first, older)
     record = json.loads((older / "config.json").read_text())
-    for key in ("data.eval_crop", "model.qkv_bias", "train.seeds_at_once"):
+    for key in ("data.eval_crop", "model.qkv_bias", "train.vmap_seeds"):
         del record["config"][key]
     (older / "config.json").write_text(json.dumps(record))
     (older / "SHA256SUMS").unlink()  # which older versions did not write

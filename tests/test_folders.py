@@ -138,7 +138,7 @@ def broken_folder(root):
 @pytest.mark.parametrize("resident", ["always", "never"])
 def test_an_unreadable_file_is_named(tmp_path, mesh, resident):
     config = broken_folder(tmp_path)
-    config.resident, config.test_size, config.val_size = resident, 1, 1
+    config.device_resident, config.test_size, config.val_size = resident, 1, 1
     with pytest.raises(UserError, match=r"(bee/1|cat/0).png cannot be read as an image"):
         data = load_data(config, mesh)
         for part in (data.train, data.val, data.test):

@@ -142,6 +142,6 @@ def test_what_eight_devices_saved_goes_on_with_fewer(runs, tmp_path):
 
 
 def test_seeds_at_once_do_not_go_with_split_weights():
-    settings = dict(train__seeds_at_once="always", train__num_seeds=2, sharding__fsdp=True)
+    settings = dict(train__vmap_seeds="always", train__num_seeds=2, sharding__fsdp=True)
     with pytest.raises(UserError, match="does not go with sharding.fsdp=True"):
         validate(make_config(**settings))

@@ -55,7 +55,7 @@ def make_folder(root, **options):
 def test_a_dataset_of_small_jpeg_files_has_a_note(tmp_path, capsys, resident):
     config = make_folder(tmp_path, format="JPEG", quality=75)
     (tmp_path / "ant/9.jpg").write_bytes(encoded(format="PNG"))
-    config.resident = resident
+    config.device_resident = resident
     data = load_data(config, sharding.make_mesh())
     (note,) = data.notes
     assert "JPEG of about quality 75 with 4:2:0 chroma subsampling, which costs accuracy" in note

@@ -117,7 +117,7 @@ def test_killed_stopped_and_resumed_processes_train_like_one(command, tmp_path):
 
     # One gets SIGTERM: all stop at the same step with one checkpoint. In between, the batches are
     # streamed and the weights split, which changes no result.
-    free = ("--config.data.resident=never", "--config.sharding.fsdp=True")
+    free = ("--config.data.device_resident=never", "--config.sharding.fsdp=True")
     statuses, outputs, errors = together(tmp_path, 1, "SIGTERM", 27, *free)
     assert statuses == [143] * COUNT, errors
     step = int(outputs[0].split("stopped by SIGTERM at step ")[1].split(",")[0])

@@ -220,7 +220,7 @@ def test_steps_in_one_call_are_those_of_single_calls(run, at_once, tmp_path):
 def test_batches_of_seeds_are_those_of_each(digits, devices):
     mesh = make_mesh(devices)
     spec = PartitionSpec("data") if devices == 2 else PartitionSpec(None, "data")
-    config = make_config(data__resident="never").data
+    config = make_config(data__device_resident="never").data
     for data in (digits[devices], load_data(config, mesh)):
         both = list(data.train.train((0, 1), 4, 6, 256))
         for seed in (0, 1):
@@ -289,16 +289,16 @@ def test_which_seeds_are_trained_at_once(digits, tmp_path):
     at_once, apart = [[0, 1]], [[0], [1]]
     assert grouped() == at_once
     assert grouped(devices=4) == apart  # which would be slower at once, on a CPU
-    assert grouped(train__seeds_at_once="never") == apart
+    assert grouped(train__vmap_seeds="never") == apart
     assert grouped(model__name="resnet18") == apart
-    always = dict(train__seeds_at_once="always", train__num_seeds=2)
+    always = dict(train__vmap_seeds="always", train__num_seeds=2)
     assert grouped(devices=4, **always) == at_once
     (tmp_path / "1" / "checkpoints" / "10").mkdir(parents=True)
     assert grouped(train__eval_every_epochs=1.0) == at_once
     assert grouped(train__eval_every_epochs=0.5) == apart  # the first one is far behind
     head = dict(freeze="head", augment__kind="none")
     assert grouped(**head) == apart
-    with pytest.raises(UserError, match="train.seeds_at_once=always does not go with features"):
+    with pytest.raises(UserError, match="train.vmap_seeds=always does not go with features"):
         grouped(**head, **always)
 
 
@@ -307,7 +307,7 @@ def test_seeds_that_the_memory_does_not_hold_are_told_of(run, tmp_path):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
     failing = [(checkpoint.Checkpoints, "save", fail)]
-    with pytest.raises(UserError, match="not hold 2 seeds at once: set train.seeds_at_once=never"):
+    with pytest.raises(UserError, match="not hold 2 seeds at once: set train.vmap_seeds=never"):
         run(tmp_path, patches=failing)
     with pytest.raises(jax.errors.JaxRuntimeError):  # of a single one, main tells
         run(tmp_path, at_once=False, patches=failing)

@@ -39,7 +39,7 @@ def test_the_step_is_compiled_once_for_fresh_and_resumed_runs(
 ):
     """What is compiled ahead is what the steps then use: also of a restored state."""
     options = dict(train__epochs=2.0, train__batch_size=256, train__eval_batch_size=512)
-    options |= dict(data__resident=resident, data__stored_size=stored)
+    options |= dict(data__device_resident=resident, data__stored_size=stored)
     config = make_config(**options)
     data = load_data(config.data, mesh)
 

@@ -110,17 +110,19 @@ def test_plateau_scales_the_updates():
 
 def test_which_steps_are_taken_several_in_a_call():
     def at_once(**overrides):
-        config = make_config(**{"data__resident": "always"} | overrides)
+        config = make_config(**{"data__device_resident": "always"} | overrides)
         loaded = data.load_data(config.data, make_mesh(1))
         return make_setup(config, loaded, make_mesh(1)).multi_step
 
     assert at_once()
-    assert not at_once(train__steps_at_once="never")
+    assert not at_once(train__multi_step="never")
     assert not at_once(sharding__fsdp=True)
-    assert not at_once(data__resident="never")
-    assert at_once(data__resident="never", freeze="head", augment__kind="none")  # its features
-    with pytest.raises(UserError, match="train.steps_at_once=always does not go with data that"):
-        at_once(data__resident="never", train__steps_at_once="always")
+    assert not at_once(data__device_resident="never")
+    assert at_once(
+        data__device_resident="never", freeze="head", augment__kind="none"
+    )  # its features
+    with pytest.raises(UserError, match="train.multi_step=always does not go with data that"):
+        at_once(data__device_resident="never", train__multi_step="always")
 
 
 @pytest.mark.parametrize("kind", [data.ResidentBatches, data.StreamingBatches])

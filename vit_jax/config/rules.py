@@ -176,13 +176,13 @@ def _validate_log(log):
 def _validate_train(config):
     train = config.train
     _only_one(config, "train.epochs", "train.steps")
-    if train.seeds_at_once == "always":
+    if train.vmap_seeds == "always":
         if train.num_seeds == 1:
-            raise UserError("train.seeds_at_once=always has no effect with train.num_seeds=1")
+            raise UserError("train.vmap_seeds=always has no effect with train.num_seeds=1")
         if reason := one_seed_at_a_time(config):
-            raise UserError(f"train.seeds_at_once=always does not go with {reason}: use auto")
-    if train.steps_at_once == "always" and (reason := one_step_at_a_time(config)):
-        raise UserError(f"train.steps_at_once=always does not go with {reason}: use auto")
+            raise UserError(f"train.vmap_seeds=always does not go with {reason}: use auto")
+    if train.multi_step == "always" and (reason := one_step_at_a_time(config)):
+        raise UserError(f"train.multi_step=always does not go with {reason}: use auto")
     if not train.epochs and not train.steps:
         raise UserError("train.epochs and train.steps are both 0: set one, the run's length")
     for stem in ("optim.warmup", "train.eval_every", "log.every"):

@@ -95,13 +95,13 @@ _DATA = dict(
     channels=Setting(3, "3: RGB, 1: greyscale; images are converted", (1, 3)),
     mean=Setting((0.5,), "mean of pixels in [0, 1]; one value, or one per channel", high=1),
     std=Setting((0.5,), "std of pixels in [0, 1]; one value, or one per channel", low=1e-3, high=1),
-    resident=free("auto", "decode the dataset once and keep it on the device", WHEN),
-    resident_max_gib=free(
-        2.0, "largest dataset in GiB of uint8 pixels that data.resident=auto keeps on the device"
+    device_resident=free("auto", "decode the dataset once and keep it on the device", WHEN),
+    device_resident_max_gib=free(
+        2.0, "largest dataset, in GiB of uint8 pixels, that data.device_resident=auto accepts"
     ),
     skip_corrupt=Setting(False, "skip and count the unreadable files of an image folder"),
     num_threads=free(8, "threads that read and decode images", low=1, high=1000),
-    keep_decoded=free(True, "cache decoded images in ~/.cache/vit_jax"),
+    cache_decoded=free(True, "cache decoded images in ~/.cache/vit_jax"),
     download=free(True, "download and prepare a missing dataset, if known"),
 )
 
@@ -231,8 +231,8 @@ _TRAIN = dict(
     epochs=Setting(0.0, "length of the run in epochs; or train.steps", resume="longer"),
     steps=Setting(0, "length of the run in optimizer updates; or train.epochs", resume="longer"),
     num_seeds=free(1, "runs per variant, with consecutive seeds", low=1, high=1000),
-    seeds_at_once=free("auto", "train all seeds in one vectorised program", WHEN),
-    steps_at_once=free("auto", "multi-step dispatch: several steps per call", WHEN),
+    vmap_seeds=free("auto", "train all seeds in one vectorised program", WHEN),
+    multi_step=free("auto", "multi-step dispatch: several steps per call", WHEN),
     batch_size=Setting(128, "examples per optimizer update, over all devices and processes", low=1),
     accumulation_steps=Setting(0, "micro-batches per optimizer update; 0: the fastest number"),
     label_smoothing=below_1(0.0, "fraction of the target spread evenly over all classes"),
@@ -290,4 +290,10 @@ SCHEMA: dict[str, Setting] = {
 }
 
 # {former name: name} of settings; config.json of earlier runs may hold the former ones.
-RENAMED: dict[str, str] = {}
+RENAMED = {
+    "data.keep_decoded": "data.cache_decoded",
+    "data.resident": "data.device_resident",
+    "data.resident_max_gib": "data.device_resident_max_gib",
+    "train.seeds_at_once": "train.vmap_seeds",
+    "train.steps_at_once": "train.multi_step",
+}

@@ -46,8 +46,8 @@ def load_data(config, mesh: Mesh) -> Data:
     num_bytes = sum(map(len, parts.values())) * stored_size(config) ** 2 * config.channels
     if jax.default_backend() == "cpu":
         num_bytes *= mesh.size  # the copies share one memory
-    fits = num_bytes <= config.resident_max_gib * 2**30
-    resident = config.resident == "always" or (config.resident == "auto" and fits)
+    fits = num_bytes <= config.device_resident_max_gib * 2**30
+    resident = config.device_resident == "always" or (config.device_resident == "auto" and fits)
     print(
         f"{config.name}: {len(splits.class_names)} classes ({join_names(splits.class_names)}), "
         + ", ".join(f"{len(part):,} {name}" for name, part in parts.items())

@@ -84,5 +84,5 @@ def _write(path, arrays):
 
 @functools.cache  # once is enough
 def _log_folder(folder):
-    text = f"decoded images are cached in {folder} for the next start (data.keep_decoded)"
+    text = f"decoded images are cached in {folder} for the next start (data.cache_decoded)"
     print(single_line(text), flush=True)

@@ -116,7 +116,7 @@ class Folder:
             files, labels = self._skip_corrupt(root, files, labels)
 
         def identity():
-            if not self._config.keep_decoded:
+            if not self._config.cache_decoded:
                 return None
             state = decoded.state_of(files)
             return identity_of(self._config, str(root.resolve()), state, labels.tolist())

@@ -40,7 +40,7 @@ class Tfds:
         import tensorflow_datasets as tfds
 
         files = None
-        if self._config.keep_decoded:
+        if self._config.cache_decoded:
             with contextlib.suppress(OSError):  # as of a remote disk
                 paths = [e.path for e in os.scandir(os.path.abspath(self._builder.data_dir))]
                 files = decoded.state_of(sorted(paths))  # before they are opened

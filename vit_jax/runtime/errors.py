@@ -33,7 +33,7 @@ def describe_error(error: BaseException, training: bool = False) -> str | None:
         return str(error)
     if memory.ran_out(error):
         advice = ": lower train.batch_size or raise train.accumulation_steps, or set "
-        advice += "train.remat=True or data.resident=never"
+        advice += "train.remat=True or data.device_resident=never"
         reason = f"the memory of this machine or of a device is too small ({first_line(error)})"
         return reason + advice * training
     if isinstance(error, OSError) and (disk_problem(error) or not training):

@@ -97,7 +97,7 @@ def _opened(steps, folders, name, stop):
             raise
         raise UserError(
             f"{name}: the memory does not hold {len(folders)} seeds at once: set "
-            "train.seeds_at_once=never"
+            "train.vmap_seeds=never"
         ) from None
 
 

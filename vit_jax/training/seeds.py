@@ -18,7 +18,7 @@ from vit_jax.training.setup import Setup
 
 def vectorizes(setup: Setup, num_seeds: int) -> bool:
     """Whether so many seeds of a variant are vectorised."""
-    choice = setup.config.train.seeds_at_once
+    choice = setup.config.train.vmap_seeds
     if num_seeds == 1 or choice == "never":
         return False
     if setup.on_features or one_seed_at_a_time(setup.config):

@@ -148,9 +148,9 @@ def _caches_features(config):
     model, train = config.model, config.train
     rates = (model[f"{key}_rate"] for key in ("dropout", "attention_dropout", "drop_path"))
     cached = train.cache_features and config.augment.kind == "none" and not any(rates)
-    if cached and train.seeds_at_once == "always":
+    if cached and train.vmap_seeds == "always":
         raise UserError(
-            "train.seeds_at_once=always does not go with features that are computed once: use "
+            "train.vmap_seeds=always does not go with features that are computed once: use "
             "auto, or train.cache_features=False"
         )
     return cached
@@ -158,11 +158,11 @@ def _caches_features(config):
 
 def _takes_several_steps(config, resident):
     """Whether one call takes several steps, which helps where they are short."""
-    choice = config.train.steps_at_once
+    choice = config.train.multi_step
     if choice == "always" and not resident:
         raise UserError(
-            "train.steps_at_once=always does not go with data that are streamed: use auto, or "
-            "set data.resident=always"
+            "train.multi_step=always does not go with data that are streamed: use auto, or "
+            "set data.device_resident=always"
         )
     if choice != "auto":
         return choice == "always"
