@@ -1,12 +1,6 @@
-"""Augmentations from crop and flip to AutoAugment, mixup and CutMix, for one ViT on CIFAR-10.
+"""Augmentations for a small ViT on CIFAR-10: baseline, cutout, policies, mixup and CutMix.
 
 python -m vit_jax.main --config=configs/cifar_augment.py
-
-Shows what stronger augmentation is worth to the patch 4 model of configs/cifar_patch.py. Published
-results for convolutional networks order them baseline < cutout < randaugment, autoaugment; the gain
-comes with long training, and after 50 epochs or less the strong ones can still be behind.
-
-Measured so far, reduced, on two CPU cores: docs/results/cifar_augment.md.
 """
 
 from vit_jax.config import presets
@@ -28,7 +22,7 @@ def get_config(profile=""):
 
 def sweep():
     """Name the variants: settings that differ from the base config."""
-    grey = {"augment.fill": 128}  # what moved pixels uncover; black borders would stand out
+    grey = {"augment.fill": 128}  # fill uncovered areas with grey: black borders would stand out
     return {
         "baseline": {"augment.kind": "baseline"},
         "strong": {"augment.kind": "strong", "model.drop_path_rate": 0.1} | grey,

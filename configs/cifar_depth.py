@@ -1,8 +1,6 @@
-"""Number of encoder blocks of a small ViT on CIFAR-10.
+"""Depth of a small ViT on CIFAR-10.
 
 python -m vit_jax.main --config=configs/cifar_depth.py
-
-Measured so far, reduced, on two CPU cores: docs/results/cifar_depth.md.
 """
 
 from vit_jax.config import presets

@@ -1,11 +1,6 @@
-"""Where dropout of 0.1 acts in a small ViT on CIFAR-10.
+"""Placement of dropout in a small ViT on CIFAR-10.
 
 python -m vit_jax.main --config=configs/cifar_dropout.py
-
-"residual" is dropout after the embedding, the attention and both layers of the MLP; "attention" is
-dropout on the attention weights; "everywhere" is both.
-
-Measured so far, reduced, on two CPU cores: docs/results/cifar_dropout.md.
 """
 
 from vit_jax.config import presets
@@ -21,8 +16,8 @@ def sweep():
     keys = ("model.dropout_rate", "model.attention_dropout_rate")
     rates = {
         "none": (0.0, 0.0),
-        "residual": (0.1, 0.0),
-        "attention": (0.0, 0.1),
+        "residual": (0.1, 0.0),  # after the embedding, the attention and both MLP layers
+        "attention": (0.0, 0.1),  # on the attention weights
         "everywhere": (0.1, 0.1),
     }
     return {name: dict(zip(keys, pair, strict=True)) for name, pair in rates.items()}

@@ -1,8 +1,6 @@
-"""Number of attention heads of a small ViT on CIFAR-10, at the same width.
+"""Number of attention heads of a small ViT on CIFAR-10, at fixed width.
 
 python -m vit_jax.main --config=configs/cifar_heads.py
-
-Measured so far, reduced, on two CPU cores: docs/results/cifar_heads.md.
 """
 
 from vit_jax.config import presets

@@ -1,8 +1,6 @@
 """Patch sizes 2, 4 and 8 of a small ViT on CIFAR-10.
 
 python -m vit_jax.main --config=configs/cifar_patch.py
-
-Measured so far, reduced, on two CPU cores: docs/results/cifar_patch.md.
 """
 
 from vit_jax.config import presets

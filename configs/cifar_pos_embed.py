@@ -1,8 +1,6 @@
-"""Position embeddings of a small ViT on CIFAR-10: none, added, rotary, relative.
+"""Position embeddings of a small ViT on CIFAR-10: none, absolute, rotary and relative.
 
 python -m vit_jax.main --config=configs/cifar_pos_embed.py
-
-Measured so far, reduced, on two CPU cores: docs/results/cifar_pos_embed.md.
 """
 
 from vit_jax.config import presets

@@ -1,12 +1,6 @@
-"""ResNet18 overfitted on 100 images of each CIFAR-10 class.
+"""ResNet18 overfitted on 100 images per CIFAR-10 class.
 
 python -m vit_jax.main --config=configs/cifar_resnet18_overfit.py
-
-Shows the gap between training and test accuracy, and how training changes the kernels: their
-magnitudes before and after, layer by layer, are in summary.json and figures/kernel_magnitudes.png.
-The last checkpoint is evaluated, not the best by validation, because overfitting is the aim.
-
-Measured on two CPU cores: docs/results/cifar_resnet18_overfit.md.
 """
 
 from vit_jax.config import presets
@@ -25,7 +19,7 @@ def get_config():
     config.train.epochs = 15.0
     config.train.batch_size = 20
     config.train.eval_every_epochs = 5.0
-    config.train.select = "last"
+    config.train.select = "last"  # not the best on validation: overfitting is the aim
     config.log.every_steps = 10
-    config.log.kernel_magnitudes = True
+    config.log.kernel_magnitudes = True  # per layer, before and after training
     return config

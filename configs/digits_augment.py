@@ -1,11 +1,6 @@
-"""What augmentation does for scikit-learn's 8x8 digits: no download, minutes on a CPU.
+"""Augmentations for scikit-learn's 8x8 digits, in minutes on a CPU and without a download.
 
 python -m vit_jax.main --config=configs/digits_augment.py
-
-Digits may be shifted and turned a little and still be the same digit, but not mirrored: so these
-variants, instead of the policies made for photographs.
-
-Measured on two CPU cores: docs/results/digits_augment.md.
 """
 
 from vit_jax.config import presets
@@ -24,6 +19,7 @@ def get_config():
 
 def sweep():
     """Name the variants: settings that differ from the base config."""
+    # Digits tolerate small shifts and rotations, but not the mirroring of the policies for photos.
     shift, turn = {"augment.crop_padding": 1}, {"augment.rotation_degrees": 15.0}
     return {
         "none": {"augment.kind": "none"},

@@ -1,8 +1,6 @@
-"""Patch sizes 1, 2 and 4 on scikit-learn's 8x8 digits: the whole path with no download.
+"""Patch sizes 1, 2 and 4 on scikit-learn's 8x8 digits, in minutes on a CPU.
 
 python -m vit_jax.main --config=configs/digits_patch.py
-
-Measured on two CPU cores: docs/results/digits_patch.md; patch_4 97.6 % in two minutes.
 """
 
 from vit_jax.config import presets

@@ -1,11 +1,6 @@
-"""Patches by a convolution or by reshaping and a dense layer, on MNIST.
+"""Patch embedding by convolution and by reshape and dense layer, on MNIST.
 
 python -m vit_jax.main --config=configs/mnist_patchify.py
-
-Both are the same linear map of a patch, with the same initial spread: what differs is the order of
-its inputs, so any difference beyond the spread over seeds would be a mistake.
-
-Measured so far, reduced, on two CPU cores: docs/results/mnist_patchify.md.
 """
 
 from vit_jax.config import presets
@@ -20,4 +15,6 @@ def get_config():
 
 def sweep():
     """Name the variants: settings that differ from the base config."""
+    # Both are the same linear map with the same initial std, up to the order of its inputs, so that
+    # a difference beyond the std over seeds would be a bug.
     return {kind: {"model.patchify": kind} for kind in ("conv", "manual")}

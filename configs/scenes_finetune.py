@@ -1,13 +1,6 @@
-"""A pretrained ViT with a new head, fine-tuned on photographs of six kinds of scene, in folders.
+"""A pretrained ViT fine-tuned on a folder of photographs of six scene classes.
 
 python -m vit_jax.main --config=configs/scenes_finetune.py --config.init_from=weights/vit_b16 \
-  --config.data.dir=scenes
-
-`scenes` holds a folder of photographs for each class, or train and test folders of those: what is
-missing, here the validation part, is carved from the training images.
-
-Measured with a small ViT that was pretrained on CIFAR-10: docs/results/scenes_finetune.md. Not yet
-with the public ViT-B/16.
 """
 
 from vit_jax.config import presets
@@ -17,7 +10,7 @@ def get_config():
     """Build the base config of all variants."""
     config = presets.finetune()
     config.data.name = "folder"
-    config.data.dir = "scenes"
+    config.data.dir = "scenes"  # <class>/*; or train/<class>/*, test/<class>/*
     config.data.stored_size = 150
     config.augment.kind = "baseline"
     config.augment.crop_min_area = 0.5
