@@ -1,4 +1,4 @@
-"""Measures our code beside PyTorch's in one run, the sides taking turns.
+"""Compare the speed of vit_jax and PyTorch, in alternating runs.
 
     python scripts/benchmark.py step --peer-python=/path/to/an/environment/with/timm/bin/python
     python scripts/benchmark.py step --model=resnet18 --peer-python=...
@@ -6,27 +6,27 @@
 
 MODE is one of
 
-  step      the training step with AdamW, without dropout, clipping or augmentation; the peer is
-            timm's VisionTransformer (torchvision's ResNet18), eager and, with --compile, compiled
-  infer     the evaluation step; the peer is the forward pass of the same
-  finetune  the training step of the head alone, the images going through the whole model
-  explain   attention rollout of a batch; the peer is timm with hooks
-  input     a pass over a folder of images: decoded, cropped, mirrored, normalised; the peer is
-            torchvision's ImageFolder and a DataLoader with a worker for each core
-  augment   the kind "autoaugment" (crop, flip, policy, normalisation) on 32 x 32 images; the peer
-            is the policy alone, by torchvision, in one process for each core
-  seeds     the training step of four seeds at once, beside that of one; images/s are of each seed
-  calls     32 training steps in one call, beside 32 calls
-  resident  what the main thread does for a training step on images that the devices hold
-  startup   from the main command to the first step of configs/cifar_patch.py's patch_4, on the
-            digits or another --data set: with empty caches, and again
+  step      training step with AdamW, without dropout, clipping or augmentation; peer: timm's
+            VisionTransformer or torchvision's ResNet18, eager and, with --compile, compiled
+  infer     evaluation step; peer: the forward pass of the same model
+  finetune  training step of the head only, with a forward pass through the frozen trunk
+  explain   attention rollout of a batch; peer: timm with hooks
+  input     one epoch over an image folder: decode, crop, flip, normalise; peer: torchvision's
+            ImageFolder and a DataLoader with one worker per core
+  augment   augment.kind=autoaugment (crop, flip, policy, normalise) on 32x32 images; peer:
+            torchvision's policy without the rest, in one process per core
+  seeds     training step of four vectorised seeds and of one; images/s are per seed
+  calls     multi-step dispatch: 32 training steps in one call and in 32 calls
+  resident  main-thread time of a training step on a device-resident dataset
+  startup   seconds from the main command to the first step of configs/cifar_patch.py's patch_4, on
+            the digits or another --data, with cold and with warm caches
 
-on one of the models cifar_vit (configs/cifar_patch.py at patch 4), small_vit (the same, 128 wide
-with 6 blocks), digits_vit (configs/digits_patch.py at patch 2), vit_ti, vit_b (16-pixel patches at
-224 pixels) or resnet18 (at 32 pixels). Peers get batches that are ready as float32, but in `input`.
-Prints a line for each side and ratios of medians; --json=FILE adds them to a file of JSON lines.
-For `step` and `infer` of a ViT also the TFLOP/s of its products, and with --peak=989 (an H100 in
-bfloat16) the share of what the device could do: the model's FLOPs utilisation (MFU).
+on one of the models cifar_vit (configs/cifar_patch.py with patch size 4), small_vit (the same with
+width 128 and depth 6), digits_vit (configs/digits_patch.py with patch size 2), vit_ti and vit_b
+(patch size 16 at 224 pixels) or resnet18 (at 32 pixels). Peers get prepared float32 batches, except
+in `input`. Prints one line per implementation with the ratio of medians; --json=FILE appends them
+as JSON lines. For `step` and `infer` of a ViT, also prints the TFLOP/s of its matrix products and,
+with --peak=989 (an H100 in bfloat16), the model FLOPs utilisation (MFU).
 """
 
 import argparse
@@ -44,30 +44,32 @@ from vit_jax.runtime import memory, sharding  # noqa: E402
 
 
 def main() -> None:
-    """The command line's entry point."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("mode", choices=modes.MODES, metavar="MODE")
-    parser.add_argument("--peer-python", help="an interpreter that has torch, timm, torchvision")
+    parser.add_argument("--peer-python", help="Python interpreter with torch, timm and torchvision")
     parser.add_argument("--model", choices=modes.MODELS, default="cifar_vit")
-    parser.add_argument("--batch-size", type=int, help="default: what is usual for the model")
+    parser.add_argument("--batch-size", type=int, help="default: the usual one of the model")
     parser.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="of step, finetune and infer, on both sides (default auto: as train.dtype)",
+        help="compute dtype of step, finetune and infer (default auto: as train.dtype)",
     )
-    parser.add_argument("--peak", type=float, help="TFLOP/s of the device, for the MFU")
-    parser.add_argument("--rounds", type=int, default=9, help="alternations (default 9)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile as one more peer")
-    parser.add_argument("--folder", help="input: of images, in folders by class")
+    parser.add_argument("--peak", type=float, help="peak TFLOP/s of the device, for the MFU")
+    parser.add_argument(
+        "--rounds", type=int, default=9, help="timed runs of each implementation (default 9)"
+    )
+    parser.add_argument("--compile", action="store_true", help="add torch.compile as a peer")
+    parser.add_argument("--folder", help="input: image folder, <class>/*")
     parser.add_argument("--data", default="digits", help="startup: data.name (default digits)")
-    parser.add_argument("--json", type=pathlib.Path, help="add a line to this file")
+    parser.add_argument("--json", type=pathlib.Path, help="append a JSON line to this file")
     args = parser.parse_args()
     memory.keep_freed()  # as the main command does
     if args.mode == "augment":
-        args.model = "cifar_vit"  # of which only the size of the images matters
+        args.model = "cifar_vit"  # only its image size matters
     if args.dtype != "auto" and args.mode not in ("step", "finetune", "infer"):
         parser.error(f"--dtype has no effect on {args.mode}")
     if args.peak and not modes.flops_per_image(args.mode, modes.make_spec(args)):
@@ -75,34 +77,34 @@ def main() -> None:
     if args.mode == "explain" and args.model == "resnet18":
         parser.error("resnet18 has no attention to explain")
     if args.mode == "startup":
-        found = modes.measure_startup(args.data)
+        results = modes.measure_startup(args.data)
     elif args.mode == "resident":
-        found = modes.measure_resident(modes.make_spec(args))
+        results = modes.measure_resident(modes.make_spec(args))
     else:
         spec = modes.make_spec(args)
         sides, count = modes.START[args.mode](spec, args)
-        found = take_turns(
+        results = take_turns(
             sides, args.rounds, count, modes.flops_per_image(args.mode, spec), args.peak
         )
     if args.json:
         line = {"mode": args.mode, "model": args.model, "dtype": args.dtype}
         line |= {"device": sharding.describe_devices()}
         with args.json.open("a") as file:
-            file.write(json.dumps(line | found) + "\n")
+            file.write(json.dumps(line | results) + "\n")
 
 
 def take_turns(sides, rounds, count, flops=0, peak=None) -> dict:
-    """Runs the sides in turn and prints their speeds.
+    """Time the implementations in alternation and print their speeds.
 
     Args:
-      sides: name -> a function that runs once and returns its seconds; ours is the first.
-      rounds: how often each one runs, after a first time that is not counted.
-      count: images of a run.
-      flops: floating-point operations of an image, if known.
-      peak: TFLOP/s of the device, if known.
+      sides: {name: function that runs once and returns seconds}; the first one is vit_jax.
+      rounds: timed runs of each, after one warm-up run.
+      count: images per run.
+      flops: floating-point operations per image, if known.
+      peak: peak TFLOP/s of the device, if known.
 
     Returns:
-      {name: {"seconds": median, "ratio": of that to ours}}.
+      {name: {"seconds": median, "ratio": median divided by that of vit_jax}}.
     """
     for run in sides.values():  # compilation, allocation
         run()
@@ -122,7 +124,7 @@ def take_turns(sides, rounds, count, flops=0, peak=None) -> dict:
             + (f", MFU {speed / peak:.1%}" if flops and peak else "")
         )
     if any(name.startswith("torch") for name in medians):
-        print("A ratio above 1 means that we are faster.")
+        print("A ratio above 1 means that vit_jax is faster.")
     return {name: {"seconds": m, "ratio": m / ours} for name, m in medians.items()}
 
 

@@ -1,4 +1,4 @@
-"""What `benchmark.py` measures: its models, and a function for each of its modes."""
+"""Models and modes of `benchmark.py`."""
 
 import itertools
 import json
@@ -19,7 +19,6 @@ from vit_jax.runtime import sharding
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-# image_size, patch_size, hidden_size, depth, num_heads, mlp_dim, and a usual batch
 KEYS = ("image_size", "patch_size", "hidden_size", "depth", "num_heads", "mlp_dim", "batch_size")
 MODELS = {
     "cifar_vit": (32, 4, 256, 8, 8, 512, 128),
@@ -32,13 +31,13 @@ MODELS = {
 
 
 def make_spec(args) -> dict:
-    """Returns the sizes of the model that the arguments name, for `make_config` and peers.py."""
+    """Build the model dimensions for `make_config` and peers.py."""
     spec = dict(zip(KEYS, MODELS[args.model], strict=True), model=args.model, num_classes=10)
     return spec | {"batch_size": args.batch_size or spec["batch_size"], "folder": args.folder}
 
 
 def peers(mode, spec, args, **more) -> dict:
-    """Returns {name: function that has a peer run once and returns its seconds}."""
+    """Start the peers: {name: function that runs one once and returns seconds}."""
     if not args.peer_python:
         return {}
     from vit_jax.runtime.sharding import dtype_of
@@ -52,31 +51,31 @@ def peers(mode, spec, args, **more) -> dict:
 
 
 def start_peer(python, mode, spec):
-    """Returns a function that has one process of peers.py run once and returns its seconds."""
+    """Start a process of peers.py; return a function that runs it once and returns seconds."""
     command = [python, str(ROOT / "scripts" / "peers.py"), mode, json.dumps(spec)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, **pipes)
 
-    def answer():
+    def read_line():
         line = process.stdout.readline()
         if not line:
-            sys.exit(f"error: {python} ended; does it have torch, timm and torchvision?")
+            sys.exit(f"error: {python} exited; does it have torch, timm and torchvision?")
         return json.loads(line)
 
-    print(f"torch: {mode} of {answer()['size']:,}", flush=True)
+    print(f"torch: {mode} of {read_line()['size']:,}", flush=True)
 
     def run():
         process.stdin.write("\n")
         process.stdin.flush()
-        return answer()
+        return read_line()
 
     return run
 
 
 def flops_per_image(mode, spec) -> int:
-    """Returns the floating-point operations of a ViT's products for an image; 0 if not known.
+    """Count the floating-point operations of a ViT's matrix products per image; 0 if unknown.
 
-    Of a training step three times those of a forward pass: the derivative of a product has two.
+    A training step counts three times a forward pass: each product has two in the backward pass.
     """
     passes = {"step": 3, "infer": 1}.get(mode, 0)
     if spec["model"] == "resnet18":
@@ -91,7 +90,7 @@ def flops_per_image(mode, spec) -> int:
 
 
 def make_config(spec, **overrides):
-    """Returns the resolved config of a measured model; data__name="folder" changes data.name."""
+    """Build the resolved config of a model; data__name="folder" overrides data.name."""
     keys = {
         "data.image_size": spec["image_size"],
         "data.device_resident": "always",
@@ -103,7 +102,7 @@ def make_config(spec, **overrides):
         keys["model.name"] = "resnet18"
     else:
         keys |= {f"model.{key}": spec[key] for key in KEYS[1:-1]}
-        keys["model.gelu"] = "erf"  # as timm's
+        keys["model.gelu"] = "erf"  # as in timm
     keys |= {key.replace("__", "."): value for key, value in overrides.items()}
     config = settings.with_overrides(settings.get_config(), keys, "the benchmark")
     config = settings.resolve(config)
@@ -128,7 +127,7 @@ def make_steps(config, num_seeds=1):
 
 
 def first_state(steps):
-    """Returns the state before the first step."""
+    """Initialise a training state."""
     import jax
 
     from vit_jax.training.setup import one_image
@@ -140,7 +139,7 @@ def first_state(steps):
 
 
 def timed(call):
-    """Returns a function that waits for the result of `call` and returns the seconds."""
+    """Make a function that runs `call`, blocks on its result and returns seconds."""
     import jax
 
     def run():
@@ -152,7 +151,7 @@ def timed(call):
 
 
 def timed_step(step, state, *inputs):
-    """Returns a function that takes one more training step and returns its seconds."""
+    """Make a function that takes a training step and returns seconds."""
     states = [state]
 
     def take():
@@ -163,7 +162,7 @@ def timed_step(step, state, *inputs):
 
 
 def start_step(spec, args, **overrides):
-    """Returns the sides that train, and the images of a run."""
+    """Prepare training steps; return the implementations and the images per run."""
     import jax
 
     head_only = overrides.get("freeze") == "head"
@@ -174,12 +173,12 @@ def start_step(spec, args, **overrides):
 
 
 def start_finetune(spec, args):
-    """Returns the sides that train the head alone, and the images of a run."""
+    """Prepare training steps of the head only."""
     return start_step(spec, args, freeze="head", train__cache_features=False)
 
 
 def start_infer(spec, args):
-    """Returns the sides that classify, and the images of a run."""
+    """Prepare evaluation steps."""
     from vit_jax.evaluation.metrics import Sums
 
     steps, _, batch = make_steps(make_config(spec, train__dtype=args.dtype))
@@ -190,7 +189,7 @@ def start_infer(spec, args):
 
 
 def start_explain(spec, args):
-    """Returns the sides that compute attention rollout in float32, and the images of a run."""
+    """Prepare attention rollout in float32."""
     import jax
 
     from vit_jax import models
@@ -204,25 +203,25 @@ def start_explain(spec, args):
     side = config.data.image_size // config.model.patch_size
 
     @jax.jit
-    def look(variables, images):
+    def explain(variables, images):
         inside = model.apply(variables, preprocess(images, config), capture=True)[1]
         return attribution.patch_relevance(
             attribution.rollout(inside["attention"]), (side, side), True
         )
 
-    run = timed(lambda: look(variables, batch["image"]))
+    run = timed(lambda: explain(variables, batch["image"]))
     return {"vit_jax": run} | peers("explain", spec, args, dtype="float32"), spec["batch_size"]
 
 
 def start_input(spec, args):
-    """Returns the sides that pass over a folder of images, and the images of a run."""
+    """Prepare epochs over an image folder."""
     import jax
 
     from vit_jax.augment import augment
     from vit_jax.data import load_data
 
     if not args.folder:
-        sys.exit("error: input needs --folder, of images in folders by class")
+        sys.exit("error: input needs --folder, an image folder with <class>/*")
     spec = spec | {"workers": len(os.sched_getaffinity(0))}
     config = make_config(
         spec,
@@ -243,17 +242,17 @@ def start_input(spec, args):
     )
     key = jax.random.key(0)
 
-    def a_pass():
+    def epoch():
         for batch in data.train.train(0, 0, steps, spec["batch_size"]):
             result = sharding.settle(program(key, batch["image"], batch["label"]))
         return result
 
-    sides = {"vit_jax": timed(a_pass)} | peers("read_folder", spec, args)
+    sides = {"vit_jax": timed(epoch)} | peers("read_folder", spec, args)
     return sides, steps * spec["batch_size"]
 
 
 def start_augment(spec, args):
-    """Returns the sides that augment, and the images of a run."""
+    """Prepare augmentation."""
     import jax
 
     from vit_jax.augment import augment
@@ -268,10 +267,10 @@ def start_augment(spec, args):
     if args.peer_python:
         cores = len(os.sched_getaffinity(0))
         if spec["batch_size"] % cores:
-            sys.exit(f"error: the batch size must be divisible by {cores}, the number of cores")
-        share = {"batch_size": spec["batch_size"] // cores}
-        sides["torchvision"] = together(
-            [start_peer(args.peer_python, "auto_augment", share) for _ in range(cores)]
+            sys.exit(f"error: --batch-size must be divisible by the number of cores, {cores}")
+        per_core = {"batch_size": spec["batch_size"] // cores}
+        sides["torchvision"] = concurrently(
+            [start_peer(args.peer_python, "auto_augment", per_core) for _ in range(cores)]
         )
     return {"vit_jax": timed(lambda: run(key, batch["image"], batch["label"]))} | sides, spec[
         "batch_size"
@@ -279,44 +278,44 @@ def start_augment(spec, args):
 
 
 def start_seeds(spec, args):
-    """Returns a step of one seed and one of four at once, and the images of a seed."""
+    """Prepare steps of one seed and of four vectorised seeds."""
     import jax
 
     config = make_config(spec, train__multi_step="never")
     steps, _, batch = make_steps(config)
     keys = [jax.random.key(seed) for seed in range(4)]
-    alone = timed_step(steps.train, first_state(steps), keys[0], batch)
-    four, place = make_steps(config, 4)[0], sharding.of_seeds(steps.setup.mesh, 4)
+    one = timed_step(steps.train, first_state(steps), keys[0], batch)
+    four, sharded = make_steps(config, 4)[0], sharding.of_seeds(steps.setup.mesh, 4)
     batches = {name: np.stack([np.asarray(value)] * 4) for name, value in batch.items()}
-    batches = jax.device_put(batches, place.batch)
+    batches = jax.device_put(batches, sharded.batch)
     state = four.axis.stack([first_state(steps)] * 4)
-    at_once = timed_step(four.train, state, four.axis.stack(keys), batches)
-    return {"one seed": alone, "four at once": at_once}, spec["batch_size"]
+    vectorised = timed_step(four.train, state, four.axis.stack(keys), batches)
+    return {"one seed": one, "four seeds": vectorised}, spec["batch_size"]
 
 
 def start_calls(spec, args, count=32):
-    """Returns the sides that train on in one call and in many, and the images of a run."""
+    """Prepare training steps with and without multi-step dispatch."""
     import jax
 
-    several, images, _ = make_steps(make_config(spec, train__multi_step="always"))
+    multi, images, _ = make_steps(make_config(spec, train__multi_step="always"))
     single, _, _ = make_steps(make_config(spec, train__multi_step="never"))
     states, key, size = [first_state(single)], jax.random.key(0), spec["batch_size"]
 
-    def in_one():
+    def multi_step():
         for _, batches in images.train_at_once(0, 0, count, size, lambda step: count):
-            states.append(several.train(states.pop(), key, batches))
+            states.append(multi.train(states.pop(), key, batches))
         return states[0]
 
-    def in_many():
+    def single_steps():
         for batch in images.train(0, 0, count, size):
             states.append(sharding.settle(single.train(states.pop(), key, batch)))
         return states[0]
 
-    return {"one call": timed(in_one), "many calls": timed(in_many)}, count * size
+    return {"one call": timed(multi_step), "32 calls": timed(single_steps)}, count * size
 
 
-def together(runs):
-    """Returns a function that runs several peers at once and returns the seconds of all."""
+def concurrently(runs):
+    """Make a function that runs several peers concurrently and returns seconds."""
     from concurrent.futures import ThreadPoolExecutor
 
     pool = ThreadPoolExecutor(len(runs))
@@ -342,7 +341,7 @@ START = {
 
 
 def measure_resident(spec, steps=20) -> dict:
-    """Prints what the main thread does for a training step on images that the devices hold."""
+    """Print the main-thread time of a training step on a device-resident dataset."""
     import cProfile
     import pstats
 
@@ -361,20 +360,20 @@ def measure_resident(spec, steps=20) -> dict:
     wall, own = time.perf_counter(), time.thread_time()
     state = jax.block_until_ready(train(state, steps))
     wall, own = (time.perf_counter() - wall) / steps, (time.thread_time() - own) / steps
-    print(f"a step takes {1000 * wall:.1f} ms, of which the main thread works {1000 * own:.2f} ms")
+    print(f"a step takes {1000 * wall:.1f} ms, {1000 * own:.2f} ms of it on the main thread")
     profile = cProfile.Profile()
     profile.runcall(train, state, steps)
     profiled: dict = pstats.Stats(profile).get_stats_profile().func_profiles
     calls = sum(int(str(one.ncalls).split("/")[0]) for one in profiled.values()) / steps
-    print(f"{calls:.0f} Python calls a step; most of its time in")
+    print(f"{calls:.0f} Python calls per step; most time is spent in")
     for name, one in sorted(profiled.items(), key=lambda item: -item[1].tottime)[:8]:
-        print(f"  {1000 * one.tottime / steps:8.3f} ms a step  {name} ({one.ncalls} calls)")
+        print(f"  {1000 * one.tottime / steps:8.3f} ms per step  {name} ({one.ncalls} calls)")
     return {"step_seconds": wall, "main_thread_seconds": own, "calls": calls}
 
 
 def measure_startup(data_name) -> dict:
-    """Prints how long the main command takes to its first step, with new caches and again."""
-    found = {}
+    """Print the seconds from the main command to its first step, with cold and warm caches."""
+    results = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("cold", "warm"):
             command = [sys.executable, "-u", "-m", "vit_jax.main", "--variant=patch_4"]
@@ -388,14 +387,14 @@ def measure_startup(data_name) -> dict:
             )
             for line in process.stdout:
                 if match := re.search(r"first step.*", line):
-                    found[name] = {"seconds": time.perf_counter() - start}
-                    print(f"{name}: {found[name]['seconds']:.1f} s, of it {match[0]}", flush=True)
+                    results[name] = {"seconds": time.perf_counter() - start}
+                    print(f"{name}: {results[name]['seconds']:.1f} s, {match[0]}", flush=True)
                     break
             process.kill()
             process.wait()
-            if name not in found:
-                sys.exit("error: the main command ended before its first step")
-    return found
+            if name not in results:
+                sys.exit("error: the main command exited before its first step")
+    return results
 
 
 MODES = (*START, "resident", "startup")

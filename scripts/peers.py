@@ -1,9 +1,8 @@
-"""The other side of scripts/benchmark.py, run in an interpreter that has torch, timm, torchvision.
+"""PyTorch peers of scripts/benchmark.py, run in an interpreter with torch, timm and torchvision.
 
     python peers.py MODE '{"image_size": 224, ...}'
 
-It prints a line of JSON when it is ready. Then each line on standard input asks for one run, whose
-seconds are the answer.
+Prints a line of JSON when ready. Then runs once per line on standard input and prints the seconds.
 """
 
 import json
@@ -11,22 +10,22 @@ import sys
 import time
 
 
-def place():
-    """Returns where the peer computes: as ours, on the accelerator if there is one."""
+def device():
+    """Name the device of the peer: the accelerator if there is one, as in JAX."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def precision(spec):
-    """Returns the context in which products are taken in the spec's type."""
+    """Make the autocast context for the dtype of the spec."""
     import torch
 
-    return torch.autocast(place(), torch.bfloat16, enabled=spec["dtype"] == "bfloat16")
+    return torch.autocast(device(), torch.bfloat16, enabled=spec["dtype"] == "bfloat16")
 
 
 def make_model(spec):
-    """Returns timm's VisionTransformer, or torchvision's ResNet18 with a stem for small images."""
+    """Build timm's VisionTransformer, or torchvision's ResNet18 with a CIFAR stem."""
     import torch
 
     torch.manual_seed(0)
@@ -36,7 +35,7 @@ def make_model(spec):
         model = resnet18(num_classes=spec["num_classes"])
         model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
         model.maxpool = torch.nn.Identity()
-        return model.to(place())
+        return model.to(device())
     from timm.models.vision_transformer import VisionTransformer
 
     return VisionTransformer(
@@ -47,23 +46,23 @@ def make_model(spec):
         depth=spec["depth"],
         num_heads=spec["num_heads"],
         mlp_ratio=spec["mlp_dim"] / spec["hidden_size"],
-    ).to(place())
+    ).to(device())
 
 
 def make_images(spec):
-    """Returns a batch that is ready as float32, [b, 3, side, side]."""
+    """Draw a random float32 batch [b, 3, side, side]."""
     import torch
 
     shape = (spec["batch_size"], 3, spec["image_size"], spec["image_size"])
-    return torch.randn(shape, device=place())
+    return torch.randn(shape, device=device())
 
 
 def train(spec):
-    """Returns one update with AdamW; of the head alone if the spec says so."""
+    """Make a training step with AdamW, of the head only for spec["head_only"]."""
     import torch
 
     model, images = make_model(spec), make_images(spec)
-    labels = torch.randint(0, spec["num_classes"], (len(images),), device=place())
+    labels = torch.randint(0, spec["num_classes"], (len(images),), device=device())
     if spec["head_only"]:
         model.requires_grad_(False)
         (model.fc if spec["model"] == "resnet18" else model.head).requires_grad_(True)
@@ -82,7 +81,7 @@ def train(spec):
 
 
 def infer(spec):
-    """Returns one forward pass."""
+    """Make a forward pass."""
     import torch
 
     model, images = make_model(spec).eval(), make_images(spec)
@@ -96,22 +95,22 @@ def infer(spec):
 
 
 def explain(spec):
-    """Returns attention rollout of a batch, the weights taken by hooks."""
+    """Make attention rollout of a batch, with forward hooks on the attention weights."""
     import torch
 
     model, images = make_model(spec).eval(), make_images(spec)
-    found = []
+    weights = []
     for block in model.blocks:
-        block.attn.fused_attn = False  # the fused kernel keeps no weights
-        block.attn.attn_drop.register_forward_hook(lambda module, args, out: found.append(out))
+        block.attn.fused_attn = False  # the fused kernel does not return the weights
+        block.attn.attn_drop.register_forward_hook(lambda module, args, out: weights.append(out))
 
     def step():
-        found.clear()
+        weights.clear()
         with torch.inference_mode():
             model(images)
             rollout = None
-            for weights in found:
-                layer = weights.mean(1) + torch.eye(weights.shape[-1], device=place())
+            for attention in weights:
+                layer = attention.mean(1) + torch.eye(attention.shape[-1], device=device())
                 layer = layer / layer.sum(-1, keepdim=True)
                 rollout = layer if rollout is None else layer @ rollout
             return rollout[:, 0, 1:]
@@ -120,7 +119,7 @@ def explain(spec):
 
 
 def read_folder(spec):
-    """Returns one pass over a folder of images with DataLoader: random crop, flip, normalise."""
+    """Make an epoch over an image folder with DataLoader: random crop, flip, normalise."""
     import torch
     from torchvision import datasets, transforms
 
@@ -152,7 +151,7 @@ def read_folder(spec):
 
 
 def auto_augment(spec):
-    """Returns torchvision's AutoAugment of one batch of 32 x 32 images, one after another."""
+    """Make torchvision's AutoAugment of a batch of 32x32 images, one at a time."""
     import numpy as np
     import torch
     from PIL import Image
@@ -174,10 +173,10 @@ MODES = {f.__name__: f for f in (train, infer, explain, read_folder, auto_augmen
 
 
 def main():
-    """Answers until the standard input ends."""
+    """Run once per line on standard input."""
     import torch
 
-    torch.set_float32_matmul_precision("high")  # on GPUs TF32, as XLA's products of float32
+    torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as XLA uses for float32
     step, size = MODES[sys.argv[1]](json.loads(sys.argv[2]))
     print(json.dumps({"size": size}), flush=True)
     for _ in sys.stdin:
