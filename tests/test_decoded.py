@@ -240,7 +240,7 @@ def test_nothing_is_kept_that_is_not_wanted_fast_large_or_of_another_process(
     folder, cache, monkeypatch
 ):
     assert levels(load(folder, cache_decoded=False)) == ALL
-    limits = {"SLOW_SECONDS": 60, "LARGEST_BYTES": 9999, "SHARE_OF_FREE": 0}
+    limits = {"SLOW_SECONDS": 60, "LARGEST_BYTES": 9999, "FREE_FRACTION": 0}
     for name, value in [*limits.items(), ("processes.is_first", lambda: False)]:
         with monkeypatch.context() as patch:
             patch.setattr(f"vit_jax.data.decoded.{name}", value)

@@ -1,8 +1,8 @@
 """Augmentation of training batches and preprocessing of evaluation batches, on the device.
 
-What happens to image i depends on (key, i) alone, so not on how the batch is sharded; mixing also
+The augmentation of image i depends only on (key, i), not on the sharding of the batch; mixing also
 reads the next image. In this package `key` is the step's random key and, unless stated otherwise,
-`images` are uint8 [b, height, width, channels] and the result has the same shape and type.
+`images` are uint8 [b, height, width, channels] and the result has the same shape and dtype.
 """
 
 import jax
@@ -24,7 +24,7 @@ from vit_jax.augment.policies import (
 def augment(
     key: Array, images: Array, labels: Array, num_classes: int, config
 ) -> tuple[Array, Array]:
-    """Augment and normalise a training batch as `config.augment` and `config.data` say.
+    """Augment and normalise a training batch according to `config.augment` and `config.data`.
 
     In this order: crop and flip, rotation, policy, colour jitter, normalisation, cutout, random
     erasing, mixup or CutMix. The kind "strong" is the recipe of Lee et al. 2021 (arXiv:2112.13492)
@@ -91,7 +91,7 @@ def normalize(images: Array, config) -> Array:
     """Map uint8 pixels to (x / 255 - mean) / std, float32, of `config.data`."""
     mean, std = (np.array(config.data[key]) for key in ("mean", "std"))
     channels = images.shape[-1]
-    # A table, because compilers round this arithmetic in more than one way.
+    # A lookup table, because compilers round this arithmetic differently.
     table = np.broadcast_to((np.arange(256)[:, None] / 255 - mean) / std, (256, channels))
     pixels = jnp.asarray(table, jnp.float32).at[images, jnp.arange(channels)]
     return pixels.get(mode="promise_in_bounds")

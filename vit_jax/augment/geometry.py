@@ -11,7 +11,7 @@ FINE = 64  # boxes are measured in 1 / FINE pixels
 
 
 def crop_and_flip(key: Array, images: Array, padding: int, flip: bool, fill: int = 0) -> Array:
-    """Pad with `fill`, crop randomly to the original size, mirror half (He et al. 2016, 4.2).
+    """Pad with `fill`, crop randomly to the original size, flip half (He et al. 2016, 4.2).
 
     `padding` pixels are added on each side; every offset in [0, 2 * padding] is equally likely.
     """
@@ -21,16 +21,16 @@ def crop_and_flip(key: Array, images: Array, padding: int, flip: bool, fill: int
     rows = jnp.arange(height) + offsets[:, :1]  # [b, height]
     columns = jnp.arange(width) + offsets[:, 1:]  # [b, width]
     if flip:
-        mirrored = jax.random.bernoulli(flip_key, shape=(b, 1))
-        columns = jnp.where(mirrored, columns[:, ::-1], columns)
+        flipped = jax.random.bernoulli(flip_key, shape=(b, 1))
+        columns = jnp.where(flipped, columns[:, ::-1], columns)
     sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     padded = jnp.pad(images, sides, constant_values=fill)
-    # One gather for crop and flip together; measured faster than a dynamic slice per image.
+    # One gather for crop and flip; measured faster than a dynamic slice per image.
     return jax.vmap(lambda image, y, x: image[y[:, None], x])(padded, rows, columns)
 
 
 def random_resized_crop(key: Array, images: Array, size: int, min_area: float, flip: bool) -> Array:
-    """Resize a random crop to `size` x `size`, mirror half (Szegedy et al. 2015, section 6).
+    """Resize a random crop to `size` x `size`, flip half (Szegedy et al. 2015, section 6).
 
     The crop's fraction of the area is uniform in [min_area, 1] and the logarithm of its aspect
     ratio uniform between those of 3/4 and 4/3, both from a fine grid; a side longer than the image
@@ -46,8 +46,8 @@ def random_resized_crop(key: Array, images: Array, size: int, min_area: float, f
     corners = jax.random.randint(corner_key, (b, 2), 0, whole - chosen + 1)
     resized = _resize(images, corners, chosen, size)
     if flip:
-        mirrored = jax.random.bernoulli(flip_key, shape=(b, 1, 1, 1))
-        resized = jnp.where(mirrored, resized[:, :, ::-1], resized)
+        flipped = jax.random.bernoulli(flip_key, shape=(b, 1, 1, 1))
+        resized = jnp.where(flipped, resized[:, :, ::-1], resized)
     return resized
 
 
@@ -68,9 +68,9 @@ def center_crop(images: Array, size: int, keep: float = 1.0) -> Array:
 def _resize(images, corners, sides, size):
     """Resize a box of every image with Pillow's BILINEAR, which averages when it shrinks.
 
-    Boxes: upper left corners and sides, int32 [b, 2] (row or height, column or width), in 1 / FINE
-    pixels. All sums are of integers below 2^24, which float32 holds exactly: the compiler's order
-    of summation, which may depend on the number of devices, cannot change a pixel.
+    `corners` (upper left) and `sides` are int32 [b, 2], rows first, in 1 / FINE pixels. All sums are
+    of integers below 2^24, exact in float32: the compiler's order of summation, which may depend on
+    the number of devices, cannot change a pixel.
     """
     x = images.astype(jnp.float32)
     for axis, equation in enumerate(("bts,bswc->btwc", "bts,bhsc->bhtc")):
@@ -99,7 +99,7 @@ def rotate(key: Array, images: Array, degrees: float, fill: int) -> Array:
     chosen = jnp.asarray(maps)[jax.random.randint(key, (b,), 0, len(maps))]
     x, y = jnp.arange(width), jnp.arange(height)[:, None]
     a, b_, c, d, e, f = (column[:, None, None] for column in chosen.T)
-    # Of the upper left of the four pixels around, in 1 / 256 pixels.
+    # Upper left of the four neighbouring pixels, in 1 / 256 pixels.
     x, y = (a * x + b_ * y + c - FIXED // 2) >> 8, (d * x + e * y + f - FIXED // 2) >> 8
     total = 0
     for right, below in ((0, 0), (0, 1), (1, 0), (1, 1)):

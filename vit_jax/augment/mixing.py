@@ -1,4 +1,4 @@
-"""Boxes set to zero (cutout, random erasing) and mixed pairs of images (mixup, CutMix)."""
+"""Cutout, random erasing, mixup and CutMix."""
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +63,7 @@ def mix(
     cutmix_rate: float,
     mix_rate: float,
 ) -> tuple[Array, Array]:
-    """Mix images with the next one of the batch, and their targets in the same proportion.
+    """Mix each image with the next one of the batch, and the targets in the same proportion.
 
     mixup (Zhang et al. 2018) averages the two images; CutMix (Yun et al. 2019) pastes a box of the
     other one, and recomputes the proportion from the box as cut at the border. The proportion is
@@ -75,35 +75,35 @@ def mix(
       targets: float [b, classes], which sum to 1.
       mixup_alpha: 0 for no mixup.
       cutmix_alpha: 0 for no CutMix.
-      cutmix_rate: fraction of the mixed images that CutMix takes, if both alphas are above 0.
+      cutmix_rate: fraction of CutMix among mixed images, if both alphas are above 0.
       mix_rate: fraction of the images that are mixed.
     """
     b, height, width, _ = images.shape
-    kept_key, cut_key, rate_key, box_key = jax.random.split(key, 4)
+    ratio_key, cut_key, rate_key, box_key = jax.random.split(key, 4)
     if not (mixup_alpha and cutmix_alpha):
         cutmix_rate = 1.0 if cutmix_alpha else 0.0
     cut = jax.random.bernoulli(cut_key, cutmix_rate, (b,))
-    quantile = jax.random.uniform(kept_key, (b,))
-    kept = jnp.where(cut, _beta(quantile, cutmix_alpha), _beta(quantile, mixup_alpha))  # [b]
-    kept = jnp.where(jax.random.bernoulli(rate_key, mix_rate, (b,)), kept, 1.0)
-    side = jnp.sqrt(1 - kept)
+    quantile = jax.random.uniform(ratio_key, (b,))
+    ratio = jnp.where(cut, _beta(quantile, cutmix_alpha), _beta(quantile, mixup_alpha))  # [b]
+    ratio = jnp.where(jax.random.bernoulli(rate_key, mix_rate, (b,)), ratio, 1.0)
+    side = jnp.sqrt(1 - ratio)
     rows, columns = (jnp.round(side * n).astype(jnp.int32) for n in (height, width))
     box = _centred_anywhere(box_key, rows, columns, images)
-    weight = jnp.where(cut[:, None, None, None], 1.0 - box, kept[:, None, None, None])
-    # From a table: compilers divide by a constant less exactly.
+    weight = jnp.where(cut[:, None, None, None], 1.0 - box, ratio[:, None, None, None])
+    # From a lookup table: compilers divide by a constant less exactly.
     fractions = np.linspace(1, 0, height * width + 1, dtype=np.float32)
-    kept = jnp.where(cut, jnp.asarray(fractions)[box.sum((1, 2, 3))], kept)[:, None]
-    # The order of the examples is random anyway, so the next one is as good as any.
+    ratio = jnp.where(cut, jnp.asarray(fractions)[box.sum((1, 2, 3))], ratio)[:, None]
+    # Examples are shuffled, so the next one is a random partner.
     return (
         weight * images + (1 - weight) * jnp.roll(images, -1, 0),
-        kept * targets + (1 - kept) * jnp.roll(targets, -1, 0),
+        ratio * targets + (1 - ratio) * jnp.roll(targets, -1, 0),
     )
 
 
 def _beta(quantile, alpha):
     """Invert the distribution function of Beta(alpha, alpha).
 
-    Sampling by rejection, as jax.random.beta does, would have all devices wait for one another.
+    Rejection sampling, as in jax.random.beta, would synchronise all devices.
     """
     if not alpha:  # off
         return jnp.ones_like(quantile)

@@ -1,10 +1,10 @@
-"""Colour jitter, and the operations of AutoAugment and its kind: Pillow's arithmetic for batches.
+"""Colour jitter and the operations of AutoAugment policies, with Pillow's arithmetic, in batches.
 
 An operation is a row of numbers (`Ops`), not a branch: an affine map of the pixels, a table of 256
 values, or a blend with the grey or the smoothed image. A batch in which every image has its own
-operation costs one gather, one table look-up and two blends, whichever was drawn. Integers make the
-pixels independent of the order of summation and so of the number of devices. `planes` are uint8
-[channels, b, height * width].
+operation costs one gather, one table look-up and two blends, whichever was drawn. Integer
+arithmetic makes the pixels independent of the order of summation and so of the number of devices.
+`planes` are uint8 [channels, b, height * width].
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ UNIT = 1 << 21  # a blend's factor of 1; int32 has room for 3 * 255 * UNIT
 
 @dataclasses.dataclass(frozen=True)
 class Ops:
-    """Operations as numbers, one per row; a row is the identity in all columns but one.
+    """Operations as arrays, one per row; a row is the identity in all columns except one.
 
     Attributes:
       affine: int32 [n, 6], (a, b, c, d, e, f): the output pixel (column x, row y) is taken from
         column (a x + b y + c) >> 16 and row (d x + e y + f) >> 16 of the input.
-      table: uint8 [n, 256], the new value of every old one.
+      table: uint8 [n, 256], the output of every input value.
       factors: int32 [n, 3], factors times UNIT of the distance from the image's mean grey, from the
         pixel's grey, and from the smoothed image.
       flags: bool [n, 2], whether every channel is stretched to 0 ... 255, and equalised.
@@ -96,8 +96,8 @@ def apply_ops(images: Array, ops: Ops, rows: Array, fill: int) -> Array:
     Args:
       images: uint8 [b, height, width, channels], 1 channel (Color then changes nothing) or 3.
       ops: made for this height and width.
-      rows: int32 [b, slots], the operations' rows in `ops`, in order.
-      fill: value of pixels that a geometric operation takes from outside the image.
+      rows: int32 [b, slots], indices of the operations in `ops`, in order.
+      fill: value of pixels outside the image in geometric operations.
     """
     b, height, width, channels = images.shape
     planes = images.transpose(3, 0, 1, 2).reshape(channels, b, height * width)
@@ -178,9 +178,11 @@ def _equalize_table(plane):
         return jnp.zeros(256, jnp.int32).at[pixels].add(1, mode="promise_in_bounds")
 
     counts = jax.vmap(count)(plane)
-    before = jax.lax.associative_scan(jnp.add, counts, axis=1) - counts  # pixels of less value
+    before = (
+        jax.lax.associative_scan(jnp.add, counts, axis=1) - counts
+    )  # pixels with smaller values
     largest = plane.max(1, keepdims=True).astype(jnp.int32)
-    # The pixels but those of the largest value are spread over 255 steps.
+    # All pixels except those of the largest value are spread over 255 steps.
     step = (plane.shape[1] - jnp.take_along_axis(counts, largest, 1)) // 255
     table = jnp.minimum(_divide(step // 2 + before, jnp.maximum(step, 1)), 255)
     return jnp.where(step > 0, table, jnp.arange(256)).astype(jnp.uint8)

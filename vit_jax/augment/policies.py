@@ -1,6 +1,6 @@
 """AutoAugment, RandAugment and TrivialAugment: operations, their probabilities and magnitudes.
 
-Magnitudes are torchvision's: they rise in equal steps from nothing to the largest, both included
+Magnitudes are torchvision's: they rise linearly from 0 to the largest, both included
 (10 levels in AutoAugment, 31 in the others), and shear, translation, rotation and the four
 enhancements have either sign with equal probability. Policies are made for a height and width.
 """
@@ -72,7 +72,7 @@ class Policy:
     Attributes:
       ops: the operations; row 0 is the identity.
       rows: int32 [choices, slots, 2], rows of `ops`: with positive and with negative magnitude.
-      rates: float32 [choices, slots], probabilities that the operation is applied at all.
+      rates: float32 [choices, slots], probabilities of applying the operation.
       joint: whether one choice fills all slots of an image, instead of one choice per slot.
     """
 
@@ -139,9 +139,10 @@ def _make_policy(slots, rates, joint, height, width):
 
 
 def draw(key: Array, policy: Policy, count: int) -> tuple[Array, Array, Array]:
-    """Draw for `count` images, each result [count, slots]: the lines of `policy.rows`, int32.
+    """Draw the operations of `count` images.
 
-    And whether the operation is applied and whether its magnitude is negative, both bool.
+    Returns indices into `policy.rows`, int32; whether the operation is applied; and whether its
+    magnitude is negative, both bool. Each has the shape [count, slots].
     """
     lines, slots = policy.rates.shape
     choice_key, rate_key, sign_key = jax.random.split(key, 3)
@@ -153,7 +154,7 @@ def draw(key: Array, policy: Policy, count: int) -> tuple[Array, Array, Array]:
 
 
 def apply_policy(key: Array, images: Array, policy: Policy, fill: int) -> Array:
-    """Apply to every image of a batch operations of its own; pixels from outside are `fill`."""
+    """Apply each image's drawn operations; pixels from outside the image are `fill`."""
     choices, applied, negative = draw(key, policy, len(images))
     slots = jnp.arange(choices.shape[1])
     rows = jnp.asarray(policy.rows)[choices, slots, negative.astype(jnp.int32)]

@@ -1,4 +1,4 @@
-"""Settings: their schema, config files, and the rules across settings."""
+"""Settings schema, config files and rules across settings."""
 
 from vit_jax.config.settings import (
     DIMENSIONS,

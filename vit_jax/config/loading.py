@@ -1,4 +1,4 @@
-"""Config files: found, executed once, and checked."""
+"""Find, execute and check config files."""
 
 import dataclasses
 import inspect
@@ -45,17 +45,17 @@ def load_config(
     variant: str | None = None,
     profile: str | None = None,
 ) -> Experiment:
-    """Load a config file, which is executed once.
+    """Load a config file by executing it once.
 
     Args:
       path: of the file, or the name of a bundled config; ":PROFILE" may follow.
       overrides: {"section.key": value}, settings to change.
-      variant: select this variant of the sweep alone.
+      variant: select only this variant of the sweep.
       profile: passed to `get_config` as its only argument.
 
     Raises:
-      UserError: the file is missing, fails or defines something else; or an override, the variant
-        or the profile is wrong.
+      UserError: the file is missing, raises or has no valid config; or an override, the variant or
+        the profile is invalid.
     """
     name, _, given_profile = os.fspath(path).partition(":")
     if given_profile and not pathlib.Path(path).is_file():
@@ -107,11 +107,11 @@ def _execute(path, profile):
         line = error.lineno if isinstance(error, SyntaxError) else (lines or ["?"])[-1]
         raise UserError(f"--config={path}, line {line}: {_reason(error)}") from None
     if not isinstance(config, ConfigDict):
-        raise UserError(f"get_config() of --config={path} returns no ConfigDict")
+        raise UserError(f"get_config() of --config={path} must return a ConfigDict")
     if differing := set(settings.flatten(config)) ^ set(SCHEMA):
         raise UserError(
             f"get_config() of --config={path} must return vit_jax.config.get_config() with some "
-            f"values changed, but {min(differing)} was added or is missing"
+            f"values changed, but {min(differing)} is unknown or missing"
         )
     if not isinstance(variants, dict) or not all(isinstance(name, str) for name in variants):
         raise UserError(
@@ -142,7 +142,7 @@ def _call(get_config, path, profile):
     except TypeError:
         if arguments:
             raise UserError(
-                f"--config={path}:{profile} gives a profile, but its get_config() takes none: use "
+                f"--config={path}:{profile} has a profile, but its get_config() takes none: use "
                 f"--config={path}"
             ) from None
         raise UserError(f"--config={path} needs a profile: --config={path}:PROFILE") from None
@@ -150,7 +150,7 @@ def _call(get_config, path, profile):
 
 
 def _reason(error):
-    """Word an error in a config file's code."""
+    """Format an error raised by a config file."""
     # ml_collections quotes its messages, and lists all keys.
     match = re.match(r"""[\\'"]*(?:Key ")?(\w+)""", str(error))
     where = traceback.extract_tb(error.__traceback__)[-1].filename

@@ -1,4 +1,4 @@
-"""Base configs that several experiments share."""
+"""Base configs shared by several experiments."""
 
 from vit_jax.config import get_config
 from vit_jax.runtime.errors import UserError
@@ -27,24 +27,24 @@ def cifar10():
 
 
 def cifar10_vit(profile: str = ""):
-    """The small ViT on CIFAR-10 of which each sweep varies one setting.
+    """The small ViT on CIFAR-10, the base of the sweeps.
 
     Args:
-      profile: "" for a GPU; "cpu" for a smaller ViT and a recipe that learns in few passes over all
-        training images (`--config=configs/cifar_patch.py:cpu`).
+      profile: "" for a GPU; "cpu" for a smaller ViT and a recipe for few
+        epochs (`--config=configs/cifar_patch.py:cpu`).
 
     Raises:
       UserError: unknown profile.
     """
     if profile not in ("", "cpu"):
-        raise UserError(f"the profile {profile!r} is unknown: use cpu, or none for a GPU")
+        raise UserError(f"unknown profile {profile!r}: use cpu, or none for a GPU")
     config = cifar10()
     config.model.update(patch_size=4, hidden_size=256, depth=8, num_heads=8, mlp_dim=512)
     config.model.dropout_rate = 0.1
     config.optim.update(learning_rate=1e-3, warmup_epochs=5.0)
     config.optim.update(weight_decay=0.05, grad_clip_norm=1.0)
     config.train.update(epochs=100.0, num_seeds=3, label_smoothing=0.1)
-    if profile == "cpu":  # chosen by validation accuracy after three passes on two cores
+    if profile == "cpu":  # chosen by validation accuracy after three epochs on two cores
         config.model.update(hidden_size=192, depth=6, num_heads=6, mlp_dim=384, dropout_rate=0.0)
         # Mimetic initialisation is made for these position embeddings.
         config.model.update(init="mimetic", pos_embed="sincos_2d", pool="mean")
@@ -69,10 +69,10 @@ def mnist_vit():
 
 
 def finetune():
-    """Fine-tuning of a pretrained ViT, which sets the model's shape and the image size."""
+    """Fine-tuning of a pretrained ViT, which defines the model's shape and the image size."""
     config = get_config()
-    config.data.image_size = 0  # that of the weights
+    config.data.image_size = 0  # from the weights
     config.optim.update(warmup_percent=5.0, weight_decay=0.05, grad_clip_norm=1.0)
-    config.train.batch_size = 128  # with little memory: accumulation_steps, remat
+    config.train.batch_size = 128  # if memory is short: accumulation_steps, remat
     config.log.every_steps = 20
     return config

@@ -1,4 +1,4 @@
-"""The reference of all settings, generated from the schema, for --help and docs/settings.md.
+"""Settings reference for --help and docs/settings.md, generated from the schema.
 
 python -m vit_jax.config.reference > docs/settings.md
 """
@@ -42,7 +42,7 @@ def settings_page() -> str:
 
 def settings_help() -> str:
     """List every setting with its default and meaning, by section, for --help."""
-    lines = ["settings, with their defaults; docs/settings.md also lists their limits:"]
+    lines = ["settings, with their defaults; docs/settings.md also lists allowed values:"]
     for section, table in SECTIONS.items():
         lines.append("")
         for name, setting in table.items():
@@ -57,7 +57,7 @@ def _quoted(value):
 
 
 def _allowed(setting: Setting) -> str:
-    """Word the choices or bounds of a setting; "" if the type alone limits it."""
+    """Format the choices or bounds of a setting; "" for any value of its type."""
     if setting.choices:
         return ", ".join(map(str, setting.choices))
     if isinstance(setting.default, bool | str):

@@ -1,4 +1,4 @@
-"""Rules across settings; the schema limits each one alone."""
+"""Rules across settings; the schema validates each setting by itself."""
 
 import importlib.util
 import re
@@ -28,15 +28,13 @@ def validate(config: Config) -> None:
 
 def one_seed_at_a_time(config: Config) -> str:
     """Name the setting that rules out vectorised seeds; "" if none does."""
-    # Weights & Biases has one run per process; several processes and sharded parameters are for
-    # models that need them.
+    # Weights & Biases has one run per process; multi-process runs and FSDP are for large models.
     return "log.wandb=True" if config.log.wandb else one_step_at_a_time(config)
 
 
 def one_step_at_a_time(config: Config) -> str:
     """Name the setting that rules out multi-step dispatch; "" if none does."""
-    # Several processes agree after each step whether to stop; sharded parameters are for models
-    # whose steps are long.
+    # Processes synchronise after each step whether to stop; FSDP is for models with long steps.
     keys = ("distributed", "fsdp")
     return next((f"sharding.{key}=True" for key in keys if config.sharding[key]), "")
 
@@ -79,7 +77,7 @@ def _validate_data(config):
         raise UserError("data.name=folder needs data.dir, the folder of images")
     if not data.image_size:
         problem = "does not define it" if config.init_from else "is not set"
-        raise UserError(f"data.image_size=0 stands for that of init_from, which {problem}")
+        raise UserError(f"data.image_size=0 takes the image size of init_from, which {problem}")
     for key in ("mean", "std"):
         if len(data[key]) not in (1, data.channels):
             raise UserError(
@@ -120,7 +118,7 @@ def _validate_vit(config):
     model, image_size = config.model, config.data.image_size
     for key in (*DIMENSIONS, "patch_size"):
         if model[key] == 0:
-            raise UserError(f"model.{key} is not set: set it, or a named size in model.size")
+            raise UserError(f"model.{key} must be set, or a named size in model.size")
     if image_size % model.patch_size:
         divisors = [n for n in range(1, image_size + 1) if image_size % n == 0]
         raise UserError(
@@ -168,7 +166,7 @@ def _validate_log(log):
             f"log.figures_every={log.figures_every} has no effect with log.tensorboard=False and "
             "log.wandb=False"
         )
-    # Their own output folder, wandb/, would pass for a package without an origin.
+    # A local output folder wandb/ looks like a namespace package, which has no origin.
     if log.wandb and getattr(importlib.util.find_spec("wandb"), "origin", None) is None:
         raise UserError("log.wandb=True needs the package wandb: pip install wandb")
 
@@ -180,9 +178,9 @@ def _validate_train(config):
         if train.num_seeds == 1:
             raise UserError("train.vmap_seeds=always has no effect with train.num_seeds=1")
         if reason := one_seed_at_a_time(config):
-            raise UserError(f"train.vmap_seeds=always does not go with {reason}: use auto")
+            raise UserError(f"train.vmap_seeds=always is incompatible with {reason}: use auto")
     if train.multi_step == "always" and (reason := one_step_at_a_time(config)):
-        raise UserError(f"train.multi_step=always does not go with {reason}: use auto")
+        raise UserError(f"train.multi_step=always is incompatible with {reason}: use auto")
     if not train.epochs and not train.steps:
         raise UserError("train.epochs and train.steps are both 0: set one, the run's length")
     for stem in ("optim.warmup", "train.eval_every", "log.every"):
@@ -198,7 +196,7 @@ def _validate_optim(optim):
     if optim.name != "adam" and optim.learning_rate * optim.weight_decay >= 1:
         raise UserError(
             f"optim.weight_decay={optim.weight_decay} times optim.learning_rate="
-            f"{optim.learning_rate} is 1 or more: weights would change sign instead of shrinking"
+            f"{optim.learning_rate} is not below 1: weights would change sign instead of shrinking"
         )
     if optim.name == "sgd" and optim.nesterov and not optim.momentum:
         raise UserError("optim.nesterov=True has no effect with optim.momentum=0")

@@ -1,4 +1,4 @@
-"""The schema of all settings: default, meaning and limits of each, once.
+"""Settings schema: default, help and bounds of every setting.
 
 The config, its validation, `--help`, docs/settings.md and what a resumed run may change are
 generated from it.
@@ -8,9 +8,11 @@ import dataclasses
 import functools
 import math
 
-COUNTABLE = 2**31 - 2  # devices count with 32 bits
-SMALLEST = 1e-30  # above 0: float32 ends near 1e-38, and products of it earlier
-BELOW_1 = 1 - 1e-6  # float32 distinguishes it from 1
+COUNTABLE = 2**31 - 2  # counters on the device are int32
+SMALLEST = (
+    1e-30  # for "above 0": float32 underflows near 1e-38, and products of small values earlier
+)
+BELOW_1 = 1 - 1e-6  # distinct from 1 in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Setting:
 
     Attributes:
       default: its type is the setting's type.
-      help: its meaning, readable alone.
+      help: its meaning, without reference to other entries.
       choices: allowed values; empty for any.
       low: smallest allowed number, of a tuple for each entry.
       high: largest allowed number, of a tuple for each entry.
@@ -49,7 +51,7 @@ STEP = ("optim.schedule", ("step",))
 DROP = ("optim.schedule", ("step", "reduce_on_plateau"))
 
 resnet = functools.partial(Setting, applies=("model.name", ("resnet18",)))
-# muon: of the parameters that AdamW updates
+# With muon, for the parameters that AdamW updates.
 adam = functools.partial(Setting, applies=("optim.name", ("adam", "adamw", "muon")))
 muon = functools.partial(Setting, applies=("optim.name", ("muon",)))
 sgd = functools.partial(Setting, applies=("optim.name", ("sgd",)))
@@ -289,7 +291,7 @@ SCHEMA: dict[str, Setting] = {
     for name, setting in table.items()
 }
 
-# {former name: name} of settings; config.json of earlier runs may hold the former ones.
+# {old name: name} of renamed settings; config.json of earlier runs may contain the old ones.
 RENAMED = {
     "data.keep_decoded": "data.cache_decoded",
     "data.resident": "data.device_resident",

@@ -1,4 +1,4 @@
-"""A run's config: generated from the schema, changed by overrides, checked and completed."""
+"""Config of a run: built from the schema, overridden, checked and resolved."""
 
 import math
 import re
@@ -24,7 +24,7 @@ DIMENSIONS = ("hidden_size", "depth", "num_heads", "mlp_dim")
 
 
 def get_config() -> Config:
-    """Build a config of the documented defaults, of which a config file changes some."""
+    """Build the default config, the starting point of every config file."""
     sections = {
         section: {name: one.default for name, one in table.items()}
         for section, table in SECTIONS.items()
@@ -52,7 +52,7 @@ def check_key(key: str, what: str) -> None:
 
 
 def suggest_key(key: str, known: Iterable[str]) -> str:
-    """Word a hint for a misspelt key: the key of another section, or the closest of `known`."""
+    """Suggest a key for a misspelt one: that of another section, or the closest of `known`."""
     same = [name for name in SCHEMA if name.split(".")[-1] == key.split(".")[-1]]
     if same:
         return f"did you mean {same[0]}?"
@@ -60,12 +60,12 @@ def suggest_key(key: str, known: Iterable[str]) -> str:
 
 
 def current_names(flat: Mapping[str, Any]) -> dict:
-    """Replace former names of settings, as in config.json of earlier runs, by today's."""
+    """Replace old names of settings, as in config.json of earlier runs, by current ones."""
     return {RENAMED.get(key, key): value for key, value in flat.items()}
 
 
 def with_overrides(config: Config, overrides: Mapping[str, Any], what: str) -> Config:
-    """Copy `config` with the settings {"section.key": value} changed; `what` names their source.
+    """Copy `config` with the settings {"section.key": value} overridden; `what` names their source.
 
     Raises:
       UserError: a key is unknown or a value has the wrong type.
@@ -83,14 +83,14 @@ def with_overrides(config: Config, overrides: Mapping[str, Any], what: str) -> C
 
 
 def wrong_type(key: str, value, what: str) -> str:
-    """Word the error for a value of the wrong type; `what` names its source."""
+    """Format the error for a value of the wrong type; `what` names its source."""
     kinds = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}
     kind = kinds.get(type(SCHEMA[key].default), "a tuple such as (0.5,)")
     return f"config key {key} in {what} takes {kind}, not {truncate_repr(value)}"
 
 
 def check_values(config: Config) -> None:
-    """Raise UserError if a setting violates its schema entry, or is changed and has no effect."""
+    """Raise UserError if a setting violates its schema entry, or is set without effect."""
     flat = flatten(config)
     for key, value in flat.items():
         _check_value(key, value)
@@ -108,12 +108,14 @@ def _check_value(key, value):
         listed = ", ".join(map(str, setting.choices))
         raise UserError(f"{key}={truncate_repr(value)} is not one of {listed}")
     if isinstance(value, str) and re.search("[\0\ud800-\udc7f\udd00-\udfff]", value):
-        raise UserError(f"{key}={truncate_repr(value)} holds characters that no file name can")
+        raise UserError(
+            f"{key}={truncate_repr(value)} contains characters that file names cannot contain"
+        )
     if isinstance(value, bool | str):
         return
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, bool) or not isinstance(number, int | float):
-            raise UserError(f"{key}={truncate_repr(value)} holds something that is not a number")
+            raise UserError(f"{key}={truncate_repr(value)} contains a value that is not a number")
         if isinstance(number, float) and not math.isfinite(number):
             raise UserError(f"{key}={value} is not a finite number")
         if 0 < number < SMALLEST:
@@ -127,10 +129,10 @@ def _check_value(key, value):
 
 
 def resolve(config: Config, weights: dict | None = None, given: Collection[str] = ()) -> Config:
-    """Copy a variant's config and fill in what it leaves open; raises UserError.
+    """Resolve a variant's config: copy it and fill in unset values; raises UserError.
 
-    Named sizes and kinds fill the keys at 0; the settings {"model.depth": 12, ...} of the initial
-    weights replace defaults, but not those of the keys `given`, which were set on purpose.
+    Named sizes and kinds fill the keys that are 0; the settings {"model.depth": 12, ...} of the
+    initial weights replace defaults, except for the keys `given`, which were set explicitly.
     """
     config = config.copy_and_resolve_references()
     _resolve_size(config.model)
@@ -149,14 +151,14 @@ def _resolve_size(model):
     if not match or match[1] not in MODEL_SIZES:
         names = ", ".join(MODEL_SIZES)
         raise UserError(
-            f"model.size={truncate_repr(model.size)} is unknown: give one of {names}, a slash and "
+            f"model.size={truncate_repr(model.size)} is unknown: use one of {names}, a slash and "
             "the patch size, such as S/16"
         )
     filled = dict(zip(DIMENSIONS, MODEL_SIZES[match[1]], strict=True), patch_size=int(match[2]))
     if all(model[key] not in (0, value) for key, value in filled.items()):
         raise UserError(
-            f"model.size={model.size!r} does nothing, because {', '.join(filled)} are all set: "
-            "leave one or the other out"
+            f"model.size={model.size!r} has no effect, because {', '.join(filled)} are all set: "
+            "remove one or the other"
         )
     for key, value in filled.items():
         model[key] = model[key] or value
@@ -175,18 +177,18 @@ def _adopt(config, weights, given):
         if key in given or not unset:
             raise UserError(
                 f"{key}={old} contradicts the weights of init_from={config.init_from}, which "
-                f"have {key}={value}: leave it out"
+                f"have {key}={value}: remove the setting"
             )
         config.update_from_flattened_dict({key: value})
 
 
 def _resolve_augment(config, given):
-    filled = {
+    defaults = {
         "cutout": {"cutout_length": config.data.image_size // 2},
         "strong": {"erasing_rate": 0.25, "mixup_alpha": 1.0, "cutmix_alpha": 1.0},
     }
-    for key, value in filled.get(config.augment.kind, {}).items():
-        if f"augment.{key}" not in given:  # a 0 on purpose switches off
+    for key, value in defaults.get(config.augment.kind, {}).items():
+        if f"augment.{key}" not in given:  # an explicit 0 switches it off
             config.augment[key] = config.augment[key] or value
 
 

@@ -1,4 +1,4 @@
-"""Datasets: opened, split, and fed to the devices in batches."""
+"""Load datasets, split them and feed batches to the devices."""
 
 import dataclasses
 import zlib
@@ -22,8 +22,8 @@ __all__ = ["Data", "ResidentBatches", "StreamingBatches", "load_data"]
 class Data:
     """A dataset ready for use; each split yields batches and has a length.
 
-    `fingerprint` differs for another dataset or another split, as far as a sample shows; `notes`
-    are sentences on what costs accuracy.
+    `fingerprint` identifies the dataset and its splits by a sample of examples; `notes` describe
+    defects of the data that cost accuracy.
     """
 
     class_names: list[str]
@@ -40,28 +40,28 @@ def load_data(config, mesh: Mesh) -> Data:
     Raises:
       UserError: the dataset is missing, unreadable, or too small for its splits.
     """
-    with processes.first_before_others():  # the first prepares a missing dataset
+    with processes.first_before_others():  # the first process prepares a missing dataset
         splits = make_splits(open_source(config), config)
-    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
-    num_bytes = sum(map(len, parts.values())) * stored_size(config) ** 2 * config.channels
+    by_name = {"train": splits.train, "val": splits.val, "test": splits.test}
+    num_bytes = sum(map(len, by_name.values())) * stored_size(config) ** 2 * config.channels
     if jax.default_backend() == "cpu":
         num_bytes *= mesh.size  # the copies share one memory
     fits = num_bytes <= config.device_resident_max_gib * 2**30
     resident = config.device_resident == "always" or (config.device_resident == "auto" and fits)
     print(
         f"{config.name}: {len(splits.class_names)} classes ({join_names(splits.class_names)}), "
-        + ", ".join(f"{len(part):,} {name}" for name, part in parts.items())
-        + f" examples, {'to be held on the device' if resident else 'streamed'}",
+        + ", ".join(f"{len(split):,} {name}" for name, split in by_name.items())
+        + f" examples, {'device-resident' if resident else 'streamed'}",
         flush=True,
     )
     batches = {
-        name: ResidentBatches(*part.load_all(config.num_threads), mesh)
+        name: ResidentBatches(*split.load_all(config.num_threads), mesh)
         if resident
-        else StreamingBatches(part, mesh, config.num_threads)
-        for name, part in parts.items()
+        else StreamingBatches(split, mesh, config.num_threads)
+        for name, split in by_name.items()
     }
-    processes.wait()  # one machine may read faster than another
-    fingerprint = _fingerprint(splits.class_names, parts)
+    processes.wait()  # machines may read at different speeds
+    fingerprint = _fingerprint(splits.class_names, by_name)
     note = describe_compression(splits.train.read_encoded(_spread(splits.train, 64)))
     if note:
         print(f"note: {note}", flush=True)
@@ -72,11 +72,11 @@ def _spread(examples, count):
     return np.linspace(0, len(examples) - 1, count).astype(int).tolist()
 
 
-def _fingerprint(class_names, parts):
+def _fingerprint(class_names, by_name):
     """Collect the classes, the sizes of the splits and a checksum of eight examples of each."""
     checksum = 0
-    for part in parts.values():
-        for image, label in part.read(_spread(part, 8)):
+    for split in by_name.values():
+        for image, label in split.read(_spread(split, 8)):
             checksum = zlib.crc32(image.tobytes(), zlib.crc32(bytes([label % 256]), checksum))
-    sizes = {name: len(part) for name, part in parts.items()}
+    sizes = {name: len(split) for name, split in by_name.items()}
     return {"classes": class_names, "examples": sizes, "checksum": checksum}

@@ -1,6 +1,6 @@
 """Batches on the devices; the batch of step s is a function of (seed, s) alone.
 
-Of several seeds at once, `seed` is their tuple, and a batch has the shape [s, batch_size, ...].
+For vectorised seeds, `seed` is a tuple of s seeds and a batch has the shape [s, batch_size, ...].
 """
 
 import functools
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from vit_jax.data.examples import Examples
 from vit_jax.runtime import sharding
 
-MOST_STEPS = 64  # in one call
+MOST_STEPS = 64  # per call, in multi-step dispatch
 Seed = int | tuple[int, ...]
 
 
@@ -27,16 +27,16 @@ def _order(seed, epoch, count):
 
 
 def batch_indices(seed: Seed, step: int, count: int, batch_size: int) -> np.ndarray:
-    """Choose the examples of a training step: [batch_size], for several seeds [s, batch_size].
+    """Compute the indices of a training batch: [batch_size], for vectorised seeds [s, batch_size].
 
-    Each epoch is a new permutation; its last, incomplete batch is left out.
+    Each epoch is a new permutation; its last, incomplete batch is dropped.
     """
     epoch, position = divmod(step, count // batch_size)
     return _order(seed, epoch, count)[..., position * batch_size : (position + 1) * batch_size]
 
 
 def _padded_indices(start, count, batch_size):
-    """Make evaluation indices [batch_size] from `start` on, and the mask of the real ones."""
+    """Make evaluation indices [batch_size] from `start` on, and the mask of those below `count`."""
     indices = np.arange(start, start + batch_size, dtype=np.int32)
     return np.minimum(indices, count - 1), indices < count
 
@@ -66,7 +66,7 @@ class _Batches:
 
 
 class ResidentBatches(_Batches):
-    """Batches of a dataset that lives on every device: uint8 images, or features [n, d]."""
+    """Batches of a device-resident dataset, replicated: uint8 images, or features [n, d]."""
 
     resident = True
 
@@ -75,7 +75,7 @@ class ResidentBatches(_Batches):
         self._arrays = sharding.put_replicated(mesh, (images, labels))
 
     def train(self, seed: Seed, start: int, stop: int, batch_size: int) -> Iterator[dict]:
-        """Yield the batches of steps start ... stop - 1, split over the devices."""
+        """Yield the batches of steps start ... stop - 1, sharded over the devices."""
         shape, split = self._layout(seed, batch_size)
         gather, mask = jax.jit(_gather, out_shardings=split), jnp.ones(shape, bool)
         for step in range(start, stop):
@@ -84,16 +84,16 @@ class ResidentBatches(_Batches):
     def train_at_once(
         self, seed: Seed, start: int, stop: int, batch_size: int, most: Callable[[int], int]
     ) -> Iterator[tuple[int, dict]]:
-        """Yield n and the input of the multi-step dispatch of the next n steps.
+        """Yield n and the batches of the next n steps, for multi-step dispatch.
 
-        `most` maps a step to the number of steps, from that one on, that may be taken in one call;
-        1 always may.
+        `most` maps a step to the largest number of steps from there that one call may take; values
+        below 1 count as 1.
         """
         (images, labels), (shape, _) = self._arrays, self._layout(seed, batch_size)
         step = start
         while step < stop:
             count = max(1, min(most(step), MOST_STEPS, stop - step))
-            # Of one shape, so that one program serves any number of steps.
+            # A fixed shape, so that one compiled program serves any number of steps.
             rows = np.zeros((MOST_STEPS, *shape), np.int32)
             for i in range(count):
                 rows[i] = batch_indices(seed, step + i, self._count, batch_size)
@@ -110,7 +110,7 @@ class ResidentBatches(_Batches):
 
 
 class StreamingBatches(_Batches):
-    """Batches of a dataset that is read and decoded on the fly, by Grain, in threads."""
+    """Batches of a dataset that Grain reads and decodes on the fly, in threads."""
 
     resident = False
 
@@ -119,7 +119,7 @@ class StreamingBatches(_Batches):
         self._examples, self._num_threads = examples, num_threads
 
     def train(self, seed: Seed, start: int, stop: int, batch_size: int) -> Iterator[dict]:
-        """Yield the batches of steps start ... stop - 1, split over the devices."""
+        """Yield the batches of steps start ... stop - 1, sharded over the devices."""
 
         def example(step, row):
             return int(batch_indices(seed, step, self._count, batch_size).flat[row]), True

@@ -1,4 +1,4 @@
-"""A disk cache of arrays that are slow to make: decoded images and labels."""
+"""Disk cache of decoded images and labels."""
 
 import contextlib
 import functools
@@ -16,10 +16,10 @@ from vit_jax.runtime import processes
 from vit_jax.runtime.errors import single_line
 from vit_jax.runtime.files import cache_folder
 
-SLOW_SECONDS = 1.0  # arrays that are made faster are not cached
-LARGEST_BYTES = 2**30  # of one file
-FOLDER_BYTES = 4 * 2**30  # of all files; the least recently used are removed first
-SHARE_OF_FREE = 0.1  # of the disk's free space, for one file: checkpoints need it more
+SLOW_SECONDS = 1.0  # arrays that take less time are not cached
+LARGEST_BYTES = 2**30  # per file
+FOLDER_BYTES = 4 * 2**30  # in total; the least recently used are removed first
+FREE_FRACTION = 0.1  # of the free disk space, per file: leaves room for checkpoints
 
 
 def identity(*what) -> str:
@@ -30,17 +30,17 @@ def identity(*what) -> str:
 def state_of(paths: Iterable[str | os.PathLike]) -> str:
     """Hash the names, sizes and dates of files.
 
-    Two files that swapped their names differ in the date of the last change of their inode.
+    The change time of the inode reveals files that swapped their names.
     """
     stats = [(str(path), os.stat(path)) for path in paths]
     return identity([(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats])
 
 
 def cached(name: str | None, make: Callable[[], tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
-    """Read the arrays that `make` returns from the cache, or make and cache them.
+    """Read arrays from the cache, or compute them with `make` and cache them.
 
-    `name` is an `identity` of what they are made from, computed before it is read; None disables
-    the cache. Damaged files are replaced. A cache that cannot be written is ignored.
+    `name` is an `identity` of their sources, computed before those are read; None disables the
+    cache. Damaged files are replaced. A cache that cannot be written is ignored.
     """
     base = cache_folder()
     if name is None or base is None:
@@ -64,7 +64,7 @@ def cached(name: str | None, make: Callable[[], tuple[np.ndarray, ...]]) -> tupl
 def _write(path, arrays):
     folder, size = path.parent, sum(array.nbytes for array in arrays)
     folder.mkdir(parents=True, exist_ok=True)
-    if size > min(LARGEST_BYTES, SHARE_OF_FREE * shutil.disk_usage(folder).free):
+    if size > min(LARGEST_BYTES, FREE_FRACTION * shutil.disk_usage(folder).free):
         return
     descriptor, part = tempfile.mkstemp(".part", dir=folder)
     try:
@@ -82,7 +82,7 @@ def _write(path, arrays):
             old.unlink()
 
 
-@functools.cache  # once is enough
+@functools.cache  # once per process
 def _log_folder(folder):
     text = f"decoded images are cached in {folder} for the next start (data.cache_decoded)"
     print(single_line(text), flush=True)

@@ -1,4 +1,4 @@
-"""Labelled images by index, decoded one by one or all at once."""
+"""Random access to labelled images, decoded one by one or all in one pass."""
 
 import dataclasses
 import functools
@@ -18,8 +18,8 @@ class Examples:
     Attributes:
       count: number of examples.
       read: decodes examples: indices -> (uint8 [height, width, channels], label) each.
-      read_labels: -> int32 [count]; called only if labels are needed without the pixels.
-      make_identity: -> a string that changes with the pixels or labels, None for no caching; called
+      read_labels: -> int32 [count]; called only if the labels are needed without the images.
+      make_identity: -> a string that identifies the images and labels, None for no caching; called
         only before all images are decoded.
       read_encoded: indices -> the encoded images; empty if there are none.
     """
@@ -55,7 +55,7 @@ class Examples:
     def decode_all(self, num_threads: int) -> tuple[np.ndarray, np.ndarray]:
         """Decode all images, uint8 [n, height, width, channels], and labels, int32 [n]."""
         chunks = [range(i, min(i + 256, len(self))) for i in range(0, len(self), 256)]
-        # Filled in place: a stack at the end would need twice the memory.
+        # Preallocated: stacking at the end would need twice the memory.
         images = np.empty((len(self), *self.read([0])[0][0].shape), np.uint8)
         labels = np.empty(len(self), np.int32)
         bar = Bar(total=len(self), desc="decoding", unit="image", leave=False, disable=None)

@@ -1,4 +1,4 @@
-"""One image, from a file or a Pillow image to an array of the wanted size and channels."""
+"""Decoding and resizing of single images."""
 
 import pathlib
 
@@ -9,16 +9,14 @@ from PIL import Image, ImageOps
 from vit_jax.data import decoded
 from vit_jax.runtime.errors import UserError
 
-# The formats that Pillow may detect, whatever the suffix: none that it hands to other programs.
+# The formats that Pillow may detect, whatever the suffix: none that it opens with other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-PIXELS = (
-    1  # to be increased when `to_array` changes its result: cached images are then decoded again
-)
+PIXELS = 1  # increase when `to_array` changes its result: invalidates cached images
 
 
 def stored_size(config) -> int:
-    """Get the side, in pixels, that images of `config.data` have until they are on the device."""
+    """Compute the side in pixels at which images of `config.data` are stored in host memory."""
     return config.stored_size or config.image_size
 
 
@@ -28,15 +26,15 @@ def identity_of(config, *what) -> str:
 
 
 def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """Turn upright (in place), convert, resize and centre-crop to uint8 [size, size, channels]."""
+    """Orient (in place), convert, resize and centre-crop to uint8 [size, size, channels]."""
     ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits: Pillow would clip, not scale
+    if image.mode.startswith("I") or image.mode == "F":  # 16 bits: Pillow clips, not scales
         levels = np.nan_to_num(np.asarray(image, np.float64) / 257, nan=0.0)
         image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
-    if "transparency" in image.info:  # of a palette: Pillow needs this intermediate step
+    if "transparency" in image.info:  # palette images: Pillow needs this intermediate step
         image = image.convert("RGBA")
     mode = "RGB" if channels == 3 else "L"
-    if image.mode != mode:  # else it would be copied
+    if image.mode != mode:  # avoids a copy
         image = image.convert(mode)
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""JPEG compression of small images, which costs accuracy that no model can win back."""
+"""Detect JPEG compression of small images, which limits the accuracy of any model."""
 
 import io
 import statistics
@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image, JpegImagePlugin
 
-SMALL = 64  # pixels a side; blocks of 8 x 8 pixels blur what these show
+SMALL = 64  # pixels per side; at this size, the 8x8 blocks of JPEG destroy relevant detail
 _SUBSAMPLING = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}
 
 # Luminance quantisation of quality 50 (ITU-T T.81, annex K, table K.1), row by row.
@@ -22,8 +22,8 @@ _BASE = (
 def describe_compression(files: Iterable[bytes]) -> str | None:
     """Describe the JPEG compression of a dataset of small images by a sample of its files.
 
-    The sentence states the estimated quality (as the IJG library counts, 1 to 100) and the chroma
-    subsampling of most images; None if most are larger than 64 pixels or no JPEG.
+    States the estimated quality (1 to 100, as in the IJG library) and the chroma subsampling of
+    most images; None if most are larger than 64 pixels or not JPEG.
     """
     inspected = [_inspect(data) for data in files]
     found = [one for one in inspected if one]

@@ -28,7 +28,7 @@ class Digits:
         self._config = config
 
     def examples(self, split: str) -> Examples:
-        """All digits; there is one split, ""."""
+        """Open all digits, the only split, ""."""
         pixels, labels = read_digits()
         size, channels = stored_size(self._config), self._config.channels
 
@@ -44,7 +44,7 @@ class Digits:
 
 def read_digits() -> tuple[np.ndarray, np.ndarray]:
     """Read scikit-learn's images [1797, 8, 8] as uint8, 0 to 255, and their int32 labels."""
-    # Its own reader is slow: the import takes two seconds, the file 20 milliseconds.
+    # scikit-learn's reader takes two seconds to import, the file 20 milliseconds to parse.
     package: Any = importlib.util.find_spec("sklearn")
     file = pathlib.Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
     rows = np.loadtxt(file, delimiter=",")  # pixels of 0 to 16, and the label
@@ -68,26 +68,26 @@ class Folder:
             self.split_names, first = [], self._root
             if like_splits := [n for n in top if n.lower() in {"training", "testing", *known}]:
                 raise UserError(
-                    f"{self._root} holds {', '.join(like_splits)} but no folder "
+                    f"{self._root} contains {', '.join(like_splits)} but no folder "
                     f"{config.train_split!r} of training images (data.train_split)"
                 )
         self.class_names = _folders(first)
         if len(self.class_names) < 2:
             names = ", ".join(self.class_names) or "none"
             raise UserError(
-                f"{first} holds fewer than two class folders ({names}): give each class a "
+                f"{first} contains fewer than two class folders ({names}): give each class a "
                 "folder of images"
             )
         for name in self.class_names:
-            if single_line(name) != name:  # it would break tables, or could not be printed
+            if single_line(name) != name:  # would break tables, or cannot be printed
                 raise UserError(
                     f"the class folder {first / name} has a line break, another control character "
-                    "or no UTF-8 in its name: rename it"
+                    "or invalid UTF-8 in its name: rename it"
                 )
         if not any(_is_image(p) for name in self.class_names for p in (first / name).iterdir()):
             warn(
-                f"{first}: its class folders ({join_names(self.class_names)}) hold no images "
-                "but further folders, whose images are all used: is data.dir one level too high?"
+                f"{first}: its class folders ({join_names(self.class_names)}) contain no images "
+                "but subfolders, whose images are all used: is data.dir one level too high?"
             )
 
     def examples(self, split: str) -> Examples:
@@ -105,11 +105,11 @@ class Folder:
             others += [path for path in inside if not _is_image(path)]
             if not images:
                 kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
-                raise UserError(f"class folder {root / name} holds no image ({kinds})")
+                raise UserError(f"class folder {root / name} contains no image ({kinds})")
             files += images
             labels += [label] * len(images)
         if others:
-            text = f"{root}: left out {len(others)} files of other kinds, such as {others[0]}"
+            text = f"{root}: ignored {len(others)} files that are not images, such as {others[0]}"
             print(single_line(text))
         labels = np.array(labels, np.int32)
         if self._config.skip_corrupt:
@@ -137,7 +137,7 @@ class Folder:
         try:
             return read_image(path, stored_size(self._config), self._config.channels)
         except UserError as error:
-            hint = "mend or remove it, or set data.skip_corrupt=True"
+            hint = "repair or remove it, or set data.skip_corrupt=True"
             raise UserError(f"{error}: {hint}") from None
 
     def _skip_corrupt(self, root, files, labels):
@@ -155,7 +155,7 @@ class Folder:
             print(single_line(text + join_names(skipped)))
         for label in np.setdiff1d(labels, labels[good]):
             raise UserError(
-                f"class folder {root / self.class_names[label]} holds no readable image"
+                f"class folder {root / self.class_names[label]} contains no readable image"
             )
         return [files[i] for i in np.flatnonzero(good)], labels[good]
 
@@ -164,7 +164,7 @@ Source = Digits | Folder | Tfds
 
 
 def open_source(config) -> Source:
-    """Open the dataset that `config.data` names; raises UserError if that cannot be done."""
+    """Open the dataset of `config.data`; raises UserError if it is missing or invalid."""
     return {"digits": Digits, "folder": Folder}.get(config.name, Tfds)(config)
 
 
@@ -173,7 +173,7 @@ def _is_image(path):
 
 
 def _files(folder):
-    """List the files below a folder, hidden ones and those in hidden folders left out."""
+    """List the files below a folder, without hidden files and folders."""
     paths = (path for path in folder.rglob("*") if path.is_file())
     return sorted(p for p in paths if not any(n[0] == "." for n in p.relative_to(folder).parts))
 

@@ -1,4 +1,4 @@
-"""Seeded, stratified splits into training, validation and test examples."""
+"""Seeded, stratified train, validation and test splits."""
 
 import dataclasses
 import itertools
@@ -22,7 +22,7 @@ class Splits:
 
 
 def stratified(labels: np.ndarray, count: int, seed) -> tuple[np.ndarray, np.ndarray]:
-    """Choose `count` examples at random with every class in proportion.
+    """Draw `count` examples, stratified by class.
 
     Returns the sorted indices of the chosen [count] and of the rest [n - count].
     """
@@ -30,15 +30,15 @@ def stratified(labels: np.ndarray, count: int, seed) -> tuple[np.ndarray, np.nda
     sizes = np.bincount(labels)
     by_class = order[np.argsort(labels[order], kind="stable")]  # grouped; shuffled in each class
     first = np.repeat(np.cumsum(sizes) - sizes, sizes)
-    # The j-th of a class of m stands at (j + 1/2) / m: the `count` lowest are in proportion.
+    # The j-th of a class of m gets position (j + 1/2) / m: the lowest `count` are stratified.
     position = np.empty(len(labels))
     position[by_class] = (np.arange(len(labels)) - first + 0.5) / np.repeat(sizes, sizes)
     ranked = order[np.argsort(position[order], kind="stable")]
     return np.sort(ranked[:count]), np.sort(ranked[count:])
 
 
-def _some_of_each_class(labels, num_classes, per_class, seed):
-    """Choose `per_class` random examples of every class; returns their sorted indices."""
+def _balanced_subset(labels, num_classes, per_class, seed):
+    """Draw `per_class` examples of every class; return their sorted indices."""
     fewest = np.bincount(labels, minlength=num_classes).min()
     if fewest < per_class:
         raise UserError(
@@ -50,23 +50,23 @@ def _some_of_each_class(labels, num_classes, per_class, seed):
 
 
 def one_of_each(labels: np.ndarray, classes: Iterable[int], seed) -> np.ndarray:
-    """Choose the index of a random example of each of some classes, all of which have one."""
+    """Draw the index of one example of each class in `classes`, none of which is empty."""
     rng = np.random.default_rng(seed)
     return np.array([rng.choice(np.flatnonzero(labels == c)) for c in classes])
 
 
 def make_splits(source: Source, config) -> Splits:
-    """Split a source into train, validation and test as `config.data` says.
+    """Split a source into train, validation and test according to `config.data`.
 
-    Test, then validation, are held out from the training examples where the dataset has none of
-    its own. All splits, and a subset of train, depend on `split_seed` alone.
+    Test, then validation, are held out from the training examples where the dataset has no such
+    split. All splits, and a subset of train, depend only on `split_seed`.
 
     Raises:
-      UserError: a split would be empty, or larger than what it is taken from.
+      UserError: a split would be empty, or larger than the one it is held out from.
     """
     names = _split_names(source, config)
     train = source.examples(names["train"])
-    val, test = (source.examples(names[part]) if names[part] else None for part in ("val", "test"))
+    val, test = (source.examples(names[key]) if names[key] else None for key in ("val", "test"))
     if test is None:
         test, train = _hold_out(train, "test_size", config, 0)
     if val is None:
@@ -80,35 +80,34 @@ def make_splits(source: Source, config) -> Splits:
     if config.train_examples:
         train = train.take(stratified(train.labels, config.train_examples, seed)[0])
     elif per_class := config.examples_per_class:
-        train = train.take(_some_of_each_class(train.labels, num_classes, per_class, seed))
+        train = train.take(_balanced_subset(train.labels, num_classes, per_class, seed))
     return Splits(source.class_names, train, val, test)
 
 
-def carves_test(source: Source, config) -> bool:
+def holds_out_test(source: Source, config) -> bool:
     """Whether the test split is held out from the training examples."""
     return not _split_names(source, config)["test"]
 
 
-def undivided(source: Source, config) -> list[Examples]:
-    """Open all splits that `config.data` names, with nothing held out or left out."""
+def all_splits(source: Source, config) -> list[Examples]:
+    """Open all splits of `config.data`, with nothing held out or subsampled."""
     names = _split_names(source, config)
-    return [source.examples(name) for part, name in names.items() if name or part == "train"]
+    return [source.examples(name) for split, name in names.items() if name or split == "train"]
 
 
 def _split_names(source, config):
-    """Map train, val and test to splits of the source, "" if held out, or all in one piece."""
+    """Map train, val and test to splits of the source; "" if held out or unsplit."""
     has = source.split_names
     names = {"train": config.train_split if has else ""}
     for key, standard in (("val", VALIDATION_NAMES), ("test", ("test",))):
         name = config[f"{key}_split"]
         if name != "auto" and not has:
             raise UserError(
-                f"data.{key}_split={name!r}, but {config.name} comes in one piece: leave it at "
-                "'auto'"
+                f"data.{key}_split={name!r}, but {config.name} has no predefined splits: use auto"
             )
         found = next((one for one in standard if one in has), "")
         names[key] = found if name == "auto" else name
-    for one, other in itertools.combinations([part for part in names if names[part]], 2):
+    for one, other in itertools.combinations([split for split in names if names[split]], 2):
         if source.overlap(names[one], names[other]):
             raise UserError(
                 f"data.{one}_split={names[one]!r} and data.{other}_split={names[other]!r} share "
@@ -123,7 +122,7 @@ def _hold_out(train, key, config, stream):
     if not 0 < count < len(train):
         raise UserError(
             f"data.{key}={size:g} asks for {count} of {len(train)} training examples: "
-            "it must leave some on both sides"
+            "both splits need at least one"
         )
     chosen, rest = stratified(train.labels, count, (config.split_seed, stream))
     return train.take(chosen), train.take(rest)

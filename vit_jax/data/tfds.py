@@ -18,7 +18,7 @@ from vit_jax.runtime.errors import UserError, first_line, single_line
 class Tfds:
     """A TFDS image-classification dataset, prepared as array_record.
 
-    A known dataset that is missing is prepared, if there is a network.
+    A known dataset that is missing is downloaded and prepared.
     """
 
     def __init__(self, config):
@@ -30,7 +30,7 @@ class Tfds:
         if "image" not in features or not labelled:
             raise UserError(
                 f"data.name={config.name} is not an image-classification dataset: it has the "
-                f"features {', '.join(features)}, and 'image' and 'label' are needed"
+                f"features {', '.join(features)}, but needs 'image' and 'label'"
             )
         self.class_names = [single_line(name) for name in features["label"].names]
         self.split_names = list(self._builder.info.splits)
@@ -41,7 +41,7 @@ class Tfds:
 
         files = None
         if self._config.cache_decoded:
-            with contextlib.suppress(OSError):  # as of a remote disk
+            with contextlib.suppress(OSError):  # e.g. a remote path
                 paths = [e.path for e in os.scandir(os.path.abspath(self._builder.data_dir))]
                 files = decoded.state_of(sorted(paths))  # before they are opened
         with self._reading(split, f" (it has {', '.join(self.split_names)})"):
@@ -89,7 +89,7 @@ class Tfds:
 
     @contextlib.contextmanager
     def _reading(self, split, hint=""):
-        """Turn the errors of tfds, array_record and Pillow, which are of many types, into one."""
+        """Raise UserError for the errors of tfds, array_record and Pillow, of many types."""
         try:
             yield
         except (UserError, MemoryError):
@@ -109,7 +109,7 @@ class Tfds:
 
         try:
             pairs = itertools.product(spans(one), spans(other))
-        except Exception:  # a wrong split string, which `examples` reports
+        except Exception:  # an invalid split string, which `examples` reports
             return False
         return any(a[0] == b[0] and a[1] < b[2] and b[1] < a[2] for a, b in pairs)
 
@@ -132,7 +132,7 @@ def _open_builder(config, directory):
         builder = find()
     if builder is None:
         raise UserError(
-            f"data set {config.name!r} is not in {directory} (data.dir or TFDS_DATA_DIR): prepare "
+            f"dataset {config.name!r} is not in {directory} (data.dir or TFDS_DATA_DIR): prepare "
             'it there with TFDS, file_format="array_record", or with `vit-jax prepare-data` '
             f"({', '.join(prepare.NAMES)}); data.name=digits needs no files"
         )

@@ -1,1 +1,1 @@
-"""Evaluation, metrics, and finished models ready for use."""
+"""Evaluation, metrics and inference with trained models."""

@@ -1,4 +1,4 @@
-"""Trained models ready for use: evaluation, probabilities and features of images."""
+"""Inference with trained models: evaluation, predictions and features."""
 
 import functools
 import itertools
@@ -18,7 +18,7 @@ from vit_jax.config import Config
 from vit_jax.config.rules import validate
 from vit_jax.data import StreamingBatches, load_data
 from vit_jax.data.sources import open_source
-from vit_jax.data.splits import carves_test, make_splits, one_of_each, undivided
+from vit_jax.data.splits import all_splits, holds_out_test, make_splits, one_of_each
 from vit_jax.evaluation import inputs
 from vit_jax.evaluation.evaluate import evaluate, make_report, softmax
 from vit_jax.evaluation.inputs import Images, Path
@@ -30,27 +30,27 @@ from vit_jax.storage import run_folder
 
 BATCH_SIZE = 32
 SPLITS = ("train", "val", "test", "all")
-_EFFECTIVE = ("sharding.cpu_devices", "train.dtype", "train.eval_batch_size")  # in an evaluation
+_EFFECTIVE = ("sharding.cpu_devices", "train.dtype", "train.eval_batch_size")  # allowed overrides
 
 
 class Classifier:
-    """The selected checkpoint of a run, a converted checkpoint, or a foreign weight file.
+    """The selected checkpoint of a run, a converted checkpoint, or the weights of another project.
 
     Attributes:
-      config: of the run, or the defaults with the settings of the weights.
-      class_names: of the classes; "class 0", ... where the weights do not name them.
-      has_data: whether `config` says which data the model was trained on.
-      name: of the run, such as "head/seed_0", or of the checkpoint.
+      config: that of the run, or the defaults with the settings of the weights.
+      class_names: names of the classes; "class 0", ... if the weights have none.
+      has_data: whether `config` records the dataset that the model was trained on.
+      name: name of the run, such as "head/seed_0", or of the checkpoint.
     """
 
     def __init__(
         self, source: Path, options: Mapping[str, Any] | None = None, needs_head: bool = True
     ):
-        """Read what the weights are, and the weights of a file; raises UserError.
+        """Read the metadata of the weights; raises UserError.
 
         Args:
           source: RUN/VARIANT/seed_0, a converted checkpoint, or an .npz or .safetensors file.
-          options: of `pretrained.convert`, for a file.
+          options: settings for `pretrained.convert`, for a weight file.
           needs_head: whether weights without a head are an error.
         """
         self._source = path = pathlib.Path(source).expanduser()
@@ -61,9 +61,9 @@ class Classifier:
         record = run_folder.read_config(path) if info["format"] == "vit_jax" else None
         if record is not None:
             self.config = run_folder.config_of(path, record)
-        else:  # trained elsewhere: any length makes the config a valid one
-            kept = info["settings"] | {"train.steps": 1}
-            self.config = settings.with_overrides(settings.get_config(), kept, str(path))
+        else:  # trained elsewhere: any length makes the config valid
+            overrides = info["settings"] | {"train.steps": 1}
+            self.config = settings.with_overrides(settings.get_config(), overrides, str(path))
         self.has_data = record is not None
         self._names = info["class_names"]
         names = self._names or [f"class {i}" for i in range(info["num_classes"])]
@@ -76,33 +76,33 @@ class Classifier:
     def check_head(self) -> None:
         """Raise UserError if the weights have no head."""
         if not self.class_names:
-            raise UserError(f"{self._source} has no head, so it has no classes: fine-tune it first")
+            raise UserError(f"{self._source} has no head and hence no classes: fine-tune it first")
 
     @functools.cached_property
     def variables(self) -> dict:
         """The model's variables on the device, read when first used; raises UserError."""
         with quiet_libraries():
-            weights = self._weights or pretrained.load(self._source)  # starts the devices
-        pretrained.check_whole(weights)
+            weights = self._weights or pretrained.load(self._source)  # initialises JAX
+        pretrained.check_shapes(weights)
         variables = weights.variables
-        if not self.class_names:  # the model always has a head: here of no classes
+        if not self.class_names:  # the model always has a head: here with no classes
             width, _ = pretrained.shapes(weights.info["settings"], 1)["head/kernel"]
             variables["params"]["head"] = {"kernel": np.zeros((width, 0)), "bias": np.zeros(0)}
         self._weights = None
         return jax.device_put(variables)
 
     def make_model(self, config: Config = None) -> Any:
-        """Build the module, of `self.config` or of one with other data."""
+        """Build the module of `self.config`, or of a config with other data."""
         config = self.config if config is None else config
         dtype = sharding.dtype_of(config.train.dtype)
         return models.build(config.model, len(self.class_names), dtype)
 
     def read_images(self, images: Images) -> np.ndarray:
-        """Prepare images as evaluation does: upright, resized and centre-cropped.
+        """Preprocess images as in evaluation: orient, resize and centre-crop.
 
         Args:
-          images: paths, PIL images or uint8 arrays [height, width, channels] of any size; one of
-            them, several, or an array [n, height, width, channels].
+          images: paths, PIL images or uint8 arrays [height, width, channels] of any size; one, a
+            list, or an array [n, height, width, channels].
 
         Returns:
           uint8 [n, side, side, channels].
@@ -123,11 +123,11 @@ class Classifier:
         """Apply a function of the model to images, batch by batch: float32 [n, ...].
 
         Args:
-          name: of the function, which is jitted once for each name and batch size.
+          name: key of the compiled function, which is jitted once per name and batch size.
           function: (variables, normalised images [b, size, size, channels], *arrays) -> [b, ...].
           images: as in `read_images`.
           *arrays: [n, ...] each, further arguments of the function.
-          batch_size: images on the device at a time.
+          batch_size: images per call.
         """
         config, given = self.config, inputs.as_list(images)
         if name not in self._programs:
@@ -136,19 +136,19 @@ class Classifier:
                 return function(variables, preprocess(images, config), *arrays)
 
             self._programs[name] = jax.jit(program)
-        # Whole batches, even if the images are fewer: few programs serve any number of them.
-        rows, found = min(batch_size, 1 << (len(given) - 1).bit_length()), []
-        for start in range(0, len(given), rows):
-            some_images = self.read_images(given[start : start + rows])
+        # Padded batches: few compiled programs serve any number of images.
+        size, outputs = min(batch_size, 1 << (len(given) - 1).bit_length()), []
+        for start in range(0, len(given), size):
+            some_images = self.read_images(given[start : start + size])
             count = len(some_images)
-            batch = (some_images, *(array[start : start + rows] for array in arrays))
-            batch = [np.pad(a, [(0, rows - count)] + [(0, 0)] * (a.ndim - 1)) for a in batch]
+            batch = (some_images, *(array[start : start + size] for array in arrays))
+            batch = [np.pad(a, [(0, size - count)] + [(0, 0)] * (a.ndim - 1)) for a in batch]
             result = self._programs[name](self.variables, *batch)
-            found.append(np.asarray(result.astype(jnp.float32))[:count])
-        return np.concatenate(found)
+            outputs.append(np.asarray(result.astype(jnp.float32))[:count])
+        return np.concatenate(outputs)
 
     def predict(self, images: Images) -> np.ndarray:
-        """Compute probabilities, float64 [n, classes], of images as in `read_images`."""
+        """Compute class probabilities, float64 [n, classes]; images as in `read_images`."""
         self.check_head()
         return softmax(self.apply("logits", self.make_model().apply, images))
 
@@ -157,12 +157,12 @@ class Classifier:
         return [self.best(row) for row in self.predict(images)]
 
     def best(self, probabilities: np.ndarray) -> list[tuple[str, float]]:
-        """List (class, probability) of the five largest of probabilities [classes]."""
+        """List (class, probability) of the five largest entries of probabilities [classes]."""
         order = np.argsort(-probabilities, kind="stable")[:5]
         return [(self.class_names[i], float(probabilities[i])) for i in order]
 
     def features(self, images: Images) -> np.ndarray:
-        """Compute the input of the head, float32 [n, d], for images as in `read_images`."""
+        """Compute features (the input of the head), float32 [n, d]; images as in `read_images`."""
         model = self.make_model()
 
         def features(variables, x):
@@ -175,7 +175,7 @@ class Classifier:
     ) -> Iterator[tuple[pathlib.Path, np.ndarray, np.ndarray]]:
         """Yield each path with its image, uint8 [side, side, channels], and probabilities [c].
 
-        A file that is not an image is left out, and its error is added to `failed`.
+        A file that is not an image is skipped, and its error is appended to `failed`.
         """
         for start in range(0, len(paths), BATCH_SIZE):
             good, images = [], []
@@ -197,17 +197,17 @@ class Classifier:
         """Evaluate on a dataset.
 
         Args:
-          data: a folder of images or the name of a dataset; None: that of the run.
-          split: "train", "val" or "test" as the run's settings divide the data; or "all" images.
-            None is "test", and an error for other data without a test split.
-          overrides: {"data.key": value}, further changes of the data's settings.
+          data: an image folder or the name of a dataset; None: the dataset of the run.
+          split: "train", "val" or "test" as split by the run's settings; or "all" images. None is
+            "test", and an error for another dataset without a test split.
+          overrides: {"data.key": value}, further overrides of data settings.
 
         Returns:
           The report of `evaluate.make_report`: accuracy with its interval, calibration error,
           precision, recall and F1 of every class, and the confusion matrix.
 
         Raises:
-          UserError: the data cannot be read or have other classes, or a setting has no effect.
+          UserError: the dataset cannot be read or has other classes, or a setting has no effect.
         """
         given = dict(overrides or {})
         if data is not None:
@@ -220,54 +220,55 @@ class Classifier:
         return self.report(*self.evaluation_of(given, split))
 
     def evaluation_of(self, overrides: Mapping[str, Any], split: str | None) -> tuple[Config, str]:
-        """Check what `evaluate` is to evaluate; return the config and the split for `report`."""
+        """Check the arguments of `evaluate`; return the config and the split for `report`."""
         if split not in (None, *SPLITS):
             raise UserError(f"split={split!r} is unknown: use one of {', '.join(SPLITS)}")
         self.check_head()
         config = settings.with_overrides(self.config, overrides, "the overrides")
         for key in sorted(overrides):
             if key in pretrained.DATA_KEYS:
-                raise UserError(f"{key} is the model's and cannot be changed")
+                raise UserError(f"{key} belongs to the model and cannot be changed")
             if not key.startswith("data.") and key not in _EFFECTIVE:
                 raise UserError(f"{key} has no effect on an evaluation")
         if not self.has_data and not any(key.startswith("data.") for key in overrides):
-            raise UserError(f"{self._source} has no data of its own: give data.name or data.dir")
+            raise UserError(f"{self._source} records no dataset: give data.name or data.dir")
         if split != "train":
-            config.data.update(train_examples=0, examples_per_class=0)  # as many may not be there
+            # Training subsets, for which another dataset may be too small.
+            config.data.update(train_examples=0, examples_per_class=0)
         validate(config)
         if split is None and not {"data.name", "data.dir"}.isdisjoint(overrides):
-            if carves_test(open_source(config.data), config.data):
+            if holds_out_test(open_source(config.data), config.data):
                 raise UserError(
                     f"{config.data.dir or config.data.name} has no test split: give split=all for "
-                    "all its images, or split=test for one held out as the run's settings say"
+                    "all its images, or split=test for one held out according to the run's settings"
                 )
         return config, split or "test"
 
     def report(self, config: Config, split: str) -> dict:
-        """Evaluate as `evaluation_of` returned it; the result is that of `evaluate`."""
+        """Evaluate the config and split from `evaluation_of`; return the report of `evaluate`."""
         batch_size = config.train.eval_batch_size
         sharding.start(False, config.sharding.cpu_devices, batch_size)
         mesh = sharding.make_mesh()
         if split == "all":
             source = open_source(config.data)
-            names, examples = source.class_names, undivided(source, config.data)
-            pieces = [StreamingBatches(one, mesh, config.data.num_threads) for one in examples]
+            names, examples = source.class_names, all_splits(source, config.data)
+            splits = [StreamingBatches(one, mesh, config.data.num_threads) for one in examples]
         else:
             data = load_data(config.data, mesh)
-            names, pieces = data.class_names, [getattr(data, split)]
-        # Names that are not known cannot differ.
+            names, splits = data.class_names, [getattr(data, split)]
+        # Without class names, only their number is compared.
         if names != self.class_names and (self._names or len(names) != len(self.class_names)):
             differing = sorted(set(names) ^ set(self.class_names)) or ["their order"]
             raise UserError(
-                f"the data have {len(names)} classes, {self._source} has "
+                f"the dataset has {len(names)} classes, {self._source} has "
                 f"{len(self.class_names)}, and they differ in {join_names(differing)}"
             )
         step = jax.jit(
             make_eval_step(self.make_model(config), config),
             out_shardings=sharding.replicated(mesh),
         )
-        batches = itertools.chain(*(piece.evaluate(batch_size) for piece in pieces))
-        total = sum(map(len, pieces))
+        batches = itertools.chain(*(one.evaluate(batch_size) for one in splits))
+        total = sum(map(len, splits))
         bar = Bar(batches, "evaluating", -(-total // batch_size), disable=None)
         variables = sharding.put_replicated(mesh, self.variables)
         result: Any = evaluate(step, variables, bar, keep=True)
@@ -283,7 +284,7 @@ class Classifier:
         for name in names:
             if name not in splits.class_names:
                 raise UserError(
-                    f"{name!r} is not a class: there are {', '.join(splits.class_names)}"
+                    f"{name!r} is not a class: use one of {', '.join(splits.class_names)}"
                 )
         names = list(names) or splits.class_names[:count]
         labels = splits.test.labels
@@ -293,7 +294,7 @@ class Classifier:
         return _decode(splits, one_of_each(labels, numbers, data.split_seed), data)
 
     def random_images(self, count: int, data=None) -> tuple[np.ndarray, list[str]]:
-        """Load a fixed random choice of test images; the result is that of `images_of_classes`.
+        """Load a fixed random sample of test images; returns the same as `images_of_classes`.
 
         `data` is a `config.data` to use instead of the run's own.
         """

@@ -1,4 +1,4 @@
-"""Accuracy and loss over a whole dataset, and the report on its classes."""
+"""Evaluation over a whole dataset and the per-class report."""
 
 import dataclasses
 import math
@@ -14,11 +14,11 @@ from vit_jax.runtime import sharding
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """An evaluation; logits and labels are None if not kept."""
+    """Result of an evaluation; logits and labels are None unless requested."""
 
-    loss: float  # mean over the examples
+    loss: float  # mean over examples
     accuracy: float
-    count: int  # of the examples
+    count: int  # number of examples
     logits: np.ndarray | None = None  # float32 [count, classes]
     labels: np.ndarray | None = None  # int [count]
 
@@ -30,25 +30,25 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
     keep: bool = False,
 ) -> Result | None:
-    """Evaluate a model on batches, every unmasked example once.
+    """Evaluate a model on batches, counting every unmasked example once.
 
     Args:
       eval_step: jitted (variables, sums, batch) -> (sums, logits).
-      variables: of the model, {"params", "batch_stats"}.
-      batches: with "image", "label" and "mask".
-      stop: asked before every batch; True abandons the evaluation, whose result is then None.
-      keep: whether to keep logits and labels.
+      variables: {"params", "batch_stats"} of the model.
+      batches: dicts of "image", "label" and "mask".
+      stop: called before every batch; True aborts the evaluation, which then returns None.
+      keep: whether to return logits and labels.
     """
-    sums, kept = Sums.empty(), []
+    sums, outputs = Sums.empty(), []
     for batch in batches:
         if stop():
             return None
         sums, logits = sharding.settle(eval_step(variables, sums, batch))
         if keep:
-            kept.append(sharding.to_host((logits, batch["label"], batch["mask"])))
+            outputs.append(sharding.to_host((logits, batch["label"], batch["mask"])))
     result = _result(jax.device_get(sums))
     if keep:
-        logits, labels, mask = (np.concatenate(arrays) for arrays in zip(*kept, strict=True))
+        logits, labels, mask = (np.concatenate(arrays) for arrays in zip(*outputs, strict=True))
         result = dataclasses.replace(result, logits=logits[mask], labels=labels[mask])
     return result
 
@@ -60,12 +60,12 @@ def evaluate_together(
     batches: Iterable[dict],
     stop: Callable[[], bool] = lambda: False,
 ) -> list[Result] | None:
-    """Evaluate `count` models on the same batches, without logits, otherwise as `evaluate`.
+    """Evaluate `count` stacked models on the same batches, as `evaluate` but without logits.
 
     Args:
-      eval_step: jitted (variables, sums, batch) -> sums, of stacked variables and sums.
-      variables: of the models, {"params", "batch_stats"} with arrays [count, ...].
-      count: of the models.
+      eval_step: jitted (variables, sums, batch) -> sums, vectorised over variables and sums.
+      variables: {"params", "batch_stats"} of the models, with arrays [count, ...].
+      count: number of models.
       batches: as in `evaluate`.
       stop: as in `evaluate`.
     """
@@ -84,17 +84,16 @@ def _result(sums):
 
 
 def make_report(logits: np.ndarray, labels: np.ndarray, class_names: list[str]) -> dict:
-    """Report how well logits [n, c] predict labels [n], class by class.
+    """Compute classification metrics of logits [n, c] and labels [n], overall and per class.
 
     Returns:
       {"count", "accuracy", "accuracy_interval", "top5_accuracy", "top5_interval" (where c > 5),
       "expected_calibration_error", "macro_f1", "classes": {name: {"precision", "recall", "f1",
       "accuracy", "support"}}, "confusion": c x c counts, rows are the true classes}. Intervals are
-      Wilson's at 95 %. A class's accuracy is the fraction of its images that are recognised, which
-      is its recall. Undefined values, such as the precision of a class that is never predicted,
-      are 0; those of classes without images are None.
+      Wilson's at 95 %. The accuracy of a class is its recall. Undefined values, such as the
+      precision of a class that is never predicted, are 0; those of classes without images are None.
     """
-    from sklearn import metrics  # costs a second, so only where it is used
+    from sklearn import metrics  # takes a second to import
 
     count, numbers = len(labels), np.arange(len(class_names))
     predicted = logits.argmax(1)
@@ -105,7 +104,7 @@ def make_report(logits: np.ndarray, labels: np.ndarray, class_names: list[str]) 
         "accuracy_interval": wilson_interval(correct, count),
     }
     if len(class_names) > 5:
-        # Of equal logits, the earlier class comes first, as in argmax.
+        # Ties go to the lower class index, as in argmax.
         top5 = np.argsort(-logits, axis=1, kind="stable")[:, :5]
         hits = int((top5 == labels[:, None]).any(1).sum())
         report |= {"top5_accuracy": hits / count, "top5_interval": wilson_interval(hits, count)}
@@ -142,7 +141,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
     """Compute the expected calibration error (Guo et al. 2017, arXiv:1706.04599, equation 5).
 
-    That is the mean distance between confidence and accuracy, in `bins` bins of equal width.
+    The mean gap between confidence and accuracy over `bins` bins of equal width.
     """
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
     index = np.minimum((confidence * bins).astype(int), bins - 1)

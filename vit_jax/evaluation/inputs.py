@@ -1,4 +1,4 @@
-"""Images as users have them: paths, PIL images and arrays, one or several."""
+"""Image inputs: paths, PIL images and arrays, one or several."""
 
 import os
 import pathlib
@@ -18,7 +18,7 @@ Images = ImageLike | Sequence[ImageLike]
 
 
 def as_list(images: Images) -> Sequence[ImageLike] | np.ndarray:
-    """List images, an array [n, height, width, channels] or a single one; raises UserError."""
+    """Convert one or several images to a sequence; raises UserError."""
     several: Any = np.asarray(images) if isinstance(images, jax.Array) else images
     is_array = isinstance(several, np.ndarray)
     if isinstance(several, str | os.PathLike | Image.Image) or (is_array and several.ndim != 4):
@@ -32,7 +32,7 @@ def as_list(images: Images) -> Sequence[ImageLike] | np.ndarray:
 
 
 def read(image: ImageLike, data_config) -> np.ndarray:
-    """Prepare an image as `Classifier.read_images` does: uint8 [side, side, channels]."""
+    """Preprocess an image as `Classifier.read_images` does: uint8 [side, side, channels]."""
     size, channels = stored_size(data_config), data_config.channels
     if isinstance(image, str | os.PathLike):
         return read_image(pathlib.Path(image).expanduser(), size, channels)

@@ -1,4 +1,4 @@
-"""Sums over examples, divided once; magnitudes of kernels."""
+"""Metrics as sums over examples, divided once; kernel magnitudes."""
 
 import re
 
@@ -16,7 +16,7 @@ class Sums(clu_metrics.Collection):
     accuracy: clu_metrics.Accuracy
 
 
-# Where the alphabet would misplace a layer among its neighbours; others have rank 0.
+# Layers that alphabetical order would misplace; others have rank 0.
 _RANKS = {"embedding": -4, "conv1": -4, "query": -3, "key": -2, "value": -1}
 _RANKS |= {"MlpBlock_0": 1, "out": 1, "downsample_conv": 1, "pre_logits": 2, "head": 3}
 
@@ -24,7 +24,7 @@ _RANKS |= {"MlpBlock_0": 1, "out": 1, "downsample_conv": 1, "pre_logits": 2, "he
 def kernel_magnitudes(params: dict) -> dict[str, dict[str, float]]:
     """Measure every leaf "kernel" of `params`: {layer: {"mean_abs": mean |w|, "l2": L2 norm}}.
 
-    The layers are in the order in which an image passes through them.
+    Layers are in the order of the forward pass.
     """
     kernels = {
         "/".join(key.key for key in path[:-1]): leaf
@@ -32,7 +32,7 @@ def kernel_magnitudes(params: dict) -> dict[str, dict[str, float]]:
         if path[-1].key == "kernel"
     }
 
-    def place(layer):
+    def rank(layer):
         name = layer.split("/")
         numbers = [[int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p)] for p in name]
         return [(_RANKS.get(part, 0), split) for part, split in zip(name, numbers, strict=True)]
@@ -42,5 +42,5 @@ def kernel_magnitudes(params: dict) -> dict[str, dict[str, float]]:
             "mean_abs": float(jnp.abs(kernels[name]).mean()),
             "l2": float(jnp.sqrt(jnp.square(kernels[name]).sum())),
         }
-        for name in sorted(kernels, key=place)
+        for name in sorted(kernels, key=rank)
     }

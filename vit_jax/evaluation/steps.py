@@ -28,7 +28,7 @@ def make_eval_step(model, config, on_features: bool = False):
 
 
 def make_feature_step(model, config):
-    """Make (variables, batch) -> float32 [b, d], the input of the head for each image."""
+    """Make (variables, batch) -> features (the input of the head), float32 [b, d]."""
 
     def feature_step(variables: dict, batch: dict) -> jax.Array:
         images = preprocess(batch["image"], config)

@@ -1,7 +1,7 @@
 """Prepare TFDS `array_record` datasets from the official archives of CIFAR-10, MNIST and EuroSAT.
 
-The stock TFDS builders need TensorFlow to encode images. Here every image reaches the TFDS writer
-as PNG or JPEG bytes, so TensorFlow is never imported. Names, versions, features, example keys (and
+The stock TFDS builders need TensorFlow to encode images. Here the TFDS writer gets every image as
+PNG or JPEG bytes, so TensorFlow is never imported. Names, versions, features, example keys (and
 with them the order on disk) are those of TFDS: `tfds.data_source(name)` reads the result.
 """
 
@@ -18,7 +18,7 @@ NAMES = tuple(SETS)
 
 
 def default_data_dir() -> Path:
-    """Return the folder of all datasets, as in TFDS: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    """Find the folder of all datasets, as TFDS does: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
@@ -28,20 +28,20 @@ def prepare(name: str, data_dir: str | Path, archive: str | Path | None = None) 
     Without `archive` the official files are downloaded to `data_dir`/downloads/`name` and stay
     there; a broken download resumes. `archive` is the official file, or a folder, zip or tar with
     the same content, whose structure is checked. The dataset appears under its name only when it
-    is complete, and is then left as it is; several processes may prepare the same one at once.
+    is complete, and is not prepared again; several processes may prepare it concurrently.
 
     Raises `UserError` for an unknown name, a failed download, a wrong checksum, an archive that
     is damaged or of another dataset, or a folder that cannot be written.
     """
     if name not in SETS:
-        raise UserError(f"unknown set {name!r}: it can be one of {', '.join(NAMES)}")
+        raise UserError(f"unknown dataset {name!r}: use one of {', '.join(NAMES)}")
     return prepare_set(SETS[name], data_dir, archive)
 
 
 def prepare_set(
     image_set: ImageSet, data_dir: str | Path, archive: str | Path | None = None
 ) -> Path:
-    """Prepare a dataset as `prepare` does, which need not be one of `NAMES`."""
+    """Prepare a dataset that need not be one of `NAMES`, as `prepare` does."""
     data_dir = Path(data_dir).expanduser().absolute()
     target = data_dir / image_set.name / image_set.config / image_set.version
     title = f"{image_set.name} {image_set.version}"
@@ -51,7 +51,7 @@ def prepare_set(
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         path = data_dir / f".prepare-{image_set.name}.lock"
-        with lock(path, f"waiting for another process that prepares {title}", wait=True):
+        with lock(path, f"waiting for another process to prepare {title}", wait=True):
             if not _is_complete(target):
                 _prepare_locked(image_set, data_dir, target, archive)
     except OSError as error:
@@ -65,8 +65,8 @@ def _prepare_locked(image_set, data_dir, target, archive):
 
     if target.exists():
         raise UserError(
-            f"{target} exists but is no complete array_record set; move it away or choose another"
-            " data_dir"
+            f"{target} exists but is not a complete array_record dataset: move it away or choose"
+            " another data_dir"
         )
     if archive is None:
         source = download_all(image_set.name, image_set.archives, data_dir)
@@ -76,14 +76,14 @@ def _prepare_locked(image_set, data_dir, target, archive):
         raise UserError(f"the archive {source} is neither a file nor a folder")
     splits = image_set.parse(source)
     if source.is_file() and sha256(source) not in {file.sha256 for file in image_set.archives}:
-        print(f"note: {source} is not the official file; its structure is right", flush=True)
+        print(f"note: {source} is not the official file, but has its structure", flush=True)
 
     scratch = data_dir / f".prepare-{image_set.name}"
-    shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
+    shutil.rmtree(scratch, ignore_errors=True)  # left behind by a killed process
     try:
         written = write(image_set, splits, scratch)
         if image_set.config:
-            # TFDS reads the name of the default config from a file beside the configs.
+            # TFDS reads the name of the default config from a file next to the configs.
             metadata = Path(image_set.name, ".config", "metadata.json")
             (data_dir / metadata).parent.mkdir(parents=True, exist_ok=True)
             os.replace(scratch / metadata, data_dir / metadata)

@@ -20,13 +20,13 @@ TIMEOUT_SECONDS = 30.0
 ATTEMPTS = 5
 PAUSE_SECONDS = 0.5  # before the second attempt; doubled before each further one
 
-# Other OSErrors, such as a full disk, are not the network's.
+# Other OSErrors, such as a full disk, are not network errors.
 NETWORK_ERRORS = (URLError, HTTPException, SSLError, ConnectionError, TimeoutError)
 
 
 @dataclass(frozen=True)
 class Archive:
-    """One official file: its addresses (tried in order), sha256 and size in bytes."""
+    """An official file: its URLs (tried in order), sha256 and size in bytes."""
 
     urls: tuple[str, ...]
     sha256: str
@@ -34,12 +34,12 @@ class Archive:
 
     @property
     def filename(self) -> str:
-        """The file's name, as the first address has it."""
+        """The file's name, from the first URL."""
         return self.urls[0].rsplit("/", 1)[-1]
 
 
 class DownloadError(Exception):
-    """A download that another attempt cannot complete, and the reason."""
+    """A download failed in a way that a retry cannot fix."""
 
 
 def download_all(name: str, archives: Sequence[Archive], data_dir: Path) -> Path:
@@ -51,7 +51,7 @@ def download_all(name: str, archives: Sequence[Archive], data_dir: Path) -> Path
     except DownloadError as error:
         raise UserError(
             f"{name} could not be downloaded ({error}); get"
-            f" {' '.join(archive.urls[0] for archive in archives)} on another machine, put it into"
+            f" {' '.join(archive.urls[0] for archive in archives)} on another machine, copy it to"
             f" {folder} and run the same command again, or pass it to `vit-jax prepare-data"
             f" {name} --archive`"
         ) from error
@@ -59,9 +59,9 @@ def download_all(name: str, archives: Sequence[Archive], data_dir: Path) -> Path
 
 
 def download(archive: Archive, folder: Path) -> Path:
-    """Download a verified file into `folder`; raise `DownloadError` if no address serves it.
+    """Download and verify a file in `folder`; raise `DownloadError` if no URL serves it.
 
-    All addresses are tried before any is tried again.
+    Every URL is tried once before any is retried.
     """
     target = folder / archive.filename
     if target.exists() and sha256(target) == archive.sha256:
@@ -97,7 +97,7 @@ def _verified(part, archive, target):
 
 
 def progress(*args, **options) -> Bar:
-    """Make a progress bar on stderr; in a log file, it prints every ten seconds only."""
+    """Make a progress bar on stderr that prints only every ten seconds to a log file."""
     return Bar(*args, mininterval=0.1 if sys.stderr.isatty() else 10.0, **options)
 
 

@@ -1,4 +1,4 @@
-"""Parsers of the official archives, which check their structure.
+"""Parse the official archives and check their structure.
 
 An archive is never unpacked to disk: its members are read as streams, within a size limit, and
 their names never become paths.
@@ -23,9 +23,9 @@ from PIL import Image
 
 from vit_jax.runtime.errors import UserError
 
-MAX_BYTES = 1 << 30  # of an archive's content; the largest official one holds 184 MB
+MAX_BYTES = 1 << 30  # per unpacked archive; the largest official one has 184 MB
 
-# What a damaged archive raises in the standard library, whatever its format.
+# Exceptions of the standard library for damaged archives of any format.
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error)
 DAMAGE += (EOFError, OSError, RuntimeError, ValueError, OverflowError, struct.error)
 
@@ -49,7 +49,8 @@ def parse_cifar10(source: Path) -> dict[str, Examples]:
     for name, content in files.items():
         if not content or len(content) % size:
             raise UserError(
-                f"{source}: {name} has {len(content):,} bytes, no multiple of a record's {size:,}"
+                f"{source}: {name} has {len(content):,} bytes, not a multiple of"
+                f" the record size {size:,}"
             )
         _check_labels(content[::size], f"{source}: {name}")
     splits = {}
@@ -107,7 +108,7 @@ def parse_eurosat(source: Path) -> dict[str, Examples]:
 
 def _check_labels(labels, where):
     if max(labels) > 9:
-        raise UserError(f"{where} has the label {max(labels)}, the set has 0 to 9")
+        raise UserError(f"{where} has the label {max(labels)}; the dataset has labels 0 to 9")
 
 
 def _read_idx(packed, num_dims, where):
@@ -115,14 +116,14 @@ def _read_idx(packed, num_dims, where):
     try:
         content = gzip.GzipFile(fileobj=io.BytesIO(packed)).read(MAX_BYTES)
     except DAMAGE as error:
-        raise UserError(f"{where} cannot be read, it may be cut short: {error}") from error
+        raise UserError(f"{where} cannot be read and may be truncated: {error}") from error
     start = 4 + 4 * num_dims
     if len(content) < start or content[:4] != bytes([0, 0, 8, num_dims]):
-        raise UserError(f"{where} is no idx file of bytes with {num_dims} dimensions")
+        raise UserError(f"{where} is not an idx file of bytes with {num_dims} dimensions")
     shape = struct.unpack(f">{num_dims}I", content[4:start])
     expected = start + math.prod(shape)
     if len(content) != expected:
-        raise UserError(f"{where} has {len(content):,} bytes, its header promises {expected:,}")
+        raise UserError(f"{where} has {len(content):,} bytes, but its header declares {expected:,}")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
@@ -148,25 +149,25 @@ def _read_named(source, names, what):
 def _read_members(source: Path, pattern: re.Pattern) -> Iterator[tuple[re.Match, bytes]]:
     """Yield the match of the name and the content of the regular files in a folder, tar or zip.
 
-    Raises `UserError` if `source` is none of these, is damaged or is absurdly large, or if the
-    groups of two matches are the same.
+    Raises `UserError` if `source` is none of these, is damaged or larger than `MAX_BYTES`, or if
+    two matches have the same groups.
     """
     total, seen = 0, set()
     try:
         for name, size, read in _members(source):
             total += size
             if total > MAX_BYTES:
-                raise UserError(f"{source} is refused: it holds more than {MAX_BYTES:,} bytes")
+                raise UserError(f"{source} is too large: it contains more than {MAX_BYTES:,} bytes")
             if match := pattern.fullmatch(name):
                 if match.groups() in seen:
-                    raise UserError(f"{source} holds {match.groups()[-1]} twice")
+                    raise UserError(f"{source} contains {match.groups()[-1]} twice")
                 seen.add(match.groups())
                 content = read()
                 if len(content) != size:
                     raise EOFError(f"{name} has {len(content):,} of {size:,} bytes")
                 yield match, content
     except DAMAGE as error:
-        raise UserError(f"{source} cannot be read, it may be cut short: {error}") from error
+        raise UserError(f"{source} cannot be read and may be truncated: {error}") from error
 
 
 def _members(source):
@@ -184,10 +185,10 @@ def _members(source):
     elif zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as archive:
             for info in archive.infolist():
-                if info.compress_size > source.stat().st_size:  # so much would be read at once
+                if info.compress_size > source.stat().st_size:  # zipfile would allocate that much
                     raise zipfile.BadZipFile(f"{info.filename} is larger than the archive")
                 yield info.filename, info.file_size, functools.partial(archive.read, info)
     else:
         raise UserError(
-            f"{source} is not a readable archive: it is not a tar or zip file, or is cut short"
+            f"{source} is not a readable archive: it is not a tar or zip file, or is truncated"
         )

@@ -12,8 +12,8 @@ from vit_jax.data.prepare.download import Archive
 class ImageSet:
     """The TFDS metadata of a dataset, and its official archives.
 
-    `parse` reads the one archive, or the folder (or any archive) that holds the several ones, as
-    {split: examples} after checking all of it; it raises `UserError`.
+    `parse` checks and reads the archive, or the folder or archive that contains several of them, as
+    {split: examples}; it raises `UserError`.
     """
 
     name: str
@@ -24,11 +24,11 @@ class ImageSet:
     class_names: tuple[str, ...]
     archives: tuple[Archive, ...]
     parse: Callable[[Path], dict[str, parsers.Examples]]
-    config: str = ""  # of TFDS; "": there is none
+    config: str = ""  # TFDS config; "" for none
     text_feature: str = ""  # next to "image" and "label"
 
 
-# The official files: sha256, size and name, as TFDS has them.
+# The official files: sha256, size and name, as in TFDS.
 _CHECKSUMS = """
 c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd 170052171 cifar-10-binary.tar.gz
 440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609 9912422 train-images-idx3-ubyte.gz
@@ -83,7 +83,7 @@ _EUROSAT = ImageSet(
     archives=_archives(
         "EuroSAT.zip",
         "https://madm.dfki.de/files/sentinel/",
-        # the same file, as torchvision has it
+        # the same file, as in torchvision
         "https://huggingface.co/datasets/torchgeo/eurosat/resolve/"
         "c877bcd43f099cd0196738f714544e355477f3fd/",
     ),

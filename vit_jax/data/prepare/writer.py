@@ -1,4 +1,4 @@
-"""Writing a dataset with the TFDS writer, without TensorFlow."""
+"""Write a dataset with the TFDS writer, without TensorFlow."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ def write(image_set: ImageSet, splits: dict[str, Examples], folder: Path) -> Pat
         features[image_set.text_feature] = tfds.features.Text()
     configs = [tfds.core.BuilderConfig(name=image_set.config)] if image_set.config else []
 
-    # Registered, the class would clash with the stock one of the same name.
+    # If registered, the class would clash with the stock one of the same name.
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         name = image_set.name
         VERSION = tfds.core.Version(image_set.version)
@@ -45,16 +45,16 @@ def write(image_set: ImageSet, splits: dict[str, Examples], folder: Path) -> Pat
             for key, example in progress(examples, desc=label, unit=" images"):
                 yield key, example | {"image": encode(example["image"])}
 
-    tfds.disable_progress_bar()  # the progress shown is ours
+    tfds.disable_progress_bar()  # we show our own
     builder = Builder(data_dir=folder)
-    # TFDS announces, in many words, a download that does not happen.
+    # TFDS announces a download that does not happen.
     with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(file_format="array_record")
     return Path(builder.data_path)
 
 
 def encode(image: np.ndarray | bytes) -> bytes:
-    """Encode an array as PNG; bytes, an encoded image, are returned as they are."""
+    """Encode an array as PNG; return bytes, an encoded image, unchanged."""
     if isinstance(image, bytes):
         return image
     file = io.BytesIO()
