@@ -166,17 +166,17 @@ def test_uncommitted_code_is_noted(tmp_path, monkeypatch):
         who = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
         subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
 
-    assert run_folder.made_with()["git_commit"] is None
+    assert run_folder.provenance()["git_commit"] is None
     git("init", "-q")
     (tmp_path / "code.py").write_text("1\n")
     git("add", ".")
     git("commit", "-qm", "Begin")
-    commit = run_folder.made_with()["git_commit"]
+    commit = run_folder.provenance()["git_commit"]
     assert len(commit) == 40
     (tmp_path / "notes.txt").touch()
-    assert run_folder.made_with()["git_commit"] == commit
+    assert run_folder.provenance()["git_commit"] == commit
     (tmp_path / "config.py").touch()
-    assert run_folder.made_with()["git_commit"] == f"{commit}-dirty"
+    assert run_folder.provenance()["git_commit"] == f"{commit}-dirty"
 
 
 def test_a_run_folder_in_use_is_refused(tmp_path):

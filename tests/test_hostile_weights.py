@@ -296,7 +296,7 @@ def test_a_damaged_model_json_is_refused(tmp_path, change):
     (folder / "model.json").write_text(json.dumps(info | change))
     with pytest.raises(UserError, match="model.json is damaged|should have the shape"):
         weights = pretrained.load(folder)
-        pretrained.check_whole(weights)
+        pretrained.check_shapes(weights)
 
 
 def test_the_command_tells_in_a_line(tmp_path, capsys):

@@ -1,6 +1,6 @@
 """Train, fine-tune and explain Vision Transformers in JAX/Flax: the Python API (docs/api.md).
 
-The names are imported when first used: `import vit_jax` is instant and does not start JAX.
+Names are imported lazily: `import vit_jax` is instant and does not initialise JAX.
 """
 
 import importlib
@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 
 STARTED = time.monotonic()  # start-up times are measured from here, imports included
 
-_HOMES = {
+_MODULES = {
     "Experiment": "vit_jax.config.loading",
     "Model": "vit_jax.explanation.model",
     "Results": "vit_jax.cli.train",
@@ -44,10 +44,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = found = getattr(importlib.import_module(_HOMES[name]), name)
-    return found
+    globals()[name] = attribute = getattr(importlib.import_module(_MODULES[name]), name)
+    return attribute
 
 
 def __dir__() -> list[str]:

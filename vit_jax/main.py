@@ -1,4 +1,4 @@
-"""The main command, `python -m vit_jax.main`: see `vit_jax.cli.train`, and --help."""
+"""Main command, `python -m vit_jax.main`; see `vit_jax.cli.train` and --help."""
 
 from vit_jax.cli.train import run
 

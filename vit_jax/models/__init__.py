@@ -24,10 +24,10 @@ def build(
 
     Args:
       model_config: mapping with the keys of `config.model`.
-      num_classes: width of the head.
-      dtype: of the computation.
-      frozen_norms: norms of a ResNet18, such as "layer1_0/bn1", that use and keep their running
-        statistics in training too.
+      num_classes: output width of the head.
+      dtype: compute dtype.
+      frozen_norms: norms of a ResNet18, such as "layer1_0/bn1", that use their running statistics
+        during training, without updating them.
       remat: recompute the activations of each block in the backward pass.
     """
     config = FrozenDict(model_config)
@@ -37,7 +37,7 @@ def build(
 
 
 class Head(nn.Module):
-    """The last layer of either model, under the same name."""
+    """The classification head of every model, always named "head"."""
 
     num_classes: int
 

@@ -32,7 +32,7 @@ def rotary_angles(rows: int, columns: int, width: int) -> np.ndarray:
 def rotate(x: jax.Array, angles: np.ndarray) -> jax.Array:
     """Rotate the pairs (i, i + width / 2) of x [..., n, width] by angles [m, width / 2].
 
-    The first n - m tokens (the class token) stay.
+    The first n - m tokens (the class token) are unchanged.
     """
     skipped = x.shape[-2] - angles.shape[0]
     angles = np.pad(angles, ((skipped, 0), (0, 0)))
@@ -60,7 +60,7 @@ def relative_indices(rows: int, columns: int, has_cls: bool) -> np.ndarray:
 
 
 class RelativeBias(nn.Module):
-    """A learned number per score map and offset, added to the attention scores."""
+    """A learned bias per attention map and offset, added to the attention scores."""
 
     num_heads: int
     grid: tuple[int, int]
@@ -82,7 +82,7 @@ class Attention(nn.Module):
     its causal mask: each head takes the difference of two softmax maps, softmax(Q1 K1' / sqrt(w)) -
     lambda * softmax(Q2 K2' / sqrt(w)) with w = d / h / 2, multiplies values of width 2 w, and is
     normalised by RMSNorm times (1 - lambda_init); lambda is learned per layer (see
-    `differential_lambdas`). Its output layer has a bias if the others have one. The softmax is
+    `differential_lambdas`). The output layer has a bias if `qkv_bias` is set. The softmax is
     computed in float32.
     """
 
@@ -94,8 +94,8 @@ class Attention(nn.Module):
     def __call__(self, x, keys, layer, added) -> tuple[jax.Array, dict]:
         """Map tokens [b, n, d] to tokens and intermediates; for the arguments see `EncoderBlock`.
 
-        The intermediates are "attention", the weights [b, h, n, n] with what is added to them, and
-        of differential attention "softmax_maps" [b, h, 2, n, n], the two maps of each head.
+        The intermediates are "attention", the weights [b, h, n, n] including `added`, and for
+        differential attention "softmax_maps" [b, h, 2, n, n], the two maps of each head.
         """
         (b, n, d), h = x.shape, self.config["num_heads"]
         is_differential = self.config["attention"] == "differential"
@@ -134,9 +134,9 @@ class Attention(nn.Module):
             Kernel((d,), (count, d // count), self.config["qkv_bias"], name=name)()
             for name, count in heads.items()
         ]
-        # One product for all is faster than one for each. Flat tokens: XLA:CPU transposes the
-        # gradients of 3-D dense layers. Heads before tokens: the batched products then run on
-        # matrices as they lie.
+        # One fused product is faster than one per name. Flat tokens: XLA:CPU transposes the
+        # gradients of 3-D dense layers. Heads before tokens: batched products then need no
+        # transposition.
         kernel, bias = (jnp.concatenate(a, -1) for a in zip(*layers, strict=True))
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         projected = jnp.split(x.reshape(b * n, d) @ kernel + bias, len(heads), -1)

@@ -1,4 +1,4 @@
-"""Initial weights that are not independent draws for each parameter."""
+"""Initialisations that draw several parameters jointly."""
 
 from collections.abc import Mapping
 
@@ -11,22 +11,22 @@ def mimetic_kernels(shapes: Mapping[str, tuple], seed: int) -> dict[str, np.ndar
     Mimetic initialisation (Trockman & Kolter 2023, arXiv:2305.09828, section 4): for each attention
     map, the product of query and key kernels is the rank-limited best approximation of
     0.7 Z + 0.7 I; over the whole width, the product of value and output kernels is 0.4 Z - 0.4 I.
-    Z has independent normal entries of variance 1 / width. The draws are made once per run, so
-    NumPy makes them and no device is needed.
+    Z has independent normal entries of variance 1 / width. Drawn once per run, with
+    NumPy on the host.
 
     Args:
       shapes: {path: shape} of a ViT's parameters; "query" and "key" kernels [d, h, d / h],
         "value" kernels [d, v, d / v], "out" kernels [v, d / v, d].
-      seed: of the draws.
+      seed: random seed.
 
     Returns:
-      {path: float32 kernel} of these kernels in every block.
+      {path: float32 kernel} of the query, key, value and output kernels.
     """
     drawn = {}
     for i, path in enumerate(path for path in shapes if "/query/kernel" in path):
         rng, layer = np.random.default_rng((seed, i)), path.removesuffix("/query/kernel")
         width, num_maps, rank = shapes[path]
-        # All maps at once: [h, d, d] -> [d, h, d / h].
+        # All maps batched: [h, d, d] -> [d, h, d / h].
         queries, keys = _factors(draw_target(rng, (num_maps, width, width), 0.7, 0.7))
         values, outs = _factors(draw_target(rng, (width, width), 0.4, -0.4))
         drawn[path] = queries[:, :, :rank].swapaxes(0, 1)
@@ -37,13 +37,13 @@ def mimetic_kernels(shapes: Mapping[str, tuple], seed: int) -> dict[str, np.ndar
 
 
 def draw_target(rng: np.random.Generator, shape: tuple, noise: float, identity: float):
-    """Draw the products [..., d, d] noise * Z + identity * I that kernels are to have."""
+    """Draw target products [..., d, d]: noise * Z + identity * I."""
     width = shape[-1]
     return noise * (rng.normal(size=shape) * width**-0.5) + identity * np.eye(width)
 
 
 def _factors(products):
-    """Split matrices [..., d, d] into pairs of equal singular values whose products they are."""
+    """Factor matrices [..., d, d] into pairs with equal singular values."""
     u, s, vt = np.linalg.svd(products)
     root = np.sqrt(s)
     return u * root[..., None, :], root[..., None] * vt

@@ -1,4 +1,4 @@
-"""Layers, where Flax's own would be slower or depend on how a batch is split."""
+"""Layers that are faster than Flax's or independent of how a batch is sharded."""
 
 import functools
 import math
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 class Dropout(nn.Module):
-    """Dropout drawn per image, so that the split of a batch over devices does not matter.
+    """Dropout with a random key per image, independent of the sharding of the batch.
 
     With `whole`, all values of an image share one draw (stochastic depth, Huang et al. 2016).
     """
@@ -29,17 +29,17 @@ class Dropout(nn.Module):
         size = math.prod(shape)
 
         def draw(key):
-            # Half a random word for each value: drawing them is what dropout costs.
+            # 16 random bits per value: drawing them dominates the cost of dropout.
             words = jax.random.bits(jax.random.fold_in(key, own), (-(-size // 2),), jnp.uint32)
             halves = jax.lax.bitcast_convert_type(words, jnp.uint16)
             return halves.reshape(-1)[:size].reshape(shape)
 
-        kept = jax.vmap(draw)(keys) >= round(self.rate * 2**16)
-        return jnp.where(kept, x / (1 - self.rate), 0).astype(x.dtype)
+        mask = jax.vmap(draw)(keys) >= round(self.rate * 2**16)
+        return jnp.where(mask, x / (1 - self.rate), 0).astype(x.dtype)
 
 
 class Kernel(nn.Module):
-    """The parameters of a dense layer, for a product that several layers share.
+    """Parameters of a dense layer whose matrix product is fused with others.
 
     `inputs` and `features` are the shapes of an input, such as (patch, patch, channels), and of an
     output, such as (heads, width); `kernel_init` initialises the kernel as a matrix.
@@ -52,7 +52,7 @@ class Kernel(nn.Module):
 
     @nn.compact
     def __call__(self) -> tuple[jax.Array, jax.Array]:
-        """Return the kernel as a matrix [inputs, outputs] and the bias [outputs], 0 without."""
+        """Return the kernel as a matrix [inputs, outputs] and the bias [outputs], 0 if disabled."""
         rows, columns = math.prod(self.inputs), math.prod(self.features)
 
         def init(key, shape):
@@ -68,8 +68,8 @@ class Kernel(nn.Module):
 def gelu_exact(x: jax.Array) -> jax.Array:
     """Compute x * Phi(x) (Hendrycks & Gimpel 2016) in float32, as PyTorch does.
 
-    JAX's own takes erfc instead of erf, which is exact to the last bit for large negative x, where
-    the result is nearly 0, and takes twice as long on a CPU.
+    jax.nn.gelu uses erfc instead of erf: more exact for large negative x, where the result is
+    nearly 0, but half as fast on a CPU.
     """
     y = x.astype(jnp.float32)
     return (0.5 * y * (1 + jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
@@ -79,8 +79,8 @@ def gelu_exact(x: jax.Array) -> jax.Array:
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     """Convolve images [b, height, width, c] with square kernels [size, size, c, d].
 
-    On a CPU, the gradient of the kernel, and that of the images where the outputs are few or there
-    is a stride, are matrix products: XLA's own run at a fraction of a product's speed there.
+    On a CPU, the gradient of the kernel, and that of the images for few outputs or a stride, are
+    computed as matrix products: XLA's gradients run at a fraction of their speed there.
     """
     return _convolution(x, kernel, stride, padding)
 
@@ -94,20 +94,20 @@ def _convolve_backward(stride, padding, inputs, dy):
     x, kernel = inputs
     if jax.default_backend() != "cpu":
         return jax.vjp(lambda x, k: _convolution(x, k, stride, padding), x, kernel)[1](dy)
-    # To flip the kernel takes long for what few positions then do with it, and with a stride the
-    # flipped one multiplies by zeros.
+    # Flipping the kernel is not worth it for few outputs, and with a stride the transposed
+    # convolution multiplies by zeros.
     if math.prod(dy.shape[1:3]) < 64 or stride > 1:
         (dx,) = jax.linear_transpose(lambda x: _product(x, kernel, stride, padding), x)(dy)
     else:
-        # XLA's own derivative, of which it may leave the flip to the convolution: within a loop
-        # that takes ten times as long.
+        # With an explicit flip: XLA may fuse that of its own gradient into the convolution, which
+        # takes ten times as long within a loop.
         flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
         dx = _convolution(dy, flipped, 1, kernel.shape[0] - 1 - padding)
     return dx, _kernel_gradient(x, dy, kernel.shape, stride, padding).astype(kernel.dtype)
 
 
 def _product(x, kernel, stride, padding):
-    """Convolve by products of patches and kernel."""
+    """Convolve as matrix products of patches and kernel (im2col)."""
     size, columns = kernel.shape[0], kernel.shape[-1]
     height, width = ((n + 2 * padding - size) // stride + 1 for n in x.shape[1:3])
 
@@ -119,12 +119,12 @@ def _product(x, kernel, stride, padding):
 
 
 def _kernel_gradient(x, dy, shape, stride, padding):
-    """Multiply `dy` by the patches that the kernel met; return [size, size, c, d]."""
+    """Compute the gradient of the kernel, [size, size, c, d], from patches and `dy`."""
     positions, d = math.prod(dy.shape[1:3]), dy.shape[-1]
 
     def add(total, chunk):
         x, dy = chunk
-        # This way round the product is half again as fast as its transpose.
+        # In this order, the product is 1.5 times as fast as its transpose.
         return total + dy.reshape(-1, d).T @ _patches(x, shape[0], stride, padding), None
 
     zeros = jnp.zeros((d, math.prod(shape[:3])), dy.dtype)
@@ -135,7 +135,7 @@ def _kernel_gradient(x, dy, shape, stride, padding):
 def _split(x, positions):
     """Reshape images [b, ...] with this many kernel positions each to [chunks, images, ...].
 
-    As few images at a time as make a large product, so that their patches stay in the cache.
+    Chunks are just large enough for an efficient product, so that patches stay in the CPU cache.
     """
     b, fitting = len(x), max(1, 512 // positions)
     chunks = next(n for n in range(-(-b // fitting), b + 1) if b % n == 0)
@@ -143,12 +143,12 @@ def _split(x, positions):
 
 
 def _patches(x, size, stride, padding):
-    """Cut the patches [positions, size * size * c] that a kernel meets in [b, height, width, c]."""
+    """Extract patches [positions, size * size * c] from images [b, height, width, c]."""
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     rows, columns = (n - size + 1 for n in x.shape[1:3])
     shifts = [(i, j) for i in range(size) for j in range(size)]
-    met = [x[:, i : i + rows : stride, j : j + columns : stride] for i, j in shifts]
-    return jnp.concatenate(met, -1).reshape(-1, size * size * x.shape[-1])
+    shifted = [x[:, i : i + rows : stride, j : j + columns : stride] for i, j in shifts]
+    return jnp.concatenate(shifted, -1).reshape(-1, size * size * x.shape[-1])
 
 
 convolve.defvjp(

@@ -1,4 +1,4 @@
-"""ResNet18 (He et al. 2016, arXiv:1512.03385), its names after torchvision's."""
+"""ResNet18 (He et al. 2016, arXiv:1512.03385), with names after torchvision's."""
 
 import functools
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ from vit_jax.models.layers import convolve
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al. 2016, figure 5, left).
 
-    The first has the stride; a projection takes the shortcut where shapes differ. For the other
-    attributes see `ResNet18`; `frozen_norms` are without the block's name here.
+    The first has the stride; the shortcut is a projection where shapes differ. For the other
+    attributes see `ResNet18`; `frozen_norms` omit the block's name here.
     """
 
     channels: int
@@ -49,7 +49,7 @@ class ResNet18(nn.Module):
     (3x3, stride 1, no pooling) or "imagenet" (7x7, stride 2, then 3x3 max pooling).
     `zero_init_residual` starts the scale of each block's last norm at 0, as an identity.
 
-    Batch statistics are of the whole batch: over the devices of the mesh axis `axis_name` where a
+    Batch statistics cover the whole batch: over the devices of the mesh axis `axis_name` where a
     batch is sharded by `jax.shard_map`, else None. Parameters, statistics and logits are float32.
     """
 
@@ -70,8 +70,8 @@ class ResNet18(nn.Module):
     ):
         """Classify normalised images [b, height, width, channels].
 
-        With `train`, the batch's statistics normalise and update the running ones, the collection
-        "batch_stats", which must be mutable. `keys`, which the ViT needs, are not used.
+        With `train`, normalises by batch statistics and updates the running ones, the collection
+        "batch_stats", which must be mutable. `keys`, as for the ViT, are ignored.
 
         Returns:
           float32 logits [b, num_classes]; with `capture` also a dict of "feature_maps" ({name:
@@ -86,7 +86,7 @@ class ResNet18(nn.Module):
         x = nn.relu(_norm(train, self.frozen_norms, "bn1", **own)(x))
         maps = {"stem": x}
         if is_imagenet:
-            # Zeros pad as well as -inf would: no value is below 0 here.
+            # Zero padding is equivalent to -inf: no value is negative after the ReLU.
             x = nn.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
         basic_block = nn.remat(BasicBlock, static_argnums=(2,)) if self.remat else BasicBlock
         for stage in range(4):
@@ -108,7 +108,7 @@ class ResNet18(nn.Module):
 
 
 class Conv(nn.Module):
-    """A square convolution without bias, its parameters as in `nn.Conv`."""
+    """A square convolution without bias, with the parameters of `nn.Conv`."""
 
     channels: int
     size: int
@@ -119,9 +119,9 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [b, height, width, c] to [b, height / stride, width / stride, channels]."""
         shape = (self.size, self.size, x.shape[-1], self.channels)
-        # The spread of He et al. 2015, fan-out.
-        spread = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
-        kernel = self.param("kernel", spread, shape)
+        # He et al. 2015, fan-out.
+        init = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+        kernel = self.param("kernel", init, shape)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         # Padding as in PyTorch; "SAME" would differ at stride 2.
         return convolve(x, kernel, self.stride, self.size // 2)

@@ -1,4 +1,4 @@
-"""Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), with the official names."""
+"""Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), with official parameter names."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ class PositionEmbedding(nn.Module):
 
     The kinds are "learned_1d" (one table, class token included), "learned_2d" (a table of rows plus
     one of columns), "sinusoidal" (fixed, 1-D order, class token first) and "sincos_2d" (fixed). The
-    2-D kinds leave the class token as it is: its own parameter serves.
+    2-D kinds leave the class token unchanged.
     """
 
     kind: str
@@ -67,7 +67,7 @@ class PositionEmbedding(nn.Module):
 
 
 class MlpBlock(nn.Module):
-    """Two dense layers with GELU between, on every token."""
+    """Two dense layers with a GELU in between, per token."""
 
     config: Mapping[str, Any]
     dtype: jnp.dtype
@@ -101,8 +101,8 @@ class EncoderBlock(nn.Module):
     def __call__(self, x, keys, layer, added=None) -> tuple[jax.Array, dict]:
         """Map tokens [b, n, d] to tokens and the intermediates of the attention.
 
-        `keys` [b], None without dropout, differ from those of other blocks; `layer` counts the
-        blocks from 0; `added` [b, h, n, n], or None, is added to the attention weights.
+        `keys` [b], None without dropout, are the block's own; `layer` is its index from 0; `added`
+        [b, h, n, n], or None, is added to the attention weights.
         """
         config, dtype = self.config, self.dtype
         attend = Attention(config, self.grid, dtype, name=LAYER_NAMES[config["attention"]])
@@ -119,12 +119,12 @@ def _apply(block, remat, params, *inputs):
     return apply({"params": params}, *inputs)
 
 
-# Equal blocks are traced once, which halves the time that tracing takes.
+# Blocks are traced once and shared, which halves the tracing time.
 _apply_shared = jax.jit(_apply, static_argnums=(0, 1))
 
 
 class Encoder(nn.Module):
-    """Position embedding, blocks and the last norm."""
+    """Position embedding, encoder blocks and final norm."""
 
     config: Mapping[str, Any]
     grid: tuple[int, int]
@@ -136,11 +136,11 @@ class Encoder(nn.Module):
         """Map tokens [b, n, d] to tokens [b, n, d] and the intermediates."""
         config, dtype, depth = self.config, self.dtype, self.config["depth"]
         kind, has_cls = config["pos_embed"], config["pool"] == "cls"
-        if kind not in ("none", "rope_2d", "relative_bias"):  # the latter act within attention
+        if kind not in ("none", "rope_2d", "relative_bias"):  # these two act within attention
             x = PositionEmbedding(kind, self.grid, has_cls, name="posembed_input")(x)
         x = Dropout(config["dropout_rate"])(x, keys)
-        # In bfloat16, XLA would round at the borders of what is shared, and what is captured would
-        # change the logits.
+        # Not in bfloat16: XLA would round at the boundaries of the shared function, and capturing
+        # intermediates would change the logits.
         apply = _apply_shared if dtype == jnp.float32 else _apply
         tokens, attended = [x], []
         for i, params in enumerate(self._params_of_blocks(x)):
@@ -155,7 +155,7 @@ class Encoder(nn.Module):
         return x, {"tokens": tokens} | intermediates
 
     def _params_of_blocks(self, x):
-        """Return the parameters of each block; new ones are drawn for all blocks at once."""
+        """Return the parameters of each block; initialise those of all blocks vectorised."""
         names = [f"encoderblock_{i}" for i in range(self.config["depth"])]
         if not self.is_initializing():
             return [self.get_variable("params", name) for name in names]
@@ -171,7 +171,7 @@ class Encoder(nn.Module):
 class VisionTransformer(nn.Module):
     """Image classifier; for the attributes see `models.build`.
 
-    Parameters and logits are float32, whatever the dtype of the computation.
+    Parameters and logits are float32, whatever the compute dtype.
     """
 
     config: Mapping[str, Any]
@@ -190,8 +190,8 @@ class VisionTransformer(nn.Module):
     ):
         """Classify normalised images [b, height, width, channels].
 
-        Dropout and drop path act with `train` and random `keys` of the images [b]. `added` to the
-        attention weights are depth arrays [b, h, n, n], for derivatives.
+        Dropout and drop path act with `train` and random `keys` of the images [b]. `added` are
+        depth arrays [b, h, n, n] added to the attention weights, for gradients.
 
         Returns:
           float32 logits [b, num_classes]; with `capture` also a dict of "tokens" (depth + 1
@@ -220,8 +220,8 @@ class VisionTransformer(nn.Module):
     def _patches(self, images):
         (b, height, width, channels), p = images.shape, self.config["patch_size"]
         hidden_size = self.config["hidden_size"]
-        # The kernel as a convolution has it, or as a dense layer. Either way it is a product with
-        # flat patches, which equals a convolution without overlap, and is faster on a CPU.
+        # The kernel has the shape of a convolution's or of a dense layer's. Both are computed as a
+        # product with flat patches, which is faster than a convolution on a CPU.
         inputs = (p, p, channels) if self.config["patchify"] == "conv" else (p * p * channels,)
         layer = Kernel(inputs, (hidden_size,), kernel_init=_KERNEL_INIT, name="embedding")
         x = images.reshape(b, height // p, p, width // p, p, channels)
@@ -233,21 +233,21 @@ class VisionTransformer(nn.Module):
 def attention_gradients(
     model: nn.Module, variables: dict, images: jax.Array, classes: jax.Array | None = None
 ) -> tuple[jax.Array, dict, list[jax.Array]]:
-    """Differentiate the logit of a class by every attention weight of a VisionTransformer.
+    """Compute the gradients of a class logit with respect to all attention weights of a ViT.
 
-    The weights are those that multiply the values: of differential attention the difference. They
-    are taken as independent of each other, so the softmax before them is not differentiated. The
+    These are the weights that multiply the values (for differential attention, the difference),
+    treated as independent variables: the softmax is not differentiated. The
     images of a batch do not affect each other, so one backward pass serves all.
 
     Args:
-      model: raises ValueError if it has no attention.
+      model: a VisionTransformer; others raise ValueError.
       variables: {"params": ...}.
       images: normalised [b, height, width, channels].
-      classes: int [b]; None: the predicted ones.
+      classes: int [b]; None: the predicted classes.
 
     Returns:
-      float32 logits [b, num_classes]; the intermediates of the call with `capture`; and the
-      gradients, depth arrays [b, h, n, n] in the model's dtype.
+      float32 logits [b, num_classes]; the intermediates, as with `capture`; and the gradients,
+      depth arrays [b, h, n, n] in the model's dtype.
     """
     apply = functools.partial(model.apply, capture=True)
     seen = jax.eval_shape(apply, variables, images)[1]

@@ -1,4 +1,4 @@
-"""Weights of other projects and of finished runs: converted, fitted to a model, exported."""
+"""Pretrained weights of other projects and of finished runs: conversion, loading and export."""
 
 from vit_jax.pretrained.export import export as export
 from vit_jax.pretrained.formats import flat_weights as flat_weights
@@ -7,7 +7,7 @@ from vit_jax.pretrained.formats import shapes as shapes
 from vit_jax.pretrained.weights import DATA_KEYS as DATA_KEYS
 from vit_jax.pretrained.weights import Fitted as Fitted
 from vit_jax.pretrained.weights import Weights as Weights
-from vit_jax.pretrained.weights import check_whole as check_whole
+from vit_jax.pretrained.weights import check_shapes as check_shapes
 from vit_jax.pretrained.weights import convert as convert
 from vit_jax.pretrained.weights import describe as describe
 from vit_jax.pretrained.weights import fit as fit

@@ -1,4 +1,4 @@
-"""Export of weights to the files of other projects."""
+"""Export weights to the formats of other projects."""
 
 import pathlib
 from typing import Any
@@ -11,16 +11,16 @@ from vit_jax.runtime.errors import UserError
 
 
 def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
-    """Export weights, and return notes on what the files cannot record.
+    """Export weights; return notes on settings that the files cannot record.
 
     Args:
-      weights: to write.
+      weights: weights to export.
       kind: "timm" or "hf", a folder that `timm.create_model("local-dir:...", pretrained=True)` or
         `ViTForImageClassification.from_pretrained` reads; "npz", the official file.
       destination: the folder or file; it must not exist.
 
     Raises:
-      UserError: `kind` has no such model.
+      UserError: the format cannot represent the model.
     """
     info, arrays, settings = weights.info, weights.arrays, weights.info["settings"]
     if destination.exists():
@@ -34,7 +34,7 @@ def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
         contiguous: Any = {key: np.ascontiguousarray(array) for key, array in theirs.items()}
         np.savez(destination, **contiguous)
         return [
-            f"the file cannot tell {key}={settings[key]}; usual is {value}"
+            f"the file cannot record {key}={settings[key]}; the usual value is {value}"
             for key, value in tables.SETTINGS["npz"].items()
             if settings[key] != value
         ]
@@ -47,12 +47,12 @@ def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
         configs = {"config.json": _timm_config(info, mean, std)}
         files.write_safetensors(destination, formats.to_theirs(name, arrays), configs)
         eps = settings.get("model.norm_eps", 1e-6)
-        return [f"timm takes 1e-6 for norm_eps, not {eps:g}"] if eps != 1e-6 else []
+        return [f"timm uses norm_eps=1e-6 instead of {eps:g}"] if eps != 1e-6 else []
     theirs = formats.to_theirs("hf", arrays)
     theirs = {k if k.startswith("classifier.") else f"vit.{k}": v for k, v in theirs.items()}
     files.write_safetensors(destination, theirs, _hf_configs(info, mean, std))
     crop = info.get("eval_crop", 1.0)
-    return [f"the processor cannot crop to data.eval_crop={crop} first"] if crop != 1 else []
+    return [f"the image processor cannot record data.eval_crop={crop}"] if crop != 1 else []
 
 
 def _lacking(settings, kind):
@@ -61,7 +61,7 @@ def _lacking(settings, kind):
         if kind != "timm" or settings["model.stem"] != "imagenet":
             return f"model.name=resnet18 with model.stem={settings['model.stem']}"
         width = settings["model.hidden_size"]
-        return "" if width == 64 else f"model.hidden_size={width} of a resnet18"
+        return "" if width == 64 else f"model.hidden_size={width} of resnet18"
     needed: dict[str, Any] = dict(attention="softmax", patchify="conv", pos_embed="learned_1d")
     if kind != "npz":
         needed["representation_size"] = 0
@@ -93,7 +93,7 @@ def _timm_config(info, mean, std):
         return config | {"architecture": "resnet18"}
     has_cls = settings["model.pool"] == "cls"
     return config | {
-        "architecture": "vit_base_patch16_224",  # all of whose sizes are overridden here
+        "architecture": "vit_base_patch16_224",  # all dimensions are overridden
         "model_args": {
             "img_size": size,
             "patch_size": settings["model.patch_size"],

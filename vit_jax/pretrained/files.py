@@ -1,4 +1,4 @@
-"""Weight files of other projects, read without running anything that they hold."""
+"""Read and write weight files of other projects, without executing their content."""
 
 import collections
 import io
@@ -17,16 +17,16 @@ from vit_jax.runtime.errors import UserError, first_line, single_line
 
 assert ml_dtypes  # registers bfloat16 with NumPy, which safetensors then reads
 
-# An .npz may become this many bytes, or 20 times its own: weights can hardly be compressed.
+# Limit of an unpacked .npz, or 20 times the file size if larger: weights hardly compress.
 UNPACKED_BYTES = 2**28
-LARGEST_BYTES = 2**36  # those of the largest ViTs, of some billion parameters, are a tenth
-SIDE_BYTES = 2**24  # of a JSON file next to the weights, which has a few thousand
+LARGEST_BYTES = 2**36  # ten times the largest ViTs
+SIDE_BYTES = 2**24  # limit of a JSON file next to the weights, usually a few kB
 
 
 def read_arrays(path: pathlib.Path) -> Arrays:
     """Read {key: array} from an .npz or .safetensors file.
 
-    Raises UserError if it is missing, damaged, a pickle, a zip bomb, or of another kind.
+    Raises UserError if it is missing, damaged, a pickle, a zip bomb, or not a weight file.
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file")
@@ -34,14 +34,14 @@ def read_arrays(path: pathlib.Path) -> Arrays:
     if size == 0:
         raise UserError(f"{path} is empty")
     if size > LARGEST_BYTES:
-        raise UserError(f"{path} is refused: it has {size:,} bytes")
+        raise UserError(f"{path} is too large: {size:,} bytes, at most {LARGEST_BYTES:,} are read")
     with path.open("rb") as file:
         start = file.read(9)
-    is_safetensors = start[8:] == b"{"  # after the length of its header
+    is_safetensors = start[8:] == b"{"  # after the header's length
     if path.suffix != ".npz" and not is_safetensors and start.startswith((b"PK", b"\x80")):
         raise UserError(
-            f"{path} is a pickle, which could run any code when it is read: load it in PyTorch "
-            "where you trust it, and write it with safetensors.torch.save_file(state_dict, "
+            f"{path} is a pickle, which can execute arbitrary code when loaded: if you trust it, "
+            "load it in PyTorch and save it with safetensors.torch.save_file(state_dict, "
             "'model.safetensors')"
         )
     if path.suffix not in (".npz", ".safetensors"):
@@ -55,11 +55,11 @@ def read_arrays(path: pathlib.Path) -> Arrays:
     except (MemoryError, UserError):
         raise
     except Exception as error:  # zip, NumPy and safetensors raise many types
-        raise UserError(f"{path} is damaged or of another kind ({first_line(error)})") from None
+        raise UserError(f"{path} is damaged or not a weight file ({first_line(error)})") from None
     for key, array in arrays.items():
         bfloat16 = array.dtype.kind == "V" and array.dtype.itemsize == 2
         if array.dtype.kind not in "fiub" and not bfloat16:
-            raise UserError(f"{path}: {key} is of type {array.dtype}, which is not a number type")
+            raise UserError(f"{path}: {key} has dtype {array.dtype}, which is not numeric")
     return arrays
 
 
@@ -68,29 +68,31 @@ def _read_npz(path, limit):
     with zipfile.ZipFile(path) as archive:
         total = sum(member.file_size for member in archive.infolist())
         if total > limit:
-            raise UserError(f"{path} is refused: unpacked, it would have {total:,} bytes")
+            raise UserError(
+                f"{path} is too large: {total:,} bytes when unpacked, at most {limit:,} are read"
+            )
         for member in archive.infolist():
             key = member.filename.removesuffix(".npy")
             if key in arrays:
-                raise ValueError(f"it holds {key} twice")
+                raise ValueError(f"it contains {key} twice")
             with archive.open(member) as file:
                 arrays[key] = _parse_npy(file.read(member.file_size), member.filename)
     return arrays
 
 
 def _parse_npy(content, name):
-    """Parse an .npy file; unlike NumPy, without allocating what its header only promises."""
+    """Parse an .npy file; unlike NumPy, never allocate by the header's shape alone."""
     file = io.BytesIO(content)
     readers = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
     major, _ = np.lib.format.read_magic(file)
     if major not in readers:
-        raise ValueError(f"{name} is of an unknown version")
+        raise ValueError(f"{name} has an unknown version")
     try:
         shape, is_fortran, dtype = readers[major](file)
-    except MemoryError:  # Python's parser, of an expression that is nested too deeply
-        raise ValueError(f"{name} has an absurd header") from None
+    except MemoryError:  # from Python's parser, if nested too deeply
+        raise ValueError(f"{name} has an invalid header") from None
     if dtype.hasobject:
-        raise ValueError(f"{name} holds Python objects, which could run any code")
+        raise ValueError(f"{name} contains Python objects, which can execute arbitrary code")
     array = np.frombuffer(content, dtype, offset=file.tell())
     return array.reshape(shape, order="F" if is_fortran else "C")
 
@@ -98,28 +100,34 @@ def _parse_npy(content, name):
 def read_side_settings(path: pathlib.Path) -> dict[str, Any]:
     """Read settings such as "data.mean", and "class_names", from JSON next to a .safetensors file.
 
-    That is config.json of transformers or timm, and transformers' preprocessor_config.json. Raises
-    UserError if one of them is damaged, or asks for what our models do not have.
+    Reads config.json of transformers or timm, and preprocessor_config.json of transformers. Raises
+    UserError if one of them is damaged or describes an unsupported model.
     """
-    beside = path.with_name("config.json")
-    config, pre = _read_json(beside), _read_json(path.with_name("preprocessor_config.json"))
+    config_path = path.with_name("config.json")
+    config, pre = _read_json(config_path), _read_json(path.with_name("preprocessor_config.json"))
     try:
-        return _side_settings(config, pre, beside)
+        return _side_settings(config, pre, config_path)
     except (TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
-        raise UserError(f"{beside} is not as timm and transformers write it: {error}") from None
+        raise UserError(
+            f"{config_path} is not in the format of timm or transformers: {error}"
+        ) from None
 
 
-def _side_settings(config, pre, beside):
+def _side_settings(config, pre, config_path):
     cfg, args = config.get("pretrained_cfg") or {}, config.get("model_args") or {}
     pool = config.get("global_pool") or args.get("global_pool")
     if pool and pool not in ("token", "avg"):
-        raise UserError(f"{beside} asks for the pooling {pool!r}; known are token and avg")
+        raise UserError(
+            f"{config_path} has the unsupported pooling {pool!r}: token and avg are supported"
+        )
     kinds = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
     kinds |= {"gelu_tanh": "tanh", "gelu_fast": "tanh"}
     activation = config.get("hidden_act") or args.get("act_layer")
     if activation and activation not in kinds:
         known = ", ".join(kinds)
-        raise UserError(f"{beside} asks for the activation {activation!r}; known are {known}")
+        raise UserError(
+            f"{config_path} has the unsupported activation {activation!r}: {known} are supported"
+        )
     found = {
         "model.hidden_size": config.get("hidden_size") or config.get("num_features"),
         "model.depth": config.get("num_hidden_layers") or args.get("depth"),
@@ -137,9 +145,9 @@ def _side_settings(config, pre, beside):
         found["class_names"] = [labels[number] for number in sorted(labels)]
     if names := found["class_names"]:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError("the names of its classes are not a list of strings")
+            raise ValueError("the class names are not a list of strings")
         names, counts = [single_line(name) for name in names], collections.Counter(names)
-        found["class_names"] = [  # ImageNet has two kinds of crane
+        found["class_names"] = [  # ImageNet has two classes called crane
             f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(names)
         ]
     return {
@@ -153,7 +161,7 @@ def _read_json(path):
     if not path.exists():
         return {}
     if not path.is_file() or path.stat().st_size > SIDE_BYTES:
-        raise UserError(f"{path} is no file of at most {SIDE_BYTES:,} bytes")
+        raise UserError(f"{path} is not a file of at most {SIDE_BYTES:,} bytes")
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Conversion of arrays between the formats of other projects and ours, after the tables."""
+"""Convert arrays between our format and those of other projects, by the tables."""
 
 import math
 import re
@@ -25,7 +25,7 @@ def detect(keys: set[str], is_npz: bool, source) -> str:
         if typical & keys and is_npz == (name == "npz"):
             return name
     kinds = "the official ViT" if is_npz else "a ViT of timm, Hugging Face or torchvision, ResNet18"
-    raise UserError(f"{source} holds no known kind of weights ({kinds}): it has {_some(keys)}")
+    raise UserError(f"{source} has no known layout ({kinds}): it contains {_some(keys)}")
 
 
 def _some(keys):
@@ -33,23 +33,23 @@ def _some(keys):
 
 
 def canonical(arrays: Arrays, is_npz: bool) -> Arrays:
-    """Rename arrays to the names of the tables, as float32, and drop what is not a weight.
+    """Rename arrays to the keys of the tables, convert to float32, and drop non-weights.
 
-    Undone are the prefixes "opt/target/", "params/", "params/img/" and "vit."; the numbers of
-    pre-Linen Flax (MlpBlock_3 for the first MlpBlock); big_vision's stacked blocks, its positions
-    outside of the encoder, and its bfloat16 as raw bytes; torchvision's older names.
+    Removes the prefixes "opt/target/", "params/", "params/img/" and "vit."; converts the numbering
+    of pre-Linen Flax (MlpBlock_3 for the first MlpBlock), big_vision's stacked blocks, its
+    positions outside the encoder and its bfloat16 as raw bytes, and torchvision's older names.
     """
     if is_npz:
         prefixes = ("opt/target/", "params/img/", "params/")
         prefix = next((p for p in prefixes if any(key.startswith(p) for key in arrays)), "")
-        # What lacks the prefix belongs to the optimizer.
+        # Keys without the prefix belong to the optimizer.
         inside = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
         arrays = dict(_linen(inside))
     else:
         renamed = {r"^vit\.": "", r"mlp\.linear_1\.": "mlp.0.", r"mlp\.linear_2\.": "mlp.3."}
         for old, new in renamed.items():
             arrays = {re.sub(old, new, key): value for key, value in arrays.items()}
-        # PyTorch alone needs the numbers of batches seen.
+        # Only PyTorch uses num_batches_tracked.
         arrays = {k: v for k, v in arrays.items() if not k.endswith("num_batches_tracked")}
     return {
         key: np.asarray(x.view(ml_dtypes.bfloat16) if x.dtype.kind == "V" else x, np.float32)
@@ -74,7 +74,7 @@ def _linen(arrays):
 def describe(name: str, arrays: Arrays, num_heads: int | None, source) -> tuple[dict, int]:
     """Derive the settings {"model.depth": 12, ...} and number of classes, 0 without a head.
 
-    From the canonical arrays of a format. Where `num_heads` is None, it is that of the named size.
+    Reads the canonical arrays of a format. If `num_heads` is None, it is that of the named size.
     Raises UserError if the arrays are not those of a ViT or ResNet18.
     """
     rows = {ours: (theirs, layout) for ours, theirs, layout in tables.TABLES[name]}
@@ -85,7 +85,7 @@ def describe(name: str, arrays: Arrays, num_heads: int | None, source) -> tuple[
     def find(path, ndim):
         key = key_of(path)
         if key not in arrays:
-            raise UserError(f"{source} lacks {key}")
+            raise UserError(f"{source}: {key} is missing")
         shape = arrays[key].shape
         if len(shape) != ndim:
             raise UserError(f"{source}: {key} has the shape {shape}, not {ndim} dimensions")
@@ -106,7 +106,7 @@ def describe(name: str, arrays: Arrays, num_heads: int | None, source) -> tuple[
     patch, other_side, channels, width = find("embedding/kernel", 4).shape
     if patch != other_side:
         raise UserError(
-            f"{source} has patches of {patch}x{other_side} pixels, which are no squares"
+            f"{source} has patches of {patch}x{other_side} pixels, which are not square"
         )
     tokens = find(POSITIONS, 3).shape[1]
     grid = math.isqrt(tokens) if math.isqrt(tokens) ** 2 == tokens else math.isqrt(tokens - 1)
@@ -147,7 +147,7 @@ def _num_heads(width, found, given, source):
 
 
 def shapes(settings: dict, num_classes: int) -> dict[str, tuple]:
-    """Compute {our path: shape} of the model of these settings; without classes, no head."""
+    """Compute {our path: shape} of the model of these settings, without head for 0 classes."""
     config = get_config()
     config.update_from_flattened_dict(settings)
     size, channels = config.data.image_size, config.data.channels
@@ -171,7 +171,7 @@ def nested_weights(flat: dict) -> tuple[dict, dict]:
 
 
 def _rows(name, ours):
-    """Yield (our paths, their key, layout) of a model with the paths `ours`."""
+    """Yield (our paths, their key, layout) for a model with the paths `ours`."""
     depth = sum(bool(re.fullmatch(BLOCK.format(i=r"\d+") + "/LayerNorm_0/scale", p)) for p in ours)
     for path, key, layout in tables.TABLES[name]:
         for i in range(depth) if "{i}" in path else (0,):
@@ -193,7 +193,7 @@ def to_theirs(name: str, ours: Arrays) -> Arrays:
 def to_ours(name: str, arrays: Arrays, ours: dict[str, tuple], source) -> Arrays:
     """Convert the canonical arrays of a format to those of `ours`, {our path: shape}.
 
-    Raises UserError, which lists all that is missing, misshaped or left over, or not finite.
+    Raises UserError that lists all missing, misshaped, unexpected and non-finite arrays.
     """
     arrays, result, problems = dict(arrays), {}, []
     template = {path: np.broadcast_to(np.float32(0), shape) for path, shape in ours.items()}
@@ -204,13 +204,13 @@ def to_ours(name: str, arrays: Arrays, ours: dict[str, tuple], source) -> Arrays
             problems.append(f"{key} is missing")
             continue
         if paths == [POSITIONS] and array.shape[1:2] == (wanted[key][1] - 1,) and "cls" in ours:
-            array = np.pad(array, ((0, 0), (1, 0), (0, 0)))  # the class token had no position
+            array = np.pad(array, ((0, 0), (1, 0), (0, 0)))  # no position for the class token
         if array.shape != wanted[key]:
             problems.append(f"{key} has the shape {array.shape} instead of {wanted[key]}")
             continue
         for path, piece in zip(paths, np.split(array, len(paths)), strict=True):
             result[path] = np.ascontiguousarray(layout.to_ours(piece, ours[path]))
-    problems += [f"{key} has no place" for key in sorted(arrays)]
+    problems += [f"{key} is unexpected" for key in sorted(arrays)]
     if problems:
         raise UserError(f"{source} does not fit the {name} layout: {'; '.join(problems)}")
     check_finite(result, source)
@@ -218,7 +218,7 @@ def to_ours(name: str, arrays: Arrays, ours: dict[str, tuple], source) -> Arrays
 
 
 def check_finite(arrays: Arrays, source) -> None:
-    """Raise UserError if an array holds a value that is NaN or infinite."""
+    """Raise UserError if an array contains NaN or infinite values."""
     bad = [key for key, array in arrays.items() if not np.isfinite(array).all()]
     if bad:
-        raise UserError(f"{source} holds values that are not finite numbers, in {_some(bad)}")
+        raise UserError(f"{source} contains NaN or infinite values in {_some(bad)}")

@@ -1,11 +1,11 @@
-"""Resizing of positions and patch kernels to another image or patch size.
+"""Resize position embeddings and patch kernels to another image or patch size.
 
 Every rule is linear and separable: a matrix [new, old] for each side of the grid.
 """
 
 import numpy as np
 
-# Of position embeddings, by format; that of the others is "timm".
+# Rules for position embeddings, by format; "timm" for the others.
 RULES = {"npz": "official", "hf": "hf"}
 RULE_NAMES = {
     "official": "linear between aligned corners, the official rule",
@@ -49,7 +49,7 @@ def _cubic(x, a):
 def resize_positions(table: np.ndarray, tokens: int, has_cls: bool, rule: str) -> np.ndarray:
     """Resize learned positions [1, n, d] of a square grid to [1, tokens, d].
 
-    The class token's stays.
+    The position of the class token is unchanged.
     """
     cls, grid = table[:, : int(has_cls)], table[0, int(has_cls) :]
     old, new = (round(n**0.5) for n in (len(grid), tokens - int(has_cls)))
@@ -63,7 +63,7 @@ def resize_positions(table: np.ndarray, tokens: int, has_cls: bool, rule: str) -
 def resize_patches(kernel: np.ndarray, patch: int) -> np.ndarray:
     """Resize a patch embedding [p, p, channels, d] to [patch, patch, channels, d].
 
-    A patch that is enlarged with the image then gives (where p <= patch, exactly) the same token:
+    A patch that is enlarged with the image then has the same token (exactly, where p <= patch):
     the kernel is multiplied by the pseudo-inverse of the transposed resizing (Beyer et al. 2023,
     FlexiViT, arXiv:2212.08013, equation 2; resizing as in `resize_matrix`, "timm").
     """

@@ -1,8 +1,8 @@
-"""How other projects name and lay out the arrays of a ViT or a ResNet18: one table per format.
+"""Names and layouts of ViT and ResNet18 arrays in other projects: one table per format.
 
-A row of a table is (our path, their key, layout). "{i}" stands for the number of a block; "{qkv}"
-for query, key and value: in their key if the three are apart, else they are joined in one array. A
-row concerns only models that have the path.
+A row of a table is (our path, their key, layout). "{i}" stands for the index of a block, "{qkv}"
+for query, key and value: if it is not in their key, the three are concatenated in one array. A row
+applies only to models that have the path.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Layout(NamedTuple):
-    """How an array of ours becomes theirs, and theirs ours of a given shape."""
+    """Conversion of an array to their layout, and from theirs to ours of a given shape."""
 
     to_theirs: Callable[[np.ndarray], np.ndarray]
     to_ours: Callable[[np.ndarray, tuple], np.ndarray]
@@ -36,10 +36,11 @@ QKV = f"{BLOCK}/MultiHeadDotProductAttention_0/{{qkv}}"
 OUT = f"{BLOCK}/MultiHeadDotProductAttention_0/out"
 DENSE_0, DENSE_1 = f"{BLOCK}/MlpBlock_0/Dense_0", f"{BLOCK}/MlpBlock_0/Dense_1"
 
-# By our path without the parameter's name, the layout of the kernel (of a norm: of its scale), and
+# Our path without the parameter's name, the layout of the kernel (for a norm, of its scale), and
 # the keys in VisionTransformer.state_dict() of timm, in the files of transformers' ViTModel
-# (ViTForImageClassification adds the prefix "vit."), and in torchvision's VisionTransformer. Those
-# of a block follow its own key. The pooler is tanh(dense(class token)), as in the 2020 checkpoints.
+# (ViTForImageClassification adds the prefix "vit."), and in torchvision's VisionTransformer. Keys
+# of a block follow the block's own key. The pooler is tanh(dense(class token)), as in
+# the 2020 checkpoints.
 _BLOCKS = ("blocks.{i}.", "encoder.layer.{i}.", "encoder.layers.encoder_layer_{i}.")
 _VIT = (
     ("cls", SAME, "cls_token", "embeddings.cls_token", "class_token"),
@@ -87,17 +88,17 @@ def _resnet18():
 
 
 TABLES = {
-    "npz": [(path, path, SAME) for path, _, _ in _vit(1)],  # our names, once `canonical`
+    "npz": [(path, path, SAME) for path, _, _ in _vit(1)],  # our names, after `canonical`
     "timm": [*_vit(0)],
     "hf": [*_vit(1)],
     "torchvision": [*_vit(2)],
     "resnet18": [*_resnet18()],
 }
 
-# Every format has the first of these paths, or the second, and a key of its own for it.
+# Every format has one of these paths, with a distinctive key.
 TYPICAL = ("embedding/kernel", "layer1_0/conv1/kernel")
 
-# The settings that a format's models were trained with, which cannot be read from the arrays.
+# Settings of a format's models that the arrays do not record.
 _HALVES = {"data.mean": (0.5,), "data.std": (0.5,)}
 _IMAGENET = {"data.mean": (0.485, 0.456, 0.406), "data.std": (0.229, 0.224, 0.225)}
 SETTINGS = {

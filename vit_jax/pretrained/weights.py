@@ -1,4 +1,4 @@
-"""Stored weights on their way into a model: converted checkpoints and finished runs."""
+"""Convert weights, load checkpoints and finished runs, and fit their weights to a model."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.files import write_atomically
 from vit_jax.storage import checkpoint, run_folder
 
-# The settings that weights were trained with and that a model must have to use them.
+# Settings that a model must share with its weights.
 KEYS = {
     "vit": (
         *("patch_size", "hidden_size", "depth", "num_heads", "mlp_dim", "attention", "patchify"),
@@ -34,7 +34,7 @@ class Weights:
 
     BatchNorm's statistics begin with "batch_stats/". `info` has "format"; "source", a file's name;
     "settings", those of `KEYS` and `DATA_KEYS`; "num_classes"; "class_names" or None; "resize", a
-    key of RULE_NAMES; "assumed", the settings that no file gave; "checksum".
+    key of RULE_NAMES; "assumed", the settings that no file records; "checksum".
     """
 
     arrays: Arrays
@@ -50,7 +50,7 @@ class Weights:
 def convert(source: pathlib.Path, given: dict) -> Weights:
     """Convert a weight file of another project, .npz or .safetensors.
 
-    The JSON files next to it are read too; what is `given` overrides them: {"model.num_heads" |
+    JSON files next to it are read too; the settings `given` override them: {"model.num_heads" |
     "model.gelu" | "model.norm_eps" | "data.mean" | "data.std": value}. Raises UserError if the file
     cannot be read, or does not fit one known layout in every key.
     """
@@ -64,14 +64,14 @@ def convert(source: pathlib.Path, given: dict) -> Weights:
         own = settings.get(key, value)
         if key.startswith("model.") and own != value:
             raise UserError(
-                f"the config.json beside {source} is that of another model: it has {key}={value}, "
+                f"the config.json next to {source} belongs to another model: it has {key}={value}, "
                 f"the weights have {own}"
             )
     usual = tables.SETTINGS[name]
     settings |= {key: known.get(key, value) for key, value in usual.items()}
-    if useless := sorted(given.keys() - settings.keys()):
-        raise UserError(f"{useless[0]} has no effect on {source}, which is a {name}")
-    # The arrays of these do not record the number of heads.
+    if unused := sorted(given.keys() - settings.keys()):
+        raise UserError(f"{unused[0]} has no effect on {source}, which is in the {name} format")
+    # Arrays with flattened heads do not record their number.
     assumed = {*usual, *(["model.num_heads"] if name in ("timm", "hf", "torchvision") else [])}
     _check_settings(settings, source)
     ours = formats.to_ours(name, arrays, formats.shapes(settings, num_classes), source)
@@ -90,7 +90,7 @@ def convert(source: pathlib.Path, given: dict) -> Weights:
 
 def _check_settings(settings, source):
     """Raise UserError if no model can have these settings."""
-    # A length and plain augmentation make the config a valid one for images of any size.
+    # A length and no augmentation make the config valid for any image size.
     settings = settings | {"train.steps": 1, "augment.kind": "none"}
     try:
         validate(with_overrides(get_config(), settings, f"the files of {source}"))
@@ -117,9 +117,7 @@ def describe(weights: Weights) -> str:
     count = sum(array.size for array in weights.arrays.values())
     lines = [f"{info['source']}: {info['format']} layout, {count:,} parameters"]
     for key, value in info["settings"].items():
-        assumed = "  (usual for this kind; not told by the files)" * (
-            key in info.get("assumed", ())
-        )
+        assumed = "  (assumed: not recorded in the files)" * (key in info.get("assumed", ()))
         lines.append(f"  {key} = {value}{assumed}")
     return "\n".join([*lines, f"  classes: {info['num_classes'] or 'no head'}"])
 
@@ -167,7 +165,7 @@ def _run_info(folder):
     config, data = flatten(run_folder.config_of(folder, record)), record["data"]
     path = folder / "config.json"
     if not _are_strings(data["classes"]):
-        raise UserError(f"{path} is damaged: it does not tell the classes")
+        raise UserError(f"{path} is damaged: it does not list the classes")
     keys = [f"model.{key}" for key in ("name", *KEYS.get(config["model.name"], ()))]
     settings = {key: config[key] for key in (*keys, *DATA_KEYS)}
     _check_settings(settings, path)
@@ -202,35 +200,35 @@ def load(folder: pathlib.Path) -> Weights:
 load_once = functools.lru_cache(maxsize=1)(load)  # for all variants of a sweep
 
 
-def check_whole(weights: Weights) -> None:
-    """Raise UserError if weights are not those of the model that their settings describe."""
+def check_shapes(weights: Weights) -> None:
+    """Raise UserError if the weights do not have the shapes of the model in their settings."""
     info = weights.info
     wanted = formats.shapes(info["settings"], info["num_classes"])
     found = {path: array.shape for path, array in weights.arrays.items()}
     for path in sorted(wanted | found):
         if wanted.get(path) != found.get(path):
             raise UserError(
-                f"the weights of {info['source']} are not those of its settings: {path} should "
-                f"have the shape {wanted.get(path)}, and has {found.get(path)}"
+                f"the weights of {info['source']} do not match their settings: {path} should "
+                f"have the shape {wanted.get(path)} but has {found.get(path)}"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """Weights that fit a model: arrays for all its paths but those of a re-initialised head."""
+    """Weights fitted to a model: arrays for all paths except those of a re-initialised head."""
 
     arrays: Arrays
-    rows: list[tuple[str, list[str], str]]  # of the table to print: (what happened, paths, why)
+    rows: list[tuple[str, list[str], str]]  # table rows: (what was done, paths, why)
     identity: dict  # {"checksum", "resize"} of the weights
 
 
 def fit(
     weights: Weights, shapes: dict[str, tuple], class_names: list[str], has_cls: bool
 ) -> Fitted:
-    """Fit weights to a model of these shapes, {our path: shape}, and other classes perhaps.
+    """Fit weights to a model of these shapes, {our path: shape}, possibly with other classes.
 
-    Positions and patches are resized (`has_cls`: the first position is the class token's); a head
-    for other classes is re-initialised. Raises UserError, which lists all that does not fit.
+    Resizes position and patch embeddings (`has_cls`: the first position is the class token's) and
+    re-initialises a head for other classes. Raises UserError that lists all mismatches.
     """
     stored, info = weights.arrays, weights.info
     arrays, problems, rows = {}, [], {"loaded": [], "resized": [], "reset": [], "ignored": []}
@@ -254,29 +252,29 @@ def fit(
         if path.startswith("pre_logits/"):
             rows["ignored"].append(path)
         elif not (path.startswith("head/") and why_reset):
-            problems.append(f"{path} has no place in the model")
+            problems.append(f"{path} is not in the model")
     if problems:
         raise UserError(
             f"the weights of {info['source']} do not fit the model: {'; '.join(problems)}"
         )
     size = info["settings"].get("model.representation_size")
-    ignored = f"the layer before the head is used with model.representation_size={size} only"
+    ignored = f"the layer before the head needs model.representation_size={size}"
     notes = {"resized": "; ".join(resizings), "reset": why_reset, "ignored": ignored}
     table_rows = [(what, paths, notes.get(what, "")) for what, paths in rows.items() if paths]
     return Fitted(arrays, table_rows, {key: info[key] for key in ("checksum", "resize")})
 
 
 def _why_reset(info, class_names, has_pre_logits):
-    """Say why the head does not fit the data; "" if it does."""
+    """Explain why the head does not fit the dataset; "" if it does."""
     there, here = info["num_classes"], len(class_names)
     if not there:
-        return f"no head came with the weights; {here} classes here"
+        return f"the weights have no head; the dataset has {here} classes"
     if there != here:
-        return f"{here} classes here, {there} there"
+        return f"the weights have {there} classes, the dataset has {here}"
     if info["class_names"] not in (None, class_names):
-        return "the classes have other names"
+        return "the class names differ"
     if info["settings"].get("model.representation_size") and not has_pre_logits:
-        return "the layer that it was trained on is left out"
+        return "the model lacks the layer before it"
     return ""
 
 
@@ -299,7 +297,7 @@ def _resized(path, array, shape, has_cls, rule):
 
 
 def table(fitted: Fitted, folder) -> str:
-    """Tabulate how the weights of `folder` were used."""
+    """Format a table of how the weights of `folder` were used."""
     lines = [f"weights from {folder}:"]
     for what, paths, why in fitted.rows:
         some = ", ".join(paths[:2]) + (f" and {len(paths) - 2} more" if len(paths) > 2 else "")

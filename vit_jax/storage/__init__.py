@@ -1,1 +1,1 @@
-"""Checkpoints, the run directory and metric writers."""
+"""Checkpoints, run folders and metric writers."""

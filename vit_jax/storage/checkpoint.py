@@ -17,19 +17,19 @@ from vit_jax.runtime import memory, processes, upstream
 from vit_jax.runtime.errors import RESUMES, UserError, disk_problem, first_line
 from vit_jax.runtime.files import first_damage, warn, write_sums
 
-_LOG = "metrics.jsonl"  # in a checkpoint: the run's log entries up to its step
+_LOG = "metrics.jsonl"  # in a checkpoint: log entries up to its step
 
 
 class _Damaged(UserError):
-    """A checkpoint cannot be read as it was written."""
+    """A checkpoint is damaged."""
 
 
 @jax.jit
 def checksum(tree) -> jax.Array:
     """Compute a uint32 that changes with any bit of a tree of 16- and 32-bit arrays.
 
-    The sum of the bit patterns times odd weights, modulo 2^32: exact, and so the same however
-    the arrays are laid out over devices.
+    The sum of the bit patterns times odd weights, modulo 2^32: exact, and so independent of the
+    sharding of the arrays.
     """
     total = jnp.zeros((), jnp.uint32)
     for leaf in jax.tree.leaves(tree):
@@ -42,7 +42,7 @@ def checksum(tree) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A restored checkpoint: the state, its notes, and the run's log up to its step."""
+    """A restored checkpoint: state, notes and log entries up to its step."""
 
     step: int
     state: Any
@@ -52,17 +52,17 @@ class Restored:
 
 
 class _Policy:
-    """Preserves the latest two checkpoints, the best, and those that recreate the best."""
+    """Retain the latest two checkpoints, the best, and those from which to recreate the best."""
 
-    # The evaluated checkpoint with the highest accuracy; of equals, the latest. A run whose best
+    # The evaluated checkpoint with the highest accuracy; the latest of ties. A run whose best
     # checkpoint is damaged resumes from "before", the checkpoint preceding it, when "best_before"
     # was the best.
     best: dict | None = None
 
     def should_preserve(self, checkpoints, *, context):
         steps, best = [checkpoint.step for checkpoint in checkpoints], self.best or {}
-        kept = [*steps[-2:], *(best.get(key) for key in ("step", "before", "best_before"))]
-        return [step in kept for step in steps]
+        preserved = [*steps[-2:], *(best.get(key) for key in ("step", "before", "best_before"))]
+        return [step in preserved for step in steps]
 
 
 class Checkpoints:
@@ -73,11 +73,11 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path, needs_best: bool = True):
-        """Open or make the folder; with `needs_best`, the best checkpoint must be intact."""
+        """Open or create the folder; with `needs_best`, the best checkpoint must be intact."""
         upstream.stop_tensorstore_leaks()
         self._folder, self._needs_best = folder, needs_best
         self._policy = _Policy()
-        self._lines: list[str] = []  # of the checkpoint that is being written
+        self._lines: list[str] = []  # log of the checkpoint being written
         options = ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True,
             lightweight_initialize=True,
@@ -88,23 +88,23 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def _seal(self):
-        """Write the log and the digests of a checkpoint that is about to get its final name."""
+        """Write the log and the digests of a checkpoint before it is renamed to its final name."""
         if not processes.is_first():
             return
         for folder in self._folder.glob("*.orbax-checkpoint-tmp*"):
-            # Line by line: the memory pool of each writing thread would keep the whole text.
+            # Line by line: the memory pool of each writing thread would retain the whole string.
             with (folder / _LOG).open("w") as file:
                 file.writelines(self._lines)
-            # orbax still changes the files at the top, which hold only the time of the save.
+            # orbax still changes the top-level files, which only contain timestamps.
             items = (path for path in folder.glob("*/**/*") if path.is_file())
             write_sums(folder, [*(str(path.relative_to(folder)) for path in items), _LOG])
 
     @contextlib.contextmanager
     def _writing(self):
-        """Raise UserError for a disk that is full or refuses to be written to."""
+        """Raise UserError if the disk is full or not writable."""
         try:
             yield
-        except Exception as error:  # of many types in orbax and tensorstore
+        except Exception as error:  # orbax and tensorstore raise many types
             if problem := disk_problem(error):
                 raise UserError(
                     f"{self._folder}: a checkpoint cannot be written: {problem}; {RESUMES}"
@@ -114,7 +114,7 @@ class Checkpoints:
     def save(
         self, step: int, state, notes: dict, val_accuracy: float | None, lines: Sequence[str] = ()
     ) -> None:
-        """Start to save a tree of arrays; replace an existing checkpoint of this step.
+        """Start saving a tree of arrays; replace an existing checkpoint of this step.
 
         `val_accuracy` selects the best checkpoint, None if the state was not evaluated; `notes` are
         JSON; `lines` are those of metrics.jsonl. Raises UserError if the disk is full, perhaps
@@ -142,10 +142,10 @@ class Checkpoints:
     def restore_latest(self, abstract_state, upto: float = math.inf) -> Restored | None:
         """Restore the latest intact checkpoint; return None if there are no checkpoints.
 
-        Damaged checkpoints are skipped with a warning, and those after step `upto` without. If the
-        best one so far is damaged, a checkpoint before it is restored, from which training
-        recreates it. `abstract_state` is a tree of `jax.ShapeDtypeStruct` with the shardings to
-        restore into. Raises UserError if checkpoints exist and none is intact.
+        Skips damaged checkpoints with a warning, and checkpoints after step `upto` silently. If the
+        best one so far is damaged, restores one before it, from which training recreates it.
+        `abstract_state` is a tree of `jax.ShapeDtypeStruct` with the shardings to restore into.
+        Raises UserError if checkpoints exist and none is intact.
         """
         found_damage = False
         for step in sorted(self.steps, reverse=True):
@@ -161,7 +161,7 @@ class Checkpoints:
                 return restored
             except _Damaged as error:
                 found_damage = True
-                warn(f"{error}: going back to the checkpoint before it")
+                warn(f"{error}: falling back to the previous checkpoint")
         if found_damage:
             raise UserError(
                 f"no checkpoint in {self._folder} could be read (see above). To train from "
@@ -174,8 +174,8 @@ class Checkpoints:
         """The steps of the checkpoints, intact or not."""
         return list(self._manager.all_steps())
 
-    def forget_after(self, step: int) -> None:
-        """Remove the checkpoints of later steps."""
+    def delete_after(self, step: int) -> None:
+        """Delete the checkpoints after `step`."""
         for later in self.steps:
             if later > step:
                 self._manager.delete(later)
@@ -188,7 +188,7 @@ class Checkpoints:
             return self._restore(self._policy.best["step"], abstract_state)
         except _Damaged as error:
             raise UserError(
-                f"{error}, and belongs to the best checkpoint. Give the same command again to "
+                f"{error}, and belongs to the best checkpoint. Run the same command again to "
                 "resume from the one before it"
             ) from None
 
@@ -221,17 +221,16 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait, then end the background threads."""
+        """Wait, then stop the background threads."""
         with self._writing():
             self._manager.close()
 
 
 def restore_common(runs: Sequence[Checkpoints], abstract_state) -> list[Restored] | None:
-    """Restore each run's checkpoint of the latest step at which all have an intact one.
+    """Restore the runs at the latest step for which all have an intact checkpoint.
 
-    A kill may leave some of the runs ahead; their later checkpoints are removed. Returns None if
-    there is no such step; `abstract_state` and what is raised are as in
-    `Checkpoints.restore_latest`.
+    After a kill, some runs may be ahead; their later checkpoints are deleted. Returns None if there
+    is no such step; arguments and exceptions are as in `Checkpoints.restore_latest`.
     """
     upto = math.inf
     while True:
@@ -242,8 +241,8 @@ def restore_common(runs: Sequence[Checkpoints], abstract_state) -> list[Restored
         upto = min(steps)
     if min(steps) < 0 and any(run.steps for run in runs):
         warn("the seeds have no intact checkpoint of the same step: training from scratch")
-    for run in runs:  # only now: if none can be read, the cause may lie elsewhere
-        run.forget_after(min(steps))
+    for run in runs:  # last, because unreadable checkpoints may have a temporary cause
+        run.delete_after(min(steps))
     return [restored for restored in found if restored is not None] or None
 
 
@@ -255,16 +254,16 @@ def save_arrays(folder: pathlib.Path, tree) -> int:
 
 
 def load_arrays(folder: pathlib.Path, expected: int | None = None):
-    """Read the tree of NumPy arrays in a folder, in this process alone.
+    """Read the tree of NumPy arrays in a folder, in this process only.
 
     Raises UserError if it is damaged, or its checksum is not the expected one.
     """
     with _reading(folder):
         own = jax.process_index()
-        alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
-        with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
+        single = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
+        with ocp.StandardCheckpointer(multiprocessing_options=single) as checkpointer:
             stored = checkpointer.metadata(folder.absolute()).item_metadata.tree
-            # NumPy arrays: no device may have the memory for them.
+            # NumPy arrays, because they may not fit into device memory.
             target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), stored)
             tree = checkpointer.restore(folder.absolute(), target)
         if expected is not None and _checksum_on_cpu(tree) != expected:
@@ -282,7 +281,7 @@ def load_run(folder: pathlib.Path, step: int | Literal["last"]) -> tuple[dict, i
         step = max((int(name) for name in names if name.isdigit()), default=0)
     folder /= str(step)
     if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such checkpoint")
+        raise UserError(f"the checkpoint {folder} does not exist")
     if problem := first_damage(folder):
         raise UserError(f"the checkpoint in {folder} is damaged ({problem})")
     state = load_arrays(folder / "state")
@@ -296,10 +295,10 @@ def load_run(folder: pathlib.Path, step: int | Literal["last"]) -> tuple[dict, i
 
 
 def _checksum_on_cpu(tree) -> int:
-    """Compute the checksum of NumPy arrays on a CPU where JAX has one."""
+    """Compute the checksum of NumPy arrays on the CPU if that backend is available."""
     try:
         device = jax.default_device(jax.local_devices(backend="cpu")[0])
-    except RuntimeError:  # as with JAX_PLATFORMS=cuda
+    except RuntimeError:  # e.g. JAX_PLATFORMS=cuda
         device = contextlib.nullcontext()
     with device:
         return int(checksum(tree))
@@ -307,19 +306,19 @@ def _checksum_on_cpu(tree) -> int:
 
 @contextlib.contextmanager
 def _reading(folder):
-    """Raise `_Damaged` for every error within, except for memory that ran out."""
+    """Raise `_Damaged` for every error except out of memory."""
     try:
         yield
-    except Exception as error:  # of many types in orbax and tensorstore
+    except Exception as error:  # orbax and tensorstore raise many types
         if isinstance(error, _Damaged) or memory.ran_out(error):
             raise
         raise _Damaged(f"{folder} is damaged ({first_line(error)})") from None
 
 
 def _read_in_all(folder, read: Callable[[], Any]) -> Any:
-    """Read in every process; raise `_Damaged` in all of them if one cannot.
+    """Read in every process; raise `_Damaged` in all of them if one fails.
 
-    Processes that took different checkpoints could not continue.
+    Processes that restored different checkpoints could not continue.
     """
     try:
         with _reading(folder):

@@ -1,4 +1,4 @@
-"""Identical finished runs of other experiments, taken over instead of being trained again."""
+"""Reuse identical finished runs of other experiments instead of training them again."""
 
 import json
 import os
@@ -14,13 +14,13 @@ from vit_jax.storage import run_folder
 def find_identical(
     folder: pathlib.Path, config: Config, seed: int, fingerprint: dict
 ) -> pathlib.Path | None:
-    """Find a finished run with the same settings, data and seed next to the work folder.
+    """Find a finished run with the same settings, data and seed next to the workdir.
 
     Args:
-      folder: of the run, WORKDIR/VARIANT/seed_K; runs in the folders next to WORKDIR are compared.
-      config: resolved, of the run.
-      seed: of the run.
-      fingerprint: of its data and initial weights.
+      folder: the run's folder, WORKDIR/VARIANT/seed_K; runs in siblings of WORKDIR are compared.
+      config: resolved config of the run.
+      seed: seed of the run.
+      fingerprint: fingerprint of its data and initial weights.
 
     Returns:
       The folder of an intact run, or None.
@@ -46,7 +46,7 @@ def _is_identical(folder, config, seed, fingerprint):
 
 
 def take_over(source: pathlib.Path, folder: pathlib.Path) -> dict:
-    """Copy a finished run to a folder that holds none, and return its summary.
+    """Copy a finished run to an empty run folder, and return its summary.
 
     Checkpoints become hard links where the file system allows it. `reused_from` in summary.json
     names the source.

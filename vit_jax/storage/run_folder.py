@@ -1,4 +1,4 @@
-"""The folder of one run: its path, lock, config.json and results."""
+"""Run folder: path, lock, config.json and results."""
 
 import contextlib
 import importlib.metadata
@@ -16,10 +16,10 @@ from vit_jax.runtime.files import SUMS, find_damage, read_json, warn, write_atom
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-# A finished run may be lengthened.
+# Settings that lengthen a finished run.
 LENGTH_KEYS = tuple(key for key, setting in SCHEMA.items() if setting.resume == "longer")
 
-# The results of a finished run, which SHA256SUMS lists with config.json.
+# Results of a finished run; SHA256SUMS lists them and config.json.
 RESULTS = ("metrics.jsonl", "test_report.json", "summary.json")
 
 
@@ -42,31 +42,31 @@ def plain_settings(config: Config, seed: int) -> dict:
 
 
 def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None:
-    """Read the summary of a finished run; None if it is unfinished or not begun.
+    """Read the summary of a finished run; None if it is unfinished or not started.
 
     Raises UserError if the folder belongs to a run with other settings.
     """
     record = read_config(folder)
     if record is None:
         return None
-    # A key that was added since then had the effect of its default.
+    # A setting added since then behaved like its default.
     before = plain_settings(get_config(), seed) | record["config"]
     now, summary = plain_settings(config, seed), read_finished(folder, record)
-    free = {key for key, setting in SCHEMA.items() if setting.resume == "any"}
-    if config.data.name != "folder":  # a prepared dataset may have moved: its contents are compared
-        free.add("data.dir")
+    changeable = {key for key, setting in SCHEMA.items() if setting.resume == "any"}
+    if config.data.name != "folder":  # a prepared dataset may move: its fingerprint is compared
+        changeable.add("data.dir")
     if config.freeze == "none_trained":
-        free.update(LENGTH_KEYS)
-    places = [os.path.realpath(os.path.expanduser(flat["data.dir"])) for flat in (before, now)]
-    if places[0] == places[1]:
-        free.add("data.dir")
-    changed = [key for key in now if key not in free and before[key] != now[key]]
+        changeable.update(LENGTH_KEYS)
+    folders = [os.path.realpath(os.path.expanduser(flat["data.dir"])) for flat in (before, now)]
+    if folders[0] == folders[1]:
+        changeable.add("data.dir")
+    changed = [key for key in now if key not in changeable and before[key] != now[key]]
     for key in changed:
         trained = f"{folder} was trained with {key}={before[key]}"
         if key not in LENGTH_KEYS or not 0 < before[key] < now[key]:
             raise UserError(
-                f"{trained}, now {key}={now[key]}: go on with the same settings, or choose another "
-                "--workdir"
+                f"{trained}, now {key}={now[key]}: resume with the same settings, or choose "
+                "another --workdir"
             )
         if summary is None:
             raise UserError(
@@ -83,7 +83,7 @@ def read_finished(folder: pathlib.Path, record: dict) -> dict | None:
 
 
 def discard_damage(folder: pathlib.Path) -> None:
-    """Warn of damaged results of a finished run, and remove its summary: it is evaluated again."""
+    """Warn of damaged results of a finished run and remove its summary: it is re-evaluated."""
     for path, problem in find_damage(folder).items():
         if path.name in (*RESULTS, SUMS):
             warn(f"{path} {problem}: the run is evaluated again")
@@ -91,13 +91,13 @@ def discard_damage(folder: pathlib.Path) -> None:
 
 
 def check_data(folder: pathlib.Path, fingerprint: dict) -> None:
-    """Raise UserError if the run has begun with other data or weights than these."""
+    """Raise UserError if the run was started with other data or initial weights."""
     record = read_config(folder)
     if record is not None and record.get("data") != fingerprint:
         same_weights = record["data"].get("weights") == fingerprint.get("weights")
         raise UserError(
-            f"{folder} began with other {'images' if same_weights else 'weights'} than the present "
-            "ones: restore those, or choose another --workdir"
+            f"{folder} was started with other {'images' if same_weights else 'weights'} than the "
+            "present ones: restore those, or choose another --workdir"
         )
 
 
@@ -109,17 +109,17 @@ def write_config(
     name: str,
     seed: int,
 ) -> None:
-    """Write config.json, if the run has not begun or begins another stage.
+    """Write config.json at the start of a run or of a further stage.
 
-    `fingerprint` is that of the data and the initial weights, `name` that of the variant. Raises
-    UserError if the run began with another fingerprint, or a longer run has no further step.
+    `fingerprint` identifies the data and initial weights; `name` is the variant. Raises UserError
+    if the run was started with another fingerprint, or if a longer run has no further step.
     """
     check_data(folder, fingerprint)
     if not processes.is_first():
         return
     record, settings = read_config(folder), plain_settings(config, seed)
     if record is None:
-        record = {"variant": name, "config": settings, "data": fingerprint} | made_with()
+        record = {"variant": name, "config": settings, "data": fingerprint} | provenance()
     else:
         summary = read_finished(folder, record)
         longer = [key for key in LENGTH_KEYS if record["config"][key] != settings[key]]
@@ -133,8 +133,10 @@ def write_config(
         # The finished stage is recorded before its summary can be replaced.
         stage = {key: value for key, value in summary.items() if key != "legs"}
         stage |= {key: record[key] for key in ("versions", "git_commit")}
-        record |= {"legs": [*record.get("legs", []), stage], "config": settings} | made_with()
-    (folder / SUMS).unlink(missing_ok=True)  # a kill in between must not leave a contradiction
+        record |= {"legs": [*record.get("legs", []), stage], "config": settings} | provenance()
+    (folder / SUMS).unlink(
+        missing_ok=True
+    )  # before config.json changes: a kill in between must not leave wrong digests
     write_atomically(folder / "config.json", json.dumps(record, indent=2) + "\n")
     write_sums(folder, ("config.json",))
 
@@ -150,8 +152,8 @@ def write_results(folder: pathlib.Path, report: dict, summary: dict) -> None:
     write_sums(folder, ("config.json", *RESULTS))
 
 
-def made_with() -> dict:
-    """Return the versions of packages and the git commit of this code."""
+def provenance() -> dict:
+    """Collect package versions and the git commit."""
     versions = {"python": platform.python_version()}
     for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
         versions[package] = importlib.metadata.version(package)
@@ -159,14 +161,14 @@ def made_with() -> dict:
 
 
 def lock(folder: pathlib.Path) -> contextlib.AbstractContextManager[None]:
-    """Hold the folder for this process; raise UserError if another one holds it."""
+    """Lock the folder for this process; raise UserError if another process has locked it."""
     if not processes.is_first():
         return contextlib.nullcontext()
     return files.lock(folder / ".lock", f"{folder} is in use by another process")
 
 
 def read_config(folder: pathlib.Path) -> dict | None:
-    """Read config.json; None if there is no checkpoint, so that the run has not begun.
+    """Read config.json; None without a checkpoint, as the run then starts from scratch.
 
     Raises UserError if it is damaged.
     """
@@ -181,33 +183,33 @@ def read_config(folder: pathlib.Path) -> dict | None:
             f"{path} is damaged, or was changed: restore it, or remove {folder} to train that run "
             "again"
         )
-    with contextlib.suppress(KeyError, TypeError, AttributeError):  # config_of raises for these
+    with contextlib.suppress(KeyError, TypeError, AttributeError):  # reported by config_of
         record["config"] = current_names(record["config"])
     return record
 
 
 def config_of(folder: pathlib.Path, record: dict) -> Config:
-    """Build the config of a run from its `read_config`; settings added since have their defaults.
+    """Build the config of a run from its `read_config`; settings added since get their defaults.
 
-    Raises UserError if one is unknown or of the wrong type, or if the file holds something else.
+    Raises UserError if a setting is unknown or of the wrong type, or if the file is malformed.
     """
     path = folder / "config.json"
     try:
-        kept = {k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()}
+        overrides = {k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()}
     except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is damaged: it does not hold the settings of a run") from None
-    return with_overrides(get_config(), kept, str(path))
+        raise UserError(f"{path} is damaged: it does not contain the settings of a run") from None
+    return with_overrides(get_config(), overrides, str(path))
 
 
 def last_saved_step(folder: pathlib.Path) -> int:
-    """Find the step of the latest checkpoint, damaged or not; 0 without any."""
+    """Find the step of the latest checkpoint, intact or not; 0 if there is none."""
     names = (path.name for path in (folder / "checkpoints").glob("[0-9]*"))
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def _git_commit():
-    """Read the commit of this clone, "-dirty" if Python files differ; None if installed."""
-    if not (ROOT / ".git").exists():  # site-packages may lie in a repository of something else
+    """Read the commit of this clone, "-dirty" if Python files changed; None if installed."""
+    if not (ROOT / ".git").exists():  # site-packages may be inside another repository
         return None
 
     def git(*arguments):
@@ -216,6 +218,6 @@ def _git_commit():
 
     try:
         commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", "*.py")
-    except OSError:  # no git here
+    except OSError:  # git is not installed
         return None
     return commit + "-dirty" * bool(changed) if commit else None

@@ -19,18 +19,18 @@ from vit_jax.runtime.files import append, naming_file, warn, write_atomically
 
 
 def read_jsonl(path: pathlib.Path) -> list[dict]:
-    """Read the entries of a JSON-lines file, without a last line that a kill cut off."""
-    rows = []
+    """Read the entries of a JSON-lines file, ignoring a last line truncated by a kill."""
+    entries = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
+            entries.append(json.loads(line))
         except json.JSONDecodeError:
             break
-    return rows
+    return entries
 
 
 class MetricWriter:
-    """Forwards every call to its writers; without any, it does nothing.
+    """Forward every call to its writers; without writers, do nothing.
 
     Attributes:
       lines: all lines of metrics.jsonl, including those that are not on disk yet.
@@ -61,7 +61,7 @@ class MetricWriter:
             writer.flush()
 
     def close(self) -> None:
-        """Flush and close all, even if one fails."""
+        """Flush and close all writers, even if one fails."""
         with contextlib.ExitStack() as stack:
             for writer in reversed(self._writers):
                 stack.callback(writer.close)
@@ -71,7 +71,7 @@ class _Jsonl(MetricWriter):
     """Scalars in `metrics.jsonl`, a line per call: {"step": int, name: number, ...}."""
 
     def __init__(self, path, lines):
-        """Make the file hold exactly these lines; warn if it has lost some of them."""
+        """Rewrite the file to exactly these lines; warn if some of them were lost."""
         super().__init__()
         text = "".join(lines).encode()
         before = path.read_bytes() if path.exists() else None
@@ -99,12 +99,12 @@ class _Jsonl(MetricWriter):
 
 
 class _TensorBoard(MetricWriter):
-    """Event files, written at once with the `tensorboard` package and without TensorFlow."""
+    """Event files, written unbuffered with the `tensorboard` package, without TensorFlow."""
 
     def __init__(self, folder, step):
         """Open a new event file; TensorBoard will hide earlier files' events after `step`."""
         super().__init__()
-        # Imported here, because it costs half a second.
+        # Imported here, because it takes half a second.
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.plugins.hparams import summary_v2
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -119,7 +119,7 @@ class _TensorBoard(MetricWriter):
         self._write(step=step + 1, session_log=started)
 
     def _write(self, **fields):
-        # Not by the package's own writer, whose thread dies with a traceback on a full disk.
+        # Not with the package's writer, whose thread dies with a traceback on a full disk.
         event, buffer = self._event.Event(wall_time=time.time(), **fields), io.BytesIO()
         self._record(buffer).write(event.SerializeToString())
         with naming_file(self._path):
@@ -153,7 +153,7 @@ class _TensorBoard(MetricWriter):
 
 
 class _Wandb(MetricWriter):
-    """A run on Weights & Biases; WANDB_MODE=offline keeps it on this machine."""
+    """A Weights & Biases run; WANDB_MODE=offline stores it locally."""
 
     def __init__(self, folder):
         """Start or resume the run; its project is the name of the experiment's folder."""
@@ -177,9 +177,9 @@ class _Wandb(MetricWriter):
         except wandb.errors.Error as error:
             reason = str(error).rstrip(".")
             raise UserError(
-                f"Weights & Biases: {reason}; WANDB_MODE=offline keeps the run on this machine"
+                f"Weights & Biases: {reason}; WANDB_MODE=offline stores the run locally"
             ) from None
-        # Their own step never goes back, but a resumed run repeats the steps after its checkpoint.
+        # W&B's own step is monotonic, but a resumed run repeats the steps after its checkpoint.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
@@ -187,24 +187,24 @@ class _Wandb(MetricWriter):
         self._run.log({"step": step} | scalars)
 
     def write_images(self, step, images):
-        sent = {tag: self._wandb.Image(np.squeeze(pixels)) for tag, pixels in images.items()}
-        self._run.log({"step": step} | sent)
+        converted = {tag: self._wandb.Image(np.squeeze(pixels)) for tag, pixels in images.items()}
+        self._run.log({"step": step} | converted)
 
     def write_hparams(self, hparams):
         self._run.config.update(hparams, allow_val_change=True)
 
     def close(self):
-        """Wait until everything is sent or, offline, written; report whether the run failed."""
+        """Wait until everything is uploaded or, if offline, written; report whether the run failed."""
         self._run.finish(exit_code=int(isinstance(sys.exception(), Exception)))
 
 
 def make_writer(
     folder: pathlib.Path, step: int, tensorboard: bool, wandb: bool, active: bool, lines: list[str]
 ) -> MetricWriter:
-    """Make the writer of a run that resumes after `step`, with these lines of metrics.jsonl.
+    """Make the writer of a run that resumes after `step` with these lines of metrics.jsonl.
 
-    It writes nothing unless `active`, as in the first process only. Raises UserError if Weights &
-    Biases cannot be reached.
+    Writes only if `active`, as in the first process. Raises UserError if Weights & Biases cannot be
+    reached.
     """
     if not active:
         return MetricWriter()
