@@ -194,7 +194,7 @@ class _Wandb(MetricWriter):
         self._run.config.update(hparams, allow_val_change=True)
 
     def close(self):
-        """Wait until everything is uploaded or, if offline, written; report whether the run failed."""
+        """Wait until everything is uploaded or written; report whether the run failed."""
         self._run.finish(exit_code=int(isinstance(sys.exception(), Exception)))
 
 
