@@ -1,4 +1,4 @@
-"""Set-up shared by the tests: eight CPU devices, and a way to run the commands people type."""
+"""Shared fixtures: eight CPU devices, commands in subprocesses, a download server."""
 
 import atexit
 import importlib.metadata
@@ -9,10 +9,10 @@ import subprocess
 import sys
 import tempfile
 
-# The tests compile a lot and compute little: optimised machine code would double their time.
+# Tests compile much and compute little: optimised machine code would double their time.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 JAX_VERSION = tuple(map(int, importlib.metadata.version("jax").split(".")[:2]))
-if JAX_VERSION < (0, 11):  # XLA aborts on flags that it does not know
+if JAX_VERSION < (0, 11):  # XLA aborts on unknown flags
     QUICK += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {QUICK}"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -20,7 +20,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled_")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-# Nothing is left in the user's cache folder, but matplotlib's list of fonts, slow to make, is used.
+# Keep out of the user's cache folder, except for matplotlib's font list, which is slow to build.
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
 os.environ.setdefault("MPLCONFIGDIR", str(CACHE / "matplotlib"))
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cache_")
@@ -35,14 +35,14 @@ COMMAND_ENVIRONMENT = {"XLA_FLAGS": QUICK, "PYTHONPATH": str(ROOT)}
 
 
 def pytest_collection_modifyitems(items):
-    """Puts the longest files first, so that no worker is left alone with one at the end."""
+    """Run the slowest files first, to balance the workers."""
     longest = ("test_processes.py", "test_end_to_end.py", "test_configs.py")
     items.sort(key=lambda item: item.path.name not in longest)
 
 
 @pytest.fixture(scope="session")
 def command():
-    """Returns a function that runs `python ARGS...` in the project's root."""
+    """Make a function that runs `python ARGS...` in the project's root."""
 
     def run(*args, timeout=240, **environment):
         return subprocess.run(
@@ -59,7 +59,7 @@ def command():
 
 @pytest.fixture
 def server(monkeypatch):
-    """A tiny_server.Server, which is asked without pauses."""
+    """A tiny_server.Server, without pauses between download attempts."""
     from tiny_server import Server
 
     from vit_jax.data.prepare import download
@@ -73,7 +73,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def small_cifar10(server, tmp_path):
-    """A served CIFAR-10: the set and its archive's bytes."""
+    """A small CIFAR-10 on the server: the dataset and the bytes of its archive."""
     from tiny_server import served
     from tiny_sets import make_cifar10
 

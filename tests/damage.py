@@ -1,12 +1,12 @@
-"""What a bad disk does to files."""
+"""Damage files as a bad disk would."""
 
 import pathlib
 
 DAMAGE = ("truncate", "empty", "flip", "delete")
 
 
-def harm(path: pathlib.Path, how: str) -> None:
-    """Does one of DAMAGE to a file."""
+def damage_file(path: pathlib.Path, how: str) -> None:
+    """Damage a file in one of the ways in DAMAGE."""
     content = bytearray(path.read_bytes())
     if how == "truncate":
         content = content[: len(content) // 2]

@@ -1,8 +1,8 @@
-"""A quick sweep whose files a test damages before it is started again.
+"""A quick sweep whose files a test damages before resuming it.
 
-It then must end with the very same results, after a warning that names the file where anything was
-lost, or refuse in one sentence that names it. Programs are compiled once for all starts, and
-figures are not really drawn: the rest is what `vit_jax.main` does.
+It must either finish with identical results and a warning that names the damaged file, or stop with
+a single-line error that names it. Programs are compiled once for all runs, and figures are stubs;
+everything else is as in `vit_jax.main`.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import shutil
 from unittest import mock
 
 import jax
-from damage import harm
+from damage import damage_file
 from jax.sharding import AxisType
 from PIL import Image
 from storm import assert_same_sweep, checksums
@@ -33,7 +33,7 @@ from vit_jax.training.setup import make_setup
 
 
 class QuickSweep:
-    """A sweep of two seeds at once, of a model with BatchNorm, to be run often in this process."""
+    """A sweep of two vectorised seeds of a model with BatchNorm, for many runs in this process."""
 
     def __init__(self):
         mesh = jax.make_mesh(
@@ -57,14 +57,14 @@ class QuickSweep:
         with mock.patch.object(models, "build", lambda *args: Net()):
             self._setup = make_setup(self.config, self._data, mesh)
             self._steps = {n: compile_steps(self._setup, n) for n in (1, 2)}
-        picture = io.BytesIO()
-        Image.new("L", (2, 2)).save(picture, "png")
+        png = io.BytesIO()
+        Image.new("L", (2, 2)).save(png, "png")
 
-        def draw(place, *args):
-            place = place.open("wb") if isinstance(place, pathlib.Path) else place
-            place.write(picture.getvalue())
-            if not isinstance(place, io.BytesIO):
-                place.close()
+        def draw(target, *args):
+            target = target.open("wb") if isinstance(target, pathlib.Path) else target
+            target.write(png.getvalue())
+            if not isinstance(target, io.BytesIO):
+                target.close()
 
         self._patches = [
             mock.patch.object(sharding, "start", lambda *args: None),
@@ -80,10 +80,10 @@ class QuickSweep:
         ]
 
     def run(self, workdir, stop_at=None, broken_at=None):
-        """Runs it, or goes on; returns what it printed.
+        """Run or resume the sweep; return its output.
 
-        It stops with a SIGTERM at step `stop_at`; the parameters are NaN after `broken_at`. Both
-        are steps with a row, at which a call of several steps ends.
+        A SIGTERM stops it at step `stop_at`; parameters are NaN after step `broken_at`. Both must
+        be log steps, at which multi-step dispatch ends a call.
         """
         stop = Stop()
         text = io.StringIO()
@@ -115,32 +115,32 @@ def _broken_step(at, train_step, state, key, batch):
 
 
 class StopAt(ReportHooks):
-    """Stops at a step, as a signal would."""
+    """Stop at a step, as a signal would."""
 
     def __init__(self, stop, step):
         super().__init__()
         self._stop, self._step = stop, step
 
     def on_event(self, event, step):
-        """Notes the signal."""
+        """Set the signal."""
         if event == "step" and step == self._step:
             self._stop.number = 15
 
 
 def damage_and_run(quick, before, after, path, how, scratch):
-    """Damages one file of a copy of the sweep in `before`, and runs that to its end.
+    """Damage a file in a copy of the sweep in `before`, and resume it to its end.
 
-    Returns "refused", or "gone back" with a warning.
+    Returns "refused", or "fell back" after a warning.
 
     Raises:
-      AssertionError: it ended otherwise than `after`, or did not name the file.
+      AssertionError: the results differ from those in `after`, or the file was not named.
     """
     workdir = scratch / "copy"
     shutil.rmtree(workdir, ignore_errors=True)
     shutil.copytree(before, workdir)
-    harm(workdir / path, how)
+    damage_file(workdir / path, how)
     case = f"{path} {how}"
-    # A digest that is wrong speaks of the file that it is of.
+    # A wrong digest is reported for the file that it belongs to.
     named = path.name if path.name == "SHA256SUMS" else str(workdir / path)
     try:
         text = quick.run(workdir)
@@ -151,11 +151,11 @@ def damage_and_run(quick, before, after, path, how, scratch):
     assert_same_sweep(workdir, after, checksums)
     warnings = [line for line in text.splitlines() if line.startswith("warning: ")]
     assert any(named in line for line in warnings), f"{case}: {warnings}"
-    return "gone back"
+    return "fell back"
 
 
 def prepare(quick, folder):
-    """Returns the folders of a sweep that was stopped, and of the same sweep at its end."""
+    """Run the sweep with and without a stop; return the folders of both."""
     stopped, finished = folder / "stopped", folder / "finished"
     quick.run(stopped, stop_at=8)
     shutil.copytree(stopped, finished)

@@ -1,7 +1,7 @@
-"""Runs vit_jax.main many times in forks of one process, which has imported it: that takes seconds.
+"""Run vit_jax.main in forks of a process that has imported it, to save seconds of import time.
 
 python tests/forked.py reads lines of JSON, {"arguments": [str], "environment": {str: str},
-"stdout": path, "stderr": path}, and answers each with the exit status.
+"stdout": path, "stderr": path}, and prints an exit status for each.
 """
 
 import contextlib
@@ -13,17 +13,17 @@ import traceback
 import warnings
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # without an installation
-warnings.filterwarnings("ignore", "os.fork")  # JAX has started nothing yet
+warnings.filterwarnings("ignore", "os.fork")  # JAX has not started any threads yet
 
-import vit_jax.training.sweep  # noqa: E402, F401  what main imports late
+import vit_jax.training.sweep  # noqa: E402, F401  imported lazily by main
 from vit_jax import main  # noqa: E402
 
 
 def run(arguments, stdout, stderr, environment=(), around=None, hooks=None):
-    """Returns the exit status of the main command in a fork; -9 if it is killed by SIGKILL.
+    """Run the main command in a fork; return its exit status, -9 after SIGKILL.
 
-    Its output is appended to the two files; `around` is a context that the fork enters, `hooks`
-    are those of the main command.
+    Output is appended to the two files; `around` is a context manager for the fork, `hooks` are
+    passed to the main command.
     """
     sys.stdout.flush()
     child = os.fork()

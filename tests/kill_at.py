@@ -1,11 +1,11 @@
-"""Runs `vit_jax.main` and sends this process a signal at a chosen moment.
+"""Run `vit_jax.main` and send this process a signal at a given moment.
 
 python tests/kill_at.py SIGNAL MOMENT STEP ARGS...: MOMENT is "step" (after training step STEP),
 "row" (when the validation row of STEP has been written), "save" (in the background of the save at
 STEP) or "eval" (in the validation at STEP).
 
-As one of several processes, it also prints "wrote PATH" for every file that it opens to write, and
-takes its time after SIGTERM, which JAX passes on within a second.
+In a multi-process run, it also prints "wrote PATH" for every file opened for writing, and sleeps
+after SIGTERM, which JAX propagates within a second.
 """
 
 import os
@@ -22,28 +22,28 @@ EVENTS = {"step": "step", "rows": "row", "saving": "save", "evaluate": "eval"}
 
 
 class Killer(ReportHooks):
-    """Sends the signal when the moment has come."""
+    """Send the signal at the given moment."""
 
     def on_evaluation(self, run, trainer, variables, count):
-        """Writes the rows, so that the signal finds them on disk."""
+        """Flush the log, so that it is on disk before the signal."""
         super().on_evaluation(run, trainer, variables, count)
         if MOMENT == "row":
             run.writer.flush()
 
     def on_event(self, event, step):
-        """Sends the signal."""
+        """Send the signal."""
         if EVENTS.get(event) == MOMENT and step == STEP:
             os.kill(os.getpid(), NUMBER)
         if SEVERAL and event == "step" and step >= STEP:
             time.sleep(0.1)
 
 
-def _tell_what_is_written(event, arguments):
+def _print_written_files(event, arguments):
     if event == "open" and isinstance(arguments[0], str) and arguments[2] & os.O_ACCMODE:
         print("wrote", arguments[0], file=sys.stderr)
 
 
 sys.argv[1:] = sys.argv[4:]
 if SEVERAL:
-    sys.addaudithook(_tell_what_is_written)
+    sys.addaudithook(_print_written_files)
 main.run(Killer())

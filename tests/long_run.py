@@ -1,11 +1,11 @@
-"""Trains for half an hour, and shows that nothing grows.
+"""Train for half an hour and check for leaks.
 
 python tests/long_run.py --workdir=DIR [--minutes=30]
 
-A small ViT goes through the digits, with an evaluation and a checkpoint after every fifth epoch.
-While it does, a thread notes the process's memory, open files and threads, and when a program was
-compiled. It prints a table, and ends with status 1 if memory still grew after the warm-up, if files
-or threads became more, or if anything was compiled after the second checkpoint.
+Trains a small ViT on the digits, with an evaluation and a checkpoint every five epochs, while a
+thread samples memory, open files, threads and compilations. Prints a table and exits with status 1
+if memory grows after the warm-up, if files or threads increase, or if anything is compiled after
+the second checkpoint.
 """
 
 import os
@@ -30,21 +30,21 @@ def get_config():
     config.log.every_steps = 5
     return config
 """
-WARM_UP = 0.2  # of the time, in which caches and pools of memory fill
-MOST_GROWTH = 0.02  # of the memory, from the warm-up's end to the end of the run
+WARM_UP = 0.2  # fraction of the time in which caches and memory pools fill
+MAX_GROWTH = 0.02  # fraction of memory, from the end of the warm-up to the end of the run
 
 
 class Watch(threading.Thread):
-    """Samples this process until its time is over, and then asks it to stop.
+    """Sample this process until its time is over, then stop it.
 
     Attributes:
       samples: [(seconds, bytes of resident memory, open files, threads, checkpoints saved)].
-      compiled: seconds at which programs were compiled.
-      all_done_once: seconds at which the second checkpoint was there; None before.
+      compiled: times of compilations in seconds.
+      all_done_once: time of the second checkpoint in seconds; None before.
     """
 
     def __init__(self, checkpoints, seconds):
-        """Does not start yet."""
+        """Prepare the thread without starting it."""
         super().__init__(daemon=True)
         self._checkpoints, self._seconds, self._began = checkpoints, seconds, time.monotonic()
         self.samples, self.compiled, self.all_done_once, self._saved = [], [], None, set()
@@ -55,14 +55,14 @@ class Watch(threading.Thread):
             self.compiled.append(time.monotonic() - self._began)
 
     def run(self):
-        """Samples every second."""
+        """Sample every second."""
         page = os.sysconf("SC_PAGE_SIZE")
         while (now := time.monotonic() - self._began) < self._seconds:
             resident = int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * page
             files, threads = (len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task"))
             self._saved.update(path.name for path in self._checkpoints.glob("[0-9]*"))
             self.samples.append((now, resident, files, threads, len(self._saved)))
-            # By the second one, what follows a checkpoint was done too.
+            # By the second one, everything that follows a checkpoint has run too.
             if self.all_done_once is None and len(self._saved) > 1:
                 self.all_done_once = now
             time.sleep(1)
@@ -70,7 +70,7 @@ class Watch(threading.Thread):
 
 
 def summarize(watch) -> bool:
-    """Prints what was seen, and returns whether nothing grew."""
+    """Print the samples; return whether nothing grew."""
     samples = np.array(watch.samples)
     for at in np.linspace(0, len(samples) - 1, 13).astype(int):
         seconds, resident, files, threads, saved = samples[at]
@@ -79,24 +79,24 @@ def summarize(watch) -> bool:
             f"{files:3.0f} files  {threads:3.0f} threads  {saved:4.0f} checkpoints"
         )
     warm = samples[int(WARM_UP * len(samples)) :]
-    slope = np.polyfit(warm[:, 0], warm[:, 1], 1)[0]  # bytes a second
+    slope = np.polyfit(warm[:, 0], warm[:, 1], 1)[0]  # bytes per second
     grown, saves = slope * (warm[-1, 0] - warm[0, 0]), warm[-1, 4] - warm[0, 4]
     print(
-        f"memory after the warm-up: {slope * 3600 / 2**20:+.1f} MiB an hour, "
+        f"memory after the warm-up: {slope * 3600 / 2**20:+.1f} MiB per hour, "
         f"{100 * grown / warm[0, 1]:+.2f} % in {(warm[-1, 0] - warm[0, 0]) / 60:.0f} minutes, "
-        f"{grown / 1024 / max(saves, 1):.0f} KiB for each of {saves:.0f} checkpoints"
+        f"{grown / 1024 / max(saves, 1):.0f} KiB per checkpoint ({saves:.0f})"
     )
     halves = np.array_split(warm, 2)
-    # Not the most: a checkpoint that is being written opens files, and a sample meets it or not.
+    # Not the maxima: a sample may coincide with a checkpoint write, which opens files.
     usual = [np.median(half[:, 2:4], 0) for half in halves]
-    print(f"open files and threads, medians of both halves: {usual[0]}, {usual[1]}")
+    print(f"open files and threads, medians of the first and second half: {usual[0]}, {usual[1]}")
     late = [at for at in watch.compiled if not watch.all_done_once or at > watch.all_done_once]
     print(f"programs compiled: {len(watch.compiled)}, after the second checkpoint: {len(late)}")
-    return grown < MOST_GROWTH * warm[0, 1] and (usual[1] <= usual[0]).all() and not late
+    return grown < MAX_GROWTH * warm[0, 1] and (usual[1] <= usual[0]).all() and not late
 
 
 def run(folder, minutes):
-    """Trains in this process, and ends it with its status."""
+    """Train in this process and exit with the status of the check."""
     (folder / "long_run.py").write_text(CONFIG)
     watch = Watch(folder / "runs" / "base" / "seed_0" / "checkpoints", 60 * minutes)
     watch.start()

@@ -1,12 +1,12 @@
-"""Makes the files in tests/golden: tiny models of other projects, and what those compute.
+"""Make the files in tests/golden: tiny models of other projects and their activations.
 
     pip install torch torchvision timm transformers safetensors
     python tests/make_golden.py
 
-Random weights: width 48, 2 blocks, 3 heads, 9 patches of 4x4 pixels, 7 classes (timm's with a mean
-over the tokens has 5). golden.npz holds the normalised "images" [2, 12, 12, 3], and what the model
-makes of them: "embeddings" and "block" (tokens before and after the first block; resnet18: "block"
-is the first block's output, [b, h, w, c]) and "logits"; resized.npz holds timm's and transformers'
+Random weights: width 48, 2 blocks, 3 heads, 9 patches of 4x4 pixels, 7 classes (timm's with mean
+pooling has 5). golden.npz contains normalised "images" [2, 12, 12, 3] and the model's activations:
+"embeddings" and "block" (tokens before and after the first block; for resnet18, "block" is the
+output of the first block, [b, h, w, c]) and "logits"; resized.npz contains timm's and transformers'
 resized position embeddings and timm's resized patch kernel.
 """
 
@@ -27,7 +27,7 @@ IMAGES = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
 def randomize(model):
-    """Gives every parameter, also those that begin as zeros or ones, random values."""
+    """Randomise every parameter, including those initialised to zeros or ones."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, value in model.state_dict().items():
@@ -43,27 +43,27 @@ def randomize(model):
 
 
 def record(folder, model, embeddings, block, call=None):
-    """Runs the model, and saves what goes into `block` and comes out of it."""
-    found = {}
+    """Run the model and save the input and output of `block`."""
+    captured = {}
 
     def hook(module, inputs, output):
-        found["embeddings"] = inputs[0]
-        found["block"] = output[0] if isinstance(output, tuple) else output
+        captured["embeddings"] = inputs[0]
+        captured["block"] = output[0] if isinstance(output, tuple) else output
 
     handle = block.register_forward_hook(hook)
     with torch.no_grad():
         logits = (call or model)(IMAGES)
     handle.remove()
     if not embeddings:
-        del found["embeddings"]
-        found["block"] = found["block"].permute(0, 2, 3, 1)
-    arrays = {key: value.numpy() for key, value in (found | {"logits": logits}).items()}
+        del captured["embeddings"]
+        captured["block"] = captured["block"].permute(0, 2, 3, 1)
+    arrays = {key: value.numpy() for key, value in (captured | {"logits": logits}).items()}
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "golden.npz", images=IMAGES.permute(0, 2, 3, 1).numpy(), **arrays)
 
 
 def save_weights(folder, model):
-    """Writes model.safetensors."""
+    """Write model.safetensors."""
     save_file(
         {k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors"
     )
@@ -81,7 +81,7 @@ def make_timm():
 
 
 def official(model):
-    """Returns timm's weights under the names of the official file of 2020."""
+    """Rename timm's weights to the names of the official file of 2020."""
     state = {key: value.numpy() for key, value in model.state_dict().items()}
     arrays = {
         "cls": state["cls_token"],
@@ -101,9 +101,9 @@ def official(model):
         attention = f"{ours}MultiHeadDotProductAttention_1/"
         weight, bias = state[f"{block}attn.qkv.weight"], state[f"{block}attn.qkv.bias"]
         for j, name in enumerate(("query", "key", "value")):
-            part = slice(48 * j, 48 * (j + 1))
-            arrays[f"{attention}{name}/kernel"] = weight[part].T.reshape(48, 3, 16)
-            arrays[f"{attention}{name}/bias"] = bias[part].reshape(3, 16)
+            rows = slice(48 * j, 48 * (j + 1))
+            arrays[f"{attention}{name}/kernel"] = weight[rows].T.reshape(48, 3, 16)
+            arrays[f"{attention}{name}/bias"] = bias[rows].reshape(3, 16)
         arrays[f"{attention}out/kernel"] = state[f"{block}attn.proj.weight"].T.reshape(3, 16, 48)
         arrays[f"{attention}out/bias"] = state[f"{block}attn.proj.bias"]
         for j in (0, 1):
@@ -121,7 +121,7 @@ def make_npz():
     np.savez(folder / "model.npz", **arrays)
     model = VisionTransformer(mlp_ratio=2, act_layer="gelu_tanh", **SIZE)
     model.load_pretrained(str(folder / "model.npz"))
-    with torch.no_grad():  # the head, which the loader reads only for as many classes as ImageNet's
+    with torch.no_grad():  # the loader reads the head only for the number of classes of ImageNet
         model.head.weight.copy_(torch.tensor(arrays["head/kernel"].T))
         model.head.bias.copy_(torch.tensor(arrays["head/bias"]))
     record(folder, model.eval(), True, model.blocks[0])

@@ -1,4 +1,4 @@
-"""Rollout by its definition, slow and plain."""
+"""Attention rollout by its definition: a sum over paths."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def path_sum(fused):
-    """Returns [n, n]: over all paths from output to input token, the products of their steps."""
+    """Sum the products of attention weights over all paths from output to input token, [n, n]."""
     n = fused[0].shape[0]
     layers = [a + np.eye(n) for a in fused]
     layers = [a / a.sum(1)[:, None] for a in layers]

@@ -1,4 +1,4 @@
-"""What is there after a preparation, and after one that failed."""
+"""Assertions on prepared datasets and on failed preparations."""
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -9,7 +9,7 @@ def read(name, data_dir, split):
     return list(tfds.data_source(name, data_dir=data_dir, split=split))
 
 
-def assert_cifar10_is_there(data_dir):
+def assert_cifar10_is_prepared(data_dir):
     for split, (images, labels) in cifar10_members()[1].items():
         examples = read("cifar10", data_dir, split)
         examples.sort(key=lambda example: example["id"])
@@ -20,6 +20,6 @@ def assert_cifar10_is_there(data_dir):
 
 
 def assert_nothing_left(data_dir):
-    """No set and no half of one; downloads and the lock's empty file may stay."""
+    """No complete or partial dataset; downloads and the empty lock file may remain."""
     left = [path.name for path in data_dir.iterdir()] if data_dir.exists() else []
     assert [name for name in left if name != "downloads" and not name.endswith(".lock")] == []

@@ -1,12 +1,12 @@
-"""Kills a sweep again and again, and shows that nothing is lost.
+"""Kill a sweep repeatedly and check that nothing is lost.
 
 python tests/storm.py --workdir=DIR [--kills=40] [--seed=0] | --short
 
-A sweep on the digits, with all that a state can hold, runs once undisturbed, and once in a storm:
-it is killed in a phase drawn at random, some time after entering it, and started again with the
-same command. At the end all its runs have the same states, rows and results as the undisturbed
-ones, to the bit. All processes are forked from this one, which has imported the program and done
-nothing else: that saves seconds for each.
+A sweep on the digits, with every kind of state, runs once undisturbed and once with kills: each
+comes a random delay after entering a random phase, and the same command resumes the sweep. In the
+end, states, log entries and results are bit-identical to those of the undisturbed sweep. All
+processes are forked from this one, which has imported vit_jax and done nothing else: this saves
+seconds for each.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 
-import forked  # first: it finds vit_jax without an installation
+import forked  # first: makes vit_jax importable without installation
 import numpy as np
 
 from vit_jax.cli.hooks import ReportHooks
@@ -54,7 +54,7 @@ def sweep():
 """
 CLOCK = ("wall_seconds", "train/images_per_second", "images_per_second")
 
-# The phases of a sweep in which it is killed, and how many seconds later at most.
+# The phases in which a sweep is killed, with the largest delay in seconds.
 TRAINING = {"data": 0.3, "compilation": 1.0, "step": 0.02, "evaluation": 0.05, "save": 0.08}
 ENDING = {"final evaluation": 0.1, "summary.json": 0, "figures": 0.5}
 RESULTS = {"results.json": 0, "results.md": 0, "report.html": 0, "report": 1.0}
@@ -72,7 +72,7 @@ PHASES = {
 
 
 class Killer(ReportHooks):
-    """Sends this process a signal, some time after it has entered a phase so many times."""
+    """Send this process a signal, a delay after it enters a phase for the count-th time."""
 
     def __init__(self, number, phase, count, delay, diary):
         super().__init__()
@@ -80,9 +80,9 @@ class Killer(ReportHooks):
         self.diary, self.compiling = diary, False
 
     def arm(self):
-        """Prepares the process that is to be killed."""
+        """Prepare the process to be killed."""
         if self.phase == "step":
-            clock.CALL_SECONDS = 0.0  # single steps, so that it may fall between any two
+            clock.CALL_SECONDS = 0.0  # single steps, so that the signal may come between any two
         replace = pathlib.Path.replace
 
         def replacing(path, target):
@@ -92,17 +92,17 @@ class Killer(ReportHooks):
         pathlib.Path.replace = replacing
 
     def on_event(self, event, step):
-        """Counts the phases that training enters."""
+        """Count the phases that training enters."""
         self.compiling = event == "compile"
         self._enter(PHASES.get(event))
 
     def on_run_end(self, folder):
-        """Counts the drawing of figures."""
+        """Count the drawing of figures."""
         self._enter("figures")
         super().on_run_end(folder)
 
     def on_sweep_end(self, *args):
-        """Counts the writing of the report."""
+        """Count the writing of the report."""
         self._enter("report")
         super().on_sweep_end(*args)
 
@@ -112,7 +112,7 @@ class Killer(ReportHooks):
             if self.count == 0:
                 threading.Thread(target=self._kill, daemon=True).start()
                 if self.delay == 0 and self.phase != "save":
-                    time.sleep(0.5)  # so that it falls here
+                    time.sleep(0.5)  # so that the signal comes here
 
     def _kill(self):
         time.sleep(self.delay)
@@ -126,7 +126,7 @@ class Killer(ReportHooks):
         return any(unfinished)
 
     def _where(self):
-        """Returns what the main thread is doing; a save goes on in the background."""
+        """Name what the main thread is doing; saves run in the background."""
         frame, names = sys._current_frames()[threading.main_thread().ident], []
         while frame:
             if "/vit_jax/" in frame.f_code.co_filename:
@@ -135,7 +135,7 @@ class Killer(ReportHooks):
         if self._is_saving():
             return "inside a save"
         if self.delay == 0:
-            return f"before {self.phase} takes its place"
+            return f"before {self.phase} is replaced"
         if self.compiling and "train" in names:
             return "compilation"
         for name, phase in (
@@ -154,7 +154,7 @@ class Killer(ReportHooks):
 
 
 def run(arguments, log, killer=None):
-    """Runs the program in a process of its own; returns its status, -9 if killed by SIGKILL."""
+    """Run the main command in a subprocess; return its status, -9 after SIGKILL."""
 
     @contextlib.contextmanager
     def around():
@@ -170,10 +170,10 @@ def run(arguments, log, killer=None):
 
 
 def plan(kills, seed):
-    """Yields (signal, phase, the how manieth time it is entered, seconds later).
+    """Yield (signal, phase, count of its entries, delay in seconds).
 
-    Three quarters are SIGKILL and as many within training; each variant's end gets one, and what
-    is left falls into the writing of the results.
+    Three quarters are SIGKILL, and three quarters fall into training; the end of each variant gets
+    one, and the rest fall into the writing of results.
     """
     rng = random.Random(seed)
     results = max(1, kills // 8)
@@ -191,13 +191,13 @@ def plan(kills, seed):
 
 
 def last_checkpoint(folder):
-    """Returns the folder of a run's last checkpoint."""
-    found = [path for path in (folder / "checkpoints").iterdir() if path.name.isdigit()]
-    return max(found, key=lambda path: int(path.name))
+    """Find the folder of a run's last checkpoint."""
+    steps = [path for path in (folder / "checkpoints").iterdir() if path.name.isdigit()]
+    return max(steps, key=lambda path: int(path.name))
 
 
 def read_state(folder):
-    """Returns the arrays of a run's last checkpoint; this starts JAX, and ends the forking."""
+    """Read the arrays of a run's last checkpoint; initialises JAX, so no forks may follow."""
     import jax
 
     tree = checkpoint.load_arrays(last_checkpoint(folder) / "state")
@@ -205,40 +205,40 @@ def read_state(folder):
 
 
 def checksums(folder):
-    """Returns the checksums of the last state and of the evaluated variables."""
+    """Read the checksums of the last state and of the evaluated variables."""
     notes = json.loads((last_checkpoint(folder) / "notes" / "metadata").read_text())
     return {key: notes[key] for key in ("checksum", "variables_checksum")}
 
 
 def assert_same_run(folder, expected, read_state=read_state):
-    """Two runs have the same states, rows and summaries, to the bit, but for the clock."""
+    """Check that states, log entries and summaries are bit-identical, except for times."""
     rows = read_rows(expected)
-    assert read_rows(folder) == rows, f"{folder}: other rows"
+    assert read_rows(folder) == rows, f"{folder}: log entries differ"
     steps = [(row["step"], "val/loss" in row) for row in rows]
-    assert steps == sorted(set(steps)), f"{folder}: a gap or a repeat"
+    assert steps == sorted(set(steps)), f"{folder}: steps are missing or repeated"
     states = read_state(folder), read_state(expected)
     assert states[0].keys() == states[1].keys()
     for key, value in states[1].items():
-        assert np.array_equal(value, states[0][key]), f"{folder}: other {key}"
+        assert np.array_equal(value, states[0][key]), f"{folder}: {key} differs"
     for name in ("summary.json", "test_report.json"):
         one, other = (json.loads((f / name).read_text()) for f in (folder, expected))
-        assert without_clock(one) == without_clock(other), f"{folder}: other {name}"
+        assert without_clock(one) == without_clock(other), f"{folder}: {name} differs"
     for name in ("test_report.txt", "figures/confusion.png", "figures/curves/metrics.png"):
-        assert (folder / name).read_bytes() == (expected / name).read_bytes(), f"other {name}"
+        assert (folder / name).read_bytes() == (expected / name).read_bytes(), f"{name} differs"
 
 
 def assert_same_sweep(workdir, expected, read_state=read_state):
-    """Two sweeps have the same runs and results, to the bit, but for the clock."""
+    """Check that two sweeps have bit-identical runs and results, except for times."""
     folders = sorted(path.relative_to(expected) for path in expected.glob("*/seed_*"))
     assert folders == sorted(path.relative_to(workdir) for path in workdir.glob("*/seed_*"))
     for folder in folders:
         assert_same_run(workdir / folder, expected / folder, read_state)
     results = [json.loads((w / "results.json").read_text()) for w in (workdir, expected)]
-    assert without_clock(results[0]) == without_clock(results[1]), "other results.json"
+    assert without_clock(results[0]) == without_clock(results[1]), "results.json differs"
     assert (workdir / "report.html").exists() and (workdir / "results.md").exists()
 
 
-# Before the first checkpoint, in mid-epoch or at a log row, in the second save, and at the end.
+# Before the first checkpoint, mid-epoch or at a log step, in the second save, and at the end.
 SHORT = (
     (signal.SIGKILL, "step", 9, 0.001),
     (signal.SIGTERM, "evaluation", 1, 0.001),
@@ -249,29 +249,29 @@ SHORT = (
 
 
 def read_rows(folder):
-    """Returns metrics.jsonl without what depends on the clock."""
+    """Read metrics.jsonl without times."""
     return [without_clock(row) for row in read_jsonl(folder / "metrics.jsonl")]
 
 
 def without_clock(tree):
-    """Returns nested dicts and lists without what depends on the clock."""
+    """Remove times from nested dicts and lists."""
     if isinstance(tree, dict):
         return {k: without_clock(v) for k, v in tree.items() if k not in CLOCK}
     return [without_clock(v) for v in tree] if isinstance(tree, list) else tree
 
 
 def write_config(folder, variants, epochs, eval_every):
-    """Writes the sweep's config file and returns the command line."""
+    """Write the sweep's config file; return the command line."""
     path = folder / "storm_config.py"
     path.write_text(CONFIG.format(variants=variants, epochs=epochs, eval_every=eval_every))
     return [f"--config={path}"]
 
 
 def weather(arguments, workdir, moments, log):
-    """Runs a sweep to its end, killed at the moments; returns (where it fell, signal) of each."""
+    """Run a sweep to its end with kills; return (location, signal) of each."""
     diary, fallen = workdir.parent / "killed_at.txt", []
     for number, phase, count, delay in moments:
-        for later in (delay, 0.0):  # the program may end before the delay does
+        for later in (delay, 0.0):  # the sweep may end within the delay
             diary.unlink(missing_ok=True)
             status = run(arguments, log, Killer(number, phase, count, later, diary))
             if diary.exists():
@@ -282,14 +282,14 @@ def weather(arguments, workdir, moments, log):
             continue
         fallen.append((diary.read_text(), number.name))
         print(f"  {len(fallen)}: {number.name} {fallen[-1][0]} (aimed at: {phase})", flush=True)
-        # A signal that comes when nothing is left to stop ends the program all the same.
+        # A signal after the last step ends the process all the same.
         assert status == (-9 if number == signal.SIGKILL else 143), log.read_text()
     assert run(arguments, log) == 0, log.read_text()
     return fallen
 
 
 def storm(moments, variants, eval_every, folder):
-    """Runs the sweep with and without kills, compares, and prints what happened."""
+    """Run the sweep with and without kills, compare the results, and print a summary."""
     arguments = write_config(folder, variants=variants, epochs=3.0, eval_every=eval_every)
     began, log = time.monotonic(), folder / "log.txt"
     calm, stormy = folder / "undisturbed" / "sweep", folder / "stormy" / "sweep"
@@ -298,17 +298,17 @@ def storm(moments, variants, eval_every, folder):
     fallen = weather([*arguments, f"--workdir={stormy}"], stormy, moments, log)
     assert "Traceback" not in log.read_text(), log
     assert_same_sweep(stormy, calm)
-    for (place, name), count in sorted(collections.Counter(fallen).items()):
-        print(f"{count:3} {name:8} {place}")
+    for (location, name), count in sorted(collections.Counter(fallen).items()):
+        print(f"{count:3} {name:8} {location}")
     runs = len(list(calm.glob("*/seed_*")))
     print(
-        f"{len(fallen)} kills in {time.monotonic() - began:.0f} s: states, rows and results of "
-        f"{runs} runs are equal to the bit, nothing was lost"
+        f"{len(fallen)} kills in {time.monotonic() - began:.0f} s: states, log entries and "
+        f"results of {runs} runs are bit-identical"
     )
 
 
 def parse(doc, *options):
-    """Returns the command line's arguments: the options, and --workdir, a folder that it makes."""
+    """Parse the command line: the options and --workdir, a folder to create."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="a new folder")
     for name, settings in options:

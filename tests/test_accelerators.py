@@ -1,4 +1,4 @@
-"""The programs for GPUs and TPUs, as far as a machine without one can tell."""
+"""Programs lowered for GPUs and TPUs, on a machine without one."""
 
 import re
 
@@ -23,8 +23,8 @@ OPERANDS = re.compile(r"stablehlo\.(?:dot_general|convolution).*: \((\S+), (\S+)
     ],
     ids=lambda model: "-".join(map(str, model.values())),
 )
-def test_all_products_but_the_heads_are_of_bfloat16(model, monkeypatch):
-    """A product of float32 would run at a fraction of the speed."""
+def test_all_products_except_those_of_the_head_are_bfloat16(model, monkeypatch):
+    """A float32 product would run at a fraction of the speed."""
     mesh = jax.make_mesh((1,), ("data",), (AxisType.Auto,), devices=jax.devices()[:1])
     config = make_config(augment__kind="strong", **model)
     data = load_data(config.data, mesh)
@@ -34,7 +34,7 @@ def test_all_products_but_the_heads_are_of_bfloat16(model, monkeypatch):
     state = steps.shapes
     train = steps.train.trace(state, jax.random.key(0), batch)
     evaluation = steps.eval_step.trace(state.eval_variables, Sums.empty(), batch)
-    # Of the head three products forwards and backwards, and one forwards.
+    # The head has three products in training and one in evaluation.
     for call, platform, heads in ((train, "cuda", 3), (train, "tpu", 3), (evaluation, "cuda", 1)):
         text = call.lower(lowering_platforms=(platform,)).as_text()
         products = OPERANDS.findall(text)

@@ -1,4 +1,4 @@
-"""The Python API on the digits: docs/api.md's snippet, images of every kind, and refusals."""
+"""The Python API on the digits: the snippet of docs/api.md, every kind of image, and errors."""
 
 import json
 import os
@@ -35,7 +35,7 @@ DIGITS = PIXELS[:5, ..., None]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """The results of the snippet's training, in a folder of its own."""
+    """The results of the snippet's training, in a temporary folder."""
     config = vit_jax.load_config("configs/digits_patch.py", TINY, variant="patch_4")
     return vit_jax.train(config, workdir=tmp_path_factory.mktemp("demo"))
 
@@ -71,7 +71,7 @@ def test_importing_is_instant_and_changes_nothing(tmp_path):
         vit_jax.trian  # noqa: B018
 
 
-def test_training_returns_what_the_table_holds(results):
+def test_train_returns_the_rows_of_the_table(results):
     assert [row["variant"] for row in results.rows] == ["patch_4"]
     summary = json.loads((results.best_run / "summary.json").read_text())
     assert results.rows[0]["test_accuracy"]["mean"] == summary["test_accuracy"]
@@ -81,13 +81,13 @@ def test_training_returns_what_the_table_holds(results):
     assert (results.workdir / "report.html").exists()
 
 
-def test_training_again_reads_what_is_finished(results, capsys):
+def test_training_again_reads_finished_runs(results, capsys):
     config = vit_jax.load_config("configs/digits_patch.py", TINY, variant="patch_4")
     assert vit_jax.train(config, results.workdir).rows == results.rows
     assert "finished before, not trained again" in capsys.readouterr().out
 
 
-def test_a_config_trains_outside_of_the_main_thread_and_restores_the_handlers(tmp_path):
+def test_train_works_outside_the_main_thread_and_restores_signal_handlers(tmp_path):
     config = vit_jax.load_config("configs/digits_patch.py", TINY | {"model.patch_size": 4}).config
     before = signal.getsignal(signal.SIGINT)
     found = []
@@ -106,9 +106,9 @@ def test_arrays_files_and_pil_images_give_the_probabilities_of_the_command(
     found = model.predict(DIGITS)
     assert found.shape == (5, 10)
     np.testing.assert_allclose(found.sum(1), 1)
-    pictures = [Image.open(path) for path in paths]
+    pil_images = [Image.open(path) for path in paths]
     texts, mixed = [str(path) for path in paths], [*paths[:2], *DIGITS[2:]]
-    for images in (paths, texts, pictures, list(DIGITS), mixed):
+    for images in (paths, texts, pil_images, list(DIGITS), mixed):
         np.testing.assert_array_equal(model.predict(images), found)
     np.testing.assert_allclose(vit_jax.predict(results.best_run, paths[3]), found[3:4], atol=1e-6)
     for single in (DIGITS[3], DIGITS[3, ..., 0], str(paths[3]), Image.open(paths[3])):
@@ -125,12 +125,14 @@ def test_larger_images_are_resized_as_in_evaluation(model, tmp_path):
     large = np.random.default_rng(0).integers(0, 256, (20, 13, 1), np.uint8)
     Image.fromarray(large[..., 0]).save(tmp_path / "large.png")
     np.testing.assert_array_equal(model.predict(large), model.predict(tmp_path / "large.png"))
-    Image.fromarray(large.repeat(3, 2)).save(tmp_path / "colour.png")  # files become greyscale
+    Image.fromarray(large.repeat(3, 2)).save(
+        tmp_path / "colour.png"
+    )  # files are converted to greyscale
     found = model.predict(tmp_path / "colour.png")
     np.testing.assert_array_equal(found, model.predict(large))
 
 
-def test_insides_have_their_shapes(model, results):
+def test_features_and_attention_have_the_documented_shapes(model, results):
     config = model.config.model
     features = model.features(DIGITS)
     kernel, bias = (np.asarray(model.variables["params"]["head"][k]) for k in ("kernel", "bias"))
@@ -185,7 +187,7 @@ def test_evaluation_is_that_of_the_run(model, results, tmp_path):
         ("nowhere.png", "nowhere.png cannot be read as an image"),
     ],
 )
-def test_other_images_are_refused(model, images, words):
+def test_invalid_images_are_refused(model, images, words):
     with pytest.raises(vit_jax.UserError, match=words):
         model.predict(images)
 
@@ -209,16 +211,16 @@ def test_other_images_are_refused(model, images, words):
         (lambda m, run: vit_jax.load_model(run, gelu="erf"), "model.gelu has no effect"),
         (lambda m, run: vit_jax.load_model(run.parents[1]), "did you mean .*patch_4/seed_0"),
         (lambda m, run: vit_jax.train("nowhere.py"), "nowhere.py is not a file"),
-        (lambda m, run: vit_jax.train(get_config(), run), "model.hidden_size is not set"),
+        (lambda m, run: vit_jax.train(get_config(), run), "model.hidden_size must be set"),
     ],
 )
-def test_mistakes_are_reported_in_one_sentence(model, results, call, words):
+def test_mistakes_are_single_line_errors(model, results, call, words):
     with pytest.raises(vit_jax.UserError, match=words) as caught:
         call(model, results.best_run)
     assert "\n" not in str(caught.value)
 
 
-def test_a_weight_file_is_its_converted_checkpoint(tmp_path):
+def test_a_weight_file_gives_the_model_of_its_converted_checkpoint(tmp_path):
     file = GOLDEN / "timm" / "model.safetensors"
     with pytest.raises(vit_jax.UserError, match="number of attention heads"):
         vit_jax.load_model(file)
@@ -227,10 +229,12 @@ def test_a_weight_file_is_its_converted_checkpoint(tmp_path):
     pretrained.save(pretrained.convert(file, {"model.num_heads": 3}), tmp_path / "weights")
     converted = vit_jax.load_model(tmp_path / "weights")
     assert model.predict(images).shape == (3, 7)
-    assert np.abs(converted.predict(images) - model.predict(images)).max() > 1e-5  # of the mean
+    assert (
+        np.abs(converted.predict(images) - model.predict(images)).max() > 1e-5
+    )  # data.mean differs
     same = vit_jax.load_model(file, num_heads=3)
     np.testing.assert_array_equal(same.predict(images), converted.predict(images))
-    with pytest.raises(vit_jax.UserError, match="has no data of its own"):
+    with pytest.raises(vit_jax.UserError, match="records no dataset"):
         model.evaluate()
 
 

@@ -1,4 +1,4 @@
-"""Attention follows its papers: differential maps, rotary and relative positions."""
+"""Differential attention, rotary and relative positions agree with their papers."""
 
 import itertools
 
@@ -17,7 +17,7 @@ X = RNG.normal(size=(B, 7, D)).astype(np.float32)
 
 
 def run(kind="softmax", params=None, block=0, **options):
-    """Returns output, weights and parameters of an attention layer on X; parameters are random."""
+    """Apply an attention layer to X; return output, weights and random parameters."""
     layer = Attention(FrozenDict(PLAIN | options, attention=kind), GRID, np.float32)
     if params is None:
         shapes = layer.init(jax.random.key(0), X, None, block, None)["params"]
@@ -72,7 +72,7 @@ def test_differential_attention_follows_the_formula(layer):
 
 
 def test_differential_attention_without_its_second_map_is_softmax_attention():
-    """With lambda at 0 the weights are those of the first maps: queries and keys 0, 2, ..."""
+    """With lambda 0, the weights are those of the first maps: queries and keys 0, 2, ..."""
     _, _, params = run("differential")
     start = 0.2
     q1, k1 = params["lambda_query_1"], params["lambda_key_1"]
@@ -84,7 +84,7 @@ def test_differential_attention_without_its_second_map_is_softmax_attention():
         name: {leaf: value[..., 0::2, :] for leaf, value in params[name].items()}
         for name in ("query", "key")
     }
-    # Two softmax heads as wide as a value: the missing width is filled with zeros.
+    # Two softmax heads of the width of a value, padded with zeros.
     for name in pick:
         pick[name] = {
             leaf: np.concatenate([value, np.zeros_like(value)], -1)
@@ -96,15 +96,15 @@ def test_differential_attention_without_its_second_map_is_softmax_attention():
     np.testing.assert_allclose(weights, plain, atol=1e-5)
 
 
-def test_rotary_scores_depend_on_the_offset_alone():
+def test_rotary_scores_depend_only_on_the_offset():
     rows, columns, width = 4, 5, 8
     angles = rotary_angles(rows, columns, width)
     query, key = RNG.normal(size=(2, width)).astype(np.float32)
     same = np.ones((rows * columns, 1), np.float32)
     scores = np.asarray(rotate(query * same, angles) @ rotate(key * same, angles).T)
-    places = list(itertools.product(range(rows), range(columns)))
+    positions = list(itertools.product(range(rows), range(columns)))
     by_offset = {}
-    for (i, a), (j, b) in itertools.product(enumerate(places), repeat=2):
+    for (i, a), (j, b) in itertools.product(enumerate(positions), repeat=2):
         by_offset.setdefault((a[0] - b[0], a[1] - b[1]), []).append(scores[i, j])
     assert len(by_offset) == 7 * 9
     for values in by_offset.values():
@@ -114,7 +114,7 @@ def test_rotary_scores_depend_on_the_offset_alone():
     assert by_offset[0, 0][0] == pytest.approx(query @ key, abs=1e-5)
 
 
-def test_rotation_leaves_the_class_token_and_lengths():
+def test_rotation_preserves_norms_and_the_class_token():
     x = RNG.normal(size=(2, 1 + 6, 8)).astype(np.float32)
     turned = np.asarray(rotate(x, rotary_angles(2, 3, 8)))
     np.testing.assert_array_equal(turned[:, 0], x[:, 0])
@@ -130,9 +130,9 @@ def test_relative_indices_by_brute_force(has_cls):
     rows, columns = 3, 2
     found = relative_indices(rows, columns, has_cls)
     offsets = list(itertools.product(range(1 - rows, rows), range(1 - columns, columns)))
-    places = list(itertools.product(range(rows), range(columns)))
+    positions = list(itertools.product(range(rows), range(columns)))
     first = int(has_cls)
-    for (i, a), (j, b) in itertools.product(enumerate(places, first), repeat=2):
+    for (i, a), (j, b) in itertools.product(enumerate(positions, first), repeat=2):
         assert found[i, j] == offsets.index((a[0] - b[0], a[1] - b[1]))
     if has_cls:
         assert found.shape == (7, 7)

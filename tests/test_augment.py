@@ -1,4 +1,4 @@
-"""Every pixel goes where it should, whatever the number of devices: Pillow is the judge."""
+"""Augmentations agree with Pillow to the pixel, on any number of devices."""
 
 import jax
 import numpy as np
@@ -22,9 +22,9 @@ IMAGES = RNG.integers(1, 256, (64, 6, 7, 3), np.uint8)
 
 
 def run(function, *args):
-    """Returns a function's arrays; compiled whole, which is faster than one operation at a time.
+    """Run a function jitted, which is faster than op by op.
 
-    Arguments that are no arrays are constants of the program.
+    Arguments that are not arrays are static.
     """
     static = [i for i, arg in enumerate(args) if isinstance(arg, int | float)]
     return jax.tree.map(np.asarray, jax.jit(function, static_argnums=static)(*args))
@@ -39,7 +39,7 @@ def two_meshes():
 
 
 def placements(image, result, padding, fill):
-    """Returns every (row offset, column offset, flipped) that turns `image` into `result`."""
+    """Find every (row offset, column offset, flipped) that maps `image` to `result`."""
     sides = ((padding, padding), (padding, padding), (0, 0))
     padded = np.pad(image, sides, constant_values=fill)
     return [
@@ -62,7 +62,7 @@ def test_every_image_is_a_crop_of_itself(fill):
     assert 16 < sum(flips) < 48
 
 
-def test_without_flip_nothing_is_mirrored():
+def test_without_flip_nothing_is_flipped():
     results = run(crop_and_flip, jax.random.key(0), IMAGES, 1, False)
     for pair in zip(IMAGES, results, strict=True):
         assert [flipped for *_, flipped in placements(*pair, 1, 0)] == [False]
@@ -84,7 +84,7 @@ def sample_images():
 
 
 def with_pillow(name, magnitude, pixels, fill):
-    """Returns the operation's result by Pillow, through the calls that torchvision makes."""
+    """Apply an operation with Pillow, by the same calls as torchvision."""
     image = Image.fromarray(pixels.squeeze())
     fill = (fill,) * len(image.getbands()) if image.mode == "RGB" else fill
     matrix = {
@@ -122,7 +122,7 @@ MAGNITUDES = {
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_operations_are_those_of_pillow(channels):
+def test_operations_agree_with_pillow(channels):
     images = sample_images()[:: 2 if channels == 3 else 5, ..., :channels]
     operations = [(name, float(m)) for name, list_ in MAGNITUDES.items() for m in list_]
     ops = make_ops(operations, 32, 32)
@@ -130,13 +130,13 @@ def test_operations_are_those_of_pillow(channels):
     for row, (name, magnitude) in enumerate(operations):
         result = np.asarray(apply(images, np.full((len(images), 1), row))).astype(int)
         expected = np.stack([with_pillow(name, magnitude, image, 77) for image in images])
-        # Moves are exact, ties included: the coordinates are Pillow's, in 16-bit fixed point.
+        # Geometric operations are exact, including ties: coordinates are Pillow's fixed point.
         most = int(name in ("Contrast", "Color", "Sharpness"))
         assert abs(result - expected).max() <= most, (name, magnitude)
         assert (result != expected).mean() < 1e-4 * most + 1e-9, (name, magnitude)
 
 
-def test_slots_follow_one_another_and_images_have_their_own():
+def test_slots_apply_in_order_and_per_image():
     images = sample_images()[:40, :20, :31]
     names = ["Rotate", "Equalize", "Sharpness", "Invert", "ShearX"]
     operations = [("Identity", 0.0)] + [(name, 0.3) for name in names]
@@ -202,7 +202,7 @@ def test_autoaugment_follows_its_table(name):
 
 
 @pytest.mark.parametrize(("num_ops", "level"), [(2, 9), (3, 30)])
-def test_randaugment_draws_each_operation_alike(num_ops, level):
+def test_randaugment_draws_operations_uniformly(num_ops, level):
     policy = policies.make_randaugment(num_ops, level, 32, 64)
     assert set(policies.ALL) == {"Identity", "Posterize", "AutoContrast", "Equalize"} | set(RANGES)
     for choice, op in enumerate(policies.ALL):
@@ -215,7 +215,7 @@ def test_randaugment_draws_each_operation_alike(num_ops, level):
     assert stats.chisquare(pairs.ravel()).pvalue > 0.01
 
 
-def test_trivialaugment_draws_each_operation_and_level_alike():
+def test_trivialaugment_draws_operations_and_levels_uniformly():
     policy = policies.make_trivialaugment(32, 64)
     pairs = [(op, level) for op in policies.ALL for level in range(31)]
     for choice, (op, level) in enumerate(pairs):
@@ -241,7 +241,7 @@ def test_trivialaugment_draws_each_operation_and_level_alike():
     ],
     ids=["strong", "all"],
 )
-def test_same_pixels_on_one_device_and_on_eight(overrides):
+def test_pixels_are_the_same_on_one_device_and_on_eight(overrides):
     config = make_config(data__channels=3, data__image_size=12, **overrides)
     images = RNG.integers(0, 256, (32, 12, 12, 3), np.uint8)
     labels = RNG.integers(0, 10, 32).astype(np.int32)
@@ -259,7 +259,7 @@ def test_same_pixels_on_one_device_and_on_eight(overrides):
 
 
 def make_step(config):
-    """Returns functions that make the first state and do one step, not compiled yet."""
+    """Make functions for the initial state and for one step, not compiled yet."""
     model = models.build(config.model, 10)
     optimizer = optim.make_optimizer(config.optim, lambda step: 1e-3)
     data = config.data
@@ -293,17 +293,17 @@ def test_cutout_is_a_square_cut_at_the_border(length):
     result = run(cutout, jax.random.key(0), np.ones((4000, 32, 32, 2), np.float32), length)
     assert ((result == 0) | (result == 1)).all() and (result[..., 0] == result[..., 1]).all()
     holes = result[..., 0] == 0
-    rows, columns = holes.any(2).sum(1), holes.any(1).sum(1)  # of the hole
+    rows, columns = holes.any(2).sum(1), holes.any(1).sum(1)  # of the zeroed box
     np.testing.assert_array_equal(holes.sum((1, 2)), rows * columns)
     assert rows.max() == columns.max() == length
     assert rows.min() == columns.min() == length - length // 2  # the centre is in the image
-    # Each of the 32 centres: `length` at most, less one for every step too close to the border.
+    # For each of the 32 centres: `length`, minus the pixels beyond the border.
     middle = np.arange(32) - length // 2
     expected = np.mean(np.minimum(middle + length, 32) - np.maximum(middle, 0))
     assert rows.mean() == pytest.approx(expected, rel=0.02)
 
 
-def test_erasing_hits_its_share_of_the_images():
+def test_erasing_changes_its_fraction_of_the_images():
     result = run(erase, jax.random.key(0), np.ones((4000, 32, 32, 1), np.float32), 0.25)
     holes = result[..., 0] == 0
     erased = holes.any((1, 2))
@@ -317,70 +317,70 @@ def test_erasing_hits_its_share_of_the_images():
 
 
 def numbered_images(count):
-    """Images [count, 8, 12, 1] that hold their own number, and their targets."""
+    """Images [count, 8, 12, 1] of constant index, and their one-hot targets."""
     numbers = np.arange(count, dtype=np.float32)
     return np.broadcast_to(numbers[:, None, None, None], (count, 8, 12, 1)), np.eye(count)
 
 
-def test_cutmix_keeps_the_share_that_it_says():
+def test_cutmix_targets_match_the_pasted_area():
     images, targets = numbered_images(300)
     mixed, soft = run(mix, jax.random.key(0), images, targets, 0.0, 1.0, 0.5, 1.0)
     own = np.arange(300)
     partner = (own + 1) % 300
-    kept = (mixed == images).mean((1, 2, 3))
+    unchanged = (mixed == images).mean((1, 2, 3))
     pasted = (mixed == images[partner]).mean((1, 2, 3))
-    np.testing.assert_array_equal(kept + pasted, 1)
-    np.testing.assert_array_equal(soft[own, own], kept.astype(np.float32))
+    np.testing.assert_array_equal(unchanged + pasted, 1)
+    np.testing.assert_array_equal(soft[own, own], unchanged.astype(np.float32))
     np.testing.assert_allclose(soft.sum(1), 1, rtol=1e-6)
-    assert kept.min() < 0.2 and kept.max() > 0.95 and len(set(kept)) > 40
+    assert unchanged.min() < 0.2 and unchanged.max() > 0.95 and len(set(unchanged)) > 40
     boxes = (mixed != images)[..., 0]
     np.testing.assert_array_equal(boxes.sum((1, 2)), boxes.any(2).sum(1) * boxes.any(1).sum(1))
 
 
-def test_mixup_adds_as_much_of_both():
+def test_mixup_mixes_images_and_targets_alike():
     images, targets = numbered_images(3000)
     mixed, soft = run(mix, jax.random.key(0), images, targets, 0.4, 0.0, 0.5, 1.0)
-    kept = np.diag(soft)
-    expected = kept * np.arange(3000) + (1 - kept) * (np.arange(1, 3001) % 3000)
+    ratio = np.diag(soft)
+    expected = ratio * np.arange(3000) + (1 - ratio) * (np.arange(1, 3001) % 3000)
     np.testing.assert_allclose(mixed[:, 0, 0, 0], expected, atol=1e-3)
     assert np.ptp(mixed, axis=(1, 2, 3)).max() == 0
     np.testing.assert_allclose(soft.sum(1), 1, rtol=1e-6)
-    assert stats.kstest(kept, stats.beta(0.4, 0.4).cdf).pvalue > 0.01
+    assert stats.kstest(ratio, stats.beta(0.4, 0.4).cdf).pvalue > 0.01
 
 
-def test_mixing_and_switching_rates():
+def test_mix_rate_and_cutmix_rate():
     images, targets = numbered_images(4000)
     mixed, soft = run(mix, jax.random.key(0), images, targets, 1.0, 1.0, 0.3, 0.5)
     uniform = np.ptp(mixed, axis=(1, 2, 3)) == 0
     untouched = np.diag(soft) == 1
     np.testing.assert_array_equal(mixed[untouched], images[untouched])
-    # A box without area leaves some more images as they are, 1 in 30 of those for CutMix.
+    # An empty box leaves further images unchanged, 1 in 30 of CutMix.
     assert untouched.mean() == pytest.approx(0.5, abs=0.03)
     assert (uniform & ~untouched).sum() / (~untouched).sum() == pytest.approx(0.7, abs=0.04)
 
 
-def test_random_resized_crop_of_a_ramp_is_a_part_of_it():
+def test_random_resized_crop_of_a_ramp_is_a_sub_ramp():
     ramp = np.broadcast_to(np.arange(0, 240, 4, dtype=np.uint8)[:, None, None], (200, 60, 60, 1))
-    ramp = np.concatenate([ramp, ramp.swapaxes(1, 2)], -1)  # the value tells row and column
+    ramp = np.concatenate([ramp, ramp.swapaxes(1, 2)], -1)  # values encode row and column
     result = run(random_resized_crop, jax.random.key(0), ramp, 24, 0.25, False).astype(int)
     assert result.shape == (200, 24, 24, 2)
     for channel, axis in ((0, 1), (1, 2)):
         lines = result[..., channel].mean(3 - axis)
         steps_ = np.diff(lines, axis=1)[:, 2:-2]
-        assert steps_.min() > 0  # no wrap, no mirror, nothing outside
+        assert steps_.min() > 0  # no wrap-around, no flip, no pixels from outside
         assert (np.ptp(steps_, axis=1) <= 2).all()
     sides = [np.diff(result[..., c].mean(2 - c), axis=1)[:, 2:-2].mean(1) * 24 / 4 for c in (0, 1)]
-    share = sides[0] * sides[1] / 60**2
-    assert share.min() > 0.22 and share.max() < 1.05 and 0.5 < share.mean() < 0.7
+    area = sides[0] * sides[1] / 60**2
+    assert area.min() > 0.22 and area.max() < 1.05 and 0.5 < area.mean() < 0.7
     assert 0.7 < (sides[0] / sides[1]).min() < 0.85 and 1.2 < (sides[0] / sides[1]).max() < 1.4
     flipped = run(random_resized_crop, jax.random.key(0), ramp, 24, 0.25, True).astype(int)
     falls = flipped[:, 12, -1, 1] < flipped[:, 12, 0, 1]
     assert 0.4 < falls.mean() < 0.6
 
 
-def test_rotation_turns_about_the_centre():
+def test_rotation_is_about_the_centre():
     images = np.zeros((200, 21, 21, 1), np.uint8)
-    images[:, 10, 10:] = 255  # a hand that points right
+    images[:, 10, 10:] = 255  # a clock hand that points right
     result = run(rotate, jax.random.key(0), images, 30.0, 0).astype(float)[..., 0]
     assert result[:, 10, 10].min() > 250
     y, x = np.mgrid[:21, :21] - 10
@@ -390,17 +390,17 @@ def test_rotation_turns_about_the_centre():
     assert np.median(border) == 77
 
 
-@pytest.mark.parametrize("part", ["brightness", "contrast", "saturation"])
-def test_colour_jitter_scales_the_distance_from_grey(part):
-    images = RNG.integers(100, 150, (300, 9, 9, 3), np.uint8)  # no factor leaves 0 ... 255
-    ranges = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0} | {part: 0.4}
+@pytest.mark.parametrize("kind", ["brightness", "contrast", "saturation"])
+def test_colour_jitter_scales_the_distance_from_grey(kind):
+    images = RNG.integers(100, 150, (300, 9, 9, 3), np.uint8)  # no factor exceeds 0 ... 255
+    ranges = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0} | {kind: 0.4}
     result = run(color_jitter, jax.random.key(0), images, *ranges.values()).astype(float)
     grey = images @ np.array([0.299, 0.587, 0.114])
     centre = {
         "brightness": np.zeros((300, 1, 1, 1)),
         "contrast": grey.mean((1, 2))[:, None, None, None],
         "saturation": grey[..., None],
-    }[part]
+    }[kind]
     away = images - centre
     factor = ((result - centre) * away).sum((1, 2, 3)) / (away**2).sum((1, 2, 3))
     expected = centre + factor[:, None, None, None] * away
@@ -412,14 +412,14 @@ def test_center_crop_keeps_the_middle():
     images = RNG.integers(0, 256, (3, 20, 20, 3), np.uint8)
     np.testing.assert_array_equal(run(center_crop, images, 20), images)
     np.testing.assert_array_equal(run(center_crop, images, 10, 0.5), images[:, 5:15, 5:15])
-    bilinear = Image.Resampling.BILINEAR  # antialiased, unlike that of most other libraries
+    bilinear = Image.Resampling.BILINEAR  # antialiased, unlike in most other libraries
     smaller = [np.asarray(Image.fromarray(image).resize((10, 10), bilinear)) for image in images]
     np.testing.assert_allclose(run(center_crop, images, 10).astype(int), smaller, atol=1)
     flat = np.full((1, 16, 16, 1), 77, np.uint8)
     np.testing.assert_array_equal(run(center_crop, flat, 40, 0.875), 77)
 
 
-def test_sizes_that_differ_from_the_stored_one():
+def test_image_size_may_differ_from_stored_size():
     sizes = {"data__image_size": 16, "data__stored_size": 24, "data__eval_crop": 0.5}
     config = make_config(data__name="digits", **sizes)
     images, _ = open_source(config.data).examples("").take(np.array([3, 5])).decode_all(1)
@@ -439,7 +439,7 @@ def test_none_only_normalises():
     np.testing.assert_array_equal(targets, np.eye(10)[:4])
 
 
-def test_flips_are_those_of_pillow():
+def test_flips_agree_with_pillow():
     images = np.random.default_rng(0).integers(0, 256, (200, 32, 32, 3), np.uint8)
     found = np.asarray(crop_and_flip(jax.random.key(0), images, 0, True))
     mirrored = np.stack([np.asarray(ImageOps.mirror(Image.fromarray(image))) for image in images])

@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, what is found damaged, and what is then done."""
+"""Checkpoints: retention, detection of damage, and recovery."""
 
 import gc
 import shutil
@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tensorstore
-from damage import DAMAGE, harm
+from damage import DAMAGE, damage_file
 
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
@@ -33,7 +33,7 @@ LINES = {step: [f'{{"step": {i}}}\n' for i in range(1, step + 1)] for step in ra
 
 @pytest.fixture
 def saved(tmp_path):
-    """Four checkpoints, the second of which is the best."""
+    """Four checkpoints, of which the second is the best."""
     checkpoints = Checkpoints(tmp_path)
     for step, accuracy in ((1, 0.5), (2, 0.9), (3, 0.6), (4, 0.7)):
         checkpoints.save(step, make_state(step), {"evaluated": True}, accuracy, LINES[step])
@@ -50,7 +50,7 @@ def largest(folder):
     return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
-def test_latest_two_and_best_with_the_one_before_it_are_kept(saved):
+def test_the_latest_two_the_best_and_its_predecessor_are_preserved(saved):
     checkpoints, folder = saved
     checkpoints.save(5, make_state(5), {"evaluated": False}, None)
     checkpoints.wait()
@@ -63,7 +63,7 @@ def test_latest_two_and_best_with_the_one_before_it_are_kept(saved):
     jax.tree.map(np.testing.assert_array_equal, best.state, make_state(2))
 
 
-def test_a_kill_while_a_checkpoint_is_replaced_leaves_the_one_before_it(saved, monkeypatch):
+def test_a_kill_while_a_checkpoint_is_replaced_leaves_the_previous_one(saved, monkeypatch):
     checkpoints, folder = saved
 
     def killed(*args, **kwargs):
@@ -86,18 +86,18 @@ def test_checkpoints_leave_nothing_in_memory(tmp_path):
         gc.collect()
         allocated.append(sys.getallocatedblocks())
     checkpoints.close()
-    assert allocated[-1] - allocated[5] < 12 * 50  # half a block for each array; leaks take five
+    assert allocated[-1] - allocated[5] < 12 * 50  # half a block per array; leaks take five
 
 
-def test_locations_in_tensorstore_stay_right(saved):
-    """They are converted to JSON once, and then taken from a cache."""
-    place = {"driver": "file", "path": f"{saved[1]}/50 % \N{SNOWMAN}/#1?/"}
+def test_tensorstore_specs_are_cached_correctly(saved):
+    """They are converted to JSON once and then cached."""
+    spec = {"driver": "file", "path": f"{saved[1]}/50 % \N{SNOWMAN}/#1?/"}
     for _ in range(2):
-        assert tensorstore.KvStore.Spec(place).to_json() == place
+        assert tensorstore.KvStore.Spec(spec).to_json() == spec
 
 
 def restored_from(folder):
-    """Returns what a new start goes on with."""
+    """Restore the checkpoint from which a run would resume."""
     checkpoints = Checkpoints(folder)
     try:
         found = restore_common([checkpoints], TARGET)
@@ -106,15 +106,15 @@ def restored_from(folder):
         checkpoints.close()
 
 
-def test_a_damaged_file_of_the_latest_is_named_and_the_one_before_taken(saved, tmp_path, capsys):
-    """All files, in all ways; or the file was not needed, and nothing changes."""
+def test_damage_of_the_latest_is_named_and_the_previous_one_restored(saved, tmp_path, capsys):
+    """For every file and kind of damage; unneeded files change nothing."""
     _, folder = saved
     harmless = set()
     for path in sorted(p.relative_to(folder) for p in (folder / "4").rglob("*") if p.is_file()):
         for how in DAMAGE:
             copy = tmp_path / "copy"
             shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("copy"))
-            harm(copy / path, how)
+            damage_file(copy / path, how)
             restored = restored_from(copy)
             warning = capsys.readouterr().err
             if restored.step == 4:
@@ -127,81 +127,81 @@ def test_a_damaged_file_of_the_latest_is_named_and_the_one_before_taken(saved, t
             assert restored.lines == LINES[restored.step]
             jax.tree.map(np.testing.assert_array_equal, restored.state, make_state(restored.step))
             shutil.rmtree(copy)
-    # What orbax notes for itself; and without digests, the checksum of the state is still there.
+    # orbax's own metadata; without digests, the checksum of the state still applies.
     assert harmless == {"4/_CHECKPOINT_METADATA", "4/commit_success.txt", "4/SHA256SUMS"}
 
 
-def test_without_digests_flipped_bits_are_found(saved, capsys):
+def test_flipped_bits_are_detected_without_digests(saved, capsys):
     _, folder = saved
     (folder / "4" / "SHA256SUMS").unlink()
-    harm(largest(folder / "4" / "state"), "flip")
+    damage_file(largest(folder / "4" / "state"), "flip")
     assert restored_from(folder).step == 3
     assert "4 is damaged (its checksum does not match)" in capsys.readouterr().err
 
 
-def test_what_was_the_best_before_a_checkpoint_is_kept_with_it(tmp_path):
-    """So that the run can go back to before the one that surpassed it."""
+def test_the_best_before_a_checkpoint_is_preserved_with_it(tmp_path):
+    """So that the run can fall back to before the one that surpassed it."""
     checkpoints = Checkpoints(tmp_path)
     for step, accuracy in ((1, 0.5), (2, 0.4), (3, 0.3), (4, 0.9), (5, 0.8), (6, 0.7)):
         checkpoints.save(step, make_state(step), {}, accuracy)
     checkpoints.close()
     assert steps_in(tmp_path) == [1, 3, 4, 5, 6]
-    harm(largest(tmp_path / "4" / "state"), "flip")
+    damage_file(largest(tmp_path / "4" / "state"), "flip")
     assert restored_from(tmp_path).step == 3
     assert restored_from(tmp_path).step == 3 and steps_in(tmp_path) == [1, 3]
 
 
 @pytest.mark.parametrize("how", ["flip", "delete", "folder"])
-def test_a_damaged_best_is_made_again_from_the_one_before_it(saved, how, capsys):
+def test_a_damaged_best_is_recreated_from_its_predecessor(saved, how, capsys):
     _, folder = saved
     path = largest(folder / "2" / "state")
     if how == "folder":
         path = folder / "2"
         shutil.rmtree(path)
     else:
-        harm(path, how)
+        damage_file(path, how)
     restored = restored_from(folder)
     assert restored.step == 1 and restored.lines == LINES[1]
     assert steps_in(folder) == [1]
     assert f"warning: {path} " in capsys.readouterr().err
 
 
-def test_a_damaged_best_does_not_matter_where_the_last_one_is_taken(saved):
+def test_a_damaged_best_does_not_matter_with_select_last(saved):
     _, folder = saved
-    harm(largest(folder / "2" / "state"), "flip")
+    damage_file(largest(folder / "2" / "state"), "flip")
     checkpoints = Checkpoints(folder, needs_best=False)
     assert checkpoints.restore_latest(TARGET).step == 4
     checkpoints.close()
 
 
-def test_a_best_that_is_damaged_when_it_is_needed_is_refused(saved):
+def test_restoring_a_damaged_best_is_an_error(saved):
     checkpoints, folder = saved
-    harm(largest(folder / "2" / "state"), "flip")
+    damage_file(largest(folder / "2" / "state"), "flip")
     with pytest.raises(
         UserError, match="2/state/.* does not match SHA256SUMS, and belongs to the best"
     ):
         checkpoints.restore_best(TARGET)
 
 
-def test_nothing_readable_is_refused_and_nothing_saved_is_none(saved, tmp_path):
+def test_restore_raises_without_intact_checkpoints_and_returns_none_without_any(saved, tmp_path):
     _, folder = saved
     for step in steps_in(folder):
-        harm(largest(folder / str(step) / "state"), "truncate")
-    for _ in range(2):  # and nothing is removed: the fault may lie elsewhere
+        damage_file(largest(folder / str(step) / "state"), "truncate")
+    for _ in range(2):  # and nothing is deleted: the cause may be temporary
         with pytest.raises(UserError, match="no checkpoint in .* could be read"):
             restored_from(folder)
         assert steps_in(folder) == [1, 2, 3, 4]
     assert restored_from(tmp_path / "new") is None
 
 
-def test_seeds_go_back_to_a_step_that_all_have(tmp_path, capsys):
+def test_seeds_fall_back_to_a_common_step(tmp_path, capsys):
     runs = [Checkpoints(tmp_path / str(seed)) for seed in (0, 1)]
     for step in (1, 2, 3):
         for run in runs:
             run.save(step, make_state(step), {}, 0.1 * step)
     for run in runs:
         run.close()
-    harm(largest(tmp_path / "1" / "3" / "state"), "flip")
+    damage_file(largest(tmp_path / "1" / "3" / "state"), "flip")
     runs = [Checkpoints(tmp_path / str(seed)) for seed in (0, 1)]
     assert [one.step for one in restore_common(runs, TARGET)] == [2, 2]
     assert [steps_in(tmp_path / str(seed)) for seed in (0, 1)] == [[2], [2]]
@@ -215,8 +215,8 @@ def test_seeds_go_back_to_a_step_that_all_have(tmp_path, capsys):
         run.close()
 
 
-def test_a_full_disk_is_told_in_a_sentence(saved, monkeypatch):
-    """In the background, as all that orbax writes."""
+def test_a_full_disk_is_a_single_line_error(saved, monkeypatch):
+    """In the background, like all writes of orbax."""
     checkpoints, folder = saved
 
     def full(*args, **kwargs):
@@ -232,8 +232,8 @@ def test_a_full_disk_is_told_in_a_sentence(saved, monkeypatch):
     assert restored_from(folder).step == 4
 
 
-def test_full_memory_is_no_damage(saved, monkeypatch):
-    """As that of a device which another program still uses."""
+def test_out_of_memory_is_not_damage(saved, monkeypatch):
+    """For example, while another program uses the device."""
     checkpoints, folder = saved
 
     def fail(*args, **options):
@@ -258,7 +258,7 @@ def test_saving_a_step_again_replaces_it(saved):
 
 
 def test_saved_values_are_those_at_the_time_of_the_call(tmp_path):
-    """The next step donates the state's buffers while the save goes on in the background."""
+    """The next step donates the state's buffers while the save is still running."""
     checkpoints = Checkpoints(tmp_path)
     step = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
     state = make_state(1)
@@ -272,7 +272,7 @@ def test_saved_values_are_those_at_the_time_of_the_call(tmp_path):
     checkpoints.close()
 
 
-def test_checksum_sees_every_bit_and_no_layout():
+def test_checksum_depends_on_every_bit_but_not_on_sharding():
     tree = {"a": np.arange(64, dtype=np.float32).reshape(8, 8), "b": np.ones(8, jnp.bfloat16)}
     expected = int(checksum(tree))
     assert int(checksum(sharding.put_split(MESH, tree))) == expected

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from damage import DAMAGE, harm
+from damage import DAMAGE, damage_file
 from damaged_disk import QuickSweep, damage_and_run, prepare
 from storm import assert_same_sweep, checksums, read_state
 
@@ -122,8 +122,8 @@ def test_figures_are_drawn_again_with_the_test_report(quick, sweeps, tmp_path):
     """They are not verified, since they can be drawn from the results at any time."""
     workdir = tmp_path / "sweep"
     shutil.copytree(sweeps[1], workdir)
-    harm(workdir / SEED / "figures" / "confusion.png", "delete")
-    harm(workdir / SEED / "test_report.txt", "delete")
+    damage_file(workdir / SEED / "figures" / "confusion.png", "delete")
+    damage_file(workdir / SEED / "test_report.txt", "delete")
     assert "warning" not in quick.run(workdir)
     assert_same_sweep(workdir, sweeps[1], checksums)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
-from prepared import assert_cifar10_is_there, assert_nothing_left, read
+from prepared import assert_cifar10_is_prepared, assert_nothing_left, read
 from tensorflow_datasets.core import hashing
 from tiny_server import served
 from tiny_sets import eurosat_members, make_cifar10, make_tar, make_zip, mnist_files
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_cifar10_is_read_back_exactly(small_cifar10, tmp_path, capfd):
     folder = prepare.prepare_set(small_cifar10[0], tmp_path / "data")
     assert folder == tmp_path / "data/cifar10/3.0.2"
-    assert_cifar10_is_there(tmp_path / "data")
+    assert_cifar10_is_prepared(tmp_path / "data")
     classes = "airplane automobile bird cat deer dog frog horse ship truck"
     assert (folder / "label.labels.txt").read_text().split() == classes.split()
     info = json.loads((folder / "dataset_info.json").read_text())
@@ -96,7 +96,7 @@ def test_a_prepared_set_is_left_as_it_is(tmp_path, capsys):
     archive = make_cifar10(tmp_path / "archive.tar.gz")
     folder = prepare.prepare("cifar10", tmp_path, archive)
     assert "archive.tar.gz is not the official file" in capsys.readouterr().out
-    assert_cifar10_is_there(tmp_path)
+    assert_cifar10_is_prepared(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     archive.unlink()
     assert prepare.prepare("cifar10", tmp_path, archive) == folder
@@ -143,7 +143,7 @@ def test_an_error_while_writing_leaves_nothing(tmp_path, monkeypatch):
             prepare.prepare("cifar10", tmp_path / "data", archive)
     assert_nothing_left(tmp_path / "data")
     prepare.prepare("cifar10", tmp_path / "data", archive)
-    assert_cifar10_is_there(tmp_path / "data")
+    assert_cifar10_is_prepared(tmp_path / "data")
 
 
 def test_a_killed_preparation_leaves_no_set(tmp_path):
@@ -165,7 +165,7 @@ def test_a_killed_preparation_leaves_no_set(tmp_path):
     assert list(data.glob(".prepare-*/**/*train.array_record*")), "killed before anything was there"
     assert not (data / "cifar10").exists()
     prepare.prepare("cifar10", data, archive)
-    assert_cifar10_is_there(data)
+    assert_cifar10_is_prepared(data)
     assert {path.name for path in data.iterdir()} == {"cifar10", ".prepare-cifar10.lock"}
 
 
@@ -174,7 +174,7 @@ def test_what_a_killed_process_wrote_is_not_used(tmp_path):
     left = prepare.prepare("cifar10", tmp_path / "other", other).parents[1]
     left.rename(tmp_path / ".prepare-cifar10")
     prepare.prepare("cifar10", tmp_path, make_cifar10(tmp_path / "archive.tar.gz"))
-    assert_cifar10_is_there(tmp_path)
+    assert_cifar10_is_prepared(tmp_path)
 
 
 def test_tensorflow_is_not_imported(tmp_path):

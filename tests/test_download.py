@@ -6,7 +6,7 @@ import os
 import socket
 
 import pytest
-from prepared import assert_cifar10_is_there, assert_nothing_left, read
+from prepared import assert_cifar10_is_prepared, assert_nothing_left, read
 from tiny_server import served
 from tiny_sets import mnist_files
 
@@ -23,7 +23,7 @@ def test_a_cut_download_resumes(server, small_cifar10, tmp_path):
     assert server.ranges == [None, half, half]
     downloads = tmp_path / "data/downloads/cifar10"
     assert [path.name for path in downloads.iterdir()] == ["cifar-10-binary.tar.gz"]
-    assert_cifar10_is_there(tmp_path / "data")
+    assert_cifar10_is_prepared(tmp_path / "data")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The command that people type, from the config to the table, with kills in between."""
+"""The main command, from the config to the results table, with kills in between."""
 
 import fcntl
 import json
@@ -19,7 +19,7 @@ from vit_jax.training.sweep import make_variants, run_sweep
 
 @pytest.fixture(scope="module")
 def storm(command, tmp_path_factory):
-    """Returns the folder and the output of a sweep that ran undisturbed, and with five kills."""
+    """Run a sweep undisturbed and with five kills; return the folder and the output."""
     folder = tmp_path_factory.mktemp("storm")
     done = command("tests/storm.py", "--short", f"--workdir={folder / 'storm'}", timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -28,32 +28,34 @@ def storm(command, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(storm):
-    """Returns the folder of the undisturbed sweep of two seeds."""
+    """The folder of the undisturbed sweep of two seeds."""
     return storm[0] / "undisturbed" / "sweep"
 
 
 def start(folder, workdir, **overrides):
-    """Starts the sweep in this process, as the command would."""
+    """Start the sweep in this process, as the command would."""
     changed = {key.replace("__", "."): value for key, value in overrides.items()}
     found = load_config(folder / "storm_config.py", changed)
     configs = make_variants(found.config, found.variants, set(found.given))
     run_sweep(found.name, configs, found.variants, found.published, workdir, None, Stop())
 
 
-def test_a_sweep_that_is_killed_five_times_loses_nothing(storm):
-    """States, rows and results are those of the undisturbed one, to the bit (see storm.py)."""
+def test_a_sweep_killed_five_times_loses_nothing(storm):
+    """States, log entries and results are bit-identical to the undisturbed ones (see storm.py)."""
     _, output = storm
-    for place in ("inside a save", "before results.json takes its place"):
-        assert f"SIGKILL  {place}" in output
+    for location in ("inside a save", "before results.json is replaced"):
+        assert f"SIGKILL  {location}" in output
     assert output.count("SIGTERM ") >= 2 and "5 kills in" in output
-    assert "of 2 runs are equal to the bit, nothing was lost" in output
+    assert "of 2 runs are bit-identical" in output
 
 
-def test_the_rate_falls_on_a_plateau_and_the_best_checkpoint_is_evaluated(finished):
+def test_the_learning_rate_drops_on_a_plateau_and_the_best_checkpoint_is_evaluated(finished):
     run = finished / "seeds_0" / "seed_0"
     rows = storms.read_rows(run)
     rates = {row["step"]: row["train/learning_rate"] for row in rows if "train/loss" in row}
-    assert rates[20] == rates[40] == pytest.approx(10 * rates[60])  # the first is no plateau
+    assert (
+        rates[20] == rates[40] == pytest.approx(10 * rates[60])
+    )  # the first evaluation is not a plateau
     val = {row["step"]: row["val/accuracy"] for row in rows if "val/loss" in row}
     assert list(val) == [20, 40, 60]
     summary = json.loads((run / "summary.json").read_text())
@@ -113,7 +115,7 @@ def test_other_settings_in_the_same_workdir_are_refused(storm, finished):
 
 
 def test_other_images_in_the_same_workdir_are_refused(storm, finished, tmp_path):
-    """A run that is not finished does not go on with data other than it began with."""
+    """An unfinished run does not resume with other data."""
     shutil.copytree(finished / "seeds_0", tmp_path / "seeds_0")
     folder = tmp_path / "seeds_0" / "seed_1"
     changed = json.loads((folder / "config.json").read_text())
@@ -121,7 +123,7 @@ def test_other_images_in_the_same_workdir_are_refused(storm, finished, tmp_path)
     (folder / "config.json").write_text(json.dumps(changed))
     for name in ("summary.json", "SHA256SUMS"):
         (folder / name).unlink()
-    with pytest.raises(UserError, match="seed_1 began with other images"):
+    with pytest.raises(UserError, match="seed_1 was started with other images"):
         start(storm[0], tmp_path)
 
 
@@ -130,7 +132,7 @@ def test_the_workdir_of_another_experiment_is_refused(finished):
         run_sweep("cifar_patch", {"base": make_config()}, {}, {}, finished, None, Stop())
 
 
-def test_a_run_that_saved_nothing_may_be_started_with_other_settings(tmp_path):
+def test_a_run_without_a_checkpoint_may_start_with_other_settings(tmp_path):
     for mlp_dim in (16, 32):
         config = make_config(model__mlp_dim=mlp_dim)
         assert run_folder.read_summary(tmp_path, config, 0) is None
@@ -139,7 +141,7 @@ def test_a_run_that_saved_nothing_may_be_started_with_other_settings(tmp_path):
         assert record["config"]["model.mlp_dim"] == mlp_dim
 
 
-def test_a_folder_of_images_is_the_same_however_it_is_written(tmp_path, monkeypatch):
+def test_an_image_folder_may_be_given_by_any_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     ways = ("photos", f"{tmp_path}/photos", f"{tmp_path}/photos/", "./run/../photos")
@@ -149,7 +151,7 @@ def test_a_folder_of_images_is_the_same_however_it_is_written(tmp_path, monkeypa
     for config in configs:
         assert run_folder.read_summary(tmp_path / "run", config, 0) is None
     (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")  # as where all of it has moved
+    monkeypatch.chdir(tmp_path / "elsewhere")  # as if everything had moved
     assert run_folder.read_summary(tmp_path / "run", configs[0], 0) is None
     with pytest.raises(UserError, match="was trained with data.dir=photos, now data.dir=x"):
         run_folder.read_summary(
@@ -157,10 +159,10 @@ def test_a_folder_of_images_is_the_same_however_it_is_written(tmp_path, monkeypa
         )
 
 
-def test_uncommitted_code_is_noted(tmp_path, monkeypatch):
+def test_uncommitted_code_is_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "ROOT", tmp_path)
     for key in [key for key in os.environ if key.startswith("GIT_")]:
-        monkeypatch.delenv(key)  # as in a hook of git, which would mean its own repository
+        monkeypatch.delenv(key)  # set in git hooks, for another repository
 
     def git(*arguments):
         who = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")

@@ -7,7 +7,7 @@ import types
 import jax
 import numpy as np
 import pytest
-from damage import DAMAGE, harm
+from damage import DAMAGE, damage_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vit_jax.runtime.errors import UserError
@@ -35,7 +35,7 @@ def test_damaged_rows_are_written_again(tmp_path, how, capsys):
     rows = [{"step": step, "train/loss": 1 / step} for step in (5, 10)]
     lines = [json.dumps(row) + "\n" for row in rows]
     path.write_text("".join(lines))
-    harm(path, how)
+    damage_file(path, how)
     make_writer(tmp_path, 10, False, wandb=False, active=True, lines=lines).close()
     assert path.read_text() == "".join(lines)
     assert f"warning: {path} is " in capsys.readouterr().err
