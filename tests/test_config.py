@@ -1,4 +1,4 @@
-"""Every contradiction in a config is refused in one sentence that names the key."""
+"""Every invalid config is a single-line error that names the key."""
 
 import importlib.util
 import json
@@ -45,22 +45,28 @@ def test_valid_config_passes():
     [
         ({"model__patch_size": 5}, "model.patch_size=5 does not divide data.image_size=32: use"),
         ({"model__hidden_size": 66}, "model.hidden_size=66 is not divisible by model.num_heads=4"),
-        ({"model__depth": 0}, "model.depth is not set"),
+        ({"model__depth": 0}, "model.depth must be set"),
         ({"model__pool": "max"}, "model.pool='max' is not one of cls, mean"),
         ({"model__pos_embed": "sincos_2d", "model__hidden_size": 4}, "needs a model.hidden_size"),
         ({"model__dropout_rate": 1.0}, "model.dropout_rate=1.0 must be at most 0.99"),
         ({"model__norm_eps": 0.0}, "model.norm_eps=0.0 must be above 0"),
-        ({"model__size": "XL/4"}, "model.size='XL/4' is unknown: give one of Ti, S, B, L"),
-        ({"model__size": "S/8"}, "model.size='S/8' does nothing"),
+        ({"model__size": "XL/4"}, "model.size='XL/4' is unknown: use one of Ti, S, B, L"),
+        ({"model__size": "S/8"}, "model.size='S/8' has no effect"),
         ({"train__epochs": 0.0}, "train.epochs and train.steps are both 0"),
         ({"train__steps": 3}, "train.epochs=2.0 and train.steps=3 contradict each other"),
         ({"train__batch_size": 0}, "train.batch_size=0 must be at least 1"),
         ({"train__accumulation_steps": 3}, "is not divisible by train.accumulation_steps=3"),
         ({"train__vmap_seeds": "yes"}, "'yes' is not one of auto, always, never"),
         ({"train__vmap_seeds": "always"}, "always has no effect with train.num_seeds=1"),
-        ({**SEEDS, "sharding__distributed": True}, "does not go with sharding.distributed=True"),
-        ({"train__multi_step": "always", "sharding__fsdp": True}, "not go with sharding.fsdp"),
-        ({**SEEDS, "log__wandb": True}, "vmap_seeds=always does not go with log.wandb=True"),
+        (
+            {**SEEDS, "sharding__distributed": True},
+            "is incompatible with sharding.distributed=True",
+        ),
+        (
+            {"train__multi_step": "always", "sharding__fsdp": True},
+            "is incompatible with sharding.fsdp",
+        ),
+        ({**SEEDS, "log__wandb": True}, "vmap_seeds=always is incompatible with log.wandb=True"),
         ({"train__label_smoothing": 1.5}, "train.label_smoothing=1.5 must be at most 0.999999"),
         (
             {"optim__name": "sgd", "optim__nesterov": True, "optim__momentum": 0.0},
@@ -76,7 +82,7 @@ def test_valid_config_passes():
         ({"data__mean": (0.5, 0.5)}, "data.mean=(0.5, 0.5) has 2 values for 3 channels"),
         ({"data__std": (0.0,)}, "data.std=(0.0,) must be at least 0.001"),
         ({"data__channels": 4}, "data.channels=4 is not one of 1, 3"),
-        ({"data__mean": ("a",)}, "data.mean=('a',) holds something that is not a number"),
+        ({"data__mean": ("a",)}, "data.mean=('a',) contains a value that is not a number"),
         ({"seed": 2**33}, "is too large"),
         ({"data__val_size": 1.5}, "data.val_size=1.5 must be a fraction below 1, or an integer"),
         ({"data__name": "folder"}, "data.name=folder needs data.dir"),
@@ -113,13 +119,13 @@ def test_valid_config_passes():
         ({"optim__weight_decay": 1000.0}, "weights would change sign instead of shrinking"),
         ({"data__mean": (123.7,)}, "data.mean=(123.7,) must be at most 1"),
         ({"data__std": (1e-6,)}, "data.std=(1e-06,) must be at least 0.001"),
-        ({"data__dir": "a\0b"}, "holds characters that no file name can"),
+        ({"data__dir": "a\0b"}, "contains characters that file names cannot contain"),
         ({"freeze": f"last_{'9' * 5000}_blocks"}, "freeze='last_999"),
         ({"freeze": "x{9999999999}=frozen"}, "is not a regular expression"),
         ({"model__size": f"S/{'9' * 5000}"}, "model.size='S/999"),
     ],
 )
-def test_wrong_config_is_refused(overrides, sentence):
+def test_invalid_config_is_refused(overrides, sentence):
     with pytest.raises(UserError) as error:
         validate(make(**overrides))
     assert sentence in str(error.value)
@@ -132,12 +138,12 @@ def test_unknown_keys_and_wrong_types_are_refused():
     with pytest.raises(UserError, match="train.batch_size in a test takes an integer"):
         make(train__batch_size="many")
     with pytest.raises(UserError, match="optim.b1 in a test takes a number, not 1000"):
-        make(optim__b1=10**400)  # more than a float holds
+        make(optim__b1=10**400)  # exceeds a float
     with pytest.raises(UserError, match="not a number of thousands of digits"):
         make(optim__b1=10**5000)
 
 
-def test_named_size_fills_what_is_left_out():
+def test_named_size_fills_unset_dimensions():
     sizes = {key: 0 for key in VALID if key.startswith("model")}
     config = settings.with_overrides(
         settings.get_config(), sizes | {"model.size": "S/16", "model.depth": 2}, "a test"
@@ -147,7 +153,7 @@ def test_named_size_fills_what_is_left_out():
     assert (model.patch_size, model.depth) == (16, 2)
 
 
-def test_kinds_of_augmentation_fill_what_is_left_out():
+def test_augmentation_kinds_fill_unset_settings():
     augment = make(augment__kind="cutout", data__image_size=64).augment
     assert (augment.cutout_length, augment.mixup_alpha) == (32, 0)
     assert make(augment__kind="cutout", augment__cutout_length=8).augment.cutout_length == 8
@@ -156,7 +162,7 @@ def test_kinds_of_augmentation_fill_what_is_left_out():
     assert make().augment == settings.get_config().augment
 
 
-def test_a_part_of_strong_augmentation_is_switched_off_by_0():
+def test_an_explicit_0_switches_off_a_setting_of_strong_augmentation():
     off = dict.fromkeys(("augment.erasing_rate", "augment.mixup_alpha"), 0.0)
     config = settings.with_overrides(settings.get_config(), VALID, "a test")
     variants = {"strong": {}, "cutmix": off}
@@ -184,7 +190,7 @@ def test_command_line_cannot_set_what_the_sweep_sets():
         sweep.make_variants(make(), {"a/b": {}}, set())
 
 
-def test_settings_page_is_that_of_the_schema():
+def test_settings_page_is_up_to_date():
     page = pathlib.Path(__file__).parents[1] / "docs" / "settings.md"
     assert page.read_text() == settings_page(), (
         "docs/settings.md is stale: python -m vit_jax.config.reference > docs/settings.md"
@@ -194,7 +200,7 @@ def test_settings_page_is_that_of_the_schema():
 @pytest.mark.parametrize("key", SCHEMA)
 def test_schema_entries_are_consistent(key):
     setting = SCHEMA[key]
-    assert setting.help and setting.help[-1] != "." and "likewise" not in setting.help
+    assert setting.help and setting.help[-1] != "."
     assert not setting.choices or setting.default in setting.choices
     numbers = setting.default if isinstance(setting.default, tuple) else (setting.default,)
     for number in numbers:
@@ -209,8 +215,8 @@ def test_renamed_settings(tmp_path):
     assert RENAMED.keys().isdisjoint(SCHEMA) and set(RENAMED.values()) <= SCHEMA.keys()
     with pytest.raises(UserError, match="train.seeds_at_once .* was renamed to train.vmap_seeds"):
         settings.with_overrides(settings.get_config(), {"train.seeds_at_once": "never"}, "a test")
-    kept = settings.current_names({"train.seeds_at_once": "never", "seed": 1})
-    assert kept == {"train.vmap_seeds": "never", "seed": 1}
+    renamed = settings.current_names({"train.seeds_at_once": "never", "seed": 1})
+    assert renamed == {"train.vmap_seeds": "never", "seed": 1}
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     record = {"config": {"train.seeds_at_once": "never"}}
     (tmp_path / "config.json").write_text(json.dumps(record))
@@ -260,7 +266,7 @@ def test_overrides_on_the_command_line(arguments, expected):
         ("--config.train.epoch=1", "unknown config key train.epoch"),
     ],
 )
-def test_wrong_overrides_on_the_command_line(argument, sentence):
+def test_invalid_overrides_on_the_command_line(argument, sentence):
     with pytest.raises(UserError) as error:
         command.split_overrides([argument])
     assert sentence in str(error.value)
@@ -302,12 +308,10 @@ def test_load_config(tmp_path):
         load_config(path, {"train.epochs": "x"})
 
 
-def test_profiles_that_do_not_fit(tmp_path):
+def test_unexpected_and_missing_profiles_are_refused(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("from vit_jax import config\nget_config = config.get_config")
-    with pytest.raises(
-        UserError, match=r"mine.py:cpu gives a profile, but its get_config\(\) takes"
-    ):
+    with pytest.raises(UserError, match=r"mine.py:cpu has a profile, but its get_config\(\) takes"):
         load_config(f"{path}:cpu")
     path.write_text("def get_config(profile):\n    return 1")
     with pytest.raises(UserError, match=r"mine.py needs a profile: --config=.*mine.py:PROFILE"):
@@ -322,12 +326,12 @@ def test_bundled_configs_are_found_by_name(tmp_path, monkeypatch):
         find_config("digits_pach")
     with pytest.raises(UserError, match="use one of .*cifar_patch, "):
         find_config("xyz")
-    (tmp_path / "digits_patch").write_text("")  # a file of the user comes first
+    (tmp_path / "digits_patch").write_text("")  # a user's file takes precedence
     assert find_config("digits_patch").read_text() == ""
 
 
-def test_wandb_is_asked_for_before_it_is_needed(monkeypatch):
-    folder = types.SimpleNamespace(origin=None)  # what a folder of that name passes for
+def test_missing_wandb_is_reported_before_training(monkeypatch):
+    folder = types.SimpleNamespace(origin=None)  # as for a folder of that name
     for found in (None, folder):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name, found=found: found)
         with pytest.raises(UserError, match="needs the package wandb: pip install wandb"):

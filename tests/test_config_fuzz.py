@@ -1,6 +1,6 @@
-"""Any config at all is refused in one sentence that names a setting, or it trains.
+"""Every config either trains or is refused with an error that names a setting.
 
-`make fuzz EXAMPLES=500` tries that many, each time others; the suite always the same few.
+`make fuzz EXAMPLES=500` tries 500 random configs; the test suite always tries the same few.
 """
 
 import collections
@@ -33,7 +33,7 @@ from vit_jax.training.setup import make_setup
 MESH = jax.make_mesh(
     (1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1]
 )
-PLACES = pathlib.Path(tempfile.mkdtemp(prefix="fuzz_"))  # of a folder of images, and of weights
+FIXTURES = pathlib.Path(tempfile.mkdtemp(prefix="fuzz_"))  # image folder and weights
 TINY = {
     "data.name": "digits",
     "data.image_size": 8,
@@ -56,7 +56,7 @@ SPLITS = st.sampled_from(["auto", "auto", "train", "test", "extra"])
 SIZES = st.floats(0.01, 0.9) | st.sampled_from([1.0, 9.0])
 CHANNELS = st.lists(st.floats(0.1, 1.0), min_size=1, max_size=3).map(tuple)
 
-# Upper limits below those of the schema, so that training is quick and its loss finite.
+# Upper limits below those of the schema, for quick training and a finite loss.
 LIMITS = {
     "data.train_examples": 60,
     "data.examples_per_class": 6,
@@ -78,15 +78,15 @@ LIMITS = {
     "log.explain_images": 64,
     "sharding.cpu_devices": 8,
 }
-# Values that may be right where the schema has no range, or few of its values fit each other.
+# Plausible values where the schema has no range, or where few values fit together.
 FITTING = {
     "seed": st.sampled_from([0, 7, 2**32 - 1]),
-    "init_from": st.sampled_from(["", str(PLACES / "weights"), str(PLACES / "nothing")]),
+    "init_from": st.sampled_from(["", str(FIXTURES / "weights"), str(FIXTURES / "nothing")]),
     "freeze": st.sampled_from(
         ["full", "head", "none_trained", "last_1_blocks", "head/.*=trained; .*=frozen"]
     ),
     "data.name": st.sampled_from(["digits", "digits", "folder", "cifar10"]),
-    "data.dir": st.just(str(PLACES / "images")),
+    "data.dir": st.just(str(FIXTURES / "images")),
     "data.train_split": st.sampled_from(["train", "train", "test", ""]),
     "data.val_split": SPLITS,
     "data.test_split": SPLITS,
@@ -119,14 +119,14 @@ FITTING = {
     "log.every_epochs": EPOCHS,
     "log.every_percent": PERCENT,
     "log.figures_every": st.sampled_from([0, 0, 0, 1]),
-    # Several processes cannot be had here; wandb, even if there is one, would be sent something.
+    # Multi-process runs are impossible here; wandb would upload.
     "sharding.distributed": st.just(False),
     "log.wandb": st.just(False),
 }
 
 
 def of_schema(key):
-    """Values that the schema allows for a setting, both ends of a range often."""
+    """Draw values that the schema allows, often at the bounds."""
     setting = SCHEMA[key]
     if setting.choices:
         return st.sampled_from(setting.choices)
@@ -140,12 +140,12 @@ def of_schema(key):
 
 
 FITTING |= {key: of_schema(key) for key in SCHEMA if key not in FITTING}
-# Compiling a policy of augmentations takes longer than all else.
+# Compiling an augmentation policy takes longer than everything else.
 FITTING["augment.kind"] = st.sampled_from(
     [*["none", "baseline", "cutout"] * 6, *SCHEMA["augment.kind"].choices]
 )
 
-# What is wrong for most settings, or nearly so.
+# Values that are invalid, or nearly so, for most settings.
 TEXTS = ["", "0", "None", "\0", "a\nb", "\ud800", "..", "/", "~", "x" * 9999, "(", "last_9_blocks"]
 TEXTS += [f"last_{'9' * 5000}_blocks", "x{9999999999}=trained", f"S/{'9' * 5000}", "S/0"]
 NUMBERS = [-1, 0, 1, 2, 255, 4096, 10**6, 2**31 - 1, 2**31, 2**32, 2**63, 10**30, 10**400]
@@ -163,13 +163,13 @@ COSTLY += [f"model.{key}" for key in ("hidden_size", "depth", "mlp_dim", "repres
 
 @st.composite
 def overrides(draw):
-    """Settings to change: of most examples they fit, of the others one or two are far off."""
+    """Draw overrides: valid in most examples, with one or two arbitrary values in the others."""
     keys = dict(TINY)
     chosen = draw(st.lists(st.sampled_from(sorted(FITTING)), unique=True, max_size=12))
     keys |= {key: draw(FITTING[key]) for key in chosen}
     if keys["data.name"] == "folder":
         keys["data.dir"] = draw(FITTING["data.dir"])
-    if draw(st.integers(0, 7)):  # nearly always: without what contradicts something
+    if draw(st.integers(0, 7)):  # mostly without contradictory settings
         for key, setting in SCHEMA.items():
             other, values = setting.applies or ("", ())
             if other and keys.get(other, SCHEMA[other].default) not in values:
@@ -182,43 +182,43 @@ def overrides(draw):
 
 
 def _affordable(key, value):
-    """Returns a value above the limit in the place of one that is allowed and takes hours."""
+    """Replace an allowed value that takes hours by one above the limit."""
     costly = key in COSTLY and isinstance(value, int) and 2 < value <= SCHEMA[key].high
     return SCHEMA[key].high + 1 if costly else value
 
 
 @pytest.fixture(scope="module")
 def _no_network():
-    """Few digits, few pictures, few weights, and no network."""
+    """Few digits, few images, small weights and no network."""
 
     def refuse(name, folder):
         raise UserError(f"data.name={name}: there is no network here")
 
     pixels, labels = sources.read_digits()
-    for part in ("train", "test"):
+    for split in ("train", "test"):
         for label, name in enumerate(("ant", "bee", "cat")):
-            (PLACES / "images" / part / name).mkdir(parents=True)
+            (FIXTURES / "images" / split / name).mkdir(parents=True)
             for i in range(9):
-                picture = Image.new("RGB", (9, 8), (80 * label, 20 * i, 0))
-                picture.save(PLACES / "images" / part / name / f"{i}.png")
-    save_weights(PLACES / "weights", model__depth=1, model__hidden_size=8, model__mlp_dim=8)
+                image = Image.new("RGB", (9, 8), (80 * label, 20 * i, 0))
+                image.save(FIXTURES / "images" / split / name / f"{i}.png")
+    save_weights(FIXTURES / "weights", model__depth=1, model__hidden_size=8, model__mlp_dim=8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "read_digits", lambda: (pixels[:200], labels[:200]))
         patch.setattr(prepare, "prepare", refuse)
-        patch.setenv("TFDS_DATA_DIR", str(PLACES / "tfds"))
+        patch.setenv("TFDS_DATA_DIR", str(FIXTURES / "tfds"))
         yield
 
 
 def attempt(keys) -> str:
-    """Returns "refused" or "trained"; anything else that a config does is an exception."""
+    """Train a config; return "refused" or "trained", any other outcome is an exception."""
     try:
         config = settings.with_overrides(settings.get_config(), keys, "a test")
         config = sweep.make_variants(config, {}, set(keys))["base"]
         data, train = load_data(config.data, MESH), config.train
         steps = compile_steps(make_setup(config, data, MESH))
     except UserError as error:
-        told = str(error)
-        assert any(re.search(rf"\b{re.escape(key)}\b", told) for key in SCHEMA), told
+        message = str(error)
+        assert any(re.search(rf"\b{re.escape(key)}\b", message) for key in SCHEMA), message
         return "refused"
     state = made_up(steps.shapes, make_plateau(config.optim))
     if steps.setup.on_features:

@@ -1,4 +1,4 @@
-"""Every experiment's own config, shrunk, trains; and says of itself what it should."""
+"""Every config trains when shrunk, and documents its command."""
 
 import functools
 import importlib
@@ -21,7 +21,7 @@ from vit_jax.runtime.errors import UserError
 from vit_jax.training import sweep
 from vit_jax.training.optim import make_plateau
 
-STRUCTURES = set()  # of programs that were traced or compiled
+STRUCTURES = set()  # of programs traced or compiled so far
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 load_data = functools.cache(lambda key: data.load_data(settings_of(dict(key)).data, MESH))
@@ -36,21 +36,21 @@ def settings_of(overrides):
 
 @functools.cache
 def weights():
-    """Returns the folder of a converted ViT of 5 blocks for 8x8 images."""
+    """Save a converted ViT of 5 blocks for 8x8 images; return its folder."""
     return save_weights(pathlib.Path(tempfile.mkdtemp()) / "weights")
 
 
 def variants_of(name):
-    """Returns the resolved variants of a config file."""
+    """Resolve the variants of a config file."""
     module = importlib.import_module(f"configs.{name}")
     config = module.get_config()
-    if config.data.image_size == 0:  # that of the weights
+    if config.data.image_size == 0:  # from the weights
         config.init_from = str(weights())
     return sweep.make_variants(config, getattr(module, "sweep", dict)(), set())
 
 
 def shrunk(config):
-    """Returns a config with a quarter of the width, fewer blocks, and two steps on the digits."""
+    """Shrink a config: a quarter of the width, fewer blocks, two steps on the digits."""
     model = config.model
     if config.init_from:
         keys = {"data.name": "digits", "train.batch_size": 8, "train.epochs": 2 / 161}
@@ -69,17 +69,16 @@ def shrunk(config):
 
 
 def structure_of(config, sections):
-    """Returns what tells programs apart in kind: the choices, and which numbers are not zero."""
+    """List what distinguishes programs in structure: choices, and which numbers are not 0."""
     flat = {k: v for k, v in settings.flatten(config).items() if k.split(".")[0] in sections}
     return tuple(v if isinstance(v, str) else bool(v) for v in flat.values())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_config_trains_two_steps(name):
-    """The last variant trains; of the others, each structure is traced, and all have valid shapes.
+    """The last variant trains; the structures of the others are traced, and all shapes are valid.
 
-    Compiling takes long: a structure is traced once for all configs, and once for each model it is
-    compiled.
+    To save compile time, a structure is traced once for all configs, and compiled once per model.
     """
     variants = variants_of(name)
     for variant, full in variants.items():
@@ -111,7 +110,7 @@ def test_config_trains_two_steps(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_config_says_its_command(name):
+def test_config_documents_its_command(name):
     module = importlib.import_module(f"configs.{name}")
     assert f"python -m vit_jax.main --config=configs/{name}.py" in module.__doc__
     readme = (FOLDER.parent / "README.md").read_text()
@@ -125,12 +124,12 @@ def num_params(config):
     return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
 
 
-def test_differential_and_plain_vit_have_equally_many_parameters():
+def test_differential_and_plain_vit_have_similar_parameter_counts():
     counts = {name: num_params(config) for name, config in variants_of("cifar_diff_vit").items()}
     assert abs(counts["differential"] / counts["plain"] - 1) < 0.01
 
 
-def test_model_shapes_have_about_equally_many_parameters():
+def test_model_shapes_have_similar_parameter_counts():
     counts = [num_params(config) for config in variants_of("cifar_model").values()]
     assert max(counts) / min(counts) < 1.2
 
@@ -145,8 +144,8 @@ def test_cifar_vit_is_the_model_it_stands_for():
 
 
 @pytest.mark.parametrize("name", ["cifar_patch", "cifar_pos_embed", "cifar_model", "cifar_augment"])
-def test_cpu_profiles_shrink_the_model_and_keep_the_question(name):
-    """All variants get the same passes over all images, and one of them is the shared run."""
+def test_cpu_profiles_shrink_the_model_but_not_the_comparison(name):
+    """All variants train for the same epochs on all images, and one of them is the shared run."""
     full, small = (load_config(name, profile=profile) for profile in (None, "cpu"))
     assert small.name == f"{name}_cpu" and small.variants.keys() == full.variants.keys()
     configs = sweep.make_variants(small.config, small.variants, set())
@@ -158,5 +157,5 @@ def test_cpu_profiles_shrink_the_model_and_keep_the_question(name):
 
 
 def test_an_unknown_profile_is_refused():
-    with pytest.raises(UserError, match="the profile 'tpu' is unknown: use cpu"):
+    with pytest.raises(UserError, match="unknown profile 'tpu': use cpu"):
         load_config("cifar_patch:tpu")

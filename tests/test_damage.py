@@ -1,4 +1,4 @@
-"""A sweep whose files are damaged, or whose disk is full, ends the same, or in one sentence."""
+"""With damaged files or a full disk, a sweep has the same results or a single-line error."""
 
 import errno
 import itertools
@@ -26,7 +26,7 @@ def quick():
 
 @pytest.fixture(scope="module")
 def sweeps(quick, tmp_path_factory):
-    """Returns the folders of a sweep stopped at step 8, and of the same at its end, at step 10."""
+    """The folders of a sweep stopped at step 8, and of the same sweep finished at step 10."""
     return prepare(quick, tmp_path_factory.mktemp("sweeps"))
 
 
@@ -34,8 +34,8 @@ def outcome(quick, sweeps, tmp_path, path, how, finished=False):
     return damage_and_run(quick, sweeps[finished], sweeps[1], SEED / path, how, tmp_path)
 
 
-def test_a_stopped_sweep_ends_as_one_that_was_not_stopped(quick, sweeps, tmp_path):
-    """The statistics of BatchNorm and their average are a part of the state."""
+def test_a_stopped_sweep_has_the_results_of_an_uninterrupted_one(quick, sweeps, tmp_path):
+    """The state includes BatchNorm statistics and their moving average."""
     quick.run(tmp_path / "whole")
     assert_same_sweep(sweeps[1], tmp_path / "whole")
     state = read_state(sweeps[1] / SEED)
@@ -45,8 +45,8 @@ def test_a_stopped_sweep_ends_as_one_that_was_not_stopped(quick, sweeps, tmp_pat
 def test_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(quick, tmp_path):
     with pytest.raises(UserError, match="became non-finite at step 5; the last good"):
         quick.run(tmp_path, broken_at=4)
-    kept = [int(p.name) for p in (tmp_path / SEED / "checkpoints").iterdir() if p.name.isdigit()]
-    assert kept == [3]
+    steps = [int(p.name) for p in (tmp_path / SEED / "checkpoints").iterdir() if p.name.isdigit()]
+    assert steps == [3]
 
 
 @pytest.mark.parametrize("how", DAMAGE)
@@ -56,10 +56,10 @@ def test_damaged_settings_are_refused(quick, sweeps, tmp_path, how):
 
 
 @pytest.mark.parametrize(("path", "how"), [("metrics.jsonl", "truncate"), ("8/notes/metadata", 0)])
-def test_a_damaged_run_goes_on_from_what_is_intact(quick, sweeps, tmp_path, path, how):
-    """The other seed goes back with it."""
+def test_a_damaged_run_resumes_from_an_intact_checkpoint(quick, sweeps, tmp_path, path, how):
+    """The other seed falls back with it."""
     path = path if "metrics" in path else f"checkpoints/{path}"
-    assert outcome(quick, sweeps, tmp_path, path, how or "flip") == "gone back"
+    assert outcome(quick, sweeps, tmp_path, path, how or "flip") == "fell back"
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,8 @@ def test_a_damaged_run_goes_on_from_what_is_intact(quick, sweeps, tmp_path, path
         *(("metrics.jsonl", "flip"), ("test_report.json", "empty"), ("SHA256SUMS", "flip")),
     ],
 )
-def test_damaged_results_of_a_finished_run_are_made_again(quick, sweeps, tmp_path, path, how):
-    assert outcome(quick, sweeps, tmp_path, path, how, finished=True) == "gone back"
+def test_damaged_results_of_a_finished_run_are_recreated(quick, sweeps, tmp_path, path, how):
+    assert outcome(quick, sweeps, tmp_path, path, how, finished=True) == "fell back"
 
 
 def test_a_figure_on_a_full_disk_is_named(tmp_path):
@@ -83,7 +83,7 @@ FULL = errno.ENOSPC, "No space left on device"
 
 
 def full_on(name, writes=1):
-    """Returns an `append` that fails in one of the writes to a file, half way through."""
+    """Make an `append` that fails halfway through one of the writes to a file."""
     counter = itertools.count(1)
 
     def append(file, content):
@@ -105,7 +105,7 @@ files_append = files.append
         *((files, "summary.json", 2), (files, "results.json", 1)),
     ],
 )
-def test_a_full_disk_is_told_with_the_file_and_nothing_is_lost(
+def test_a_full_disk_error_names_the_file_and_nothing_is_lost(
     quick, sweeps, tmp_path, monkeypatch, owner, name, writes
 ):
     workdir = tmp_path / "sweep"
@@ -118,8 +118,8 @@ def test_a_full_disk_is_told_with_the_file_and_nothing_is_lost(
     assert_same_sweep(workdir, sweeps[1], checksums)
 
 
-def test_figures_are_drawn_again_with_the_test_report(quick, sweeps, tmp_path):
-    """They are not verified, since they can be drawn from the results at any time."""
+def test_missing_figures_and_reports_are_recreated(quick, sweeps, tmp_path):
+    """They have no digests, because they can be recreated from the results."""
     workdir = tmp_path / "sweep"
     shutil.copytree(sweeps[1], workdir)
     damage_file(workdir / SEED / "figures" / "confusion.png", "delete")
@@ -128,8 +128,8 @@ def test_figures_are_drawn_again_with_the_test_report(quick, sweeps, tmp_path):
     assert_same_sweep(workdir, sweeps[1], checksums)
 
 
-def test_digests_with_an_unprintable_name_are_damaged_themselves(tmp_path):
-    """Else the warning would name a file that nobody has, and break off in it."""
+def test_digests_of_an_unprintable_name_are_reported_as_damaged(tmp_path):
+    """Otherwise the warning would be truncated at a file name that does not exist."""
     (tmp_path / "a.txt").write_text("a")
     files.write_sums(tmp_path, ["a.txt"])
     assert files.find_damage(tmp_path) == {}

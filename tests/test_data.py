@@ -1,4 +1,4 @@
-"""Sources, splits and batches: what is read, how it is divided, and in which order it comes."""
+"""Sources, splits and batches: content, sizes and order."""
 
 import subprocess
 import sys
@@ -37,7 +37,7 @@ def tfds_dir(tmp_path_factory):
 
 
 def of_labels(labels):
-    """Examples whose images hold their own index."""
+    """Make examples whose images contain their index."""
     labels = np.asarray(labels, np.int32)
     return Examples(
         len(labels),
@@ -46,7 +46,7 @@ def of_labels(labels):
     )
 
 
-class OnePiece:
+class SingleSplit:
     class_names, split_names = list("abc"), []
 
     def __init__(self, labels):
@@ -60,34 +60,34 @@ UNEVEN = np.random.default_rng(0).permutation([0] * 100 + [1] * 50 + [2] * 10)
 
 
 @pytest.mark.parametrize("count", [1, 16, 33, 80, 159])
-def test_stratified_counts_are_exact_and_in_proportion(count):
+def test_stratified_counts_are_exact_and_proportional(count):
     chosen, rest = stratified(UNEVEN, count, (7, 1))
     assert len(chosen) == count
     assert sorted([*chosen, *rest]) == list(range(160))
-    share = np.bincount(UNEVEN[chosen], minlength=3) - np.bincount(UNEVEN) * count / 160
-    assert abs(share).max() <= 1
+    excess = np.bincount(UNEVEN[chosen], minlength=3) - np.bincount(UNEVEN) * count / 160
+    assert abs(excess).max() <= 1
     again, _ = stratified(UNEVEN, count, (7, 1))
     other, _ = stratified(UNEVEN, count, (8, 1))
     assert chosen.tolist() == again.tolist() != other.tolist()
 
 
-def test_a_subset_of_train_leaves_validation_and_test_alone():
+def test_a_subset_of_train_does_not_change_validation_and_test():
     config = settings(val_size=0.1, test_size=32)
-    whole = make_splits(OnePiece(UNEVEN), config)
-    assert [len(part) for part in (whole.train, whole.val, whole.test)] == [115, 13, 32]
+    whole = make_splits(SingleSplit(UNEVEN), config)
+    assert [len(split) for split in (whole.train, whole.val, whole.test)] == [115, 13, 32]
     config.train_examples = 23
-    part = make_splits(OnePiece(UNEVEN), config)
-    assert len(part.train) == 23
-    assert abs(np.bincount(part.train.labels) - np.array([100, 50, 10]) * 23 / 160).max() <= 1
-    assert set(levels(part.train)) < set(levels(whole.train))
+    subset = make_splits(SingleSplit(UNEVEN), config)
+    assert len(subset.train) == 23
+    assert abs(np.bincount(subset.train.labels) - np.array([100, 50, 10]) * 23 / 160).max() <= 1
+    assert set(levels(subset.train)) < set(levels(whole.train))
     config.train_examples, config.examples_per_class = 0, 3
-    few = make_splits(OnePiece(UNEVEN), config)
+    few = make_splits(SingleSplit(UNEVEN), config)
     assert np.bincount(few.train.labels).tolist() == [3, 3, 3]
-    for splits in (part, few):
+    for splits in (subset, few):
         assert levels(splits.val) == levels(whole.val)
         assert levels(splits.test) == levels(whole.test)
     config.split_seed = 1
-    assert levels(make_splits(OnePiece(UNEVEN), config).test) != levels(whole.test)
+    assert levels(make_splits(SingleSplit(UNEVEN), config).test) != levels(whole.test)
 
 
 @pytest.mark.parametrize(
@@ -100,17 +100,17 @@ def test_a_subset_of_train_leaves_validation_and_test_alone():
         ({"examples_per_class": 8}, "data.examples_per_class=8, but a class has only 7"),
     ],
 )
-def test_parts_that_are_too_large_or_empty_are_told(keys, sentence):
+def test_splits_that_are_too_large_or_empty_are_refused(keys, sentence):
     with pytest.raises(UserError, match=sentence):
-        make_splits(OnePiece(UNEVEN), settings(**keys))
+        make_splits(SingleSplit(UNEVEN), settings(**keys))
 
 
-def test_a_class_without_training_examples_is_told():
+def test_a_class_without_training_examples_is_refused():
     with pytest.raises(UserError, match="data.examples_per_class=1, but a class has only 0"):
-        make_splits(OnePiece(UNEVEN.clip(max=1)), settings(examples_per_class=1))
+        make_splits(SingleSplit(UNEVEN.clip(max=1)), settings(examples_per_class=1))
 
 
-# TFDS sets
+# TFDS datasets
 
 
 def tfds_splits(tfds_dir, **keys):
@@ -122,19 +122,19 @@ def pixels(examples):
     return [image.tobytes() for image, _ in examples.read(range(len(examples)))]
 
 
-def test_a_tfds_set_keeps_its_test_part_and_lends_validation(tfds_dir):
+def test_validation_is_held_out_from_train_and_test_is_the_datasets(tfds_dir):
     splits = tfds_splits(tfds_dir)
     assert splits.class_names[:2] == ["airplane", "automobile"]
-    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [90, 10, 20]
+    assert [len(split) for split in (splits.train, splits.val, splits.test)] == [90, 10, 20]
     assert np.bincount(splits.val.labels).tolist() == [1] * 10
     content = cifar10_members()[1]
-    for split, parts in (("train", [splits.train, splits.val]), ("test", [splits.test])):
-        found = [(x.tobytes(), int(y)) for p in parts for x, y in p.read(range(len(p)))]
-        expected = [(x.tobytes(), int(y)) for x, y in zip(*content[split], strict=True)]
+    for name, pieces in (("train", [splits.train, splits.val]), ("test", [splits.test])):
+        found = [(x.tobytes(), int(y)) for p in pieces for x, y in p.read(range(len(p)))]
+        expected = [(x.tobytes(), int(y)) for x, y in zip(*content[name], strict=True)]
         assert sorted(found) == sorted(expected)
 
 
-def test_split_strings_are_taken_at_their_word(tfds_dir):
+def test_split_strings_are_those_of_tfds(tfds_dir):
     splits = tfds_splits(
         tfds_dir, train_split="train[:50%]", val_split="train[50%:75%]", test_split="train[75:]"
     )
@@ -150,13 +150,13 @@ def test_split_strings_are_taken_at_their_word(tfds_dir):
         tfds_splits(tfds_dir, val_split="train[:0]")
 
 
-def test_a_missing_set_says_what_to_do(tmp_path):
+def test_a_missing_dataset_error_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match="'mnist' is not in .*vit-jax prepare-data"):
         open_source(settings(name="mnist", dir=str(tmp_path), download=False))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_set_is_prepared(tmp_path, monkeypatch):
+def test_a_missing_dataset_is_prepared(tmp_path, monkeypatch):
     archive = make_cifar10(tmp_path / "archive.tar.gz")
     with_archive = prepare.prepare
     monkeypatch.setattr(
@@ -166,7 +166,7 @@ def test_a_missing_set_is_prepared(tmp_path, monkeypatch):
     assert len(source.examples("test")) == 20
 
 
-def test_a_prepared_set_is_read_without_tensorflow(tfds_dir):
+def test_a_prepared_dataset_is_read_without_tensorflow(tfds_dir):
     code = f"""
         import sys
         from vit_jax.runtime import sharding
@@ -185,7 +185,7 @@ def test_a_prepared_set_is_read_without_tensorflow(tfds_dir):
 
 @pytest.fixture(scope="module")
 def kinds(tfds_dir, mesh):
-    """The same data, resident and streaming."""
+    """The same data, device-resident and streaming."""
     config = settings(name="cifar10", dir=tfds_dir, image_size=32)
     loaded = {}
     for kind in ("always", "never"):
@@ -214,15 +214,15 @@ def test_resident_and_streaming_batches_are_the_same(kinds, mesh):
         first = batches[0][0]
         assert (first["image"].shape, first["image"].dtype) == ((16, 32, 32, 3), np.uint8)
         assert first["label"].dtype == np.int32 and first["mask"].all()
-    for part in ("train", "val", "test"):
-        assert_equal(*(fetched(getattr(data, part).evaluate(16)) for data in kinds.values()))
+    for split in ("train", "val", "test"):
+        assert_equal(*(fetched(getattr(data, split).evaluate(16)) for data in kinds.values()))
     for data in kinds.values():
         image = next(data.train.train(0, 0, 1, 16))["image"]
         assert image.sharding.is_equivalent_to(sharding.split(mesh), image.ndim)
 
 
-def test_several_steps_have_the_rows_of_each(kinds):
-    train = kinds["always"].train  # 90 images, five batches an epoch
+def test_multi_step_batches_have_the_indices_of_single_steps(kinds):
+    train = kinds["always"].train  # 90 images, five batches per epoch
     for seed in (3, (3, 4)):
         found = list(train.train_at_once(seed, 4, 154, 16, lambda step: 0 if step == 4 else 10**6))
         assert [count for count, _ in found] == [1, 64, 64, 21]
@@ -235,9 +235,9 @@ def test_several_steps_have_the_rows_of_each(kinds):
 
 
 @pytest.mark.parametrize("kind", ["always", "never"])
-def test_a_start_in_the_middle_gives_the_tail(kinds, kind):
+def test_batches_from_a_later_step_are_the_tail(kinds, kind):
     train = kinds[kind].train
-    whole = fetched(train.train(3, 0, 8, 16))  # five batches an epoch
+    whole = fetched(train.train(3, 0, 8, 16))  # five batches per epoch
     assert_equal(fetched(train.train(3, 4, 8, 16)), whole[4:])
     assert list(train.train(3, 8, 8, 16)) == []
 
@@ -248,7 +248,7 @@ def test_an_epoch_visits_each_example_at_most_once(kinds):
         [image.tobytes() for b in e for image in b["image"]] for e in (batches[:5], batches[5:])
     ]
     for epoch in epochs:
-        assert len(epoch) == len(set(epoch)) == 80  # of 90: the incomplete batch is left out
+        assert len(epoch) == len(set(epoch)) == 80  # of 90: the incomplete batch is dropped
     assert epochs[0] != epochs[1]
 
 
@@ -269,12 +269,12 @@ def test_evaluation_sees_every_example_once(kinds, tfds_dir, kind, batch_size):
     assert jax.device_count() == 8 and all(len(batch["mask"]) % 8 == 0 for batch in batches)
 
 
-def test_what_does_not_fit_is_streamed(tfds_dir, mesh, capsys):
+def test_a_dataset_that_does_not_fit_is_streamed(tfds_dir, mesh, capsys):
     config = settings(name="cifar10", dir=tfds_dir, image_size=32)
-    for gib, told in ((1.0, "to be held on the device"), (1e-6, "streamed")):
+    for gib, mode in ((1.0, "device-resident"), (1e-6, "streamed")):
         config.device_resident_max_gib = gib
         load_data(config, mesh)
-        line = "bird, cat, deer, ...), 90 train, 10 val, 20 test examples, " + told
+        line = "bird, cat, deer, ...), 90 train, 10 val, 20 test examples, " + mode
         assert line in capsys.readouterr().out
 
 
@@ -291,10 +291,10 @@ def test_splits_that_share_examples_are_refused(tfds_dir, tmp_path):
     leak = settings(name="cifar10", dir=tfds_dir, val_split="train[:10%]")
     with pytest.raises(UserError, match="train_split='train' and data.val_split=.* share examples"):
         make_splits(open_source(leak), leak)
-    apart = settings(
+    disjoint = settings(
         name="cifar10", dir=tfds_dir, train_split="train[10%:]", val_split="train[:10%]"
     )
-    splits = make_splits(open_source(apart), apart)
+    splits = make_splits(open_source(disjoint), disjoint)
     assert (len(splits.train), len(splits.val), len(splits.test)) == (90, 10, 20)
     make_folder(tmp_path, ("train", "test"))
     twice = settings(name="folder", dir=str(tmp_path), val_split="test/")
@@ -302,7 +302,9 @@ def test_splits_that_share_examples_are_refused(tfds_dir, tmp_path):
         make_splits(open_source(twice), twice)
 
 
-def test_split_names_for_a_set_in_one_piece_are_refused():
+def test_split_names_for_a_dataset_without_splits_are_refused():
     config = settings(name="digits", val_split="valid")
-    with pytest.raises(UserError, match="data.val_split='valid', but digits comes in one piece"):
+    with pytest.raises(
+        UserError, match="data.val_split='valid', but digits has no predefined splits"
+    ):
         make_splits(open_source(config), config)

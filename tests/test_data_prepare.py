@@ -1,4 +1,4 @@
-"""What `vit_jax.data.prepare` makes of official archives, also when it is interrupted."""
+"""`vit_jax.data.prepare` on official archives, also when interrupted."""
 
 import errno
 import fcntl
@@ -28,7 +28,7 @@ from vit_jax.runtime.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 
 
-# What is prepared is what was in the archive
+# Prepared datasets equal the archives
 
 
 def test_cifar10_is_read_back_exactly(small_cifar10, tmp_path, capfd):
@@ -84,15 +84,15 @@ def test_eurosat_keeps_the_jpeg_bytes(tmp_path, folder):
 
 
 def test_the_order_is_that_of_tfds(tmp_path):
-    # TFDS orders a split by a hash of each key and of the split's name; with another key the same
-    # subsplit would hold other images.
+    # TFDS orders a split by a hash of each key and the split's name: other keys would change the
+    # images of a subsplit.
     prepare.prepare("cifar10", tmp_path, make_cifar10(tmp_path / "archive.tar.gz"))
     expected = sorted(range(100), key=hashing.Hasher("train").hash_key)
     ids = [example["id"].decode() for example in read("cifar10", tmp_path, "train")]
     assert ids == [f"train_{index:05d}" for index in expected]
 
 
-def test_a_prepared_set_is_left_as_it_is(tmp_path, capsys):
+def test_a_prepared_dataset_is_not_prepared_again(tmp_path, capsys):
     archive = make_cifar10(tmp_path / "archive.tar.gz")
     folder = prepare.prepare("cifar10", tmp_path, archive)
     assert "archive.tar.gz is not the official file" in capsys.readouterr().out
@@ -105,7 +105,7 @@ def test_a_prepared_set_is_left_as_it_is(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("change", ["another format", "a shard is missing"])
-def test_what_is_no_whole_set_is_told_and_not_touched(tmp_path, change):
+def test_an_incomplete_dataset_is_refused_and_unchanged(tmp_path, change):
     archive = make_cifar10(tmp_path / "archive.tar.gz")
     folder = prepare.prepare("cifar10", tmp_path, archive)
     info = folder / "dataset_info.json"
@@ -114,12 +114,12 @@ def test_what_is_no_whole_set_is_told_and_not_touched(tmp_path, change):
     else:
         (folder / "cifar10-test.array_record-00000-of-00001").unlink()
     files = sorted(folder.iterdir())
-    with pytest.raises(UserError, match="no complete array_record set; move it away"):
+    with pytest.raises(UserError, match="not a complete array_record dataset: move it away"):
         prepare.prepare("cifar10", tmp_path, archive)
     assert sorted(folder.iterdir()) == files
 
 
-# Interrupted and simultaneous preparations
+# Interrupted and concurrent preparations
 
 
 def run(code, **options):
@@ -146,7 +146,7 @@ def test_an_error_while_writing_leaves_nothing(tmp_path, monkeypatch):
     assert_cifar10_is_prepared(tmp_path / "data")
 
 
-def test_a_killed_preparation_leaves_no_set(tmp_path):
+def test_a_killed_preparation_leaves_no_dataset(tmp_path):
     archive, data = make_cifar10(tmp_path / "archive.tar.gz"), tmp_path / "data"
     process = run(f"""
         import os, signal
@@ -169,7 +169,7 @@ def test_a_killed_preparation_leaves_no_set(tmp_path):
     assert {path.name for path in data.iterdir()} == {"cifar10", ".prepare-cifar10.lock"}
 
 
-def test_what_a_killed_process_wrote_is_not_used(tmp_path):
+def test_output_of_a_killed_process_is_not_used(tmp_path):
     other = make_cifar10(tmp_path / "other.tar.gz", per_batch=1)
     left = prepare.prepare("cifar10", tmp_path / "other", other).parents[1]
     left.rename(tmp_path / ".prepare-cifar10")
@@ -229,14 +229,14 @@ def test_the_command_prepares_from_anywhere(tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(read("eurosat", tmp_path / "data", "train")) == 20
     assert "Warning" not in done.stderr
-    assert len(done.stdout.splitlines()) == 2  # the note and where it is
+    assert len(done.stdout.splitlines()) == 2  # the note and the path
 
 
-def test_mistakes_are_told_in_a_line(tmp_path, capsys, monkeypatch):
+def test_mistakes_are_single_line_errors(tmp_path, capsys, monkeypatch):
     status = prepare_data.main(["mnist", "--archive", "absent", "--data_dir", str(tmp_path)])
     assert status == 1
     assert capsys.readouterr().err == "error: the archive absent does not exist\n"
-    with pytest.raises(UserError, match="'cifar11': it can be one of cifar10, mnist, eurosat"):
+    with pytest.raises(UserError, match="'cifar11': use one of cifar10, mnist, eurosat"):
         prepare.prepare("cifar11", tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be prepared in"):

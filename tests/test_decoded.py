@@ -1,4 +1,4 @@
-"""What was decoded is read again from the user's cache, as long as it is what would be decoded."""
+"""Decoded images are cached, and the cache is invalidated when the data change."""
 
 import os
 import pathlib
@@ -19,12 +19,12 @@ from vit_jax.runtime.errors import UserError
 from vit_jax.storage import run_folder
 
 SIZE = 16
-NUM_IMAGES = 40  # more than are compared with those kept
+NUM_IMAGES = 40  # more than the fingerprint samples
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """The cache folder of each test, in which everything is worth a file."""
+    """The cache folder of a test, without the lower limit on decoding time."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(decoded, "SLOW_SECONDS", 0.0)
     return tmp_path / "cache" / "vit_jax" / "images"
@@ -32,20 +32,20 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def decodings(monkeypatch):
-    """The sizes of the sets that were decoded as a whole."""
-    found, decode_all = [], Examples.decode_all
+    """The sizes of the datasets that were fully decoded."""
+    sizes, decode_all = [], Examples.decode_all
 
     def count(self, num_threads):
-        found.append(len(self))
+        sizes.append(len(self))
         return decode_all(self, num_threads)
 
     monkeypatch.setattr(Examples, "decode_all", count)
-    return found
+    return sizes
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder of images that are told apart by one pixel alone."""
+    """An image folder whose images differ in a single pixel."""
     for number in range(NUM_IMAGES):
         inside = tmp_path / "images" / "ab"[number % 2]
         inside.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def settings(folder, **keys):
 
 
 def load(folder, take=None, **keys):
-    """Returns the images and labels as a new process would find them."""
+    """Load images and labels as a new process would."""
     examples = open_source(settings(folder, **keys)).examples("")
     return (examples if take is None else examples.take(np.array(take))).load_all(2)
 
@@ -78,7 +78,7 @@ def levels(arrays):
 ALL = [*range(0, NUM_IMAGES, 2), *range(1, NUM_IMAGES, 2)]
 
 
-def test_the_second_load_decodes_nothing_and_gives_the_same_bits(folder, cache, decodings, capsys):
+def test_the_second_load_decodes_nothing_and_is_bit_identical(folder, cache, decodings, capsys):
     decoded._log_folder.cache_clear()
     first = load(folder)
     assert levels(first) == ALL and first[1].tolist() == [0] * 20 + [1] * 20
@@ -90,7 +90,7 @@ def test_the_second_load_decodes_nothing_and_gives_the_same_bits(folder, cache, 
         np.testing.assert_array_equal(before, after)
 
 
-def test_a_tfds_set_is_kept_with_its_labels(tmp_path, decodings, monkeypatch):
+def test_a_tfds_dataset_is_cached_with_its_labels(tmp_path, decodings, monkeypatch):
     written, write_file = [], decoded._write
     monkeypatch.setattr(decoded, "_write", lambda *args: (written.append(1), write_file(*args)))
     archive = make_cifar10(tmp_path / "archive.tar.gz")
@@ -98,25 +98,25 @@ def test_a_tfds_set_is_kept_with_its_labels(tmp_path, decodings, monkeypatch):
     config = get_config().data
     config.dir, mesh = str(tmp_path / "tfds"), sharding.make_mesh()
 
-    def load_parts():
+    def load_splits():
         data = load_data(config, mesh)
-        parts = [getattr(data, name).evaluate(256) for name in ("train", "val", "test")]
-        return data.fingerprint, [np.asarray(x) for part in parts for x in next(part).values()]
+        batches = [getattr(data, name).evaluate(256) for name in ("train", "val", "test")]
+        return data.fingerprint, [np.asarray(x) for split in batches for x in next(split).values()]
 
-    first = load_parts()
+    first = load_splits()
     assert sorted(decodings) == [10, 20, 90] and len(written) == 4
-    second = load_parts()
+    second = load_splits()
     assert len(decodings) == 3 and len(written) == 4 and first[0] == second[0]
     for before, after in zip(first[1], second[1], strict=True):
         np.testing.assert_array_equal(before, after)
     for config.train_split in ("train[:50%]", "train[50%:]") * 2:
-        load_parts()
+        load_splits()
     assert decodings[3:] == [45, 5] * 2 and len(written) == 10
     for config.val_split in ("train[:10]", "train[10:20]") * 2:
-        load_parts()
+        load_splits()
     assert decodings[7:] == [50, 10, 10] and len(written) == 13
     os.utime(next((tmp_path / "tfds").rglob("*-train.array_record*")), ns=(1, 1))
-    load_parts()
+    load_splits()
     assert decodings[10:] == [50, 10, 20] and len(written) == 16
 
 
@@ -124,8 +124,8 @@ def change_contents(a, b):
     write(a, 99)
 
 
-def change_contents_alone(a, b):
-    """In place, with the former size and date."""
+def change_only_contents(a, b):
+    """Change the contents in place and restore size and date."""
     before = a.stat()
     write(a, 99)
     os.utime(a, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -140,17 +140,17 @@ def swap_names(a, b):
     a.with_suffix(".x").rename(b)
 
 
-@pytest.mark.parametrize("change", [change_contents, change_contents_alone, swap_names])
-def test_changed_files_are_decoded_anew(folder, change):
+@pytest.mark.parametrize("change", [change_contents, change_only_contents, swap_names])
+def test_changed_files_are_decoded_again(folder, change):
     load(folder)
     files = sorted((folder / "a").iterdir())
-    change(files[8], files[9])  # neither of those compared
+    change(files[8], files[9])  # neither is in the fingerprint's sample
     expected = list(ALL)
     expected[8:10] = [18, 16] if change is swap_names else [99, 18]
     assert levels(load(folder)) == expected
 
 
-def test_every_size_subset_and_number_of_channels_has_its_own(folder, cache, decodings):
+def test_every_size_subset_and_number_of_channels_is_cached_separately(folder, cache, decodings):
     wanted = [{}, {"take": range(20)}, {"take": range(20, 40)}, {"channels": 1}, {"image_size": 8}]
     first = [load(folder, **keys) for keys in wanted]
     assert len(decodings) == len(list(cache.iterdir())) == len(wanted)
@@ -210,7 +210,7 @@ def test_a_cache_that_cannot_be_written_changes_nothing(folder, cache, decodings
     assert not cache.exists() or not list(cache.iterdir())
 
 
-def test_users_without_home_lack_the_cache_alone(folder, monkeypatch):
+def test_without_a_home_directory_only_the_cache_is_missing(folder, monkeypatch):
     def no_home(self):
         raise RuntimeError("Could not determine home directory.")
 
@@ -219,7 +219,7 @@ def test_users_without_home_lack_the_cache_alone(folder, monkeypatch):
     assert levels(load(folder)) == ALL and sharding.compiled_folder() is None
 
 
-def test_the_least_recently_used_files_go_first(folder, cache, decodings, monkeypatch):
+def test_the_least_recently_used_files_are_evicted_first(folder, cache, decodings, monkeypatch):
     def path_of(take):
         before = set(cache.glob("*"))
         load(folder, take=take)
@@ -230,15 +230,13 @@ def test_the_least_recently_used_files_go_first(folder, cache, decodings, monkey
     (cache / "left_by_a_kill.part").write_bytes(bytes(a.stat().st_size))
     for number, path in enumerate((cache / "left_by_a_kill.part", a, b)):
         os.utime(path, (number, number))
-    load(folder, take=range(0, 20))  # which makes b the one used longest ago
+    load(folder, take=range(0, 20))  # now b is the least recently used
     monkeypatch.setattr(decoded, "FOLDER_BYTES", 2 * a.stat().st_size)
     c = path_of(range(2, 22))
     assert set(cache.iterdir()) == {a, c}
 
 
-def test_nothing_is_kept_that_is_not_wanted_fast_large_or_of_another_process(
-    folder, cache, monkeypatch
-):
+def test_no_cache_if_disabled_fast_large_or_not_the_first_process(folder, cache, monkeypatch):
     assert levels(load(folder, cache_decoded=False)) == ALL
     limits = {"SLOW_SECONDS": 60, "LARGEST_BYTES": 9999, "FREE_FRACTION": 0}
     for name, value in [*limits.items(), ("processes.is_first", lambda: False)]:
@@ -248,7 +246,7 @@ def test_nothing_is_kept_that_is_not_wanted_fast_large_or_of_another_process(
     assert not cache.exists() or not list(cache.iterdir())
 
 
-def test_a_run_may_go_on_with_and_without(tmp_path):
+def test_a_run_may_resume_with_another_cache_setting(tmp_path):
     config = make_config()
     run_folder.write_config(tmp_path, config, {}, 20, "base", 0)
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
@@ -259,7 +257,7 @@ def test_a_run_may_go_on_with_and_without(tmp_path):
         run_folder.read_summary(tmp_path, config, 0)
 
 
-def test_nothing_is_kept_of_the_digits(cache):
+def test_the_digits_are_not_cached(cache):
     config = settings("", name="digits", channels=1)
     load_data(config, sharding.make_mesh())
     assert not cache.exists()

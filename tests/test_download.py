@@ -1,4 +1,4 @@
-"""Downloads are resumed, checked and told of: from servers that cut, lie or are not there."""
+"""Downloads from unreliable servers are resumed, verified and reported."""
 
 import dataclasses
 import hashlib
@@ -15,7 +15,7 @@ from vit_jax.data.prepare import download
 from vit_jax.runtime.errors import UserError
 
 
-def test_a_cut_download_resumes(server, small_cifar10, tmp_path):
+def test_an_interrupted_download_resumes(server, small_cifar10, tmp_path):
     image_set, data = small_cifar10
     server.plan = ["cut", 503]
     prepare.prepare_set(image_set, tmp_path / "data")
@@ -34,7 +34,7 @@ def test_a_cut_download_resumes(server, small_cifar10, tmp_path):
         pytest.param(5000, [], [], id="whole-part"),
     ],
 )
-def test_what_an_earlier_attempt_left_is_used(server, tmp_path, left, plan, ranges):
+def test_a_partial_file_of_an_earlier_attempt_is_used(server, tmp_path, left, plan, ranges):
     data = os.urandom(5000)
     server.files, server.plan = {"file": data}, plan
     (tmp_path / "file.part").write_bytes(data[:left])
@@ -44,17 +44,19 @@ def test_what_an_earlier_attempt_left_is_used(server, tmp_path, left, plan, rang
     assert not (tmp_path / "file.part").exists()
 
 
-def test_a_wrong_rest_of_a_download_is_thrown_away(server, tmp_path):
+def test_a_corrupt_continuation_is_discarded(server, tmp_path):
     server.files = {"file": bytes(5000)}
     archive = download.Archive(
         (server.url + "file",) * 2, hashlib.sha256(bytes(5000)).hexdigest(), 5000
     )
     (tmp_path / "file.part").write_bytes(b"x" * 999)
     assert download.download(archive, tmp_path).read_bytes() == bytes(5000)
-    assert server.ranges == ["bytes=999-", None]  # a second address starts afresh
+    assert server.ranges == ["bytes=999-", None]  # the second URL starts from scratch
 
 
-def test_a_download_that_is_always_cut_is_told_and_kept(server, small_cifar10, tmp_path):
+def test_a_download_that_never_completes_is_an_error_and_remains_resumable(
+    server, small_cifar10, tmp_path
+):
     image_set, data = small_cifar10
     server.plan = ["cut"] * 100
     with pytest.raises(UserError, match="the connection ended after .* bytes"):
@@ -68,15 +70,15 @@ def test_a_download_that_is_always_cut_is_told_and_kept(server, small_cifar10, t
 def test_a_wrong_checksum_names_both_and_leaves_nothing(server, small_cifar10, tmp_path):
     image_set, data = small_cifar10
     server.files["cifar-10-binary.tar.gz"] = bytes(len(data))
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         prepare.prepare_set(image_set, tmp_path / "data")
-    assert hashlib.sha256(bytes(len(data))).hexdigest() in str(told.value)
-    assert hashlib.sha256(data).hexdigest() in str(told.value)
+    assert hashlib.sha256(bytes(len(data))).hexdigest() in str(error.value)
+    assert hashlib.sha256(data).hexdigest() in str(error.value)
     assert list((tmp_path / "data/downloads/cifar10").iterdir()) == []
     assert_nothing_left(tmp_path / "data")
 
 
-def test_other_addresses_are_tried_before_a_pause(tmp_path, monkeypatch):
+def test_other_urls_are_tried_before_a_pause(tmp_path, monkeypatch):
     tried = []
 
     def fetch(url, archive, part):
@@ -92,7 +94,7 @@ def test_other_addresses_are_tried_before_a_pause(tmp_path, monkeypatch):
     assert tried == ["a", "b", "a", "b"]
 
 
-def test_a_missing_page_is_told_at_once_and_another_address_helps(server, tmp_path):
+def test_a_404_is_not_retried_and_another_url_is_used(server, tmp_path):
     server.files = {"file": b"data"}
     urls = (server.url + "gone", server.url + "file")
     archive = download.Archive(urls[:1], hashlib.sha256(b"data").hexdigest(), 4)
@@ -103,26 +105,26 @@ def test_a_missing_page_is_told_at_once_and_another_address_helps(server, tmp_pa
     assert download.download(archive, tmp_path).read_bytes() == b"data"
 
 
-def test_a_page_of_another_size_is_no_download(server, small_cifar10, tmp_path):
+def test_a_response_of_another_size_is_refused(server, small_cifar10, tmp_path):
     server.files["cifar-10-binary.tar.gz"] = b"<html>log in first</html>"
     with pytest.raises(UserError, match="the server offers 25 bytes, the official file has"):
         prepare.prepare_set(small_cifar10[0], tmp_path / "data")
     assert list((tmp_path / "data/downloads/cifar10").iterdir()) == []
 
 
-def test_no_network_is_told_with_what_to_do(server, tmp_path):
+def test_an_error_without_network_says_what_to_do(server, tmp_path):
     files, _ = mnist_files()
     image_set = served(server, "mnist", files)
     with socket.create_server(("127.0.0.1", 0)) as closed:
         host = f"http://127.0.0.1:{closed.getsockname()[1]}/"
     dead = tuple(dataclasses.replace(a, urls=(host + a.filename,)) for a in image_set.archives)
     image_set = dataclasses.replace(image_set, archives=dead)
-    with pytest.raises(UserError, match="Connection refused") as told:
+    with pytest.raises(UserError, match="Connection refused") as error:
         prepare.prepare_set(image_set, tmp_path)
-    message, folder = str(told.value), tmp_path / "downloads/mnist"
+    message, folder = str(error.value), tmp_path / "downloads/mnist"
     assert all(archive.urls[0] in message for archive in dead) and "\n" not in message
-    assert f"put it into {folder} and run the same command again" in message
+    assert f"copy it to {folder} and run the same command again" in message
     assert message.endswith("or pass it to `vit-jax prepare-data mnist --archive`")
-    for name, data in files.items():  # the advice works
+    for name, data in files.items():  # as advised
         (folder / name).write_bytes(data)
     assert len(read("mnist", prepare.prepare_set(image_set, tmp_path).parents[1], "test")) == 10

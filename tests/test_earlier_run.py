@@ -1,7 +1,7 @@
-"""A run of version 0.1.0 resumes, evaluates, is drawn and exported by this version.
+"""This version resumes, evaluates, visualises and exports a run of version 0.1.0.
 
-tests/golden/earlier_run.zip holds a run which commit c91de3c trained for 15 of 20 steps (sweep/),
-its config file (earlier.py), and the results of the same run left alone (expected/).
+tests/golden/earlier_run.zip contains a run that commit c91de3c trained for 15 of 20 steps (sweep/),
+its config file (earlier.py), and the results of the same run uninterrupted (expected/).
 """
 
 import json
@@ -16,7 +16,7 @@ CLOCK = {"wall_seconds", "train/images_per_second", "images_per_second", "device
 
 @pytest.fixture(scope="module")
 def resumed(command, tmp_path_factory):
-    """Returns the folder in which the run was resumed."""
+    """Resume the run; return its folder."""
     folder = tmp_path_factory.mktemp("earlier")
     zipfile.ZipFile(GOLDEN).extractall(folder)
     done = command(
@@ -56,7 +56,7 @@ def test_it_resumes_to_the_same_results(resumed):
     ],
     ids=["evaluate", "visualize", "export"],
 )
-def test_its_run_is_used(resumed, arguments, command, tmp_path):
+def test_commands_accept_the_run(resumed, arguments, command, tmp_path):
     places = {"RUN": str(resumed / "sweep/base/seed_0"), "OUT": str(tmp_path / "out")}
     for name, path in places.items():
         arguments = [argument.replace(name, path) for argument in arguments]

@@ -1,4 +1,4 @@
-"""The test report: its numbers by hand, its sentences, its picture."""
+"""The test report: metrics, text and figures, checked by hand."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ PREDICTED = np.array([0, 0, 1, 1, 0, 2, 0, 0, 4])
 def test_report_by_hand():
     report = make_report(5.0 * np.eye(7)[PREDICTED], LABELS, NAMES)
     assert report["count"] == 9 and report["accuracy"] == pytest.approx(4 / 9)
-    # Of equal logits the first classes count: all but f, the sixth, are among the best five.
+    # Ties go to the lower class index: all except f, the sixth, are in the top 5.
     assert report["top5_accuracy"] == pytest.approx(8 / 9)
     a = report["classes"]["a"]
     assert (a["precision"], a["support"]) == (pytest.approx(2 / 5), 3)
@@ -33,7 +33,7 @@ def test_report_by_hand():
 
 
 def test_intervals_and_calibration():
-    # Brown, Cai & DasGupta 2001 compute the same for 8 of 10.
+    # 8 of 10, as in Brown, Cai & DasGupta 2001.
     assert wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert wilson_interval(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
     assert wilson_interval(10, 10) == pytest.approx((0.7225, 1), abs=1e-4)
@@ -45,7 +45,7 @@ def test_intervals_and_calibration():
     np.testing.assert_allclose(softmax(np.array([[1e4, 1e4]], np.float32)), [[0.5, 0.5]])
 
 
-def test_report_for_people(tmp_path):
+def test_report_as_text(tmp_path):
     rows = [{"epoch": i, "val/accuracy": a} for i, a in enumerate([0.1, 0.5] + 6 * [0.4], 1)]
     rows += [{"epoch": 9, "val/accuracy": 0.6}]
     rows += [{"epoch": 1, "train/learning_rate": rate} for rate in (1e-4, 1e-7)]
@@ -79,13 +79,13 @@ def test_confusion_is_drawn_class_by_class(tmp_path, count):
     save_confusion(tmp_path / "c.png", "demo", np.eye(count, dtype=int), ["class"] * count)
     with Image.open(tmp_path / "c.png") as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
-    dark = (pixels[..., 2] - pixels[..., 0] > 50) & (pixels[..., 0] < 60)  # cells at 100 %
+    dark = (pixels[..., 2] - pixels[..., 0] > 50) & (pixels[..., 0] < 60)  # cells of 100 %
     columns = dark[:, : int(0.8 * dark.shape[1])].any(0).sum()
-    assert columns > 4 * count  # the diagonal goes through all columns
+    assert columns > 4 * count  # the diagonal crosses all columns
 
 
 def test_prediction_is_drawn(tmp_path):
     image = np.full((8, 8, 3), 200, np.uint8)
     save_prediction(tmp_path / "p.png", "demo", image, {"a": 0.9, "b": 0.1})
-    with Image.open(tmp_path / "p.png") as picture:
-        assert min(picture.size) > 300
+    with Image.open(tmp_path / "p.png") as figure:
+        assert min(figure.size) > 300

@@ -1,4 +1,4 @@
-"""What is captured, and drawn from it, is what arithmetic by hand gives."""
+"""Captured intermediates, gradients and statistics agree with computations by hand."""
 
 import functools
 
@@ -28,7 +28,7 @@ def depth_of(dtype):
 
 @functools.cache
 def build(**options):
-    """Returns a model, random variables, and its jitted `apply` and `attention_gradients`."""
+    """Build a model; return it, random variables, jitted `apply` and `attention_gradients`."""
     own = {key: options.pop(key) for key in ("dtype", "remat") if key in options}
     model = models.build(SMALL | options, num_classes=5, **own)
     shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
@@ -54,7 +54,7 @@ def softmax_by_hand(x):
     ("kind", "dtype", "tolerance"),
     [(kind, *limit) for kind in KINDS for limit in zip(DTYPES, (1e-5, 0.03), strict=True)],
 )
-def test_captured_attention_is_that_of_queries_and_keys(kind, dtype, tolerance):
+def test_captured_attention_agrees_with_queries_and_keys(kind, dtype, tolerance):
     _, variables, apply, _ = build(attention=kind, dtype=dtype, depth=depth_of(dtype))
     logits, seen = apply(variables, IMAGES, capture=True)
     np.testing.assert_array_equal(logits, apply(variables, IMAGES))
@@ -84,7 +84,7 @@ def test_captured_attention_is_that_of_queries_and_keys(kind, dtype, tolerance):
 
 
 def attend_by_hand(weights, x, p, layer):
-    """Maps weights [b, h, n, n] and tokens [b, n, d] to the attention layer's output."""
+    """Map weights [b, h, n, n] and tokens [b, n, d] to the attention layer's output."""
     value = jnp.einsum("bnd,dhw->bhnw", x, p["value"]["kernel"]) + p["value"]["bias"][:, None]
     y = weights @ value
     if "head_norm" in p:
@@ -94,7 +94,7 @@ def attend_by_hand(weights, x, p, layer):
 
 
 def logits_by_hand(weights, x, variables, layer):
-    """Maps the last block's attention weights and input tokens to logits."""
+    """Map the last block's attention weights and input tokens to logits."""
 
     def norm(x, p):
         x = x - x.mean(-1, keepdims=True)
@@ -117,7 +117,7 @@ def logits_by_hand(weights, x, variables, layer):
     ("kind", "remat", "classes"), [("softmax", True, np.array([3, 0, 3])), (KINDS[1], False, None)]
 )
 def test_gradients_are_those_of_the_chosen_logit(kind, remat, classes):
-    """In the last layer they can be taken by hand, from the tokens that come into it."""
+    """For the last layer they can be computed by hand, from its input tokens."""
     _, variables, apply, gradients_of = build(attention=kind, remat=remat)
     logits, seen, gradients = gradients_of(variables, IMAGES, classes)
     classes = logits.argmax(-1) if classes is None else classes
@@ -131,7 +131,7 @@ def test_gradients_are_those_of_the_chosen_logit(kind, remat, classes):
     expected = by_hand(seen["attention"][1])
     assert np.abs(expected).max() > 0.01
     np.testing.assert_allclose(gradients[1], expected, rtol=1e-3, atol=1e-5)
-    # In the first layer: raising a weight by a little raises the logit by so much.
+    # For the first layer: finite differences.
     bump = np.zeros((2, 3, 2, 7, 7), np.float32)
     place = np.unravel_index(np.abs(gradients[0]).argmax(), gradients[0].shape)
     bump[(0, *place)] = 0.01
@@ -141,7 +141,7 @@ def test_gradients_are_those_of_the_chosen_logit(kind, remat, classes):
         return np.asarray(logits)[np.arange(3), classes].sum()
 
     plain = apply(variables, IMAGES)
-    assert logit(0) == np.asarray(plain)[np.arange(3), classes].sum()  # to the last bit
+    assert logit(0) == np.asarray(plain)[np.arange(3), classes].sum()  # bit-identical
     np.testing.assert_allclose(logits, plain, atol=1e-5)
     rise = (logit(1) - logit(-1)) / 0.02
     assert rise == pytest.approx(float(gradients[0][place]), rel=0.05)
@@ -157,8 +157,8 @@ def test_gradients_have_the_dtype_of_the_weights(kind):
     np.testing.assert_array_equal(logits, apply(variables, IMAGES))
 
 
-def test_gradient_rollout_finds_the_one_layer_that_matters():
-    """Where attention leads nowhere, because its output layer is 0, nothing speaks for a class."""
+def test_gradient_rollout_depends_only_on_layers_with_an_effect():
+    """Layers whose attention output is zeroed have zero gradients."""
     _, variables, _, gradients_of = build(attention="softmax", remat=True)
     name = "MultiHeadDotProductAttention_0"
     for only, other in ((0, 1), (1, 0)):
@@ -185,22 +185,22 @@ def test_a_model_without_attention_is_refused():
 
 
 def test_mean_attention_distance_by_hand():
-    """2 x 2 patches of 4 pixels: to the neighbours 4, to the opposite one 4 sqrt 2."""
+    """2x2 patches of 4 pixels: distance 4 to neighbours, 4 sqrt 2 to the opposite patch."""
     attention = np.zeros((2, 1, 2, 4, 4))
-    attention[0, 0, 0] = np.eye(4)  # each patch looks at itself
-    attention[0, 0, 1] = np.eye(4)[::-1]  # at the opposite one
-    attention[1, 0, 0] = np.eye(4)[[1, 0, 3, 2]]  # at the one beside it
-    attention[1, 0, 1] = 0.25  # everywhere
+    attention[0, 0, 0] = np.eye(4)  # each patch attends to itself
+    attention[0, 0, 1] = np.eye(4)[::-1]  # to the opposite patch
+    attention[1, 0, 0] = np.eye(4)[[1, 0, 3, 2]]  # to its neighbour in the row
+    attention[1, 0, 1] = 0.25  # uniform
     expected = [[0, 4 * 2**0.5], [4, (4 + 4 + 4 * 2**0.5) / 4]]
     found = attribution.mean_attention_distance(attention, (2, 2), 4, has_cls=False)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    # Half of each row to the class token, whose own row looks afar: the same distances.
+    # Half of each row on the class token, whose own row is ignored: the same distances.
     with_cls = np.zeros((2, 1, 2, 5, 5))
     with_cls[..., 1:, 1:], with_cls[..., 1:, 0], with_cls[..., 0, 4] = attention / 2, 0.5, 1
     distance = functools.partial(attribution.mean_attention_distance, grid=(2, 2), patch_size=4)
     found = jax.jit(functools.partial(distance, has_cls=True))(with_cls)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    # Negative weights do not count, nor does a query that has no other; images are averaged.
+    # Negative weights are ignored, as are queries without positive ones; images are averaged.
     odd = np.stack([attention[1, 0, :1], attention[0, 0, :1]])  # [2, 1, 4, 4]
     odd[0, 0, 0], odd[0, 0, 1, 1] = -1, -5
     found = distance([odd], has_cls=False)
@@ -209,9 +209,9 @@ def test_mean_attention_distance_by_hand():
         distance(attention, has_cls=True)
 
 
-def test_distance_knows_rows_from_columns():
+def test_distance_distinguishes_rows_from_columns():
     attention = np.zeros((1, 1, 1, 6, 6))
-    attention[..., 5] = 1  # all look at row 1, column 2 of 2 x 3
+    attention[..., 5] = 1  # all attend to row 1, column 2 of 2x3
     found = attribution.mean_attention_distance(attention, GRID, 10, has_cls=False)
     lengths = [np.hypot(1 - y, 2 - x) for y in range(2) for x in range(3)]
     np.testing.assert_allclose(found, [[10 * np.mean(lengths)]], rtol=1e-6)
@@ -233,7 +233,7 @@ def test_position_similarity_by_hand():
 
 def test_patch_filters_are_principal_components():
     kernel = RNG.normal(size=(4, 4, 3, 60)) * RNG.uniform(0.1, 3, size=(4, 4, 3, 1))
-    kernel = kernel + RNG.normal(size=(4, 4, 3, 1))  # a mean filter, which is no component
+    kernel = kernel + RNG.normal(size=(4, 4, 3, 1))  # plus a mean filter, which is not a component
     filters_of = jax.jit(functools.partial(attribution.patch_filters, count=5))
     found = filters_of(kernel)
     assert found.shape == (5, 4, 4, 3)
@@ -241,14 +241,16 @@ def test_patch_filters_are_principal_components():
     _, _, components = np.linalg.svd(filters - filters.mean(0))
     for image, component in zip(np.asarray(found), components, strict=False):
         component = component.reshape(4, 4, 3)
-        component = component / max(component.min(), component.max(), key=abs)  # 1 at its largest
+        component = component / max(
+            component.min(), component.max(), key=abs
+        )  # largest magnitude 1
         np.testing.assert_allclose(image, 0.5 + component / 2, atol=1e-3)
     np.testing.assert_allclose(filters_of(-kernel), found, atol=1e-3)
     with pytest.raises(ValueError, match="count is 49, not in 1 to 48"):
         attribution.patch_filters(kernel, 49)
 
 
-def test_filter_images_are_scaled_one_by_one():
+def test_filter_images_are_scaled_separately():
     kernel = np.zeros((3, 3, 2, 3), np.float32)
     kernel[0, 1, 0, 0], kernel[2, 2, 1, 0], kernel[1, 1, 1, 1] = -4, 2, 0.1
     found = np.asarray(attribution.filter_images(kernel))
@@ -258,7 +260,7 @@ def test_filter_images_are_scaled_one_by_one():
 
 
 def test_rollout_of_a_model_scores_as_arrays():
-    """From images to scores in one jitted program, with the parameters as its arguments."""
+    """From images to scores in a single jitted function of the parameters."""
     model, variables, *_ = build(pool="mean", depth=1)
 
     @jax.jit
@@ -274,5 +276,5 @@ def test_rollout_of_a_model_scores_as_arrays():
     np.testing.assert_allclose(relevance.sum((1, 2)), 1, atol=1e-5)
     np.testing.assert_allclose(scores["deletion"][:, 0], probabilities, atol=1e-5)
     np.testing.assert_allclose(scores["insertion"][:, -1], probabilities, atol=1e-5)
-    # All deleted is nothing inserted.
+    # Deleting everything equals inserting nothing.
     np.testing.assert_allclose(scores["deletion"][:, -1], scores["insertion"][:, 0], atol=1e-5)

@@ -1,4 +1,4 @@
-"""A trained run explains itself: scores better than chance, in its report and in TensorBoard."""
+"""Explanations of a trained run: better than chance, in the report and in TensorBoard."""
 
 import html
 import json
@@ -23,7 +23,7 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, command):
-    """Returns the folder of a finished experiment with one variant."""
+    """Train an experiment with one variant; return its folder."""
     folder = tmp_path_factory.mktemp("explained")
     (folder / "digits.py").write_text(CONFIG)
     arguments = [f"--config={folder / 'digits.py'}", f"--workdir={folder / 'runs'}"]
@@ -50,7 +50,7 @@ def read_scores(folder):
     return json.loads((folder / "scores.json").read_text())
 
 
-def test_explanations_beat_chance_by_more_than_the_spread(run):
+def test_explanations_beat_chance_by_more_than_the_std(run):
     assert json.loads((run / "summary.json").read_text())["test_accuracy"] > 0.8
     scores = read_scores(run / "figures" / "explanation")
     assert scores["images"] == 64 and scores["patches"] == 16
@@ -86,7 +86,7 @@ def test_visualize_scores_and_draws_curves(run, tmp_path):
         read_scores(out / "explanation_scores")["methods"],
         read_scores(run / "figures" / "explanation")["methods"],
     )
-    for name in before:  # the same images, and so the same scores
+    for name in before:  # same images, hence same scores
         for key in ("deletion", "insertion"):
             np.testing.assert_allclose(again[name][key]["auc"], before[name][key]["auc"], atol=1e-4)
     for name in ("metrics.png", "optimization.png"):

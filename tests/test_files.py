@@ -1,4 +1,4 @@
-"""Locks, and errors that become one sentence."""
+"""File locks and single-line errors."""
 
 import errno
 import fcntl
@@ -13,13 +13,13 @@ from vit_jax.storage.run_folder import run_name, run_path
 
 @pytest.fixture
 def held(tmp_path):
-    """A lock file that another process holds, or another open file, which is the same."""
+    """A lock file locked by another file descriptor, as by another process."""
     with (tmp_path / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file
 
 
-def test_a_lock_that_is_held_is_refused_or_waited_for(tmp_path, held, capsys):
+def test_a_taken_lock_raises_or_waits(tmp_path, held, capsys):
     path = tmp_path / ".lock"
     with pytest.raises(UserError, match="^it is in use$"), files.lock(path, "it is in use"):
         pass
@@ -34,8 +34,8 @@ def test_a_lock_that_is_held_is_refused_or_waited_for(tmp_path, held, capsys):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, capsys, number):
-    """As NFS and Lustre may be."""
+def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, capsys, number):
+    """For example, some NFS and Lustre mounts."""
 
     def refuse(*args):
         raise OSError(number, "no locks here")
@@ -49,7 +49,7 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, capsys,
     assert warning.startswith(f"warning: {tmp_path / '.lock'} cannot be locked (no locks here)")
 
 
-def test_another_failure_of_a_lock_is_raised(tmp_path):
+def test_other_lock_errors_are_raised(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(IsADirectoryError), files.lock(tmp_path / "folder", "it is in use"):
         pass
@@ -58,7 +58,7 @@ def test_another_failure_of_a_lock_is_raised(tmp_path):
 FULL = OSError(errno.ENOSPC, "No space left on device", "a.txt")
 
 
-def test_errors_that_a_user_can_resolve_are_sentences():
+def test_errors_that_a_user_can_resolve_are_single_lines():
     assert describe_error(UserError("wrong")) == "wrong"
     assert describe_error(FULL) == "a.txt: No space left on device"
     assert describe_error(FULL, training=True) == (

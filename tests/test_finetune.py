@@ -1,4 +1,4 @@
-"""What is frozen stays, what is trained moves, and features kept give the same as images."""
+"""Frozen parameters, trained parameters and cached features."""
 
 import functools
 import re
@@ -31,7 +31,7 @@ def flat(tree):
 
 
 def trained_state(steps, num_steps=5):
-    """Returns the states before and after some steps, the head's bias begun at random."""
+    """Train some steps; return the parameters before and the state after."""
     state = steps.init(jax.random.key(0), one_image(steps.setup.config))
     before = jax.device_get((state.params, state.batch_stats))
     for batch in digits().train.train(0, 0, num_steps, 16):
@@ -51,9 +51,9 @@ def trained_state(steps, num_steps=5):
     ],
     ids=["head", "last_2", "full", "rules", "resnet_head", "resnet_last_3"],
 )
-def test_frozen_parameters_keep_every_bit(freeze, model, trained):
+def test_frozen_parameters_are_unchanged_and_others_are_trained(freeze, model, trained):
     config = make_config(freeze=freeze, train__cache_features=False, **model, **ADAMW)
-    config.model.head_zero_init = False  # nothing below would move as long as it is zero
+    config.model.head_zero_init = False  # a zero head would block gradients to the trunk
     steps = make_steps(config, digits(), MESH)
     (params, stats), state = trained_state(steps)
 
@@ -81,7 +81,7 @@ def test_nothing_trained_takes_no_step():
     assert not [leaf for leaf in jax.tree.leaves(state.opt_state) if np.ndim(leaf)]
 
 
-def test_averages_and_accumulation_leave_the_frozen_alone():
+def test_ema_and_accumulation_do_not_change_frozen_parameters():
     config = make_config(
         freeze="head", optim__ema_decay=0.9, train__accumulation_steps=2, **RESNET | ADAMW
     )
@@ -94,7 +94,7 @@ def test_averages_and_accumulation_leave_the_frozen_alone():
         np.testing.assert_array_equal(value, flat(stats)[path])
 
 
-def test_wrong_freezing_is_refused():
+def test_invalid_freeze_settings_are_refused():
     for freeze, message in (
         ("last_9_blocks", "the model has 3 blocks"),
         ("last_0_blocks", "at least one"),
@@ -117,10 +117,9 @@ def test_wrong_freezing_is_refused():
 
 
 def flops(freeze):
-    """Returns the floating-point operations of a step of a ViT of 12 blocks.
+    """Count the floating-point operations of a training step of a ViT of 12 blocks.
 
-    As it is handed to the compiler, which finds nothing more to leave out: the counts after it
-    differ by less than 1 %.
+    Before compilation, which eliminates no more dead code: counts after it differ by less than 1 %.
     """
     config = make_config(
         freeze=freeze,
@@ -156,34 +155,34 @@ def test_layer_decay_scales_updates_by_depth():
 
 
 @pytest.mark.parametrize("model", [VIT, RESNET], ids=["vit", "resnet18"])
-def test_kept_features_train_like_images(model):
+def test_cached_features_train_like_images(model):
     losses = []
     for cached in (False, True):
         config = make_config(freeze="head", train__cache_features=cached, **model | ADAMW)
         steps = make_steps(config, digits(), MESH)
         assert steps.setup.on_features == cached
         state = steps.init(jax.random.key(0), one_image(config))
-        part = digits().train
+        split = digits().train
         if cached:
             found = [
                 (steps.feature_step(state.variables, batch)[batch["mask"]], batch["label"])
-                for batch in part.evaluate(len(part))
+                for batch in split.evaluate(len(split))
             ]
-            part = ResidentBatches(*map(np.asarray, found[0]), MESH)
+            split = ResidentBatches(*map(np.asarray, found[0]), MESH)
         losses.append([])
-        for batch in part.train(0, 0, 5, 16):
+        for batch in split.train(0, 0, 5, 16):
             state = steps.train(state, KEY, batch)
             losses[-1].append(float(state.sums.loss.total))
     np.testing.assert_allclose(*losses, rtol=1e-5)
     state = steps.init(jax.random.key(0), one_image(config))
-    several = make_steps(config, digits(), MESH, multi_step=True)
-    for _, batches in part.train_at_once(0, 0, 5, 16, lambda step: 3):
-        state = several.train(state, KEY, batches)
+    multi_step = make_steps(config, digits(), MESH, multi_step=True)
+    for _, batches in split.train_at_once(0, 0, 5, 16, lambda step: 3):
+        state = multi_step.train(state, KEY, batches)
     assert float(state.sums.loss.total) == pytest.approx(losses[1][-1], rel=1e-6)
     assert np.ptp(np.diff(losses[0])) > 1e-3
 
 
-def test_features_are_kept_only_where_nothing_below_the_head_changes():
+def test_features_are_cached_only_if_the_trunk_is_deterministic_and_frozen():
     for changes in (
         dict(augment__kind="baseline"),
         dict(model__dropout_rate=0.1),
@@ -195,7 +194,7 @@ def test_features_are_kept_only_where_nothing_below_the_head_changes():
 
 
 @pytest.mark.parametrize("model", [VIT, RESNET], ids=["vit", "resnet18"])
-def test_remat_recomputes_blocks_of_the_same_names(model):
+def test_remat_does_not_rename_parameters(model):
     image, names = np.ones((2, 8, 8, 1), np.float32), []
     for remat in (False, True):
         module = models.build(make_config(**model).model, 10, remat=remat)
@@ -209,9 +208,9 @@ def test_remat_recomputes_blocks_of_the_same_names(model):
     assert names[0] == names[1]
 
 
-def test_frozen_parameters_without_weights_are_told_of(capsys):
-    for freeze, told in (("head", "7,072 frozen at random values, as there is no"), ("full", "0 ")):
+def test_frozen_random_parameters_are_logged(capsys):
+    for freeze, text in (("head", "7,072 frozen at random values, as there is no"), ("full", "0 ")):
         steps = make_steps(make_config(freeze=freeze, **VIT), digits(), MESH)
         print_parameters(steps.setup, steps.shapes)
         line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("freeze="))
-        assert told in line and ("random" in line) == (freeze == "head")
+        assert text in line and ("random" in line) == (freeze == "head")

@@ -1,4 +1,4 @@
-"""As people go: run, fine-tune on the weights, evaluate, ask about a picture, lengthen."""
+"""Workflows: train, fine-tune from the run, evaluate, predict, lengthen."""
 
 import json
 import pathlib
@@ -43,16 +43,16 @@ SHORT = dict(
 
 @pytest.fixture(autouse=True, scope="module")
 def one_device():
-    """Runs on one of the eight devices, which is faster here."""
+    """Use one of the eight devices, which is faster here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "make_mesh", lambda: MESH)
         yield
 
 
 def run(workdir, sweep=None, **overrides):
-    """Trains in this process, as the main command would; returns the first run's folder."""
+    """Train in this process, as the main command would; return the first run's folder."""
     config, sweep = make_config(**SHORT | overrides), sweep or {}
-    if overrides.get("init_from"):  # which fills what make_config has set
+    if overrides.get("init_from"):  # which defines what make_config sets
         for key in ("patch_size", "hidden_size", "depth", "num_heads", "mlp_dim"):
             config.model[key] = 0
         config.data.image_size = overrides.get("data__image_size", 0)
@@ -67,28 +67,28 @@ def weights_of(folder):
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
-    """Returns the folder of a finished run, whose moving averages are what is evaluated."""
+    """The folder of a finished run that evaluates its EMA weights."""
     return run(tmp_path_factory.mktemp("first"), optim__ema_decay=0.9)
 
 
 @pytest.fixture(scope="module")
 def tuned(first, tmp_path_factory):
-    """Returns the folder of a run whose head alone was trained, on the weights of the first."""
+    """The folder of a run that trained only a head on the weights of the first."""
     return run(tmp_path_factory.mktemp("tuned"), freeze="head", init_from=str(first))
 
 
-def test_a_run_begins_with_the_weights_of_another(first, tuned):
+def test_a_run_starts_from_the_weights_of_another(first, tuned):
     before, after = weights_of(first), weights_of(tuned)
     best = json.loads((first / "summary.json").read_text())["best_step"]
     state, _ = checkpoint.load_run(first / "checkpoints", best)
-    np.testing.assert_array_equal(before["cls"], state["params"]["cls"])  # the averages
+    np.testing.assert_array_equal(before["cls"], state["params"]["cls"])  # the EMA weights
     for path, array in before.items():
         assert np.array_equal(array, after[path]) != path.startswith("head/"), path
     summary, of_first = (
         json.loads((folder / "summary.json").read_text()) for folder in (tuned, first)
     )
     assert summary["num_trainable_params"] == 16 * 10 + 10 < summary["num_params"]
-    # It goes on where the first ended, with its head too: as both are of the same classes.
+    # It starts where the first ended, including the head, as the classes are the same.
     losses = [read_jsonl(folder / "metrics.jsonl")[0]["train/loss"] for folder in (tuned, first)]
     assert losses[0] < losses[1] - 0.2
     assert summary["test_loss"] < of_first["test_loss"]
@@ -117,7 +117,7 @@ def test_reports_of_a_run_and_of_its_evaluation_are_equal(tuned, tmp_path, capsy
             assert min(image.size) > 300
 
 
-def test_predictions_of_pictures(tuned, tmp_path, capsys):
+def test_predictions_for_image_files(tuned, tmp_path, capsys):
     digits = load_digits()
     (tmp_path / "more").mkdir()
     for i in range(3):
@@ -137,14 +137,14 @@ def test_predictions_of_pictures(tuned, tmp_path, capsys):
     assert predict.main([str(tuned), str(single)]) == 0
     assert capsys.readouterr().out.count(" %  ") == 5
     for name in ("broken.png", "worse.png"):
-        (tmp_path / "more" / name).write_bytes(b"no picture")
+        (tmp_path / "more" / name).write_bytes(b"not an image")
     assert predict.main([str(tuned), str(tmp_path / "more")]) == 1
-    told = capsys.readouterr()
-    assert told.out.count(" %  ") == 3 * 5 and told.err.count("\n") == 1
-    assert "broken.png cannot be read" in told.err and "; 2 of 5 files cannot" in told.err
+    captured = capsys.readouterr()
+    assert captured.out.count(" %  ") == 3 * 5 and captured.err.count("\n") == 1
+    assert "broken.png cannot be read" in captured.err and "; 2 of 5 files cannot" in captured.err
 
 
-def test_converted_weights_are_tuned_at_another_size(tmp_path, capsys):
+def test_converted_weights_are_fine_tuned_at_another_size(tmp_path, capsys):
     weights = tmp_path / "w"
     assert convert.main([str(GOLDEN / "hf" / "model.safetensors"), str(weights)]) == 0
     size = {"data__image_size": 8, "data__channels": 3, "data__mean": (0.5,)}
@@ -175,12 +175,12 @@ def final_state(folder):
 
 
 def test_a_lengthened_run_equals_one_of_that_length(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "write_figures", lambda folder: None)  # for time's sake
+    monkeypatch.setattr(report, "write_figures", lambda folder: None)  # to save time
     constant = LONGER | dict(optim__schedule="constant")
     whole = run(tmp_path / "whole", train__epochs=10.0, **constant)
-    first = run(tmp_path / "legs", train__epochs=5.0, **constant)
+    first = run(tmp_path / "stages", train__epochs=5.0, **constant)
     earlier = json.loads((first / "summary.json").read_text())
-    folder = run(tmp_path / "legs", train__epochs=10.0, **constant)
+    folder = run(tmp_path / "stages", train__epochs=10.0, **constant)
     found = final_state(folder)
     for path, array in final_state(whole).items():
         np.testing.assert_array_equal(found[path], array, path)
@@ -197,9 +197,9 @@ def test_a_lengthened_run_equals_one_of_that_length(tmp_path, monkeypatch):
     assert len(summary["legs"]) == 1 and earlier.items() <= summary["legs"][0].items()
     assert summary["epochs"] == 10 and earlier["epochs"] == 5
     assert {"versions", "git_commit"} <= summary["legs"][0].keys()
-    row = json.loads((tmp_path / "legs" / "results.json").read_text())["rows"][0]
-    assert [leg["epochs"] for leg in (*row["legs"], row)] == [5, 10]
-    text = (tmp_path / "legs" / "results.md").read_text()
+    row = json.loads((tmp_path / "stages" / "results.json").read_text())["rows"][0]
+    assert [stage["epochs"] for stage in (*row["legs"], row)] == [5, 10]
+    text = (tmp_path / "stages" / "results.md").read_text()
     assert "| base, 5 epochs |" in text and "| base, 10 epochs |" in text
     assert "read once per length of a run" in text
     for epochs, message in (
@@ -207,16 +207,16 @@ def test_a_lengthened_run_equals_one_of_that_length(tmp_path, monkeypatch):
         (10.001, "adds none"),
     ):
         with pytest.raises(UserError, match=message):
-            run(tmp_path / "legs", train__epochs=epochs, **constant)
-    (folder / "summary.json").write_text(json.dumps(earlier))  # killed within the second leg
+            run(tmp_path / "stages", train__epochs=epochs, **constant)
+    (folder / "summary.json").write_text(json.dumps(earlier))  # killed during the second stage
     with pytest.raises(UserError, match="is not finished"):
         pretrained.load(folder)
     with pytest.raises(UserError, match="finish it before lengthening it to 20.0"):
-        run(tmp_path / "legs", train__epochs=20.0, **constant)
+        run(tmp_path / "stages", train__epochs=20.0, **constant)
 
 
-def test_a_second_leg_follows_the_longer_schedule():
-    """The rate of a step depends on the length that is asked for, not on how it came about."""
+def test_a_second_stage_follows_the_longer_schedule():
+    """The learning rate of a step depends only on the present length of the run."""
     digits, rates = load_data(make_config().data, MESH), {}
     for schedule in ("constant", "cosine", "linear", "step"):
         for epochs in (5.0, 10.0):
@@ -230,11 +230,11 @@ def test_a_second_leg_follows_the_longer_schedule():
     assert rates["step", 10.0] == pytest.approx([1, 1, 0.1])
 
 
-def test_another_set_is_evaluated_whole(tuned, tmp_path, capsys):
+def test_another_dataset_is_evaluated_on_all_its_images(tuned, tmp_path, capsys):
     pixels, labels = read_digits()
     for i in range(40):
-        for place in ("flat", "parts/train", "parts/test") if i < 30 else ("flat",):
-            folder = tmp_path / place / str(labels[i])
+        for subfolder in ("flat", "parts/train", "parts/test") if i < 30 else ("flat",):
+            folder = tmp_path / subfolder / str(labels[i])
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels[i]).save(folder / f"{i}.png")
     few = tmp_path / "few"
@@ -246,12 +246,12 @@ def test_another_set_is_evaluated_whole(tuned, tmp_path, capsys):
     flat = ["--config.data.name=folder", f"--config.data.dir={tmp_path / 'flat'}"]
     assert evaluate.main([str(few), *flat, f"--out={tmp_path / 'o'}"]) == 1
     assert "flat has no test split: give split=all" in capsys.readouterr().err
-    for place, split, count in (
+    for subfolder, split, count in (
         ("flat", ["--split=all"], 40),
         ("parts", [], 30),
         ("parts", ["--part=all"], 60),
     ):
-        data = ["--config.data.name=folder", f"--config.data.dir={tmp_path / place}"]
+        data = ["--config.data.name=folder", f"--config.data.dir={tmp_path / subfolder}"]
         assert evaluate.main([str(few), *data, *split, f"--out={tmp_path / 'o'}"]) == 0
         assert json.loads((tmp_path / "o" / "test_report.json").read_text())["count"] == count
         title = capsys.readouterr().out.partition("Test report of ")[2].splitlines()[0]
@@ -264,15 +264,15 @@ def replaced(path, old, new):
     path.write_text(text.replace(old, new))
 
 
-def test_mistakes_end_in_one_sentence(first, tuned, tmp_path, capsys):
-    picture = tmp_path / "a.png"
-    Image.fromarray(np.zeros((8, 8), np.uint8)).save(picture)
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+def test_mistakes_are_single_line_errors(first, tuned, tmp_path, capsys):
+    image = tmp_path / "a.png"
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(image)
+    (tmp_path / "broken.jpg").write_bytes(b"not an image")
     (tmp_path / "photos" / "cat").mkdir(parents=True)
     (tmp_path / "photos" / "dog").mkdir()
     for name in ("cat", "dog"):
         for i in range(10):
-            shutil.copy(picture, tmp_path / "photos" / name / f"{i}.png")
+            shutil.copy(image, tmp_path / "photos" / name / f"{i}.png")
     shutil.copytree(tmp_path / "photos", tmp_path / "worse")
     shutil.copy(tmp_path / "broken.jpg", tmp_path / "worse" / "cat")
     convert.main([str(GOLDEN / "hf_bare" / "model.safetensors"), str(tmp_path / "bare")])
@@ -288,23 +288,23 @@ def test_mistakes_end_in_one_sentence(first, tuned, tmp_path, capsys):
         (predict, [first, tmp_path / "broken.jpg"], "cannot be read as an image"),
         (predict, [first, tmp_path / "nowhere"], "neither a file nor a folder"),
         (predict, [first, GOLDEN / "npz"], "holds no image"),
-        (predict, [first.parents[1], picture], "did you mean"),
-        (predict, [tmp_path / "bare", picture], "has no head"),
-        (predict, [tmp_path, picture], "neither a converted checkpoint"),
+        (predict, [first.parents[1], image], "did you mean"),
+        (predict, [tmp_path / "bare", image], "has no head"),
+        (predict, [tmp_path, image], "neither a converted checkpoint"),
         (evaluate, [tuned, *other_data, "--split=all"], "--out is missing"),
         (
             evaluate,
             [tuned, *other_data, f"--out={tmp_path / 'o'}", "--split=all"],
-            "have 2 classes",
+            "has 2 classes",
         ),
         (evaluate, [tuned, *worse], "cat/broken.jpg cannot be read as an image"),
-        (evaluate, [tmp_path / "whole"], "has no data of its own"),
+        (evaluate, [tmp_path / "whole"], "records no dataset"),
         (evaluate, [tuned, "--config.optim.b1=0.5"], "has no effect on an evaluation"),
-        (evaluate, [tuned, "--config.data.mean=(0.4,)"], "is the model's"),
+        (evaluate, [tuned, "--config.data.mean=(0.4,)"], "belongs to the model"),
         (evaluate, [tuned, "--split=some"], "invalid choice"),
         (convert, [first, tmp_path / "x"], "is a folder: give a file, or --to"),
         (visualize, [first, f"--images={tmp_path}"], "is a folder: give the images in it"),
-        (predict, [first, picture, f"--overlay={picture}"], "a.png: File exists"),
+        (predict, [first, image, f"--overlay={image}"], "a.png: File exists"),
         (convert, [GOLDEN / "hf", tmp_path / "x", "--to=timm"], "neither a converted"),
         (convert, [first, tmp_path / "bare", "--to=timm"], "exists already"),
         (
@@ -321,14 +321,14 @@ def test_mistakes_end_in_one_sentence(first, tuned, tmp_path, capsys):
         assert sentence in error, error
 
 
-def test_a_run_of_an_older_version_is_used_with_the_defaults_of_what_it_lacks(first, tmp_path):
+def test_a_run_of_an_older_version_gets_defaults_for_new_settings(first, tmp_path):
     older = tmp_path / "older"
     shutil.copytree(first, older)
     record = json.loads((older / "config.json").read_text())
     for key in ("data.eval_crop", "model.qkv_bias", "train.vmap_seeds"):
         del record["config"][key]
     (older / "config.json").write_text(json.dumps(record))
-    (older / "SHA256SUMS").unlink()  # which older versions did not write
+    (older / "SHA256SUMS").unlink()  # not written by older versions
     assert Classifier(older).config == Classifier(first).config
     assert pretrained.read_info(older) == pretrained.read_info(first) | {"source": str(older)}
     for change, sentence in (
@@ -346,7 +346,7 @@ def test_a_run_of_an_older_version_is_used_with_the_defaults_of_what_it_lacks(fi
             Classifier(older)
 
 
-def test_weights_that_do_not_serve_stop_the_run(first, tmp_path):
+def test_unusable_weights_are_refused(first, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(first, damaged)
     (damaged / "summary.json").unlink()
@@ -369,17 +369,17 @@ def test_weights_that_do_not_serve_stop_the_run(first, tmp_path):
             make_variants(settings.with_overrides(base, {key: value}, "a test"), {}, set())
 
 
-def test_other_weights_than_a_run_began_with_are_refused(first, tuned):
+def test_a_run_does_not_resume_with_other_initial_weights(first, tuned):
     record = tuned / "config.json"
     before = record.read_text()
     replaced(record, '"checksum": ', '"checksum": 1')
     sums = record.with_name("SHA256SUMS").read_text()
-    record.with_name("SHA256SUMS").unlink()  # which would tell that it was changed
-    (tuned / "summary.json").rename(tuned / "kept.json")
+    record.with_name("SHA256SUMS").unlink()  # which would reveal the change
+    (tuned / "summary.json").rename(tuned / "moved.json")
     try:
-        with pytest.raises(UserError, match="began with other"):
+        with pytest.raises(UserError, match="was started with other"):
             run(tuned.parents[1], freeze="head", init_from=str(first))
     finally:
         record.write_text(before)
         record.with_name("SHA256SUMS").write_text(sums)
-        (tuned / "kept.json").rename(tuned / "summary.json")
+        (tuned / "moved.json").rename(tuned / "summary.json")

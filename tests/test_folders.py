@@ -1,4 +1,4 @@
-"""Folders of images: their parts, classes, formats and modes, and what is wrong with them."""
+"""Image folders: splits, classes, formats, modes and errors."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def mesh():
     return sharding.make_mesh()
 
 
-def test_a_split_folder_keeps_its_parts(tmp_path):
+def test_a_folder_with_splits_is_read_as_split(tmp_path):
     make_folder(tmp_path, ("train", "valid", "test"))
     splits = make_splits(
         source := open_source(settings(name="folder", dir=str(tmp_path))), settings()
@@ -31,27 +31,31 @@ def test_a_split_folder_keeps_its_parts(tmp_path):
     assert splits.test.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
 
-def test_a_flat_folder_is_divided(tmp_path):
+def test_a_flat_folder_is_split(tmp_path):
     make_folder(tmp_path, per_class=10)
     config = settings(name="folder", dir=str(tmp_path))
     splits = make_splits(open_source(config), config)
-    parts = [splits.train, splits.val, splits.test]
-    assert [len(part) for part in parts] == [22, 2, 6]  # a fifth, then a tenth of the rest
-    assert sorted(sum(map(levels, parts), [])) == list(range(30))
-    for part in parts:
-        assert [level // 10 for level in levels(part)] == part.labels.tolist()
+    examples = [splits.train, splits.val, splits.test]
+    assert [len(split) for split in examples] == [
+        22,
+        2,
+        6,
+    ]  # a fifth for test, then a tenth of the rest for validation
+    assert sorted(sum(map(levels, examples), [])) == list(range(30))
+    for split in examples:
+        assert [level // 10 for level in levels(split)] == split.labels.tolist()
 
 
-def test_a_folder_above_the_set_is_warned_of(tmp_path, capsys, mesh):
-    """As where an archive of parts was unpacked, each in a folder of its own name."""
-    for part in ("seg_train", "seg_test"):
-        make_folder(tmp_path / part / part, per_class=4)
+def test_a_folder_one_level_above_the_dataset_is_a_warning(tmp_path, capsys, mesh):
+    """As when archives of splits were unpacked into folders of the same name."""
+    for split in ("seg_train", "seg_test"):
+        make_folder(tmp_path / split / split, per_class=4)
     load_data(settings(name="folder", dir=str(tmp_path / "seg_train" / "seg_train")), mesh)
-    told = capsys.readouterr()
-    assert "folder: 3 classes (ant, bee, cat), 9 train" in told.out and not told.err
+    captured = capsys.readouterr()
+    assert "folder: 3 classes (ant, bee, cat), 9 train" in captured.out and not captured.err
     (tmp_path / "seg_train" / ".DS_Store").touch()
     load_data(settings(name="folder", dir=str(tmp_path)), mesh)
-    assert "(seg_test, seg_train) hold no images but further folders" in capsys.readouterr().err
+    assert "(seg_test, seg_train) contain no images but subfolders" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
@@ -59,7 +63,7 @@ def test_every_format_is_read(tmp_path, suffix):
     make_folder(tmp_path)
     path = tmp_path / f"ant/x{suffix.upper()}"
     Image.new("RGB", (20, 12), (250, 130, 10)).save(path)
-    (tmp_path / "ant/notes.txt").write_text("no image")
+    (tmp_path / "ant/notes.txt").write_text("not an image")
     examples = open_source(settings(name="folder", dir=str(tmp_path))).examples("")
     assert len(examples) == 13
     image, label = examples.read([4])[0]
@@ -106,20 +110,20 @@ def test_a_transparent_palette_is_read_without_a_warning(tmp_path):
     assert image[0, 0].tolist() == [200, 100, 50]
 
 
-def test_an_image_is_turned_upright_and_cropped_in_its_centre(tmp_path):
+def test_images_are_oriented_and_centre_cropped(tmp_path):
     make_folder(tmp_path)
     pixels = np.zeros((8, 16, 3), np.uint8)
-    pixels[:, 4:8], pixels[:, 8:12] = 100, 200  # the left and right half of the centre
+    pixels[:, 4:8], pixels[:, 8:12] = 100, 200  # left and right half of the centre
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying: a quarter turn clockwise shows it upright
+    exif[0x0112] = 6  # stored rotated: upright after a quarter turn clockwise
     Image.fromarray(pixels).save(tmp_path / "ant/x.png", exif=exif)
     image, _ = open_source(settings(name="folder", dir=str(tmp_path))).examples("").read([4])[0]
-    assert (image[:4] == 100).all() and (image[4:] == 200).all()  # left has become top
+    assert (image[:4] == 100).all() and (image[4:] == 200).all()  # the left half is now on top
 
 
-def test_hidden_files_and_folders_are_passed_over(tmp_path):
+def test_hidden_files_and_folders_are_ignored(tmp_path):
     make_folder(tmp_path)
-    (tmp_path / "ant/._0.png").write_text("what macOS writes beside 0.png")
+    (tmp_path / "ant/._0.png").write_text("metadata that macOS writes next to 0.png")
     (tmp_path / "ant/folder.png").mkdir()
     (tmp_path / ".cache").mkdir()
     (tmp_path / "ant/.copies").mkdir()
@@ -131,7 +135,7 @@ def test_hidden_files_and_folders_are_passed_over(tmp_path):
 def broken_folder(root):
     make_folder(root)
     (root / "bee/1.png").write_bytes((root / "bee/1.png").read_bytes()[:50])
-    (root / "cat/0.png").write_text("no image")
+    (root / "cat/0.png").write_text("not an image")
     return settings(name="folder", dir=str(root))
 
 
@@ -141,8 +145,8 @@ def test_an_unreadable_file_is_named(tmp_path, mesh, resident):
     config.device_resident, config.test_size, config.val_size = resident, 1, 1
     with pytest.raises(UserError, match=r"(bee/1|cat/0).png cannot be read as an image"):
         data = load_data(config, mesh)
-        for part in (data.train, data.val, data.test):
-            list(part.evaluate(8))
+        for split in (data.train, data.val, data.test):
+            list(split.evaluate(8))
 
 
 def test_unreadable_files_are_skipped_and_counted(tmp_path, capsys):
@@ -151,24 +155,24 @@ def test_unreadable_files_are_skipped_and_counted(tmp_path, capsys):
     examples = open_source(config).examples("")
     assert levels(examples) == [0, 1, 2, 3, 4, 6, 7, 9, 10, 11]
     assert examples.labels.tolist() == [0] * 4 + [1] * 3 + [2] * 3
-    told = capsys.readouterr().out
-    assert "skipped 2 unreadable of 12 files: " in told and "bee/1.png, " in told
+    output = capsys.readouterr().out
+    assert "skipped 2 unreadable of 12 files: " in output and "bee/1.png, " in output
     for path in (tmp_path / "cat").iterdir():
-        path.write_text("no image")
-    with pytest.raises(UserError, match="cat holds no readable image"):
+        path.write_text("not an image")
+    with pytest.raises(UserError, match="cat contains no readable image"):
         open_source(config).examples("")
 
 
 @pytest.mark.parametrize(
     ("make", "keys", "sentence"),
     [
-        (lambda root: (root / "dog").mkdir(), {}, "class folder .*/dog holds no image"),
+        (lambda root: (root / "dog").mkdir(), {}, "class folder .*/dog contains no image"),
         (lambda root: None, {"dir": "/absent"}, "data.dir=/absent is not a folder"),
-        (lambda root: make_folder(root, ("test",)), {}, "holds test but no folder 'train'"),
+        (lambda root: make_folder(root, ("test",)), {}, "contains test but no folder 'train'"),
         (
             lambda root: make_folder(root, ("train",), classes=["ant"]),
             {},
-            "holds fewer than two class folders",
+            "contains fewer than two class folders",
         ),
         (
             lambda root: (make_folder(root, ("train",)), make_folder(root, ("test",), 1, ["ant"])),
@@ -177,7 +181,7 @@ def test_unreadable_files_are_skipped_and_counted(tmp_path, capsys):
         ),
     ],
 )
-def test_a_folder_that_is_no_set_is_told(tmp_path, make, keys, sentence):
+def test_an_invalid_folder_is_refused(tmp_path, make, keys, sentence):
     if make(tmp_path) is None:
         make_folder(tmp_path)
     config = settings(**({"name": "folder", "dir": str(tmp_path)} | keys))

@@ -1,4 +1,4 @@
-"""Split weights train like whole ones, take a part of the memory, and go to other devices."""
+"""FSDP trains like replication, saves memory, and restores on other numbers of devices."""
 
 import types
 
@@ -48,7 +48,7 @@ def small_model():
 
 
 def make_run(devices, fsdp):
-    """Returns the program, the data and the state before the first step."""
+    """Compile the steps and load the data."""
     mesh = jax.make_mesh(
         (devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
     )
@@ -59,7 +59,7 @@ def make_run(devices, fsdp):
 
 
 def train(run, state, start, stop):
-    """Returns the state after some steps, and the training loss of each."""
+    """Train some steps; return the state and the loss of each step."""
     losses, before = [], float(state.sums.loss.total)
     for batch in run.data.train.train(0, start, stop, 256):
         state = sharding.settle(run.steps.train(state, jax.random.key(1), batch))
@@ -72,8 +72,8 @@ def first_state(run):
     return run.steps.init(jax.random.key(0), one_image(run.config))
 
 
-def held(state):
-    """Returns the bytes of the state that each device holds."""
+def bytes_per_device(state):
+    """Count the bytes of the state on each device."""
     bytes_of = dict.fromkeys(jax.devices(), 0)
     for array in jax.tree.leaves(state):
         for shard in array.addressable_shards:
@@ -83,36 +83,37 @@ def held(state):
 
 @pytest.fixture(scope="module")
 def runs(small_model):
-    """Returns {whether split: (run, state after two steps, its losses)} on eight devices."""
+    """Train two steps on eight devices: {fsdp: (run, state, losses)}."""
     made = {fsdp: make_run(8, fsdp) for fsdp in (False, True)}
     return {fsdp: (run, *train(run, first_state(run), 0, 2)) for fsdp, run in made.items()}
 
 
-def test_split_weights_train_and_evaluate_like_whole_ones(runs):
-    (whole, state, losses), (split, same, found) = runs[False], runs[True]
+def test_sharded_weights_train_and_evaluate_like_replicated_ones(runs):
+    (replicated, state, losses), (sharded, same, found) = runs[False], runs[True]
     np.testing.assert_allclose(found, losses, rtol=1e-5)
     assert losses[0] != losses[1]
     for one, other in ((same.params, state.params), (same.ema, state.ema)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), one, other)
     results = [
         evaluate(run.steps.eval_step, one.eval_variables, run.data.val.evaluate(512))
-        for run, one in ((whole, state), (split, same))
+        for run, one in ((replicated, state), (sharded, same))
     ]
-    assert results[0].count == results[1].count == len(whole.data.val)
+    assert results[0].count == results[1].count == len(replicated.data.val)
     assert results[0].loss == pytest.approx(results[1].loss, rel=1e-5)
 
 
-def test_each_device_holds_a_part(runs):
-    (whole, state, _), (split, same, _) = runs[False], runs[True]
-    assert len(set(held(state))) == len(set(held(same))) == 1
-    ratio = held(state)[0] / held(same)[0]
-    print(f"bytes of the state per device: {held(state)[0]:,} whole, {held(same)[0]:,} split")
-    assert ratio > 5  # of 8; small arrays stay whole
-    assert held(same)[0] == sharding.bytes_per_device(split.steps.shapes)
+def test_each_device_has_a_shard(runs):
+    (replicated, state, _), (sharded, same, _) = runs[False], runs[True]
+    (replicated_bytes,), (sharded_bytes,) = (set(bytes_per_device(one)) for one in (state, same))
+    print(
+        f"bytes of the state per device: {replicated_bytes:,} replicated, {sharded_bytes:,} sharded"
+    )
+    assert replicated_bytes / sharded_bytes > 5  # of 8; small arrays are replicated
+    assert sharded_bytes == sharding.bytes_per_device(sharded.steps.shapes)
     kernel = same.ema["params"]["Dense_0"]["kernel"]
     assert kernel.sharding.spec == PartitionSpec(None, "data")  # [64, 256]
     sizes = []
-    for run, one in ((whole, state), (split, same)):
+    for run, one in ((replicated, state), (sharded, same)):
         batch = next(run.data.train.train(0, 0, 1, 256))
         step = run.steps.train.lower(one, jax.random.key(1), batch).compile()
         sizes.append(step.memory_analysis())
@@ -121,27 +122,27 @@ def test_each_device_holds_a_part(runs):
     assert sizes[0].argument_size_in_bytes / sizes[1].argument_size_in_bytes > 4
 
 
-def test_what_eight_devices_saved_goes_on_with_fewer(runs, tmp_path):
-    split, state, _ = runs[True]
+def test_a_checkpoint_of_eight_devices_is_restored_on_fewer(runs, tmp_path):
+    sharded, state, _ = runs[True]
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(2, state, {}, 0.5)
     checkpoints.wait()
     host = jax.device_get(state)
-    _, losses = train(split, jax.tree.map(lambda x: x.copy(), state), 2, 4)
+    _, losses = train(sharded, jax.tree.map(lambda x: x.copy(), state), 2, 4)
     for devices in (1, 2, 4, 8):
         run = make_run(devices, fsdp=True) if devices < 8 else runs[False][0]
         target = abstract(host, jax.tree.map(lambda x: x.sharding, run.steps.shapes))
-        restored = checkpoints.restore_latest(target).state  # whose checksum is compared
+        restored = checkpoints.restore_latest(target).state  # verifies the checksum
         kernel = restored.params["Dense_0"]["kernel"]
-        part = 256 if devices == 8 else 256 // devices  # the last one has whole weights
-        assert kernel.sharding.shard_shape((64, 256)) == (64, part)
+        columns = 256 if devices == 8 else 256 // devices  # replicated on the last mesh
+        assert kernel.sharding.shard_shape((64, 256)) == (64, columns)
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), host)
         if devices in (1, 8):
             np.testing.assert_allclose(train(run, restored, 2, 4)[1], losses, rtol=1e-5)
     checkpoints.close()
 
 
-def test_seeds_at_once_do_not_go_with_split_weights():
+def test_vectorised_seeds_are_incompatible_with_fsdp():
     settings = dict(train__vmap_seeds="always", train__num_seeds=2, sharding__fsdp=True)
-    with pytest.raises(UserError, match="does not go with sharding.fsdp=True"):
+    with pytest.raises(UserError, match="is incompatible with sharding.fsdp=True"):
         validate(make_config(**settings))
