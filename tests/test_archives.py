@@ -18,7 +18,7 @@ MNIST, _ = mnist_files()
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "sentence"),
+    ("name", "changes", "message"),
     [
         ("cifar10", {"data_batch_3.bin": None}, "it lacks data_batch_3.bin"),
         ("cifar10", {"data_batch_2.bin": bytes(5000)}, "data_batch_2.bin has 5,000 bytes"),
@@ -36,14 +36,14 @@ MNIST, _ = mnist_files()
         ("eurosat", {"River_1.jpg": jpeg()[:2000]}, "River_1.jpg is not a readable JPEG"),
     ],
 )
-def test_an_archive_with_wrong_content_is_refused(tmp_path, name, changes, sentence):
+def test_an_archive_with_wrong_content_is_refused(tmp_path, name, changes, message):
     members = {"cifar10": cifar10_members(2)[0], "mnist": MNIST, "eurosat": eurosat_members()}[name]
     for suffix, content in changes.items():
         member = next((key for key in members if key.endswith(suffix)), suffix)
         members = members | {member: content}
     members = {member: content for member, content in members.items() if content is not None}
     make_zip(tmp_path / "archive", members)
-    assert_refused(name, tmp_path / "archive", sentence)
+    assert_refused(name, tmp_path / "archive", message)
 
 
 def cut(path):
@@ -57,7 +57,7 @@ def flip(path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "make", "sentence"),
+    ("damage", "make", "message"),
     [
         (cut, make_tar, "may be truncated"),
         (cut, make_zip, "not a readable archive"),
@@ -67,16 +67,16 @@ def flip(path):
         (lambda path: path.unlink(), make_tar, "does not exist"),
     ],
 )
-def test_a_damaged_archive_is_refused(tmp_path, damage, make, sentence):
+def test_a_damaged_archive_is_refused(tmp_path, damage, make, message):
     damage(make(tmp_path / "archive", cifar10_members(2)[0]))
-    assert_refused("cifar10", tmp_path / "archive", sentence)
+    assert_refused("cifar10", tmp_path / "archive", message)
 
 
-def assert_refused(name, archive, sentence):
+def assert_refused(name, archive, message):
     data = archive.parent / "data"
-    with pytest.raises(UserError, match=sentence) as told:
+    with pytest.raises(UserError, match=message) as error:
         prepare.prepare(name, data, archive)
-    assert str(archive) in str(told.value) and "\n" not in str(told.value)
+    assert str(archive) in str(error.value) and "\n" not in str(error.value)
     assert_nothing_left(data)
 
 

@@ -41,7 +41,7 @@ def test_valid_config_passes():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "sentence"),
+    ("overrides", "message"),
     [
         ({"model__patch_size": 5}, "model.patch_size=5 does not divide data.image_size=32: use"),
         ({"model__hidden_size": 66}, "model.hidden_size=66 is not divisible by model.num_heads=4"),
@@ -125,10 +125,10 @@ def test_valid_config_passes():
         ({"model__size": f"S/{'9' * 5000}"}, "model.size='S/999"),
     ],
 )
-def test_invalid_config_is_refused(overrides, sentence):
+def test_invalid_config_is_refused(overrides, message):
     with pytest.raises(UserError) as error:
         validate(make(**overrides))
-    assert sentence in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -255,7 +255,7 @@ def test_overrides_on_the_command_line(arguments, expected):
 
 
 @pytest.mark.parametrize(
-    ("argument", "sentence"),
+    ("argument", "message"),
     [
         ("--config.train.epochs", "--config.train.epochs needs a value"),
         ("--config.train.steps=1.5", "train.steps in the command line takes an integer, not 1.5"),
@@ -266,10 +266,10 @@ def test_overrides_on_the_command_line(arguments, expected):
         ("--config.train.epoch=1", "unknown config key train.epoch"),
     ],
 )
-def test_invalid_overrides_on_the_command_line(argument, sentence):
+def test_invalid_overrides_on_the_command_line(argument, message):
     with pytest.raises(UserError) as error:
         command.split_overrides([argument])
-    assert sentence in str(error.value)
+    assert message in str(error.value)
 
 
 PROFILES = """

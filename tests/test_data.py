@@ -91,7 +91,7 @@ def test_a_subset_of_train_does_not_change_validation_and_test():
 
 
 @pytest.mark.parametrize(
-    ("keys", "sentence"),
+    ("keys", "message"),
     [
         ({"val_size": 200}, "data.val_size=200 asks for 200 of 128 training examples"),
         ({"test_size": 160}, "data.test_size=160 asks for 160 of 160"),
@@ -100,8 +100,8 @@ def test_a_subset_of_train_does_not_change_validation_and_test():
         ({"examples_per_class": 8}, "data.examples_per_class=8, but a class has only 7"),
     ],
 )
-def test_splits_that_are_too_large_or_empty_are_refused(keys, sentence):
-    with pytest.raises(UserError, match=sentence):
+def test_splits_that_are_too_large_or_empty_are_refused(keys, message):
+    with pytest.raises(UserError, match=message):
         make_splits(SingleSplit(UNEVEN), settings(**keys))
 
 

@@ -14,7 +14,7 @@ PATTERNS = {
     r"\b(afresh|anew)\b": "from scratch, re-initialised, again",
     r"\bbeside\b": "next to, compared with",
     r"\b(borne|suffers?|in vain|unspeakable|sober)\b": "tolerated, fail, garbage, invalid, bounded",
-    r"\b(is|are|was|were) told\b|\btold (of|in)\b|\btells?\b": "documented, logged, reported",
+    r"\b(is|are|was|were) told\b|\btold (of|in)\b|\btells?\b(?!\()": "documented, logged, reported",
     r"\bprograms? (speaks?|knows?|wants?)\b": "programs log, print, read, write, return",
     r"\ba text\b": "a string",
     r"\bwhole numbers?\b": "an integer",

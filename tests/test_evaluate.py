@@ -52,7 +52,7 @@ def test_report_as_text(tmp_path):
     report = make_report(5.0 * np.eye(7)[PREDICTED], LABELS, NAMES)
     write_test_report(tmp_path / "r.txt", "demo", report, rows)
     text = (tmp_path / "r.txt").read_text()
-    for sentence in (
+    for message in (
         "accuracy        44.44 % (95 % interval 18.88 to 73.33)",
         "Classes at 100 %: c.",
         "Classes at 0 %: d, e, f.",
@@ -62,7 +62,7 @@ def test_report_as_text(tmp_path):
         "No better validation accuracy during epochs 3 to 8.",
         "Learning rate: 1e-07 to 0.0001.",
     ):
-        assert sentence in text
+        assert message in text
     assert [line.split() for line in text.splitlines() if line.startswith("g ")] == [
         ["g", "-", "-", "-", "-", "0"]
     ]

@@ -314,11 +314,11 @@ def test_mistakes_are_single_line_errors(first, tuned, tmp_path, capsys):
         ),
     ]
     capsys.readouterr()
-    for script, arguments, sentence in cases:
-        assert script.main([str(argument) for argument in arguments]) == 1, sentence
+    for script, arguments, expected in cases:
+        assert script.main([str(argument) for argument in arguments]) == 1, expected
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1, error
-        assert sentence in error, error
+        assert expected in error, error
 
 
 def test_a_run_of_an_older_version_gets_defaults_for_new_settings(first, tmp_path):
@@ -331,7 +331,7 @@ def test_a_run_of_an_older_version_gets_defaults_for_new_settings(first, tmp_pat
     (older / "SHA256SUMS").unlink()  # not written by older versions
     assert Classifier(older).config == Classifier(first).config
     assert pretrained.read_info(older) == pretrained.read_info(first) | {"source": str(older)}
-    for change, sentence in (
+    for change, expected in (
         ({"config": record["config"] | {"model.newer": 1}}, "unknown config key model.newer in"),
         ({"config": record["config"] | {"model.depth": "x"}}, "takes an integer, not 'x'"),
         (
@@ -342,7 +342,7 @@ def test_a_run_of_an_older_version_gets_defaults_for_new_settings(first, tmp_pat
         ({"data": {"classes": [1, 2]}}, "config.json is damaged"),
     ):
         (older / "config.json").write_text(json.dumps(record | change))
-        with pytest.raises(UserError, match=sentence):
+        with pytest.raises(UserError, match=expected):
             Classifier(older)
 
 

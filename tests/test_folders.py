@@ -164,7 +164,7 @@ def test_unreadable_files_are_skipped_and_counted(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("make", "keys", "sentence"),
+    ("make", "keys", "message"),
     [
         (lambda root: (root / "dog").mkdir(), {}, "class folder .*/dog contains no image"),
         (lambda root: None, {"dir": "/absent"}, "data.dir=/absent is not a folder"),
@@ -181,9 +181,9 @@ def test_unreadable_files_are_skipped_and_counted(tmp_path, capsys):
         ),
     ],
 )
-def test_an_invalid_folder_is_refused(tmp_path, make, keys, sentence):
+def test_an_invalid_folder_is_refused(tmp_path, make, keys, message):
     if make(tmp_path) is None:
         make_folder(tmp_path)
     config = settings(**({"name": "folder", "dir": str(tmp_path)} | keys))
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=message):
         make_splits(open_source(config), config)

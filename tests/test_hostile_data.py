@@ -1,4 +1,4 @@
-"""Pictures, folders and archives made to do harm: the right result, or one sentence."""
+"""Malicious images, folders and archives: the right result or a single-line error."""
 
 import bz2
 import gzip
@@ -30,11 +30,11 @@ from vit_jax.evaluation.evaluate import make_report
 from vit_jax.report import draw_confusion, write_test_report
 from vit_jax.runtime.errors import UserError
 
-# Pictures
+# Images
 
 
 def png(width, height, depth=8, kind=2, data=b""):
-    """Returns the bytes of a PNG with any header at all."""
+    """Encode a PNG with an arbitrary header."""
 
     def chunk(name, content):
         return (
@@ -81,9 +81,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_pictures_are_told_by_name(tmp_path, monkeypatch, name):
+def test_broken_images_are_errors_with_the_file_name(tmp_path, monkeypatch, name):
     def run(*args, **options):
-        raise AssertionError("a picture made Pillow start another program")
+        raise AssertionError("an image made Pillow start another program")
 
     monkeypatch.setattr(subprocess, "Popen", run)
     (tmp_path / name).write_bytes(BROKEN[name])
@@ -96,20 +96,20 @@ LEFT_RED.paste((0, 0, 250), (8, 0, 16, 16))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_rotation_of_a_jpeg_is_honoured(tmp_path, orientation):
+def test_the_exif_orientation_is_applied(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     LEFT_RED.save(tmp_path / "x.jpg", exif=exif, quality=95)
     image = read_image(tmp_path / "x.jpg", 16, 3)
-    # Where the stored left side belongs (EXIF 2.3, tag Orientation).
+    # Position of the stored left side (EXIF 2.3, tag Orientation).
     side = {1: "left", 2: "right", 3: "right", 4: "left"}.get(orientation)
     side = side or {5: "top", 6: "top", 7: "bottom", 8: "bottom"}[orientation]
-    part = {"left": np.s_[:, :6], "right": np.s_[:, 10:], "top": np.s_[:6], "bottom": np.s_[10:]}
-    assert image[part[side]][..., 0].min() > 200 and image[part[side]][..., 2].max() < 50
+    region = {"left": np.s_[:, :6], "right": np.s_[:, 10:], "top": np.s_[:6], "bottom": np.s_[10:]}
+    assert image[region[side]][..., 0].min() > 200 and image[region[side]][..., 2].max() < 50
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_a_damaged_exif_does_not_cost_the_picture(tmp_path):
+def test_an_image_with_damaged_exif_is_read(tmp_path):
     for exif in (b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 40, b"\xff" * 60):
         LEFT_RED.save(tmp_path / "x.jpg", exif=exif, quality=95)
         assert read_image(tmp_path / "x.jpg", 16, 3)[8, 3, 0] > 200
@@ -122,7 +122,7 @@ def frames(kind):
 
 
 @pytest.mark.parametrize("kind", ["gif", "png", "webp", "tiff"])
-def test_of_an_animation_the_first_frame_is_seen(tmp_path, kind):
+def test_the_first_frame_of_an_animation_is_read(tmp_path, kind):
     content = frames(kind) if kind != "tiff" else encoded(Image.new("RGB", (8, 8), "red"), kind)
     (tmp_path / "x.gif").write_bytes(content)
     image = read_image(tmp_path / "x.gif", 4, 3)
@@ -130,7 +130,7 @@ def test_of_an_animation_the_first_frame_is_seen(tmp_path, kind):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20_000, 1), (1, 20_000), (20_000, 30)])
-def test_pictures_of_any_shape_are_read(tmp_path, size):
+def test_images_of_any_shape_are_read(tmp_path, size):
     Image.new("RGB", size, (10, 200, 30)).save(tmp_path / "x.png")
     image = read_image(tmp_path / "x.png", 7, 3)
     assert image.shape == (7, 7, 3) and (image == (10, 200, 30)).all()
@@ -158,27 +158,27 @@ def test_every_mode_of_a_tiff_is_read(tmp_path, mode, channels):
     assert (image == 0).all() if mode == "F of NaN" else image.min() > 250
 
 
-def test_grey_and_colour_that_stand_for_transparent_are_read(tmp_path):
+def test_images_with_a_transparent_colour_are_read(tmp_path):
     for mode, clear in (("L", 255), ("RGB", (255, 255, 255))):
         Image.new(mode, (8, 8), clear).save(tmp_path / "x.png", transparency=clear)
         assert read_image(tmp_path / "x.png", 4, 3).min() == 255
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "gif", "webp", "bmp", "tiff"])
-def test_damage_anywhere_is_told_or_harmless(tmp_path, kind):
+def test_random_damage_is_an_error_or_harmless(tmp_path, kind):
     whole, rng = encoded(photo(), kind), np.random.default_rng(0)
-    path, told = tmp_path / "x.png", 0
+    path, num_errors = tmp_path / "x.png", 0
     for _ in range(60):
         content = bytearray(whole)
-        for place in rng.integers(0, min(len(whole), 400), 3):
-            content[place] = rng.integers(0, 256)
+        for offset in rng.integers(0, min(len(whole), 400), 3):
+            content[offset] = rng.integers(0, 256)
         path.write_bytes(content)
         try:
             with little_memory():
                 assert read_image(path, 8, 3).shape == (8, 8, 3)
         except UserError as error:
-            told += "\n" not in str(error)
-    assert told
+            num_errors += "\n" not in str(error)
+    assert num_errors
 
 
 # Folders
@@ -210,29 +210,29 @@ NAMES = [
 ]
 
 
-def test_names_of_any_script_and_length_are_kept(tmp_path):
+def test_class_names_of_any_script_and_length_are_preserved(tmp_path):
     source = open_source(folder_of(tmp_path, NAMES))
     assert source.class_names == sorted(NAMES) and len(source.examples("")) == 3 * len(NAMES)
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\tb", "\x1b[2J", "a\x7f", "a\u2028b", b"\xff\xfe"])
-def test_names_that_break_tables_or_terminals_are_refused(tmp_path, name):
+def test_class_names_with_control_characters_are_refused(tmp_path, name):
     config = folder_of(tmp_path, ["ant", "bee"])
     os.mkdir(os.fsencode(tmp_path) + b"/" + os.fsencode(name))
-    with pytest.raises(UserError, match="control character or no UTF-8 in its name"):
+    with pytest.raises(UserError, match="control character or invalid UTF-8 in its name"):
         open_source(config)
 
 
-def test_what_is_no_picture_is_not_opened(tmp_path, capsys):
+def test_files_that_are_not_images_are_not_opened(tmp_path, capsys):
     config = folder_of(tmp_path / "images", ["ant", "bee"])
     inside = tmp_path / "images/ant"
-    os.mkfifo(inside / "pipe.png")  # whoever opens it waits for ever
+    os.mkfifo(inside / "pipe.png")  # opening it would block
     (inside / "device.png").symlink_to("/dev/zero")
     (inside / "loop.png").symlink_to("loop.png")
     (inside / "gone.png").symlink_to("nowhere")
     (inside / "up").symlink_to("..")
     (inside / "folder.png").mkdir()
-    (inside / "bad\udcff\x1b[2J.txt").write_text("its name is no UTF-8")
+    (inside / "bad\udcff\x1b[2J.txt").write_text("its name is not UTF-8")
     assert len(open_source(config).examples("")) == 6
     assert "bad\\udcff\\x1b[2J.txt" in capsys.readouterr().out
     assert predict.list_images([tmp_path / "images"]) == sorted(
@@ -247,7 +247,7 @@ LAST = "cifar-10-batches-bin/test_batch.bin"
 
 
 def make_tar(path, members, compress=lambda content: content):
-    """Writes a tar of {name: bytes or TarInfo}."""
+    """Write a tar of {name: bytes or TarInfo}."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
         for name, content in members.items():
@@ -283,35 +283,35 @@ SPECIAL = {
 
 
 @pytest.mark.parametrize("kind", SPECIAL)
-def test_links_and_devices_in_a_tar_are_passed_over(tmp_path, capsys, kind):
+def test_links_and_devices_in_a_tar_are_ignored(tmp_path, capsys, kind):
     archive = make_tar(tmp_path / "archive", MEMBERS | {LAST: SPECIAL[kind]})
-    assert_told(tmp_path, capsys, archive, "it lacks test_batch.bin")
+    assert_error(tmp_path, capsys, archive, "it lacks test_batch.bin")
 
 
-def assert_told(tmp_path, capsys, archive, sentence):
-    """The command ends in that sentence and leaves nothing, here or elsewhere."""
+def assert_error(tmp_path, capsys, archive, message):
+    """The command fails with a single-line error and leaves no files."""
     before = sorted(tmp_path.rglob("*"))
     arguments = ["cifar10", f"--archive={archive}", f"--data_dir={tmp_path / 'data'}"]
     with little_memory():
         assert prepare_data.main(arguments) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and sentence in error, error
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error, error
     left = [path.name for path in sorted(tmp_path.rglob("*")) if path not in before]
     assert left in ([], ["data", ".prepare-cifar10.lock"])
 
 
-def test_a_link_in_a_zip_is_a_text(tmp_path, capsys):
+def test_a_link_in_a_zip_is_a_plain_file(tmp_path, capsys):
     path = make_zip(tmp_path / "archive", {k: v for k, v in MEMBERS.items() if k != LAST})
     with zipfile.ZipFile(path, "a") as archive:
         link = zipfile.ZipInfo(LAST)
         link.external_attr = 0o120777 << 16
         archive.writestr(link, "/etc/passwd")
-    assert_told(tmp_path, capsys, path, "test_batch.bin has 11 bytes")
+    assert_error(tmp_path, capsys, path, "test_batch.bin has 11 bytes")
 
 
 @pytest.mark.parametrize("make", [make_tar, make_zip])
 @pytest.mark.parametrize("prefix", ["../../../", "/tmp/", "C:\\", "a/../../"])
-def test_names_of_members_are_no_paths(tmp_path, make, prefix):
+def test_names_of_members_do_not_become_paths(tmp_path, make, prefix):
     renamed = {prefix + pathlib.Path(name).name: data for name, data in MEMBERS.items()}
     (tmp_path / "in").mkdir()
     archive = make(tmp_path / "in/archive", renamed)
@@ -323,17 +323,21 @@ def test_names_of_members_are_no_paths(tmp_path, make, prefix):
     assert [path.name for path in tmp_path.rglob("*")] == ["in", "archive"]
 
 
-def test_what_an_archive_unpacks_to_is_bounded(tmp_path, capsys, monkeypatch):
+def test_unpacked_size_is_bounded(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(parsers, "MAX_BYTES", 2**20)
     zeros = bytes(2**21)
-    passed_over = make_tar(tmp_path / "a", {"notes.txt": zeros} | MEMBERS, gzip.compress)
-    assert_told(tmp_path, capsys, passed_over, "is refused: it holds more than 1,048,576 bytes")
+    irrelevant = make_tar(tmp_path / "a", {"notes.txt": zeros} | MEMBERS, gzip.compress)
+    assert_error(
+        tmp_path, capsys, irrelevant, "is too large: it contains more than 1,048,576 bytes"
+    )
     for make in (make_tar, make_zip):
-        assert_told(tmp_path, capsys, make(tmp_path / "b", {LAST: zeros}), "is refused: it holds")
+        assert_error(
+            tmp_path, capsys, make(tmp_path / "b", {LAST: zeros}), "is too large: it contains"
+        )
     whole = make_zip(tmp_path / "c", MEMBERS).read_bytes()
-    place = whole.rindex(LAST.encode()) - 46 + 24  # the size that the directory tells
-    (tmp_path / "c").write_bytes(whole[:place] + struct.pack("<I", 9) + whole[place + 4 :])
-    assert_told(tmp_path, capsys, tmp_path / "c", "")
+    offset = whole.rindex(LAST.encode()) - 46 + 24  # of the size in the central directory
+    (tmp_path / "c").write_bytes(whole[:offset] + struct.pack("<I", 9) + whole[offset + 4 :])
+    assert_error(tmp_path, capsys, tmp_path / "c", "")
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
@@ -343,80 +347,81 @@ def test_headers_of_a_tar_are_bounded(tmp_path, capsys, kind, size):
     info.size = size
     header = info.tobuf(tarfile.GNU_FORMAT)
     (tmp_path / "archive").write_bytes(gzip.compress(header + bytes(2**22)))
-    assert_told(tmp_path, capsys, tmp_path / "archive", "")
+    assert_error(tmp_path, capsys, tmp_path / "archive", "")
 
 
-def test_what_is_no_file_is_no_archive(tmp_path, capsys):
+def test_pipes_and_devices_are_not_read(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", pathlib.Path("/dev/zero")):
-        assert_told(tmp_path, capsys, path, "is neither a file nor a folder")
+        assert_error(tmp_path, capsys, path, "is neither a file nor a folder")
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "folder/test_batch.bin")
-    assert_told(tmp_path, capsys, tmp_path / "folder", "it lacks")
+    assert_error(tmp_path, capsys, tmp_path / "folder", "it lacks")
     # Path.exists raises for a name that is too long, up to Python 3.13.
     problem = "cannot be prepared" if sys.version_info < (3, 14) else "does not exist"
-    assert_told(tmp_path, capsys, tmp_path / ("x" * 300), problem)
+    assert_error(tmp_path, capsys, tmp_path / ("x" * 300), problem)
     hostile = make_tar(tmp_path / "a\n\x1b[2J", {})
-    assert_told(tmp_path, capsys, hostile, "a\\n\\x1b[2J is no")
+    assert_error(tmp_path, capsys, hostile, "a\\n\\x1b[2J is no")
 
 
 @pytest.mark.parametrize("make", [make_tar, make_zip])
-def test_damage_anywhere_in_an_archive_is_told_or_harmless(tmp_path, make):
+def test_random_damage_of_an_archive_is_an_error_or_harmless(tmp_path, make):
     whole = make(tmp_path / "archive", MEMBERS).read_bytes()
-    rng, told = np.random.default_rng(0), 0
+    rng, num_errors = np.random.default_rng(0), 0
     headers = [i for i in range(0, len(whole), 512) if whole[i : i + 7] == b"cifar-1"]
     headers = headers or [whole.index(b"PK\x01\x02") + 46 * i for i in range(7)]
     for _ in range(150):
         content = bytearray(whole)
-        for place in rng.choice(headers, 3) + rng.integers(0, 160, 3):
-            content[min(place, len(whole) - 1)] = rng.integers(0, 256)
+        for offset in rng.choice(headers, 3) + rng.integers(0, 160, 3):
+            content[min(offset, len(whole) - 1)] = rng.integers(0, 256)
         (tmp_path / "archive").write_bytes(content)
         try:
             with little_memory():
                 parsers.parse_cifar10(tmp_path / "archive")
         except UserError:
-            told += 1
-    assert told > 20
+            num_errors += 1
+    assert num_errors > 20
 
 
-# What is shown of them
+# Display
 
 
 @pytest.mark.filterwarnings("ignore:Glyph .* missing from")  # drawn as a box
 @pytest.mark.filterwarnings("ignore:Matplotlib currently does not support Arabic")
-def test_names_are_shown_as_they_are(tmp_path):
+def test_names_are_displayed_unchanged(tmp_path):
     names = [*NAMES, "a$b$c", "</td><img src=x>", "\\", "$x^2$"]
     report = make_report(np.eye(len(names)), np.arange(len(names)), names)
     draw_confusion(tmp_path / "confusion.png", "$\\frac{$", report)
     write_test_report(tmp_path / "report.txt", "a run", report, [])
     lines = (tmp_path / "report.txt").read_text("utf-8").splitlines()
     assert [line[:255].strip() for line in lines if line.endswith("       1")] == names
-    pictures = np.zeros((len(names), 1, 8, 8, 1), np.uint8)
-    plots.save_contact_sheet(tmp_path / "sheet.png", names, {"$\\frac{$": pictures})
+    draws = np.zeros((len(names), 1, 8, 8, 1), np.uint8)
+    plots.save_contact_sheet(tmp_path / "sheet.png", names, {"$\\frac{$": draws})
     with Image.open(tmp_path / "sheet.png") as image:
         assert max(image.size) < 5000
 
 
 @pytest.mark.filterwarnings("ignore:Glyph .* missing from")
-def test_commands_bear_hostile_pictures(tmp_path, capsys):
+def test_commands_handle_malicious_images(tmp_path, capsys):
     run = str(save_weights(tmp_path / "weights", model__depth=1))
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     names = ["$\\frac{$.png", "<b>.png", "a\nb\x1b[2J.png", f"{'x' * 251}.png", "\udcff.png"]
     for name in names:
-        photo((20, 10)).save(pictures / name, "png")
+        photo((20, 10)).save(images / name, "png")
     out = tmp_path / "overlay"
-    assert predict.main([run, str(pictures), f"--overlay={out}"]) == 0
-    told = capsys.readouterr().out
+    assert predict.main([run, str(images), f"--overlay={out}"]) == 0
+    output = capsys.readouterr().out
     assert len(list(out.iterdir())) == len(names)
-    assert told.count(" %  ") == 3 * len(names) and "\x1b" not in told and "a\\nb\\x1b[2J" in told
-    files = [str(pictures / name) for name in names]
+    assert output.count(" %  ") == 3 * len(names)
+    assert "\x1b" not in output and "a\\nb\\x1b[2J" in output
+    files = [str(images / name) for name in names]
     flags = ["attention_rollout", f"--out={tmp_path / 'figures'}", "--images", *files]
     assert visualize.main([run, *flags]) == 0
-    (pictures / "bomb\n.png").write_bytes(BROKEN["bomb.png"])
-    for arguments in ([run, str(pictures)], [run, str(pictures / "bomb\n.png")]):
+    (images / "bomb\n.png").write_bytes(BROKEN["bomb.png"])
+    for arguments in ([run, str(images)], [run, str(images / "bomb\n.png")]):
         assert predict.main(arguments) == 1
-    assert visualize.main([run, "--images", str(pictures / "bomb\n.png")]) == 1
+    assert visualize.main([run, "--images", str(images / "bomb\n.png")]) == 1
     error = capsys.readouterr().err
     assert error.count("error: ") == 3 == error.count("bomb\\n.png cannot be read as an image")
     assert error.count("\n") == 3

@@ -1,4 +1,4 @@
-"""The package's imports run one way, and each heavy dependency has one home."""
+"""Imports are layered, and each heavy dependency is imported in a single module."""
 
 import ast
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# From the bottom up: a package may import those of the rows below its own, and its own parts.
+# From the bottom up: a package may import lower layers and its own modules.
 LAYERS = (
     ("runtime",),
     ("config",),
@@ -37,7 +37,7 @@ FILES = [*sorted((ROOT / "vit_jax").rglob("*.py")), *sorted((ROOT / "configs").g
 
 
 def imported(path):
-    """Yields the dotted names that a file imports, wherever in it."""
+    """Yield the dotted names that a file imports, at any level."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -47,7 +47,7 @@ def imported(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_run_one_way(path):
+def test_imports_follow_the_layers(path):
     package, *parts = path.relative_to(ROOT).with_suffix("").parts
     module = parts[0] if package == "vit_jax" else package
     level = LEVEL.get(module, len(LAYERS))
@@ -59,5 +59,5 @@ def test_imports_run_one_way(path):
 
 
 def test_every_package_has_a_layer():
-    found = {path.stem for path in (ROOT / "vit_jax").iterdir() if path.name[0] not in "_."}
-    assert found == set(LEVEL)
+    packages = {path.stem for path in (ROOT / "vit_jax").iterdir() if path.name[0] not in "_."}
+    assert packages == set(LEVEL)

@@ -1,4 +1,4 @@
-"""Mimetic initialisation has the products that its paper asks for, and runs train from it."""
+"""Mimetic initialisation has the kernel products of its paper, and runs train from it."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def test_products_are_those_of_the_paper(attention, layer):
         assert kernel.dtype == np.float32
     product = kernels["value"].reshape(64, 64) @ kernels["out"].reshape(64, 64)
     rng = np.random.default_rng((3, 0))
-    rng.normal(size=(kernels["query"].shape[1], 64, 64))  # the maps are drawn first
+    rng.normal(size=(kernels["query"].shape[1], 64, 64))  # query-key products are drawn first
     np.testing.assert_allclose(product, draw_target(rng, (64, 64), 0.4, -0.4), atol=1e-5)
     assert np.mean(np.diag(product)) == pytest.approx(-0.4, abs=0.05)
     maps = np.einsum("dhk,ehk->hde", kernels["query"], kernels["key"])

@@ -1,4 +1,4 @@
-"""JPEG compression of small images is noticed, with its quality and subsampling."""
+"""JPEG compression of small images is reported with quality and subsampling."""
 
 import io
 
@@ -39,7 +39,7 @@ def test_grey_images_have_no_chroma():
 
 
 @pytest.mark.parametrize("options", [dict(format="PNG"), dict(format="JPEG", size=65)])
-def test_lossless_and_larger_images_are_no_matter(options):
+def test_lossless_and_larger_images_are_not_reported(options):
     assert describe_compression([encoded(**options)]) is None
 
 
@@ -69,7 +69,7 @@ def test_lossless_and_embedded_images_have_no_note(tmp_path, capsys):
     assert "note: " not in capsys.readouterr().out
 
 
-def test_damaged_files_are_no_small_jpegs():
+def test_damaged_files_are_ignored():
     files = [encoded(format="JPEG")] * 4 + [b"", b"\xff\xd8\xff", encoded(format="JPEG")[:300]]
     assert "quality 75" in describe_compression(files)
     assert describe_compression(files[3:]) is None and describe_compression([]) is None

@@ -1,4 +1,4 @@
-"""A mistake on the command line ends in one sentence, status 1 and no traceback."""
+"""A mistake on the command line gives a single-line error, status 1 and no traceback."""
 
 import json
 import os
@@ -17,8 +17,8 @@ DIGITS = "--config=configs/digits_patch.py"
 
 @pytest.fixture(scope="module")
 def main(tmp_path_factory):
-    """Returns a function that runs `python -m vit_jax.main ARGS...` (see forked.py)."""
-    # A process with a second thread is not to be forked.
+    """Make a function that runs `python -m vit_jax.main ARGS...` (see forked.py)."""
+    # A process with several threads must not fork.
     env = os.environ | COMMAND_ENVIRONMENT | {"OPENBLAS_NUM_THREADS": "1"}
     server = subprocess.Popen(
         [sys.executable, "tests/forked.py"],
@@ -41,17 +41,17 @@ def main(tmp_path_factory):
         yield run
 
 
-def assert_refused(done, *sentences):
+def assert_refused(done, *messages):
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line]
     assert line.startswith("error: ")
-    for sentence in sentences:
-        assert sentence in line
+    for message in messages:
+        assert message in line
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "message"),
     [
         ([], "--config=FILE is missing"),
         ([DIGITS, DIGITS], "--config=FILE is given 2 times"),
@@ -71,22 +71,22 @@ def assert_refused(done, *sentences):
         ),
     ],
 )
-def test_mistakes(main, tmp_path, arguments, sentence):
+def test_mistakes(main, tmp_path, arguments, message):
     if arguments:
         arguments = [*arguments, f"--workdir={tmp_path / 'runs'}"]
     done = main(*arguments, TFDS_DATA_DIR=str(tmp_path))
-    assert_refused(done, sentence)
+    assert_refused(done, message)
 
 
 DEFAULTS = "from vit_jax import config\nget_config = config.get_config\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "message"),
     [
         ("def get_config(:", "line 1: SyntaxError"),
         ("x = 1", "has no function get_config()"),
-        ("def get_config():\n  return {}", "returns no ConfigDict"),
+        ("def get_config():\n  return {}", "must return a ConfigDict"),
         (
             "from vit_jax import config\ndef get_config():\n  c = config.get_config()\n"
             "  c.model.patchsize = 4\n  return c",
@@ -119,18 +119,18 @@ DEFAULTS = "from vit_jax import config\nget_config = config.get_config\n"
         ),
     ],
 )
-def test_mistakes_in_a_config_file(main, tmp_path, text, sentence):
+def test_mistakes_in_a_config_file(main, tmp_path, text, message):
     path = tmp_path / "mine.py"
     path.write_text(text)
     done = main(f"--config={path}", f"--workdir={tmp_path / 'runs'}")
-    assert_refused(done, sentence)
+    assert_refused(done, message)
 
 
-def test_missing_set_without_network_says_what_to_do(command, tmp_path):
+def test_missing_dataset_without_network_says_what_to_do(command, tmp_path):
     done = command(
         *("-m", "vit_jax.main", DIGITS, f"--workdir={tmp_path / 'runs'}"),
         *("--config.data.name=mnist", f"--config.data.dir={tmp_path}"),
-        https_proxy="http://127.0.0.1:9",  # nobody listens there
+        https_proxy="http://127.0.0.1:9",  # no server
     )
     assert_refused(done, "run the same command again, or pass it to `vit-jax prepare-data mnist")
 
@@ -139,7 +139,7 @@ def test_text_renamed_to_jpg(command, tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(20):
-            (tmp_path / "images" / name / f"{i}.jpg").write_text("no image")
+            (tmp_path / "images" / name / f"{i}.jpg").write_text("not an image")
     done = command(
         *("-m", "vit_jax.main", DIGITS, f"--workdir={tmp_path / 'runs'}"),
         *("--config.data.name=folder", f"--config.data.dir={tmp_path / 'images'}"),
@@ -154,7 +154,7 @@ def test_workdir_that_is_a_file(command, tmp_path):
     assert_refused(done, "cannot be written to")
 
 
-def test_an_empty_workdir_is_no_default(main):
+def test_an_empty_workdir_is_refused(main):
     assert_refused(main(DIGITS, "--workdir="), "--workdir is empty")
 
 
@@ -182,7 +182,7 @@ def test_a_config_file_is_executed_once(main, tmp_path):
         f"with open({str(log)!r}, 'a') as file:\n    file.write('x')\n{DEFAULTS}"
         "def sweep():\n  return {'small': {'model.depth': 1}}"
     )
-    assert_refused(main(f"--config={path}", f"--workdir={tmp_path / 'runs'}"), "is not set")
+    assert_refused(main(f"--config={path}", f"--workdir={tmp_path / 'runs'}"), "must be set")
     assert log.read_text() == "x"
 
 

@@ -1,4 +1,4 @@
-"""What is freed is kept for the next step, in all threads, until it is handed back."""
+"""Freed memory is retained for the next step, in all threads, until it is returned."""
 
 import ctypes
 import gc
@@ -26,24 +26,24 @@ def resident():
 
 memory.keep_freed()
 before = resident()
-thread = threading.Thread(target=lambda: b"x" * 100_000_000)  # more than a thread's own pool has
+thread = threading.Thread(target=lambda: b"x" * 100_000_000)  # more than a thread's memory pool
 thread.start()
 thread.join()
-kept = resident() - before
+retained = resident() - before
 memory.hand_back()
-print(kept, resident() - before)
+print(retained, resident() - before)
 """
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc's alone is told")
-def test_freed_memory_is_kept_until_handed_back(command):
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc has mallopt")
+def test_freed_memory_is_retained_until_returned(command):
     done = command("-c", PROGRAM)
-    kept, left = map(int, done.stdout.split())
-    assert kept > 90_000_000
+    retained, left = map(int, done.stdout.split())
+    assert retained > 90_000_000
     assert left < 30_000_000
 
 
-def test_handing_back_leaves_no_garbage(command):
+def test_returning_memory_leaves_no_garbage(command):
     program = "import gc; from vit_jax.runtime import memory; memory.hand_back(); gc.collect(); "
     done = command("-c", program + "[memory.hand_back() for _ in range(3)]; print(gc.collect())")
     assert int(done.stdout) == 0
@@ -52,8 +52,8 @@ def test_handing_back_leaves_no_garbage(command):
 OUT = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore")
 
 
-def test_memory_that_ran_out_is_told_in_one_sentence(capsys):
-    sentence = "memory of this machine or of a device is too small"
+def test_out_of_memory_is_a_single_line_error(capsys):
+    message = "memory of this machine or of a device is too small"
     for error, reason in (
         (OUT, "Out of memory allocating 9 bytes."),
         (MemoryError(), "MemoryError"),
@@ -63,15 +63,15 @@ def test_memory_that_ran_out_is_told_in_one_sentence(capsys):
             raise error
 
         assert command.run(fail) == 1
-        told = capsys.readouterr().err
-        assert told.count("\n") == 1 and sentence in told and f"{reason})" in told
+        output = capsys.readouterr().err
+        assert output.count("\n") == 1 and message in output and f"{reason})" in output
         assert "lower train.batch_size" in str(describe_error(error, training=True))
     assert not memory.ran_out(jax.errors.JaxRuntimeError("INTERNAL: a fault"))
     assert not memory.ran_out(ValueError("RESOURCE_EXHAUSTED: of a disk"))
 
 
-def test_at_its_end_a_run_holds_no_more_than_it_evaluates(monkeypatch, tmp_path):
-    """A state that takes more than half of a device could be trained, and then not evaluated."""
+def test_the_final_evaluation_holds_only_the_evaluated_weights(monkeypatch, tmp_path):
+    """A state of more than half of the device memory could otherwise not be evaluated."""
     mesh = jax.make_mesh((1,), ("data",), (AxisType.Auto,), devices=jax.devices()[:1])
     config = make_config(model__hidden_size=128, train__batch_size=512, optim__ema_decay=0.9)
     data, held = load_data(config.data, mesh), []
@@ -84,10 +84,10 @@ def test_at_its_end_a_run_holds_no_more_than_it_evaluates(monkeypatch, tmp_path)
         return sum(x.nbytes for x in jax.live_arrays())
 
     monkeypatch.setattr(loop, "evaluate", evaluate)
-    gc.collect()  # what other tests have left
+    gc.collect()  # left over from other tests
     before = bytes_on_devices()
     (summary,) = loop.train(
         make_steps(config, data, mesh, multi_step=None), data, {0: tmp_path}, "base", Stop()
     )
-    weights = 4 * summary["num_params"]  # of a state that has them four times
+    weights = 4 * summary["num_params"]  # the state has four copies
     assert [(size - before) / weights for size in held] == pytest.approx([1, 1, 1], abs=0.1)

@@ -1,4 +1,4 @@
-"""Rows survive kills, TensorBoard can read what is written, progress is told in lines."""
+"""Log entries survive kills, TensorBoard reads the events, progress is logged in lines."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from vit_jax.runtime.progress import CompileTimes, Progress
 from vit_jax.storage.writers import make_writer, read_jsonl
 
 
-def test_rows_that_are_to_be_done_again_are_dropped(tmp_path, capsys):
+def test_log_entries_after_the_checkpoint_are_dropped(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
     rows = [{"step": step, "train/loss": 1 / step} for step in (5, 10, 15)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 20, "tra')
@@ -30,7 +30,7 @@ def test_rows_that_are_to_be_done_again_are_dropped(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_damaged_rows_are_written_again(tmp_path, how, capsys):
+def test_damaged_log_entries_are_restored(tmp_path, how, capsys):
     path = tmp_path / "metrics.jsonl"
     rows = [{"step": step, "train/loss": 1 / step} for step in (5, 10)]
     lines = [json.dumps(row) + "\n" for row in rows]
@@ -47,7 +47,7 @@ def test_tensorboard_reads_scalars_and_hparams(tmp_path):
     for step in (1, 2, 3):
         writer.write_scalars(step, {"train/loss": 1.0 / step})
     writer.close()
-    # A run that goes on after step 1 hides the events that it repeats.
+    # A run that resumes after step 1 hides the events that it repeats.
     writer = make_writer(tmp_path, step=1, tensorboard=True, wandb=False, active=True, lines=[])
     writer.write_scalars(2, {"train/loss": 9.0})
     writer.close()
@@ -66,7 +66,7 @@ def test_tensorboard_reads_images(tmp_path):
 
 
 class FakeWandb:
-    """Stands for the package wandb, which is optional: keeps what it is given."""
+    """A stand-in for the optional package wandb that records its calls."""
 
     errors = types.SimpleNamespace(Error=RuntimeError)
 
@@ -99,13 +99,13 @@ class Settings(dict):
         super().update(settings)
 
 
-def test_wandb_gets_everything_under_one_name(tmp_path, monkeypatch):
+def test_wandb_gets_all_metrics_in_a_single_run(tmp_path, monkeypatch):
     wandb = FakeWandb()
     wandb.config = Settings()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     folder = tmp_path / "cifar_patch" / "patch_4" / "seed_1"
     folder.mkdir(parents=True)
-    for step in (0, 5):  # a run, and the same one going on
+    for step in (0, 5):  # a run, and the same one resumed
         writer = make_writer(folder, step, tensorboard=False, wandb=True, active=True, lines=[])
         writer.write_hparams({"optim.learning_rate": 0.1})
         writer.write_scalars(step + 1, {"train/loss": 0.5})
@@ -132,7 +132,7 @@ def test_wandb_gets_everything_under_one_name(tmp_path, monkeypatch):
     assert wandb.status == 1
 
 
-def test_wandb_that_cannot_start_is_a_sentence(tmp_path, monkeypatch):
+def test_wandb_errors_are_single_lines(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", FakeWandb("no API key"))
     with pytest.raises(UserError, match="no API key; WANDB_MODE=offline"):
         make_writer(tmp_path, 0, tensorboard=False, wandb=True, active=True, lines=[])
@@ -146,7 +146,7 @@ def test_only_the_first_process_writes(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_progress_off_a_terminal_is_plain_lines(capsys):
+def test_progress_without_a_terminal_is_plain_lines(capsys):
     progress = Progress("run", start=0, total=10, active=True, line_seconds=3600)
     progress.update(1, "loss 2.0")
     progress.update(5, "loss 1.0", line=True)
@@ -155,12 +155,12 @@ def test_progress_off_a_terminal_is_plain_lines(capsys):
     assert line.startswith("run step 5/10: loss 1.0, 00:0") and line.endswith("left")
 
 
-def test_programs_that_are_compiled_at_once_take_the_time_of_one():
-    """Else a start would tell of more seconds of compiling than it took."""
+def test_concurrent_compilations_are_timed_once():
+    """Otherwise more seconds of compilation would be logged than elapsed."""
     times, event = CompileTimes(), "/jax/core/compile/backend_compile_duration"
-    for seconds in (10.0, 8.0, 11.0):  # that end now
+    for seconds in (10.0, 8.0, 11.0):  # that finish now
         jax.monitoring.record_event_duration_secs(event, seconds)
-    found = times.stop()
-    assert found == {"tracing": 0, "lowering": 0, "compiling": pytest.approx(11, abs=0.5)}
+    stopped = times.stop()
+    assert stopped == {"tracing": 0, "lowering": 0, "compiling": pytest.approx(11, abs=0.5)}
     jax.monitoring.record_event_duration_secs(event, 60.0)
-    assert times.stop() == found
+    assert times.stop() == stopped

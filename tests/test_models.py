@@ -121,7 +121,7 @@ def reference(params, images):
 
 
 def randomized(params):
-    """Returns parameters none of which is at a value that hides a mistake, such as 0."""
+    """Randomise parameters, because initial values such as 0 hide mistakes."""
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda p: p + rng.normal(size=p.shape, scale=0.3).astype("f"), params)
 
@@ -141,7 +141,7 @@ def test_position_embeddings(kind, pool):
     own = {"learned_1d": (6 + (pool == "cls")) * 16, "learned_2d": (2 + 3) * 16}
     assert count(params["Transformer"].get("posembed_input", {})) == own.get(kind, 0)
     params = randomized(params)
-    # Without positions a ViT cannot tell where a patch is; with them it can.
+    # Without positions, a ViT is invariant to permutations of patches.
     swapped = np.concatenate([IMAGES[:, :, 4:8], IMAGES[:, :, :4], IMAGES[:, :, 8:]], 2)
     one, other = (model.apply({"params": params}, x) for x in (IMAGES, swapped))
     assert np.allclose(one, other, atol=1e-5) == (kind == "none")
@@ -152,14 +152,14 @@ def test_learned_2d_adds_row_and_column():
     tokens = jnp.zeros((1, 7, 4))
     params = layer.init(jax.random.key(0), tokens)["params"]
     table = layer.apply({"params": params}, tokens)[0]
-    np.testing.assert_array_equal(table[0], 0)  # the class token has no place in the grid
+    np.testing.assert_array_equal(table[0], 0)  # the class token has no position in the grid
     for row in range(2):
         for column in range(3):
             expected = params["row_embedding"][row] + params["column_embedding"][column]
             np.testing.assert_array_equal(table[1 + 3 * row + column], expected)
 
 
-def test_drop_path_leaves_out_whole_branches_and_rescales_the_rest():
+def test_drop_path_drops_whole_branches_and_rescales_the_rest():
     model, params = init(drop_path_rate=0.5)
     variables = {"params": randomized(params)}
     images = np.repeat(IMAGES[:1], 200, 0)
@@ -173,7 +173,7 @@ def test_drop_path_leaves_out_whole_branches_and_rescales_the_rest():
     first, second, third = seen["tokens"]
     np.testing.assert_allclose(second, np.repeat(second[:1], 200, 0), atol=1e-6)  # rate 0
     attention_branch = {tuple(np.round(x, 3)) for x in np.asarray(third - second)[:, 0]}
-    assert len(attention_branch) == 4  # the second block's two branches, each in or out
+    assert len(attention_branch) == 4  # the second block's two branches, each dropped or not
     assert tuple(np.zeros(16)) in attention_branch
 
 
@@ -187,7 +187,7 @@ def test_fixed_position_tables():
     np.testing.assert_allclose(table[row * 3 + column], expected, rtol=1e-5)
 
 
-def test_manual_patches_are_the_convolution():
+def test_manual_patches_equal_the_convolution():
     model, params = init()
     manual, manual_params = init(patchify="manual")
     assert count(params) == count(manual_params)
@@ -214,8 +214,8 @@ def test_capture_returns_intermediates_and_changes_nothing():
 
 @pytest.mark.parametrize(("drop_path", "traced"), [(0.0, 1), (0.1, 3)])
 def test_equal_blocks_are_traced_once(drop_path, traced):
-    """Programs of deep models are to be ready soon; a block of another drop path is another."""
-    options = dict(mlp_dim=10 * traced)  # unlike the blocks of other tests, which are kept
+    """Deep models trace quickly; blocks with another drop path rate are traced separately."""
+    options = dict(mlp_dim=10 * traced)  # unlike the blocks of other tests, whose traces are cached
     model, params = init(depth=3, drop_path_rate=drop_path, dropout_rate=0.1, **options)
     seen = []
 
@@ -229,15 +229,15 @@ def test_equal_blocks_are_traced_once(drop_path, traced):
     assert seen.count("EncoderBlock") == traced
 
 
-def test_blocks_draw_apart():
-    """Neither their parameters nor their dropout are those of another block."""
+def test_blocks_have_independent_parameters_and_dropout():
+    """Neither parameters nor dropout masks are shared between blocks."""
     model, params = init(depth=2, dropout_rate=0.5)
     first, second = (params["Transformer"][f"encoderblock_{i}"] for i in range(2))
     for (path, one), other in zip(
         jax.tree.leaves_with_path(first), jax.tree.leaves(second), strict=True
     ):
         assert "kernel" not in str(path) or np.abs(one - other).max() > 0.1
-    # Blocks of the same weights, whose attention leads nowhere, add what their MLPs leave.
+    # With equal weights and zero attention output, blocks only add their MLP's dropped-out output.
     same = jax.tree.map(jnp.zeros_like, first)
     bias = 1.0 + jnp.arange(16.0)
     same["MlpBlock_0"]["Dense_1"]["bias"] = bias
@@ -246,13 +246,13 @@ def test_blocks_draw_apart():
     apply = functools.partial(model.apply, train=True, capture=True, keys=jax.random.split(KEY, 3))
     tokens = apply({"params": params}, IMAGES)[1]["tokens"]
     left = [np.asarray(tokens[i + 1] - tokens[i]) > 0.5 for i in range(2)]
-    for kept in left:
-        assert 0.4 < kept.mean() < 0.6
+    for mask in left:
+        assert 0.4 < mask.mean() < 0.6
     assert 0.4 < (left[0] != left[1]).mean() < 0.6
 
 
 def test_unused_intermediates_cost_nothing():
-    """A jitted call that drops them compiles to as many operations as one without."""
+    """A jitted call that discards them compiles to the same operations as one without."""
     model, params = init()
 
     def flops(function):
@@ -279,7 +279,7 @@ def test_dropout_acts_in_training_only(rate):
     np.testing.assert_array_equal(model.apply(variables, IMAGES), plain.apply(variables, IMAGES))
 
 
-def test_options_change_what_they_name():
+def test_options_have_an_effect():
     _, params = init(qkv_bias=False)
     attention = params["Transformer"]["encoderblock_0"]["MultiHeadDotProductAttention_0"]
     assert "bias" not in attention["query"] and "bias" in attention["out"]
@@ -331,7 +331,7 @@ def test_resnet18_feature_maps_shrink_as_published(stem, sides):
     assert logits.shape == (2, 10) and seen["features"].shape == (2, 64)
 
 
-def test_resnet18_statistics_move_in_training_only():
+def test_resnet18_statistics_are_updated_in_training_only():
     model = resnet(hidden_size=4)
     images = np.random.default_rng(0).normal(2.0, 3.0, (16, 8, 8, 3)).astype(np.float32)
     variables = model.init(jax.random.key(0), images)
@@ -348,7 +348,7 @@ def test_resnet18_statistics_move_in_training_only():
 
 
 def test_zero_init_makes_blocks_the_identity():
-    """Then the second block of a stage passes its input on."""
+    """The second block of a stage then returns its input."""
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
     for zero in (False, True):
         model = resnet(hidden_size=4, zero_init_residual=zero)
@@ -357,8 +357,8 @@ def test_zero_init_makes_blocks_the_identity():
         assert np.array_equal(maps["layer1_0"], maps["layer1_1"]) == zero
 
 
-def test_differential_blocks_know_their_layer():
-    """The rows of block i's weights sum to 1 - its lambda, whose start depends on i."""
+def test_differential_lambda_depends_on_the_layer():
+    """The rows of block i's weights sum to 1 - lambda, whose initial value depends on i."""
     model, params = init(attention="differential")
     _, seen = model.apply({"params": params}, IMAGES, capture=True)
     strengths = models.differential_lambdas(params)
@@ -399,8 +399,8 @@ def test_resnet18_pads_as_pytorch_does():
         ((5, 7, 7, 4), (1, 6), 2),
     ],
 )
-def test_convolution_has_the_gradients_of_the_compilers_own(shape, kernel, stride):
-    """The images are taken all at once, two by two, one by one, and without neighbours."""
+def test_convolution_has_the_gradients_of_xla(shape, kernel, stride):
+    """Chunks of all images, of two and of one, and kernels of a single pixel."""
     size, channels = kernel
     rng = np.random.default_rng(0)
     x = rng.normal(size=shape).astype(np.float32)

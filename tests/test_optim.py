@@ -1,4 +1,4 @@
-"""Schedules hit their values; weight decay, clipping and momentum do what they say."""
+"""Schedules, weight decay, clipping, momentum and Muon."""
 
 import functools
 
@@ -29,7 +29,7 @@ def config(**overrides):
             {"schedule": "step", "decay_at_percent": (50.0, 80.0), "decay_factor": 0.1},
             {5: 0.5, 51: 0.5, 52: 0.05, 83: 0.05, 84: 0.005},
         ),
-        # Both decays fall within the warm-up: both count after it.
+        # Both decays fall within the warm-up and apply after it.
         ({"schedule": "step", "decay_at_percent": (1.0, 2.0)}, {4: 0.5, 6: 0.005}),
     ],
 )
@@ -126,8 +126,8 @@ PLATEAU_LOSSES = (
         ),
     ],
 )
-def test_plateau_lowers_the_rate_as_pytorch_does(overrides, rates):
-    """The rates are those of torch.optim.lr_scheduler.ReduceLROnPlateau (2.13) after each loss."""
+def test_plateau_lowers_the_learning_rate_as_in_pytorch(overrides, rates):
+    """Learning rates of torch.optim.lr_scheduler.ReduceLROnPlateau (2.13) after each loss."""
     plateau = optim.make_plateau(
         config(schedule="reduce_on_plateau", learning_rate=0.1, **overrides)
     )
@@ -167,13 +167,13 @@ def test_muon_updates_kernels_of_the_blocks_and_adamw_the_rest():
         kernels += 1
         inputs = 1 if name.split("/")[-2] in ("query", "key", "value") else update.ndim - 1
         matrix = np.asarray(update).reshape(int(np.prod(update.shape[:inputs])), -1)
-        # What is left without the learning rate and the scaling to a constant RMS.
+        # Without the learning rate and the scaling to a constant RMS.
         singular = np.linalg.svd(matrix / rate / 0.2 / max(matrix.shape) ** 0.5)[1]
         assert 0.5 < singular.min() and singular.max() < 1.5, (name, singular)
     assert kernels == 2 * 6
 
 
-def test_muon_on_several_devices_and_of_a_frozen_part():
+def test_muon_on_several_devices_and_with_frozen_parameters():
     params = small_vit()
     grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
     mesh = sharding.make_mesh()
@@ -188,7 +188,7 @@ def test_muon_on_several_devices_and_of_a_frozen_part():
     assert moved == trained
 
 
-def test_muon_takes_convolutions_as_matrices():
+def test_muon_flattens_convolutions_to_matrices():
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 4, 8))
     params = {"layer1_0": {"conv1": {"kernel": kernel}}}
     optimizer = optim.make_optimizer(config(name="muon"), lambda step: 1.0)

@@ -1,4 +1,4 @@
-"""The wheel holds the package and its configs, and works without the clone."""
+"""The wheel contains the package and its configs, and works without the clone."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def run(*arguments, cwd, **environment):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """Builds a wheel from a copy of the sources, in which nothing else lies."""
+    """Build a wheel from a clean copy of the sources."""
     folder = tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
@@ -46,7 +46,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """Installs the wheel; returns a function that runs Python with it in an empty folder."""
+    """Install the wheel; return a function that runs Python with it in an empty folder."""
     site, cwd = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("empty")
     run("-m", "pip", "install", "--no-deps", "--no-index", "--target", site, wheel, cwd=cwd)
 
@@ -109,7 +109,7 @@ def test_only_the_chosen_command_is_imported(command):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "message"),
     [
         (["visualise"], "'visualise' is not a command; did you mean visualize?"),
         (["x\x1b[2J"], "is not a command; use one of train, prepare-data"),
@@ -118,10 +118,10 @@ def test_only_the_chosen_command_is_imported(command):
         (["train"], "--config=FILE is missing"),
     ],
 )
-def test_mistakes_end_in_one_line(arguments, sentence, command):
+def test_mistakes_are_single_line_errors(arguments, message, command):
     done = command(
         "-c", "import sys; from vit_jax.cli.app import main; sys.exit(main())", *arguments
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: ") and sentence in done.stderr
+    assert done.stderr.startswith("error: ") and message in done.stderr
     assert done.stderr.count("\n") == 1 and "\x1b" not in done.stderr

@@ -1,4 +1,4 @@
-"""Weights of other projects: they compute the same here, and go back as they came."""
+"""Weights of other projects: same outputs after conversion, bit-identical after export."""
 
 import json
 import pathlib
@@ -33,20 +33,20 @@ def convert(name):
 
 
 def model_of(weights):
-    """Returns the module that weights belong to."""
+    """Build the module of the weights."""
     config = settings.with_overrides(settings.get_config(), weights.info["settings"], "weights")
     return models.build(config.model, max(1, weights.info["num_classes"]))
 
 
 def variables_of(weights):
-    """Returns variables; those of a model without a head get an arbitrary one."""
+    """Load variables, with an arbitrary head for a model without one."""
     variables = weights.variables
     head = {"kernel": np.zeros((48, 1), np.float32), "bias": np.zeros(1, np.float32)}
     return variables | {"params": {"head": head} | variables["params"]}
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_converted_models_compute_what_their_own_do(name):
+def test_converted_models_have_the_outputs_of_the_originals(name):
     weights, golden = convert(name), np.load(GOLDEN / name / "golden.npz")
     apply = jax.jit(model_of(weights).apply, static_argnames="capture")
     logits, inside = apply(variables_of(weights), golden["images"], capture=True)
@@ -54,7 +54,7 @@ def test_converted_models_compute_what_their_own_do(name):
         pairs = [("block", inside["feature_maps"]["layer1_0"])]
     else:
         pairs = [("embeddings", inside["tokens"][0]), ("block", inside["tokens"][1])]
-    # transformers' bare encoder ends with its pooler.
+    # transformers' bare encoder ends in its pooler.
     pairs.append(("logits", inside["features"] if name == "hf_bare" else logits))
     for key, found in pairs:
         np.testing.assert_allclose(found, golden[key], rtol=0, atol=1e-5, err_msg=key)
@@ -90,7 +90,7 @@ def test_settings_come_with_the_weights():
 
 
 def rewritten(tmp_path, name, change):
-    """Returns a copy of a golden file whose arrays are changed."""
+    """Copy a golden file with changed arrays."""
     arrays = dict(np.load(GOLDEN / SOURCES["npz"])) if name == "npz" else None
     if arrays is None:
         arrays = safetensors.numpy.load_file(GOLDEN / SOURCES[name])
@@ -106,14 +106,14 @@ def rewritten(tmp_path, name, change):
 
 
 def linen(key):
-    """Returns the Linen name of an array of 2020."""
+    """Convert the name of an array of 2020 to Linen's."""
     names = {"MultiHeadDotProductAttention_1": "MultiHeadDotProductAttention_0"}
     names |= {"MlpBlock_3": "MlpBlock_0", "LayerNorm_2": "LayerNorm_1"}
     return "/".join(names.get(part, part) for part in key.split("/"))
 
 
 def stacked(arrays):
-    """Returns big_vision's layout: "params/", blocks stacked, positions outside, bfloat16 bytes."""
+    """Convert to big_vision's layout: "params/", stacked blocks, outer positions, raw bfloat16."""
     arrays = {linen(key): value for key, value in arrays.items()}
     pairs = [k for k in arrays if "encoderblock_0" in k]
     result = {k: v for k, v in arrays.items() if "encoderblock" not in k}
@@ -143,7 +143,7 @@ def test_every_naming_of_the_official_file_is_read(tmp_path, change):
 
 
 def assert_same(found, expected):
-    """The arrays are equal to the bit."""
+    """The arrays are bit-identical."""
     assert found.keys() == expected.keys()
     for key, array in expected.items():
         assert found[key].dtype == array.dtype == np.float32, key
@@ -178,7 +178,7 @@ def test_pre_logits_and_no_head(tmp_path):
     [(n, k) for n in ("timm", "hf", "npz", "torchvision") for k in ("timm", "hf", "npz")]
     + [("timm_mean", "timm")],
 )
-def test_round_trip_keeps_every_bit(tmp_path, name, kind):
+def test_round_trip_is_bit_identical(tmp_path, name, kind):
     weights, out = convert(name), tmp_path / ("out.npz" if kind == "npz" else "out")
     pretrained.export(weights, kind, out)
     given = {"model.norm_eps": weights.info["settings"]["model.norm_eps"]}
@@ -188,7 +188,7 @@ def test_round_trip_keeps_every_bit(tmp_path, name, kind):
     back = pretrained.convert(out if kind == "npz" else out / "model.safetensors", given)
     assert_same(back.arrays, weights.arrays)
     expected = dict(weights.info["settings"])
-    for key in ("data.mean", "data.std"):  # one value stands for all channels
+    for key in ("data.mean", "data.std"):  # a single value applies to all channels
         expected[key] = tuple(np.broadcast_to(expected[key], 3))
         back.info["settings"][key] = tuple(np.broadcast_to(back.info["settings"][key], 3))
     assert back.info["settings"] == expected
@@ -201,7 +201,7 @@ def test_resnet18_round_trip():
     assert_same(theirs, {k: v for k, v in original.items() if "num_batches" not in k})
 
 
-def test_saved_checkpoint_reads_back_and_notices_damage(tmp_path):
+def test_a_saved_checkpoint_is_read_and_its_damage_detected(tmp_path):
     weights = convert("resnet18")
     pretrained.save(weights, tmp_path / "w")
     found = pretrained.load(tmp_path / "w")
@@ -219,7 +219,7 @@ def test_saved_checkpoint_reads_back_and_notices_damage(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "parts"),
+    ("name", "change", "messages"),
     [
         (
             "timm",
@@ -228,14 +228,14 @@ def test_saved_checkpoint_reads_back_and_notices_damage(tmp_path):
                 | {"head.bias": np.ones(3, np.float32), "fc_norm.weight": np.ones(48, np.float32)}
             ),
             ["norm.bias is missing", "head.weight has the shape (7, 48) instead of (3, 48)"]
-            + ["x has no place", "fc_norm.weight has no place"],
+            + ["x is unexpected", "fc_norm.weight is unexpected"],
         ),
         (
             "npz",
             lambda arrays: arrays | {"head/bias": np.full(7, np.nan, np.float32)},
-            ["not finite numbers, in head/bias"],
+            ["NaN or infinite values in head/bias"],
         ),
-        ("timm", lambda arrays: {"stem.weight": np.ones(2)}, ["no known kind", "stem.weight"]),
+        ("timm", lambda arrays: {"stem.weight": np.ones(2)}, ["no known layout", "stem.weight"]),
         (
             "npz",
             lambda arrays: {"embedding": np.array([{}], object)},
@@ -244,14 +244,14 @@ def test_saved_checkpoint_reads_back_and_notices_damage(tmp_path):
     ],
     ids=["keys", "nan", "kind", "object"],
 )
-def test_wrong_files_are_refused_with_all_their_faults(tmp_path, name, change, parts):
+def test_invalid_files_are_refused_with_all_problems(tmp_path, name, change, messages):
     with pytest.raises(UserError) as caught:
         pretrained.convert(rewritten(tmp_path, name, change), HEADS)
-    for part in parts:
-        assert part in str(caught.value)
+    for message in messages:
+        assert message in str(caught.value)
 
 
-def test_files_that_are_no_weights(tmp_path):
+def test_files_that_are_not_weights(tmp_path):
     whole = (GOLDEN / SOURCES["timm"]).read_bytes()
     contents = {
         "cut.safetensors": (whole[: len(whole) // 2], "damaged"),
@@ -276,12 +276,12 @@ def test_files_that_are_no_weights(tmp_path):
     ("change", "message"),
     [
         ({"patch_embed.proj.weight": np.ones((48, 48), np.float32)}, "not 4 dimensions"),
-        ({"patch_embed.proj.weight": np.ones((48, 3, 4, 2), np.float32)}, "are no squares"),
+        ({"patch_embed.proj.weight": np.ones((48, 3, 4, 2), np.float32)}, "are not square"),
         ({"pos_embed": np.ones((10, 48), np.float32)}, "not 3 dimensions"),
-        ({"head.bias": np.ones(7, np.complex64)}, "not a number type"),
+        ({"head.bias": np.ones(7, np.complex64)}, "is not numeric"),
     ],
 )
-def test_arrays_of_other_models_are_told_by_name(tmp_path, change, message):
+def test_arrays_of_other_models_are_errors_with_their_names(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         pretrained.convert(rewritten(tmp_path, "timm", lambda arrays: arrays | change), HEADS)
 
@@ -289,17 +289,17 @@ def test_arrays_of_other_models_are_told_by_name(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"hidden_size": 64}, "that of another model: it has model.hidden_size=64"),
+        ({"hidden_size": 64}, "belongs to another model: it has model.hidden_size=64"),
         ({"global_pool": "avg"}, "another model: it has model.pool=mean"),
-        ({"hidden_act": "relu"}, "asks for the activation 'relu'"),
+        ({"hidden_act": "relu"}, "has the unsupported activation 'relu'"),
         ({"num_attention_heads": "3"}, "'3' attention heads do not divide"),
         ({"num_attention_heads": 5}, "5 attention heads do not divide"),
-        ({"pretrained_cfg": "x"}, "is not as timm and transformers write it"),
-        ({"id2label": {"a": "b"}}, "is not as timm and transformers write it"),
+        ({"pretrained_cfg": "x"}, "is not in the format of timm or transformers"),
+        ({"id2label": {"a": "b"}}, "is not in the format of timm or transformers"),
         ("{", "cannot be read"),
     ],
 )
-def test_files_beside_the_weights_are_not_trusted(tmp_path, config, message):
+def test_files_next_to_the_weights_are_validated(tmp_path, config, message):
     path = rewritten(tmp_path, "timm", lambda arrays: arrays)
     text = config if isinstance(config, str) else json.dumps({"num_attention_heads": 3} | config)
     path.with_name("config.json").write_text(text)
@@ -307,7 +307,7 @@ def test_files_beside_the_weights_are_not_trusted(tmp_path, config, message):
         pretrained.convert(path, {})
 
 
-def test_what_a_user_gives_is_used_or_refused(tmp_path):
+def test_settings_given_by_the_user_are_used_or_refused(tmp_path):
     with pytest.raises(UserError, match="has 3 attention heads, not 4"):
         pretrained.convert(GOLDEN / SOURCES["npz"], {"model.num_heads": 4})
     with pytest.raises(UserError, match="model.gelu has no effect"):
@@ -320,10 +320,10 @@ def test_what_a_user_gives_is_used_or_refused(tmp_path):
     with pytest.raises(UserError, match="must end in .npz"):
         pretrained.export(found, "npz", tmp_path / "exported")
     notes = " ".join(pretrained.export(found, "npz", tmp_path / "exported.npz"))
-    assert "model.gelu=erf; usual is tanh" in notes and "data.mean=(0.4,)" in notes
+    assert "model.gelu=erf; the usual value is tanh" in notes and "data.mean=(0.4,)" in notes
 
 
-def test_equal_names_of_classes_are_told_apart(tmp_path):
+def test_equal_class_names_are_numbered(tmp_path):
     path = rewritten(tmp_path, "timm", lambda arrays: arrays)
     labels = {str(i): "crane" if i in (1, 6) else f"bird {i}" for i in range(7)}
     config = {"num_attention_heads": 3, "id2label": labels}
@@ -332,7 +332,7 @@ def test_equal_names_of_classes_are_told_apart(tmp_path):
     assert names[1] == "crane (1)" and names[6] == "crane (6)" and names[2] == "bird 2"
 
 
-def test_positions_and_patches_resize_by_the_rules_of_their_sources():
+def test_positions_and_patches_are_resized_as_in_their_projects():
     golden = np.load(GOLDEN / "resized.npz")
     for rule in ("timm", "hf"):
         found = resize_positions(golden["table"], 26, True, rule)
@@ -357,14 +357,14 @@ def test_an_enlarged_patch_gives_the_same_token():
 
 
 def fit(weights, class_names, **changes):
-    """Fits weights to a model that differs in some settings."""
+    """Fit weights to a model that differs in some settings."""
     keys = weights.info["settings"] | {k.replace("__", "."): v for k, v in changes.items()}
     shapes = formats.shapes(keys, len(class_names))
     weights.info["checksum"] = 0
     return pretrained.fit(weights, shapes, class_names, keys.get("model.pool") == "cls")
 
 
-def test_fitting_loads_resizes_resets_and_says_so():
+def test_fit_loads_resizes_resets_and_reports():
     names = [f"class {i}" for i in range(7)]
     weights = convert("hf")
     fitted = fit(weights, names)
@@ -375,32 +375,32 @@ def test_fitting_loads_resizes_resets_and_says_so():
     assert set(rows["resized"][0]) == {tables.POSITIONS, "embedding/kernel"}
     assert "Hugging Face" in rows["resized"][1] and "FlexiViT" in rows["resized"][1]
     assert set(rows["reset"][0]) == {"head/bias", "head/kernel"}
-    assert rows["reset"][1] == "the classes have other names"
+    assert rows["reset"][1] == "the class names differ"
     assert fitted.arrays[tables.POSITIONS].shape == (1, 17, 48)
     assert "loaded" in pretrained.table(fitted, "DIR")
     fitted = fit(convert("hf_bare"), ["a", "b"], model__representation_size=0)
     rows = {what: (paths, why) for what, paths, why in fitted.rows}
     assert set(rows["ignored"][0]) == {"pre_logits/bias", "pre_logits/kernel"}
-    assert "no head came with the weights" in rows["reset"][1]
-    weights = convert("npz")  # as if it had the layer of 2020, which its head was trained on
+    assert "the weights have no head" in rows["reset"][1]
+    weights = convert("npz")  # as if it had the pre-logits layer of 2020
     layer = {"kernel": np.eye(48, dtype=np.float32), "bias": np.zeros(48, np.float32)}
     weights.arrays.update({f"pre_logits/{key}": value for key, value in layer.items()})
     weights.info["settings"]["model.representation_size"] = 48
     fitted = fit(weights, list("abcdefg"), model__representation_size=0)
-    assert "was trained on is left out" in {row[0]: row[2] for row in fitted.rows}["reset"]
+    assert "lacks the layer before it" in {row[0]: row[2] for row in fitted.rows}["reset"]
     assert [row[0] for row in fit(weights, list("abcdefg")).rows] == ["loaded"]
 
 
-def test_what_fits_nowhere_is_listed():
+def test_mismatched_arrays_are_listed():
     with pytest.raises(UserError, match="encoderblock_2/.* is missing.*"):
         fit(convert("timm"), list("abcdefg"), model__depth=3)
-    with pytest.raises(UserError, match="encoderblock_1/.* has no place in the model"):
+    with pytest.raises(UserError, match="encoderblock_1/.* is not in the model"):
         fit(convert("timm"), list("abcdefg"), model__depth=1)
     with pytest.raises(UserError, match=r"Dense_0/bias has the shape \(96,\) instead of \(64,\)"):
         fit(convert("timm"), list("abcdefg"), model__mlp_dim=64)
 
 
-def test_settings_of_the_weights_are_adopted_and_not_contradicted():
+def test_settings_of_the_weights_are_adopted_and_contradictions_refused():
     weights = convert("torchvision").info["settings"]
     config = settings.with_overrides(
         settings.get_config(), {"init_from": "w", "data.image_size": 0, "train.epochs": 1.0}, "a"

@@ -1,4 +1,4 @@
-"""Several processes train one run as one process does, and stop, fail and go on together."""
+"""Multi-process training equals single-process training, and stops, fails and resumes jointly."""
 
 import json
 import math
@@ -33,8 +33,8 @@ def get_config():
 RUN = pathlib.Path("base", "seed_0")
 
 
-def alone(workdir):
-    """Trains in this process, on its eight devices, and returns the run's folder."""
+def train_here(workdir):
+    """Train in this process on eight devices; return the run's folder."""
     scope = {}
     exec(CONFIG, scope)
     config = scope["get_config"]()
@@ -42,10 +42,10 @@ def alone(workdir):
     return workdir / RUN
 
 
-def together(folder, victim, signal, step, *arguments):
-    """Trains in several processes, one of which gets a signal after a step.
+def train_processes(folder, victim, signal, step, *arguments):
+    """Train in several processes, one of which gets a signal after a step.
 
-    Returns their statuses, outputs and errors.
+    Returns exit statuses, outputs and errors.
     """
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -74,15 +74,15 @@ def together(folder, victim, signal, step, *arguments):
     return statuses, *zip(*outputs, strict=True)
 
 
-def rows_of(folder):
+def log_entries(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     clock = ("wall_seconds", "train/images_per_second")
     return [{key: value for key, value in row.items() if key not in clock} for row in rows]
 
 
 def assert_same_run(folder, other):
-    """Every loss, rate and accuracy agrees up to rounding, and each test image counts once."""
-    rows, expected = rows_of(folder), rows_of(other)
+    """Losses, learning rates and accuracies agree up to rounding; each test image counts once."""
+    rows, expected = log_entries(folder), log_entries(other)
     assert [row.keys() for row in rows] == [row.keys() for row in expected]
     for row, same in zip(rows, expected, strict=True):
         assert row == pytest.approx(same, rel=1e-3, abs=1e-6)
@@ -97,17 +97,17 @@ def test_killed_stopped_and_resumed_processes_train_like_one(command, tmp_path):
     (tmp_path / "digits.py").write_text(CONFIG)
     run = tmp_path / "runs" / RUN
 
-    # One is killed, among four also the first: the others end, and say why. That takes them ten
-    # seconds, in which this process has something else to do.
+    # One process is killed (of four, also the first): the others exit with an error. That takes
+    # ten seconds, in which this process trains the reference.
     expected = None
     for victim in (1,) if COUNT == 2 else (1, 0):
         with ThreadPoolExecutor(1) as pool:
-            killed = pool.submit(together, tmp_path, victim, "SIGKILL", 25)
-            expected = expected or alone(tmp_path / "alone")
+            killed = pool.submit(train_processes, tmp_path, victim, "SIGKILL", 25)
+            expected = expected or train_here(tmp_path / "single")
         statuses, _, errors = killed.result()
         assert statuses[victim] == -9
         for rank in set(range(COUNT)) - {victim}:
-            if victim == 0 and statuses[rank] == -6:  # JAX aborts what has lost the first process
+            if victim == 0 and statuses[rank] == -6:  # JAX aborts processes that lose the first one
                 assert "another task died" in errors[rank]
                 continue
             assert statuses[rank] == 1, errors
@@ -115,26 +115,26 @@ def test_killed_stopped_and_resumed_processes_train_like_one(command, tmp_path):
             assert last.startswith("error: another process of this run has ended"), errors[rank]
             assert "Traceback" not in errors[rank]
 
-    # One gets SIGTERM: all stop at the same step with one checkpoint. In between, the batches are
-    # streamed and the weights split, which changes no result.
+    # One gets SIGTERM: all stop at the same step with one checkpoint. This stage streams batches
+    # and shards weights, which does not change results.
     free = ("--config.data.device_resident=never", "--config.sharding.fsdp=True")
-    statuses, outputs, errors = together(tmp_path, 1, "SIGTERM", 27, *free)
+    statuses, outputs, errors = train_processes(tmp_path, 1, "SIGTERM", 27, *free)
     assert statuses == [143] * COUNT, errors
     step = int(outputs[0].split("stopped by SIGTERM at step ")[1].split(",")[0])
     steps = [int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()]
     assert max(steps) == step > 27
-    # The others have written to checkpoints alone, and said nothing.
+    # The others have only written checkpoints, and printed nothing.
     written = [line[6:] for line in errors[1].splitlines() if line.startswith("wrote ")]
     inside = {pathlib.Path(path) for path in written if path.startswith(str(tmp_path))}
-    inside -= {tmp_path / "runs"}  # a file without a name, to see whether it can be written to
+    inside -= {tmp_path / "runs"}  # an unnamed file, to check that the folder is writable
     assert all(path.is_relative_to(run / "checkpoints") for path in inside), inside
     assert set(outputs[1:]) == {""}
 
-    # From there one process goes on, with eight devices.
+    # A single process resumes from there, on eight devices.
     shutil.copytree(tmp_path / "runs", tmp_path / "copy")
-    assert_same_run(alone(tmp_path / "copy"), expected)
+    assert_same_run(train_here(tmp_path / "copy"), expected)
 
-    # And so do several, as they are started on one machine, to the report.
+    # Several processes resume as well, launched on one machine, up to the report.
     arguments = (f"--config={tmp_path / 'digits.py'}", f"--workdir={tmp_path / 'runs'}")
     several = ("scripts/launch_local.py", "-n", COUNT, "--")
     drawn = ("--config.log.figures_every=1", "--config.log.explain_images=2") if COUNT > 2 else ()
@@ -146,5 +146,5 @@ def test_killed_stopped_and_resumed_processes_train_like_one(command, tmp_path):
         assert (tmp_path / "runs" / name).stat().st_size > 100
     assert (run / "figures" / "explanation" / "scores.json").exists() == bool(drawn)
     cores = len(os.sched_getaffinity(0))
-    devices = COUNT * math.gcd(64 // COUNT, max(1, cores // COUNT))  # of a batch of 64
+    devices = COUNT * math.gcd(64 // COUNT, max(1, cores // COUNT))  # for a batch of 64
     assert json.loads((run / "summary.json").read_text())["device"].startswith(f"{devices} x cpu")

@@ -1,4 +1,4 @@
-"""report.html: complete, in itself, well-formed, and whole where parts are missing."""
+"""report.html: complete, self-contained, well-formed, and valid if some results are missing."""
 
 import html.parser
 import pathlib
@@ -16,7 +16,7 @@ VOID = {"meta", "link", "img", "br", "hr"}
 
 
 class Page(html.parser.HTMLParser):
-    """What a page consists of; raises AssertionError where its elements are not nested."""
+    """Parse a page; raises AssertionError if its elements are not nested."""
 
     def __init__(self, text):
         super().__init__()
@@ -66,7 +66,7 @@ def page(workdir):
     return Page((workdir / "report.html").read_text())
 
 
-def test_table_is_that_of_results_md(workdir, page):
+def test_table_equals_that_of_results_md(workdir, page):
     lines = (workdir / "results.md").read_text().splitlines()
     expected = [
         [cell.strip() for cell in line.strip("|").split("|")]
@@ -76,16 +76,16 @@ def test_table_is_that_of_results_md(workdir, page):
     table, published = page.tables[0], page.tables[1]
     assert table == expected[:3] and published == expected[3:]
     assert [row[0] for row in table[1:]] == [
-        "patch_2.of-a-variant-with-quite-a-long-name",  # the best first
+        "patch_2.of-a-variant-with-quite-a-long-name",  # best first
         "patch_4",
     ]
     assert table[2][1] == "1,234, 12 trained" and table[1][4] == "85.00 ± 7.07"
 
 
-def test_best_run_is_told_of(page):
+def test_best_run_is_described(page):
     for words in (
         "Best run: patch_2.of-a-variant-with-quite-a-long-name, seed 0",
-        "80.00 %",  # of its seeds, of equal validation accuracy, the first
+        "80.00 %",  # the first of its seeds, which have equal validation accuracy
         "95 % interval",
         "Chosen of the variants and seeds by validation accuracy.",
         "Best epoch 2 of 3",
@@ -106,7 +106,7 @@ def test_best_run_is_not_chosen_on_the_test_set():
     assert sweep.best_folder == pathlib.Path("runs", last["variant"], "seed_1")
 
 
-def test_how_to_repeat_it_is_told(page):
+def test_report_says_how_to_reproduce_it(page):
     for words in (
         "python -m vit_jax.main --config=configs/demo.py",
         "'--workdir=my runs'",
@@ -137,7 +137,7 @@ def test_nothing_is_fetched(workdir, page):
 def test_names_are_escaped(workdir, page):
     text = (workdir / "report.html").read_text()
     assert "<script" not in text and str(escape(NASTY)) in text
-    assert any(NASTY in row for table in page.tables for row in table)  # and yet shown
+    assert any(NASTY in row for table in page.tables for row in table)  # but displayed
 
 
 def test_page_is_accessible(page):
@@ -150,7 +150,7 @@ def test_page_is_accessible(page):
     assert all(image["alt"] and image["src"].startswith("data:image/png") for image in images)
 
 
-def test_lengths_of_a_run_are_rows(tmp_path):
+def test_stages_of_a_run_are_rows(tmp_path):
     longer = summary(0, 0.9) | {"epochs": 20.0, "legs": [summary(0, 0.95) | {"epochs": 5.0}]}
     results = {"experiment": "demo", "rows": [make_row("a", {}, [longer])]}
     write_report(Sweep(tmp_path, results, {"a": [longer]}, {}, "best"))
@@ -160,7 +160,7 @@ def test_lengths_of_a_run_are_rows(tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["test_report.json", "metrics.jsonl", "config.json", "figures"])
-def test_parts_may_be_missing(workdir, tmp_path, missing):
+def test_some_results_may_be_missing(workdir, tmp_path, missing):
     folder = tmp_path / "sweep"
     shutil.copytree(workdir, folder)
     for path in list(folder.glob(f"*/*/{missing}")):
@@ -174,7 +174,7 @@ def test_parts_may_be_missing(workdir, tmp_path, missing):
     assert ("Settings" in page.text) == (missing != "config.json")
 
 
-def test_one_run_alone(tmp_path):
+def test_a_single_run(tmp_path):
     groups = {"base": [summary(0, 0.8, speed=None) | {"steps": 0, "epochs": 0.0, "best_step": 0}]}
     results = {"experiment": "demo", "rows": [make_row("base", {}, groups["base"])]}
     write_report(Sweep(tmp_path, results, groups, {}, "last"))

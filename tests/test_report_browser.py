@@ -1,4 +1,4 @@
-"""report.html in a browser: nothing fetched, nothing broken, nothing wider than a telephone."""
+"""report.html in a browser: no requests, no broken images, nothing wider than a phone screen."""
 
 import pathlib
 import shutil
@@ -9,7 +9,7 @@ from tiny_sweep import NASTY, write_sweep
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
-# What is wider than the page, but for what lies in a box that scrolls.
+# Elements wider than the page, except in scrollable boxes.
 TOO_WIDE = """() => [...document.querySelectorAll('main *')]
   .filter(e => !e.parentElement.closest('.scroll'))
   .filter(e => e.getBoundingClientRect().right > innerWidth).map(e => e.outerHTML.slice(0, 99))"""
@@ -18,7 +18,7 @@ ROWS = "() => [...document.querySelector('table').tBodies[0].rows].map(r => r.ce
 
 
 def find_chromium(playwright):
-    """Returns playwright's own Chromium, else one of the system; skips if there is none."""
+    """Find playwright's Chromium, else the system's; skip if there is none."""
     own = playwright.chromium.executable_path
     for path in (own if pathlib.Path(own).exists() else None, *map(shutil.which, NAMES)):
         if path is not None:
@@ -57,7 +57,7 @@ def test_report_in_a_browser(browser, report, width, scheme):
     loaded = page.evaluate(LOADED)
     assert len(loaded) == 6 and all(loaded)
     assert page.evaluate(ROWS) == ["patch_2.of-a-variant-with-quite-a-long-name", "patch_4"]
-    page.locator("summary").click()  # the settings that are folded away
+    page.locator("summary").click()  # the collapsed settings
     assert page.evaluate(TOO_WIDE) == []
     assert page.evaluate("document.scrollingElement.scrollWidth") <= width
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -69,7 +69,7 @@ def test_report_in_a_browser(browser, report, width, scheme):
 
 
 def test_report_on_paper(browser, report):
-    """Nothing that scrolls on a screen is cut off, and what is dark there is not printed."""
+    """In print, nothing is cut off and the background is light."""
     context = browser.new_context(viewport={"width": 700, "height": 990}, color_scheme="dark")
     page = context.new_page()
     page.goto(report.as_uri())

@@ -1,4 +1,4 @@
-"""Identical finished runs next to the work folder are taken over; others are trained."""
+"""Identical finished runs next to the workdir are reused; others are trained."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ CONFIG = dict(
 
 
 class Counting(Hooks):
-    """Counts the runs that are trained."""
+    """Count the runs that are trained."""
 
     trained = 0
 
@@ -34,7 +34,7 @@ def sweep(workdir, variant="base", hooks=None, reuse=True, **overrides):
 
 @pytest.fixture
 def finished(tmp_path):
-    """Returns the folder of a finished experiment."""
+    """Train an experiment; return its folder."""
     assert sweep(tmp_path / "first").trained == 1
     return tmp_path / "first"
 
@@ -43,7 +43,7 @@ def read(folder, name="summary.json"):
     return json.loads((folder / name).read_text())
 
 
-def test_an_identical_run_is_taken_over_once(finished, capsys):
+def test_an_identical_run_is_reused_once(finished, capsys):
     other = finished.parent / "second"
     assert sweep(other, "learned_1d").trained == 0
     assert "learned_1d seed 0: identical to" in capsys.readouterr().out
@@ -53,8 +53,8 @@ def test_an_identical_run_is_taken_over_once(finished, capsys):
     (row,) = read(other, "results.json")["rows"]
     assert row["reused_from"] == ["first/base/seed_0"]
     shutil.rmtree(finished)
-    assert sweep(other, "learned_1d").trained == 0  # it stands alone
-    # A copy can be lengthened, which checks its checkpoints and rows.
+    assert sweep(other, "learned_1d").trained == 0  # the copy does not need the source
+    # A copy can be lengthened, which verifies its checkpoints and log.
     assert sweep(other, "learned_1d", train__epochs=2.0).trained == 1
     assert read(copy)["steps"] == 2 * before["steps"]
 
@@ -87,7 +87,7 @@ def damage_checkpoint(run):
     ],
     ids=["setting", "seed", "images", "no-reuse", "damaged-summary", "damaged-checkpoint"],
 )
-def test_other_or_damaged_runs_are_not_taken_over(finished, change):
+def test_different_or_damaged_runs_are_not_reused(finished, change):
     if callable(change):
         change(finished / "base/seed_0")
         change = {}

@@ -1,4 +1,4 @@
-"""Rollout is that of its papers, in plain arithmetic on cases small enough for it."""
+"""Attention rollout agrees with its papers on small cases."""
 
 import functools
 import itertools
@@ -30,7 +30,7 @@ def test_rollout_sums_over_all_paths(fusion):
 
 
 def test_rollout_of_uniform_attention_is_uniform_off_the_diagonal():
-    """Each layer is then I / 2 plus half of the uniform map, and so is their product but for I."""
+    """Each layer is I / 2 plus half of the uniform map; so is the product, up to a factor."""
     uniform = np.full((3, 1, 2, 5, 5), 0.2)
     for discard in (0.0, 0.5):
         found = attribution.rollout(uniform, discard=discard)[0]
@@ -51,7 +51,7 @@ def test_rollout_of_identity_is_identity():
 @pytest.mark.parametrize("fusion", ["mean", "max", "min"])
 def test_rollout_rows_sum_to_1(fusion, discard):
     attention = random_attention(n=7)
-    attention[0] -= 0.2  # some negative, as differential attention has
+    attention[0] -= 0.2  # some negative weights, as in differential attention
     found = attribution.rollout(attention, fusion, discard)
     np.testing.assert_allclose(found.sum(-1), 1, atol=1e-6)
     assert (np.asarray(found) >= 0).all()
@@ -64,7 +64,7 @@ def test_fusions_differ():
     assert np.abs(high - low).max() > 0.01
 
 
-def test_a_batch_is_its_images_one_by_one():
+def test_a_batch_equals_its_images_one_by_one():
     attention, gradients = random_attention(b=8), RNG.normal(size=(3, 8, 4, 5, 5))
     together = jax.jit(functools.partial(attribution.rollout, discard=0.4))
     with_gradients = jax.jit(functools.partial(attribution.gradient_rollout, discard=0.4))
@@ -74,16 +74,16 @@ def test_a_batch_is_its_images_one_by_one():
         np.testing.assert_allclose(all_images[i], together(attention[one])[0], atol=1e-6)
         alone = with_gradients(attention[one], gradients[one])[0]
         np.testing.assert_allclose(all_gradients[i], alone, atol=1e-6)
-    # A list of layers, in bfloat16, as a model gives them.
+    # A list of layers in bfloat16, as returned by a model.
     layers = [jnp.asarray(a, jnp.bfloat16) for a in attention]
     found = attribution.rollout(layers)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, attribution.rollout(attention), atol=0.01)
 
 
-def test_discard_takes_the_lowest_of_each_image_but_the_class_tokens_column():
+def test_discard_removes_the_lowest_weights_per_image_except_for_the_class_token():
     attention = random_attention(layers=1, h=1)
-    attention[0, 1] *= 0.01  # one border for the batch would leave nothing of this image
+    attention[0, 1] *= 0.01  # a threshold for the whole batch would discard this image entirely
     for has_cls, discard in itertools.product((True, False), (0.5, 0.9)):
         found = attribution.rollout(attention, discard=discard, has_cls=has_cls)
         for image in range(2):
@@ -103,12 +103,12 @@ def test_negative_weights_count_as_0():
 
 
 @pytest.mark.parametrize("wrong", [dict(fusion="sum"), dict(discard=1.0), dict(discard=-0.1)])
-def test_rollout_refuses(wrong):
+def test_rollout_refuses_invalid_arguments(wrong):
     with pytest.raises(ValueError, match=str(*wrong.values())):
         attribution.rollout(random_attention(), **wrong)
 
 
-def test_gradient_rollout_sums_over_paths_that_speak_for_the_class():
+def test_gradient_rollout_sums_over_paths_with_positive_gradients():
     attention, gradients = random_attention(), RNG.normal(size=(3, 2, 4, 5, 5))
     attention[1] -= 0.15
     found = attribution.gradient_rollout(attention, gradients)
@@ -119,7 +119,7 @@ def test_gradient_rollout_sums_over_paths_that_speak_for_the_class():
         attribution.gradient_rollout(attention, gradients[:2])
 
 
-def test_patch_relevance_reads_what_the_head_sees():
+def test_patch_relevance_is_that_of_the_pooled_token():
     maps = RNG.uniform(size=(2, 4, 7, 7)).astype(np.float32)
     found = attribution.patch_relevance(maps, GRID, has_cls=True)
     assert found.shape == (2, 4, *GRID)

@@ -1,4 +1,4 @@
-"""Deletion and insertion are right for a model whose answers are known beforehand."""
+"""Deletion and insertion scores of a model with known outputs."""
 
 import functools
 
@@ -10,14 +10,14 @@ import pytest
 from vit_jax.explanation import attribution
 
 RNG = np.random.default_rng(0)
-WHERE = np.array([0, 1, 2, 3])  # the patch of 2 x 2 that decides, in each of four images
+WHERE = np.array([0, 1, 2, 3])  # the decisive one of 2x2 patches in each of four images
 DECISIVE = np.zeros((4, 8, 8, 1), np.float32)
 for _i, (_y, _x) in enumerate([(0, 0), (0, 4), (4, 0), (4, 4)]):
     DECISIVE[_i, _y : _y + 4, _x : _x + 4] = 1
 
 
 def linear(images):
-    """Class 1 has the logit 3 times the mean over the decisive patch of an image that is 1."""
+    """The logit of class 1 is 3 times the mean of the decisive patch."""
     return jnp.stack([jnp.zeros(4), 3 * (images * DECISIVE).sum((1, 2, 3)) / 16], 1)
 
 
@@ -44,7 +44,7 @@ def test_deletion_and_insertion_of_a_linear_model():
 
 
 def test_scores_follow_the_predicted_class():
-    """Here class 0; its probability rises as the baseline, which is likelier, comes in."""
+    """Here class 0, whose probability rises towards that of the baseline."""
     images, baseline = -np.ones((4, 8, 8, 1), np.float32), np.full((8, 8, 1), -2, np.float32)
     relevance = np.eye(4)[WHERE].reshape(4, 2, 2)
     scores = SCORE(images, relevance, baseline, steps=2)
@@ -71,7 +71,7 @@ def test_pixels_are_deleted_one_by_one():
 @pytest.mark.parametrize(
     ("shape", "steps", "words"), [((4, 3, 2), 4, "3 x 2 parts"), ((4, 2, 2), 0, "steps is 0")]
 )
-def test_scores_refuse(shape, steps, words):
+def test_scores_refuse_invalid_arguments(shape, steps, words):
     with pytest.raises(ValueError, match=words):
         attribution.deletion_insertion(
             linear, np.ones((4, 8, 8, 1)), np.ones(shape), np.zeros(1), steps

@@ -1,4 +1,4 @@
-"""Seeds that are trained at once become what each becomes alone."""
+"""Vectorised seeds give the results of separate seeds."""
 
 import dataclasses
 import errno
@@ -30,7 +30,7 @@ from vit_jax.training.setup import make_setup, one_image
 from vit_jax.training.step import make_train_step
 
 SHORT = dict(
-    train__epochs=2.0,  # of five steps
+    train__epochs=2.0,  # of five steps each
     train__batch_size=256,
     train__eval_batch_size=512,
     model__dropout_rate=0.1,
@@ -58,27 +58,27 @@ def digits():
 
 @pytest.fixture(scope="module")
 def run(digits):
-    """Returns a function that trains seeds 0 and 1 in a folder, and returns theirs."""
+    """Make a function that trains seeds 0 and 1 in a folder and returns their folders."""
     steps = {
         n: make_steps(make_config(**SHORT), digits[2], make_mesh(2), n, multi_step=None)
         for n in (1, 2)
     }  # traced once
 
-    def train_seeds(workdir, at_once=True, stop=None, patches=(), hooks=None):
+    def train_seeds(workdir, vectorised=True, stop=None, patches=(), hooks=None):
         stop = stop or Stop()
         folders = {seed: workdir / f"seed_{seed}" for seed in (0, 1)}
         with pytest.MonkeyPatch.context() as patch:
             for owner, name, value in patches:
                 patch.setattr(owner, name, value)
-            for group in [folders] if at_once else [{k: v} for k, v in folders.items()]:
-                loop.train(steps[len(group)], digits[2], group, "base", stop, hooks or Pictures())
+            for group in [folders] if vectorised else [{k: v} for k, v in folders.items()]:
+                loop.train(steps[len(group)], digits[2], group, "base", stop, hooks or ImageHooks())
         return list(folders.values())
 
     return train_seeds
 
 
-class Pictures(Hooks):
-    """Logs an image of the head's bias at every second evaluation."""
+class ImageHooks(Hooks):
+    """Log an image of the head's bias at every second evaluation."""
 
     def on_evaluation(self, run, trainer, variables, count):
         if count % 2 == 0:
@@ -87,8 +87,8 @@ class Pictures(Hooks):
             run.writer.write_images(trainer.step, {"bias": image})
 
 
-def rows_of(folder):
-    """Returns metrics.jsonl without what depends on the clock."""
+def log_entries(folder):
+    """Read metrics.jsonl without times."""
     clock = ("wall_seconds", "train/images_per_second")
     rows = read_jsonl(folder / "metrics.jsonl")
     return [{k: v for k, v in row.items() if k not in clock} for row in rows]
@@ -99,7 +99,7 @@ def summary_of(folder):
     return {k: v for k, v in summary.items() if k not in ("wall_seconds", "images_per_second")}
 
 
-def pictures_of(folder):
+def images_of(folder):
     events = EventAccumulator(str(folder), {"images": 0})
     events.Reload()
     assert [event.step for event in events.Images("bias")] == [10]  # every second evaluation
@@ -108,14 +108,14 @@ def pictures_of(folder):
 
 
 @pytest.fixture(scope="module")
-def together(run, tmp_path_factory):
-    """Returns the folders of two seeds that were trained at once, each on a device."""
-    return run(tmp_path_factory.mktemp("together"))
+def vectorised(run, tmp_path_factory):
+    """The folders of two vectorised seeds, each on one device."""
+    return run(tmp_path_factory.mktemp("vectorised"))
 
 
-def test_seeds_at_once_write_what_each_writes_alone(run, together, tmp_path):
-    for one, other in zip(together, run(tmp_path, at_once=False), strict=True):
-        rows, found = rows_of(other), rows_of(one)
+def test_vectorised_seeds_write_the_files_of_separate_seeds(run, vectorised, tmp_path):
+    for one, other in zip(vectorised, run(tmp_path, vectorised=False), strict=True):
+        rows, found = log_entries(other), log_entries(one)
         assert [row.keys() for row in found] == [row.keys() for row in rows]
         assert {"val/loss", "train/loss"} < set().union(*rows)
         for row, same in zip(found, rows, strict=True):
@@ -128,25 +128,25 @@ def test_seeds_at_once_write_what_each_writes_alone(run, together, tmp_path):
         states = [checkpoint.load_run(f / "checkpoints", "last")[0] for f in (one, other)]
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *states)
         assert (one / "config.json").exists()
-    assert pictures_of(together[0]) != pictures_of(together[1])
+    assert images_of(vectorised[0]) != images_of(vectorised[1])
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL."""
+    """A stand-in for SIGKILL."""
 
 
 def interrupted(run, workdir, moment, step):
-    """Runs until `step` is half saved, or a signal comes in its evaluation or after it."""
+    """Run until `step` is half saved, or until a signal in its evaluation or after it."""
     stop, save, saved = Stop(), checkpoint.Checkpoints.save, []
 
-    class Interrupting(Pictures):
+    class Interrupting(ImageHooks):
         def on_event(self, event, at):
             if at == step and event == {"eval": "evaluate", "step": "step"}.get(moment):
                 stop.number = 15
 
     def half_saved(self, at, state, notes, accuracy, lines):
         saved.append(at)
-        if moment == "save" and saved.count(step) == 2:  # of the second seed
+        if moment == "save" and saved.count(step) == 2:  # at the second seed
             raise Killed
         save(self, at, state, notes, accuracy, lines)
 
@@ -157,24 +157,26 @@ def interrupted(run, workdir, moment, step):
     return [run_folder.last_saved_step(folder) for folder in folders]
 
 
-def test_seeds_that_were_saved_at_different_steps_go_on_exactly(run, together, tmp_path, capsys):
+def test_seeds_saved_at_different_steps_resume_exactly(run, vectorised, tmp_path, capsys):
     saved = [
         interrupted(run, tmp_path, moment, step)
         for moment, step in (("eval", 5), ("save", 5), ("step", 7), ("save", 10))
     ]
-    # In the evaluation; when the first one was evaluated; both in mid-epoch; the first at the end.
+    # In the evaluation; between the two saves; both mid-epoch; the first at the end.
     assert saved == [[5, 5], [5, 5], [7, 7], [10, 7]]
     capsys.readouterr()
-    for one, other in zip(run(tmp_path), together, strict=True):
-        assert rows_of(one) == rows_of(other)
+    for one, other in zip(run(tmp_path), vectorised, strict=True):
+        assert log_entries(one) == log_entries(other)
         assert summary_of(one) == summary_of(other)
         states = [checkpoint.load_run(f / "checkpoints", "last") for f in (one, other)]
-        assert states[0][1] == states[1][1]  # to the bit
+        assert states[0][1] == states[1][1]  # bit-identical
     assert "base seeds 0-1: going on from step 7" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("failing", "saved"), [(1, [5, 0]), (2, [10, 5])])
-def test_no_seed_gets_further_than_one_whose_save_failed(run, together, failing, saved, tmp_path):
+def test_no_seed_continues_after_the_save_of_another_failed(
+    run, vectorised, failing, saved, tmp_path
+):
     write_sums, begun = checkpoint.write_sums, []
 
     def full(folder, *args):
@@ -188,13 +190,13 @@ def test_no_seed_gets_further_than_one_whose_save_failed(run, together, failing,
     folders = [tmp_path / f"seed_{seed}" for seed in (0, 1)]
     assert [run_folder.last_saved_step(folder) for folder in folders] == saved
     assert not (folders[0] / "summary.json").exists()
-    for one, other in zip(run(tmp_path), together, strict=True):
-        assert rows_of(one) == rows_of(other)
+    for one, other in zip(run(tmp_path), vectorised, strict=True):
+        assert log_entries(one) == log_entries(other)
 
 
-@pytest.mark.parametrize("at_once", [True, False], ids=["together", "alone"])
-def test_steps_in_one_call_are_those_of_single_calls(run, at_once, tmp_path):
-    """Rows are due at steps 2, 4, 6, 8 and 10, and evaluations at 5 and 10."""
+@pytest.mark.parametrize("vectorised", [True, False], ids=["vectorised", "separate"])
+def test_multi_step_dispatch_equals_single_steps(run, vectorised, tmp_path):
+    """Log steps are 2, 4, 6, 8 and 10; evaluations are at 5 and 10."""
     found = {}
     for seconds in (0.0, 1000.0):
         calls, batches = [], ResidentBatches.train_at_once
@@ -206,18 +208,18 @@ def test_steps_in_one_call_are_those_of_single_calls(run, at_once, tmp_path):
 
         patches = [(clock, "CALL_SECONDS", seconds)]
         patches.append((ResidentBatches, "train_at_once", counted))
-        patches.append((loop, "compile_ahead", lambda *args: None))  # which takes a batch
-        folders = run(tmp_path / str(seconds), at_once, patches=patches)
-        found[seconds] = [calls, *map(rows_of, folders)]
-    (ones, *rows), (several, *same) = found.values()
-    times = 1 if at_once else 2
-    assert ones == [1] * 10 * times
-    assert several == [1, 1, 2, 1, 1, 2, 2] * times  # the first two show how long a step takes
+        patches.append((loop, "compile_ahead", lambda *args: None))  # it consumes a batch
+        folders = run(tmp_path / str(seconds), vectorised, patches=patches)
+        found[seconds] = [calls, *map(log_entries, folders)]
+    (single, *rows), (multi, *same) = found.values()
+    times = 1 if vectorised else 2
+    assert single == [1] * 10 * times
+    assert multi == [1, 1, 2, 1, 1, 2, 2] * times  # the first two measure the time of a step
     assert rows == same
 
 
 @pytest.mark.parametrize("devices", [2, 4])
-def test_batches_of_seeds_are_those_of_each(digits, devices):
+def test_vectorised_batches_are_those_of_each_seed(digits, devices):
     mesh = make_mesh(devices)
     spec = PartitionSpec("data") if devices == 2 else PartitionSpec(None, "data")
     config = make_config(data__device_resident="never").data
@@ -232,8 +234,8 @@ def test_batches_of_seeds_are_those_of_each(digits, devices):
 
 
 @pytest.mark.parametrize("devices", [2, 4])
-def test_a_step_is_that_of_each_seed(digits, devices, monkeypatch):
-    """On two devices each has two seeds; four devices share each of the two seeds' batches."""
+def test_a_vectorised_step_equals_that_of_each_seed(digits, devices, monkeypatch):
+    """Two devices have two seeds each; four devices shard the batches of two seeds."""
     config = make_config(
         augment__kind="none",
         optim__name="sgd",
@@ -245,13 +247,13 @@ def test_a_step_is_that_of_each_seed(digits, devices, monkeypatch):
     monkeypatch.setattr(models, "build", lambda *args: Net())
     train_set, val_set = digits[devices].train, digits[devices].val
     single = make_steps(config, digits[devices], mesh)
-    # Of the whole batch, whose statistics are not those of each device.
+    # Statistics of the whole batch, not per device.
     train_step = make_train_step(Net(), single.setup.optimizer(), config)
     single = dataclasses.replace(
         single, train=jax.jit(train_step, out_shardings=sharding.replicated(mesh))
     )
     keys = [jax.random.key(seed) for seed in numbers]
-    # On the host, because training donates its state.
+    # On the host, because training donates the state.
     states = [jax.device_get(single.init(key, one_image(config))) for key in keys]
 
     def trained(steps, numbers):
@@ -267,53 +269,53 @@ def test_a_step_is_that_of_each_seed(digits, devices, monkeypatch):
         results = steps.evaluate(state.eval_variables, val_set.evaluate(64), lambda: False)
         return [steps.axis.take(state, i) for i in range(len(numbers))], results
 
-    alone = [trained(single, [i]) for i in numbers]
+    separate = [trained(single, [i]) for i in numbers]
     for multi_step in (False, True):
         steps = make_steps(config, digits[devices], mesh, len(numbers), multi_step)
-        for own, result, (one, expected) in zip(*trained(steps, numbers), alone, strict=True):
+        for own, result, (one, expected) in zip(*trained(steps, numbers), separate, strict=True):
             jax.tree.map(
                 lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), own, one[0]
             )
             assert result.accuracy == expected[0].accuracy and result.count == len(val_set)
             assert result.loss == pytest.approx(expected[0].loss, rel=1e-5)
-    assert alone[0][1][0].loss != alone[1][1][0].loss
+    assert separate[0][1][0].loss != separate[1][1][0].loss
     assert np.abs(one[0].batch_stats["BatchNorm_0"]["mean"]).max() > 0
 
 
-def test_which_seeds_are_trained_at_once(digits, tmp_path):
+def test_which_seeds_are_vectorised(digits, tmp_path):
     def grouped(devices=2, **overrides):
         setup = make_setup(make_config(**overrides), digits[devices], make_mesh(devices))
         return [list(group) for group in seed_groups(setup, folders)]
 
     folders = {seed: pathlib.Path(tmp_path, str(seed)) for seed in (0, 1)}
-    at_once, apart = [[0, 1]], [[0], [1]]
-    assert grouped() == at_once
-    assert grouped(devices=4) == apart  # which would be slower at once, on a CPU
-    assert grouped(train__vmap_seeds="never") == apart
-    assert grouped(model__name="resnet18") == apart
+    vectorised, separate = [[0, 1]], [[0], [1]]
+    assert grouped() == vectorised
+    assert grouped(devices=4) == separate  # slower if vectorised, on a CPU
+    assert grouped(train__vmap_seeds="never") == separate
+    assert grouped(model__name="resnet18") == separate
     always = dict(train__vmap_seeds="always", train__num_seeds=2)
-    assert grouped(devices=4, **always) == at_once
+    assert grouped(devices=4, **always) == vectorised
     (tmp_path / "1" / "checkpoints" / "10").mkdir(parents=True)
-    assert grouped(train__eval_every_epochs=1.0) == at_once
-    assert grouped(train__eval_every_epochs=0.5) == apart  # the first one is far behind
+    assert grouped(train__eval_every_epochs=1.0) == vectorised
+    assert grouped(train__eval_every_epochs=0.5) == separate  # the first seed is far behind
     head = dict(freeze="head", augment__kind="none")
-    assert grouped(**head) == apart
+    assert grouped(**head) == separate
     with pytest.raises(UserError, match="train.vmap_seeds=always does not go with features"):
         grouped(**head, **always)
 
 
-def test_seeds_that_the_memory_does_not_hold_are_told_of(run, tmp_path):
+def test_vectorised_seeds_that_do_not_fit_in_memory_are_an_error(run, tmp_path):
     def fail(*args):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
     failing = [(checkpoint.Checkpoints, "save", fail)]
     with pytest.raises(UserError, match="not hold 2 seeds at once: set train.vmap_seeds=never"):
         run(tmp_path, patches=failing)
-    with pytest.raises(jax.errors.JaxRuntimeError):  # of a single one, main tells
-        run(tmp_path, at_once=False, patches=failing)
+    with pytest.raises(jax.errors.JaxRuntimeError):  # for a single seed, main reports it
+        run(tmp_path, vectorised=False, patches=failing)
 
 
-def test_a_seed_is_taken_to_the_bit():
+def test_extracting_a_seed_is_bit_exact():
     stacked = SeedAxis(make_mesh(2), 4)
     state = stacked.put([np.float32([-0.0, seed]) for seed in range(4)])
     for seed in range(4):

@@ -1,4 +1,4 @@
-"""Ctrl-C is answered at once, also while compiled code runs; handlers are restored."""
+"""Ctrl-C is acknowledged immediately, also during compiled code; handlers are restored."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from vit_jax.runtime.signals import NOTICE, StopSignal
 
-# One call of C code, which Python's handlers wait for.
+# A single call of C code, for which Python's handlers wait.
 STEP = """
 import hashlib
 from vit_jax.runtime.signals import StopSignal
@@ -43,13 +43,13 @@ def test_the_notice_comes_before_the_step_ends():
         assert process.wait(30) == 128 + signal.SIGINT
 
 
-def test_a_second_ctrl_c_ends_a_step_that_does_not():
+def test_a_second_ctrl_c_aborts_a_step():
     with start(rounds=2_000_000_000) as process:
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 128 + signal.SIGINT
 
 
-def test_handlers_are_restored_and_a_second_signal_stops_at_once():
+def test_handlers_are_restored_and_a_second_signal_is_immediate():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(SystemExit) as stopped, StopSignal(owns_process=False) as stop:
         with stop.deferred():

@@ -1,4 +1,4 @@
-"""A run starts as soon as it can: its programs are made ahead, and once."""
+"""Programs are compiled ahead of the first step, and only once."""
 
 import signal
 
@@ -21,7 +21,7 @@ def mesh():
 
 @pytest.fixture
 def compiled():
-    """Returns the names of what is compiled, while it is."""
+    """Record the names of compiled functions."""
     names = []
 
     def note(event: str, duration_secs: float, **kwargs: str | int) -> None:
@@ -37,7 +37,7 @@ def compiled():
 def test_the_step_is_compiled_once_for_fresh_and_resumed_runs(
     resident, stored, mesh, compiled, tmp_path, capsys
 ):
-    """What is compiled ahead is what the steps then use: also of a restored state."""
+    """The steps use the program compiled ahead, also with a restored state."""
     options = dict(train__epochs=2.0, train__batch_size=256, train__eval_batch_size=512)
     options |= dict(data__device_resident=resident, data__stored_size=stored)
     config = make_config(**options)
@@ -46,7 +46,7 @@ def test_the_step_is_compiled_once_for_fresh_and_resumed_runs(
     class StopsSoon(Stop):
         times = 0
 
-        def asked(self):  # after every call, and in evaluations
+        def asked(self):  # called after every dispatch and during evaluations
             self.times += 1
             self.number = signal.SIGTERM if self.times > 3 else 0
             return super().asked()
@@ -60,12 +60,12 @@ def test_the_step_is_compiled_once_for_fresh_and_resumed_runs(
         except SystemExit:
             assert stop.number == signal.SIGTERM
         assert compiled.count(step) == 1
-        told = capsys.readouterr().out
-        assert "first step after" in told and ("going on from step" in told) == resumed
+        output = capsys.readouterr().out
+        assert "first step after" in output and ("going on from step" in output) == resumed
 
 
-def test_a_run_that_goes_on_in_another_type_says_so(mesh, tmp_path, capsys, monkeypatch):
-    """As where "auto" is float32 on the CPU where it began, and bfloat16 on the GPU."""
+def test_resuming_with_another_dtype_is_logged(mesh, tmp_path, capsys, monkeypatch):
+    """For example, where "auto" was float32 on a CPU and is now bfloat16 on a GPU."""
     config = make_config(train__batch_size=512)
     data = load_data(config.data, mesh)
 

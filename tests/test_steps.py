@@ -1,4 +1,4 @@
-"""A step is the same arithmetic on any number of devices and in any number of parts."""
+"""A training step gives the same result on any number of devices and micro-batches."""
 
 import flax.linen as nn
 import jax
@@ -39,7 +39,7 @@ def make_mesh(devices):
 
 
 def train(config, devices=1, num_steps=3, model=None):
-    """Returns the states before and after each of some steps on one batch, and their losses."""
+    """Train on one batch; return the states before and after each step, and the losses."""
     mesh = make_mesh(devices)
     model = model or models.build(config.model, 10)
     optimizer = optim.make_optimizer(config.optim, lambda step: config.optim.learning_rate)
@@ -70,7 +70,7 @@ def test_eight_devices_train_like_one():
 
 
 class OneBlock(nn.Module):
-    """ResNet18 with a single block of its eight, which compile for long."""
+    """ResNet18 with one of its eight blocks, to save compile time."""
 
     axis_name: str | None = None
     num_classes: int = 10
@@ -81,7 +81,7 @@ class OneBlock(nn.Module):
         return nn.Dense(self.num_classes, name="head")(block(images, train).mean((1, 2)))
 
 
-def test_batch_statistics_are_those_of_all_devices():
+def test_batch_statistics_are_over_all_devices():
     config = sgd(optim__ema_decay=0.9, train__accumulation_steps=2)
     (_, *ones), losses = train(config, model=OneBlock())
     (_, *fours), same = train(config, devices=4, model=OneBlock())
@@ -108,21 +108,20 @@ def test_plateau_scales_the_updates():
     assert np.abs(whole["head"]["bias"]).sum() > 0
 
 
-def test_which_steps_are_taken_several_in_a_call():
-    def at_once(**overrides):
+def test_when_multi_step_dispatch_is_used():
+    def multi_step(**overrides):
         config = make_config(**{"data__device_resident": "always"} | overrides)
         loaded = data.load_data(config.data, make_mesh(1))
         return make_setup(config, loaded, make_mesh(1)).multi_step
 
-    assert at_once()
-    assert not at_once(train__multi_step="never")
-    assert not at_once(sharding__fsdp=True)
-    assert not at_once(data__device_resident="never")
-    assert at_once(
-        data__device_resident="never", freeze="head", augment__kind="none"
-    )  # its features
+    assert multi_step()
+    assert not multi_step(train__multi_step="never")
+    assert not multi_step(sharding__fsdp=True)
+    assert not multi_step(data__device_resident="never")
+    # The cached features are device-resident.
+    assert multi_step(data__device_resident="never", freeze="head", augment__kind="none")
     with pytest.raises(UserError, match="train.multi_step=always does not go with data that"):
-        at_once(data__device_resident="never", train__multi_step="always")
+        multi_step(data__device_resident="never", train__multi_step="always")
 
 
 @pytest.mark.parametrize("kind", [data.ResidentBatches, data.StreamingBatches])
@@ -157,7 +156,7 @@ def test_every_example_is_evaluated_once_on_one_device_and_on_eight(kind):
 def test_accumulation_changes_nothing():
     rates = {"model__dropout_rate": 0.2, "model__drop_path_rate": 0.2, "model__depth": 2}
     ((*_, one), losses), ((*_, four), same) = (
-        train(sgd(train__accumulation_steps=parts, **rates)) for parts in (1, 4)
+        train(sgd(train__accumulation_steps=steps, **rates)) for steps in (1, 4)
     )
     np.testing.assert_allclose(losses, same, rtol=1e-5)
     assert_close(one.params, four.params)
@@ -188,9 +187,9 @@ def test_moving_average_follows_the_weights():
         assert state.eval_variables is state.ema
 
 
-def test_non_finite_loss_is_marked_with_its_step():
+def test_non_finite_loss_is_recorded_with_its_step():
     config = sgd()
-    config.optim.learning_rate = 1e30  # more than a person may ask for
+    config.optim.learning_rate = 1e30  # above the limit of the schema
     states, losses = train(config, num_steps=4)
     first = int(states[-1].bad_step)
     assert 1 < first <= 1 + int(np.argmin(np.isfinite(losses)))

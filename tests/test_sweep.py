@@ -1,4 +1,4 @@
-"""The table: means, spread, order, and the files that show it."""
+"""The results table: mean, std, order and files."""
 
 import json
 
@@ -14,7 +14,7 @@ from vit_jax.report import Sweep, results_table, write_figures, write_report
 from vit_jax.training.sweep import make_row
 
 
-def test_mean_and_spread_over_seeds():
+def test_mean_and_std_over_seeds():
     row = make_row("a", {"model.depth": 1}, [summary(0, 0.8), summary(1, 0.9, 300.0)])
     assert row["test_accuracy"]["mean"] == pytest.approx(0.85)
     assert row["test_accuracy"]["std"] == pytest.approx(0.0707107)
@@ -23,10 +23,10 @@ def test_mean_and_spread_over_seeds():
     assert make_row("a", {}, [summary(0, 0.8)])["test_accuracy"]["std"] is None
 
 
-def test_lengths_that_all_seeds_had_are_rows():
+def test_stages_common_to_all_seeds_are_rows():
     longer = [summary(0, 0.9) | {"epochs": 20}, summary(1, 0.7) | {"epochs": 20}]
     longer[0]["legs"] = [summary(0, t) | {"epochs": e} for e, t in ((5, 0.5), (10, 0.6))]
-    longer[1]["legs"] = [summary(1, 0.8) | {"epochs": 10}]  # a seed that was added later
+    longer[1]["legs"] = [summary(1, 0.8) | {"epochs": 10}]  # a seed added later
     row = make_row("a", {}, longer)
     assert [(leg["epochs"], leg["test_accuracy"]["values"]) for leg in row["legs"]] == [
         (10, [0.6, 0.8])
@@ -43,8 +43,8 @@ def test_table():
     assert lines[3] == "| b | 1,234 | 99.00 ± 0.00 | 90.00 ± 0.00 | 85.00 ± 7.07 | 100 |"
 
 
-def test_differences_below_the_spread_are_marked():
-    """Of 90 ± 1.41 (89, 91): 89 ± 1.41 is within sqrt(4), 87 ± 1.41 is not."""
+def test_differences_within_the_std_are_marked():
+    """Compared with 90 ± 1.41: 89 ± 1.41 is within sqrt(4), 87 ± 1.41 is not."""
     rows = [
         make_row(name, {}, [summary(0, mean - 0.01), summary(1, mean + 0.01)])
         for name, mean in (("a", 0.9), ("b", 0.89), ("c", 0.87))
@@ -66,14 +66,14 @@ def test_report_files(tmp_path):
     table = write_report(Sweep(tmp_path, results, groups, {"A Paper": "b > a"}, "best"))
     text = (tmp_path / "results.md").read_text()
     assert text.startswith("# demo\n") and table in text and "seeds 0, 1" in text
-    assert text.index("| a |") < text.index("| b |")  # the best first
+    assert text.index("| a |") < text.index("| b |")  # best first
     assert "| A Paper | b > a |" in text and "| this run | a 85.0 > b 72.5 |" in text
     for name in ("results.png", "curves.png"):
         with Image.open(tmp_path / name) as image:
             assert min(image.size) > 300
 
 
-def test_one_seed_is_not_called_a_spread(tmp_path):
+def test_a_single_seed_has_no_std(tmp_path):
     (tmp_path / "a" / "seed_0").mkdir(parents=True)
     groups = {"a": [summary(0, 0.8)]}
     results = {"experiment": "demo", "rows": [make_row("a", {}, groups["a"])]}

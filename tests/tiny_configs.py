@@ -5,7 +5,7 @@ from vit_jax.config.rules import validate
 
 
 def make_config(**overrides):
-    """Returns a resolved, valid config; optim__name="sgd" changes optim.name."""
+    """Make a resolved, valid config; optim__name="sgd" overrides optim.name."""
     keys = {
         "data.name": "digits",
         "data.image_size": 8,

@@ -1,4 +1,4 @@
-"""A process that gets little more memory than it has, for the tests."""
+"""Memory limits for tests."""
 
 import contextlib
 import pathlib
@@ -7,7 +7,7 @@ import resource
 
 @contextlib.contextmanager
 def little_memory():
-    """Gives this process half a GiB more than it has; beyond it, MemoryError is raised."""
+    """Limit this process to half a GiB more than it uses; beyond that, MemoryError is raised."""
     pages = pathlib.Path("/proc/self/statm")
     before = resource.getrlimit(resource.RLIMIT_AS)
     if pages.exists():

@@ -1,4 +1,4 @@
-"""A model with all that a state can hold, and little to compile."""
+"""A model with every kind of state that compiles quickly."""
 
 import flax.linen as nn
 

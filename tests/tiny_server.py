@@ -1,4 +1,4 @@
-"""A server on this machine that gives, cuts and refuses downloads as a test plans it."""
+"""A local server that serves, truncates or refuses downloads by plan."""
 
 import dataclasses
 import hashlib
@@ -11,10 +11,10 @@ from vit_jax.data.prepare import download
 
 
 class Server:
-    """Serves `files`; `plan` holds what befalls the next requests, `ranges` what they asked for.
+    """Serve `files`; `plan` lists the fate of the next requests, `ranges` records their ranges.
 
-    A plan is an HTTP status to answer with, "cut" (half of what was asked for, then nothing),
-    "whole" (the range is ignored) or "unsized" (no length is told).
+    A fate is an HTTP status, "cut" (half of the response, then nothing), "whole" (the range is
+    ignored) or "unsized" (without a length).
     """
 
     def __init__(self):
@@ -55,7 +55,7 @@ class Server:
 
 
 def served(server, name, files):
-    """The set `name`, with its official files replaced by `files` on the server."""
+    """The dataset `name`, with its official files replaced by `files` on the server."""
     server.files |= files
     archives = tuple(
         download.Archive((server.url + file,), hashlib.sha256(content).hexdigest(), len(content))

@@ -1,4 +1,4 @@
-"""Small data sets for the tests: folders, and archives in the official formats."""
+"""Small datasets for tests: folders, and archives in the official formats."""
 
 import gzip
 import io
@@ -16,27 +16,27 @@ CLASSES = ("ant", "bee", "cat")
 
 
 def settings(**keys):
-    """The settings `config.data`, with some of them changed; 8x8 pixels unless told."""
+    """Make `config.data` with overrides, by default for 8x8 pixels."""
     config = get_config().data
     config.update({"image_size": 8, "num_threads": 2} | keys)
     return config
 
 
-def make_folder(root, parts=("",), per_class=4, classes=CLASSES):
-    """Writes `per_class` images a class; the grey level of each is unique in the folder."""
+def make_folder(root, splits=("",), per_class=4, classes=CLASSES):
+    """Write `per_class` images per class, each with a unique grey level."""
     level = 0
-    for part in parts:
+    for split in splits:
         for name in classes:
-            (root / part / name).mkdir(parents=True)
+            (root / split / name).mkdir(parents=True)
             for number in range(per_class):
-                path = root / part / name / f"{number}.png"
+                path = root / split / name / f"{number}.png"
                 Image.new("RGB", (8, 8), (level, level, level)).save(path)
                 level += 1
     return root
 
 
 def levels(examples):
-    """The grey level of each image: its identity."""
+    """Read the grey level of each image, its identity."""
     return [int(image[0, 0, 0]) for image, _ in examples.read(range(len(examples)))]
 
 
@@ -57,27 +57,27 @@ def make_zip(path, members):
 
 
 def cifar10_members(per_batch=20):
-    """Returns the archive's members and {split: (images [n, 32, 32, 3], labels [n])}."""
+    """Make the archive's members and {split: (images [n, 32, 32, 3], labels [n])}."""
     rng = np.random.default_rng(0)
-    files, parts = {}, {"train": [], "test": []}
+    files, batches_of = {}, {"train": [], "test": []}
     for name in [f"data_batch_{number}.bin" for number in range(1, 6)] + ["test_batch.bin"]:
         images = rng.integers(0, 256, (per_batch, 32, 32, 3), np.uint8)
         labels = rng.permutation(np.arange(per_batch) % 10).astype(np.uint8)
         pixels = images.transpose(0, 3, 1, 2).reshape(per_batch, -1)
         files[name] = np.concatenate([labels[:, None], pixels], axis=1).tobytes()
-        parts["test" if name == "test_batch.bin" else "train"].append((images, labels))
-    # The official archive does not hold the batches in order either.
+        batches_of["test" if name == "test_batch.bin" else "train"].append((images, labels))
+    # As in the official archive, batches are not in order.
     members = {f"cifar-10-batches-bin/{name}": files[name] for name in sorted(files, reverse=True)}
     members["cifar-10-batches-bin/readme.html"] = b"<html>"
     content = {
         split: tuple(np.concatenate(column) for column in zip(*batches, strict=True))
-        for split, batches in parts.items()
+        for split, batches in batches_of.items()
     }
     return members, content
 
 
 def make_cifar10(path, per_batch=20):
-    """Writes an archive of 5 * per_batch training and per_batch test images; returns its path."""
+    """Write an archive of 5 * per_batch training and per_batch test images; return its path."""
     return make_tar(path, cifar10_members(per_batch)[0])
 
 
@@ -87,7 +87,7 @@ def idx(array):
 
 
 def mnist_files():
-    """Returns {file name: bytes} and {split: (images [n, 28, 28], labels [n])}."""
+    """Make {file name: bytes} and {split: (images [n, 28, 28], labels [n])}."""
     rng = np.random.default_rng(1)
     files, content = {}, {}
     for split, prefix, count in (("train", "train", 30), ("test", "t10k", 10)):

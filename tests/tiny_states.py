@@ -1,4 +1,4 @@
-"""States that need no compiled initialisation, for the tests."""
+"""Training states without compiled initialisation, for tests."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def made_up(shapes, plateau):
-    """Returns a state of these shapes; compiling the real one would take as long as the step."""
+    """Make a state of these shapes: compiling the initialisation would take as long as the step."""
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     params = jax.tree.map(

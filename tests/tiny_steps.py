@@ -1,4 +1,4 @@
-"""Compiled steps of a config, for the tests."""
+"""Compiled steps of a config, for tests."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from vit_jax.training.setup import make_setup
 
 
 def make_steps(config, data, mesh, num_seeds=1, multi_step=False):
-    """Returns the steps of a resolved config; `multi_step` None: as the config says."""
+    """Compile the steps of a resolved config; with `multi_step` None, as set in the config."""
     setup = make_setup(config, data, mesh)
     if multi_step is not None:
         setup = dataclasses.replace(setup, multi_step=multi_step)

@@ -1,10 +1,10 @@
-"""Signals that come when a test wants them."""
+"""Signals at chosen times, for tests."""
 
 import contextlib
 
 
 class Stop:
-    """Stands for `runtime.signals.StopSignal`: no signal comes but that whose `number` is set."""
+    """A stand-in for `runtime.signals.StopSignal`, with the signal `number` set by the test."""
 
     number, deferred = 0, contextlib.nullcontext
 

@@ -1,4 +1,4 @@
-"""A finished sweep of two variants and two seeds, written without training, for the tests."""
+"""A finished sweep of two variants and two seeds, written without training, for tests."""
 
 import json
 
@@ -9,11 +9,11 @@ from vit_jax.evaluation.evaluate import make_report
 from vit_jax.report import Sweep, write_figures, write_report
 from vit_jax.training.sweep import make_row
 
-NASTY = "<script>alert('&\"')</script>$\\frac{$"  # to a browser, and to matplotlib
+NASTY = "<script>alert('&\"')</script>$\\frac{$"  # for browsers and for matplotlib
 
 
 def summary(seed, test, speed=100.0):
-    """Returns the summary.json of a run."""
+    """Make the summary.json of a run."""
     return {
         "seed": seed,
         "num_params": 1234,
@@ -31,7 +31,7 @@ def summary(seed, test, speed=100.0):
 
 
 def write_metrics(folder):
-    """Writes the metrics.jsonl of a run of three epochs."""
+    """Write the metrics.jsonl of a run of three epochs."""
     rows = [
         {"step": 10 * s, "epoch": s, f"{part}/loss": 1 / s, f"{part}/accuracy": 1 - 1 / s}
         for s in (1, 2, 3)
@@ -41,7 +41,7 @@ def write_metrics(folder):
 
 
 def write_run(folder, classes, settings):
-    """Writes all that a run leaves but checkpoints and events."""
+    """Write all outputs of a run except checkpoints and events."""
     folder.mkdir(parents=True)
     write_metrics(folder)
     record = {
@@ -52,7 +52,7 @@ def write_run(folder, classes, settings):
     }
     (folder / "config.json").write_text(json.dumps(record))
     labels = np.arange(8) % len(classes)
-    predicted = np.where(np.arange(8) == 1, 0, labels)  # one dog is taken for a cat
+    predicted = np.where(np.arange(8) == 1, 0, labels)  # one dog is classified as a cat
     report = make_report(5.0 * np.eye(len(classes))[predicted], labels, classes)
     (folder / "test_report.json").write_text(json.dumps(report))
     (folder / "summary.json").write_text("{}")
@@ -60,7 +60,7 @@ def write_run(folder, classes, settings):
 
 
 def write_explanation(folder):
-    """Writes what explains the best run: two wide pictures and the scores."""
+    """Write the explanation of the best run: two wide figures and the scores."""
     folder.mkdir(parents=True)
     for name in ("attention_rollout.png", "scores.png"):
         Image.new("RGB", (1500, 600), "white").save(folder / name)
@@ -74,7 +74,7 @@ def write_explanation(folder):
 
 
 def make_sweep(workdir):
-    """Returns a sweep whose folder may be there or not, and {variant: overrides}."""
+    """Make a sweep, whose folder need not exist, and {variant: overrides}."""
     groups = {
         "patch_4": [summary(0, 0.7), summary(1, 0.75)],
         "patch_2.of-a-variant-with-quite-a-long-name": [summary(0, 0.8), summary(1, 0.9)],
@@ -89,7 +89,7 @@ def make_sweep(workdir):
 
 
 def write_sweep(workdir, classes=("cat", "dog", NASTY)):
-    """Writes the folder of a sweep; returns report.html."""
+    """Write the folder of a sweep; return the path of report.html."""
     sweep, overrides = make_sweep(workdir)
     for name, group in sweep.summaries.items():
         for one in group:

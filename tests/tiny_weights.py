@@ -1,4 +1,4 @@
-"""Converted checkpoints of tiny models with random weights, for the tests."""
+"""Converted checkpoints of tiny models with random weights, for tests."""
 
 import numpy as np
 
@@ -8,11 +8,13 @@ from vit_jax.pretrained.weights import KEYS
 
 
 def save_weights(folder, num_classes=3, **settings):
-    """Writes a checkpoint of a ViT, or what model__name says, for 8x8 images; returns `folder`."""
+    """Write a checkpoint of a ViT (or of model__name) for 8x8 images; return `folder`."""
     name = settings.get("model__name", "vit")
     tiny = {"patch_size": 4, "hidden_size": 16, "depth": 5, "num_heads": 2, "mlp_dim": 16}
-    told = {key: get_config().model[key] for key in KEYS[name]} | (tiny if name == "vit" else {})
-    keys = {f"model.{key}": value for key, value in told.items()}
+    defaults = {key: get_config().model[key] for key in KEYS[name]} | (
+        tiny if name == "vit" else {}
+    )
+    keys = {f"model.{key}": value for key, value in defaults.items()}
     keys |= {"model.name": name, "data.image_size": 8, "data.channels": 1}
     keys |= {key.replace("__", "."): value for key, value in settings.items()}
     rng = np.random.default_rng(0)

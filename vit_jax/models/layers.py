@@ -99,7 +99,7 @@ def _convolve_backward(stride, padding, inputs, dy):
     if math.prod(dy.shape[1:3]) < 64 or stride > 1:
         (dx,) = jax.linear_transpose(lambda x: _product(x, kernel, stride, padding), x)(dy)
     else:
-        # With an explicit flip: XLA may fuse that of its own gradient into the convolution, which
+        # With an explicit flip: XLA may fuse the flip of its gradient into the convolution, which
         # takes ten times as long within a loop.
         flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
         dx = _convolution(dy, flipped, 1, kernel.shape[0] - 1 - padding)
