@@ -74,8 +74,8 @@ def server(monkeypatch):
 @pytest.fixture
 def small_cifar10(server, tmp_path):
     """A small CIFAR-10 on the server: the dataset and the bytes of its archive."""
+    from tiny_datasets import make_cifar10
     from tiny_server import served
-    from tiny_sets import make_cifar10
 
     path = make_cifar10(tmp_path / "cifar-10-binary.tar.gz")
     return served(server, "cifar10", {path.name: path.read_bytes()}), path.read_bytes()

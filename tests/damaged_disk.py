@@ -40,7 +40,7 @@ class QuickSweep:
             (2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2]
         )
         self.config = make_config(
-            train__epochs=2.0,  # of five steps
+            train__epochs=2.0,  # five steps each
             train__batch_size=256,
             train__eval_batch_size=512,
             train__eval_every_steps=3,

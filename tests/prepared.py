@@ -2,7 +2,7 @@
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tiny_sets import cifar10_members
+from tiny_datasets import cifar10_members
 
 
 def read(name, data_dir, split):

@@ -7,7 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from prepared import assert_cifar10_is_prepared, assert_nothing_left
-from tiny_sets import cifar10_members, eurosat_members, idx, jpeg, make_tar, make_zip, mnist_files
+from tiny_datasets import (
+    cifar10_members,
+    eurosat_members,
+    idx,
+    jpeg,
+    make_tar,
+    make_zip,
+    mnist_files,
+)
 
 from vit_jax.data import prepare
 from vit_jax.data.prepare import parsers

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
-from tiny_sets import cifar10_members, levels, make_cifar10, make_folder, settings
+from tiny_datasets import cifar10_members, levels, make_cifar10, make_folder, settings
 
 from vit_jax.data import ResidentBatches, StreamingBatches, load_data, prepare, sources
 from vit_jax.data.batches import batch_indices
@@ -29,7 +29,7 @@ def tfds_dir(tmp_path_factory):
     """A prepared CIFAR-10 of 100 training and 20 test images, in equal classes."""
     folder = tmp_path_factory.mktemp("tfds")
     archive = make_cifar10(folder / "archive.tar.gz")
-    prepare.prepare_set(prepare.SETS["cifar10"], folder, archive)
+    prepare.prepare_dataset(prepare.DATASETS["cifar10"], folder, archive)
     return str(folder)
 
 

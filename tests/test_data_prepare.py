@@ -17,8 +17,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from prepared import assert_cifar10_is_prepared, assert_nothing_left, read
 from tensorflow_datasets.core import hashing
+from tiny_datasets import eurosat_members, make_cifar10, make_tar, make_zip, mnist_files
 from tiny_server import served
-from tiny_sets import eurosat_members, make_cifar10, make_tar, make_zip, mnist_files
 
 from vit_jax.cli import prepare_data
 from vit_jax.data import prepare
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_cifar10_is_read_back_exactly(small_cifar10, tmp_path, capfd):
-    folder = prepare.prepare_set(small_cifar10[0], tmp_path / "data")
+    folder = prepare.prepare_dataset(small_cifar10[0], tmp_path / "data")
     assert folder == tmp_path / "data/cifar10/3.0.2"
     assert_cifar10_is_prepared(tmp_path / "data")
     classes = "airplane automobile bird cat deer dog frog horse ship truck"
@@ -48,7 +48,7 @@ def test_cifar10_is_read_back_exactly(small_cifar10, tmp_path, capfd):
 @pytest.mark.parametrize("form", ["download", "folder", "zip", "tar"])
 def test_mnist_is_read_back_exactly(server, tmp_path, form):
     files, content = mnist_files()
-    image_set, archive = served(server, "mnist", files), None
+    dataset, archive = served(server, "mnist", files), None
     members = {f"MNIST/raw/{name}": data for name, data in files.items()}
     if form == "folder":
         archive = tmp_path / "folder"
@@ -57,7 +57,7 @@ def test_mnist_is_read_back_exactly(server, tmp_path, form):
             (archive / name).write_bytes(data)
     elif form != "download":
         archive = (make_zip if form == "zip" else make_tar)(tmp_path / form, members)
-    prepare.prepare_set(image_set, tmp_path / "data", archive)
+    prepare.prepare_dataset(dataset, tmp_path / "data", archive)
     for split, (images, labels) in content.items():
         examples = read("mnist", tmp_path / "data", split)
         assert examples[0]["image"].shape == (28, 28, 1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny_configs import make_config
-from tiny_sets import make_cifar10
+from tiny_datasets import make_cifar10
 
 from vit_jax.config import get_config
 from vit_jax.data import decoded, load_data, prepare
@@ -94,7 +94,7 @@ def test_a_tfds_dataset_is_cached_with_its_labels(tmp_path, decodings, monkeypat
     written, write_file = [], decoded._write
     monkeypatch.setattr(decoded, "_write", lambda *args: (written.append(1), write_file(*args)))
     archive = make_cifar10(tmp_path / "archive.tar.gz")
-    prepare.prepare_set(prepare.SETS["cifar10"], tmp_path / "tfds", archive)
+    prepare.prepare_dataset(prepare.DATASETS["cifar10"], tmp_path / "tfds", archive)
     config = get_config().data
     config.dir, mesh = str(tmp_path / "tfds"), sharding.make_mesh()
 

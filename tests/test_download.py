@@ -7,8 +7,8 @@ import socket
 
 import pytest
 from prepared import assert_cifar10_is_prepared, assert_nothing_left, read
+from tiny_datasets import mnist_files
 from tiny_server import served
-from tiny_sets import mnist_files
 
 from vit_jax.data import prepare
 from vit_jax.data.prepare import download
@@ -16,9 +16,9 @@ from vit_jax.runtime.errors import UserError
 
 
 def test_an_interrupted_download_resumes(server, small_cifar10, tmp_path):
-    image_set, data = small_cifar10
+    dataset, data = small_cifar10
     server.plan = ["cut", 503]
-    prepare.prepare_set(image_set, tmp_path / "data")
+    prepare.prepare_dataset(dataset, tmp_path / "data")
     half = f"bytes={len(data) // 2}-"
     assert server.ranges == [None, half, half]
     downloads = tmp_path / "data/downloads/cifar10"
@@ -57,10 +57,10 @@ def test_a_corrupt_continuation_is_discarded(server, tmp_path):
 def test_a_download_that_never_completes_is_an_error_and_remains_resumable(
     server, small_cifar10, tmp_path
 ):
-    image_set, data = small_cifar10
+    dataset, data = small_cifar10
     server.plan = ["cut"] * 100
     with pytest.raises(UserError, match="the connection ended after .* bytes"):
-        prepare.prepare_set(image_set, tmp_path / "data")
+        prepare.prepare_dataset(dataset, tmp_path / "data")
     assert len(server.ranges) == download.ATTEMPTS
     part = tmp_path / "data/downloads/cifar10/cifar-10-binary.tar.gz.part"
     assert data.startswith(part.read_bytes()) and part.stat().st_size > len(data) // 2
@@ -68,10 +68,10 @@ def test_a_download_that_never_completes_is_an_error_and_remains_resumable(
 
 
 def test_a_wrong_checksum_names_both_and_leaves_nothing(server, small_cifar10, tmp_path):
-    image_set, data = small_cifar10
+    dataset, data = small_cifar10
     server.files["cifar-10-binary.tar.gz"] = bytes(len(data))
     with pytest.raises(UserError) as error:
-        prepare.prepare_set(image_set, tmp_path / "data")
+        prepare.prepare_dataset(dataset, tmp_path / "data")
     assert hashlib.sha256(bytes(len(data))).hexdigest() in str(error.value)
     assert hashlib.sha256(data).hexdigest() in str(error.value)
     assert list((tmp_path / "data/downloads/cifar10").iterdir()) == []
@@ -108,23 +108,23 @@ def test_a_404_is_not_retried_and_another_url_is_used(server, tmp_path):
 def test_a_response_of_another_size_is_refused(server, small_cifar10, tmp_path):
     server.files["cifar-10-binary.tar.gz"] = b"<html>log in first</html>"
     with pytest.raises(UserError, match="the server offers 25 bytes, the official file has"):
-        prepare.prepare_set(small_cifar10[0], tmp_path / "data")
+        prepare.prepare_dataset(small_cifar10[0], tmp_path / "data")
     assert list((tmp_path / "data/downloads/cifar10").iterdir()) == []
 
 
 def test_an_error_without_network_says_what_to_do(server, tmp_path):
     files, _ = mnist_files()
-    image_set = served(server, "mnist", files)
+    dataset = served(server, "mnist", files)
     with socket.create_server(("127.0.0.1", 0)) as closed:
         host = f"http://127.0.0.1:{closed.getsockname()[1]}/"
-    dead = tuple(dataclasses.replace(a, urls=(host + a.filename,)) for a in image_set.archives)
-    image_set = dataclasses.replace(image_set, archives=dead)
+    dead = tuple(dataclasses.replace(a, urls=(host + a.filename,)) for a in dataset.archives)
+    dataset = dataclasses.replace(dataset, archives=dead)
     with pytest.raises(UserError, match="Connection refused") as error:
-        prepare.prepare_set(image_set, tmp_path)
+        prepare.prepare_dataset(dataset, tmp_path)
     message, folder = str(error.value), tmp_path / "downloads/mnist"
     assert all(archive.urls[0] in message for archive in dead) and "\n" not in message
     assert f"copy it to {folder} and run the same command again" in message
     assert message.endswith("or pass it to `vit-jax prepare-data mnist --archive`")
     for name, data in files.items():  # as advised
         (folder / name).write_bytes(data)
-    assert len(read("mnist", prepare.prepare_set(image_set, tmp_path).parents[1], "test")) == 10
+    assert len(read("mnist", prepare.prepare_dataset(dataset, tmp_path).parents[1], "test")) == 10

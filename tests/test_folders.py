@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_sets import CLASSES, levels, make_folder, settings
+from tiny_datasets import CLASSES, levels, make_folder, settings
 
 from vit_jax.data import load_data
 from vit_jax.data.images import IMAGE_SUFFIXES

@@ -16,8 +16,8 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_datasets import cifar10_members, make_zip
 from tiny_memory import little_memory
-from tiny_sets import cifar10_members, make_zip
 from tiny_weights import save_weights
 
 from vit_jax import plots

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_sets import settings
+from tiny_datasets import settings
 
 from vit_jax.data import load_data
 from vit_jax.data.jpeg import describe_compression

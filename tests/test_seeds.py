@@ -30,7 +30,7 @@ from vit_jax.training.setup import make_setup, one_image
 from vit_jax.training.step import make_train_step
 
 SHORT = dict(
-    train__epochs=2.0,  # of five steps each
+    train__epochs=2.0,  # five steps each
     train__batch_size=256,
     train__eval_batch_size=512,
     model__dropout_rate=0.1,

@@ -61,4 +61,4 @@ def served(server, name, files):
         download.Archive((server.url + file,), hashlib.sha256(content).hexdigest(), len(content))
         for file, content in files.items()
     )
-    return dataclasses.replace(prepare.SETS[name], archives=archives)
+    return dataclasses.replace(prepare.DATASETS[name], archives=archives)

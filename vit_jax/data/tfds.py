@@ -125,7 +125,7 @@ def _open_builder(config, directory):
 
     builder = find()
     name, _, variant = config.name.partition("/")
-    known = name in prepare.NAMES and variant in ("", prepare.SETS[name].config)
+    known = name in prepare.NAMES and variant in ("", prepare.DATASETS[name].config)
     if builder is None and config.download and known:
         print(f"{config.name} is not in {directory}: preparing it", flush=True)
         prepare.prepare(name, directory)

@@ -155,7 +155,7 @@ class Encoder(nn.Module):
         return x, {"tokens": tokens} | intermediates
 
     def _params_of_blocks(self, x):
-        """Return the parameters of each block; initialise those of all blocks vectorised."""
+        """Return the parameters of each block; initialise all blocks in one vmap."""
         names = [f"encoderblock_{i}" for i in range(self.config["depth"])]
         if not self.is_initializing():
             return [self.get_variable("params", name) for name in names]

@@ -1,4 +1,4 @@
-"""Checkpoints of runs and of converted weights. The only module that knows orbax."""
+"""Checkpoints of runs and of converted weights. The only module that imports orbax."""
 
 import contextlib
 import dataclasses

@@ -9,12 +9,12 @@ import os
 import shutil
 from pathlib import Path
 
+from vit_jax.data.prepare.datasets import DATASETS, Dataset
 from vit_jax.data.prepare.download import download_all
-from vit_jax.data.prepare.sets import SETS, ImageSet
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.files import lock, read_json, sha256
 
-NAMES = tuple(SETS)
+NAMES = tuple(DATASETS)
 
 
 def default_data_dir() -> Path:
@@ -33,34 +33,34 @@ def prepare(name: str, data_dir: str | Path, archive: str | Path | None = None) 
     Raises `UserError` for an unknown name, a failed download, a wrong checksum, an archive that
     is damaged or of another dataset, or a folder that cannot be written.
     """
-    if name not in SETS:
+    if name not in DATASETS:
         raise UserError(f"unknown dataset {name!r}: use one of {', '.join(NAMES)}")
-    return prepare_set(SETS[name], data_dir, archive)
+    return prepare_dataset(DATASETS[name], data_dir, archive)
 
 
-def prepare_set(
-    image_set: ImageSet, data_dir: str | Path, archive: str | Path | None = None
+def prepare_dataset(
+    dataset: Dataset, data_dir: str | Path, archive: str | Path | None = None
 ) -> Path:
     """Prepare a dataset that need not be one of `NAMES`, as `prepare` does."""
     data_dir = Path(data_dir).expanduser().absolute()
-    target = data_dir / image_set.name / image_set.config / image_set.version
-    title = f"{image_set.name} {image_set.version}"
+    target = data_dir / dataset.name / dataset.config / dataset.version
+    title = f"{dataset.name} {dataset.version}"
     if _is_complete(target):
         print(f"{title} is already prepared in {target}", flush=True)
         return target
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        path = data_dir / f".prepare-{image_set.name}.lock"
+        path = data_dir / f".prepare-{dataset.name}.lock"
         with lock(path, f"waiting for another process to prepare {title}", wait=True):
             if not _is_complete(target):
-                _prepare_locked(image_set, data_dir, target, archive)
+                _prepare_locked(dataset, data_dir, target, archive)
     except OSError as error:
         raise UserError(f"{title} cannot be prepared in {data_dir}: {error}") from error
     print(f"{title} is prepared in {target}", flush=True)
     return target
 
 
-def _prepare_locked(image_set, data_dir, target, archive):
+def _prepare_locked(dataset, data_dir, target, archive):
     from vit_jax.data.prepare.writer import write  # imports TFDS, which costs a second
 
     if target.exists():
@@ -69,22 +69,22 @@ def _prepare_locked(image_set, data_dir, target, archive):
             " another data_dir"
         )
     if archive is None:
-        source = download_all(image_set.name, image_set.archives, data_dir)
+        source = download_all(dataset.name, dataset.archives, data_dir)
     elif not (source := Path(archive).expanduser()).exists():
         raise UserError(f"the archive {source} does not exist")
     elif not (source.is_dir() or source.is_file()):  # reading a pipe would block
         raise UserError(f"the archive {source} is neither a file nor a folder")
-    splits = image_set.parse(source)
-    if source.is_file() and sha256(source) not in {file.sha256 for file in image_set.archives}:
+    splits = dataset.parse(source)
+    if source.is_file() and sha256(source) not in {file.sha256 for file in dataset.archives}:
         print(f"note: {source} is not the official file, but has its structure", flush=True)
 
-    scratch = data_dir / f".prepare-{image_set.name}"
+    scratch = data_dir / f".prepare-{dataset.name}"
     shutil.rmtree(scratch, ignore_errors=True)  # left behind by a killed process
     try:
-        written = write(image_set, splits, scratch)
-        if image_set.config:
+        written = write(dataset, splits, scratch)
+        if dataset.config:
             # TFDS reads the name of the default config from a file next to the configs.
-            metadata = Path(image_set.name, ".config", "metadata.json")
+            metadata = Path(dataset.name, ".config", "metadata.json")
             (data_dir / metadata).parent.mkdir(parents=True, exist_ok=True)
             os.replace(scratch / metadata, data_dir / metadata)
         target.parent.mkdir(parents=True, exist_ok=True)

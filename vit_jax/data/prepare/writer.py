@@ -8,31 +8,31 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from vit_jax.data.prepare.datasets import Dataset
 from vit_jax.data.prepare.download import progress
 from vit_jax.data.prepare.parsers import Examples
-from vit_jax.data.prepare.sets import ImageSet
 
 
-def write(image_set: ImageSet, splits: dict[str, Examples], folder: Path) -> Path:
+def write(dataset: Dataset, splits: dict[str, Examples], folder: Path) -> Path:
     """Write the dataset below `folder` and return the folder of its version."""
     features = {
-        "image": tfds.features.Image(shape=image_set.shape, encoding_format=image_set.encoding),
-        "label": tfds.features.ClassLabel(names=image_set.class_names),
+        "image": tfds.features.Image(shape=dataset.shape, encoding_format=dataset.encoding),
+        "label": tfds.features.ClassLabel(names=dataset.class_names),
     }
-    if image_set.text_feature:
-        features[image_set.text_feature] = tfds.features.Text()
-    configs = [tfds.core.BuilderConfig(name=image_set.config)] if image_set.config else []
+    if dataset.text_feature:
+        features[dataset.text_feature] = tfds.features.Text()
+    configs = [tfds.core.BuilderConfig(name=dataset.config)] if dataset.config else []
 
     # If registered, the class would clash with the stock one of the same name.
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        name = image_set.name
-        VERSION = tfds.core.Version(image_set.version)
+        name = dataset.name
+        VERSION = tfds.core.Version(dataset.version)
         BUILDER_CONFIGS = configs
 
         def _info(self):
             return tfds.core.DatasetInfo(
                 builder=self,
-                description=image_set.description,
+                description=dataset.description,
                 features=tfds.features.FeaturesDict(features),
                 supervised_keys=("image", "label"),
             )
@@ -41,7 +41,7 @@ def write(image_set: ImageSet, splits: dict[str, Examples], folder: Path) -> Pat
             return {split: self._generate_examples(split) for split in splits}
 
         def _generate_examples(self, split):
-            examples, label = splits[split].items(), f"{image_set.name} {split}"
+            examples, label = splits[split].items(), f"{dataset.name} {split}"
             for key, example in progress(examples, desc=label, unit=" images"):
                 yield key, example | {"image": encode(example["image"])}
 

@@ -9,7 +9,7 @@ from vit_jax.data.prepare.download import Archive
 
 
 @dataclass(frozen=True)
-class ImageSet:
+class Dataset:
     """The TFDS metadata of a dataset, and its official archives.
 
     `parse` checks and reads the archive, or the folder or archive that contains several of them, as
@@ -48,7 +48,7 @@ def _archives(pattern: str, *hosts: str) -> tuple[Archive, ...]:
     )
 
 
-_CIFAR10 = ImageSet(
+_CIFAR10 = Dataset(
     name="cifar10",
     version="3.0.2",
     description="CIFAR-10 (https://www.cs.toronto.edu/~kriz/cifar.html), stored losslessly.",
@@ -59,7 +59,7 @@ _CIFAR10 = ImageSet(
     parse=parsers.parse_cifar10,
     text_feature="id",
 )
-_MNIST = ImageSet(
+_MNIST = Dataset(
     name="mnist",
     version="3.0.1",
     description="MNIST (http://yann.lecun.com/exdb/mnist/), stored losslessly.",
@@ -73,7 +73,7 @@ _MNIST = ImageSet(
     ),
     parse=parsers.parse_mnist,
 )
-_EUROSAT = ImageSet(
+_EUROSAT = Dataset(
     name="eurosat",
     version="2.0.0",
     description="EuroSAT RGB (https://github.com/phelber/eurosat), as the official JPEG files.",
@@ -92,4 +92,4 @@ _EUROSAT = ImageSet(
     text_feature="filename",
 )
 
-SETS = {image_set.name: image_set for image_set in (_CIFAR10, _MNIST, _EUROSAT)}
+DATASETS = {dataset.name: dataset for dataset in (_CIFAR10, _MNIST, _EUROSAT)}

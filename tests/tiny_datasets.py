@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.config import get_config
-from vit_jax.data.prepare import SETS
+from vit_jax.data.prepare import DATASETS
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -109,6 +109,6 @@ def jpeg(size=(64, 64), seed=0):
 def eurosat_members(folder="2750"):
     return {
         f"{folder}/{name}/{name}_{number}.jpg": jpeg(seed=2 * label + number)
-        for label, name in enumerate(SETS["eurosat"].class_names)
+        for label, name in enumerate(DATASETS["eurosat"].class_names)
         for number in (1, 2)
     }
