@@ -241,5 +241,16 @@ def test_python_blocks_compile_and_import_what_exists(page, block):
             assert hasattr(importlib.import_module("vit_jax"), used), used
 
 
+def test_quoted_messages_exist():
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "vit_jax").rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    strings = [node.value for node in nodes if isinstance(node.value, str)]
+    section = TEXTS["docs/troubleshooting.md"].partition("## A run is refused")[2]
+    messages = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+    assert len(messages) > 5
+    for message in messages:
+        assert any(message in string for string in strings), message
+
+
 def test_readme_is_short():
     assert len(TEXTS["README.md"].split()) <= 1500
