@@ -203,6 +203,17 @@ def filter_images(kernel: jax.Array) -> jax.Array:
     return 0.5 + 0.5 * filters / jnp.where(largest > 0, largest, 1.0)
 
 
+def smoothness(kernel: jax.Array) -> float:
+    """Correlate neighbouring weights of filters [h, w, c, d]: near 0 for noise, 1 if constant.
+
+    nan without neighbours, which are weights next to each other in a row or column.
+    """
+    kernel = jnp.asarray(kernel, jnp.float32)
+    pairs = [(kernel[1:], kernel[:-1]), (kernel[:, 1:], kernel[:, :-1])]
+    one, other = (jnp.concatenate([a.ravel() for a in side]) for side in zip(*pairs, strict=True))
+    return float(one @ other / jnp.sqrt((one @ one) * (other @ other)))
+
+
 def deletion_insertion(
     logits_fn: Callable[[jax.Array], jax.Array],
     images: jax.Array,

@@ -21,7 +21,7 @@ from vit_jax.explanation import attribution, scores
 from vit_jax.explanation.model import Model, token_layout
 from vit_jax.plots.results import short
 from vit_jax.runtime.errors import UserError
-from vit_jax.runtime.files import write_atomically
+from vit_jax.runtime.files import naming_file, read_json, write_atomically
 
 
 class Viewer:
@@ -53,8 +53,8 @@ class Viewer:
             for row in softmax(logits)
         ]
         data, params = self.config.data, variables["params"]
-        pictures = np.asarray(center_crop(jnp.asarray(images), data.image_size, data.eval_crop))
-        return Seen(self, params, pictures, list(names), predictions, inside, gradients)
+        images = np.asarray(center_crop(jnp.asarray(images), data.image_size, data.eval_crop))
+        return Seen(self, params, images, list(names), predictions, inside, gradients)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Seen:
     Attributes:
       viewer: of the model.
       params: of the model.
-      pictures: uint8 [b, size, size, channels], as the model sees them.
+      images: uint8 [b, size, size, channels], as the model sees them.
       names: of each image: its class, or its file.
       predictions: of each image: the predicted class with its probability.
       inside: the intermediates of the model's call with `capture`.
@@ -73,7 +73,7 @@ class Seen:
 
     viewer: Viewer
     params: dict
-    pictures: np.ndarray
+    images: np.ndarray
     names: list[str]
     predictions: list[str]
     inside: dict
@@ -105,40 +105,41 @@ class Seen:
     ) -> None:
         """Draw maps [b, columns, rows of patches, columns of patches] over every image."""
         title = f"{self.viewer.name}: {title}"
-        plots.save_heat_maps(path, title, self.pictures, self.titles, maps, columns)
+        plots.save_heat_maps(path, title, self.images, self.titles, maps, columns)
 
 
-def _draw_rollout(seen, folder):
+def _draw_rollout(seen, folder, file="attention_rollout.png"):
     """Draw attention rollout and gradient rollout of every image."""
     attention, viewer, columns = seen.inside["attention"], seen.viewer, []
     names = ["rollout", "gradient rollout"]
     for name in names:
         maps = attribution.explanation(name, attention, seen.gradients, viewer.grid, viewer.has_cls)
         columns.append(maps / np.maximum(maps.max((-2, -1), keepdims=True), 1e-12))
-    title = "attention rollout, each map by its maximum"
-    seen.save_heat_maps(folder / "attention_rollout.png", title, np.stack(columns, 1), names)
+    title = "attention rollout, each map divided by its maximum"
+    seen.save_heat_maps(folder / file, title, np.stack(columns, 1), names)
 
 
 def _draw_last_layer(seen, folder):
-    """Draw every head of the last layer, and their average; of differential attention its maps."""
+    """Draw the heads of the last block and their mean; for differential attention both maps."""
     last = seen.attention[-1]  # [b, h, n, n]
     average = last.mean(1, keepdims=True)
     maps = seen.relevance(np.concatenate([average, last], 1))
-    names = ["average", *(f"head {i}" for i in range(last.shape[1]))]
-    seen.save_heat_maps(folder / "last_layer.png", f"last layer, {seen.what}", maps, names)
+    names = ["mean", *(f"head {i + 1}" for i in range(last.shape[1]))]
+    block = f"block {len(seen.attention)}, the last"
+    seen.save_heat_maps(folder / "last_layer.png", f"{block}: {seen.what}", maps, names)
     if "softmax_maps" in seen.inside:
         pairs = seen.inside["softmax_maps"][-1].mean(1)  # [b, 2, n, n]
         maps = seen.relevance(np.concatenate([pairs, average], 1))
         names = ["first softmax", "second softmax", "difference"]
-        title = "last layer, average over heads, negative differences as 0"
+        title = f"{block}: mean over heads, negative differences as 0"
         seen.save_heat_maps(folder / "differential_maps.png", title, maps, names)
 
 
 def _draw_all_layers(seen, folder):
-    """Draw the heads' average of every layer, and the distances that the heads attend over."""
-    maps = np.stack([a.mean(1) for a in seen.attention], 1)  # [b, layers, n, n]
-    names = [f"layer {i}" for i in range(maps.shape[1])]
-    title = f"every layer, average over heads, {seen.what}"
+    """Draw the mean over heads of every block, and the mean attention distances."""
+    maps = np.stack([a.mean(1) for a in seen.attention], 1)  # [b, blocks, n, n]
+    names = [f"block {i + 1}" for i in range(maps.shape[1])]
+    title = f"every block, mean over heads: {seen.what}"
     seen.save_heat_maps(folder / "all_layers.png", title, seen.relevance(maps), names)
     viewer = seen.viewer
     distances = attribution.mean_attention_distance(
@@ -168,12 +169,22 @@ def _draw_kernels(seen, folder):
         kernel = jnp.reshape(seen.params["embedding"]["kernel"], (size, size, channels, -1))
         count = min(28, kernel.shape[-1], size * size * channels)
         images = attribution.patch_filters(kernel, count)
-        name = "principal components of the patches"
+        name = "principal components of the patch embedding"
     else:
-        images = attribution.filter_images(seen.params["conv1"]["kernel"])[:64]
+        kernel = seen.params["conv1"]["kernel"]
+        images = attribution.filter_images(kernel)[:64]
         name = "kernels of the first convolution"
-    title = f"{seen.viewer.name}: {name}"
+    title = f"{seen.viewer.name}: {name}{_describe_noise(attribution.smoothness(kernel))}"
     plots.save_filters(folder / "first_layer.png", title, np.asarray(images))
+
+
+def _describe_noise(correlation):
+    """Describe `attribution.smoothness` for a title; "" if it is nan."""
+    if np.isnan(correlation):
+        return ""
+    if correlation < 0.2:
+        return f". Mostly noise: neighbouring weights are hardly correlated (r = {correlation:.2f})"
+    return f". Neighbouring weights are correlated (r = {correlation:.2f})"
 
 
 def _draw_feature_maps(seen, folder):
@@ -182,7 +193,7 @@ def _draw_feature_maps(seen, folder):
     if viewer.config.model.name == "vit":
         for i, tokens in enumerate(seen.inside["tokens"]):
             patches = tokens[:, int(viewer.has_cls) :].reshape(len(tokens), *viewer.grid, -1)
-            maps[f"block {i - 1}" if i else "embedding"] = patches
+            maps[f"block {i}" if i else "embedding"] = patches
     else:
         maps = seen.inside["feature_maps"]
         maps = {"stem": maps["stem"]} | maps  # jit has sorted the names
@@ -191,7 +202,7 @@ def _draw_feature_maps(seen, folder):
     for i, title in enumerate(seen.titles):
         layers = {names[j]: np.asarray(maps[names[j]][i], np.float32) for j in chosen}
         heading = f"{viewer.name}: {title}".replace("\n", " ")
-        plots.save_feature_maps(folder / f"{i:02d}.png", heading, seen.pictures[i], layers)
+        plots.save_feature_maps(folder / f"{i:02d}.png", heading, seen.images[i], layers)
 
 
 DRAW: dict[str, Callable[[Seen, pathlib.Path], None]] = {
@@ -246,8 +257,44 @@ def explain_run(run: pathlib.Path, data, count: int, folder: pathlib.Path) -> No
     model = Model(run)
     images, names = model.random_images(count, data)
     folder.mkdir(parents=True, exist_ok=True)
-    _draw_rollout(Viewer.of(model).see(model.variables, images[:6], names[:6]), folder)
+    seen = Viewer.of(model).see(model.variables, images[:6], names[:6])
+    _draw_rollout(seen, folder)
+    with plots.dark_ground():
+        _draw_rollout(seen, folder, "attention_rollout_dark.png")
     draw_scores(model, images, folder, count)
+
+
+def save_mistakes(run: pathlib.Path, data) -> bool:
+    """Write the images of a run's most confident mistakes; return whether any was missing.
+
+    They are figures/mistakes/00.png, ... in the order of "mistakes" in test_report.json, at most
+    128 pixels wide.
+
+    Args:
+      run: its folder.
+      data: `config.data`, which says where the test images are now.
+
+    Raises:
+      UserError: the test images are not there, or not those of the run.
+    """
+    report, folder = read_json(run / "test_report.json"), run / "figures" / "mistakes"
+    mistakes = report.get("mistakes", [])  # missing in reports of earlier versions
+    paths = [folder / f"{i:02d}.png" for i in range(len(mistakes))]
+    if all(path.exists() for path in paths):
+        return False
+    images, names = Model(run).test_images([mistake["index"] for mistake in mistakes], data)
+    if names != [list(report["classes"])[mistake["label"]] for mistake in mistakes]:
+        raise UserError(f"the test images are not those of {run}")
+    images = np.asarray(center_crop(jnp.asarray(images), data.image_size, data.eval_crop))
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, image in zip(paths, images, strict=True):
+        small = Image.fromarray(image.squeeze())
+        small.thumbnail((128, 128))
+        part = path.with_suffix(".part")  # a kill must not leave half an image
+        with naming_file(path):
+            small.save(part, "png")
+        part.replace(path)
+    return True
 
 
 def draw_scores(
@@ -274,8 +321,8 @@ def draw_comparison(models_seen: Sequence[Seen], folder: pathlib.Path) -> None:
     for i, name in enumerate(models_seen[0].names):
         plots.save_comparison(
             folder / f"{i:02d}.png",
-            f"{name}: {what}; average over heads",
-            [seen.pictures[i] for seen in models_seen],
+            f"{name}: {what}; mean over heads",
+            [seen.images[i] for seen in models_seen],
             [f"{seen.viewer.name}\n{seen.predictions[i]}" for seen in models_seen],
             [
                 seen.relevance(np.stack([a[i].mean(0) for a in seen.attention]))
