@@ -14,8 +14,9 @@ from matplotlib.ft2font import FT2Font
 @contextlib.contextmanager
 def fonts_for(figure: matplotlib.figure.Figure) -> Iterator[None]:
     """Draw a figure with installed fonts that have its characters; one that none has is a box."""
-    for axes in figure.axes:  # tick labels get their text when they are asked for
-        axes.get_xticklabels(), axes.get_yticklabels()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.get_ticklabels()  # sets their text
     texts: list = figure.findobj(matplotlib.text.Text)
     fallbacks = _fallbacks(frozenset("".join(text.get_text() for text in texts)))
     for text in texts if fallbacks else ():
@@ -30,12 +31,14 @@ def fonts_for(figure: matplotlib.figure.Figure) -> Iterator[None]:
 def _fallbacks(characters):
     """List fonts that have what the default font lacks, greedily: as few as possible."""
     missing = {ord(character) for character in characters if character.isprintable()}
-    missing -= _covered(matplotlib.font_manager.findfont("sans-serif"), missing)
+    default = matplotlib.font_manager.FontProperties()
+    missing -= _covered(matplotlib.font_manager.findfont(default), missing)
     if not missing:
         return []
+    entries = matplotlib.font_manager.fontManager.ttflist
     fonts = {
         entry.name: entry.fname
-        for entry in matplotlib.font_manager.fontManager.ttflist
+        for entry in sorted(entries, key=lambda entry: entry.weight == 400)  # regular ones last
         if entry.style == "normal" and not entry.name.startswith("Last Resort")  # boxes
     }
     covered, names = {name: _covered(fonts[name], missing) for name in sorted(fonts)}, []

@@ -35,9 +35,9 @@ def hide_frame(axis) -> None:
 
 
 def make_figure(width: float, height: float, columns: int = 1, rows: int = 1, **options) -> tuple:
-    """Make a figure with a flat array of axes that have a light horizontal grid."""
+    """Make a figure and a flat list of its axes, which have a light horizontal grid."""
     figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **options).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", color="#dddddd", linewidth=0.8)
@@ -308,10 +308,10 @@ def save_reliability(path: pathlib.Path, title: str, bins: dict) -> None:
     bottom.bar(centers, bins["count"], 0.9 * width, color=COLORS[0], alpha=0.75)
     for center, count in zip(centers, bins["count"], strict=True):
         if count:
-            offset: dict[str, Any] = dict(
-                xytext=(0, 2), textcoords="offset points", ha="center", fontsize=7
+            place = (center, count)
+            bottom.annotate(
+                f"{count:,}", place, (0, 2), textcoords="offset points", ha="center", fontsize=7
             )
-            bottom.annotate(f"{count:,}", (center, count), **offset)
     bottom.margins(y=0.2)
     bottom.set_xlim(0, 1)
     bottom.set_xlabel("confidence: probability of the predicted class")
