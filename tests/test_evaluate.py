@@ -113,5 +113,5 @@ def test_confusion_is_drawn_class_by_class(tmp_path, count):
 def test_prediction_is_drawn(tmp_path):
     image = np.full((8, 8, 3), 200, np.uint8)
     save_prediction(tmp_path / "p.png", "demo", image, {"a": 0.9, "b": 0.1})
-    with Image.open(tmp_path / "p.png") as picture:
-        assert min(picture.size) > 300
+    with Image.open(tmp_path / "p.png") as figure:
+        assert min(figure.size) > 300

@@ -49,7 +49,7 @@ class Page(html.parser.HTMLParser):
 
     @property
     def text(self):
-        return " ".join(" ".join(self.words).split())
+        return " ".join(" ".join(self.words).split())  # also at no-break spaces
 
     def all(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]

@@ -25,7 +25,7 @@ from vit_jax.runtime.files import naming_file, read_json, write_atomically
 
 
 class Viewer:
-    """The insides of a model, however often its weights change, by one compiled program."""
+    """Compute a model's intermediates with one compiled program, for any weights."""
 
     def __init__(self, name: str, config: Config, model: Any, class_names: Sequence[str]):
         self.name, self.config, self.class_names = name, config, class_names
@@ -46,7 +46,7 @@ class Viewer:
         return cls(model.name, model.config, model.make_model(), model.class_names)
 
     def see(self, variables: dict, images: np.ndarray, names: Sequence[str]) -> "Seen":
-        """Apply the model to images as stored, uint8 [b, side, side, c], and their names."""
+        """Apply the model to named images as stored, uint8 [b, side, side, c]."""
         logits, inside, gradients = jax.device_get(self._look(variables, images))
         predictions = [
             f"→ {short(self.class_names[int(row.argmax())])} {100 * row.max():.0f} %"
@@ -65,9 +65,9 @@ class Seen:
       viewer: of the model.
       params: of the model.
       images: uint8 [b, size, size, channels], as the model sees them.
-      names: of each image: its class, or its file.
-      predictions: of each image: the predicted class with its probability.
-      inside: the intermediates of the model's call with `capture`.
+      names: class or file name of each image.
+      predictions: predicted class of each image, with its probability.
+      inside: intermediates of the model, called with `capture`.
       gradients: of the predicted class's logit, as "attention" in `inside`; [] without attention.
     """
 
@@ -91,8 +91,8 @@ class Seen:
 
     @property
     def what(self) -> str:
-        """Description of the maps of a layer, for titles."""
-        mean = "attention that a patch gets, mean over all patches"
+        """Description of a block's maps, for titles."""
+        mean = "attention to each patch, mean over all patches"
         text = "attention of the class token" if self.viewer.has_cls else mean
         return text + ", negative differences as 0" * ("softmax_maps" in self.inside)
 
@@ -150,7 +150,7 @@ def _draw_all_layers(seen, folder):
 
 
 def _draw_positions(seen, folder):
-    """Draw the similarity of learned position embeddings."""
+    """Draw the cosine similarities of learned position embeddings."""
     positions, viewer = seen.params["Transformer"]["posembed_input"], seen.viewer
     if "pos_embedding" in positions:
         table, has_cls = positions["pos_embedding"][0], viewer.has_cls
@@ -183,12 +183,12 @@ def _describe_noise(correlation):
     if np.isnan(correlation):
         return ""
     if correlation < 0.2:
-        return f". Mostly noise: neighbouring weights are hardly correlated (r = {correlation:.2f})"
-    return f". Neighbouring weights are correlated (r = {correlation:.2f})"
+        return f". Mostly noise: neighbouring weights are hardly correlated (r\u00a0=\u00a0{correlation:.2f})"
+    return f". Neighbouring weights are correlated (r\u00a0=\u00a0{correlation:.2f})"
 
 
 def _draw_feature_maps(seen, folder):
-    """Draw the channels that vary most, of the stem or embedding and of some layers, per image."""
+    """Draw the channels that vary most, of the stem or embedding and of some blocks."""
     maps, viewer = {}, seen.viewer
     if viewer.config.model.name == "vit":
         for i, tokens in enumerate(seen.inside["tokens"]):
@@ -224,7 +224,7 @@ def kinds_of(config: Config) -> list[str]:
 
 
 def draw_figures(seen: Seen, kinds: Sequence[str], folder: pathlib.Path) -> list[pathlib.Path]:
-    """Draw figures into a folder for each of `kinds`, keys of DRAW, and return those folders."""
+    """Draw figures of each of `kinds`, keys of DRAW, into a subfolder, and return the subfolders."""
     made = [folder / kind for kind in kinds]
     for path in made:
         path.mkdir(parents=True, exist_ok=True)
@@ -302,7 +302,7 @@ def draw_scores(
 ) -> pathlib.Path:
     """Score explanations of stored images; draw curves, write scores.json, return the folder.
 
-    `asked` is the wanted number of images; 0: those given.
+    `asked` is the requested number of images; 0: as many as given.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = scores.score(model, images) | {"asked": asked or len(images)}
@@ -312,7 +312,7 @@ def draw_scores(
 
 
 def draw_comparison(models_seen: Sequence[Seen], folder: pathlib.Path) -> None:
-    """Draw, for every image, the attention of every layer of several models; raises UserError."""
+    """Draw the attention of every block of several models, image by image; raises UserError."""
     for seen in models_seen:
         if not seen.attention:
             raise UserError(f"{seen.viewer.name} has no attention to compare")

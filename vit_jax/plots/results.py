@@ -68,6 +68,7 @@ QUANTITIES = {
     "grad_norm": "norm of the gradient",
 }
 Runs = dict[str, list[list[dict]]]  # name -> rows of metrics.jsonl of each seed
+_PLAIN: dict[str, Any] = dict(linewidth=1.6)
 _THIN: dict[str, Any] = dict(linewidth=1.0, alpha=0.65)
 _THICK: dict[str, Any] = dict(linewidth=2.0, marker="o", markersize=3.5)
 
@@ -81,7 +82,7 @@ def save_curves(path: pathlib.Path, title: str, runs: Runs) -> None:
     for axis, quantity in zip(axes, QUANTITIES, strict=True):
         _draw_curves(axis, quantity, runs)
     handles = [_handle(*pair) for pair in _styles(runs).items() if pair[0]]
-    handles += _line_handles([line for axis in axes for line in axis.lines], _has_bands(runs))
+    handles += _line_handles([line for axis in axes[:2] for line in axis.lines], _has_bands(runs))
     if handles:
         figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize="small")
     save(figure, path, title)
@@ -93,9 +94,9 @@ def save_narrow_curves(file: BinaryIO, quantity: str, runs: Runs) -> None:
     columns = 2 if max(map(len, names)) <= 24 else 1
     figure, (axis,) = make_figure(5.6, 4.2 + 0.2 * -(-len(names) // columns))
     _draw_curves(axis, quantity, runs)
-    bands = _has_bands(runs) and quantity in ("accuracy", "loss")
     handles = [_handle(*pair) for pair in _styles(runs).items() if pair[0] in names]
-    handles += _line_handles(axis.lines, bands)
+    if quantity in ("accuracy", "loss"):
+        handles += _line_handles(axis.lines, _has_bands(runs))
     if handles:
         options: dict[str, Any] = dict(loc="outside lower center", frameon=False, fontsize="small")
         figure.legend(handles=handles, ncols=columns, **options)
@@ -115,7 +116,7 @@ def _handle(name, style):
 
 
 def _line_handles(lines, bands):
-    """Say what the kinds of lines and the bands are."""
+    """Make legend entries of the kinds of lines and of the bands."""
     kinds = {line.get_marker() == "o" for line in lines}
     gray: dict[str, Any] = dict(color="#666666")
     handles = []
@@ -157,7 +158,8 @@ def _draw_curves(axis, quantity, runs):
         axis.set_title("the same for all variants", fontsize=10)
     for name, seeds in runs.items():
         color, style = styles[name]
-        for split, options in (("train", _THIN), ("val", _THICK)):
+        thin = _THIN if quantity in ("accuracy", "loss") else _PLAIN
+        for split, options in (("train", thin), ("val", _THICK)):
             points = _over_seeds(seeds, f"{split}/{quantity}")
             if not points:
                 continue
@@ -256,7 +258,8 @@ def save_prediction(
 
 def save_accuracies(path: pathlib.Path | BinaryIO, title: str, rows: list[dict]) -> None:
     """Draw the test accuracy of rows of results.json: mean, standard deviation and each seed."""
-    figure, (axis,) = make_figure(6.4, 1.5 + 0.5 * len(rows))
+    names = [short(row["variant"]) for row in rows]
+    figure, (axis,) = make_figure(4.3 + 0.08 * max(map(len, names)), 1.5 + 0.5 * len(rows))
     several = False
     for i, test in enumerate(row["test_accuracy"] for row in rows):
         values, std = test["values"], test["std"]
@@ -268,14 +271,14 @@ def save_accuracies(path: pathlib.Path | BinaryIO, title: str, rows: list[dict])
         text = f"{100 * test['mean']:.1f}{spread}"
         right = axis.get_yaxis_transform()  # 1: the axis's end
         axis.annotate(text, (1, i), (8, 0), right, textcoords="offset points", va="center")
-    axis.set_yticks(range(len(rows)), [short(row["variant"]) for row in rows])
+    axis.set_yticks(range(len(rows)), names)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.grid(axis="x", color="#dddddd", linewidth=0.8)
     axis.margins(x=0.08)
     low, high = axis.get_xlim()
-    ticks = matplotlib.ticker.MaxNLocator(6).tick_values(low, high)
-    axis.set_xticks([tick for tick in ticks if max(0, low) <= tick <= min(1.001, high)])
-    axis.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+    ticks = matplotlib.ticker.MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high)
+    ticks = [tick for tick in ticks if max(0, low) <= tick <= min(1.001, high)]
+    axis.set_xticks(ticks, [f"{round(100 * tick, 6):g}%" for tick in ticks])
     axis.set_xlabel("test accuracy")
     if several:
         dot: dict[str, Any] = dict(marker="o", linestyle="")
@@ -299,9 +302,11 @@ def save_reliability(path: pathlib.Path, title: str, bins: dict) -> None:
         for confidence, accuracy in zip(bins["confidence"], bins["accuracy"], strict=True)
         if confidence is not None
     ]
+    confidence, accuracy = zip(*points, strict=True)
     top.plot([0, 1], [0, 1], "--", color="#666666", label="perfect calibration")
-    top.plot(*zip(*points, strict=True), "-o", color=COLORS[0], label="model", markersize=5)
-    top.set_ylim(0, 1.02)
+    top.vlines(confidence, confidence, accuracy, color=COLORS[1], linewidth=2, label="gap")
+    top.plot(confidence, accuracy, "o", color=COLORS[0], label="model", markersize=6, clip_on=False)
+    top.set_ylim(0, 1)
     top.set_ylabel("accuracy")
     top.legend(frameon=False, fontsize="small", loc="upper left")
     centers = (np.arange(len(bins["count"])) + 0.5) * width

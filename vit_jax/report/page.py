@@ -155,7 +155,7 @@ def make_page(sweep: Sweep) -> str:
         seeds=_seeds(sweep),
         datasets=_datasets(records),
         runs=list(_runs(sweep)),
-        accuracies=_draw(0.5, plots.save_accuracies, sweep.results["experiment"], rows)
+        accuracies=_draw(0.43, plots.save_accuracies, sweep.results["experiment"], rows)
         if len(rows) > 1
         else None,
         curves=_curves(sweep),
@@ -181,7 +181,7 @@ def _figures(sweep, report):
     shrink = 0.75 if report and len(report["classes"]) > 25 else 0.5
     return {
         "confusion": _image_of(folder / "confusion.png", shrink),
-        "reliability": _image_of(folder / "reliability.png"),
+        "reliability": _image_of(folder / "reliability.png", 0.38),
         "kernels": _image_of(folder / "kernel_magnitudes.png"),
         "rollout": _image_of(sweep.explanation / "attention_rollout.png"),
         "rollout_dark": _image_of(sweep.explanation / "attention_rollout_dark.png"),

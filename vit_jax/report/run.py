@@ -13,7 +13,7 @@ from vit_jax.storage.writers import read_jsonl
 
 
 def draw_curves(run: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
-    """Draw the curves of a run's metrics.jsonl into a folder, made if missing; return it."""
+    """Draw a run's metrics.jsonl into a folder, which is created if missing; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = read_jsonl(run / "metrics.jsonl")
     plots.save_curves(folder / "metrics.png", run_name(run), {"": [rows]})
@@ -43,7 +43,7 @@ def draw_confusion(path: pathlib.Path, name: str, report: dict, part: str = "tes
 
 
 def write_test_report(path: pathlib.Path, name: str, report: dict, rows: list[dict]) -> None:
-    """Write a report of `evaluate.make_report` as text, in which `name` is that of the run.
+    """Write a report of `evaluate.make_report` on the run `name` as plain text.
 
     `rows` are those of its metrics.jsonl; empty for a model that was not trained here.
     """
