@@ -224,8 +224,8 @@ def deletion_insertion(
     """Score a relevance map by deletion and insertion (Petsiuk et al. 2018, arXiv:1806.07421).
 
     Deletion replaces the parts of an image by the baseline, the most relevant first; insertion
-    adds them to the baseline in that order. If the map is faithful, the probability of the predicted
-    class falls early with deletion and rises early with insertion.
+    adds them to the baseline in that order. If the map is faithful, the probability of the
+    predicted class falls early with deletion and rises early with insertion.
 
     Args:
       logits_fn: maps images [b, height, width, channels] to logits [b, num_classes]; compiled once.

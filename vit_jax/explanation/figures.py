@@ -59,7 +59,7 @@ class Viewer:
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """Images, and the insides of a model for them.
+    """Images, and a model's intermediates for them.
 
     Attributes:
       viewer: of the model.
@@ -182,9 +182,9 @@ def _describe_noise(correlation):
     """Describe `attribution.smoothness` for a title; "" if it is nan."""
     if np.isnan(correlation):
         return ""
-    if correlation < 0.2:
-        return f". Mostly noise: neighbouring weights are hardly correlated (r\u00a0=\u00a0{correlation:.2f})"
-    return f". Neighbouring weights are correlated (r\u00a0=\u00a0{correlation:.2f})"
+    noise = "Mostly noise: neighbouring weights are hardly correlated"
+    text = noise if correlation < 0.2 else "Neighbouring weights are correlated"
+    return f". {text} (r\u00a0=\u00a0{correlation:.2f})"
 
 
 def _draw_feature_maps(seen, folder):
@@ -224,7 +224,7 @@ def kinds_of(config: Config) -> list[str]:
 
 
 def draw_figures(seen: Seen, kinds: Sequence[str], folder: pathlib.Path) -> list[pathlib.Path]:
-    """Draw figures of each of `kinds`, keys of DRAW, into a subfolder, and return the subfolders."""
+    """Draw each of `kinds`, keys of DRAW, into a subfolder, and return the subfolders."""
     made = [folder / kind for kind in kinds]
     for path in made:
         path.mkdir(parents=True, exist_ok=True)
