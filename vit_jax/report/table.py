@@ -44,7 +44,7 @@ def legend(rows: list[dict], seeds: list[int], select: str) -> str:
     )
     if len(seeds) > 1 and len(rows) > 1:
         text += (
-            " ≈ marks variants that do not differ from the best: the difference of the means is at "
+            " ≈ marks variants that cannot be distinguished from the best: the means differ by at "
             "most sqrt(s1² + s2²), the standard deviation of a difference of two runs."
         )
     return text
