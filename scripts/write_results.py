@@ -64,7 +64,7 @@ def collect(workdir: pathlib.Path) -> dict:
         "jax": records[0]["versions"]["jax"],
         "commits": sorted({record["git_commit"][:7] for record in records}),
         "examples": records[0]["data"]["examples"],
-        "notes": records[0]["data"].get("notes", []),
+        "notes": records[0].get("notes", []),
     }
 
 
@@ -73,7 +73,7 @@ def write_experiment(name: str) -> list[str]:
     measured = read_measured(name)
     rows = tables.sorted_rows(measured)
     lines = [f"    {measured['command']}", ""]
-    lines += ["| variant | parameters | train | val | test | epochs | seeds | time per run |"]
+    lines += [f"| {' | '.join(tables.HEAD[:5])} | epochs | seeds | time per run |"]
     lines += ["|---|--:|--:|--:|--:|--:|--:|--:|"]
     for row, cells in zip(rows, tables.table_cells(rows), strict=True):
         full = next(r for r in measured["rows"] if row["variant"].startswith(r["variant"]))

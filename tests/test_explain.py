@@ -1,4 +1,4 @@
-"""What is captured, and drawn from it, is what arithmetic by hand gives."""
+"""Captured attention, and what is computed from it, agree with arithmetic by hand."""
 
 import functools
 
@@ -28,7 +28,7 @@ def depth_of(dtype):
 
 @functools.cache
 def build(**options):
-    """Returns a model, random variables, and its jitted `apply` and `attention_gradients`."""
+    """Build a model, random variables, and its jitted `apply` and `attention_gradients`."""
     own = {key: options.pop(key) for key in ("dtype", "remat") if key in options}
     model = models.build(SMALL | options, num_classes=5, **own)
     shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
@@ -84,7 +84,7 @@ def test_captured_attention_is_that_of_queries_and_keys(kind, dtype, tolerance):
 
 
 def attend_by_hand(weights, x, p, layer):
-    """Maps weights [b, h, n, n] and tokens [b, n, d] to the attention layer's output."""
+    """Map weights [b, h, n, n] and tokens [b, n, d] to the attention layer's output."""
     value = jnp.einsum("bnd,dhw->bhnw", x, p["value"]["kernel"]) + p["value"]["bias"][:, None]
     y = weights @ value
     if "head_norm" in p:
@@ -94,7 +94,7 @@ def attend_by_hand(weights, x, p, layer):
 
 
 def logits_by_hand(weights, x, variables, layer):
-    """Maps the last block's attention weights and input tokens to logits."""
+    """Map the last block's attention weights and input tokens to logits."""
 
     def norm(x, p):
         x = x - x.mean(-1, keepdims=True)
@@ -158,7 +158,7 @@ def test_gradients_have_the_dtype_of_the_weights(kind):
 
 
 def test_gradient_rollout_finds_the_one_layer_that_matters():
-    """Where attention leads nowhere, because its output layer is 0, nothing speaks for a class."""
+    """A block whose attention output is 0 contributes nothing to a class."""
     _, variables, _, gradients_of = build(attention="softmax", remat=True)
     name = "MultiHeadDotProductAttention_0"
     for only, other in ((0, 1), (1, 0)):
@@ -189,7 +189,7 @@ def test_mean_attention_distance_by_hand():
     attention = np.zeros((2, 1, 2, 4, 4))
     attention[0, 0, 0] = np.eye(4)  # each patch looks at itself
     attention[0, 0, 1] = np.eye(4)[::-1]  # at the opposite one
-    attention[1, 0, 0] = np.eye(4)[[1, 0, 3, 2]]  # at the one beside it
+    attention[1, 0, 0] = np.eye(4)[[1, 0, 3, 2]]  # at its neighbour
     attention[1, 0, 1] = 0.25  # everywhere
     expected = [[0, 4 * 2**0.5], [4, (4 + 4 + 4 * 2**0.5) / 4]]
     found = attribution.mean_attention_distance(attention, (2, 2), 4, has_cls=False)
@@ -209,7 +209,7 @@ def test_mean_attention_distance_by_hand():
         distance(attention, has_cls=True)
 
 
-def test_distance_knows_rows_from_columns():
+def test_distance_distinguishes_rows_from_columns():
     attention = np.zeros((1, 1, 1, 6, 6))
     attention[..., 5] = 1  # all look at row 1, column 2 of 2 x 3
     found = attribution.mean_attention_distance(attention, GRID, 10, has_cls=False)

@@ -382,8 +382,6 @@ def test_damage_anywhere_in_an_archive_is_told_or_harmless(tmp_path, make):
 # What is shown of them
 
 
-@pytest.mark.filterwarnings("ignore:Glyph .* missing from")  # drawn as a box
-@pytest.mark.filterwarnings("ignore:Matplotlib currently does not support Arabic")
 def test_names_are_shown_as_they_are(tmp_path):
     names = [*NAMES, "a$b$c", "</td><img src=x>", "\\", "$x^2$"]
     report = make_report(np.eye(len(names)), np.arange(len(names)), names)
@@ -397,7 +395,6 @@ def test_names_are_shown_as_they_are(tmp_path):
         assert max(image.size) < 5000
 
 
-@pytest.mark.filterwarnings("ignore:Glyph .* missing from")
 def test_commands_bear_hostile_pictures(tmp_path, capsys):
     run = str(save_weights(tmp_path / "weights", model__depth=1))
     pictures = tmp_path / "pictures"

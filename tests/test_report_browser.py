@@ -18,7 +18,7 @@ ROWS = "() => [...document.querySelector('table').tBodies[0].rows].map(r => r.ce
 
 
 def find_chromium(playwright):
-    """Returns playwright's own Chromium, else one of the system; skips if there is none."""
+    """Find playwright's own Chromium, else one of the system; skip if there is none."""
     own = playwright.chromium.executable_path
     for path in (own if pathlib.Path(own).exists() else None, *map(shutil.which, NAMES)):
         if path is not None:
@@ -55,7 +55,7 @@ def test_report_in_a_browser(browser, report, width, scheme):
     page.on("request", lambda request: requests.append(request.url))
     page.goto(report.as_uri())
     loaded = page.evaluate(LOADED)
-    assert len(loaded) == 6 and all(loaded)
+    assert len(loaded) == 9 and all(loaded)
     assert page.evaluate(ROWS) == ["patch_2.of-a-variant-with-quite-a-long-name", "patch_4"]
     page.locator("summary").click()  # the settings that are folded away
     assert page.evaluate(TOO_WIDE) == []

@@ -42,7 +42,8 @@ def workdir(tmp_path):
                 "config": {"train.select": "best"},
                 "versions": {"jax": "1.2"},
                 "git_commit": "0123456789",
-                "data": {"examples": {"train": 80, "val": 10, "test": 10}, "notes": ["Small."]},
+                "data": {"examples": {"train": 80, "val": 10, "test": 10}},
+                "notes": ["Small."],
             }
             (folder / "config.json").write_text(json.dumps(record))
     results = {"experiment": "widths", "command": "python --config=configs/widths.py", "rows": rows}
@@ -57,7 +58,7 @@ def test_a_work_folder_becomes_a_table(tool, workdir, monkeypatch):
     lines = tool.write_experiment("widths")
     assert lines[0] == "    python --config=configs/widths.py"
     wide, narrow = (line for line in lines if line.startswith(("| wide", "| narrow")))
-    assert wide == "| wide | 9 | 62.50 ± 1.00 | 62.50 ± 1.00 | 62.50 ± 1.00 | 3 | 1 | 4 min |"
+    assert wide == "| wide | 62.50 ± 1.00 | 62.50 ± 1.00 | 62.50 ± 1.00 | 9 | 3 | 1 | 4 min |"
     assert narrow.endswith("| 3 | 2 | 4 min |")
     text = "\n".join(lines)
     assert "80 training, 10 validation and 10 test images. Small." in text

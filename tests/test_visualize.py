@@ -39,15 +39,15 @@ def test_contact_sheet_shows_originals_and_draws(tmp_path, capsys):
         (["augment", "--config=configs/digits_augment.py", "--out=a.txt"], "ending in .png"),
     ],
 )
-def test_mistakes_end_in_one_sentence(arguments, sentence, capsys):
+def test_mistakes_end_in_one_line(arguments, sentence, capsys):
     assert visualize.main(arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+def image_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for i in range(2):
         Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(folder / f"{i}.png")
@@ -55,7 +55,7 @@ def pictures(tmp_path_factory):
 
 
 def drawn(folder):
-    """Returns the pictures in a folder of figures; each must be large enough to be one."""
+    """List the figures in a folder; each must have a plausible size and contrast."""
     found = set()
     for path in folder.rglob("*.png"):
         with Image.open(path) as image:
@@ -89,31 +89,31 @@ SIMILARITY = "positional_embeddings/similarity.png"
     ],
     ids=["plain", "mean", "differential"],
 )
-def test_figures_of_a_vit(tmp_path, pictures, settings, more):
+def test_figures_of_a_vit(tmp_path, image_files, settings, more):
     if settings.get("model__pos_embed") == "rope_2d":
         settings |= {"model__num_heads": 3}
     run = str(save_weights(tmp_path / "w", **settings, model__depth=2))
-    assert visualize.main([run, f"--out={tmp_path / 'f'}", "--images", *pictures]) == 0
+    assert visualize.main([run, f"--out={tmp_path / 'f'}", "--images", *image_files]) == 0
     assert drawn(tmp_path / "f") == OF_ANY_VIT | more
 
 
-def test_figures_of_a_resnet(tmp_path, pictures):
+def test_figures_of_a_resnet(tmp_path, image_files):
     run = str(save_weights(tmp_path / "w", model__name="resnet18", model__hidden_size=4))
-    assert visualize.main([run, f"--out={tmp_path / 'f'}", "--images", *pictures]) == 0
+    assert visualize.main([run, f"--out={tmp_path / 'f'}", "--images", *image_files]) == 0
     kernels = "kernels/first_layer.png"
     assert drawn(tmp_path / "f") == {kernels, "feature_maps/00.png", "feature_maps/01.png"}
 
 
-def test_models_are_compared_layer_by_layer(tmp_path, pictures):
+def test_models_are_compared_layer_by_layer(tmp_path, image_files):
     runs = [str(save_weights(tmp_path / f"w{d}", model__depth=d)) for d in (1, 2)]
-    assert visualize.main([*runs, f"--out={tmp_path / 'f'}", "--images", *pictures]) == 0
+    assert visualize.main([*runs, f"--out={tmp_path / 'f'}", "--images", *image_files]) == 0
     assert drawn(tmp_path / "f") == {"00.png", "01.png"}
 
 
-def test_mistakes_about_models_end_in_one_sentence(tmp_path, pictures, capsys):
+def test_mistakes_about_models_end_in_one_line(tmp_path, image_files, capsys):
     vit = str(save_weights(tmp_path / "vit", model__depth=1))
     resnet = str(save_weights(tmp_path / "r", model__name="resnet18", model__hidden_size=4))
-    images = ["--images", pictures[0]]
+    images = ["--images", image_files[0]]
     for arguments, sentence in (
         (["kernels"], "give the folder of a run"),
         ([vit], "has no data of its own"),
@@ -121,7 +121,7 @@ def test_mistakes_about_models_end_in_one_sentence(tmp_path, pictures, capsys):
         ([vit, vit, *images], "give --out"),
         ([vit, "curves"], "vit has no curves: it has attention_rollout"),
         ([vit, "--classes", "a", *images], "--classes has no effect with --images"),
-        ([vit, f"--out={pictures[0]}", *images], "is not a folder"),
+        ([vit, f"--out={image_files[0]}", *images], "is not a folder"),
         ([resnet, "attention_rollout", *images], "r has no attention_rollout"),
         ([vit, resnet, f"--out={tmp_path / 'o'}", *images], "has no attention to compare"),
         ([vit, "--images", str(tmp_path / "no.png")], "cannot be read as an image"),

@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 import subprocess
+from collections.abc import Sequence
 
 from vit_jax.config import Config, current_names, flatten, get_config, with_overrides
 from vit_jax.config.schema import SCHEMA
@@ -108,11 +109,21 @@ def write_config(
     total_steps: int,
     name: str,
     seed: int,
+    notes: Sequence[str] = (),
 ) -> None:
     """Write config.json, if the run has not begun or begins another stage.
 
-    `fingerprint` is that of the data and the initial weights, `name` that of the variant. Raises
-    UserError if the run began with another fingerprint, or a longer run has no further step.
+    Args:
+      folder: of the run.
+      config: resolved, of the run.
+      fingerprint: of the data and the initial weights.
+      total_steps: of the run.
+      name: of the variant.
+      seed: of the run.
+      notes: sentences on the data, for the report.
+
+    Raises:
+      UserError: the run began with another fingerprint, or a longer run has no further step.
     """
     check_data(folder, fingerprint)
     if not processes.is_first():
@@ -120,6 +131,7 @@ def write_config(
     record, settings = read_config(folder), plain_settings(config, seed)
     if record is None:
         record = {"variant": name, "config": settings, "data": fingerprint} | made_with()
+        record |= {"notes": list(notes)} if notes else {}
     else:
         summary = read_finished(folder, record)
         longer = [key for key in LENGTH_KEYS if record["config"][key] != settings[key]]
