@@ -1,7 +1,7 @@
 PYTHON ?= python3
 REQUIREMENTS := $(if $(wildcard /proc/driver/nvidia/version),requirements.txt,requirements-cpu.txt)
 
-.PHONY: help demo test soak fuzz processes lint clean
+.PHONY: help demo test soak fuzz processes results lint clean
 
 help:
 	@echo "make demo   install into .venv, then compare three patch sizes on the digits: report.html"
@@ -9,6 +9,7 @@ help:
 	@echo "make soak   install into .venv, then kill sweeps, and train for long"
 	@echo "make fuzz   try 500 configs at random (EXAMPLES=500): refused, or trained; half an hour"
 	@echo "make processes  test four processes of one run"
+	@echo "make results  write the measured tables of README and docs (RUNS=\"runs/cifar_patch_cpu ...\")"
 	@echo "make lint   install into .venv, then check style and types"
 	@echo "make clean  remove .venv and the outputs of builds, demo and soak"
 
@@ -35,6 +36,10 @@ soak: .venv/installed
 
 processes: .venv/installed
 	PROCESSES=4 .venv/bin/python -m pytest tests/test_processes.py -s
+
+# RUNS: work folders of finished experiments, whose tables are taken over first.
+results: .venv/installed
+	.venv/bin/python scripts/write_results.py $(RUNS)
 
 lint: .venv/installed
 	.venv/bin/ruff format --check .

@@ -113,8 +113,8 @@ def test_config_trains_two_steps(name):
 def test_config_documents_its_command(name):
     module = importlib.import_module(f"configs.{name}")
     assert f"python -m vit_jax.main --config=configs/{name}.py" in module.__doc__
-    readme = (FOLDER.parent / "README.md").read_text()
-    assert f"`configs/{name}.py`" in readme
+    index = (FOLDER.parent / "docs" / "index.md").read_text()
+    assert f"`configs/{name}.py`" in index
 
 
 def num_params(config):

@@ -78,7 +78,7 @@ def test_sweep_leaves_the_documented_files(storm, finished):
     assert f"\n{finished / 'report.html'}\n" in output
     assert "python -m vit_jax.main --config=" in (finished / "report.html").read_text()
     folder = finished / "seeds_0" / "seed_1"
-    assert 0 < storms.read_rows(folder)[0]["lambda/encoderblock_0"] < 1
+    assert 0 < storms.read_rows(folder)[0]["lambda/block_1"] < 1
     config = json.loads((folder / "config.json").read_text())
     assert config["config"]["model.patch_size"] == 4 and config["config"]["seed"] == 1
     assert "jax" in config["versions"] and "git_commit" in config

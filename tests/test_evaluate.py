@@ -30,6 +30,25 @@ def test_report_by_hand():
     confusion = np.zeros((7, 7), int)
     np.add.at(confusion, (LABELS, PREDICTED), 1)
     assert report["confusion"] == confusion.tolist()
+    confidence = np.exp(5) / (np.exp(5) + 6)
+    mistakes = report["mistakes"]
+    assert [mistake["index"] for mistake in mistakes] == [2, 4, 6, 7, 8]
+    assert mistakes[1] == {
+        "index": 4,
+        "label": 1,
+        "predicted": 0,
+        "probability": pytest.approx(confidence),
+    }
+    calibration = report["calibration"]
+    assert sum(calibration["count"]) == calibration["count"][-1] == 9
+    assert calibration["accuracy"] == [None] * 14 + [pytest.approx(4 / 9)]
+    assert calibration["confidence"][-1] == pytest.approx(confidence)
+
+
+def test_most_confident_mistakes_come_first():
+    logits = np.array([[2.0, 0], [9, 0], [5, 0], [0, 1]])
+    mistakes = make_report(logits, np.array([1, 0, 1, 1]), ["a", "b"])["mistakes"]
+    assert [mistake["index"] for mistake in mistakes] == [2, 0]
 
 
 def test_intervals_and_calibration():
@@ -54,9 +73,9 @@ def test_report_as_text(tmp_path):
     text = (tmp_path / "r.txt").read_text()
     for message in (
         "accuracy        44.44 % (95 % interval 18.88 to 73.33)",
-        "Classes at 100 %: c.",
-        "Classes at 0 %: d, e, f.",
-        "Most often taken for another: a as b (1 of 3); b as a (1 of 2); d as a (1 of 1)",
+        "Classes with recall 100 %: c.",
+        "Classes with recall 0 %: d, e, f.",
+        "No class is taken for the same other class more than once.",
         "Best validation accuracy: 60.00 % at epoch 9",
         "the first evaluation (epoch 1) it was 10.00 %",
         "No better validation accuracy during epochs 3 to 8.",
@@ -64,8 +83,15 @@ def test_report_as_text(tmp_path):
     ):
         assert message in text
     assert [line.split() for line in text.splitlines() if line.startswith("g ")] == [
-        ["g", "-", "-", "-", "-", "0"]
+        ["g", "-", "-", "-", "0"]
     ]
+
+
+def test_one_image_does_not_make_classes_confused(tmp_path):
+    report = make_report(np.eye(3)[[1, 1, 0, 0]], np.array([0, 0, 0, 2]), ["a", "b", "c"])
+    write_test_report(tmp_path / "r.txt", "demo", report, [])
+    text = (tmp_path / "r.txt").read_text()
+    assert "Most often confused: a as b (2 of 3).\n" in text and "c as a" not in text
 
 
 def test_plateaus():

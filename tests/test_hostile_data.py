@@ -386,8 +386,6 @@ def test_random_damage_of_an_archive_is_an_error_or_harmless(tmp_path, make):
 # Display
 
 
-@pytest.mark.filterwarnings("ignore:Glyph .* missing from")  # drawn as a box
-@pytest.mark.filterwarnings("ignore:Matplotlib currently does not support Arabic")
 def test_names_are_displayed_unchanged(tmp_path):
     names = [*NAMES, "a$b$c", "</td><img src=x>", "\\", "$x^2$"]
     report = make_report(np.eye(len(names)), np.arange(len(names)), names)
@@ -401,7 +399,6 @@ def test_names_are_displayed_unchanged(tmp_path):
         assert max(image.size) < 5000
 
 
-@pytest.mark.filterwarnings("ignore:Glyph .* missing from")
 def test_commands_handle_malicious_images(tmp_path, capsys):
     run = str(save_weights(tmp_path / "weights", model__depth=1))
     images = tmp_path / "images"

@@ -1,12 +1,14 @@
 """JPEG compression of small images is reported with quality and subsampling."""
 
 import io
+import json
 
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_datasets import settings
 
+import vit_jax
 from vit_jax.data import load_data
 from vit_jax.data.jpeg import describe_compression
 from vit_jax.runtime import sharding
@@ -73,3 +75,20 @@ def test_damaged_files_are_ignored():
     files = [encoded(format="JPEG")] * 4 + [b"", b"\xff\xd8\xff", encoded(format="JPEG")[:300]]
     assert "quality 75" in describe_compression(files)
     assert describe_compression(files[3:]) is None and describe_compression([]) is None
+
+
+def test_the_note_is_in_the_report(tmp_path):
+    """One step of training on small JPEG files, which the report describes once."""
+    make_folder(tmp_path / "images", format="JPEG", quality=75)
+    data = {"name": "folder", "dir": str(tmp_path / "images"), "val_size": 2, "test_size": 2}
+    data |= {"image_size": 32, "channels": 3, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    small = {"model.hidden_size": 16, "model.mlp_dim": 32, "model.depth": 1}
+    train = {"train.epochs": 1, "train.batch_size": 16, "optim.warmup_epochs": 0.0}
+    train |= {"log.explain_images": 0}
+    overrides = {f"data.{key}": value for key, value in data.items()} | small | train
+    config = vit_jax.load_config("configs/digits_patch.py", overrides, variant="patch_4")
+    results = vit_jax.train(config, workdir=tmp_path / "runs")
+    record = json.loads((tmp_path / "runs/patch_4/seed_0/config.json").read_text())
+    (note,) = record["notes"]
+    assert "JPEG of about quality 75" in note
+    assert (results.workdir / "report.html").read_text().count("JPEG of about quality 75") == 1

@@ -1,13 +1,14 @@
-"""report.html: complete, self-contained, well-formed, and valid if some results are missing."""
+"""report.html: complete, self-contained, well-formed, also where files are missing."""
 
 import html.parser
+import json
 import pathlib
 import re
 import shutil
 
 import pytest
 from markupsafe import escape
-from tiny_sweep import NASTY, make_sweep, summary, write_sweep
+from tiny_sweep import NASTY, make_sweep, summary, write_explanation, write_sweep
 
 from vit_jax.report import Sweep, write_report
 from vit_jax.training.sweep import make_row
@@ -16,7 +17,7 @@ VOID = {"meta", "link", "img", "br", "hr"}
 
 
 class Page(html.parser.HTMLParser):
-    """Parse a page; raises AssertionError if its elements are not nested."""
+    """The elements of a page; raises AssertionError where they are not nested."""
 
     def __init__(self, text):
         super().__init__()
@@ -43,12 +44,12 @@ class Page(html.parser.HTMLParser):
         if self.open and self.open[-1] == "style":
             return
         self.words.append(data)
-        if self.open and self.open[-1] in ("th", "td"):
+        if {"th", "td"} & set(self.open[-2:]):  # in a link too
             self.tables[-1][-1][-1] += data.replace("\xa0", " ")
 
     @property
     def text(self):
-        return " ".join(" ".join(self.words).split())
+        return " ".join(" ".join(self.words).split())  # also at no-break spaces
 
     def all(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]
@@ -79,23 +80,62 @@ def test_table_equals_that_of_results_md(workdir, page):
         "patch_2.of-a-variant-with-quite-a-long-name",  # best first
         "patch_4",
     ]
-    assert table[2][1] == "1,234, 12 trained" and table[1][4] == "85.00 ± 7.07"
+    assert table[2][4] == "1,234, 12 trained" and table[1][1] == "85.00 ± 7.07"
 
 
-def test_best_run_is_described(page):
+def test_best_variant_is_the_headline(page):
     for words in (
-        "Best run: patch_2.of-a-variant-with-quite-a-long-name, seed 0",
-        "80.00 %",  # the first of its seeds, which have equal validation accuracy
-        "95 % interval",
-        "Chosen of the variants and seeds by validation accuracy.",
-        "Best epoch 2 of 3",
+        "Best variant: patch_2.of-a-variant-with-quite-a-long-name",
+        "Test accuracy 85.00 ± 7.07 % mean ± standard deviation over seeds 0, 1",
+        "Chosen from 2 variants by validation accuracy.",
+        "Test report of patch_2.of-a-variant-with-quite-a-long-name, seed 0",
         "looks at",
         "On 64 test images of 16 patches",
-        "Most often taken for another: dog as cat (1 of 3)",
+        "No class is taken for the same other class more than once.",
         "Best validation accuracy: 66.67 % at epoch 3",
     ):
         assert words in page.text
-    assert ["dog", "100.00", "66.67", "80.00", "66.67", "3"] in page.tables[3]
+    assert ["dog", "100.00", "66.67", "80.00", "3"] in page.tables[4]
+
+
+def test_every_run_has_a_row_and_a_link(page):
+    name = "patch_2.of-a-variant-with-quite-a-long-name"
+    assert page.tables[2][0] == ["run", "test", "val", "train", "epoch", "minutes"]
+    assert [row[:2] for row in page.tables[2][1:]] == [
+        [f"{name}, seed 0", "80.00"],
+        [f"{name}, seed 1", "90.00"],
+        ["patch_4, seed 0", "70.00"],
+        ["patch_4, seed 1", "75.00"],
+    ]
+    links = [attributes["href"] for attributes in page.all("a")]
+    assert links[1:3] == [f"./{name}/seed_1/", "./patch_4/seed_0/"]
+
+
+def test_mistakes_and_calibration_are_shown(page):
+    assert "Most confident mistakes" in page.text and "dog → cat 99 %" in page.text
+    alts = [image["alt"] for image in page.all("img")]
+    assert "test image of dog" in alts
+    assert any(alt.startswith("Reliability diagram") for alt in alts)
+    assert "expected calibration error" in page.text
+
+
+def test_explained_variant_has_enough_patches(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "sweep")
+    sweep = make_sweep(tmp_path / "sweep")[0]
+    best, other = (row["variant"] for row in sweep.ranking)
+    assert sweep.explained == sweep.chosen == best  # of unknown models, the best
+    for variant, size in ((best, 4), (other, 2)):  # 4 and 16 patches
+        for path in (tmp_path / "sweep" / variant).glob("*/config.json"):
+            record = json.loads(path.read_text())
+            model = {"model.name": "vit", "data.image_size": 8, "model.patch_size": size}
+            path.write_text(json.dumps(record | {"config": record["config"] | model}))
+    sweep = make_sweep(tmp_path / "sweep")[0]
+    assert (sweep.chosen, sweep.explained) == (best, other)
+    write_explanation(sweep.explanation)
+    write_report(sweep)
+    page = Page((tmp_path / "sweep" / "report.html").read_text())
+    assert f"What {other}, seed 1, looks at" in page.text
+    assert f"The best variant, {best}, has only 4 patches; {other} has 16." in page.text
 
 
 def test_best_run_is_not_chosen_on_the_test_set():
@@ -106,7 +146,7 @@ def test_best_run_is_not_chosen_on_the_test_set():
     assert sweep.best_folder == pathlib.Path("runs", last["variant"], "seed_1")
 
 
-def test_report_says_how_to_reproduce_it(page):
+def test_page_says_how_to_reproduce_it(page):
     for words in (
         "python -m vit_jax.main --config=configs/demo.py",
         "'--workdir=my runs'",
@@ -116,6 +156,7 @@ def test_report_says_how_to_reproduce_it(page):
         "2.0 minutes",
         "seeds 0, 1",
         "1,000 training",
+        "The images are stored as JPEG.",
     ):
         assert words in page.text
     differing = next(table for table in page.tables[1:] if table[0][0] == "variant")
@@ -124,7 +165,9 @@ def test_report_says_how_to_reproduce_it(page):
 
 
 def test_nothing_is_fetched(workdir, page):
-    for tag, attributes in page.elements:
+    links = page.all("a")  # followed by a click only
+    assert links and all(link["href"].startswith("./") for link in links)
+    for tag, attributes in ((tag, found) for tag, found in page.elements if tag != "a"):
         for name in ("src", "href", "srcset", "data", "action", "poster", "background"):
             assert attributes.get(name, "data:").startswith(("data:", "#")), (tag, name)
     style = (workdir / "report.html").read_text().split("<style>")[1].split("</style>")[0]
@@ -146,7 +189,8 @@ def test_page_is_accessible(page):
     assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
     assert page.all("html") == [{"lang": "en"}]
     images = page.all("img")
-    assert len(images) == 6  # bars, accuracy, loss, confusion, heat maps, scores
+    # accuracies, accuracy, loss, confusion, mistake, reliability, light and dark heat maps, scores
+    assert len(images) == 9
     assert all(image["alt"] and image["src"].startswith("data:image/png") for image in images)
 
 
@@ -167,10 +211,11 @@ def test_some_results_may_be_missing(workdir, tmp_path, missing):
         path.rename(path.with_name("elsewhere"))
     write_report(make_sweep(folder)[0])
     page = Page((folder / "report.html").read_text())
-    assert len(page.tables[0]) == 3 and "Best run" in page.text
-    curves, confusion = missing != "metrics.jsonl", missing not in ("test_report.json", "figures")
-    explanation = 2 * (missing != "figures")
-    assert len(page.all("img")) == 1 + 2 * curves + confusion + explanation
+    assert len(page.tables[0]) == 3 and "Best variant" in page.text
+    curves, report = missing != "metrics.jsonl", missing not in ("test_report.json", "figures")
+    figures = 2 * (missing not in ("test_report.json", "figures"))  # confusion, reliability
+    explanation = 3 * (missing != "figures")
+    assert len(page.all("img")) == 1 + 2 * curves + report + figures + explanation
     assert ("Settings" in page.text) == (missing != "config.json")
 
 
@@ -179,7 +224,8 @@ def test_a_single_run(tmp_path):
     results = {"experiment": "demo", "rows": [make_row("base", {}, groups["base"])]}
     write_report(Sweep(tmp_path, results, groups, {}, "last"))
     page = Page((tmp_path / "report.html").read_text())
-    assert page.tables[0][1] == ["base", "1,234", "99.00", "90.00", "80.00", ""]
-    assert "not trained" in page.text and "images/s" not in page.text.split("Results")[0]
+    assert page.tables[0][1] == ["base", "80.00", "90.00", "99.00", "1,234", ""]
+    assert page.tables[1][1] == ["base, seed 0", "80.00", "90.00", "99.00", "-", "0.5"]
+    assert "images/s" not in page.text.split("Results")[0]
     assert not page.all("img") and "main --config" not in page.text
     assert "±" not in page.text

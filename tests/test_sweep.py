@@ -39,8 +39,8 @@ def test_table():
         make_row("b", {}, [summary(0, 0.8), summary(1, 0.9)]),
     ]
     lines = results_table(rows).splitlines()
-    assert lines[2] == "| a | 1,234 | 99.00 | 90.00 | 100.00 | 100 |"
-    assert lines[3] == "| b | 1,234 | 99.00 ± 0.00 | 90.00 ± 0.00 | 85.00 ± 7.07 | 100 |"
+    assert lines[2] == "| a | 100.00 | 90.00 | 99.00 | 1,234 | 100 |"
+    assert lines[3] == "| b | 85.00 ± 7.07 | 90.00 ± 0.00 | 99.00 ± 0.00 | 1,234 | 100 |"
 
 
 def test_differences_within_the_std_are_marked():

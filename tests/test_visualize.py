@@ -55,7 +55,7 @@ def image_files(tmp_path_factory):
 
 
 def drawn(folder):
-    """List the figures in a folder, each of which must have a minimum size."""
+    """List the figures in a folder; each must have a plausible size and contrast."""
     found = set()
     for path in folder.rglob("*.png"):
         with Image.open(path) as image:

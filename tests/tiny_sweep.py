@@ -41,7 +41,7 @@ def write_metrics(folder):
 
 
 def write_run(folder, classes, settings):
-    """Write all outputs of a run except checkpoints and events."""
+    """Write the outputs of a run except checkpoints and events."""
     folder.mkdir(parents=True)
     write_metrics(folder)
     record = {
@@ -49,20 +49,23 @@ def write_run(folder, classes, settings):
         "data": {"classes": classes, "examples": {"train": 1000, "val": 10, "test": 8}},
         "versions": {"python": "3.11.0", "jax": "9.9.9"},
         "git_commit": "0123abcd",
+        "notes": ["The images are stored as JPEG."],
     }
     (folder / "config.json").write_text(json.dumps(record))
     labels = np.arange(8) % len(classes)
-    predicted = np.where(np.arange(8) == 1, 0, labels)  # one dog is classified as a cat
+    predicted = np.where(np.arange(8) == 1, 0, labels)  # one dog is predicted as a cat
     report = make_report(5.0 * np.eye(len(classes))[predicted], labels, classes)
     (folder / "test_report.json").write_text(json.dumps(report))
     (folder / "summary.json").write_text("{}")
     write_figures(folder)
+    (folder / "figures" / "mistakes").mkdir()
+    Image.new("L", (8, 8)).save(folder / "figures" / "mistakes" / "00.png")
 
 
 def write_explanation(folder):
-    """Write the explanation of the best run: two wide figures and the scores."""
+    """Write the explanation of the best run: wide images and the scores."""
     folder.mkdir(parents=True)
-    for name in ("attention_rollout.png", "scores.png"):
+    for name in ("attention_rollout.png", "attention_rollout_dark.png", "scores.png"):
         Image.new("RGB", (1500, 600), "white").save(folder / name)
     one = {"curve": [0.9, 0.1], "auc": 0.5, "auc_std": 0.2, "gain": 0.125, "gain_std": 0.0625}
     found = {"deletion": one | {"better": 0.75}, "insertion": one | {"better": 0.5}}
@@ -89,7 +92,7 @@ def make_sweep(workdir):
 
 
 def write_sweep(workdir, classes=("cat", "dog", NASTY)):
-    """Write the folder of a sweep; return the path of report.html."""
+    """Write the folder of a sweep and return report.html."""
     sweep, overrides = make_sweep(workdir)
     for name, group in sweep.summaries.items():
         for one in group:

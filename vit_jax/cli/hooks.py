@@ -43,25 +43,45 @@ class ReportHooks(Hooks):
         from vit_jax.report import write_figures
 
         self._viewers.pop(folder, None)
-        scores.remove(folder / "figures" / "explanation")  # of an earlier stage of the run
+        for name in ("explanation", "mistakes"):  # of an earlier stage of the run
+            scores.remove(folder / "figures" / name)
         write_figures(folder)
 
     def on_sweep_end(self, workdir, results, summaries, published, configs, arguments):
-        """Write table, charts and report.html; explain the best run; print the table."""
+        """Write table, charts and report.html; explain the best runs; print the table."""
         from vit_jax.report import Sweep, write_report
 
         select = next(iter(configs.values())).train.select
         sweep = Sweep(workdir, results, summaries, published, select, arguments)
-        explained = read_json(sweep.explanation / "scores.json").get("asked", 0)
-        table, config = write_report(sweep), configs[sweep.chosen]
-        count = config.log.explain_images
-        if config.model.name == "vit" and count != explained:
-            from vit_jax.explanation import figures
-
-            try:
-                figures.explain_run(sweep.best_folder, config.data, count, sweep.explanation)
-            except UserError as error:  # such as data that are no longer there
-                print(f"the best run is not explained: {error}", flush=True)
-            else:
-                write_report(sweep)
+        table = write_report(sweep)
+        drawn = [_attempt(_draw_mistakes, sweep, configs), _attempt(_explain, sweep, configs)]
+        if any(drawn):
+            write_report(sweep)
         print(f"\n{table}\n\n{workdir / 'results.md'}\n{workdir / 'report.html'}", flush=True)
+
+
+def _attempt(draw, *arguments):
+    """Draw figures of test images, if they can be read; return whether any is new."""
+    try:
+        return draw(*arguments)
+    except UserError as error:  # such as data that are no longer there
+        print(f"the best run is not explained: {error}", flush=True)
+        return False
+
+
+def _draw_mistakes(sweep, configs):
+    from vit_jax.explanation import figures
+
+    return figures.save_mistakes(sweep.best_folder, configs[sweep.chosen].data)
+
+
+def _explain(sweep, configs):
+    """Draw and score explanations of the best ViT, if their number of images is another one."""
+    config, count = configs[sweep.explained], configs[sweep.explained].log.explain_images
+    before = read_json(sweep.explanation / "scores.json").get("asked", 0)
+    if config.model.name != "vit" or count == before:
+        return False
+    from vit_jax.explanation import figures
+
+    figures.explain_run(sweep.explained_folder, config.data, count, sweep.explanation)
+    return True

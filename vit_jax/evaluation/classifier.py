@@ -303,6 +303,14 @@ class Classifier:
         order = np.random.default_rng(data.split_seed).permutation(len(splits.test.labels))
         return _decode(splits, order[:count], data)
 
+    def test_images(self, indices: Sequence[int], data=None) -> tuple[np.ndarray, list[str]]:
+        """Load test images by their index; the result and `data` are those of `random_images`."""
+        data = data or self.config.data
+        splits = make_splits(open_source(data), data)
+        if any(index >= len(splits.test.labels) for index in indices):
+            raise UserError(f"there are only {len(splits.test.labels)} test images")
+        return _decode(splits, np.asarray(indices), data)
+
 
 def _decode(splits, chosen, data):
     images, labels = splits.test.take(chosen).decode_all(data.num_threads)

@@ -89,9 +89,11 @@ def make_report(logits: np.ndarray, labels: np.ndarray, class_names: list[str]) 
     Returns:
       {"count", "accuracy", "accuracy_interval", "top5_accuracy", "top5_interval" (where c > 5),
       "expected_calibration_error", "macro_f1", "classes": {name: {"precision", "recall", "f1",
-      "accuracy", "support"}}, "confusion": c x c counts, rows are the true classes}. Intervals are
-      Wilson's at 95 %. The accuracy of a class is its recall. Undefined values, such as the
-      precision of a class that is never predicted, are 0; those of classes without images are None.
+      "accuracy", "support"}}, "confusion": c x c counts, rows are the true classes, "calibration":
+      `calibration_bins`, "mistakes": [{"index", "label", "predicted", "probability"}] of the at
+      most 12 most confident mistakes}. Intervals are Wilson's at 95 %. The accuracy of a class is
+      its recall. Undefined values, such as the precision of a class that is never predicted, are 0;
+      those of classes without images are None.
     """
     from sklearn import metrics  # takes a second to import
 
@@ -115,12 +117,27 @@ def make_report(logits: np.ndarray, labels: np.ndarray, class_names: list[str]) 
         values = {"precision": precision[i], "recall": recall[i], "f1": f1[i]}
         values = {k: float(v) if support[i] else None for k, v in values.items()}
         classes[name] = values | {"accuracy": values["recall"], "support": int(support[i])}
+    probabilities = softmax(logits)
     return report | {
-        "expected_calibration_error": calibration_error(softmax(logits), labels),
+        "expected_calibration_error": calibration_error(probabilities, labels),
         "macro_f1": float(f1[support > 0].mean()),
         "classes": classes,
         "confusion": metrics.confusion_matrix(labels, predicted, labels=numbers).tolist(),
+        "calibration": calibration_bins(probabilities, labels),
+        "mistakes": _confident_mistakes(probabilities, labels, 12),
     }
+
+
+def _confident_mistakes(probabilities, labels, count):
+    confidence, predicted = probabilities.max(1), probabilities.argmax(1)
+    wrong = np.flatnonzero(predicted != labels)
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:count]
+    columns = (wrong, labels[wrong], predicted[wrong], confidence[wrong])
+    keys = ("index", "label", "predicted", "probability")
+    return [
+        dict(zip(keys, row, strict=True))
+        for row in zip(*(c.tolist() for c in columns), strict=True)
+    ]
 
 
 def wilson_interval(successes: int, count: int) -> tuple[float, float]:
@@ -138,12 +155,31 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum(1, keepdims=True)
 
 
+def calibration_bins(
+    probabilities: np.ndarray, labels: np.ndarray, bins: int = 15
+) -> dict[str, list]:
+    """Average confidence and accuracy in bins of equal width of the confidence.
+
+    Returns:
+      {"count", "confidence", "accuracy": [bins]}; the means of an empty bin are None.
+    """
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    counts = np.bincount(index, minlength=bins)
+    report: dict[str, list] = {"count": counts.tolist()}
+    for name, values in (("confidence", confidence), ("accuracy", correct)):
+        sums = np.bincount(index, values, bins)
+        report[name] = [
+            float(total / n) if n else None for total, n in zip(sums, counts, strict=True)
+        ]
+    return report
+
+
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
     """Compute the expected calibration error (Guo et al. 2017, arXiv:1706.04599, equation 5).
 
     The mean gap between confidence and accuracy over `bins` bins of equal width.
     """
-    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
-    index = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(index, confidence - correct, bins)  # count * (confidence - accuracy)
-    return float(np.abs(gaps).sum() / len(labels))
+    found = calibration_bins(probabilities, labels, bins)
+    gaps = [n * abs(c - a) for n, c, a in zip(*found.values(), strict=True) if n]
+    return float(sum(gaps) / len(labels))

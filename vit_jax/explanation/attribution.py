@@ -2,7 +2,7 @@
 
 Arguments that the functions share:
   attention: layers, first to last, of weights [b, h, n, n] whose rows are queries.
-  gradients: of a logit with respect to each of these weights, of the same shapes.
+  gradients: of a logit with respect to each attention weight, of the same shapes.
   grid: rows and columns of patches.
   has_cls: whether token 0 is the class token. n must be the number of tokens, else ValueError.
 """
@@ -34,8 +34,8 @@ def rollout(
       fusion: "mean", "max" or "min" over the heads.
       discard: fraction, in [0, 1), of a layer's weights that are set to 0 before I is added: of
         each image's fused map the lowest floor(discard * k), of the k entries outside the class
-        token's column, so that every row still says how much comes from no patch. Of entries that
-        are equal at the border, all stay.
+        token's column, so that every row keeps the fraction that comes from no patch. Entries that
+        tie at the threshold are kept.
 
     Raises:
       ValueError: an unknown fusion, or `discard` outside of its range.
@@ -203,6 +203,17 @@ def filter_images(kernel: jax.Array) -> jax.Array:
     return 0.5 + 0.5 * filters / jnp.where(largest > 0, largest, 1.0)
 
 
+def smoothness(kernel: jax.Array) -> float:
+    """Correlate neighbouring weights of filters [h, w, c, d]: near 0 for noise, 1 if constant.
+
+    nan without neighbours, which are weights next to each other in a row or column.
+    """
+    kernel = jnp.asarray(kernel, jnp.float32)
+    pairs = [(kernel[1:], kernel[:-1]), (kernel[:, 1:], kernel[:, :-1])]
+    one, other = (jnp.concatenate([a.ravel() for a in side]) for side in zip(*pairs, strict=True))
+    return float(one @ other / jnp.sqrt((one @ one) * (other @ other)))
+
+
 def deletion_insertion(
     logits_fn: Callable[[jax.Array], jax.Array],
     images: jax.Array,
@@ -212,14 +223,14 @@ def deletion_insertion(
 ) -> dict[str, jax.Array]:
     """Score a relevance map by deletion and insertion (Petsiuk et al. 2018, arXiv:1806.07421).
 
-    Deletion replaces the most relevant parts of an image by the baseline, ever more of them;
-    insertion puts them on the baseline. If the map is faithful, the probability of the predicted
-    class soon falls with deletion, and soon rises with insertion.
+    Deletion replaces the parts of an image by the baseline, the most relevant first; insertion
+    adds them to the baseline in that order. If the map is faithful, the probability of the
+    predicted class falls early with deletion and rises early with insertion.
 
     Args:
       logits_fn: maps images [b, height, width, channels] to logits [b, num_classes]; compiled once.
         Within `jit`, pass the parameters that it uses as arguments.
-      images: as it takes them, normalised.
+      images: normalised, as `logits_fn` takes them.
       relevance: [b, rows, columns] of equal parts of the image, up to single pixels. Of equal
         entries the first, in reading order, counts as the most relevant.
       baseline: uninformative pixels, such as the mean colour, which broadcast to the images' shape.

@@ -21,11 +21,11 @@ from vit_jax.explanation import attribution, scores
 from vit_jax.explanation.model import Model, token_layout
 from vit_jax.plots.results import short
 from vit_jax.runtime.errors import UserError
-from vit_jax.runtime.files import write_atomically
+from vit_jax.runtime.files import naming_file, read_json, write_atomically
 
 
 class Viewer:
-    """The insides of a model, however often its weights change, by one compiled program."""
+    """Compute a model's intermediates with one compiled program, for any weights."""
 
     def __init__(self, name: str, config: Config, model: Any, class_names: Sequence[str]):
         self.name, self.config, self.class_names = name, config, class_names
@@ -46,34 +46,34 @@ class Viewer:
         return cls(model.name, model.config, model.make_model(), model.class_names)
 
     def see(self, variables: dict, images: np.ndarray, names: Sequence[str]) -> "Seen":
-        """Apply the model to images as stored, uint8 [b, side, side, c], and their names."""
+        """Apply the model to named images as stored, uint8 [b, side, side, c]."""
         logits, inside, gradients = jax.device_get(self._look(variables, images))
         predictions = [
             f"→ {short(self.class_names[int(row.argmax())])} {100 * row.max():.0f} %"
             for row in softmax(logits)
         ]
         data, params = self.config.data, variables["params"]
-        pictures = np.asarray(center_crop(jnp.asarray(images), data.image_size, data.eval_crop))
-        return Seen(self, params, pictures, list(names), predictions, inside, gradients)
+        images = np.asarray(center_crop(jnp.asarray(images), data.image_size, data.eval_crop))
+        return Seen(self, params, images, list(names), predictions, inside, gradients)
 
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """Images, and the insides of a model for them.
+    """Images, and a model's intermediates for them.
 
     Attributes:
       viewer: of the model.
       params: of the model.
-      pictures: uint8 [b, size, size, channels], as the model sees them.
-      names: of each image: its class, or its file.
-      predictions: of each image: the predicted class with its probability.
-      inside: the intermediates of the model's call with `capture`.
+      images: uint8 [b, size, size, channels], as the model sees them.
+      names: class or file name of each image.
+      predictions: predicted class of each image, with its probability.
+      inside: intermediates of the model, called with `capture`.
       gradients: of the predicted class's logit, as "attention" in `inside`; [] without attention.
     """
 
     viewer: Viewer
     params: dict
-    pictures: np.ndarray
+    images: np.ndarray
     names: list[str]
     predictions: list[str]
     inside: dict
@@ -91,8 +91,8 @@ class Seen:
 
     @property
     def what(self) -> str:
-        """Description of the maps of a layer, for titles."""
-        mean = "attention that a patch gets, mean over all patches"
+        """Description of a block's maps, for titles."""
+        mean = "attention to each patch, mean over all patches"
         text = "attention of the class token" if self.viewer.has_cls else mean
         return text + ", negative differences as 0" * ("softmax_maps" in self.inside)
 
@@ -105,40 +105,41 @@ class Seen:
     ) -> None:
         """Draw maps [b, columns, rows of patches, columns of patches] over every image."""
         title = f"{self.viewer.name}: {title}"
-        plots.save_heat_maps(path, title, self.pictures, self.titles, maps, columns)
+        plots.save_heat_maps(path, title, self.images, self.titles, maps, columns)
 
 
-def _draw_rollout(seen, folder):
+def _draw_rollout(seen, folder, file="attention_rollout.png"):
     """Draw attention rollout and gradient rollout of every image."""
     attention, viewer, columns = seen.inside["attention"], seen.viewer, []
     names = ["rollout", "gradient rollout"]
     for name in names:
         maps = attribution.explanation(name, attention, seen.gradients, viewer.grid, viewer.has_cls)
         columns.append(maps / np.maximum(maps.max((-2, -1), keepdims=True), 1e-12))
-    title = "attention rollout, each map by its maximum"
-    seen.save_heat_maps(folder / "attention_rollout.png", title, np.stack(columns, 1), names)
+    title = "attention rollout, each map divided by its maximum"
+    seen.save_heat_maps(folder / file, title, np.stack(columns, 1), names)
 
 
 def _draw_last_layer(seen, folder):
-    """Draw every head of the last layer, and their average; of differential attention its maps."""
+    """Draw the heads of the last block and their mean; for differential attention both maps."""
     last = seen.attention[-1]  # [b, h, n, n]
     average = last.mean(1, keepdims=True)
     maps = seen.relevance(np.concatenate([average, last], 1))
-    names = ["average", *(f"head {i}" for i in range(last.shape[1]))]
-    seen.save_heat_maps(folder / "last_layer.png", f"last layer, {seen.what}", maps, names)
+    names = ["mean", *(f"head {i + 1}" for i in range(last.shape[1]))]
+    block = f"block {len(seen.attention)}, the last"
+    seen.save_heat_maps(folder / "last_layer.png", f"{block}: {seen.what}", maps, names)
     if "softmax_maps" in seen.inside:
         pairs = seen.inside["softmax_maps"][-1].mean(1)  # [b, 2, n, n]
         maps = seen.relevance(np.concatenate([pairs, average], 1))
         names = ["first softmax", "second softmax", "difference"]
-        title = "last layer, average over heads, negative differences as 0"
+        title = f"{block}: mean over heads, negative differences as 0"
         seen.save_heat_maps(folder / "differential_maps.png", title, maps, names)
 
 
 def _draw_all_layers(seen, folder):
-    """Draw the heads' average of every layer, and the distances that the heads attend over."""
-    maps = np.stack([a.mean(1) for a in seen.attention], 1)  # [b, layers, n, n]
-    names = [f"layer {i}" for i in range(maps.shape[1])]
-    title = f"every layer, average over heads, {seen.what}"
+    """Draw the mean over heads of every block, and the mean attention distances."""
+    maps = np.stack([a.mean(1) for a in seen.attention], 1)  # [b, blocks, n, n]
+    names = [f"block {i + 1}" for i in range(maps.shape[1])]
+    title = f"every block, mean over heads: {seen.what}"
     seen.save_heat_maps(folder / "all_layers.png", title, seen.relevance(maps), names)
     viewer = seen.viewer
     distances = attribution.mean_attention_distance(
@@ -149,7 +150,7 @@ def _draw_all_layers(seen, folder):
 
 
 def _draw_positions(seen, folder):
-    """Draw the similarity of learned position embeddings."""
+    """Draw the cosine similarities of learned position embeddings."""
     positions, viewer = seen.params["Transformer"]["posembed_input"], seen.viewer
     if "pos_embedding" in positions:
         table, has_cls = positions["pos_embedding"][0], viewer.has_cls
@@ -168,21 +169,31 @@ def _draw_kernels(seen, folder):
         kernel = jnp.reshape(seen.params["embedding"]["kernel"], (size, size, channels, -1))
         count = min(28, kernel.shape[-1], size * size * channels)
         images = attribution.patch_filters(kernel, count)
-        name = "principal components of the patches"
+        name = "principal components of the patch embedding"
     else:
-        images = attribution.filter_images(seen.params["conv1"]["kernel"])[:64]
+        kernel = seen.params["conv1"]["kernel"]
+        images = attribution.filter_images(kernel)[:64]
         name = "kernels of the first convolution"
-    title = f"{seen.viewer.name}: {name}"
+    title = f"{seen.viewer.name}: {name}{_describe_noise(attribution.smoothness(kernel))}"
     plots.save_filters(folder / "first_layer.png", title, np.asarray(images))
 
 
+def _describe_noise(correlation):
+    """Describe `attribution.smoothness` for a title; "" if it is nan."""
+    if np.isnan(correlation):
+        return ""
+    noise = "Mostly noise: neighbouring weights are hardly correlated"
+    text = noise if correlation < 0.2 else "Neighbouring weights are correlated"
+    return f". {text} (r\u00a0=\u00a0{correlation:.2f})"
+
+
 def _draw_feature_maps(seen, folder):
-    """Draw the channels that vary most, of the stem or embedding and of some layers, per image."""
+    """Draw the channels that vary most, of the stem or embedding and of some blocks."""
     maps, viewer = {}, seen.viewer
     if viewer.config.model.name == "vit":
         for i, tokens in enumerate(seen.inside["tokens"]):
             patches = tokens[:, int(viewer.has_cls) :].reshape(len(tokens), *viewer.grid, -1)
-            maps[f"block {i - 1}" if i else "embedding"] = patches
+            maps[f"block {i}" if i else "embedding"] = patches
     else:
         maps = seen.inside["feature_maps"]
         maps = {"stem": maps["stem"]} | maps  # jit has sorted the names
@@ -191,7 +202,7 @@ def _draw_feature_maps(seen, folder):
     for i, title in enumerate(seen.titles):
         layers = {names[j]: np.asarray(maps[names[j]][i], np.float32) for j in chosen}
         heading = f"{viewer.name}: {title}".replace("\n", " ")
-        plots.save_feature_maps(folder / f"{i:02d}.png", heading, seen.pictures[i], layers)
+        plots.save_feature_maps(folder / f"{i:02d}.png", heading, seen.images[i], layers)
 
 
 DRAW: dict[str, Callable[[Seen, pathlib.Path], None]] = {
@@ -213,7 +224,7 @@ def kinds_of(config: Config) -> list[str]:
 
 
 def draw_figures(seen: Seen, kinds: Sequence[str], folder: pathlib.Path) -> list[pathlib.Path]:
-    """Draw figures into a folder for each of `kinds`, keys of DRAW, and return those folders."""
+    """Draw each of `kinds`, keys of DRAW, into a subfolder, and return the subfolders."""
     made = [folder / kind for kind in kinds]
     for path in made:
         path.mkdir(parents=True, exist_ok=True)
@@ -246,8 +257,44 @@ def explain_run(run: pathlib.Path, data, count: int, folder: pathlib.Path) -> No
     model = Model(run)
     images, names = model.random_images(count, data)
     folder.mkdir(parents=True, exist_ok=True)
-    _draw_rollout(Viewer.of(model).see(model.variables, images[:6], names[:6]), folder)
+    seen = Viewer.of(model).see(model.variables, images[:6], names[:6])
+    _draw_rollout(seen, folder)
+    with plots.dark_ground():
+        _draw_rollout(seen, folder, "attention_rollout_dark.png")
     draw_scores(model, images, folder, count)
+
+
+def save_mistakes(run: pathlib.Path, data) -> bool:
+    """Write the images of a run's most confident mistakes; return whether any was missing.
+
+    They are figures/mistakes/00.png, ... in the order of "mistakes" in test_report.json, at most
+    128 pixels wide.
+
+    Args:
+      run: its folder.
+      data: `config.data`, which says where the test images are now.
+
+    Raises:
+      UserError: the test images are not there, or not those of the run.
+    """
+    report, folder = read_json(run / "test_report.json"), run / "figures" / "mistakes"
+    mistakes = report.get("mistakes", [])  # missing in reports of earlier versions
+    paths = [folder / f"{i:02d}.png" for i in range(len(mistakes))]
+    if all(path.exists() for path in paths):
+        return False
+    images, names = Model(run).test_images([mistake["index"] for mistake in mistakes], data)
+    if names != [list(report["classes"])[mistake["label"]] for mistake in mistakes]:
+        raise UserError(f"the test images are not those of {run}")
+    images = np.asarray(center_crop(jnp.asarray(images), data.image_size, data.eval_crop))
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, image in zip(paths, images, strict=True):
+        small = Image.fromarray(image.squeeze())
+        small.thumbnail((128, 128))
+        part = path.with_suffix(".part")  # a kill must not leave half an image
+        with naming_file(path):
+            small.save(part, "png")
+        part.replace(path)
+    return True
 
 
 def draw_scores(
@@ -255,7 +302,7 @@ def draw_scores(
 ) -> pathlib.Path:
     """Score explanations of stored images; draw curves, write scores.json, return the folder.
 
-    `asked` is the wanted number of images; 0: those given.
+    `asked` is the requested number of images; 0: as many as given.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = scores.score(model, images) | {"asked": asked or len(images)}
@@ -265,7 +312,7 @@ def draw_scores(
 
 
 def draw_comparison(models_seen: Sequence[Seen], folder: pathlib.Path) -> None:
-    """Draw, for every image, the attention of every layer of several models; raises UserError."""
+    """Draw the attention of every block of several models, image by image; raises UserError."""
     for seen in models_seen:
         if not seen.attention:
             raise UserError(f"{seen.viewer.name} has no attention to compare")
@@ -274,8 +321,8 @@ def draw_comparison(models_seen: Sequence[Seen], folder: pathlib.Path) -> None:
     for i, name in enumerate(models_seen[0].names):
         plots.save_comparison(
             folder / f"{i:02d}.png",
-            f"{name}: {what}; average over heads",
-            [seen.pictures[i] for seen in models_seen],
+            f"{name}: {what}; mean over heads",
+            [seen.images[i] for seen in models_seen],
             [f"{seen.viewer.name}\n{seen.predictions[i]}" for seen in models_seen],
             [
                 seen.relevance(np.stack([a[i].mean(0) for a in seen.attention]))

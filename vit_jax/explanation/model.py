@@ -15,7 +15,7 @@ from vit_jax.runtime.errors import UserError, join_names
 
 METHODS = {name.replace(" ", "_"): name for name in ("gradient rollout", "rollout", "last layer")}
 Target = int | str | Sequence[int | str] | np.ndarray
-_BATCH_SIZE = 8  # attention weights are large: 22 MB of an image in a B/16 at 224 pixels
+_BATCH_SIZE = 8  # attention weights are large: 22 MB per image in a B/16 at 224 pixels
 
 
 def token_layout(config: Config) -> tuple[tuple[int, int], bool]:
@@ -64,11 +64,11 @@ class Model(Classifier):
     def explain(
         self, images: Images, method: str = "gradient_rollout", target: Target | None = None
     ) -> np.ndarray:
-        """Compute how much each patch contributes to the model's answer.
+        """Compute how much each patch contributes to the prediction.
 
         Args:
           images: as in `read_images`.
-          method: "gradient_rollout" (what speaks for the target class), "rollout" or "last_layer"
+          method: "gradient_rollout" (evidence for the target class), "rollout" or "last_layer"
             (the mean of the last layer's heads).
           target: index or name of a class, one for all images or one for each; None: the predicted
             class of each. Only gradient_rollout depends on the class.

@@ -3,6 +3,7 @@
 import matplotlib
 
 from vit_jax.plots.inside import (
+    dark_ground,
     save_attention_distances,
     save_comparison,
     save_feature_maps,
@@ -12,15 +13,16 @@ from vit_jax.plots.inside import (
     save_scores,
 )
 from vit_jax.plots.results import (
-    save_bars,
+    QUANTITIES,
+    save_accuracies,
     save_confusion,
     save_contact_sheet,
     save_curves,
     save_kernel_magnitudes,
     save_narrow_curves,
-    save_optimization,
     save_prediction,
+    save_reliability,
 )
 
-# Names of classes and files are no formulas, even if they hold dollars.
+# Names of classes and files are not formulas, even with dollar signs.
 matplotlib.rcParams["text.parse_math"] = False

@@ -3,16 +3,19 @@
 Each function writes a PNG to `path`, with `title` above the figure.
 """
 
+import contextlib
 import pathlib
 from collections.abc import Sequence
 
+import matplotlib.cm
 import matplotlib.colors
 import matplotlib.figure
+import matplotlib.style
 import numpy as np
 
 from vit_jax.plots.results import COLORS, STYLES, hide_frame, make_figure, save
 
-HEAT = "viridis"  # even steps look even, also in grey and to the colour-blind
+HEAT = "viridis"  # perceptually uniform, also in grey and with colour-blindness
 
 
 def _panels(rows, columns, size, extra_height=0.6):
@@ -25,8 +28,13 @@ def _panels(rows, columns, size, extra_height=0.6):
     return figure, axes
 
 
-def _show(axis, picture):
-    axis.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
+def dark_ground() -> contextlib.AbstractContextManager[None]:
+    """Draw figures on a dark ground, for a report in dark mode."""
+    return matplotlib.style.context("dark_background")
+
+
+def _show(axis, image):
+    axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
 
 
 def _label(axis, text, fontsize):
@@ -36,51 +44,62 @@ def _label(axis, text, fontsize):
 def save_heat_maps(
     path: pathlib.Path,
     title: str,
-    pictures: np.ndarray,
+    images: np.ndarray,
     names: Sequence[str],
     maps: np.ndarray,
     columns: Sequence[str],
 ) -> None:
-    """Draw maps over images, a row for each image, with one colour scale for all.
+    """Draw maps over images, a row for each image.
+
+    All columns have one colour scale, or each has its own where one scale would hide a column.
 
     Args:
-      pictures: uint8 [b, height, width, channels].
+      path: of the PNG file.
+      title: above the figure.
+      images: uint8 [b, height, width, channels].
       names: of the rows.
       maps: [b, k, rows, columns], not negative.
       columns: k names.
     """
-    _save_maps(path, title, pictures, names, maps, columns, 1.25, 8)
+    _save_maps(path, title, images, names, maps, columns, 1.25, 8)
 
 
 def save_comparison(
     path: pathlib.Path,
     title: str,
-    pictures: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
     names: Sequence[str],
     maps: Sequence[np.ndarray],
 ) -> None:
-    """Draw the maps of one image, a row for each model and a column for each layer.
+    """Draw the maps of one image, a row for each model and a column for each block.
+
+    Colour scales are those of `save_heat_maps`.
 
     Args:
-      pictures: the image as each model sees it, uint8 [height, width, channels].
+      path: of the PNG file.
+      title: above the figure.
+      images: the image as each model sees it, uint8 [height, width, channels].
       names: of the models.
-      maps: of each model, [layers, rows, columns].
+      maps: of each model, [blocks, rows, columns].
     """
-    columns = [f"layer {i}" for i in range(max(map(len, maps)))]
-    _save_maps(path, title, pictures, names, maps, columns, 1.0, 7)
+    columns = [f"block {i + 1}" for i in range(max(map(len, maps)))]
+    _save_maps(path, title, images, names, maps, columns, 1.0, 7)
 
 
-def _save_maps(path, title, pictures, names, maps, columns, size, fontsize):
+def _save_maps(path, title, images, names, maps, columns, size, fontsize):
     figure, axes = _panels(len(names), len(columns) + 1, size)
-    scale = matplotlib.colors.Normalize(0, max(1e-12, *(float(row.max()) for row in maps)))
-    for line, picture, name, row in zip(axes, pictures, names, maps, strict=True):
-        _show(line[0], picture)
+    peaks = [max(float(row[j].max()) for row in maps if j < len(row)) for j in range(len(columns))]
+    own = min(peaks) < max(peaks) / 4
+    tops = peaks if own else [max(peaks)] * len(columns)
+    scales = [matplotlib.colors.Normalize(0, max(1e-12, top)) for top in tops]
+    for line, image, name, row in zip(axes, images, names, maps, strict=True):
+        _show(line[0], image)
         _label(line[0], name, fontsize)
-        for axis, heat in zip(line[1:], row, strict=False):
-            # In half its contrast, so that black and white parts change a colour little.
-            axis.imshow(picture.mean(-1), cmap="gray", vmin=-128, vmax=383)
-            height, width = picture.shape[:2]
-            image = axis.imshow(
+        for axis, heat, scale in zip(line[1:], row, scales, strict=False):
+            # In half its contrast, so that black and white regions change a colour little.
+            axis.imshow(image.mean(-1), cmap="gray", vmin=-128, vmax=383)
+            height, width = image.shape[:2]
+            axis.imshow(
                 heat,
                 cmap=HEAT,
                 norm=scale,
@@ -88,15 +107,21 @@ def _save_maps(path, title, pictures, names, maps, columns, size, fontsize):
                 extent=(-0.5, width - 0.5, height - 0.5, -0.5),
                 interpolation="nearest",
             )
-    for axis, name in zip(axes[0], ["image", *columns], strict=True):
-        axis.set_title(name, fontsize=8)
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, pad=0.01)
+    tops = [f"\n0 to {peak:.2g}" * own for peak in peaks]
+    heads = ["image", *(f"{name}{top}" for name, top in zip(columns, tops, strict=True))]
+    for axis, head in zip(axes[0], heads, strict=True):
+        axis.set_title(head, fontsize=8)
+    scale = matplotlib.colors.Normalize(0, 1) if own else scales[0]
+    colors = matplotlib.cm.ScalarMappable(scale, HEAT)
+    bar = figure.colorbar(colors, ax=axes, shrink=0.8, aspect=30, pad=0.01, alpha=0.65)
     bar.ax.set_facecolor("0.5")  # what lies below the maps, on average
+    if own:
+        bar.set_label("of the column's maximum", fontsize=8)
     save(figure, path, title, size=10, dpi=110)
 
 
 def save_position_similarity(path: pathlib.Path, title: str, cosines: np.ndarray) -> None:
-    """Draw the cosines [rows, columns, rows, columns] of each patch's position with all others."""
+    """Draw cosine similarities of position embeddings, [rows, columns, rows, columns]."""
     rows, columns = cosines.shape[:2]
     size = max(0.3, 6 / max(rows, columns))
     figure, axes = _panels(rows, columns, size, 0.8)
@@ -105,25 +130,34 @@ def save_position_similarity(path: pathlib.Path, title: str, cosines: np.ndarray
             image = axes[i, j].imshow(cosines[i, j], cmap="RdBu_r", vmin=-1, vmax=1)
             axes[i, j].plot(j, i, ".", color="black", markersize=3)
     figure.colorbar(image, ax=axes, shrink=0.8, label="cosine similarity")
-    save(figure, path, f"{title}: each patch's position and all others", size=10, dpi=110)
+    save(
+        figure,
+        path,
+        f"{title}: similarity of each patch's position embedding to all others",
+        size=10,
+        dpi=110,
+    )
 
 
 def save_attention_distances(path: pathlib.Path, title: str, distances: np.ndarray) -> None:
-    """Draw the mean attention distance in pixels, [layers, heads]."""
+    """Draw the mean attention distance in pixels, [blocks, heads]."""
     figure, (axis,) = make_figure(6, 4)
-    layers, heads = distances.shape
-    axis.scatter(np.repeat(np.arange(layers), heads), distances.reshape(-1), s=22, color=COLORS[0])
-    axis.plot(range(layers), distances.mean(1), color=COLORS[1], label="mean of the heads")
-    axis.set_xticks(range(layers))
+    num_blocks, heads = distances.shape
+    blocks = np.arange(num_blocks) + 1
+    axis.scatter(
+        np.repeat(blocks, heads), distances.reshape(-1), s=22, color=COLORS[0], label="one head"
+    )
+    axis.plot(blocks, distances.mean(1), color=COLORS[1], label="mean over heads")
+    axis.set_xticks(blocks)
     axis.set_ylim(0, 1.05 * (distances.max() or 1))
-    axis.set_xlabel("layer")
+    axis.set_xlabel("block")
     axis.set_ylabel("mean attention distance, pixels")
     axis.legend(frameon=False, fontsize="small")
-    save(figure, path, f"{title}: how far each head looks", dpi=110)
+    save(figure, path, f"{title}: mean attention distance of each head", dpi=110)
 
 
 def save_filters(path: pathlib.Path, title: str, images: np.ndarray) -> None:
-    """Draw filters [n, height, width, 3 or 1] in [0, 1]; 0.5 stands for a weight of zero."""
+    """Draw filters [n, height, width, 3 or 1] in [0, 1]; 0.5 is a weight of zero."""
     columns = min(len(images), 14 if len(images) > 32 else 7)
     rows = -(-len(images) // columns)
     figure, axes = _panels(rows, columns, 0.7)
@@ -135,12 +169,12 @@ def save_filters(path: pathlib.Path, title: str, images: np.ndarray) -> None:
 
 
 def save_feature_maps(
-    path: pathlib.Path, title: str, picture: np.ndarray, layers: dict[str, np.ndarray]
+    path: pathlib.Path, title: str, image: np.ndarray, layers: dict[str, np.ndarray]
 ) -> None:
-    """Draw an image's eight most varying channels of each layer, {name: [rows, columns, c]}."""
+    """Draw the eight channels of each layer that vary most, {name: [rows, columns, c]}."""
     figure, axes = _panels(len(layers), 9, 1.0)
     for i, (name, maps) in enumerate(layers.items()):
-        _show(axes[i, 0], picture)
+        _show(axes[i, 0], image)
         rows, columns, channels = maps.shape
         _label(axes[i, 0], f"{name}\n{rows}x{columns}x{channels}", 8)
         chosen = np.sort((-maps.std((0, 1))).argsort(kind="stable")[:8])
@@ -156,8 +190,8 @@ def save_scores(path: pathlib.Path, title: str, scores: dict) -> None:
     """Draw the deletion and insertion curves of explanations, of `scores.score`."""
     figure, axes = make_figure(8.5, 4.2, 2, sharey=True)
     hints = {
-        "deletion": ("the lower, the better", "removed"),
-        "insertion": ("the higher, the better", "shown"),
+        "deletion": ("lower is better", "removed"),
+        "insertion": ("higher is better", "shown"),
     }
     for axis, (key, (better, done)) in zip(axes, hints.items(), strict=True):
         methods = zip(scores["methods"].items(), (*COLORS[:3], COLORS[6]), STYLES, strict=True)

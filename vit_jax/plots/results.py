@@ -4,16 +4,20 @@ Each function writes a PNG to `path`, with `title` above the figure.
 """
 
 import pathlib
+import re
 import textwrap
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import matplotlib.figure
+import matplotlib.lines
+import matplotlib.patches
 import matplotlib.ticker
 import numpy as np
 
+from vit_jax.plots.fonts import fonts_for
 from vit_jax.runtime.files import naming_file
 
-# Okabe & Ito 2008: told apart with any common form of colour-blindness.
+# Okabe & Ito 2008: distinct with any common form of colour-blindness.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
 
@@ -30,10 +34,10 @@ def hide_frame(axis) -> None:
     axis.spines[:].set_visible(False)
 
 
-def make_figure(width: float, height: float, columns: int = 1, **options) -> tuple:
-    """Make a figure with a row of `columns` axes that have a light horizontal grid."""
+def make_figure(width: float, height: float, columns: int = 1, rows: int = 1, **options) -> tuple:
+    """Make a figure and a flat list of its axes, which have a light horizontal grid."""
     figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False, **options)[0]
+    axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", color="#dddddd", linewidth=0.8)
@@ -53,75 +57,129 @@ def save(
     if title:
         letters = int(72 * figure.get_figwidth() / (0.6 * size))  # wide ones, in points
         figure.suptitle(textwrap.fill(title, letters), fontsize=size)
-    with naming_file(file):
+    with naming_file(file), fonts_for(figure):
         figure.savefig(file, dpi=dpi, **options)
 
 
-def save_curves(path: pathlib.Path, title: str, runs: dict[str, list[dict]]) -> None:
-    """Draw loss and accuracy over epochs: validation as marked lines, training thin.
+QUANTITIES = {
+    "accuracy": "accuracy",
+    "loss": "loss",
+    "learning_rate": "learning rate",
+    "grad_norm": "norm of the gradient",
+}
+Runs = dict[str, list[list[dict]]]  # name -> rows of metrics.jsonl of each seed
+_PLAIN: dict[str, Any] = dict(linewidth=1.6)
+_THIN: dict[str, Any] = dict(linewidth=1.0, alpha=0.65)
+_THICK: dict[str, Any] = dict(linewidth=2.0, marker="o", markersize=3.5)
 
-    `runs` is {name for the legend, "" for a single run: rows of metrics.jsonl}.
+
+def save_curves(path: pathlib.Path, title: str, runs: Runs) -> None:
+    """Draw QUANTITIES over epochs, with the mean and the range over seeds.
+
+    A single run may have the name "".
     """
-    figure, axes = make_figure(11, 4.2, 2)
-    for axis, quantity in zip(axes, ("loss", "accuracy"), strict=True):
+    figure, axes = make_figure(11, 7.2, 2, 2)
+    for axis, quantity in zip(axes, QUANTITIES, strict=True):
         _draw_curves(axis, quantity, runs)
-    if axes[0].lines:
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize="small")
+    handles = [_handle(*pair) for pair in _styles(runs).items() if pair[0]]
+    handles += _line_handles([line for axis in axes[:2] for line in axis.lines], _has_bands(runs))
+    if handles:
+        figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize="small")
     save(figure, path, title)
 
 
-def save_optimization(path: pathlib.Path, title: str, rows: list[dict]) -> None:
-    """Draw the learning rate and the norm of the gradient over epochs, of metrics.jsonl."""
-    figure, axes = make_figure(11, 4.2, 2)
-    keys = {"train/learning_rate": "learning rate", "train/grad_norm": "norm of the gradient"}
-    for axis, (key, label) in zip(axes, keys.items(), strict=True):
-        points = [(row["epoch"], row[key]) for row in rows if key in row]
-        if points:
-            axis.plot(*zip(*points, strict=True), color=COLORS[0], linewidth=1.8)
-        axis.set_xlabel("epoch")
-        axis.set_ylabel(label)
-        axis.set_ylim(0, None)
-    save(figure, path, title)
-
-
-def save_narrow_curves(file: BinaryIO, quantity: str, runs: dict[str, list[dict]]) -> None:
-    """Draw the "loss" or "accuracy" of `save_curves`, narrow enough to be read on a telephone.
-
-    The legend, below the axes, names the validation lines.
-    """
-    marked = sum(any(f"val/{quantity}" in row for row in rows) for rows in runs.values())
-    columns = 2 if max(map(len, runs)) <= 24 else 1
-    figure, (axis,) = make_figure(5.6, 3.8 + 0.2 * -(-marked // columns))
+def save_narrow_curves(file: BinaryIO, quantity: str, runs: Runs) -> None:
+    """Draw one of QUANTITIES as `save_curves` does, narrow enough to be read on a telephone."""
+    names = [""] if _shared(quantity, runs) else list(runs)
+    columns = 2 if max(map(len, names)) <= 24 else 1
+    figure, (axis,) = make_figure(5.6, 4.2 + 0.2 * -(-len(names) // columns))
     _draw_curves(axis, quantity, runs)
-    lines = [line for line in axis.lines if line.get_marker() == "o"]
-    names = [str(line.get_label()).removesuffix(", val") for line in lines]
-    if lines:
-        options = dict(loc="outside lower center", frameon=False, fontsize="small")
-        figure.legend(lines, names, ncols=columns, **options)
+    handles = [_handle(*pair) for pair in _styles(runs).items() if pair[0] in names]
+    if quantity in ("accuracy", "loss"):
+        handles += _line_handles(axis.lines, _has_bands(runs))
+    if handles:
+        options: dict[str, Any] = dict(loc="outside lower center", frameon=False, fontsize="small")
+        figure.legend(handles=handles, ncols=columns, **options)
     save(figure, file, dpi=160)
 
 
+def _styles(runs):
+    """Choose color and line style of each name."""
+    return {
+        name: (COLORS[i % len(COLORS)], STYLES[i // len(COLORS) % len(STYLES)])
+        for i, name in enumerate(runs)
+    }
+
+
+def _handle(name, style):
+    return matplotlib.lines.Line2D([], [], color=style[0], linestyle=style[1], lw=2.0, label=name)
+
+
+def _line_handles(lines, bands):
+    """Make legend entries of the kinds of lines and of the bands."""
+    kinds = {line.get_marker() == "o" for line in lines}
+    gray: dict[str, Any] = dict(color="#666666")
+    handles = []
+    if True in kinds:
+        handles.append(matplotlib.lines.Line2D([], [], label="validation", **gray, **_THICK))
+    if False in kinds:
+        handles.append(matplotlib.lines.Line2D([], [], label="training batches", **gray, **_THIN))
+    if bands:
+        label = "range over seeds; lines: mean"
+        handles.append(matplotlib.patches.Patch(label=label, alpha=0.25, **gray))
+    return handles
+
+
+def _has_bands(runs):
+    return any(len(seeds) > 1 for seeds in runs.values())
+
+
+def _over_seeds(seeds, key):
+    """Collect (epoch, lowest, mean, highest) of a key in the rows of each seed."""
+    found = {}
+    for row in (row for rows in seeds for row in rows if key in row):
+        found.setdefault(row["epoch"], []).append(row[key])
+    return [(epoch, min(v), sum(v) / len(v), max(v)) for epoch, v in sorted(found.items())]
+
+
+def _shared(quantity, runs):
+    """Check whether several runs have the same learning rate, of which one line is drawn."""
+    key = f"train/{quantity}"
+    curves = [_over_seeds(seeds, key) for seeds in runs.values()]
+    return (
+        quantity == "learning_rate" and len(curves) > 1 and curves.count(curves[0]) == len(curves)
+    )
+
+
 def _draw_curves(axis, quantity, runs):
-    for i, (name, rows) in enumerate(runs.items()):
-        color, style = COLORS[i % len(COLORS)], STYLES[i // len(COLORS) % len(STYLES)]
-        for part, options in (
-            ("train", dict(linewidth=1.0, alpha=0.55)),
-            ("val", dict(linewidth=1.8, marker="o", markersize=3.5)),
-        ):
-            points = [(r["epoch"], r[k]) for r in rows if (k := f"{part}/{quantity}") in r]
-            if points:
-                label = ", ".join(filter(None, (name, part)))
-                axis.plot(*zip(*points, strict=True), style, color=color, label=label, **options)
+    styles = _styles(runs)
+    if _shared(quantity, runs):
+        runs, styles = {"": next(iter(runs.values()))}, {"": ("#000000", "-")}
+        axis.set_title("the same for all variants", fontsize=10)
+    for name, seeds in runs.items():
+        color, style = styles[name]
+        thin = _THIN if quantity in ("accuracy", "loss") else _PLAIN
+        for split, options in (("train", thin), ("val", _THICK)):
+            points = _over_seeds(seeds, f"{split}/{quantity}")
+            if not points:
+                continue
+            epochs, low, mean, high = zip(*points, strict=True)
+            axis.plot(epochs, mean, style, color=color, **options)
+            if split == "val" and len(seeds) > 1:
+                axis.fill_between(epochs, low, high, color=color, alpha=0.25, linewidth=0)
     axis.set_xlabel("epoch")
-    axis.set_ylabel(quantity)
+    axis.set_ylabel(QUANTITIES[quantity])
     if quantity == "accuracy":
         axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+    elif quantity != "loss":
+        axis.set_ylim(0, None)
 
 
 def save_kernel_magnitudes(path: pathlib.Path, title: str, magnitudes: dict) -> None:
     """Draw {"before" | "after" training: {layer: {"mean_abs", "l2"}}} of every layer's kernel."""
     names = list(magnitudes["after"])
+    block = re.compile(r"Transformer/encoderblock_(\d+)")
+    labels = [block.sub(lambda found: f"block {int(found[1]) + 1}", name) for name in names]
     figure, axes = make_figure(11, max(3.5, 1.4 + 0.24 * len(names)), 2)
     places = range(len(names))
     for axis, key, label in zip(axes, ("mean_abs", "l2"), ("mean |w|", "L2 norm"), strict=True):
@@ -132,7 +190,7 @@ def save_kernel_magnitudes(path: pathlib.Path, title: str, magnitudes: dict) -> 
         axis.scatter(before, places, s=26, color=COLORS[4], marker="s", label="before training")
         axis.scatter(after, places, s=30, color=COLORS[0], label="after training")
         axis.set_xlabel(label)
-        axis.set_yticks(places, names if axis is axes[0] else [], fontsize="small")
+        axis.set_yticks(places, labels if axis is axes[0] else [], fontsize="small")
         axis.set_ylim(len(names) - 0.5, -0.5)  # the input's layer on top
         axis.set_xlim(0, None)
         axis.grid(axis="x", color="#dddddd", linewidth=0.8)
@@ -198,31 +256,74 @@ def save_prediction(
     save(figure, path, title)
 
 
-def save_bars(path: pathlib.Path | BinaryIO, title: str, rows: list[dict]) -> None:
-    """Draw the mean test accuracy of rows of results.json, with std and each seed."""
-    figure, (axis,) = make_figure(max(4.5, 1.5 + 1.1 * len(rows)), 4)
-    names = [row["variant"] for row in rows]
-    tests = [row["test_accuracy"] for row in rows]
-    axis.bar(names, [t["mean"] for t in tests], width=0.6, color=COLORS[0], alpha=0.75)
-    for i, test in enumerate(tests):
-        if test["std"] is not None:
-            axis.errorbar(i, test["mean"], test["std"], color="black", capsize=6, linewidth=1.5)
-        axis.scatter([i] * len(test["values"]), test["values"], s=18, color=COLORS[1], zorder=3)
-        spread = "" if test["std"] is None else f" ± {100 * test['std']:.1f}"
-        top = max([test["mean"] + (test["std"] or 0), *test["values"]])
+def save_accuracies(path: pathlib.Path | BinaryIO, title: str, rows: list[dict]) -> None:
+    """Draw the test accuracy of rows of results.json: mean, standard deviation and each seed."""
+    names = [short(row["variant"]) for row in rows]
+    figure, (axis,) = make_figure(4.3 + 0.08 * max(map(len, names)), 1.5 + 0.5 * len(rows))
+    several = False
+    for i, test in enumerate(row["test_accuracy"] for row in rows):
+        values, std = test["values"], test["std"]
+        axis.errorbar(test["mean"], i, xerr=std, fmt="o", markersize=8, capsize=5, color=COLORS[0])
+        if len(values) > 1:
+            several = True
+            axis.scatter(values, [i + 0.22] * len(values), s=14, color=COLORS[1], zorder=3)
+        spread = "" if std is None else f" ± {100 * std:.1f}"
         text = f"{100 * test['mean']:.1f}{spread}"
-        axis.annotate(text, (i, top), (0, 5), textcoords="offset points", ha="center")
-    low = min(min(test["values"]) for test in tests)
-    cut = low > 0.5  # else differences of a few points could not be seen
-    axis.margins(y=0.12)
-    axis.set_ylim(0.9 * low if cut else 0, None)
-    axis.set_yticks([tick for tick in axis.get_yticks() if axis.get_ylim()[0] <= tick <= 1.001])
-    axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
-    axis.set_ylabel("test accuracy (axis does not begin at 0)" if cut else "test accuracy")
-    axis.set_title(title)
-    if len(names) > 4:
-        axis.tick_params(axis="x", rotation=30)
-    save(figure, path, dpi=120)
+        right = axis.get_yaxis_transform()  # 1: the axis's end
+        axis.annotate(text, (1, i), (8, 0), right, textcoords="offset points", va="center")
+    axis.set_yticks(range(len(rows)), names)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.grid(axis="x", color="#dddddd", linewidth=0.8)
+    axis.margins(x=0.08)
+    low, high = axis.get_xlim()
+    ticks = matplotlib.ticker.MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high)
+    ticks = [tick for tick in ticks if max(0, low) <= tick <= min(1.001, high)]
+    axis.set_xticks(ticks, [f"{round(100 * tick, 6):g}%" for tick in ticks])
+    axis.set_xlabel("test accuracy")
+    if several:
+        dot: dict[str, Any] = dict(marker="o", linestyle="")
+        handles = [
+            matplotlib.lines.Line2D([], [], color=COLORS[0], ms=8, label="mean ± std", **dot),
+            matplotlib.lines.Line2D([], [], color=COLORS[1], ms=4, label="each seed", **dot),
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+    save(figure, path, title, dpi=160)
+
+
+def save_reliability(path: pathlib.Path, title: str, bins: dict) -> None:
+    """Draw a reliability diagram (Guo et al. 2017, figure 1) with the number of images per bin.
+
+    `bins` are {"count", "confidence", "accuracy"} of bins of equal width; empty ones have None.
+    """
+    figure, (top, bottom) = make_figure(5.6, 5.6, 1, 2, sharex=True, height_ratios=(3, 1))
+    width = 1 / len(bins["count"])
+    points = [
+        (confidence, accuracy)
+        for confidence, accuracy in zip(bins["confidence"], bins["accuracy"], strict=True)
+        if confidence is not None
+    ]
+    confidence, accuracy = zip(*points, strict=True)
+    top.plot([0, 1], [0, 1], "--", color="#666666", label="perfect calibration")
+    top.vlines(confidence, confidence, accuracy, color=COLORS[1], linewidth=2, label="gap")
+    top.plot(confidence, accuracy, "o", color=COLORS[0], label="model", markersize=6, clip_on=False)
+    top.set_ylim(0, 1)
+    top.set_ylabel("accuracy")
+    top.legend(frameon=False, fontsize="small", loc="upper left")
+    centers = (np.arange(len(bins["count"])) + 0.5) * width
+    bottom.bar(centers, bins["count"], 0.9 * width, color=COLORS[0], alpha=0.75)
+    for center, count in zip(centers, bins["count"], strict=True):
+        if count:
+            place = (center, count)
+            bottom.annotate(
+                f"{count:,}", place, (0, 2), textcoords="offset points", ha="center", fontsize=7
+            )
+    bottom.margins(y=0.2)
+    bottom.set_xlim(0, 1)
+    bottom.set_xlabel("confidence: probability of the predicted class")
+    bottom.set_ylabel("images")
+    for axis in (top.xaxis, top.yaxis, bottom.xaxis):
+        axis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+    save(figure, path, title, size=11, dpi=160)
 
 
 def save_contact_sheet(path: pathlib.Path, names: list[str], groups: dict[str, np.ndarray]) -> None:

@@ -21,8 +21,7 @@ def write_report(sweep: Sweep) -> str:
     template = make_environment().get_template("results.md")
     text = template.render(tables=table, rows=rows, experiment=experiment, **vars(sweep))
     write_atomically(workdir / "results.md", text)
-    plots.save_bars(workdir / "results.png", experiment, rows)
-    title = f"{experiment}, seed {sweep.first_seed}"
-    plots.save_curves(workdir / "curves.png", title, sweep.metrics())
+    plots.save_accuracies(workdir / "results.png", experiment, rows)
+    plots.save_curves(workdir / "curves.png", experiment, sweep.metrics())
     write_atomically(workdir / "report.html", make_page(sweep))
     return results_table(rows)

@@ -2,12 +2,14 @@
 
 import base64
 import dataclasses
+import functools
 import importlib.resources
 import io
 import json
 import pathlib
 import shlex
 import struct
+import urllib.parse
 from collections.abc import Iterable, Sequence
 
 import jinja2
@@ -19,6 +21,8 @@ from vit_jax.runtime.files import read_json
 from vit_jax.storage.run_folder import run_path
 from vit_jax.storage.writers import read_jsonl
 
+ENOUGH_PATCHES = 16  # for a heat map to show something
+
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
@@ -28,9 +32,9 @@ class Sweep:
       workdir: its folder.
       results: the contents of results.json.
       summaries: variant -> summary.json of each seed.
-      published: source -> the order of variants that it found.
-      select: `train.select`, which checkpoint was evaluated.
-      arguments: of the command line; empty if it was not started from there.
+      published: source -> its order of variants.
+      select: `train.select`, the checkpoint that was evaluated.
+      arguments: of the command line; empty if called from Python.
     """
 
     workdir: pathlib.Path
@@ -42,40 +46,68 @@ class Sweep:
 
     @property
     def ranking(self) -> list[dict]:
-        """The rows of results.json, at their last lengths, by test accuracy, the best first."""
+        """The rows of results.json, without earlier lengths, sorted by test accuracy."""
         return sorted(self.results["rows"], key=lambda row: -row["test_accuracy"]["mean"])
 
     @property
     def chosen(self) -> str:
         """The variant with the best validation accuracy."""
-        # Not the one that is best on the test set: that would flatter.
+        # Choosing by test accuracy would bias the reported accuracy upwards.
         return max(self.results["rows"], key=lambda row: row["val_accuracy"]["mean"])["variant"]
 
     @property
     def best(self) -> dict:
         """The summary of that variant's seed with the best validation accuracy."""
-        summaries = self.summaries[self.chosen]
-        return max(summaries, key=lambda summary: summary["val_accuracy"])
+        return self._best_of(self.chosen)
 
     @property
     def best_folder(self) -> pathlib.Path:
         """The folder of that run."""
         return run_path(self.workdir, self.chosen, self.best["seed"])
 
+    @functools.cached_property
+    def num_patches(self) -> dict[str, int]:
+        """The number of patches of each variant, 0 if it is not a ViT or not known."""
+        patches = {}
+        for name, records in self.records().items():
+            settings = records[0].get("config", {})
+            size, patch = (settings.get(k, 0) for k in ("data.image_size", "model.patch_size"))
+            vit = settings.get("model.name") == "vit" and patch
+            patches[name] = (size // patch) ** 2 if vit else 0
+        return patches
+
+    @property
+    def explained(self) -> str:
+        """The variant whose attention is shown: the best ViT of those with enough patches."""
+
+        def rank(row):
+            patches = self.num_patches[row["variant"]]
+            return min(patches, ENOUGH_PATCHES), row["val_accuracy"]["mean"]
+
+        return max(self.results["rows"], key=rank)["variant"]
+
+    @property
+    def explained_folder(self) -> pathlib.Path:
+        """The folder of its seed with the best validation accuracy."""
+        return run_path(self.workdir, self.explained, self._best_of(self.explained)["seed"])
+
     @property
     def explanation(self) -> pathlib.Path:
         """The folder of that run's explanations."""
-        return self.best_folder / "figures" / "explanation"
+        return self.explained_folder / "figures" / "explanation"
 
-    @property
-    def first_seed(self) -> int:
-        """The first seed, whose curves are drawn."""
-        return tables.collect(self.summaries, "seed")[0]
+    def _best_of(self, variant):
+        return max(self.summaries[variant], key=lambda summary: summary["val_accuracy"])
 
-    def metrics(self) -> dict[str, list[dict]]:
-        """Read metrics.jsonl of the first seed of each variant."""
-        paths = {name: run_path(self.workdir, name, self.first_seed) for name in self.summaries}
-        return {name: read_jsonl(path / "metrics.jsonl") for name, path in paths.items()}
+    def metrics(self) -> dict[str, list[list[dict]]]:
+        """Read metrics.jsonl of each variant and seed."""
+        return {
+            name: [
+                read_jsonl(run_path(self.workdir, name, summary["seed"]) / "metrics.jsonl")
+                for summary in group
+            ]
+            for name, group in self.summaries.items()
+        }
 
     def records(self) -> dict[str, list[dict]]:
         """Read config.json of each variant and seed, the best first; {} where it is missing."""
@@ -103,21 +135,16 @@ def make_environment() -> jinja2.Environment:
 
 
 def make_page(sweep: Sweep) -> str:
-    """Render report.html, in ASCII: lone surrogates and other locales do no harm."""
+    """Render report.html, in ASCII, so that it does not depend on the locale."""
     template = make_environment().get_template("report.html")
     records, rows = sweep.records(), tables.sorted_rows(sweep.results)
     configs = {name: group[0]["config"] for name, group in records.items() if group[0]}
     differences = _differences(configs)
     shared = next(iter(configs.values()), {})
-    folder, explanation = sweep.best_folder, sweep.explanation
-    report, sentences, bars = read_json(folder / "test_report.json"), [], None
-    if report:
-        sentences = run.findings(report)
-        sentences += run.describe_training(read_jsonl(folder / "metrics.jsonl"))
-    if len(rows) > 1:
-        bars = _draw(0.42, plots.save_bars, sweep.results["experiment"], rows)
-    # Class names are small in a large confusion matrix.
-    shrink = 0.75 if report and len(report["classes"]) > 25 else 0.5
+    report, metrics = (
+        read_json(sweep.best_folder / "test_report.json"),
+        read_jsonl(sweep.best_folder / "metrics.jsonl"),
+    )
     page = template.render(
         tables=tables,
         run=run,
@@ -127,22 +154,59 @@ def make_page(sweep: Sweep) -> str:
         best_row=next(row for row in sweep.ranking if row["variant"] == sweep.chosen),
         seeds=_seeds(sweep),
         datasets=_datasets(records),
-        bars=bars,
+        runs=list(_runs(sweep)),
+        accuracies=_draw(0.43, plots.save_accuracies, sweep.results["experiment"], rows)
+        if len(rows) > 1
+        else None,
         curves=_curves(sweep),
+        training=run.describe_training(metrics),
         report=report,
-        sentences=sentences,
-        confusion=_image_of(folder / "figures" / "confusion.png", shrink),
-        kernels=_image_of(folder / "figures" / "kernel_magnitudes.png"),
-        scores=read_json(explanation / "scores.json"),
-        rollout=_image_of(explanation / "attention_rollout.png"),
-        score_curves=_image_of(explanation / "scores.png"),
+        sentences=run.findings(report) if report else [],
+        mistakes=_mistakes(sweep, report),
+        scores=read_json(sweep.explanation / "scores.json"),
         differences=differences,
         differing_rows=list(zip(configs, *differences.values(), strict=True)),
         settings={k: _text(v) for k, v in shared.items() if k not in {"seed", *differences}},
         command=[*map(shlex.quote, sweep.arguments)],
         environment=_environment_facts(sweep, records),
+        **_figures(sweep, report),
     )
     return page.encode("ascii", "xmlcharrefreplace").decode()
+
+
+def _figures(sweep, report):
+    """Read the figures of the best run, and of the one that is explained; None if missing."""
+    folder = sweep.best_folder / "figures"
+    # Class names are small in a large confusion matrix.
+    shrink = 0.75 if report and len(report["classes"]) > 25 else 0.5
+    return {
+        "confusion": _image_of(folder / "confusion.png", shrink),
+        "reliability": _image_of(folder / "reliability.png", 0.38),
+        "kernels": _image_of(folder / "kernel_magnitudes.png"),
+        "rollout": _image_of(sweep.explanation / "attention_rollout.png"),
+        "rollout_dark": _image_of(sweep.explanation / "attention_rollout_dark.png"),
+        "score_curves": _image_of(sweep.explanation / "scores.png"),
+    }
+
+
+def _runs(sweep):
+    """Yield (relative link, cells below `run.RUN_HEAD`) of each run, the best variant first."""
+    for row in sweep.ranking:
+        for summary in sweep.summaries[row["variant"]]:
+            path = run_path(pathlib.Path(), row["variant"], summary["seed"]).as_posix()
+            link = urllib.parse.quote(path, errors="surrogateescape")
+            yield f"./{link}/", run.run_cells(row["variant"], summary)
+
+
+def _mistakes(sweep, report):
+    """List (image, true class, predicted class, probability) of the most confident mistakes."""
+    names, found = list(report.get("classes", ())), []
+    for i, mistake in enumerate(report.get("mistakes", ())):
+        image = _image_of(sweep.best_folder / "figures" / "mistakes" / f"{i:02d}.png")
+        if image:
+            classes = (names[mistake[key]] for key in ("label", "predicted"))
+            found.append((image, *classes, mistake["probability"]))
+    return found
 
 
 def _unique(values: Iterable) -> list:
@@ -155,7 +219,7 @@ def _seeds(sweep):
 
 
 def _image(png, shrink):
-    """Embed a PNG that may shrink to a fraction of its width."""
+    """Encode a PNG for the page, where it may shrink to a fraction of its width."""
     width, height = struct.unpack(">II", png[16:24])
     data = base64.b64encode(png).decode()
     return dict(data=data, width=width, height=height, min_width=round(shrink * width))
@@ -172,7 +236,7 @@ def _draw(shrink, save, *args):
 
 
 def _datasets(records):
-    """Find (data, settings) of each dataset, of which there is mostly one."""
+    """Collect (data, settings) of each dataset; usually there is one."""
     found = {}
     for record in filter(None, sum(records.values(), [])):
         settings, data = record["config"], record["data"]
@@ -182,11 +246,13 @@ def _datasets(records):
 
 
 def _curves(sweep):
-    """Draw {quantity: (image, names)} of the first seed of each variant that has metrics."""
-    runs = {name: rows for name, rows in sweep.metrics().items() if rows}
+    """Draw {quantity: image} of the variants whose runs have metrics."""
+    runs = {name: seeds for name, seeds in sweep.metrics().items() if any(seeds)}
+    found = {key for seeds in runs.values() for rows in seeds for row in rows for key in row}
     return {
-        quantity: (_draw(0.38, plots.save_narrow_curves, quantity, runs), ", ".join(runs))
-        for quantity in (("accuracy", "loss") if runs else ())
+        name: _draw(0.38, plots.save_narrow_curves, quantity, runs)
+        for quantity, name in plots.QUANTITIES.items()
+        if {f"train/{quantity}", f"val/{quantity}"} & found
     }
 
 
@@ -211,8 +277,11 @@ def _environment_facts(sweep, records):
         "runs together",
         "Runs": f"{sum(map(len, sweep.summaries.values()))}, with {_seeds(sweep)}",
     }
+    made = list(filter(None, sum(records.values(), [])))
+    notes = _unique(note for record in made for note in record.get("notes", []))
+    if notes:
+        facts["Data"] = " ".join(notes)
     # Each stage of a lengthened run may have its own commit and versions.
-    made = filter(None, sum(records.values(), []))
     made = [stage for record in made for stage in (*record.get("legs", []), record)]
     if made:
         facts["Git commit"] = ", ".join(_unique(stage["git_commit"] or "unknown" for stage in made))

@@ -13,11 +13,10 @@ from vit_jax.storage.writers import read_jsonl
 
 
 def draw_curves(run: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
-    """Draw the curves of a run's metrics.jsonl into a folder, made if missing; return it."""
+    """Draw a run's metrics.jsonl into a folder, which is created if missing; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = read_jsonl(run / "metrics.jsonl")
-    plots.save_curves(folder / "metrics.png", run_name(run), {"": rows})
-    plots.save_optimization(folder / "optimization.png", run_name(run), rows)
+    plots.save_curves(folder / "metrics.png", run_name(run), {"": [rows]})
     return folder
 
 
@@ -27,6 +26,10 @@ def write_figures(run: pathlib.Path) -> None:
     draw_curves(run, folder / "curves")
     report = json.loads((run / "test_report.json").read_text())
     draw_confusion(folder / "confusion.png", name, report)
+    if "calibration" in report:  # missing in reports of earlier versions
+        error = 100 * report["expected_calibration_error"]
+        title = f"{name}: expected calibration error {error:.2f} points"
+        plots.save_reliability(folder / "reliability.png", title, report["calibration"])
     magnitudes = json.loads((run / "summary.json").read_text()).get("kernel_magnitudes")
     if magnitudes:
         plots.save_kernel_magnitudes(folder / "kernel_magnitudes.png", name, magnitudes)
@@ -40,16 +43,16 @@ def draw_confusion(path: pathlib.Path, name: str, report: dict, part: str = "tes
 
 
 def write_test_report(path: pathlib.Path, name: str, report: dict, rows: list[dict]) -> None:
-    """Write a report of `evaluate.make_report` as text, in which `name` is that of the run.
+    """Write a report of `evaluate.make_report` on the run `name` as plain text.
 
     `rows` are those of its metrics.jsonl; empty for a model that was not trained here.
     """
     lines = [f"Test report of {name}", ""]
     lines += [f"{label:16}{text}" for label, text in overall(report).items()]
     width = max(len("class"), *map(len, report["classes"]))
-    lines += ["", f"{'class':{width}}  precision  recall      f1  accuracy  images"]
+    lines += ["", f"{'class':{width}}  precision  recall      f1  images"]
     for label, *texts, count in class_cells(report):
-        cells = "  ".join(f"{text:>{size}}" for text, size in zip(texts, (9, 6, 6, 8), strict=True))
+        cells = "  ".join(f"{text:>{size}}" for text, size in zip(texts, (9, 6, 6), strict=True))
         lines.append(f"{label:{width}}  {cells}  {count:>6}")
     lines += ["", CLASS_NOTE, "", *findings(report), *describe_training(rows)]
     write_atomically(path, "\n".join(lines) + "\n")
@@ -58,26 +61,23 @@ def write_test_report(path: pathlib.Path, name: str, report: dict, rows: list[di
 def overall(report: dict) -> dict[str, str]:
     """Format the metrics over all classes of a report of `evaluate.make_report`."""
 
-    def share(key, interval):
+    def fraction(key, interval):
         low, high = report[interval]
         return f"{100 * report[key]:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f})"
 
-    texts = {"accuracy": share("accuracy", "accuracy_interval")}
+    texts = {"accuracy": fraction("accuracy", "accuracy_interval")}
     if "top5_accuracy" in report:
-        texts["top-5 accuracy"] = share("top5_accuracy", "top5_interval")
+        texts["top-5 accuracy"] = fraction("top5_accuracy", "top5_interval")
     error = 100 * report["expected_calibration_error"]
     return texts | {
         "macro F1": f"{100 * report['macro_f1']:.2f} %",
-        "calibration": f"expected error {error:.2f} points, 15 bins",
+        "calibration": f"expected calibration error {error:.2f} points, 15 bins",
         "images": f"{report['count']:,}",
     }
 
 
-CLASS_HEAD = ("class", "precision", "recall", "f1", "accuracy", "images")
-CLASS_NOTE = (
-    "All columns but images are in %. A class's accuracy is the fraction of its images that are "
-    "recognised, which is its recall."
-)
+CLASS_HEAD = ("class", "precision", "recall", "f1", "images")
+CLASS_NOTE = "Precision, recall and F1 are in %. Recall is the accuracy on the images of a class."
 
 
 def class_cells(report: dict) -> list[list[str]]:
@@ -93,24 +93,29 @@ def class_cells(report: dict) -> list[list[str]]:
 
 
 def findings(report: dict) -> list[str]:
-    """Name the best and worst classes, and those that are confused most often, in sentences."""
-    recalls = {n: v["accuracy"] for n, v in report["classes"].items() if v["support"]}
+    """List the best and worst classes, and those most often confused, as sentences.
+
+    A single image does not make two classes confused.
+    """
+    recalls = {n: v["recall"] for n, v in report["classes"].items() if v["support"]}
     lines = []
-    for share in (1.0, 0.0):
-        names = [name for name, recall in recalls.items() if recall == share]
-        lines.append(f"Classes at {100 * share:.0f} %: {', '.join(names) or 'none'}.")
+    for fraction in (1.0, 0.0):
+        names = [name for name, recall in recalls.items() if recall == fraction]
+        lines.append(f"Classes with recall {100 * fraction:.0f} %: {', '.join(names) or 'none'}.")
     names, pairs = list(report["classes"]), []
     for i, row in enumerate(report["confusion"]):
         pairs += [(n, sum(row), names[i], names[j]) for j, n in enumerate(row) if n and i != j]
     pairs.sort(key=lambda pair: (-pair[0], pair[2:]))
-    if pairs:
-        listed = [f"{true} as {wrong} ({n} of {of})" for n, of, true, wrong in pairs[:5]]
-        lines.append(f"Most often taken for another: {'; '.join(listed)}.")
+    listed = [f"{true} as {wrong} ({n} of {of})" for n, of, true, wrong in pairs[:5] if n > 1]
+    if listed:
+        lines.append(f"Most often confused: {'; '.join(listed)}.")
+    elif pairs:
+        lines.append("No class is taken for the same other class more than once.")
     return lines
 
 
 def describe_training(rows: list[dict]) -> list[str]:
-    """Describe the course of the validation accuracy and the learning rate in sentences."""
+    """Describe validation accuracy and learning rate during training as sentences."""
     val = [(row["epoch"], row["val/accuracy"]) for row in rows if "val/accuracy" in row]
     rates = [row["train/learning_rate"] for row in rows if "train/learning_rate" in row]
     if not val:
@@ -146,6 +151,19 @@ def find_plateaus(val: list[tuple[float, float]], length: int = 5) -> list[tuple
     return plateaus
 
 
+RUN_HEAD = ("run", "test", "val", "train", "epoch", "minutes")
+
+
+def run_cells(variant: str, summary: dict) -> list[str]:
+    """Format the cells below RUN_HEAD of a summary.json; the epoch is the checkpoint's."""
+    accuracies = (f"{100 * summary[f'{split}_accuracy']:.2f}" for split in ("test", "val", "train"))
+    epoch = "-"
+    if summary["steps"]:
+        epoch = f"{round(summary['best_step'] * summary['epochs'] / summary['steps'], 2):g}"
+    minutes = f"{summary['wall_seconds'] / 60:.1f}"
+    return [f"{variant}, seed {summary['seed']}", *accuracies, epoch, minutes]
+
+
 SCORE_HEAD = ["explanation", "deletion area", "below chance by", "images below"]
 SCORE_HEAD += ["insertion area", "above chance by", "images above"]
 
@@ -164,12 +182,13 @@ def score_cells(scores: dict) -> list[list[str]]:
 
 def score_legend(scores: dict) -> str:
     """Describe the numbers of `score_cells` in a few sentences."""
-    few = " So few patches say little." if scores["patches"] < 16 else ""
+    few = " With so few patches, the scores mean little." if scores["patches"] < 16 else ""
     return (
         f"On {scores['images']} test images of {scores['patches']} patches. Deletion: patches are "
         "replaced by the image's mean colour, those that the explanation ranks highest first; the "
         "area under the probability of the predicted class is small if the explanation is right. "
-        "Insertion: patches are put on the mean colour in that order; the area is then large. "
+        "Insertion: patches are added to an image of the mean colour in that order; the area is "
+        "large if the explanation is right. "
         "Chance is the mean of four random orders; mean ± standard deviation over images of the "
         "difference in area from it, and the fraction of images where the explanation is better."
         f"{few}"

@@ -1,8 +1,8 @@
-"""The table of a sweep: rows in order, what can be concluded from them, and their text."""
+"""The table of a sweep: its rows in order, their comparison, and their text."""
 
 import math
 
-HEAD = ("variant", "parameters", "train", "val", "test", "images/s")
+HEAD = ("variant", "test", "val", "train", "parameters", "images/s")
 PUBLISHED_HEAD = ("source", "test accuracy, %, neighbours compared")
 
 
@@ -33,7 +33,7 @@ def legend(rows: list[dict], seeds: list[int], select: str) -> str:
     else:
         spread = f"of one run, seed {seeds[0]}"
     if len(rows) > 1:
-        chance = ", which alone cannot tell a difference from chance" if len(seeds) == 1 else ""
+        chance = ", too few to distinguish a difference from chance" if len(seeds) == 1 else ""
         spread += f"{chance}; sorted by test accuracy"
     unit = "length of a run" if any("epochs" in row for row in rows) else "run"
     best = "checkpoint with the best validation accuracy"
@@ -44,8 +44,8 @@ def legend(rows: list[dict], seeds: list[int], select: str) -> str:
     )
     if len(seeds) > 1 and len(rows) > 1:
         text += (
-            " ≈ marks what cannot be told from the best: a difference of the means below "
-            "sqrt(s1² + s2²), the standard deviation of a difference of two runs."
+            " ≈ marks variants that cannot be distinguished from the best: the means differ by at "
+            "most sqrt(s1² + s2²), the standard deviation of a difference of two runs."
         )
     return text
 
@@ -95,10 +95,10 @@ def table_cells(rows: list[dict]) -> list[list[str]]:
         lines.append(
             [
                 row["variant"],
-                f"{total:,}" if total == trained else f"{total:,}, {trained:,} trained",
-                percent(row["train_accuracy"]),
-                percent(row["val_accuracy"]),
                 "≈ " * near + percent(test),
+                percent(row["val_accuracy"]),
+                percent(row["train_accuracy"]),
+                f"{total:,}" if total == trained else f"{total:,}, {trained:,} trained",
                 "" if speed is None else f"{speed:,.0f}",
             ]
         )

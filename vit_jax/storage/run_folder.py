@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 import subprocess
+from collections.abc import Sequence
 
 from vit_jax.config import Config, current_names, flatten, get_config, with_overrides
 from vit_jax.config.schema import SCHEMA
@@ -108,11 +109,21 @@ def write_config(
     total_steps: int,
     name: str,
     seed: int,
+    notes: Sequence[str] = (),
 ) -> None:
     """Write config.json at the start of a run or of a further stage.
 
-    `fingerprint` identifies the data and initial weights; `name` is the variant. Raises UserError
-    if the run was started with another fingerprint, or if a longer run has no further step.
+    Args:
+      folder: the run's folder.
+      config: resolved config of the run.
+      fingerprint: fingerprint of the data and initial weights.
+      total_steps: length of the run.
+      name: name of the variant.
+      seed: seed of the run.
+      notes: descriptions of defects of the data, for the report.
+
+    Raises:
+      UserError: the run was started with another fingerprint, or a longer run has no further step.
     """
     check_data(folder, fingerprint)
     if not processes.is_first():
@@ -120,6 +131,7 @@ def write_config(
     record, settings = read_config(folder), plain_settings(config, seed)
     if record is None:
         record = {"variant": name, "config": settings, "data": fingerprint} | provenance()
+        record |= {"notes": list(notes)} if notes else {}
     else:
         summary = read_finished(folder, record)
         longer = [key for key in LENGTH_KEYS if record["config"][key] != settings[key]]

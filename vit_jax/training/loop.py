@@ -54,7 +54,7 @@ def train(
         does not hold several seeds.
       SystemExit: stopped by a signal, after saving.
     """
-    with _opened(steps, folders, name, stop) as runs:
+    with _opened(steps, folders, name, stop, data.notes) as runs:
         trainer = Trainer(steps, data, runs, name, stop, hooks or Hooks())
         with contextlib.closing(trainer.clock):
             trainer.restore()
@@ -76,7 +76,7 @@ def train(
 
 
 @contextlib.contextmanager
-def _opened(steps, folders, name, stop):
+def _opened(steps, folders, name, stop, notes):
     """Lock the run folders, record what is trained there, and open their checkpoints."""
     setup, runs = steps.setup, []
     try:
@@ -86,7 +86,7 @@ def _opened(steps, folders, name, stop):
                 folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(run_folder.lock(folder))
                 run_folder.write_config(
-                    folder, setup.config, setup.fingerprint, setup.lengths.total, name, seed
+                    folder, setup.config, setup.fingerprint, setup.lengths.total, name, seed, notes
                 )
                 needs_best = setup.config.train.select == "best"
                 runs.append(RunOutputs(len(runs), seed, name, folder, needs_best))
@@ -186,7 +186,9 @@ class Trainer:
             entry["train/grad_norm"] = float(grad_norm)
             entry["train/learning_rate"] = float(rate * (plateau.scale if plateau else 1))
             entry |= self._time()
-            entry |= {f"lambda/{block}": float(strength) for block, strength in lambdas.items()}
+            for name, strength in lambdas.items():  # encoderblock_0 is block 1, as in figures
+                block = int(name.removeprefix("encoderblock_")) + 1
+                entry[f"lambda/block_{block}"] = float(strength)
             if speed is not None:
                 entry["train/images_per_second"] = speed
             run.writer.write_scalars(self.step, entry)

@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 import re
+import shlex
 import tempfile
 import time
 from collections.abc import Sequence
@@ -99,7 +100,7 @@ def run_sweep(
       workdir: of the experiment.
       only: train this variant alone and write no results; None for all.
       stop: asked after every call of the training step.
-      arguments: of the command line, for the report.
+      arguments: of the command line, for results.json and the report.
       hooks: callbacks, which draw the figures and write the report.
       reuse: take over identical finished runs of the folders next to `workdir`.
 
@@ -123,6 +124,8 @@ def run_sweep(
         if only is None:
             rows = [make_row(name, sweep.get(name, {}), summaries[name]) for name in configs]
             results = {"experiment": experiment, "rows": rows}
+            if arguments:
+                results["command"] = shlex.join(["python", "-m", "vit_jax.main", *arguments])
             write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
             hooks.on_sweep_end(workdir, results, summaries, published, configs, arguments)
         else:

@@ -1,0 +1,205 @@
+"""Write the measured tables of the documents from the work folders of finished experiments.
+
+    python scripts/write_results.py runs/cifar_patch_cpu runs/digits_patch
+    python scripts/write_results.py
+
+Each work folder is condensed into docs/results/NAME.json, which is committed. Then, with or without
+folders, every block between `<!-- results: NAME -->` and `<!-- /results -->` in README.md and docs/
+is written from those files: the table of an experiment, or, as NAME, `index`: all configs, each
+with its best accuracy. No figure of a table is typed by hand.
+"""
+
+import argparse
+import ast
+import json
+import pathlib
+import re
+import shlex
+import shutil
+import sys
+import textwrap
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from vit_jax.report import table as tables  # noqa: E402
+from vit_jax.runtime.errors import UserError  # noqa: E402
+
+BLOCK = re.compile(r"(<!-- results: ([\w]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
+INDEX_HEAD = "| config | what it compares | best test accuracy, % | time per run | hardware |"
+
+
+def collect(workdir: pathlib.Path) -> dict:
+    """Condense a finished experiment to what the documents show.
+
+    Raises:
+      UserError: the folder holds no finished experiment that was started from the command line.
+    """
+    try:
+        results = json.loads((workdir / "results.json").read_text())
+        command = results["command"]
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"{workdir} holds no results.json with the command of a run") from None
+    rows, records = [], []
+    for row in results["rows"]:
+        folders = sorted(
+            (workdir / row["variant"]).glob("seed_*"), key=lambda path: int(path.name[5:])
+        )
+        summaries = [json.loads((path / "summary.json").read_text()) for path in folders]
+        records += [json.loads((path / "config.json").read_text()) for path in folders]
+        row["seeds"] = [summary["seed"] for summary in summaries]
+        row["passes"] = summaries[0]["epochs"]
+        row["minutes"] = sum(s["wall_seconds"] for s in summaries) / len(summaries) / 60
+        rows.append(row)
+    trained = {path for row in rows for path in row.get("reused_from", [])}
+    seeds = sum(len(row["seeds"]) for row in rows)
+    return {
+        "command": command,
+        "rows": rows,
+        "minutes": sum(row["minutes"] * len(row["seeds"]) for row in rows),
+        "runs": seeds,
+        "reused": len(trained),
+        "select": records[0]["config"]["train.select"],
+        "hardware": hardware(summaries[0]["device"]),
+        "jax": records[0]["versions"]["jax"],
+        "commits": sorted({record["git_commit"][:7] for record in records}),
+        "examples": records[0]["data"]["examples"],
+        "notes": records[0].get("notes", []),
+    }
+
+
+def write_experiment(name: str) -> list[str]:
+    """Write the block of one experiment."""
+    measured = read_measured(name)
+    rows = tables.sorted_rows(measured)
+    lines = [f"    {measured['command']}", ""]
+    lines += [f"| {' | '.join(tables.HEAD[:5])} | epochs | seeds | time per run |"]
+    lines += ["|---|--:|--:|--:|--:|--:|--:|--:|"]
+    for row, cells in zip(rows, tables.table_cells(rows), strict=True):
+        full = next(r for r in measured["rows"] if row["variant"].startswith(r["variant"]))
+        cells = [*cells[:5], f"{row.get('epochs', full['passes']):g}"]
+        cells += [f"{len(full['seeds'])}", duration(full["minutes"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    seeds = sorted({seed for row in measured["rows"] for seed in row["seeds"]})
+    examples = measured["examples"]
+    text = tables.legend(rows, seeds, measured["select"])
+    lines += ["", *textwrap.wrap(text, 100), ""]
+    notes = "".join(f" {note}" for note in measured["notes"])
+    facts = [
+        f"Data: {examples['train']:,} training, {examples['val']:,} validation and "
+        f"{examples['test']:,} test images.{notes}",
+        f"Hardware: {measured['hardware']}; JAX {measured['jax']}; {duration(measured['minutes'])} "
+        f"for {measured['runs']} runs{_reused(measured)}, training and evaluation.",
+        f"Code: commit {', '.join(measured['commits'])}.",
+    ]
+    for fact in facts:
+        lines += textwrap.wrap(fact, 100, initial_indent="- ", subsequent_indent="  ")
+    return lines
+
+
+def _reused(measured):
+    count = measured["reused"]
+    return f", of which {count} are those of another experiment" if count else ""
+
+
+def duration(minutes: float) -> str:
+    """Format a duration in the unit that suits it."""
+    return (
+        f"{60 * minutes:.0f} s"
+        if minutes < 2
+        else (f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h")
+    )
+
+
+def hardware(device: str) -> str:
+    """Spell out the `device` of a summary: "2 x cpu (AMD EPYC)" is two CPU cores."""
+    count, _, kind = device.partition(" x ")
+    return f"{count} CPU cores{kind.removeprefix('cpu')}" if kind.startswith("cpu") else device
+
+
+def write_short(name: str) -> list[str]:
+    """Write the block of one experiment for the README."""
+    measured = read_measured(name)
+    rows = tables.sorted_rows(measured)
+    lines = [
+        "| variant | test accuracy, % | epochs | seeds | time per run |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {row['variant']} | {tables.percent(row['test_accuracy'])} | {row['passes']:g} "
+        f"| {len(row['seeds'])} | {duration(row['minutes'])} |"
+        for row in rows
+    ]
+    return [*lines, "", f"Hardware: {measured['hardware']}. `{measured['command']}`"]
+
+
+def write_index() -> list[str]:
+    """Write the block of all configs, in alphabetical order."""
+    lines = [INDEX_HEAD, "|---|---|--:|--:|---|"]
+    for path in sorted((ROOT / "configs").glob("[a-z]*.py")):
+        measured, name = read_measured(path.stem), path.stem
+        compares = ast.get_docstring(ast.parse(path.read_text())).splitlines()[0].rstrip(".")
+        page = ROOT / "docs" / "results" / f"{name}.md"
+        result = f"[reduced run](results/{name}.md)" if page.exists() else "not measured"
+        cells = [f"`configs/{path.name}`", compares, result, "", ""]
+        if measured:
+            best = max(measured["rows"], key=lambda row: row["val_accuracy"]["mean"])
+            variant = f" ({best['variant']})" if len(measured["rows"]) > 1 else ""
+            result = f"[{tables.percent(best['test_accuracy'])}](results/{name}.md){variant}"
+            cells[2:] = [result, duration(best["minutes"]), measured["hardware"]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def read_measured(name: str) -> dict | None:
+    """Read docs/results/NAME.json; None if there is none."""
+    path = ROOT / "docs" / "results" / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def render(path: pathlib.Path) -> str:
+    """Render a document with its blocks up to date."""
+
+    def block(match):
+        start, name, end = match.groups()
+        if name != "index" and read_measured(name) is None:
+            return match.group()  # not measured again yet
+        write = write_short if path.name == "README.md" else write_experiment
+        lines = write_index() if name == "index" else write(name)
+        return "\n".join([start, *lines, "", end])
+
+    return BLOCK.sub(block, path.read_text())
+
+
+def documents() -> list[pathlib.Path]:
+    """List the documents that may have blocks."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def config_name(command: str) -> str:
+    """Name the config of a command, without folder, suffix and profile."""
+    value = next(word for word in shlex.split(command) if word.startswith("--config="))
+    return pathlib.Path(value.removeprefix("--config=").partition(":")[0]).stem
+
+
+def main() -> None:
+    """Collect the given work folders, then write all blocks."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workdir", nargs="*", type=pathlib.Path, help="of a finished experiment")
+    try:
+        for workdir in parser.parse_args().workdir:
+            measured = collect(workdir)
+            name = config_name(measured["command"])
+            folder = ROOT / "docs" / "results"
+            (folder / f"{name}.json").write_text(json.dumps(measured, indent=1) + "\n")
+            shutil.copy(workdir / "curves.png", folder / f"{name}_curves.png")
+        for path in documents():
+            if (text := render(path)) != path.read_text():
+                path.write_text(text)
+                print(f"written: {path.relative_to(ROOT)}")
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The measured tables of the documents are those of the runs."""
+
+import importlib.util
+import json
+import pathlib
+
+import pytest
+
+from vit_jax.runtime.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def tool():
+    spec = importlib.util.spec_from_file_location("tool", ROOT / "scripts" / "write_results.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def accuracy(*values):
+    return {"mean": sum(values) / len(values), "std": 0.01, "values": list(values)}
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """The work folder of two variants, one of them with two seeds."""
+    rows = []
+    for name, seeds, test in (("narrow", 2, 0.5), ("wide", 1, 0.625)):
+        row = {"variant": name, "overrides": {}, "num_params": 9, "num_trainable_params": 9}
+        for split in ("train", "val", "test"):
+            row[f"{split}_accuracy"] = accuracy(*[test] * seeds)
+        rows.append(row | {"images_per_second": 5.0})
+        for seed in range(seeds):
+            folder = tmp_path / name / f"seed_{seed}"
+            folder.mkdir(parents=True)
+            summary = {"seed": seed, "epochs": 3.0, "wall_seconds": 240.0}
+            summary["device"] = "2 x cpu (Some CPU)"
+            (folder / "summary.json").write_text(json.dumps(summary))
+            record = {
+                "config": {"train.select": "best"},
+                "versions": {"jax": "1.2"},
+                "git_commit": "0123456789",
+                "data": {"examples": {"train": 80, "val": 10, "test": 10}},
+                "notes": ["Small."],
+            }
+            (folder / "config.json").write_text(json.dumps(record))
+    results = {"experiment": "widths", "command": "python --config=configs/widths.py", "rows": rows}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    return tmp_path
+
+
+def test_a_work_folder_becomes_a_table(tool, workdir, monkeypatch):
+    measured = tool.collect(workdir)
+    assert tool.config_name(measured["command"]) == "widths"
+    monkeypatch.setattr(tool, "read_measured", lambda name: measured)
+    lines = tool.write_experiment("widths")
+    assert lines[0] == "    python --config=configs/widths.py"
+    wide, narrow = (line for line in lines if line.startswith(("| wide", "| narrow")))
+    assert wide == "| wide | 62.50 ± 1.00 | 62.50 ± 1.00 | 62.50 ± 1.00 | 9 | 3 | 1 | 4 min |"
+    assert narrow.endswith("| 3 | 2 | 4 min |")
+    text = "\n".join(lines)
+    assert "80 training, 10 validation and 10 test images. Small." in text
+    assert "2 CPU cores (Some CPU); JAX 1.2; 12 min for 3 runs" in text
+    assert "commit 0123456." in text
+
+
+def test_a_folder_without_results_is_refused(tool, tmp_path):
+    with pytest.raises(UserError, match="holds no results.json with the command of a run"):
+        tool.collect(tmp_path)
+
+
+def test_the_documents_show_the_measured_tables(tool):
+    for path in tool.documents():
+        assert tool.render(path) == path.read_text(), f"{path.name} is stale: make results"
