@@ -84,7 +84,7 @@ def test_training_returns_what_the_table_holds(results):
 def test_training_again_reads_what_is_finished(results, capsys):
     config = vit_jax.load_config("configs/digits_patch.py", TINY, variant="patch_4")
     assert vit_jax.train(config, results.workdir).rows == results.rows
-    assert "finished before, not trained again" in capsys.readouterr().out
+    assert "already finished, skipped" in capsys.readouterr().out
 
 
 def test_a_config_trains_outside_of_the_main_thread_and_restores_the_handlers(tmp_path):

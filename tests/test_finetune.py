@@ -15,7 +15,8 @@ from vit_jax.data import ResidentBatches, load_data
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
 from vit_jax.training import optim
-from vit_jax.training.setup import make_setup, num_trained, one_image, print_parameters
+from vit_jax.training.parameters import ParameterTables
+from vit_jax.training.setup import make_setup, num_trained, one_image
 
 MESH = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
 KEY = jax.random.key(1)
@@ -212,6 +213,6 @@ def test_remat_recomputes_blocks_of_the_same_names(model):
 def test_frozen_parameters_without_weights_are_told_of(capsys):
     for freeze, told in (("head", "7,072 frozen at random values, as there is no"), ("full", "0 ")):
         steps = make_steps(make_config(freeze=freeze, **VIT), digits(), MESH)
-        print_parameters(steps.setup, steps.shapes)
+        ParameterTables().print("base", steps.setup, steps.shapes)
         line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("freeze="))
         assert told in line and ("random" in line) == (freeze == "head")

@@ -170,7 +170,7 @@ def test_seeds_that_were_saved_at_different_steps_go_on_exactly(run, together, t
         assert summary_of(one) == summary_of(other)
         states = [checkpoint.load_run(f / "checkpoints", "last") for f in (one, other)]
         assert states[0][1] == states[1][1]  # to the bit
-    assert "base seeds 0-1: going on from step 7" in capsys.readouterr().out
+    assert "base seeds 0-1: resuming from step 7" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("failing", "saved"), [(1, [5, 0]), (2, [10, 5])])
@@ -307,7 +307,9 @@ def test_seeds_that_the_memory_does_not_hold_are_told_of(run, tmp_path):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
     failing = [(checkpoint.Checkpoints, "save", fail)]
-    with pytest.raises(UserError, match="not hold 2 seeds at once: set train.vmap_seeds=never"):
+    with pytest.raises(
+        UserError, match="too small for 2 vectorised seeds: set train.vmap_seeds=never"
+    ):
         run(tmp_path, patches=failing)
     with pytest.raises(jax.errors.JaxRuntimeError):  # of a single one, main tells
         run(tmp_path, at_once=False, patches=failing)

@@ -23,6 +23,7 @@ from typing import Any
 
 from absl import logging
 
+import vit_jax
 from vit_jax.cli import command
 from vit_jax.config import Config
 from vit_jax.config.loading import Experiment, load_config
@@ -93,8 +94,8 @@ def train(
       config: of `load_config`, or its path; or a config made from `vit_jax.config.get_config()`,
         which trains as a single variant "base".
       workdir: folder of all outputs; None: runs/NAME.
-      reuse: take over identical finished runs (same settings, data and seed) of the folders next
-        to `workdir` instead of training them again.
+      reuse: reuse identical finished runs (same settings, data and seed) of the folders next to
+        `workdir` instead of training them again.
 
     Raises:
       UserError: a setting is invalid, or data or outputs cannot be read or written.
@@ -116,7 +117,9 @@ def train(
             raise KeyboardInterrupt("training stopped: the same call resumes") from None
 
 
-def _run_experiment(experiment, workdir, stop, reuse, variant=None, arguments=(), hooks=None):
+def _run_experiment(
+    experiment, workdir, stop, reuse, variant=None, arguments=(), hooks=None, began=None
+):
     """Train an experiment, or one variant without a table; return the output folder."""
     from vit_jax.cli.hooks import ReportHooks
     from vit_jax.training import sweep
@@ -133,6 +136,7 @@ def _run_experiment(experiment, workdir, stop, reuse, variant=None, arguments=()
         arguments,
         hooks or ReportHooks(),
         reuse,
+        began,
     )
     return folder
 
@@ -142,14 +146,14 @@ def run(hooks: Any = None) -> None:
 
     Exits with status 1 after an error, which is one line where the user can resolve it.
     """
-    # Tracing allocates many objects, all of which live on: collecting took a second of each start.
+    # Tracing allocates many objects that all stay alive: collecting took a second of each start.
     gc.set_threshold(100_000)
     if status := command.run(lambda: _run(sys.argv[1:], hooks), training=True):
         sys.exit(status)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train with these arguments; exits with a status of its own if that fails."""
+    """Train with these arguments; exit with the status of the error if that fails."""
     sys.argv[1:] = argv
     run()
     return 0
@@ -165,11 +169,11 @@ def _run(arguments, hooks):
         "of its get_config()",
     )
     parser.add_argument("--workdir", help="output folder; default: runs/<config's name>")
-    parser.add_argument("--variant", help="train this variant alone, and write no table")
+    parser.add_argument("--variant", help="train only this variant, and write no report")
     parser.add_argument(
         "--no-reuse",
         action="store_true",
-        help="train runs of which an identical finished one lies next to the work folder",
+        help="train every run, even if an identical finished one lies next to the output folder",
     )
     options, overrides = parser.parse_with_overrides(arguments)
     paths = options.config or []
@@ -177,7 +181,7 @@ def _run(arguments, hooks):
         problem = f"given {len(paths)} times" if paths else "missing"
         raise UserError(f"--config=FILE is {problem}: give one, such as configs/cifar_patch.py")
     if options.workdir == "":
-        raise UserError("--workdir is empty: give a folder, or leave it out for runs/NAME")
+        raise UserError("--workdir is empty: give a folder, or omit --workdir for runs/NAME")
     experiment = load_config(paths[0], overrides)
     logging.use_absl_handler()
     sys.unraisablehook = functools.partial(_print_unraisable, sys.unraisablehook)
@@ -186,7 +190,8 @@ def _run(arguments, hooks):
 
     try:
         workdir, variant, reuse = options.workdir, options.variant, not options.no_reuse
-        _run_experiment(experiment, workdir, StopSignal(), reuse, variant, arguments, hooks)
+        stop, began = StopSignal(), vit_jax.STARTED
+        _run_experiment(experiment, workdir, stop, reuse, variant, arguments, hooks, began)
     except Exception as error:
         if processes.count() == 1:
             raise

@@ -201,16 +201,21 @@ def _micro_batches(config, devices):
     return images // next(sizes)
 
 
-def compile_ahead(steps: CompiledSteps, split: Any) -> Future | None:
+def can_compile_ahead(steps: CompiledSteps) -> bool:
+    """Whether the training step can be compiled before the first call.
+
+    Not for vectorised seeds; nor on features, whose width is not known yet; nor in several
+    processes, which have to compile in the same order.
+    """
+    return not (steps.setup.on_features or steps.axis.num_seeds > 1 or jax.process_count() > 1)
+
+
+def compile_ahead(steps: CompiledSteps, split: Any) -> Future:
     """Lower the training step of one seed, and compile it in a thread while the state is made.
 
-    Returns the compilation, to wait for before the first step, or None where nothing was started:
-    for several seeds; on features, whose width is not known yet; and in several processes, which
-    have to compile in the same order.
+    Wait for the compilation that is returned before the first step; see `can_compile_ahead`.
     """
     setup = steps.setup
-    if setup.on_features or steps.axis.num_seeds > 1 or jax.process_count() > 1:
-        return None
     size = setup.config.train.batch_size
     if setup.multi_step:
         _, batch = next(split.train_at_once(0, 0, 1, size, lambda step: 1))

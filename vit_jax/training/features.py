@@ -38,6 +38,8 @@ class FeatureCache:
         self._data = None  # before the new ones take its memory
         splits = {name: getattr(data, name) for name in ("train", "val", "test")}
         total, first = sum(map(len, splits.values())), processes.is_first()
+        if first:
+            say(f"{title}: computing the features of {total:,} images")
         progress = Progress(f"{title} features", 0, total, first, "image")
         cached, started = {}, time.monotonic()
         for name, split in splits.items():
@@ -53,6 +55,7 @@ class FeatureCache:
             cached[name] = ResidentBatches(features, labels, steps.setup.mesh)
         progress.close()
         if first:
-            say(f"{title}: features of {total:,} images: {time.monotonic() - started:.1f} s")
+            seconds = time.monotonic() - started
+            say(f"{title}: features of {total:,} images computed in {seconds:.1f} s")
         self._key, self._data = key, dataclasses.replace(data, **cached)
         return self._data

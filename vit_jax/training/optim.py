@@ -106,7 +106,7 @@ def trained_paths(paths: Collection[str], freeze) -> frozenset[str]:
     if freeze in ("head", "full"):
         return frozenset(path for path in paths if freeze == "full" or path.startswith("head/"))
     if isinstance(freeze, int):
-        depths = _depths(paths)
+        depths = block_depths(paths)
         top = max(depths.values())
         if not 0 < freeze < top:
             raise UserError(
@@ -135,7 +135,7 @@ def trained_paths(paths: Collection[str], freeze) -> frozenset[str]:
 _BLOCK = re.compile(r"(?:Transformer/encoderblock_(\d+)|layer(\d)_(\d))/")
 
 
-def _depths(paths: Iterable[str]) -> dict[str, int]:
+def block_depths(paths: Iterable[str]) -> dict[str, int]:
     """Map paths to depths: 0 for the input layer, i for the i-th block, 1 more for what follows."""
     matches = {path: _BLOCK.match(path) for path in paths}
     keys = {path: tuple(int(n) for n in m.groups() if n) for path, m in matches.items() if m}
@@ -151,7 +151,7 @@ def _scale_by_depth(decay: float) -> optax.GradientTransformation:
     """Multiply updates by decay^(distance from the head) (as BEiT, Bao et al. 2022)."""
 
     def scale(updates, params):
-        depths = _depths([path_of(path) for path, _ in jax.tree.leaves_with_path(updates)])
+        depths = block_depths([path_of(path) for path, _ in jax.tree.leaves_with_path(updates)])
         top = max(depths.values())
         return map_paths(lambda path, u: u * decay ** (top - depths[path]), updates)
 

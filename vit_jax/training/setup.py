@@ -3,13 +3,10 @@
 import dataclasses
 import math
 import pathlib
-import sys
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
-from clu import parameter_overview
 from jax.sharding import Mesh
 
 from vit_jax import models, pretrained
@@ -17,7 +14,6 @@ from vit_jax.config import Config, steps_of, total_steps
 from vit_jax.config.rules import one_step_at_a_time, parse_freeze
 from vit_jax.config.schema import COUNTABLE
 from vit_jax.data import Data
-from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.sharding import dtype_of
 from vit_jax.training import optim, step
@@ -92,7 +88,7 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
     micro_batches = train.accumulation_steps or 1
     if train.batch_size // micro_batches % mesh.size:
         raise UserError(
-            f"train.batch_size={train.batch_size} in {micro_batches} part(s) does not "
+            f"train.batch_size={train.batch_size} in {micro_batches} micro-batch(es) does not "
             f"split evenly over {mesh.size} devices"
         )
     freeze = parse_freeze(config.freeze)
@@ -185,18 +181,3 @@ def num_trained(setup: Setup) -> int:
 def num_params(setup: Setup) -> int:
     """Count the parameters."""
     return sum(math.prod(x) for path, x in setup.shapes.items() if "batch_stats/" not in path)
-
-
-def print_parameters(setup: Setup, state: Any) -> None:
-    """Print the parameters of a state, or of its shapes, and how freeze and init_from set them."""
-    print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
-    total, trained = num_params(setup), num_trained(setup)
-    fresh = " at random values, as there is no init_from" * (setup.weights is None)
-    frozen = f"{total - trained:,} frozen{fresh if trained < total else ''}"
-    print(f"freeze={setup.config.freeze}: {trained:,} trained, {frozen}")
-    if setup.config.sharding.fsdp:
-        held = sharding.bytes_per_device(state)
-        print(f"sharding.fsdp: {held / 2**20:.2f} MiB of weights and optimizer state per device")
-    if setup.weights is not None:
-        print(pretrained.table(setup.weights, setup.config.init_from))
-    sys.stdout.flush()
