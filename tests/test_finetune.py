@@ -98,9 +98,9 @@ def test_averages_and_accumulation_leave_the_frozen_alone():
 def test_wrong_freezing_is_refused():
     for freeze, message in (
         ("last_9_blocks", "the model has 3 blocks"),
-        ("last_0_blocks", "at least one"),
+        ("last_0_blocks", "use last_1_blocks to last_3_blocks"),
         ("head/.*=trained", "has no rule that matches"),
-        ("stem/.*=trained; .*=frozen", "decides about no parameter"),
+        ("stem/.*=trained; .*=frozen", "applies to no parameter"),
         (".*=frozen", "leave nothing to train"),
     ):
         with pytest.raises(UserError, match=message):

@@ -53,7 +53,7 @@ OUT = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9
 
 
 def test_memory_that_ran_out_is_told_in_one_sentence(capsys):
-    sentence = "memory of this machine or of a device is too small"
+    sentence = "out of memory on this machine or a device"
     for error, reason in (
         (OUT, "Out of memory allocating 9 bytes."),
         (MemoryError(), "MemoryError"),

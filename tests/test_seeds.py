@@ -298,7 +298,9 @@ def test_which_seeds_are_trained_at_once(digits, tmp_path):
     assert grouped(train__eval_every_epochs=0.5) == apart  # the first one is far behind
     head = dict(freeze="head", augment__kind="none")
     assert grouped(**head) == apart
-    with pytest.raises(UserError, match="train.vmap_seeds=always does not go with features"):
+    with pytest.raises(
+        UserError, match="train.vmap_seeds=always cannot be combined with cached features"
+    ):
         grouped(**head, **always)
 
 

@@ -121,7 +121,9 @@ def test_which_steps_are_taken_several_in_a_call():
     assert at_once(
         data__device_resident="never", freeze="head", augment__kind="none"
     )  # its features
-    with pytest.raises(UserError, match="train.multi_step=always does not go with data that"):
+    with pytest.raises(
+        UserError, match="train.multi_step=always cannot be combined with streamed data"
+    ):
         at_once(data__device_resident="never", train__multi_step="always")
 
 

@@ -116,7 +116,7 @@ def test_mistakes_about_models_end_in_one_sentence(tmp_path, pictures, capsys):
     images = ["--images", pictures[0]]
     for arguments, sentence in (
         (["kernels"], "give the folder of a run"),
-        ([vit], "has no data of its own"),
+        ([vit], "has no dataset"),
         ([vit, "rollouts", *images], "rollouts is neither a folder nor one of"),
         ([vit, vit, *images], "give --out"),
         ([vit, "curves"], "vit has no curves: it has attention_rollout"),

@@ -4,7 +4,7 @@ from vit_jax import models
 from vit_jax.runtime import processes, sharding
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.files import read_json
-from vit_jax.runtime.progress import say
+from vit_jax.runtime.progress import print_line
 from vit_jax.storage.run_folder import run_name
 from vit_jax.training.hooks import Hooks
 
@@ -45,7 +45,7 @@ class ReportHooks(Hooks):
         from vit_jax.report import write_figures
 
         self._viewers.pop(folder, None)
-        say(f"{run_name(folder)}: drawing figures")
+        print_line(f"{run_name(folder)}: drawing figures")
         scores.remove(folder / "figures" / "explanation")  # of an earlier stage of the run
         write_figures(folder)
 
@@ -53,7 +53,7 @@ class ReportHooks(Hooks):
         """Write table, charts and report.html; explain the best run; print the table."""
         from vit_jax.report import Sweep, write_report
 
-        say("writing the report")
+        print_line("writing the report")
         select = next(iter(configs.values())).train.select
         sweep = Sweep(workdir, results, summaries, published, select, arguments)
         explained = read_json(sweep.explanation / "scores.json").get("asked", 0)
@@ -64,11 +64,11 @@ class ReportHooks(Hooks):
 
             if count:
                 best = run_name(sweep.best_folder)
-                say(f"{best}: computing faithfulness scores of explanations of {count} test images")
+                print_line(f"{best}: computing faithfulness scores on {count} test images")
             try:
                 figures.explain_run(sweep.best_folder, config.data, count, sweep.explanation)
             except UserError as error:  # such as data that are no longer there
-                say(f"the best run is not explained: {error}")
+                print_line(f"the best run is not explained: {error}")
             else:
                 write_report(sweep)
-        say(f"\n{table}\n\nreport: {workdir / 'report.html'}")
+        print_line(f"\n{table}\n\nreport: {workdir / 'report.html'}")

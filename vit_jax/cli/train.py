@@ -1,4 +1,4 @@
-"""Run an experiment: train every variant and seed of a config, then write the table.
+"""Run an experiment: train every variant and seed of a config, then write the report.
 
     python -m vit_jax.main --config=configs/cifar_patch.py
     python -m vit_jax.main --config=configs/cifar_patch.py --variant=patch_4
@@ -6,7 +6,7 @@
     python -m vit_jax.main --config=digits_patch
 
 --config.SECTION.KEY=VALUE changes one setting. The same command run again resumes where it
-stopped; finished runs are not trained again.
+stopped; finished runs are skipped.
 """
 
 import dataclasses
@@ -87,12 +87,12 @@ def train(
 ) -> Results:
     """Train every variant and seed of an experiment, and write its table and report.
 
-    Finished runs are not trained again; unfinished ones resume. Ctrl-C stops after the current
-    step, saved; a second one stops at once.
+    Finished runs are skipped; unfinished ones resume. Ctrl-C stops after the current step and saves
+    a checkpoint; a second Ctrl-C stops immediately.
 
     Args:
-      config: of `load_config`, or its path; or a config made from `vit_jax.config.get_config()`,
-        which trains as a single variant "base".
+      config: an Experiment of `load_config`, the path of a config file, or a config made from
+        `vit_jax.config.get_config()`, which trains as a single variant "base".
       workdir: folder of all outputs; None: runs/NAME.
       reuse: reuse identical finished runs (same settings, data and seed) of the folders next to
         `workdir` instead of training them again.
@@ -120,7 +120,7 @@ def train(
 def _run_experiment(
     experiment, workdir, stop, reuse, variant=None, arguments=(), hooks=None, began=None
 ):
-    """Train an experiment, or one variant without a table; return the output folder."""
+    """Train an experiment, or one variant without a report; return the output folder."""
     from vit_jax.cli.hooks import ReportHooks
     from vit_jax.training import sweep
 
@@ -205,6 +205,6 @@ def _run(arguments, hooks):
 
 
 def _print_unraisable(hook, failure):
-    # Where one write of a checkpoint fails, orbax closes its loop; those that end later complain.
+    # If one write of a checkpoint fails, orbax closes its event loop, and later writes raise this.
     if str(failure.exc_value) != "Event loop is closed":
         hook(failure)

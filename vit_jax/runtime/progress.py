@@ -21,7 +21,7 @@ class Bar(tqdm):
 Bar.set_lock(threading.RLock())
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """Print a line, above the progress bar where there is one."""
     Bar.write(text)
     sys.stdout.flush()
@@ -105,15 +105,20 @@ class Progress:
         active: bool,
         unit: str = "step",
         line_seconds: float = 15.0,
+        leave: bool = False,
     ):
-        """Show `total` units, `start` of them done; print nothing unless `active`."""
+        """Show `total` units, `start` of them done; print nothing unless `active`.
+
+        `leave`: keep the bar on the terminal once it is closed.
+        """
         self._title, self._total, self._line_seconds = f"{name} {unit}", total, line_seconds
         self._active, self._last_line = active, time.monotonic()
         self._start = self._done = start
         self._first = None  # (step, time) of the first step done, when compilation was over
         self._bar = None
         if active and sys.stderr.isatty():
-            self._bar = Bar(total=total, initial=start, desc=name, unit=unit, dynamic_ncols=True)
+            options = {"initial": start, "desc": name, "unit": unit, "leave": leave}
+            self._bar = Bar(total=total, dynamic_ncols=True, **options)
 
     def update(self, step: int, text: str, line: bool = False) -> None:
         """Show `text` at `step`; with `line`, also as a line that stays."""
@@ -131,7 +136,7 @@ class Progress:
                 left = f", {tqdm.format_interval(seconds)} left"
         if line and self._active:
             self._last_line = now
-            say(f"{self._title} {step}/{self._total}: {text}{left}")
+            print_line(f"{self._title} {step}/{self._total}: {text}{left}")
 
     def advance(self, count: int) -> None:
         """Count `count` more units as done."""

@@ -30,7 +30,7 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
       distributed: connect to the other processes of this run by `processes.join`.
       cpu_devices: CPU devices of every process; 0: one per core, which trains faster than one
         device with as many threads. Processes on the same machine share the cores.
-      divides: a multiple of the number of all CPU devices (the batch size).
+      divides: number that the number of all CPU devices must divide (the batch size).
     """
     if distributed:
         processes.join()
@@ -57,8 +57,8 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
 def compiled_folder() -> pathlib.Path | None:
     """Get the folder of compiled programs for this model of CPU; None for users without a home.
 
-    Machines may share a home, and JAX's cache keys tell accelerators apart but not CPUs: one would
-    run instructions that it lacks.
+    Machines may share a home, and JAX's cache keys distinguish accelerators but not CPUs: a program
+    compiled for one CPU may use instructions that another lacks.
     """
     base = files.cache_folder()
     kind = zlib.crc32("".join(_cpu_lines("model name", "flags", "Features")).encode())
@@ -111,7 +111,7 @@ def bytes_per_device(shapes) -> int:
 class OfSeeds(NamedTuple):
     """Shardings for vectorised seeds: stacked states, batches [s, b, ...].
 
-    With `whole_seeds`, every device trains seeds of its own and needs no other device.
+    With `whole_seeds`, every device trains whole seeds, without communication.
     """
 
     whole_seeds: bool
@@ -120,7 +120,7 @@ class OfSeeds(NamedTuple):
 
 
 def of_seeds(mesh: Mesh, num_seeds: int) -> OfSeeds:
-    """Shard by seeds if the number of devices divides theirs, else split the batches."""
+    """Shard by seeds if the number of devices divides their number, else split the batches."""
     if num_seeds % mesh.size == 0:
         return OfSeeds(True, split(mesh), split(mesh))
     return OfSeeds(False, replicated(mesh), NamedSharding(mesh, jax.P(None, "data")))

@@ -6,7 +6,7 @@ import time
 import jax
 
 from vit_jax.runtime import memory, processes
-from vit_jax.runtime.progress import Progress, StartTimes, say
+from vit_jax.runtime.progress import Progress, StartTimes, print_line
 from vit_jax.training.setup import Lengths
 
 CALL_SECONDS = 1.0  # of a call that takes several steps; signals are answered after it
@@ -26,7 +26,7 @@ class Clock:
         """Begin after `step` steps and `wall_seconds` of training."""
         self._began, self._before = time.monotonic(), wall_seconds
         self._window_start, self._window_step = None, step
-        self._progress = Progress(self._title, step, self._lengths.total, self._active)
+        self._progress = Progress(self._title, step, self._lengths.total, self._active, leave=True)
 
     def show(self, step: int, text: str, line: bool = False) -> None:
         """Show `text` on the progress bar; with `line`, also as a line that stays."""
@@ -55,7 +55,7 @@ class Clock:
             self.show(step, "compiled")
             self._start.close()
             if self._active:
-                say(f"{self._title}: first step after {self._start}")
+                print_line(f"{self._title}: first step after {self._start}")
         elif self._step_seconds == math.inf:
             jax.block_until_ready(state)
             seconds = time.monotonic() - self._window_start

@@ -60,7 +60,7 @@ class CompiledSteps:
         return evaluate_together(self.eval_sums, variables, self.axis.num_seeds, batches, stop)
 
     def initial_state(self, key: jax.Array) -> TrainState:
-        """Make one seed's TrainState before the first step, with new weights or of `init_from`."""
+        """Make one seed's initial TrainState, with random weights or those of `init_from`."""
         state = self.init(key, one_image(self.setup.config))
         fresh = pretrained.flat_weights(*state.variables.values())
         if self.setup.weights is not None:
@@ -120,7 +120,7 @@ def _train_step(setup, model, mesh):
         setup.trained,
         setup.on_features,
         _micro_batches(config, mesh.size if mesh else 1),
-        # Split weights are gathered layer by layer where the compiler sees the whole batch.
+        # Sharded weights are gathered layer by layer if the compiler sees the whole batch.
         None if config.sharding.fsdp else mesh,
     )
 

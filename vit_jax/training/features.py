@@ -8,7 +8,7 @@ import numpy as np
 
 from vit_jax.data import Data, ResidentBatches
 from vit_jax.runtime import processes, sharding
-from vit_jax.runtime.progress import Progress, say
+from vit_jax.runtime.progress import Progress, print_line
 from vit_jax.storage.checkpoint import checksum
 from vit_jax.training.compiled import CompiledSteps
 
@@ -39,7 +39,7 @@ class FeatureCache:
         splits = {name: getattr(data, name) for name in ("train", "val", "test")}
         total, first = sum(map(len, splits.values())), processes.is_first()
         if first:
-            say(f"{title}: computing the features of {total:,} images")
+            print_line(f"{title}: computing the features of {total:,} images")
         progress = Progress(f"{title} features", 0, total, first, "image")
         cached, started = {}, time.monotonic()
         for name, split in splits.items():
@@ -56,6 +56,6 @@ class FeatureCache:
         progress.close()
         if first:
             seconds = time.monotonic() - started
-            say(f"{title}: features of {total:,} images computed in {seconds:.1f} s")
+            print_line(f"{title}: features of {total:,} images computed in {seconds:.1f} s")
         self._key, self._data = key, dataclasses.replace(data, **cached)
         return self._data

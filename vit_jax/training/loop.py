@@ -17,7 +17,7 @@ from vit_jax.evaluation.evaluate import evaluate
 from vit_jax.evaluation.metrics import Sums, kernel_magnitudes
 from vit_jax.runtime import memory, processes, sharding
 from vit_jax.runtime.errors import UserError
-from vit_jax.runtime.progress import Progress, StartTimes, say
+from vit_jax.runtime.progress import Progress, StartTimes, print_line
 from vit_jax.runtime.sharding import dtype_of
 from vit_jax.runtime.signals import StopSignal
 from vit_jax.storage import run_folder
@@ -273,7 +273,7 @@ class Trainer:
         self.state = self.state.replace(plateau=self.axis.put(states))
 
     def _save(self, due, results=None, evaluated=True):
-        self.wait_for_saves()  # so that none gets two saves ahead of one whose save failed
+        self.wait_for_saves()  # no seed may be two saves ahead of one whose save failed
         self.hooks.on_event("save", self.step)
         bad_steps = self.axis.to_host(self.state.bad_step)
         for run in due:
@@ -350,7 +350,7 @@ class Trainer:
         return results
 
     def _select(self, run):
-        """Get the variables that are evaluated at the end, and their step."""
+        """Select the variables of the final evaluation; return them and their step."""
         if self.setup.config.train.select == "last":
             return self.axis.take(self.state, run.index).eval_variables, self.step
         self._print("restoring the best checkpoint", run)
@@ -360,10 +360,10 @@ class Trainer:
 
     def _print(self, text, run=None):
         if processes.is_first():
-            say(f"{(run or self).title}: {text}")
+            print_line(f"{(run or self).title}: {text}")
 
     def _dtype(self):
-        """Name the type of the computation, which "auto" lets depend on the devices."""
+        """Name the compute dtype, which depends on the devices for "auto"."""
         return dtype_of(self.setup.config.train.dtype).name
 
 

@@ -96,7 +96,7 @@ def trained_paths(paths: Collection[str], freeze) -> frozenset[str]:
       paths: of all parameters, such as "Transformer/encoderblock_0/LayerNorm_0/scale".
       freeze: "none_trained"; "head"; k, the last k blocks with the final norm and the head;
         "full"; or [(pattern, trained), ...], of which the first that matches the whole path
-        decides.
+        applies.
 
     Raises:
       UserError: there are fewer than k blocks, a parameter matches no rule, or a rule no parameter.
@@ -110,8 +110,8 @@ def trained_paths(paths: Collection[str], freeze) -> frozenset[str]:
         top = max(depths.values())
         if not 0 < freeze < top:
             raise UserError(
-                f"freeze=last_{freeze}_blocks: the model has {top - 1} blocks, of which it must be "
-                "at least one"
+                f"freeze=last_{freeze}_blocks: the model has {top - 1} blocks: use last_1_blocks "
+                f"to last_{top - 1}_blocks"
             )
         return frozenset(path for path, depth in depths.items() if depth >= top - freeze)
     rules = {
@@ -119,11 +119,14 @@ def trained_paths(paths: Collection[str], freeze) -> frozenset[str]:
     }
     for path, rule in rules.items():
         if rule is None:
-            raise UserError(f"freeze has no rule that matches {path}: end with '.*=frozen', say")
+            raise UserError(
+                f"freeze has no rule that matches {path}: end the rules with '.*=frozen' or "
+                "'.*=trained'"
+            )
     for rule in freeze:
         if rule not in rules.values():
             raise UserError(
-                f"the rule {rule[0].pattern!r} of freeze decides about no parameter; there are "
+                f"the rule {rule[0].pattern!r} of freeze applies to no parameter; parameters are "
                 f"{', '.join(sorted(paths)[:3])}, ..."
             )
     trained = frozenset(path for path, rule in rules.items() if rule and rule[1])

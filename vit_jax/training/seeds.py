@@ -36,7 +36,7 @@ def vectorizes(setup: Setup, num_seeds: int) -> bool:
 
 def seed_groups(setup: Setup, folders: Mapping[int, pathlib.Path]) -> list[dict]:
     """Split {seed: folder} into groups of vectorised seeds."""
-    # Vectorised seeds differ by one save at most. Others would have to go back to the last one.
+    # Vectorised seeds differ by one save at most. Seeds further apart would lose steps.
     steps = [run_folder.last_saved_step(folder) for folder in folders.values()]
     if vectorizes(setup, len(folders)) and max(steps) - min(steps) <= setup.lengths.eval_every:
         return [dict(folders)]

@@ -101,7 +101,7 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
     head_only = bool(trained) and all(path.startswith("head/") for path in trained)
     if config.optim.layer_decay != 1 and head_only:
         raise UserError(
-            f"optim.layer_decay={config.optim.layer_decay} has no effect where the head alone is "
+            f"optim.layer_decay={config.optim.layer_decay} has no effect if only the head is "
             "trained"
         )
     on_features = head_only and _caches_features(config)
@@ -119,7 +119,7 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
         weights=weights,
         fingerprint=data.fingerprint | ({"weights": weights.identity} if weights else {}),
         on_features=on_features,
-        multi_step=_takes_several_steps(config, on_features or data.train.resident),
+        multi_step=_uses_multi_step(config, on_features or data.train.resident),
     )
 
 
@@ -140,25 +140,25 @@ def _lengths(config, epoch, trains):
 
 
 def _caches_features(config):
-    """Whether an image always has the same features, which are then computed once."""
+    """Whether features are cached, which requires that an image always has the same features."""
     model, train = config.model, config.train
     rates = (model[f"{key}_rate"] for key in ("dropout", "attention_dropout", "drop_path"))
     cached = train.cache_features and config.augment.kind == "none" and not any(rates)
     if cached and train.vmap_seeds == "always":
         raise UserError(
-            "train.vmap_seeds=always does not go with features that are computed once: use "
-            "auto, or train.cache_features=False"
+            "train.vmap_seeds=always cannot be combined with cached features: use auto, or set "
+            "train.cache_features=False"
         )
     return cached
 
 
-def _takes_several_steps(config, resident):
-    """Whether one call takes several steps, which helps where they are short."""
+def _uses_multi_step(config, resident):
+    """Whether one call takes several steps, which is faster if steps are short."""
     choice = config.train.multi_step
     if choice == "always" and not resident:
         raise UserError(
-            "train.multi_step=always does not go with data that are streamed: use auto, or "
-            "set data.device_resident=always"
+            "train.multi_step=always cannot be combined with streamed data: use auto, or set "
+            "data.device_resident=always"
         )
     if choice != "auto":
         return choice == "always"

@@ -14,9 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vit_jax import config as settings
 from vit_jax import pretrained
-from vit_jax.config import Config
+from vit_jax.config import Config, resolve, with_overrides
 from vit_jax.config.rules import validate
 from vit_jax.data import load_data
 from vit_jax.runtime import processes, sharding
@@ -53,7 +52,7 @@ def make_variants(config: Config, sweep: dict[str, dict], given: set[str]) -> di
             raise UserError(f"variant {name!r} must be named with letters, digits, '_.+-' only")
         if not isinstance(overrides, dict):
             raise UserError(f"variant {name!r} must be a dict of settings, not {overrides!r}")
-        variant = settings.with_overrides(config, overrides, f"variant {name}")
+        variant = with_overrides(config, overrides, f"variant {name}")
         if variant.sharding != config.sharding:
             raise UserError(
                 f"variant {name} changes the sharding settings, but all variants share one set of "
@@ -71,7 +70,7 @@ def make_variants(config: Config, sweep: dict[str, dict], given: set[str]) -> di
 
 def _resolve(config, given):
     if not config.init_from:
-        return settings.resolve(config, None, given)
+        return resolve(config, None, given)
     try:
         info = pretrained.read_info(pathlib.Path(config.init_from).expanduser())
     except UserError as error:
@@ -79,7 +78,7 @@ def _resolve(config, given):
     except (OSError, ValueError, RuntimeError):  # too long, with a null byte, of an unknown user
         path = truncate_repr(config.init_from)
         raise UserError(f"init_from={path} cannot be the path of a folder") from None
-    return settings.resolve(config, info["settings"], given)
+    return resolve(config, info["settings"], given)
 
 
 def run_sweep(
@@ -118,7 +117,7 @@ def run_sweep(
         raise UserError(f"--variant={only} is unknown: use one of {', '.join(configs)}")
     _check_workdir(workdir, experiment)
     chosen = {name: c for name, c in configs.items() if only in (None, name)}
-    for name, config in chosen.items():  # settings that clash are reported before hours are spent
+    for name, config in chosen.items():  # report conflicting settings before hours of training
         for seed, folder in _folders(workdir, name, config).items():
             run_folder.read_summary(folder, config, seed)
     hooks = hooks or Hooks()
@@ -148,7 +147,7 @@ def _check_workdir(workdir, experiment):
     if before != experiment:
         raise UserError(
             f"--workdir={workdir} holds the results of {before}, which {experiment} would "
-            "overwrite: choose another"
+            "overwrite: choose another --workdir"
         )
 
 
@@ -284,7 +283,7 @@ class _Runner:
             with start.loading():
                 self._data = {key: load_data(config.data, mesh)}
             print(f"data loaded in {time.monotonic() - started:.1f} s", flush=True)
-            # Before hours are spent on the first variant; no table compares different data.
+            # Report what does not fit the data before hours of training the first variant.
             for name, other in self._configs.items():
                 if other.data == config.data:
                     setup = self._make_setup(other, self._data[key])
