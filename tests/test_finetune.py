@@ -36,7 +36,7 @@ def trained_state(steps, num_steps=5):
     state = steps.init(jax.random.key(0), one_image(steps.setup.config))
     before = jax.device_get((state.params, state.batch_stats))
     for batch in digits().train.train(0, 0, num_steps, 16):
-        state = sharding.settle(steps.train(state, KEY, batch))
+        state = sharding.block_on_cpu(steps.train(state, KEY, batch))
     return before, state
 
 

@@ -62,7 +62,7 @@ def train(run, state, start, stop):
     """Returns the state after some steps, and the training loss of each."""
     losses, before = [], float(state.sums.loss.total)
     for batch in run.data.train.train(0, start, stop, 256):
-        state = sharding.settle(run.steps.train(state, jax.random.key(1), batch))
+        state = sharding.block_on_cpu(run.steps.train(state, jax.random.key(1), batch))
         losses.append((float(state.sums.loss.total) - before) / 256)
         before = float(state.sums.loss.total)
     return state, losses

@@ -30,7 +30,7 @@ thread = threading.Thread(target=lambda: b"x" * 100_000_000)  # more than a thre
 thread.start()
 thread.join()
 kept = resident() - before
-memory.hand_back()
+memory.release_freed()
 print(kept, resident() - before)
 """
 
@@ -44,8 +44,12 @@ def test_freed_memory_is_kept_until_handed_back(command):
 
 
 def test_handing_back_leaves_no_garbage(command):
-    program = "import gc; from vit_jax.runtime import memory; memory.hand_back(); gc.collect(); "
-    done = command("-c", program + "[memory.hand_back() for _ in range(3)]; print(gc.collect())")
+    program = (
+        "import gc; from vit_jax.runtime import memory; memory.release_freed(); gc.collect(); "
+    )
+    done = command(
+        "-c", program + "[memory.release_freed() for _ in range(3)]; print(gc.collect())"
+    )
     assert int(done.stdout) == 0
 
 

@@ -255,12 +255,12 @@ def test_a_step_is_that_of_each_seed(digits, devices, monkeypatch):
     states = [jax.device_get(single.init(key, one_image(config))) for key in keys]
 
     def trained(steps, numbers):
-        state = steps.axis.put([states[i] for i in numbers])
+        state = steps.axis.device_put([states[i] for i in numbers])
         key = steps.axis.stack([keys[i] for i in numbers])
         batches = steps.batches(train_set, list(numbers), 0, lambda step: min(2, 3 - step))
         done = 0
         for count, batch in batches:
-            state = sharding.settle(steps.train(state, key, batch))
+            state = sharding.block_on_cpu(steps.train(state, key, batch))
             done += count
             if done == 3:
                 break
@@ -319,7 +319,7 @@ def test_seeds_that_the_memory_does_not_hold_are_told_of(run, tmp_path):
 
 def test_a_seed_is_taken_to_the_bit():
     stacked = SeedAxis(make_mesh(2), 4)
-    state = stacked.put([np.float32([-0.0, seed]) for seed in range(4)])
+    state = stacked.device_put([np.float32([-0.0, seed]) for seed in range(4)])
     for seed in range(4):
         own = stacked.take(state, seed)
         assert own.sharding.is_fully_replicated and own[1] == seed

@@ -269,7 +269,7 @@ class Classifier:
         batches = itertools.chain(*(piece.evaluate(batch_size) for piece in pieces))
         total = sum(map(len, pieces))
         bar = Bar(batches, "evaluating", -(-total // batch_size), disable=None)
-        variables = sharding.put_replicated(mesh, self.variables)
+        variables = sharding.replicate(mesh, self.variables)
         result: Any = evaluate(step, variables, bar, keep=True)
         return make_report(result.logits, result.labels, names)
 

@@ -84,7 +84,7 @@ def split(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, jax.P("data"))
 
 
-def of_state(mesh: Mesh, shapes, fsdp: bool):
+def state_sharding(mesh: Mesh, shapes, fsdp: bool):
     """Choose the sharding of every array of a state: replicated or, with `fsdp`, sharded.
 
     A sharded array is split along its largest dimension that the number of devices divides (fully
@@ -108,7 +108,7 @@ def bytes_per_device(shapes) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
-class OfSeeds(NamedTuple):
+class SeedsSharding(NamedTuple):
     """Shardings for vectorised seeds: stacked states, batches [s, b, ...].
 
     With `whole_seeds`, every device trains whole seeds, without communication.
@@ -119,14 +119,14 @@ class OfSeeds(NamedTuple):
     batch: NamedSharding
 
 
-def of_seeds(mesh: Mesh, num_seeds: int) -> OfSeeds:
+def seeds_sharding(mesh: Mesh, num_seeds: int) -> SeedsSharding:
     """Shard by seeds if the number of devices divides their number, else split the batches."""
     if num_seeds % mesh.size == 0:
-        return OfSeeds(True, split(mesh), split(mesh))
-    return OfSeeds(False, replicated(mesh), NamedSharding(mesh, jax.P(None, "data")))
+        return SeedsSharding(True, split(mesh), split(mesh))
+    return SeedsSharding(False, replicated(mesh), NamedSharding(mesh, jax.P(None, "data")))
 
 
-def settle(tree):
+def block_on_cpu(tree):
     """Block until `tree` is computed, on the CPU only; return it.
 
     On several CPU devices, steps that are dispatched ahead fill XLA's few threads with
@@ -136,12 +136,12 @@ def settle(tree):
     return jax.block_until_ready(tree) if jax.default_backend() == "cpu" else tree
 
 
-def put_replicated(mesh: Mesh, tree):
+def replicate(mesh: Mesh, tree):
     """Replicate a tree of arrays, equal in every process, on every device of the mesh."""
-    return put(tree, jax.tree.map(lambda _: replicated(mesh), tree))
+    return device_put(tree, jax.tree.map(lambda _: replicated(mesh), tree))
 
 
-def put(tree, shardings):
+def device_put(tree, shardings):
     """Put a tree of arrays, equal in every process, on the devices with these shardings."""
 
     def of_leaf(x, sharding):
@@ -152,7 +152,7 @@ def put(tree, shardings):
     return jax.tree.map(of_leaf, tree, shardings)
 
 
-def put_split(mesh: Mesh, tree):
+def shard_batch(mesh: Mesh, tree):
     """Make global arrays, split over `data`, from the examples of this process."""
     return jax.make_array_from_process_local_data(split(mesh), tree)
 

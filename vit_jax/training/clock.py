@@ -75,5 +75,5 @@ class Clock:
 
     def restart_window(self, step: int) -> None:
         """Begin a new window of measuring speed, with freed memory returned to the kernel."""
-        memory.hand_back()
+        memory.release_freed()
         self._window_start, self._window_step = time.monotonic(), step

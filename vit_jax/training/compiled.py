@@ -73,7 +73,7 @@ class CompiledSteps:
         fresh = sharding.to_host({path: x for path, x in fresh.items() if path not in given})
         params, batch_stats = pretrained.nested_weights(fresh | given)
         layout = jax.tree.map(lambda x: x.sharding, self.shapes.variables)
-        variables = sharding.put({"params": params, "batch_stats": batch_stats}, layout)
+        variables = sharding.device_put({"params": params, "batch_stats": batch_stats}, layout)
         ema = None if state.ema is None else jax.tree.map(jnp.copy, variables)
         return state.replace(**variables, ema=ema)
 
@@ -85,7 +85,7 @@ def compile_steps(setup: Setup, num_seeds: int = 1) -> CompiledSteps:
     trained_model = models.Head(setup.num_classes) if setup.on_features else model
     init = jax.jit(make_init(model, setup.optimizer(), config, plateau))  # traced once
     shapes = jax.eval_shape(init, jax.random.key(0), one_image(config))
-    layout = sharding.of_state(mesh, shapes, config.sharding.fsdp)
+    layout = sharding.state_sharding(mesh, shapes, config.sharding.fsdp)
     eval_step = make_eval_step(trained_model, config, setup.on_features)
     if num_seeds > 1:
         train, eval_sums = _vectorize(setup, trained_model, eval_step, num_seeds)
@@ -172,7 +172,7 @@ def _vectorize(setup, model, eval_step, num_seeds):
     theirs; else all devices share each seed's batch.
     """
     mesh, train_step = setup.mesh, _train_step(setup, model, None)
-    whole_seeds, state, batch = sharding.of_seeds(mesh, num_seeds)
+    whole_seeds, state, batch = sharding.seeds_sharding(mesh, num_seeds)
     train_all = jax.vmap(train_step)
     eval_all = jax.vmap(lambda *inputs: eval_step(*inputs)[0], in_axes=(0, 0, None))
     if whole_seeds:

@@ -47,7 +47,7 @@ class FeatureCache:
             # The batch size is one that the run cannot change, so that the features keep every bit.
             for batch in split.evaluate(steps.setup.config.train.batch_size):
                 exit_if_stopped()
-                features = sharding.settle(steps.feature_step(variables, batch))
+                features = sharding.block_on_cpu(steps.feature_step(variables, batch))
                 mask, labels = sharding.to_host((batch["mask"], batch["label"]))
                 columns.append((np.asarray(features)[mask], labels[mask]))
                 progress.advance(int(mask.sum()))

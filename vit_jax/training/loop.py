@@ -181,7 +181,7 @@ class Trainer:
 
     def take_step(self, batch: dict, count: int) -> None:
         """Take `count` steps in one call."""
-        self.state = sharding.settle(self.steps.train(self.state, self.keys, batch))
+        self.state = sharding.block_on_cpu(self.steps.train(self.state, self.keys, batch))
         self.step += count
         self.clock.tick(self.step, self.state)
 
@@ -209,7 +209,7 @@ class Trainer:
         if speed is not None:
             text += f", {speed * count:,.0f} images/s"
         self.clock.show(self.step, text)
-        self.state = state.replace(sums=self.axis.put([Sums.empty()] * count))
+        self.state = state.replace(sums=self.axis.device_put([Sums.empty()] * count))
 
     def evaluate_if_due(self) -> None:
         """Evaluate a restored state that was saved before its evaluation."""
@@ -270,7 +270,7 @@ class Trainer:
                 lowered = f"learning rate lowered to {rate:.3g}"
                 self._print(f"validation loss on a plateau: {lowered}", run)
             states[run.index] = after
-        self.state = self.state.replace(plateau=self.axis.put(states))
+        self.state = self.state.replace(plateau=self.axis.device_put(states))
 
     def _save(self, due, results=None, evaluated=True):
         self.wait_for_saves()  # no seed may be two saves ahead of one whose save failed
