@@ -183,7 +183,7 @@ def start_infer(spec, args):
 
     steps, _, batch = make_steps(make_config(spec, train__dtype=args.dtype))
     variables = first_state(steps).eval_variables
-    empty = sharding.put_replicated(steps.setup.mesh, Sums.empty())
+    empty = sharding.replicate(steps.setup.mesh, Sums.empty())
     run = timed(lambda: steps.eval_step(variables, empty, batch))
     return {"vit_jax": run} | peers("infer", spec, args), spec["batch_size"]
 
@@ -244,7 +244,7 @@ def start_input(spec, args):
 
     def epoch():
         for batch in data.train.train(0, 0, steps, spec["batch_size"]):
-            result = sharding.settle(program(key, batch["image"], batch["label"]))
+            result = sharding.block_on_cpu(program(key, batch["image"], batch["label"]))
         return result
 
     sides = {"vit_jax": timed(epoch)} | peers("read_folder", spec, args)
@@ -285,7 +285,7 @@ def start_seeds(spec, args):
     steps, _, batch = make_steps(config)
     keys = [jax.random.key(seed) for seed in range(4)]
     one = timed_step(steps.train, first_state(steps), keys[0], batch)
-    four, sharded = make_steps(config, 4)[0], sharding.of_seeds(steps.setup.mesh, 4)
+    four, sharded = make_steps(config, 4)[0], sharding.seeds_sharding(steps.setup.mesh, 4)
     batches = {name: np.stack([np.asarray(value)] * 4) for name, value in batch.items()}
     batches = jax.device_put(batches, sharded.batch)
     state = four.axis.stack([first_state(steps)] * 4)
@@ -308,7 +308,7 @@ def start_calls(spec, args, count=32):
 
     def single_steps():
         for batch in images.train(0, 0, count, size):
-            states.append(sharding.settle(single.train(states.pop(), key, batch)))
+            states.append(sharding.block_on_cpu(single.train(states.pop(), key, batch)))
         return states[0]
 
     return {"one call": timed(multi_step), "32 calls": timed(single_steps)}, count * size
@@ -353,7 +353,7 @@ def measure_resident(spec, steps=20) -> dict:
     def train(state, steps):
         batches = compiled.batches(images, [0], 0, lambda step: 1)
         for _, batch in itertools.islice(batches, steps):
-            state = sharding.settle(compiled.train(state, key, batch))
+            state = sharding.block_on_cpu(compiled.train(state, key, batch))
         return state
 
     state = jax.block_until_ready(train(state, 2))

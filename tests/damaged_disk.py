@@ -71,7 +71,6 @@ class QuickSweep:
             mock.patch.object(sharding, "make_mesh", lambda: mesh),
             mock.patch.object(sweep, "load_data", lambda *args: self._data),
             mock.patch.object(sweep, "make_setup", lambda *args: self._setup),
-            mock.patch.object(sweep, "print_parameters", lambda *args: None),
             *(
                 mock.patch.object(plots, name, draw)
                 for name in dir(plots)

@@ -84,7 +84,7 @@ def test_train_returns_the_rows_of_the_table(results):
 def test_training_again_reads_finished_runs(results, capsys):
     config = vit_jax.load_config("configs/digits_patch.py", TINY, variant="patch_4")
     assert vit_jax.train(config, results.workdir).rows == results.rows
-    assert "finished before, not trained again" in capsys.readouterr().out
+    assert "already finished, skipped" in capsys.readouterr().out
 
 
 def test_train_works_outside_the_main_thread_and_restores_signal_handlers(tmp_path):
@@ -285,7 +285,7 @@ def test_ctrl_c_stops_after_the_step_saved(tmp_path):
                 process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
     *_, notice, stopped, last = lines
-    assert notice == "stopping after this step; press again to quit now\n"
+    assert notice == "stopping after this step; press Ctrl-C again to quit now\n"
     assert "stopped by SIGINT at step" in stopped and "saved" in stopped
     assert last == "training stopped: the same call resumes True\n"
     assert list((tmp_path / "patch_4" / "seed_0" / "checkpoints").glob("[0-9]*"))

@@ -249,7 +249,7 @@ def test_pixels_are_the_same_on_one_device_and_on_eight(overrides):
     for mesh in two_meshes():
         split = sharding.split(mesh)
         program = jax.jit(lambda k, x, y: augment(k, x, y, 10, config), out_shardings=split)
-        batch = sharding.put_split(mesh, (images, labels))
+        batch = sharding.shard_batch(mesh, (images, labels))
         key = jax.device_put(jax.random.key(3), sharding.replicated(mesh))
         pixels, targets = program(key, *batch)
         assert pixels.shape == (32, 12, 12, 3) and targets.shape == (32, 10)

@@ -22,10 +22,10 @@ MESH = sharding.make_mesh()
 
 def make_state(value):
     tree = {"w": jnp.arange(3000.0).reshape(60, 50) + value, "n": jnp.int32(value)}
-    return sharding.put_replicated(MESH, tree)
+    return sharding.replicate(MESH, tree)
 
 
-TARGET = abstract(make_state(0), sharding.of_state(MESH, make_state(0), fsdp=False))
+TARGET = abstract(make_state(0), sharding.state_sharding(MESH, make_state(0), fsdp=False))
 
 
 LINES = {step: [f'{{"step": {i}}}\n' for i in range(1, step + 1)] for step in range(5)}
@@ -275,7 +275,7 @@ def test_saved_values_are_those_at_the_time_of_the_call(tmp_path):
 def test_checksum_depends_on_every_bit_but_not_on_sharding():
     tree = {"a": np.arange(64, dtype=np.float32).reshape(8, 8), "b": np.ones(8, jnp.bfloat16)}
     expected = int(checksum(tree))
-    assert int(checksum(sharding.put_split(MESH, tree))) == expected
+    assert int(checksum(sharding.shard_batch(MESH, tree))) == expected
     changed = tree["a"].copy()
     changed.view(np.uint32)[3, 5] ^= 1
     assert int(checksum(tree | {"a": changed})) != expected

@@ -101,7 +101,7 @@ def test_config_trains_two_steps(name):
             state = made_up(start, make_plateau(config.optim))
             before = state.params
             for batch in batches:
-                state = sharding.settle(steps.train(state, jax.random.key(1), batch))
+                state = sharding.block_on_cpu(steps.train(state, jax.random.key(1), batch))
             assert int(state.step) == 2 and int(state.bad_step) == -1
             moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, state.params)
             assert moved["head"]["bias"] and sum(jax.tree.leaves(moved)) > 3

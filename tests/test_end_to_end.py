@@ -75,7 +75,7 @@ def test_sweep_leaves_the_documented_files(storm, finished):
     for name in ("results.md", "results.png", "curves.png", "report.html"):
         assert (finished / name).stat().st_size > 100
     output = (storm[0] / "log.txt").read_text()
-    assert f"\n{finished / 'report.html'}\n" in output
+    assert f"\nreport: {finished / 'report.html'}\n" in output
     assert "python -m vit_jax.main --config=" in (finished / "report.html").read_text()
     folder = finished / "seeds_0" / "seed_1"
     assert 0 < storms.read_rows(folder)[0]["lambda/block_1"] < 1
@@ -90,7 +90,7 @@ def test_sweep_leaves_the_documented_files(storm, finished):
     ]
     assert (folder / "figures" / "curves" / "metrics.png").exists()
     assert list(folder.glob("events.out.tfevents.*"))
-    assert "Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel" in output  # parameter table
+    assert "encoderblock" in output and "position embedding" in output  # parameter table
     assert "| seeds_0 |" in output
 
 
@@ -105,7 +105,7 @@ def test_finished_runs_are_not_trained_again(storm, finished, command):
     arguments = f"--config={storm[0] / 'storm_config.py'}", f"--workdir={finished}"
     again = command("-m", "vit_jax.main", *arguments)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("finished before, not trained again") == 2
+    assert again.stdout.count("already finished, skipped") == 2
     assert (finished / "results.json").read_text() == before
 
 

@@ -62,7 +62,7 @@ def test_errors_that_a_user_can_resolve_are_single_lines():
     assert describe_error(UserError("wrong")) == "wrong"
     assert describe_error(FULL) == "a.txt: No space left on device"
     assert describe_error(FULL, training=True) == (
-        "a.txt: No space left on device; once that is resolved, the same command resumes"
+        "a.txt: No space left on device; resolve this, then run the same command to resume"
     )
     missing = FileNotFoundError(errno.ENOENT, "No such file or directory", b"a\xff.txt")
     assert describe_error(missing) == "a\udcff.txt: No such file or directory"

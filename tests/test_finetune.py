@@ -15,7 +15,8 @@ from vit_jax.data import ResidentBatches, load_data
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
 from vit_jax.training import optim
-from vit_jax.training.setup import make_setup, num_trained, one_image, print_parameters
+from vit_jax.training.parameters import ParameterTables
+from vit_jax.training.setup import make_setup, num_trained, one_image
 
 MESH = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
 KEY = jax.random.key(1)
@@ -35,7 +36,7 @@ def trained_state(steps, num_steps=5):
     state = steps.init(jax.random.key(0), one_image(steps.setup.config))
     before = jax.device_get((state.params, state.batch_stats))
     for batch in digits().train.train(0, 0, num_steps, 16):
-        state = sharding.settle(steps.train(state, KEY, batch))
+        state = sharding.block_on_cpu(steps.train(state, KEY, batch))
     return before, state
 
 
@@ -97,9 +98,9 @@ def test_ema_and_accumulation_do_not_change_frozen_parameters():
 def test_invalid_freeze_settings_are_refused():
     for freeze, message in (
         ("last_9_blocks", "the model has 3 blocks"),
-        ("last_0_blocks", "at least one"),
+        ("last_0_blocks", "use last_1_blocks to last_3_blocks"),
         ("head/.*=trained", "has no rule that matches"),
-        ("stem/.*=trained; .*=frozen", "decides about no parameter"),
+        ("stem/.*=trained; .*=frozen", "applies to no parameter"),
         (".*=frozen", "leave nothing to train"),
     ):
         with pytest.raises(UserError, match=message):
@@ -211,6 +212,6 @@ def test_remat_does_not_rename_parameters(model):
 def test_frozen_random_parameters_are_logged(capsys):
     for freeze, text in (("head", "7,072 frozen at random values, as there is no"), ("full", "0 ")):
         steps = make_steps(make_config(freeze=freeze, **VIT), digits(), MESH)
-        print_parameters(steps.setup, steps.shapes)
+        ParameterTables().print("base", steps.setup, steps.shapes)
         line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("freeze="))
         assert text in line and ("random" in line) == (freeze == "head")

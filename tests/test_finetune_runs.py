@@ -310,7 +310,7 @@ def test_mistakes_are_single_line_errors(first, tuned, tmp_path, capsys):
         (
             convert,
             [first, tmp_path / "x", "--to=timm", "--gelu=erf"],
-            "no further settings",
+            "writes the settings of SOURCE",
         ),
     ]
     capsys.readouterr()

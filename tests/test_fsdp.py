@@ -62,7 +62,7 @@ def train(run, state, start, stop):
     """Train some steps; return the state and the loss of each step."""
     losses, before = [], float(state.sums.loss.total)
     for batch in run.data.train.train(0, start, stop, 256):
-        state = sharding.settle(run.steps.train(state, jax.random.key(1), batch))
+        state = sharding.block_on_cpu(run.steps.train(state, jax.random.key(1), batch))
         losses.append((float(state.sums.loss.total) - before) / 256)
         before = float(state.sums.loss.total)
     return state, losses

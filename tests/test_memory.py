@@ -30,7 +30,7 @@ thread = threading.Thread(target=lambda: b"x" * 100_000_000)  # more than a thre
 thread.start()
 thread.join()
 retained = resident() - before
-memory.hand_back()
+memory.release_freed()
 print(retained, resident() - before)
 """
 
@@ -44,8 +44,12 @@ def test_freed_memory_is_retained_until_returned(command):
 
 
 def test_returning_memory_leaves_no_garbage(command):
-    program = "import gc; from vit_jax.runtime import memory; memory.hand_back(); gc.collect(); "
-    done = command("-c", program + "[memory.hand_back() for _ in range(3)]; print(gc.collect())")
+    program = (
+        "import gc; from vit_jax.runtime import memory; memory.release_freed(); gc.collect(); "
+    )
+    done = command(
+        "-c", program + "[memory.release_freed() for _ in range(3)]; print(gc.collect())"
+    )
     assert int(done.stdout) == 0
 
 
@@ -53,7 +57,7 @@ OUT = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9
 
 
 def test_out_of_memory_is_a_single_line_error(capsys):
-    message = "memory of this machine or of a device is too small"
+    message = "out of memory on this machine or a device"
     for error, reason in (
         (OUT, "Out of memory allocating 9 bytes."),
         (MemoryError(), "MemoryError"),

@@ -82,7 +82,7 @@ def test_installed_package_trains(installed):
     folder = cwd / "runs" / "digits_patch" / "patch_4" / "seed_0"
     assert (folder / "summary.json").exists()
     assert json.loads((folder / "config.json").read_text())["git_commit"] is None
-    assert "finished before" in run_installed("-m", "vit_jax.main", *arguments)
+    assert "already finished, skipped" in run_installed("-m", "vit_jax.main", *arguments)
 
 
 def test_help_lists_every_command(installed):

@@ -140,7 +140,7 @@ def test_killed_stopped_and_resumed_processes_train_like_one(command, tmp_path):
     drawn = ("--config.log.figures_every=1", "--config.log.explain_images=2") if COUNT > 2 else ()
     done = command(*several, *arguments, *drawn, timeout=400)
     assert done.returncode == 0, done.stderr
-    assert f"going on from step {step}" in done.stdout
+    assert f"resuming from step {step}" in done.stdout
     assert_same_run(run, expected)
     for name in ("results.json", "results.md", "report.html"):
         assert (tmp_path / "runs" / name).stat().st_size > 100

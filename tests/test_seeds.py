@@ -170,7 +170,7 @@ def test_seeds_saved_at_different_steps_resume_exactly(run, vectorised, tmp_path
         assert summary_of(one) == summary_of(other)
         states = [checkpoint.load_run(f / "checkpoints", "last") for f in (one, other)]
         assert states[0][1] == states[1][1]  # bit-identical
-    assert "base seeds 0-1: going on from step 7" in capsys.readouterr().out
+    assert "base seeds 0-1: resuming from step 7" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("failing", "saved"), [(1, [5, 0]), (2, [10, 5])])
@@ -257,12 +257,12 @@ def test_a_vectorised_step_equals_that_of_each_seed(digits, devices, monkeypatch
     states = [jax.device_get(single.init(key, one_image(config))) for key in keys]
 
     def trained(steps, numbers):
-        state = steps.axis.put([states[i] for i in numbers])
+        state = steps.axis.device_put([states[i] for i in numbers])
         key = steps.axis.stack([keys[i] for i in numbers])
         batches = steps.batches(train_set, list(numbers), 0, lambda step: min(2, 3 - step))
         done = 0
         for count, batch in batches:
-            state = sharding.settle(steps.train(state, key, batch))
+            state = sharding.block_on_cpu(steps.train(state, key, batch))
             done += count
             if done == 3:
                 break
@@ -300,7 +300,9 @@ def test_which_seeds_are_vectorised(digits, tmp_path):
     assert grouped(train__eval_every_epochs=0.5) == separate  # the first seed is far behind
     head = dict(freeze="head", augment__kind="none")
     assert grouped(**head) == separate
-    with pytest.raises(UserError, match="train.vmap_seeds=always does not go with features"):
+    with pytest.raises(
+        UserError, match="train.vmap_seeds=always cannot be combined with cached features"
+    ):
         grouped(**head, **always)
 
 
@@ -309,7 +311,9 @@ def test_vectorised_seeds_that_do_not_fit_in_memory_are_an_error(run, tmp_path):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
     failing = [(checkpoint.Checkpoints, "save", fail)]
-    with pytest.raises(UserError, match="not hold 2 seeds at once: set train.vmap_seeds=never"):
+    with pytest.raises(
+        UserError, match="too small for 2 vectorised seeds: set train.vmap_seeds=never"
+    ):
         run(tmp_path, patches=failing)
     with pytest.raises(jax.errors.JaxRuntimeError):  # for a single seed, main reports it
         run(tmp_path, vectorised=False, patches=failing)
@@ -317,7 +321,7 @@ def test_vectorised_seeds_that_do_not_fit_in_memory_are_an_error(run, tmp_path):
 
 def test_extracting_a_seed_is_bit_exact():
     stacked = SeedAxis(make_mesh(2), 4)
-    state = stacked.put([np.float32([-0.0, seed]) for seed in range(4)])
+    state = stacked.device_put([np.float32([-0.0, seed]) for seed in range(4)])
     for seed in range(4):
         own = stacked.take(state, seed)
         assert own.sharding.is_fully_replicated and own[1] == seed

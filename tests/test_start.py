@@ -61,7 +61,7 @@ def test_the_step_is_compiled_once_for_fresh_and_resumed_runs(
             assert stop.number == signal.SIGTERM
         assert compiled.count(step) == 1
         output = capsys.readouterr().out
-        assert "first step after" in output and ("going on from step" in output) == resumed
+        assert "first step after" in output and ("resuming from step" in output) == resumed
 
 
 def test_resuming_with_another_dtype_is_logged(mesh, tmp_path, capsys, monkeypatch):
@@ -74,10 +74,10 @@ def test_resuming_with_another_dtype_is_logged(mesh, tmp_path, capsys, monkeypat
         loop.train(steps, data, {0: tmp_path}, "base", Stop())
         return capsys.readouterr().out
 
-    assert "going on" not in restart()
-    assert "going on from step 2\n" in restart()
+    assert "resuming" not in restart()
+    assert "resuming from step 2\n" in restart()
     monkeypatch.setattr(loop, "dtype_of", lambda name: jnp.dtype("bfloat16"))
-    assert "going on from step 2, from now on in bfloat16 instead of float32\n" in restart()
+    assert "resuming from step 2, computing in bfloat16 instead of float32\n" in restart()
 
 
 def test_a_finished_run_compiles_no_step(mesh, compiled, tmp_path):

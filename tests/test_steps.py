@@ -50,8 +50,8 @@ def train(config, devices=1, num_steps=3, model=None):
     step = jax.jit(step, out_shardings=whole)
     states = [init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))]
     for _ in range(num_steps):
-        batch = sharding.put_split(mesh, BATCH)
-        states.append(sharding.settle(step(states[-1], jax.random.key(1), batch)))
+        batch = sharding.shard_batch(mesh, BATCH)
+        states.append(sharding.block_on_cpu(step(states[-1], jax.random.key(1), batch)))
     totals = [float(state.sums.loss.total) for state in states]
     return states, np.diff(totals) / len(BATCH["label"])
 
@@ -120,7 +120,9 @@ def test_when_multi_step_dispatch_is_used():
     assert not multi_step(data__device_resident="never")
     # The cached features are device-resident.
     assert multi_step(data__device_resident="never", freeze="head", augment__kind="none")
-    with pytest.raises(UserError, match="train.multi_step=always does not go with data that"):
+    with pytest.raises(
+        UserError, match="train.multi_step=always cannot be combined with streamed data"
+    ):
         multi_step(data__device_resident="never", train__multi_step="always")
 
 
@@ -140,7 +142,7 @@ def test_every_example_is_evaluated_once_on_one_device_and_on_eight(kind):
         else:
             batches = kind(splits.test, mesh, 2)
         found[devices] = evaluate(
-            step, sharding.put_replicated(mesh, variables), batches.evaluate(50 * devices)
+            step, sharding.replicate(mesh, variables), batches.evaluate(50 * devices)
         )
         print(f"{kind.__name__} on {devices} devices: {found[devices].count} examples counted")
     images, labels = splits.test.decode_all(1)

@@ -116,7 +116,7 @@ def test_mistakes_about_models_are_single_line_errors(tmp_path, image_files, cap
     images = ["--images", image_files[0]]
     for arguments, message in (
         (["kernels"], "give the folder of a run"),
-        ([vit], "give --images"),
+        ([vit], "has no dataset"),
         ([vit, "rollouts", *images], "rollouts is neither a folder nor one of"),
         ([vit, vit, *images], "give --out"),
         ([vit, "curves"], "vit has no curves: it has attention_rollout"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import logging
 
-from vit_jax import config as settings
+from vit_jax.config import check_key, get_config, with_overrides
 from vit_jax.config.schema import SCHEMA
 from vit_jax.runtime import memory
 from vit_jax.runtime.errors import UserError, describe_error, single_line, suggest
@@ -56,19 +56,22 @@ def main(function: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
 
 
 def run(command: Callable[[], int | None], training: bool = False) -> int:
-    """Run a command and return its exit status; an error of `describe_error` is one line, 1."""
-    # JAX and orbax log their internals, and the tracebacks of what they raise.
+    """Run a command and return its exit status.
+
+    An error that `describe_error` describes is printed as a single line, with status 1.
+    """
+    # JAX and orbax log their internals, and the tracebacks of errors that are handled here.
     logging.set_verbosity(logging.FATAL)
     memory.keep_freed()
     try:
         status = command() or 0
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # as in `| head`, which has read all that it needs
+    except BrokenPipeError:  # as in `| head`, which closes the pipe early
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to finish", file=sys.stderr)
+        print("interrupted; run the same command again to finish it", file=sys.stderr)
         return 130
     except Exception as error:
         message = describe_error(error, training)
@@ -92,7 +95,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]
             others.append(argument)
             continue
         key, text = match.groups()
-        settings.check_key(key, "the command line")
+        check_key(key, "the command line")
         if text is None:
             is_boolean = isinstance(SCHEMA[key].default, bool)
             follows = left and (left[0].lower() in _BOOLEANS if is_boolean else left[0][:2] != "--")
@@ -100,12 +103,12 @@ def split_overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]
                 raise UserError(f"{argument} needs a value: {argument}=VALUE")
             text = left.pop(0) if follows else "True"
         overrides[key] = _parse(SCHEMA[key].default, text)
-    settings.with_overrides(settings.get_config(), overrides, "the command line")
+    with_overrides(get_config(), overrides, "the command line")
     return overrides, others
 
 
 def _parse(default, text):
-    """Parse text as a value of the type of `default`; invalid text stays as it is."""
+    """Parse a string as a value of the type of `default`; an invalid string is returned as is."""
     if isinstance(default, str):
         return text
     if isinstance(default, bool):

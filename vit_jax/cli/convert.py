@@ -17,22 +17,33 @@ import pathlib
 from collections.abc import Sequence
 
 from vit_jax.cli import command
-from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.errors import UserError, single_line
 
 
 @command.main
 def main(argv: Sequence[str]) -> None:
     """Convert or export weights; raises UserError."""
     parser = command.Parser(description=__doc__)
-    parser.add_argument("source", type=pathlib.Path)
-    parser.add_argument("dest", type=pathlib.Path)
-    parser.add_argument("--to", choices=("timm", "hf", "npz"), help="export for this project")
-    parser.add_argument("--num-heads", type=int, help="if neither file nor model size gives it")
-    parser.add_argument("--gelu", choices=("tanh", "erf"), help="default: the project's own")
-    parser.add_argument("--norm-eps", type=float, help="of LayerNorm; default: the project's own")
+    parser.add_argument("source", type=pathlib.Path, help="file of weights; with --to, a folder")
+    parser.add_argument("dest", type=pathlib.Path, help="new folder; with --to=npz, a new file")
+    parser.add_argument("--to", choices=("timm", "hf", "npz"), help="export to this format")
+    parser.add_argument(
+        "--num-heads",
+        type=int,
+        help="number of attention heads, if neither the file nor the model size determines it",
+    )
+    parser.add_argument(
+        "--gelu", choices=("tanh", "erf"), help="variant of GELU; default: that of the source"
+    )
+    parser.add_argument(
+        "--norm-eps", type=float, help="epsilon of LayerNorm; default: that of the source"
+    )
     for name in ("mean", "std"):
-        parser.add_argument(f"--{name}", type=float, nargs="+", help="of the pixels in [0, 1]")
+        parser.add_argument(
+            f"--{name}", type=float, nargs="+", help=f"{name} per channel of pixels in [0, 1]"
+        )
     args = parser.parse_args(argv)
+    print(single_line(f"reading {args.source}"), flush=True)
     from vit_jax import pretrained  # imports JAX
 
     given = {
@@ -46,7 +57,8 @@ def main(argv: Sequence[str]) -> None:
     if args.to:
         if given:
             raise UserError(
-                f"--to={args.to} takes no further settings: those of SOURCE are written"
+                f"--to={args.to} writes the settings of SOURCE: omit --num-heads, --gelu, "
+                "--norm-eps, --mean and --std"
             )
         for note in pretrained.export(pretrained.load(args.source), args.to, args.dest):
             print(f"note: {note}")

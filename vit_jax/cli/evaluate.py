@@ -5,8 +5,8 @@
 
 Writes test_report.txt, test_report.json and confusion.png, by default to RUN/evaluation/SPLIT. The
 dataset and its splits are those of the run, unless --config.data.KEY=VALUE changes them; their
-classes must be the model's. --split=all evaluates all images, with none held out or left out.
-Another dataset that has no test split of its own needs --split.
+classes must be the model's. --split=all evaluates every image of the dataset. A dataset without a
+test split needs --split.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import pathlib
 from collections.abc import Sequence
 
 from vit_jax.cli import command
-from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.errors import UserError, single_line
 
 SPLITS = ("train", "val", "test", "all")
 
@@ -24,11 +24,16 @@ SPLITS = ("train", "val", "test", "all")
 def main(argv: Sequence[str]) -> None:
     """Evaluate a model; raises UserError."""
     parser = command.Parser(description=__doc__)
-    parser.add_argument("run", type=pathlib.Path, help="RUN/VARIANT/seed_0, or a checkpoint")
-    parser.add_argument("--split", choices=SPLITS, help="default: test")
+    parser.add_argument(
+        "run", type=pathlib.Path, help="run folder RUN/VARIANT/seed_0, or a checkpoint"
+    )
+    parser.add_argument("--split", choices=SPLITS, help="split to evaluate; default: test")
     parser.add_argument("--part", dest="split", choices=SPLITS, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=pathlib.Path, help="folder; default: RUN/evaluation/SPLIT")
+    parser.add_argument(
+        "--out", type=pathlib.Path, help="output folder; default: RUN/evaluation/SPLIT"
+    )
     args, overrides = parser.parse_with_overrides(argv)
+    print(single_line(f"loading {args.run}"), flush=True)
     from vit_jax.evaluation.classifier import Classifier
     from vit_jax.report import draw_confusion, write_test_report
     from vit_jax.runtime.files import write_atomically
@@ -38,10 +43,11 @@ def main(argv: Sequence[str]) -> None:
     if any(key.startswith("data.") for key in overrides) and not args.out:
         raise UserError("--out is missing: give a folder for the report on other data")
     dataset = config.data.dir or config.data.name
+    name = f"{args.run} on {'all' if split == 'all' else f'the {split} split'} of {dataset}"
+    print(single_line(f"evaluating {name}"), flush=True)
     report = classifier.report(config, split)
     out = args.out or args.run / "evaluation" / split
     out.mkdir(parents=True, exist_ok=True)
-    name = f"{args.run} on {'all' if split == 'all' else f'the {split} split'} of {dataset}"
     write_atomically(out / "test_report.json", json.dumps(report) + "\n")
     write_test_report(out / "test_report.txt", name, report, [])
     draw_confusion(out / "confusion.png", str(args.run), report, split)

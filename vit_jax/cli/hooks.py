@@ -4,6 +4,8 @@ from vit_jax import models
 from vit_jax.runtime import processes, sharding
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.files import read_json
+from vit_jax.runtime.progress import print_line
+from vit_jax.storage.run_folder import run_name
 from vit_jax.training.hooks import Hooks
 
 
@@ -43,6 +45,7 @@ class ReportHooks(Hooks):
         from vit_jax.report import write_figures
 
         self._viewers.pop(folder, None)
+        print_line(f"{run_name(folder)}: drawing figures")
         for name in ("explanation", "mistakes"):  # of an earlier stage of the run
             scores.remove(folder / "figures" / name)
         write_figures(folder)
@@ -51,13 +54,14 @@ class ReportHooks(Hooks):
         """Write table, charts and report.html; explain the best runs; print the table."""
         from vit_jax.report import Sweep, write_report
 
+        print_line("writing the report")
         select = next(iter(configs.values())).train.select
         sweep = Sweep(workdir, results, summaries, published, select, arguments)
         table = write_report(sweep)
         drawn = [_attempt(_draw_mistakes, sweep, configs), _attempt(_explain, sweep, configs)]
         if any(drawn):
             write_report(sweep)
-        print(f"\n{table}\n\n{workdir / 'results.md'}\n{workdir / 'report.html'}", flush=True)
+        print_line(f"\n{table}\n\nreport: {workdir / 'report.html'}")
 
 
 def _attempt(draw, *arguments):
@@ -65,7 +69,7 @@ def _attempt(draw, *arguments):
     try:
         return draw(*arguments)
     except UserError as error:  # such as data that are no longer there
-        print(f"the best run is not explained: {error}", flush=True)
+        print_line(f"the best run is not explained: {error}")
         return False
 
 
@@ -83,5 +87,8 @@ def _explain(sweep, configs):
         return False
     from vit_jax.explanation import figures
 
+    if count:
+        run = run_name(sweep.explained_folder)
+        print_line(f"{run}: computing faithfulness scores on {count} test images")
     figures.explain_run(sweep.explained_folder, config.data, count, sweep.explanation)
     return True

@@ -3,7 +3,7 @@
     vit-jax launch -n 2 -- --config=configs/digits_patch.py
     vit-jax launch -n 4 --devices-per-process 1 -- --config=configs/cifar_vit.py
 
-The arguments after `--` are those of `vit-jax train`. With GPUs, each process has one of them.
+The arguments after `--` are those of `vit-jax train`. With GPUs, each process uses one GPU.
 SIGTERM and Ctrl-C stop all processes.
 """
 
@@ -24,12 +24,15 @@ def main(argv: Sequence[str]) -> int:
     parser = command.Parser(description=__doc__)
     parser.add_argument("-n", type=int, default=2, help="number of processes")
     parser.add_argument(
-        "--devices-per-process", type=int, default=0, help="on a CPU; default: its share of cores"
+        "--devices-per-process",
+        type=int,
+        default=0,
+        help="CPU devices of each process; default: its share of the cores",
     )
-    parser.add_argument("arguments", nargs="*", help="of `vit-jax train`, after --")
+    parser.add_argument("arguments", nargs="*", help="arguments of `vit-jax train`, after --")
     options = parser.parse_args(argv)
     if options.n < 1 or options.devices_per_process < 0:
-        raise UserError("-n and --devices-per-process take numbers above 0")
+        raise UserError("-n must be at least 1, and --devices-per-process at least 0")
     arguments = [sys.executable, "-m", "vit_jax.main", *options.arguments]
     arguments.append("--config.sharding.distributed=True")
     if options.devices_per_process:

@@ -4,9 +4,9 @@
     vit-jax predict runs/sports_finetune/base/seed_0 photo.jpg --json
     vit-jax predict runs/sports_finetune/base/seed_0 photo.jpg --overlay=annotated
 
-Prints the five most probable classes of each image; of a folder, all images in it. Images are
-preprocessed as in the run's evaluation. If files cannot be read, the first is reported at the end,
-with status 1.
+Prints the five most probable classes of each image. For a folder, all images in it are classified.
+Images are preprocessed as in the evaluation of the run. If files cannot be read, the first of them
+is reported at the end, with status 1.
 """
 
 import json
@@ -22,8 +22,12 @@ from vit_jax.runtime.errors import UserError, single_line
 def main(argv: Sequence[str]) -> None:
     """Classify images; raises UserError."""
     parser = command.Parser(description=__doc__)
-    parser.add_argument("run", type=pathlib.Path, help="RUN/VARIANT/seed_0, or a checkpoint")
-    parser.add_argument("images", type=pathlib.Path, nargs="+", help="files and folders")
+    parser.add_argument(
+        "run", type=pathlib.Path, help="run folder RUN/VARIANT/seed_0, or a checkpoint"
+    )
+    parser.add_argument(
+        "images", type=pathlib.Path, nargs="+", help="image files and folders of them"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--overlay", type=pathlib.Path, help="folder for annotated images")
     args = parser.parse_args(argv)
@@ -59,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def list_images(given: list[pathlib.Path]) -> list[pathlib.Path]:
-    """List the image files among and in `given`; raises UserError if one leads to none."""
+    """List the image files among and in `given`; raises UserError if one contains none."""
     from vit_jax.data.images import IMAGE_SUFFIXES
 
     paths = []

@@ -1,4 +1,4 @@
-"""Run an experiment: train every variant and seed of a config, then write the table.
+"""Run an experiment: train every variant and seed of a config, then write the report.
 
     python -m vit_jax.main --config=configs/cifar_patch.py
     python -m vit_jax.main --config=configs/cifar_patch.py --variant=patch_4
@@ -6,7 +6,7 @@
     python -m vit_jax.main --config=digits_patch
 
 --config.SECTION.KEY=VALUE changes one setting. The same command run again resumes where it
-stopped; finished runs are not trained again.
+stopped; finished runs are skipped.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ from typing import Any
 
 from absl import logging
 
+import vit_jax
 from vit_jax.cli import command
 from vit_jax.config import Config
 from vit_jax.config.loading import Experiment, load_config
@@ -86,15 +87,15 @@ def train(
 ) -> Results:
     """Train every variant and seed of an experiment, and write its table and report.
 
-    Finished runs are not trained again; unfinished ones resume. Ctrl-C stops after the current
-    step, saved; a second one stops at once.
+    Finished runs are skipped; unfinished ones resume. Ctrl-C stops after the current step and saves
+    a checkpoint; a second Ctrl-C stops immediately.
 
     Args:
-      config: of `load_config`, or its path; or a config made from `vit_jax.config.get_config()`,
-        which trains as a single variant "base".
+      config: an Experiment of `load_config`, the path of a config file, or a config made from
+        `vit_jax.config.get_config()`, which trains as a single variant "base".
       workdir: folder of all outputs; None: runs/NAME.
-      reuse: take over identical finished runs (same settings, data and seed) of the folders next
-        to `workdir` instead of training them again.
+      reuse: reuse identical finished runs (same settings, data and seed) of the folders next to
+        `workdir` instead of training them again.
 
     Raises:
       UserError: a setting is invalid, or data or outputs cannot be read or written.
@@ -116,8 +117,10 @@ def train(
             raise KeyboardInterrupt("training stopped: the same call resumes") from None
 
 
-def _run_experiment(experiment, workdir, stop, reuse, variant=None, arguments=(), hooks=None):
-    """Train an experiment, or one variant without a table; return the output folder."""
+def _run_experiment(
+    experiment, workdir, stop, reuse, variant=None, arguments=(), hooks=None, began=None
+):
+    """Train an experiment, or one variant without a report; return the output folder."""
     from vit_jax.cli.hooks import ReportHooks
     from vit_jax.training import sweep
 
@@ -133,6 +136,7 @@ def _run_experiment(experiment, workdir, stop, reuse, variant=None, arguments=()
         arguments,
         hooks or ReportHooks(),
         reuse,
+        began,
     )
     return folder
 
@@ -142,14 +146,14 @@ def run(hooks: Any = None) -> None:
 
     Exits with status 1 after an error, which is one line where the user can resolve it.
     """
-    # Tracing allocates many objects, all of which live on: collecting took a second of each start.
+    # Tracing allocates many objects that all stay alive: collecting took a second of each start.
     gc.set_threshold(100_000)
     if status := command.run(lambda: _run(sys.argv[1:], hooks), training=True):
         sys.exit(status)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train with these arguments; exits with a status of its own if that fails."""
+    """Train with these arguments; exit with the status of the error if that fails."""
     sys.argv[1:] = argv
     run()
     return 0
@@ -165,11 +169,11 @@ def _run(arguments, hooks):
         "of its get_config()",
     )
     parser.add_argument("--workdir", help="output folder; default: runs/<config's name>")
-    parser.add_argument("--variant", help="train this variant alone, and write no table")
+    parser.add_argument("--variant", help="train only this variant, and write no report")
     parser.add_argument(
         "--no-reuse",
         action="store_true",
-        help="train runs of which an identical finished one lies next to the work folder",
+        help="train every run, even if an identical finished one lies next to the output folder",
     )
     options, overrides = parser.parse_with_overrides(arguments)
     paths = options.config or []
@@ -177,7 +181,7 @@ def _run(arguments, hooks):
         problem = f"given {len(paths)} times" if paths else "missing"
         raise UserError(f"--config=FILE is {problem}: give one, such as configs/cifar_patch.py")
     if options.workdir == "":
-        raise UserError("--workdir is empty: give a folder, or leave it out for runs/NAME")
+        raise UserError("--workdir is empty: give a folder, or omit --workdir for runs/NAME")
     experiment = load_config(paths[0], overrides)
     logging.use_absl_handler()
     sys.unraisablehook = functools.partial(_print_unraisable, sys.unraisablehook)
@@ -186,7 +190,8 @@ def _run(arguments, hooks):
 
     try:
         workdir, variant, reuse = options.workdir, options.variant, not options.no_reuse
-        _run_experiment(experiment, workdir, StopSignal(), reuse, variant, arguments, hooks)
+        stop, began = StopSignal(), vit_jax.STARTED
+        _run_experiment(experiment, workdir, stop, reuse, variant, arguments, hooks, began)
     except Exception as error:
         if processes.count() == 1:
             raise
@@ -200,6 +205,6 @@ def _run(arguments, hooks):
 
 
 def _print_unraisable(hook, failure):
-    # Where one write of a checkpoint fails, orbax closes its loop; those that end later complain.
+    # If one write of a checkpoint fails, orbax closes its event loop, and later writes raise this.
     if str(failure.exc_value) != "Event loop is closed":
         hook(failure)

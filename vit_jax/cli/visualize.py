@@ -45,14 +45,14 @@ def main(argv: Sequence[str]) -> None:
 def _draw_models(argv):
     """Draw figures of trained models; return their folders."""
     parser = command.Parser(description=__doc__)
-    parser.add_argument("runs", nargs="+", help="folders of runs, then kinds of figures")
+    parser.add_argument("runs", nargs="+", help="run folders, then names of figures")
     parser.add_argument(
         "--images", type=pathlib.Path, nargs="+", help="image files, instead of test images"
     )
     parser.add_argument(
-        "--classes", nargs="+", default=[], help="of the test images; default: eight"
+        "--classes", nargs="+", default=[], help="classes of the test images; default: eight"
     )
-    parser.add_argument("--out", type=pathlib.Path, help="folder; default: RUN/figures")
+    parser.add_argument("--out", type=pathlib.Path, help="output folder; default: RUN/figures")
     args = parser.parse_args(argv)
     from vit_jax.explanation import figures
     from vit_jax.explanation.model import Model
@@ -68,10 +68,11 @@ def _draw_models(argv):
     for path in args.images or ():
         if path.is_dir():
             raise UserError(f"--images={path} is a folder: give the images in it")
+    print(single_line(f"loading {', '.join(map(str, folders))}"), flush=True)
     models = [Model(folder) for folder in folders]
     for folder, model in zip(folders, models, strict=True):
         if kinds != ["curves"] and not args.images and not model.has_data:
-            raise UserError(f"{folder} has no data of its own: give --images FILE...")
+            raise UserError(f"{folder} has no dataset: give --images FILE...")
     if args.classes and (args.images or {"curves", "explanation_scores"}.issuperset(kinds or "-")):
         raise UserError("--classes has no effect with --images, curves and explanation_scores")
     if args.out and args.out.exists() and not args.out.is_dir():
@@ -80,11 +81,12 @@ def _draw_models(argv):
         return _draw_model(folders[0], models[0], kinds, args)
     if kinds or not args.out:
         raise UserError(
-            "several runs are compared in one figure per image: give --out, and no figures by name"
+            "several runs are compared in one figure per image: give --out, and do not name figures"
         )
     same = {json.dumps([m.class_names, *map(m.config.data.get, IMAGE_KEYS)]) for m in models}
     if not args.images and len(same) > 1:
         raise UserError("the runs were tested on different images: give --images FILE...")
+    print(f"drawing the attention of {len(models)} runs", flush=True)
     figures.draw_comparison([_view(model, args) for model in models], args.out)
     return [args.out]
 
@@ -101,6 +103,7 @@ def _draw_model(folder, model, kinds, args):
         if kind not in (every := [*curves, *possible, *scored]):
             raise UserError(f"{model.name} has no {kind}: it has {', '.join(every)}")
     kinds, out, made = kinds or [*curves, *possible], args.out or folder / "figures", []
+    print(f"drawing {', '.join(kinds)}", flush=True)
     if "curves" in kinds:
         made.append(report.draw_curves(folder, out / "curves"))
     if drawn := [kind for kind in kinds if kind in possible]:
@@ -131,8 +134,12 @@ def _draw_augment(argv):
     parser = command.Parser(description=__doc__)
     parser.add_argument("--config", required=True, help="config file, or name of a bundled config")
     parser.add_argument("--out", type=pathlib.Path, help="FILE.png; default: CONFIG_augment.png")
-    parser.add_argument("--draws", type=int, default=3, help="per variant (default 3)")
-    parser.add_argument("--rows", type=int, default=8, help="one image of a class each (default 8)")
+    parser.add_argument(
+        "--draws", type=int, default=3, help="draws per image and variant (default 3)"
+    )
+    parser.add_argument(
+        "--rows", type=int, default=8, help="images, each of another class (default 8)"
+    )
     args, overrides = parser.parse_with_overrides(argv)
     for name in ("draws", "rows"):
         if getattr(args, name) < 1:

@@ -262,6 +262,7 @@ _LOG = dict(
     every_steps=Setting(50, "optimizer updates between log entries"),
     every_epochs=Setting(0.0, "epochs between log entries"),
     every_percent=Setting(0.0, "percent of the run between log entries"),
+    parameter_table=free(False, "print every parameter at the start, not one line per block"),
     tensorboard=free(True, "write TensorBoard event files"),
     wandb=free(False, "log to Weights & Biases (needs the package wandb)"),
     figures_every=free(0, "evaluations between figures of rollout and position embeddings; 0: off"),

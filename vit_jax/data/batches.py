@@ -55,7 +55,7 @@ class _Batches:
     def _layout(self, seed, batch_size):
         """Compute the shape and the sharding of training batches."""
         if isinstance(seed, tuple):
-            return (len(seed), batch_size), sharding.of_seeds(self._mesh, len(seed)).batch
+            return (len(seed), batch_size), sharding.seeds_sharding(self._mesh, len(seed)).batch
         return (batch_size,), sharding.split(self._mesh)
 
     def _eval_starts(self, batch_size):
@@ -72,7 +72,7 @@ class ResidentBatches(_Batches):
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, mesh: Mesh):
         super().__init__(len(labels), mesh)
-        self._arrays = sharding.put_replicated(mesh, (images, labels))
+        self._arrays = sharding.replicate(mesh, (images, labels))
 
     def train(self, seed: Seed, start: int, stop: int, batch_size: int) -> Iterator[dict]:
         """Yield the batches of steps start ... stop - 1, sharded over the devices."""
@@ -144,7 +144,7 @@ class StreamingBatches(_Batches):
         return self._put(self._stream(example, 0, len(starts), batch_size))
 
     def _put(self, stream):
-        return (sharding.put_split(self._mesh, batch) for batch in stream)
+        return (sharding.shard_batch(self._mesh, batch) for batch in stream)
 
     def _stream(self, example, start, stop, batch_size):
         import grain  # costs a second

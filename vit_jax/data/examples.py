@@ -1,5 +1,6 @@
 """Random access to labelled images, decoded one by one or all in one pass."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -8,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from vit_jax.data import decoded
-from vit_jax.runtime.progress import Bar
+from vit_jax.runtime.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +59,12 @@ class Examples:
         # Preallocated: stacking at the end would need twice the memory.
         images = np.empty((len(self), *self.read([0])[0][0].shape), np.uint8)
         labels = np.empty(len(self), np.int32)
-        bar = Bar(total=len(self), desc="decoding", unit="image", leave=False, disable=None)
-        with ThreadPoolExecutor(num_threads) as pool, bar:
+        progress = Progress("decoding", 0, len(self), True, "image")
+        with ThreadPoolExecutor(num_threads) as pool, contextlib.closing(progress):
             for chunk, examples in zip(chunks, pool.map(self.read, chunks), strict=True):
                 for i, (image, label) in zip(chunk, examples, strict=True):
                     images[i], labels[i] = image, label
-                bar.update(len(chunk))
+                progress.advance(len(chunk))
         return images, labels
 
     def load_all(self, num_threads: int) -> tuple[np.ndarray, np.ndarray]:

@@ -270,7 +270,7 @@ class Classifier:
         batches = itertools.chain(*(one.evaluate(batch_size) for one in splits))
         total = sum(map(len, splits))
         bar = Bar(batches, "evaluating", -(-total // batch_size), disable=None)
-        variables = sharding.put_replicated(mesh, self.variables)
+        variables = sharding.replicate(mesh, self.variables)
         result: Any = evaluate(step, variables, bar, keep=True)
         return make_report(result.logits, result.labels, names)
 

@@ -43,7 +43,7 @@ def evaluate(
     for batch in batches:
         if stop():
             return None
-        sums, logits = sharding.settle(eval_step(variables, sums, batch))
+        sums, logits = sharding.block_on_cpu(eval_step(variables, sums, batch))
         if keep:
             outputs.append(sharding.to_host((logits, batch["label"], batch["mask"])))
     result = _result(jax.device_get(sums))
@@ -73,7 +73,7 @@ def evaluate_together(
     for batch in batches:
         if stop():
             return None
-        sums = sharding.settle(eval_step(variables, sums, batch))
+        sums = sharding.block_on_cpu(eval_step(variables, sums, batch))
     sums = jax.device_get(sums)
     return [_result(jax.tree.map(lambda x, i=i: x[i], sums)) for i in range(count)]
 

@@ -14,7 +14,7 @@ _DISK = (
     *(errno.EIO, errno.EMFILE, errno.ENFILE),
 )
 
-RESUMES = "once that is resolved, the same command resumes"
+RESUMES = "resolve this, then run the same command to resume"
 
 
 class UserError(Exception):
@@ -25,16 +25,17 @@ class UserError(Exception):
 
 
 def describe_error(error: BaseException, training: bool = False) -> str | None:
-    """Describe an error that a user can resolve in one sentence; return None for any other.
+    """Describe an error that a user can resolve in a short message; return None for any other.
 
-    While `training`, only an OSError of the disk is one, and the sentence says how to resume.
+    With `training`, the only OSErrors described are those of the disk, and the message says how to
+    resume.
     """
     if isinstance(error, UserError):
         return str(error)
     if memory.ran_out(error):
         advice = ": lower train.batch_size or raise train.accumulation_steps, or set "
         advice += "train.remat=True or data.device_resident=never"
-        reason = f"the memory of this machine or of a device is too small ({first_line(error)})"
+        reason = f"out of memory on this machine or a device ({first_line(error)})"
         return reason + advice * training
     if isinstance(error, OSError) and (disk_problem(error) or not training):
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
@@ -62,13 +63,13 @@ def truncate_repr(value: object) -> str:
     """Truncate the `repr` of a value in the middle, to at most 100 characters."""
     try:
         text = repr(value)
-    except ValueError:  # Python writes no number of more than 4300 digits
+    except ValueError:  # Python does not print integers of more than 4300 digits
         return "a number of thousands of digits"
     return text if len(text) <= 100 else f"{text[:60]}...{text[-20:]}"
 
 
 def suggest(word: str, known: Iterable[str], otherwise: str, count: int = 1) -> str:
-    """Word a hint for a misspelt word: the `count` closest known ones, or `otherwise`."""
+    """Suggest the `count` known words closest to a misspelt one; without any, `otherwise`."""
     near = difflib.get_close_matches(word, known, n=count)
     return f"did you mean {' or '.join(near)}?" if near else otherwise
 
@@ -81,8 +82,8 @@ def join_names(names: Sequence[str]) -> str:
 def single_line(text: object) -> str:
     """Escape control characters, line breaks included, and bytes that are not UTF-8.
 
-    Names of files and classes, which others may have chosen, get into messages: they must not steer
-    a terminal.
+    Names of files and classes, which are not trusted, appear in messages: they must not control the
+    terminal.
     """
     unprintable = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
     return re.sub(unprintable, lambda found: ascii(found[0])[1:-1], str(text))

@@ -24,7 +24,7 @@ def warn(text: str) -> None:
 
 @contextlib.contextmanager
 def naming_file(file) -> Iterator[None]:
-    """Give an OSError that names no file this one (a path)."""
+    """Add this path to an OSError that names no file."""
     try:
         yield
     except OSError as error:
@@ -50,13 +50,13 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
             append(file, text.encode())
             os.fsync(file.fileno())
     except OSError:
-        part.unlink(missing_ok=True)  # it takes space that may be short
+        part.unlink(missing_ok=True)  # the disk may be full
         raise
     part.replace(path)
 
 
 def append(file, content: bytes) -> None:
-    """Write all of the content to an unbuffered file; a full disk takes less at first."""
+    """Write all of the content to an unbuffered file; one write to a full disk may be partial."""
     while content:
         content = content[file.write(content) :]
 
@@ -73,12 +73,12 @@ def read_json(path: pathlib.Path) -> dict:
 def lock(path: pathlib.Path, busy: str, wait: bool = False) -> Iterator[None]:
     """Hold a lock file, which the kernel releases however the process ends.
 
-    Warns of a file system that refuses locks, and goes without one.
+    If the file system supports no locks, print a warning and continue without one.
 
     Args:
       path: of the lock file, which stays.
-      busy: the message if another process holds it.
-      wait: whether to print that message and wait, instead of raising it as a UserError.
+      busy: message if another process holds the lock.
+      wait: print that message and wait, instead of raising it as a UserError.
     """
     import filelock  # costs 60 ms
 

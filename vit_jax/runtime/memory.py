@@ -19,7 +19,7 @@ def keep_freed() -> None:
         mallopt(_M_TRIM_THRESHOLD, -1)
 
 
-def hand_back() -> None:
+def release_freed() -> None:
     """Return free memory to the kernel.
 
     Call it once in many steps: fragmentation grows the arena, by half in a hundred steps, but the

@@ -16,8 +16,8 @@ from vit_jax.runtime.errors import UserError, single_line
 from vit_jax.runtime.upstream import distributed_state
 
 LOST = (
-    "another process of this run has ended or cannot be reached. Give the same command to all "
-    "of them again to resume from the last checkpoint"
+    "another process of this run has ended or cannot be reached; run the same command in all "
+    "processes to resume from the last checkpoint"
 )
 _HEARTBEAT_SECONDS = 100  # a process without a heartbeat for so long counts as dead
 _BARRIER_SECONDS = 24 * 3600  # the first process may prepare data or draw figures meanwhile
@@ -45,7 +45,7 @@ def join() -> None:
             f"sharding.distributed=True, but the other processes are unknown ({error}). Set "
             "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from None
-    if not is_first():  # all would print the same
+    if not is_first():  # otherwise every process prints the same lines
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -117,10 +117,10 @@ def is_loss(error: Exception) -> bool:
 def leave(message: str) -> NoReturn:
     """Print an error and exit with status 1, whatever the other processes do.
 
-    If all of them leave, as for a mistake in the config, only the first prints the message.
+    If all processes call this, as for a mistake in the config, only the first prints the message.
     """
     together = False
-    if is_first() or message != LOST:  # the first one keeps up the service that JAX aborts without
+    if is_first() or message != LOST:  # the first one runs the service without which JAX aborts
         with contextlib.suppress(Exception):  # the others are busy or dead
             distributed_state().client.wait_at_barrier("leave", 5000)
             together = True

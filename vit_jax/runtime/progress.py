@@ -1,4 +1,4 @@
-"""Progress bars, console lines, and the time spent compiling."""
+"""Progress bars, console lines, and the time until the first step."""
 
 import contextlib
 import math
@@ -21,7 +21,7 @@ class Bar(tqdm):
 Bar.set_lock(threading.RLock())
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """Print a line, above the progress bar where there is one."""
     Bar.write(text)
     sys.stdout.flush()
@@ -38,8 +38,11 @@ def quiet_libraries() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-class CompileTimes:
-    """Measures from now on how long JAX traces, lowers and compiles programs."""
+class StartTimes:
+    """Measures the start of a run, and its parts: loading data, tracing, lowering, compiling.
+
+    JAX reports the latter three itself, until `close`.
+    """
 
     _EVENTS = {
         "/jax/core/compile/jaxpr_trace_duration": "tracing",
@@ -47,8 +50,10 @@ class CompileTimes:
         "/jax/core/compile/backend_compile_duration": "compiling",  # or reading the cache
     }
 
-    def __init__(self):
-        self._spans = {what: [] for what in self._EVENTS.values()}
+    def __init__(self, origin: str, began: float | None = None):
+        """Start at `began` of `time.monotonic`, by default now; `origin` names what started."""
+        self._origin, self._began = origin, time.monotonic() if began is None else began
+        self._spans = {what: [] for what in ("loading", *self._EVENTS.values())}
         jax.monitoring.register_event_duration_secs_listener(self._add)
         self._listens = True
 
@@ -56,15 +61,25 @@ class CompileTimes:
         if what := self._EVENTS.get(event):
             self._spans[what].append((time.monotonic() - duration_secs, time.monotonic()))
 
-    def stop(self) -> dict[str, float]:
-        """Stop, and return the seconds of tracing, lowering, and compiling or reading the cache.
+    @contextlib.contextmanager
+    def loading(self) -> Iterator[None]:
+        """Count the time of the body as loading."""
+        began = time.monotonic()
+        yield
+        self._spans["loading"].append((began, time.monotonic()))
 
-        Overlapping spans count once: threads compile in parallel, and the tracing of a function
-        contains that of the functions it calls. May be called again.
-        """
+    def close(self) -> None:
+        """Stop measuring; may be called again."""
         if self._listens:
             jax.monitoring.unregister_event_duration_listener(self._add)
             self._listens = False
+
+    def totals(self) -> dict[str, float]:
+        """Compute the seconds of each part.
+
+        Overlapping spans count once: threads compile in parallel, and the tracing of a function
+        contains that of the functions it calls.
+        """
         totals = {}
         for what, spans in self._spans.items():
             totals[what], reached = 0.0, -math.inf
@@ -72,6 +87,11 @@ class CompileTimes:
                 totals[what] += max(0.0, end - max(start, reached))
                 reached = max(reached, end)
         return totals
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in self.totals().items())
+        seconds = time.monotonic() - self._began
+        return f"{seconds:.1f} s from the start of the {self._origin} ({parts})"
 
 
 class Progress:
@@ -85,18 +105,23 @@ class Progress:
         active: bool,
         unit: str = "step",
         line_seconds: float = 15.0,
+        leave: bool = False,
     ):
-        """Show `total` units, `start` of them done; print nothing unless `active`."""
+        """Show `total` units, `start` of them done; print nothing unless `active`.
+
+        `leave`: keep the bar on the terminal once it is closed.
+        """
         self._title, self._total, self._line_seconds = f"{name} {unit}", total, line_seconds
         self._active, self._last_line = active, time.monotonic()
         self._start = self._done = start
         self._first = None  # (step, time) of the first step done, when compilation was over
         self._bar = None
         if active and sys.stderr.isatty():
-            self._bar = Bar(total=total, initial=start, desc=name, unit=unit, dynamic_ncols=True)
+            options = {"initial": start, "desc": name, "unit": unit, "leave": leave}
+            self._bar = Bar(total=total, dynamic_ncols=True, **options)
 
     def update(self, step: int, text: str, line: bool = False) -> None:
-        """Show `text` at `step`; with `line`, on a permanent line of its own."""
+        """Show `text` at `step`; with `line`, also as a line that stays."""
         now, left = time.monotonic(), ""
         if self._bar is not None:
             self._bar.n = step
@@ -111,7 +136,7 @@ class Progress:
                 left = f", {tqdm.format_interval(seconds)} left"
         if line and self._active:
             self._last_line = now
-            say(f"{self._title} {step}/{self._total}: {text}{left}")
+            print_line(f"{self._title} {step}/{self._total}: {text}{left}")
 
     def advance(self, count: int) -> None:
         """Count `count` more units as done."""

@@ -30,7 +30,7 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
       distributed: connect to the other processes of this run by `processes.join`.
       cpu_devices: CPU devices of every process; 0: one per core, which trains faster than one
         device with as many threads. Processes on the same machine share the cores.
-      divides: a multiple of the number of all CPU devices (the batch size).
+      divides: number that the number of all CPU devices must divide (the batch size).
     """
     if distributed:
         processes.join()
@@ -57,8 +57,8 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
 def compiled_folder() -> pathlib.Path | None:
     """Get the folder of compiled programs for this model of CPU; None for users without a home.
 
-    Machines may share a home, and JAX's cache keys tell accelerators apart but not CPUs: one would
-    run instructions that it lacks.
+    Machines may share a home, and JAX's cache keys distinguish accelerators but not CPUs: a program
+    compiled for one CPU may use instructions that another lacks.
     """
     base = files.cache_folder()
     kind = zlib.crc32("".join(_cpu_lines("model name", "flags", "Features")).encode())
@@ -84,7 +84,7 @@ def split(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, jax.P("data"))
 
 
-def of_state(mesh: Mesh, shapes, fsdp: bool):
+def state_sharding(mesh: Mesh, shapes, fsdp: bool):
     """Choose the sharding of every array of a state: replicated or, with `fsdp`, sharded.
 
     A sharded array is split along its largest dimension that the number of devices divides (fully
@@ -108,10 +108,10 @@ def bytes_per_device(shapes) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
-class OfSeeds(NamedTuple):
+class SeedsSharding(NamedTuple):
     """Shardings for vectorised seeds: stacked states, batches [s, b, ...].
 
-    With `whole_seeds`, every device trains seeds of its own and needs no other device.
+    With `whole_seeds`, every device trains whole seeds, without communication.
     """
 
     whole_seeds: bool
@@ -119,14 +119,14 @@ class OfSeeds(NamedTuple):
     batch: NamedSharding
 
 
-def of_seeds(mesh: Mesh, num_seeds: int) -> OfSeeds:
-    """Shard by seeds if the number of devices divides theirs, else split the batches."""
+def seeds_sharding(mesh: Mesh, num_seeds: int) -> SeedsSharding:
+    """Shard by seeds if the number of devices divides their number, else split the batches."""
     if num_seeds % mesh.size == 0:
-        return OfSeeds(True, split(mesh), split(mesh))
-    return OfSeeds(False, replicated(mesh), NamedSharding(mesh, jax.P(None, "data")))
+        return SeedsSharding(True, split(mesh), split(mesh))
+    return SeedsSharding(False, replicated(mesh), NamedSharding(mesh, jax.P(None, "data")))
 
 
-def settle(tree):
+def block_on_cpu(tree):
     """Block until `tree` is computed, on the CPU only; return it.
 
     On several CPU devices, steps that are dispatched ahead fill XLA's few threads with
@@ -136,12 +136,12 @@ def settle(tree):
     return jax.block_until_ready(tree) if jax.default_backend() == "cpu" else tree
 
 
-def put_replicated(mesh: Mesh, tree):
+def replicate(mesh: Mesh, tree):
     """Replicate a tree of arrays, equal in every process, on every device of the mesh."""
-    return put(tree, jax.tree.map(lambda _: replicated(mesh), tree))
+    return device_put(tree, jax.tree.map(lambda _: replicated(mesh), tree))
 
 
-def put(tree, shardings):
+def device_put(tree, shardings):
     """Put a tree of arrays, equal in every process, on the devices with these shardings."""
 
     def of_leaf(x, sharding):
@@ -152,7 +152,7 @@ def put(tree, shardings):
     return jax.tree.map(of_leaf, tree, shardings)
 
 
-def put_split(mesh: Mesh, tree):
+def shard_batch(mesh: Mesh, tree):
     """Make global arrays, split over `data`, from the examples of this process."""
     return jax.make_array_from_process_local_data(split(mesh), tree)
 

@@ -7,9 +7,9 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 
-from vit_jax.runtime.progress import say
+from vit_jax.runtime.progress import print_line
 
-NOTICE = "stopping after this step; press again to quit now"
+NOTICE = "stopping after this step; press Ctrl-C again to quit now"
 _GRACE_SECONDS = 2.0  # between a second Ctrl-C and the end of a process that does not react to it
 
 
@@ -45,7 +45,7 @@ class StopSignal:
 
     def _handle(self, number, frame):
         if self._agree is not None:
-            signal.raise_signal(signal.SIGTERM)  # the one that JAX passes on to all
+            signal.raise_signal(signal.SIGTERM)  # which JAX forwards to all processes
         elif not self._deferred or self.number:  # a second signal means now
             self._quitting = True
             raise SystemExit(128 + number)
@@ -76,12 +76,12 @@ class StopSignal:
                 yield
         finally:
             self._deferred = False
-        if self.number:  # it came when nothing was left to stop
+        if self.number:  # it arrived after the last step
             raise SystemExit(128 + self.number)
 
     @contextlib.contextmanager
     def _noticed(self):
-        """Answer Ctrl-C from a thread: compiled code delays Python's handlers by up to minutes."""
+        """Acknowledge Ctrl-C from a thread: compiled code delays Python's handlers by minutes."""
         reader, writer = socket.socketpair()
         writer.setblocking(False)  # as set_wakeup_fd demands
         thread = threading.Thread(target=self._listen, args=(reader,), daemon=True)
@@ -101,7 +101,7 @@ class StopSignal:
             if received[0] != signal.SIGINT:
                 continue
             if not pressed:
-                say(NOTICE)
+                print_line(NOTICE)
             elif self._owns_process:
                 quit_later = threading.Timer(_GRACE_SECONDS, self._quit)
                 quit_later.daemon = True

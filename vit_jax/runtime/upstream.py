@@ -1,4 +1,4 @@
-"""Reach-ins to other packages that no public interface replaces, each with its reason."""
+"""Uses of private interfaces of other packages, each with its reason."""
 
 import functools
 from typing import Any

@@ -5,35 +5,38 @@ import time
 
 import jax
 
-import vit_jax
 from vit_jax.runtime import memory, processes
-from vit_jax.runtime.progress import CompileTimes, Progress, say
+from vit_jax.runtime.progress import Progress, StartTimes, print_line
 from vit_jax.training.setup import Lengths
 
 CALL_SECONDS = 1.0  # of a call that takes several steps; signals are answered after it
+SILENT_SECONDS = 15.0  # between log entries, after which the step is shown
 
 
 class Clock:
-    """Measures a run, and from now on the time spent compiling."""
+    """Measures a run."""
 
-    def __init__(self, title: str, lengths: Lengths, num_seeds: int):
+    def __init__(self, title: str, lengths: Lengths, num_seeds: int, start: StartTimes):
         self._title, self._lengths, self._num_seeds = title, lengths, num_seeds
-        self._compile_times, self._active = CompileTimes(), processes.is_first()
+        self._start, self._active = start, processes.is_first()
         self._step_seconds = math.inf  # until it was measured
-        self._progress = None
+        self._progress = Progress(title, 0, 0, False)  # until `begin`
 
     def begin(self, step: int, wall_seconds: float) -> None:
         """Begin after `step` steps and `wall_seconds` of training."""
         self._began, self._before = time.monotonic(), wall_seconds
         self._window_start, self._window_step = None, step
-        self._progress = Progress(self._title, step, self._lengths.total, self._active)
-        self.show = self._progress.update
+        self._progress = Progress(self._title, step, self._lengths.total, self._active, leave=True)
+
+    def show(self, step: int, text: str, line: bool = False) -> None:
+        """Show `text` on the progress bar; with `line`, also as a line that stays."""
+        self._shown = time.monotonic()
+        self._progress.update(step, text, line)
 
     def close(self) -> None:
-        """End the progress bar and the measurement of compile times."""
-        self._compile_times.stop()
-        if self._progress is not None:
-            self._progress.close()
+        """Close the progress bar, and stop measuring the start."""
+        self._start.close()
+        self._progress.close()
 
     def wall_seconds(self) -> float:
         """Compute the seconds of training; vectorised seeds share them, so that theirs add up."""
@@ -50,11 +53,16 @@ class Clock:
             jax.block_until_ready(state)
             self.restart_window(step)
             self.show(step, "compiled")
-            self._print_start()
+            self._start.close()
+            if self._active:
+                print_line(f"{self._title}: first step after {self._start}")
         elif self._step_seconds == math.inf:
             jax.block_until_ready(state)
             seconds = time.monotonic() - self._window_start
             self._step_seconds = seconds / (step - self._window_step)
+        elif time.monotonic() - self._shown > SILENT_SECONDS:
+            jax.block_until_ready(state)
+            self.show(step, "training")
 
     def images_per_second(self, step: int, batch_size: int) -> float | None:
         """Compute the speed of one seed since the window began; None without a step in it."""
@@ -67,12 +75,5 @@ class Clock:
 
     def restart_window(self, step: int) -> None:
         """Begin a new window of measuring speed, with freed memory returned to the kernel."""
-        memory.hand_back()
+        memory.release_freed()
         self._window_start, self._window_step = time.monotonic(), step
-
-    def _print_start(self):
-        times = self._compile_times.stop()
-        spent = ", ".join(f"{what} {seconds:.1f}" for what, seconds in times.items())
-        after = f"first step after {time.monotonic() - vit_jax.STARTED:.1f} s"
-        if self._active:
-            say(f"{self._title}: {after} from the start of the program (of it {spent})")

@@ -60,7 +60,7 @@ class CompiledSteps:
         return evaluate_together(self.eval_sums, variables, self.axis.num_seeds, batches, stop)
 
     def initial_state(self, key: jax.Array) -> TrainState:
-        """Make one seed's TrainState before the first step, with new weights or of `init_from`."""
+        """Make one seed's initial TrainState, with random weights or those of `init_from`."""
         state = self.init(key, one_image(self.setup.config))
         fresh = pretrained.flat_weights(*state.variables.values())
         if self.setup.weights is not None:
@@ -73,7 +73,7 @@ class CompiledSteps:
         fresh = sharding.to_host({path: x for path, x in fresh.items() if path not in given})
         params, batch_stats = pretrained.nested_weights(fresh | given)
         layout = jax.tree.map(lambda x: x.sharding, self.shapes.variables)
-        variables = sharding.put({"params": params, "batch_stats": batch_stats}, layout)
+        variables = sharding.device_put({"params": params, "batch_stats": batch_stats}, layout)
         ema = None if state.ema is None else jax.tree.map(jnp.copy, variables)
         return state.replace(**variables, ema=ema)
 
@@ -85,7 +85,7 @@ def compile_steps(setup: Setup, num_seeds: int = 1) -> CompiledSteps:
     trained_model = models.Head(setup.num_classes) if setup.on_features else model
     init = jax.jit(make_init(model, setup.optimizer(), config, plateau))  # traced once
     shapes = jax.eval_shape(init, jax.random.key(0), one_image(config))
-    layout = sharding.of_state(mesh, shapes, config.sharding.fsdp)
+    layout = sharding.state_sharding(mesh, shapes, config.sharding.fsdp)
     eval_step = make_eval_step(trained_model, config, setup.on_features)
     if num_seeds > 1:
         train, eval_sums = _vectorize(setup, trained_model, eval_step, num_seeds)
@@ -120,7 +120,7 @@ def _train_step(setup, model, mesh):
         setup.trained,
         setup.on_features,
         _micro_batches(config, mesh.size if mesh else 1),
-        # Split weights are gathered layer by layer where the compiler sees the whole batch.
+        # Sharded weights are gathered layer by layer if the compiler sees the whole batch.
         None if config.sharding.fsdp else mesh,
     )
 
@@ -172,7 +172,7 @@ def _vectorize(setup, model, eval_step, num_seeds):
     theirs; else all devices share each seed's batch.
     """
     mesh, train_step = setup.mesh, _train_step(setup, model, None)
-    whole_seeds, state, batch = sharding.of_seeds(mesh, num_seeds)
+    whole_seeds, state, batch = sharding.seeds_sharding(mesh, num_seeds)
     train_all = jax.vmap(train_step)
     eval_all = jax.vmap(lambda *inputs: eval_step(*inputs)[0], in_axes=(0, 0, None))
     if whole_seeds:
@@ -201,16 +201,21 @@ def _micro_batches(config, devices):
     return images // next(sizes)
 
 
-def compile_ahead(steps: CompiledSteps, split: Any) -> Future | None:
+def can_compile_ahead(steps: CompiledSteps) -> bool:
+    """Whether the training step can be compiled before the first call.
+
+    Not for vectorised seeds; nor on features, whose width is not known yet; nor in several
+    processes, which have to compile in the same order.
+    """
+    return not (steps.setup.on_features or steps.axis.num_seeds > 1 or jax.process_count() > 1)
+
+
+def compile_ahead(steps: CompiledSteps, split: Any) -> Future:
     """Lower the training step of one seed, and compile it in a thread while the state is made.
 
-    Returns the compilation, to wait for before the first step, or None where nothing was started:
-    for several seeds; on features, whose width is not known yet; and in several processes, which
-    have to compile in the same order.
+    Wait for the compilation that is returned before the first step; see `can_compile_ahead`.
     """
     setup = steps.setup
-    if setup.on_features or steps.axis.num_seeds > 1 or jax.process_count() > 1:
-        return None
     size = setup.config.train.batch_size
     if setup.multi_step:
         _, batch = next(split.train_at_once(0, 0, 1, size, lambda step: 1))

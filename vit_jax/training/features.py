@@ -8,7 +8,7 @@ import numpy as np
 
 from vit_jax.data import Data, ResidentBatches
 from vit_jax.runtime import processes, sharding
-from vit_jax.runtime.progress import Progress, say
+from vit_jax.runtime.progress import Progress, print_line
 from vit_jax.storage.checkpoint import checksum
 from vit_jax.training.compiled import CompiledSteps
 
@@ -38,6 +38,8 @@ class FeatureCache:
         self._data = None  # before the new ones take its memory
         splits = {name: getattr(data, name) for name in ("train", "val", "test")}
         total, first = sum(map(len, splits.values())), processes.is_first()
+        if first:
+            print_line(f"{title}: computing the features of {total:,} images")
         progress = Progress(f"{title} features", 0, total, first, "image")
         cached, started = {}, time.monotonic()
         for name, split in splits.items():
@@ -45,7 +47,7 @@ class FeatureCache:
             # The batch size is one that the run cannot change, so that the features keep every bit.
             for batch in split.evaluate(steps.setup.config.train.batch_size):
                 exit_if_stopped()
-                features = sharding.settle(steps.feature_step(variables, batch))
+                features = sharding.block_on_cpu(steps.feature_step(variables, batch))
                 mask, labels = sharding.to_host((batch["mask"], batch["label"]))
                 columns.append((np.asarray(features)[mask], labels[mask]))
                 progress.advance(int(mask.sum()))
@@ -53,6 +55,7 @@ class FeatureCache:
             cached[name] = ResidentBatches(features, labels, steps.setup.mesh)
         progress.close()
         if first:
-            say(f"{title}: features of {total:,} images: {time.monotonic() - started:.1f} s")
+            seconds = time.monotonic() - started
+            print_line(f"{title}: features of {total:,} images computed in {seconds:.1f} s")
         self._key, self._data = key, dataclasses.replace(data, **cached)
         return self._data

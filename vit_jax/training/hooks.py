@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Hooks:
-    """Callbacks that do nothing.
+    """Callbacks of training, which do nothing unless they are overridden.
 
     Every process calls `on_event` and `on_evaluation`, in the same order; the first one alone calls
     the others.

@@ -5,6 +5,7 @@ import functools
 import math
 import pathlib
 import signal
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,14 +17,14 @@ from vit_jax.evaluation.evaluate import evaluate
 from vit_jax.evaluation.metrics import Sums, kernel_magnitudes
 from vit_jax.runtime import memory, processes, sharding
 from vit_jax.runtime.errors import UserError
-from vit_jax.runtime.progress import say
+from vit_jax.runtime.progress import Progress, StartTimes, print_line
 from vit_jax.runtime.sharding import dtype_of
 from vit_jax.runtime.signals import StopSignal
 from vit_jax.storage import run_folder
 from vit_jax.storage.checkpoint import checksum, restore_common
 from vit_jax.training import optim
 from vit_jax.training.clock import Clock
-from vit_jax.training.compiled import CompiledSteps, compile_ahead
+from vit_jax.training.compiled import CompiledSteps, can_compile_ahead, compile_ahead
 from vit_jax.training.features import FeatureCache
 from vit_jax.training.hooks import Hooks
 from vit_jax.training.run_outputs import RunOutputs, summarize
@@ -37,6 +38,7 @@ def train(
     stop: StopSignal,
     hooks: Hooks | None = None,
     cache: FeatureCache | None = None,
+    start: StartTimes | None = None,
 ) -> list[dict]:
     """Train seeds of a variant, or resume them, and return their summaries.
 
@@ -48,6 +50,7 @@ def train(
       stop: asked after every call of the training step.
       hooks: callbacks.
       cache: of features, shared with other seeds.
+      start: time to the first step, measured from an earlier start; None: from that of this call.
 
     Raises:
       UserError: a folder is in use or damaged, a loss became non-finite, or the devices' memory
@@ -55,7 +58,8 @@ def train(
       SystemExit: stopped by a signal, after saving.
     """
     with _opened(steps, folders, name, stop, data.notes) as runs:
-        trainer = Trainer(steps, data, runs, name, stop, hooks or Hooks())
+        start = start or StartTimes("run")
+        trainer = Trainer(steps, data, runs, name, stop, hooks or Hooks(), start)
         with contextlib.closing(trainer.clock):
             trainer.restore()
             split = trainer.train_split(cache or FeatureCache())
@@ -96,7 +100,7 @@ def _opened(steps, folders, name, stop, notes):
         if len(folders) == 1 or not memory.ran_out(error):
             raise
         raise UserError(
-            f"{name}: the memory does not hold {len(folders)} seeds at once: set "
+            f"{name}: the memory is too small for {len(folders)} vectorised seeds: set "
             "train.vmap_seeds=never"
         ) from None
 
@@ -111,7 +115,7 @@ class Trainer:
       clock: of the run.
     """
 
-    def __init__(self, steps, data, runs: list[RunOutputs], name: str, stop, hooks: Hooks):
+    def __init__(self, steps, data, runs: list[RunOutputs], name: str, stop, hooks, start):
         self.steps, self.setup, self.axis = steps, steps.setup, steps.axis
         self.data, self.runs, self.stop, self.hooks = data, runs, stop, hooks
         self.name, self.title = name, f"{name} {_list_seeds([run.seed for run in runs])}"
@@ -120,14 +124,20 @@ class Trainer:
         self.images = data.val  # also where features are cached
         self.plateau = optim.make_plateau(self.setup.config.optim)
         self.schedule = self.setup.schedule()
-        self.clock = Clock(self.title, self.setup.lengths, len(runs))
+        self.clock = Clock(self.title, self.setup.lengths, len(runs), start)
+        self.eval_seconds = math.inf  # of the last evaluation
 
     def restore(self) -> None:
         """Restore the latest common checkpoint, or make the initial state."""
         self.hooks.on_event("restore", self.step)
         self.compiled, wall_seconds = None, 0.0
-        if run_folder.last_saved_step(self.runs[0].folder) < self.setup.lengths.total:
+        saved = run_folder.last_saved_step(self.runs[0].folder)
+        if saved < self.setup.lengths.total and can_compile_ahead(self.steps):
+            self._print("tracing the training step")
             self.compiled = compile_ahead(self.steps, self.data.train)
+        self._print(
+            f"restoring the checkpoint of step {saved}" if saved else "initialising weights"
+        )
         restored = restore_common([run.checkpoints for run in self.runs], self.steps.shapes)
         if restored is None:
             states = [self.steps.initial_state(run.key) for run in self.runs]
@@ -142,8 +152,8 @@ class Trainer:
                 run.lines = one.lines
             now = self._dtype()
             before = restored[0].notes.get("dtype", now)  # missing in earlier versions
-            dtypes = f", from now on in {now} instead of {before}" if before != now else ""
-            self._print(f"going on from step {self.step}{dtypes}")
+            dtypes = f", computing in {now} instead of {before}" if before != now else ""
+            self._print(f"resuming from step {self.step}{dtypes}")
         self.state, self.saved_step = self.axis.stack(states), self.step
         self.keys = self.axis.stack([jax.random.fold_in(run.key, 1) for run in self.runs])
         for run in self.runs:
@@ -159,15 +169,19 @@ class Trainer:
         return self.data.train
 
     def wait_for_compilation(self) -> None:
-        """Wait for the training step to be compiled in the background."""
+        """Wait for the training step to be compiled in the background, if it is."""
         self.hooks.on_event("compile", self.step)
         self.clock.show(self.step, "compiling")
         if self.compiled is not None:
+            if not self.compiled.done():
+                self._print("compiling the training step")
             self.compiled.result()
+        elif self.step < self.setup.lengths.total:
+            self._print("compiling the training step")
 
     def take_step(self, batch: dict, count: int) -> None:
         """Take `count` steps in one call."""
-        self.state = sharding.settle(self.steps.train(self.state, self.keys, batch))
+        self.state = sharding.block_on_cpu(self.steps.train(self.state, self.keys, batch))
         self.step += count
         self.clock.tick(self.step, self.state)
 
@@ -197,7 +211,7 @@ class Trainer:
         if speed is not None:
             text += f", {speed * count:,.0f} images/s"
         self.clock.show(self.step, text)
-        self.state = state.replace(sums=self.axis.put([Sums.empty()] * count))
+        self.state = state.replace(sums=self.axis.device_put([Sums.empty()] * count))
 
     def evaluate_if_due(self) -> None:
         """Evaluate a restored state that was saved before its evaluation."""
@@ -208,11 +222,14 @@ class Trainer:
     def evaluate_and_save(self) -> None:
         """Validate, lower the learning rate on a plateau, and save."""
         self.hooks.on_event("evaluate", self.step)
+        began, text = time.monotonic(), f"evaluating {len(self.data.val):,} val images"
+        self.clock.show(self.step, text, line=self.eval_seconds > 3)
         results = self.steps.evaluate(
             self.state.eval_variables,
             self.data.val.evaluate(self.setup.config.train.eval_batch_size),
             self.stop.asked,
         )
+        self.eval_seconds = time.monotonic() - began
         due = self._due()
         if results is None:
             return self._save(due, evaluated=False)
@@ -255,10 +272,10 @@ class Trainer:
                 lowered = f"learning rate lowered to {rate:.3g}"
                 self._print(f"validation loss on a plateau: {lowered}", run)
             states[run.index] = after
-        self.state = self.state.replace(plateau=self.axis.put(states))
+        self.state = self.state.replace(plateau=self.axis.device_put(states))
 
     def _save(self, due, results=None, evaluated=True):
-        self.wait_for_saves()  # so that none gets two saves ahead of one whose save failed
+        self.wait_for_saves()  # no seed may be two saves ahead of one whose save failed
         self.hooks.on_event("save", self.step)
         bad_steps = self.axis.to_host(self.state.bad_step)
         for run in due:
@@ -291,8 +308,9 @@ class Trainer:
         if self.saved_step != self.step:
             self._save(self.runs)
         self.wait_for_saves()
-        stopped = f"stopped by {signal.Signals(self.stop.number).name} at step {self.step}, saved"
-        self._print(f"{stopped}; the same command goes on from there")
+        name = signal.Signals(self.stop.number).name
+        stopped = f"stopped by {name} at step {self.step}, checkpoint saved"
+        self._print(f"{stopped}; run the same command to resume")
         raise SystemExit(128 + self.stop.number)
 
     def finish(self, run: RunOutputs) -> dict:
@@ -300,14 +318,7 @@ class Trainer:
         self.hooks.on_event("final_evaluation", self.step)
         config = self.setup.config
         variables, step = self._select(run)
-        self._print(f"evaluating the {config.train.select} checkpoint, of step {step}", run)
-        results = {}
-        for split in ("train", "val", "test"):
-            batches = getattr(self.data, split).evaluate(config.train.eval_batch_size)
-            results[split] = evaluate(
-                self.steps.eval_step, variables, batches, self.stop.asked, keep=split == "test"
-            )
-            self.exit_if_stopped()
+        results = self._evaluate_splits(run, variables, step)
         summary = summarize(run, self.setup, self.name, results, step, self.clock.wall_seconds())
         if config.log.kernel_magnitudes:
             summary["kernel_magnitudes"] = {
@@ -317,20 +328,44 @@ class Trainer:
         run.write_results(summary, results["test"], self.data.class_names)
         return summary
 
+    def _evaluate_splits(self, run, variables, step):
+        """Evaluate the checkpoint of `step` on all splits, the test split for the only time."""
+        splits = {name: getattr(self.data, name) for name in ("train", "val", "test")}
+        sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
+        checkpoint = f"the {self.setup.config.train.select} checkpoint, of step {step},"
+        self._print(f"evaluating {checkpoint} on {sizes} images", run)
+        total, size = sum(map(len, splits.values())), self.setup.config.train.eval_batch_size
+        progress = Progress(f"{run.title} evaluation", 0, total, processes.is_first(), "image")
+
+        def advancing(split):
+            for i, batch in enumerate(split.evaluate(size)):
+                yield batch
+                progress.advance(min(size, len(split) - i * size))
+
+        results = {}
+        with contextlib.closing(progress):
+            for name, split in splits.items():
+                batches, stop = advancing(split), self.stop.asked
+                keep, eval_step = name == "test", self.steps.eval_step
+                results[name] = evaluate(eval_step, variables, batches, stop, keep)
+                self.exit_if_stopped()
+        return results
+
     def _select(self, run):
-        """Get the variables that are evaluated at the end, and their step."""
+        """Select the variables of the final evaluation; return them and their step."""
         if self.setup.config.train.select == "last":
             return self.axis.take(self.state, run.index).eval_variables, self.step
+        self._print("restoring the best checkpoint", run)
         self.state = None  # the devices may not hold two
         best = run.checkpoints.restore_best(self.steps.shapes)
         return best.state.eval_variables, best.step
 
     def _print(self, text, run=None):
         if processes.is_first():
-            say(f"{(run or self).title}: {text}")
+            print_line(f"{(run or self).title}: {text}")
 
     def _dtype(self):
-        """Name the type of the computation, which "auto" lets depend on the devices."""
+        """Name the compute dtype, which depends on the devices for "auto"."""
         return dtype_of(self.setup.config.train.dtype).name
 
 

@@ -96,7 +96,7 @@ def trained_paths(paths: Collection[str], freeze) -> frozenset[str]:
       paths: of all parameters, such as "Transformer/encoderblock_0/LayerNorm_0/scale".
       freeze: "none_trained"; "head"; k, the last k blocks with the final norm and the head;
         "full"; or [(pattern, trained), ...], of which the first that matches the whole path
-        decides.
+        applies.
 
     Raises:
       UserError: there are fewer than k blocks, a parameter matches no rule, or a rule no parameter.
@@ -106,12 +106,12 @@ def trained_paths(paths: Collection[str], freeze) -> frozenset[str]:
     if freeze in ("head", "full"):
         return frozenset(path for path in paths if freeze == "full" or path.startswith("head/"))
     if isinstance(freeze, int):
-        depths = _depths(paths)
+        depths = block_depths(paths)
         top = max(depths.values())
         if not 0 < freeze < top:
             raise UserError(
-                f"freeze=last_{freeze}_blocks: the model has {top - 1} blocks, of which it must be "
-                "at least one"
+                f"freeze=last_{freeze}_blocks: the model has {top - 1} blocks: use last_1_blocks "
+                f"to last_{top - 1}_blocks"
             )
         return frozenset(path for path, depth in depths.items() if depth >= top - freeze)
     rules = {
@@ -119,11 +119,14 @@ def trained_paths(paths: Collection[str], freeze) -> frozenset[str]:
     }
     for path, rule in rules.items():
         if rule is None:
-            raise UserError(f"freeze has no rule that matches {path}: end with '.*=frozen', say")
+            raise UserError(
+                f"freeze has no rule that matches {path}: end the rules with '.*=frozen' or "
+                "'.*=trained'"
+            )
     for rule in freeze:
         if rule not in rules.values():
             raise UserError(
-                f"the rule {rule[0].pattern!r} of freeze decides about no parameter; there are "
+                f"the rule {rule[0].pattern!r} of freeze applies to no parameter; parameters are "
                 f"{', '.join(sorted(paths)[:3])}, ..."
             )
     trained = frozenset(path for path, rule in rules.items() if rule and rule[1])
@@ -135,7 +138,7 @@ def trained_paths(paths: Collection[str], freeze) -> frozenset[str]:
 _BLOCK = re.compile(r"(?:Transformer/encoderblock_(\d+)|layer(\d)_(\d))/")
 
 
-def _depths(paths: Iterable[str]) -> dict[str, int]:
+def block_depths(paths: Iterable[str]) -> dict[str, int]:
     """Map paths to depths: 0 for the input layer, i for the i-th block, 1 more for what follows."""
     matches = {path: _BLOCK.match(path) for path in paths}
     keys = {path: tuple(int(n) for n in m.groups() if n) for path, m in matches.items() if m}
@@ -151,7 +154,7 @@ def _scale_by_depth(decay: float) -> optax.GradientTransformation:
     """Multiply updates by decay^(distance from the head) (as BEiT, Bao et al. 2022)."""
 
     def scale(updates, params):
-        depths = _depths([path_of(path) for path, _ in jax.tree.leaves_with_path(updates)])
+        depths = block_depths([path_of(path) for path, _ in jax.tree.leaves_with_path(updates)])
         top = max(depths.values())
         return map_paths(lambda path, u: u * decay ** (top - depths[path]), updates)
 

@@ -31,12 +31,14 @@ def vectorizes(setup: Setup, num_seeds: int) -> bool:
     # batched products of many small matrices: with split batches, four small ViTs took up to 5.2
     # times as long as one. Devices that train whole seeds do not wait for one another, which makes
     # up for it: 3.4 to 4.1 times.
-    return jax.default_backend() != "cpu" or sharding.of_seeds(setup.mesh, num_seeds).whole_seeds
+    return (
+        jax.default_backend() != "cpu" or sharding.seeds_sharding(setup.mesh, num_seeds).whole_seeds
+    )
 
 
 def seed_groups(setup: Setup, folders: Mapping[int, pathlib.Path]) -> list[dict]:
     """Split {seed: folder} into groups of vectorised seeds."""
-    # Vectorised seeds differ by one save at most. Others would have to go back to the last one.
+    # Vectorised seeds differ by one save at most. Seeds further apart would lose steps.
     steps = [run_folder.last_saved_step(folder) for folder in folders.values()]
     if vectorizes(setup, len(folders)) and max(steps) - min(steps) <= setup.lengths.eval_every:
         return [dict(folders)]
@@ -52,7 +54,7 @@ class SeedAxis:
 
     def __init__(self, mesh: Mesh, num_seeds: int):
         self.num_seeds, self._mesh = num_seeds, mesh
-        self._state = sharding.of_seeds(mesh, num_seeds).state
+        self._state = sharding.seeds_sharding(mesh, num_seeds).state
         if num_seeds == 1:
             return
 
@@ -69,18 +71,18 @@ class SeedAxis:
 
     def stack(self, trees: list) -> Any:
         """Stack the seeds' trees of arrays on the devices."""
-        return trees[0] if self.num_seeds == 1 else sharding.settle(self._stack(trees))
+        return trees[0] if self.num_seeds == 1 else sharding.block_on_cpu(self._stack(trees))
 
-    def put(self, trees: list) -> Any:
+    def device_put(self, trees: list) -> Any:
         """Stack the seeds' trees of host arrays, on the devices."""
         if self.num_seeds == 1:
-            return sharding.put_replicated(self._mesh, trees[0])
+            return sharding.replicate(self._mesh, trees[0])
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
         return jax.device_put(stacked, self._state)
 
     def take(self, tree: Any, i: int) -> Any:
         """Take the i-th seed's tree, on every device."""
-        return tree if self.num_seeds == 1 else sharding.settle(self._take(tree, i))
+        return tree if self.num_seeds == 1 else sharding.block_on_cpu(self._take(tree, i))
 
     def to_host(self, tree: Any) -> list:
         """Fetch each seed's tree of host arrays."""

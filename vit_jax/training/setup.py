@@ -3,13 +3,10 @@
 import dataclasses
 import math
 import pathlib
-import sys
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
-from clu import parameter_overview
 from jax.sharding import Mesh
 
 from vit_jax import models, pretrained
@@ -17,7 +14,6 @@ from vit_jax.config import Config, steps_of, total_steps
 from vit_jax.config.rules import one_step_at_a_time, parse_freeze
 from vit_jax.config.schema import COUNTABLE
 from vit_jax.data import Data
-from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.sharding import dtype_of
 from vit_jax.training import optim, step
@@ -92,7 +88,7 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
     micro_batches = train.accumulation_steps or 1
     if train.batch_size // micro_batches % mesh.size:
         raise UserError(
-            f"train.batch_size={train.batch_size} in {micro_batches} part(s) does not "
+            f"train.batch_size={train.batch_size} in {micro_batches} micro-batch(es) does not "
             f"split evenly over {mesh.size} devices"
         )
     freeze = parse_freeze(config.freeze)
@@ -105,7 +101,7 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
     head_only = bool(trained) and all(path.startswith("head/") for path in trained)
     if config.optim.layer_decay != 1 and head_only:
         raise UserError(
-            f"optim.layer_decay={config.optim.layer_decay} has no effect where the head alone is "
+            f"optim.layer_decay={config.optim.layer_decay} has no effect if only the head is "
             "trained"
         )
     on_features = head_only and _caches_features(config)
@@ -123,7 +119,7 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
         weights=weights,
         fingerprint=data.fingerprint | ({"weights": weights.identity} if weights else {}),
         on_features=on_features,
-        multi_step=_takes_several_steps(config, on_features or data.train.resident),
+        multi_step=_uses_multi_step(config, on_features or data.train.resident),
     )
 
 
@@ -144,25 +140,25 @@ def _lengths(config, epoch, trains):
 
 
 def _caches_features(config):
-    """Whether an image always has the same features, which are then computed once."""
+    """Whether features are cached, which requires that an image always has the same features."""
     model, train = config.model, config.train
     rates = (model[f"{key}_rate"] for key in ("dropout", "attention_dropout", "drop_path"))
     cached = train.cache_features and config.augment.kind == "none" and not any(rates)
     if cached and train.vmap_seeds == "always":
         raise UserError(
-            "train.vmap_seeds=always does not go with features that are computed once: use "
-            "auto, or train.cache_features=False"
+            "train.vmap_seeds=always cannot be combined with cached features: use auto, or set "
+            "train.cache_features=False"
         )
     return cached
 
 
-def _takes_several_steps(config, resident):
-    """Whether one call takes several steps, which helps where they are short."""
+def _uses_multi_step(config, resident):
+    """Whether one call takes several steps, which is faster if steps are short."""
     choice = config.train.multi_step
     if choice == "always" and not resident:
         raise UserError(
-            "train.multi_step=always does not go with data that are streamed: use auto, or "
-            "set data.device_resident=always"
+            "train.multi_step=always cannot be combined with streamed data: use auto, or set "
+            "data.device_resident=always"
         )
     if choice != "auto":
         return choice == "always"
@@ -185,18 +181,3 @@ def num_trained(setup: Setup) -> int:
 def num_params(setup: Setup) -> int:
     """Count the parameters."""
     return sum(math.prod(x) for path, x in setup.shapes.items() if "batch_stats/" not in path)
-
-
-def print_parameters(setup: Setup, state: Any) -> None:
-    """Print the parameters of a state, or of its shapes, and how freeze and init_from set them."""
-    print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
-    total, trained = num_params(setup), num_trained(setup)
-    fresh = " at random values, as there is no init_from" * (setup.weights is None)
-    frozen = f"{total - trained:,} frozen{fresh if trained < total else ''}"
-    print(f"freeze={setup.config.freeze}: {trained:,} trained, {frozen}")
-    if setup.config.sharding.fsdp:
-        held = sharding.bytes_per_device(state)
-        print(f"sharding.fsdp: {held / 2**20:.2f} MiB of weights and optimizer state per device")
-    if setup.weights is not None:
-        print(pretrained.table(setup.weights, setup.config.init_from))
-    sys.stdout.flush()

@@ -1,8 +1,11 @@
 """Every variant and seed of an experiment, and the table that compares them."""
 
+import contextlib
+import datetime
 import functools
 import json
 import math
+import os
 import pathlib
 import re
 import shlex
@@ -12,14 +15,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vit_jax import config as settings
 from vit_jax import pretrained
-from vit_jax.config import Config
+from vit_jax.config import Config, resolve, with_overrides
 from vit_jax.config.rules import validate
 from vit_jax.data import load_data
 from vit_jax.runtime import processes, sharding
-from vit_jax.runtime.errors import UserError, truncate_repr
+from vit_jax.runtime.errors import UserError, single_line, truncate_repr
 from vit_jax.runtime.files import read_json, write_atomically
+from vit_jax.runtime.progress import StartTimes
 from vit_jax.runtime.signals import StopSignal
 from vit_jax.storage import run_folder
 from vit_jax.storage.reuse import find_identical, take_over
@@ -27,8 +30,9 @@ from vit_jax.training.compiled import compile_steps
 from vit_jax.training.features import FeatureCache
 from vit_jax.training.hooks import Hooks
 from vit_jax.training.loop import train
+from vit_jax.training.parameters import ParameterTables
 from vit_jax.training.seeds import seed_groups
-from vit_jax.training.setup import make_setup, print_parameters
+from vit_jax.training.setup import make_setup
 
 ACCURACIES = ("train_accuracy", "val_accuracy", "test_accuracy")
 
@@ -49,7 +53,7 @@ def make_variants(config: Config, sweep: dict[str, dict], given: set[str]) -> di
             raise UserError(f"variant {name!r} must be named with letters, digits, '_.+-' only")
         if not isinstance(overrides, dict):
             raise UserError(f"variant {name!r} must be a dict of settings, not {overrides!r}")
-        variant = settings.with_overrides(config, overrides, f"variant {name}")
+        variant = with_overrides(config, overrides, f"variant {name}")
         if variant.sharding != config.sharding:
             raise UserError(
                 f"variant {name} changes the sharding settings, but all variants share one set of "
@@ -67,7 +71,7 @@ def make_variants(config: Config, sweep: dict[str, dict], given: set[str]) -> di
 
 def _resolve(config, given):
     if not config.init_from:
-        return settings.resolve(config, None, given)
+        return resolve(config, None, given)
     try:
         info = pretrained.read_info(pathlib.Path(config.init_from).expanduser())
     except UserError as error:
@@ -75,7 +79,7 @@ def _resolve(config, given):
     except (OSError, ValueError, RuntimeError):  # too long, with a null byte, of an unknown user
         path = truncate_repr(config.init_from)
         raise UserError(f"init_from={path} cannot be the path of a folder") from None
-    return settings.resolve(config, info["settings"], given)
+    return resolve(config, info["settings"], given)
 
 
 def run_sweep(
@@ -89,6 +93,7 @@ def run_sweep(
     arguments: Sequence[str] = (),
     hooks: Hooks | None = None,
     reuse: bool = True,
+    began: float | None = None,
 ) -> None:
     """Train the unfinished runs of an experiment and write the results.
 
@@ -103,6 +108,8 @@ def run_sweep(
       arguments: of the command line, for results.json and the report.
       hooks: callbacks, which draw the figures and write the report.
       reuse: take over identical finished runs of the folders next to `workdir`.
+      began: `time.monotonic` at the start of the program; the time to the first step of the first
+        variant counts from there. None: from the start of that variant.
 
     Raises:
       UserError: a setting, the data or the workdir is not usable.
@@ -111,11 +118,11 @@ def run_sweep(
         raise UserError(f"--variant={only} is unknown: use one of {', '.join(configs)}")
     _check_workdir(workdir, experiment)
     chosen = {name: c for name, c in configs.items() if only in (None, name)}
-    for name, config in chosen.items():  # settings that clash are reported before hours are spent
+    for name, config in chosen.items():  # report conflicting settings before hours of training
         for seed, folder in _folders(workdir, name, config).items():
             run_folder.read_summary(folder, config, seed)
     hooks = hooks or Hooks()
-    summaries, runner = {}, _Runner(chosen, workdir, stop, hooks, reuse)
+    summaries, runner = {}, _Runner(chosen, workdir, stop, hooks, reuse, began)
     if next(iter(configs.values())).sharding.distributed:
         _ = runner.mesh  # started, to know which process is the first even if all is finished
     for name, config in chosen.items():
@@ -129,8 +136,7 @@ def run_sweep(
             write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
             hooks.on_sweep_end(workdir, results, summaries, published, configs, arguments)
         else:
-            accuracies = ", ".join(f"{summary['test_accuracy']:.4f}" for summary in summaries[only])
-            print(f"{only}: test accuracy {accuracies}; without --variant the table is written")
+            print(f"{only} is finished; run the command without --variant to write the report")
     processes.wait()  # while the first one draws
 
 
@@ -144,7 +150,7 @@ def _check_workdir(workdir, experiment):
     if before != experiment:
         raise UserError(
             f"--workdir={workdir} holds the results of {before}, which {experiment} would "
-            "overwrite: choose another"
+            "overwrite: choose another --workdir"
         )
 
 
@@ -182,20 +188,26 @@ class _Runner:
     A finished sweep needs none of them and returns at once.
     """
 
-    def __init__(self, configs, workdir, stop, hooks, reuse):
+    def __init__(self, configs, workdir, stop, hooks, reuse, began):
         self._configs, self._workdir, self._stop, self._hooks = configs, workdir, stop, hooks
-        self._reuse = reuse
+        self._reuse, self._began, self._tables = reuse, began, ParameterTables()
         self._data, self._setup = {}, {}  # one entry each: the last one used
+        self._init_from = ""  # of the last setup, whose weights are cached
 
     @functools.cached_property
     def mesh(self):
         trains = [config.train for config in self._configs.values()]
         sizes = [train.batch_size // (train.accumulation_steps or 1) for train in trains]
         sharding_config = next(iter(self._configs.values())).sharding
+        if sharding_config.distributed and os.environ.get("JAX_PROCESS_ID", "0") == "0":
+            print("connecting to the other processes of this run", flush=True)
         sharding.start(sharding_config.distributed, sharding_config.cpu_devices, math.gcd(*sizes))
         if sharding_config.distributed:
             self._stop.share(processes.reached_stop)
-        return sharding.make_mesh()
+        print("starting the devices", flush=True)
+        mesh = sharding.make_mesh()
+        print(f"devices: {sharding.describe_devices()}", flush=True)
+        return mesh
 
     def summaries(self, name, config):
         """Read the summaries of a variant's seeds, after training those that are not finished."""
@@ -208,20 +220,24 @@ class _Runner:
             if not processes.from_first(summaries[seed] is not None):
                 unfinished[seed] = folder
                 continue
-            print(f"{name} seed {seed}: finished before, not trained again", flush=True)
+            print(f"{name} seed {seed}: already finished, skipped", flush=True)
             if processes.is_first() and not (folder / "test_report.txt").exists():
                 self._hooks.on_run_end(folder)  # the run was killed before this
         if unfinished:
-            self._train(name, config, unfinished, summaries)
+            origin = "variant" if self._began is None else "program"
+            with contextlib.closing(StartTimes(origin, self._began)) as start:
+                self._began = None
+                self._train(name, config, unfinished, summaries, start)
+            if len(summaries) > 1:
+                print(f"{name}: {_describe_seeds(list(summaries.values()))}", flush=True)
         return list(summaries.values())
 
-    def _train(self, name, config, folders, summaries):
+    def _train(self, name, config, folders, summaries, start):
         """Train the seeds of {seed: folder} and put their summaries into `summaries`."""
-        data = self._load(config)
-        started = time.monotonic()
+        data = self._load(config, start)
         self._hooks.on_event("setup", 0)
         if name not in self._setup:
-            self._setup = {name: make_setup(config, data, self.mesh)}
+            self._setup = {name: self._make_setup(config, data)}
         setup, cache = self._setup[name], FeatureCache()
         if self._reuse:
             folders = self._take_over(setup, folders, summaries)
@@ -229,18 +245,19 @@ class _Runner:
             return
         groups = seed_groups(setup, folders)
         steps = compile_steps(setup, len(groups[0]))  # all groups are of one size
-        if processes.is_first():
-            print_parameters(setup, steps.shapes)
-            print(f"{name}: model built in {time.monotonic() - started:.1f} s", flush=True)
+        self._tables.print(name, setup, steps.shapes)
         for group in groups:
-            found = train(steps, data, group, name, self._stop, self._hooks, cache)
+            found = train(steps, data, group, name, self._stop, self._hooks, cache, start)
             summaries |= zip(group, found, strict=True)
+            start = None  # other seeds do not compile again
+            for summary in found:
+                print(_describe_run(summary), flush=True)
             for folder in group.values() if processes.is_first() else ():
                 self._hooks.on_run_end(folder)
             processes.wait()
 
     def _take_over(self, setup, folders, summaries):
-        """Take over identical runs, put their summaries into `summaries`, return what is left."""
+        """Reuse identical runs, put their summaries into `summaries`; return the other folders."""
         left = {}
         for seed, folder in folders.items():
             source = None
@@ -250,28 +267,54 @@ class _Runner:
                 left[seed] = folder
             elif source is not None:
                 summaries[seed] = take_over(source, folder)
-                self._hooks.on_run_end(folder)
                 name = run_folder.run_name(folder)
-                print(f"{name}: identical to {source}, taken over (--no-reuse trains it)")
+                print(f"{name}: identical to {source}, reused (--no-reuse trains it)", flush=True)
+                self._hooks.on_run_end(folder)
             processes.wait()
             if seed not in left and source is None:
                 summaries[seed] = run_folder.read_summary(folder, setup.config, seed)
         return left
 
-    def _load(self, config):
+    def _load(self, config, start):
+        """Load the data of a config, and check the setup of all variants that use them."""
         key = json.dumps(config.data.to_dict(), sort_keys=True)
         if key not in self._data:
             self._data.clear()  # before the next dataset takes its memory
-            started = time.monotonic()
+            mesh, started = self.mesh, time.monotonic()
             self._hooks.on_event("load_data", 0)
-            self._data = {key: load_data(config.data, self.mesh)}
+            print(single_line(f"loading {config.data.name} {config.data.dir}".rstrip()), flush=True)
+            with start.loading():
+                self._data = {key: load_data(config.data, mesh)}
             print(f"data loaded in {time.monotonic() - started:.1f} s", flush=True)
-            # Before hours are spent on the first variant; no table compares different data.
+            # Report what does not fit the data before hours of training the first variant.
             for name, other in self._configs.items():
                 if other.data == config.data:
-                    setup = make_setup(other, self._data[key], self.mesh)
+                    setup = self._make_setup(other, self._data[key])
                     if other is config:  # which is trained next
                         self._setup = {name: setup}
                     for folder in _folders(self._workdir, name, other).values():
                         run_folder.check_data(folder, setup.fingerprint)
         return self._data[key]
+
+    def _make_setup(self, config, data):
+        if config.init_from not in ("", self._init_from):
+            print(single_line(f"reading the initial weights of {config.init_from}"), flush=True)
+        self._init_from = config.init_from or self._init_from
+        return make_setup(config, data, self.mesh)
+
+
+def _describe_run(summary):
+    """Describe the result of a finished run in a line."""
+    parts = [f"{split} accuracy {summary[f'{split}_accuracy']:.4f}" for split in ("val", "test")]
+    parts.append(f"wall time {datetime.timedelta(seconds=round(summary['wall_seconds']))}")
+    if summary["images_per_second"] is not None:
+        parts.append(f"{summary['images_per_second']:,.0f} images/s")
+    return f"{summary['name']} seed {summary['seed']}: finished, {', '.join(parts)}"
+
+
+def _describe_seeds(summaries):
+    """Describe the accuracies of a variant's seeds in a line."""
+    row = make_row("", {}, summaries)
+    found = {split: row[f"{split}_accuracy"] for split in ("val", "test")}
+    parts = (f"{k} accuracy {one['mean']:.4f} ± {one['std']:.4f}" for k, one in found.items())
+    return f"{len(summaries)} seeds finished, {', '.join(parts)} (mean ± std)"
