@@ -23,6 +23,8 @@ LENGTH_KEYS = tuple(key for key, setting in SCHEMA.items() if setting.resume == 
 # Results of a finished run; SHA256SUMS lists them and config.json.
 RESULTS = ("metrics.jsonl", "test_report.json", "summary.json")
 
+_RENAMED = {"legs": "stages"}  # keys in the files of earlier versions
+
 
 def run_path(workdir: pathlib.Path, variant: str, seed: int) -> pathlib.Path:
     """Build the path of a run's folder."""
@@ -32,6 +34,11 @@ def run_path(workdir: pathlib.Path, variant: str, seed: int) -> pathlib.Path:
 def run_name(folder: pathlib.Path) -> str:
     """Name the run in a folder, e.g. "patch_4 seed 0", for titles and messages."""
     return f"{folder.parent.name} {folder.name.replace('_', ' ')}"
+
+
+def current_keys(record: dict) -> dict:
+    """Rename old keys of config.json, summary.json or a row of results.json to current ones."""
+    return {_RENAMED.get(key, key): value for key, value in record.items()}
 
 
 def plain_settings(config: Config, seed: int) -> dict:
@@ -78,8 +85,8 @@ def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None
 
 def read_finished(folder: pathlib.Path, record: dict) -> dict | None:
     """Read summary.json; None if it is missing, damaged or that of an earlier stage."""
-    summary = read_json(folder / "summary.json")
-    done = [stage["steps"] for stage in record.get("legs", [])]
+    summary = current_keys(read_json(folder / "summary.json"))
+    done = [stage["steps"] for stage in record.get("stages", [])]
     return summary if summary and summary["steps"] not in done else None
 
 
@@ -143,9 +150,9 @@ def write_config(
                 f"{settings[longer[0]]} adds none"
             )
         # The finished stage is recorded before its summary can be replaced.
-        stage = {key: value for key, value in summary.items() if key != "legs"}
+        stage = {key: value for key, value in summary.items() if key != "stages"}
         stage |= {key: record[key] for key in ("versions", "git_commit")}
-        record |= {"legs": [*record.get("legs", []), stage], "config": settings} | provenance()
+        record |= {"stages": [*record.get("stages", []), stage], "config": settings} | provenance()
     (folder / SUMS).unlink(
         missing_ok=True
     )  # before config.json changes: a kill in between must not leave wrong digests
@@ -197,7 +204,7 @@ def read_config(folder: pathlib.Path) -> dict | None:
         )
     with contextlib.suppress(KeyError, TypeError, AttributeError):  # reported by config_of
         record["config"] = current_names(record["config"])
-    return record
+    return current_keys(record)
 
 
 def config_of(folder: pathlib.Path, record: dict) -> Config:

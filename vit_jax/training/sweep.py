@@ -172,13 +172,13 @@ def make_row(name: str, overrides: dict, summaries: list[dict]) -> dict:
     row["images_per_second"] = float(np.mean(speeds)) if speeds else None
     if reused := [s["reused_from"] for s in summaries if "reused_from" in s]:
         row["reused_from"] = reused
-    stages = [stage for summary in summaries for stage in summary.get("legs", [])]
+    stages = [stage for summary in summaries for stage in summary.get("stages", [])]
     if stages:  # of a run that was lengthened
-        row |= {"epochs": summaries[0]["epochs"], "legs": []}
+        row |= {"epochs": summaries[0]["epochs"], "stages": []}
         for epochs in sorted({stage["epochs"] for stage in stages}):
             same = [stage for stage in stages if stage["epochs"] == epochs]
             if len(same) == len(summaries):  # else it was not the length of all seeds
-                row["legs"].append(make_row(name, overrides, same) | {"epochs": epochs})
+                row["stages"].append(make_row(name, overrides, same) | {"epochs": epochs})
     return row
 
 
