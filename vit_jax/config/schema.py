@@ -26,8 +26,8 @@ class Setting:
       low: smallest allowed number, of a tuple for each entry.
       high: largest allowed number, of a tuple for each entry.
       applies: (another setting, its values with which this one has an effect); None: always.
-      resume: what a resumed run may change it to: "same", "any" (it changes no result), or
-        "longer" (a finished run may be lengthened).
+      resume: what a resumed run may change it to: "same", "any" (it changes no result), "longer"
+        (a finished run may be lengthened), or "moved" (another path of the same contents).
     """
 
     default: bool | int | float | str | tuple
@@ -63,7 +63,9 @@ free = functools.partial(Setting, resume="any")
 
 _RUN = dict(
     seed=Setting(0, "random seed of the first run; further runs count up from it", high=math.inf),
-    init_from=Setting("", "initial weights: folder of a converted checkpoint or of a run"),
+    init_from=Setting(
+        "", "initial weights: folder of a converted checkpoint or of a run", resume="moved"
+    ),
     freeze=Setting(
         "full",
         "trained parameters: full, last_K_blocks, head, none_trained (zero-shot head, evaluation "

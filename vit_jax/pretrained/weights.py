@@ -178,6 +178,7 @@ def _run_info(folder):
         "resize": data.get("weights", {}).get("resize", "official"),
         "step": summary["best_step"],
         "eval_crop": config["data.eval_crop"],
+        "checksum": checkpoint.recorded_checksum(folder / "checkpoints", summary["best_step"]),
     }
 
 

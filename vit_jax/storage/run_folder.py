@@ -60,7 +60,7 @@ def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None
     # A setting added since then behaved like its default.
     before = plain_settings(get_config(), seed) | record["config"]
     now, summary = plain_settings(config, seed), read_finished(folder, record)
-    changeable = {key for key, setting in SCHEMA.items() if setting.resume == "any"}
+    changeable = {key for key, setting in SCHEMA.items() if setting.resume in ("any", "moved")}
     if config.data.name != "folder":  # a prepared dataset may move: its fingerprint is compared
         changeable.add("data.dir")
     if config.freeze == "none_trained":
@@ -81,6 +81,23 @@ def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None
                 f"{trained} and is not finished: finish it before lengthening it to {now[key]}"
             )
     return None if changed else summary
+
+
+def check_weights(folder: pathlib.Path, config: Config, checksum: int | None) -> None:
+    """Raise UserError if a run has other initial weights than `init_from` now, at any path.
+
+    `checksum` is that of the present weights; None if there are none, or it is not recorded.
+    """
+    record = read_config(folder)
+    if record is None:
+        return
+    before, now = record["config"].get("init_from", ""), plain_settings(config, 0)["init_from"]
+    recorded = record.get("data", {}).get("weights", {}).get("checksum")
+    if recorded != checksum and (checksum is not None or before != now):
+        raise UserError(
+            f"{folder} was trained with init_from={before or 'nothing'}, and init_from="
+            f"{now or 'nothing'} has other weights: restore those, or choose another --workdir"
+        )
 
 
 def read_finished(folder: pathlib.Path, record: dict) -> dict | None:

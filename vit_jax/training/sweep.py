@@ -118,9 +118,7 @@ def run_sweep(
         raise UserError(f"--variant={only} is unknown: use one of {', '.join(configs)}")
     _check_workdir(workdir, experiment)
     chosen = {name: c for name, c in configs.items() if only in (None, name)}
-    for name, config in chosen.items():  # report conflicting settings before hours of training
-        for seed, folder in _folders(workdir, name, config).items():
-            run_folder.read_summary(folder, config, seed)
+    _check_runs(workdir, chosen)
     hooks = hooks or Hooks()
     summaries, runner = {}, _Runner(chosen, workdir, stop, hooks, reuse, began)
     if next(iter(configs.values())).sharding.distributed:
@@ -152,6 +150,16 @@ def _check_workdir(workdir, experiment):
             f"--workdir={workdir} holds the results of {before}, which {experiment} would "
             "overwrite: choose another --workdir"
         )
+
+
+def _check_runs(workdir, configs):
+    """Raise UserError for conflicting settings or initial weights, before hours of training."""
+    for name, config in configs.items():
+        weights = pathlib.Path(config.init_from).expanduser()
+        checksum = pretrained.read_info(weights)["checksum"] if config.init_from else None
+        for seed, folder in _folders(workdir, name, config).items():
+            run_folder.check_weights(folder, config, checksum)
+            run_folder.read_summary(folder, config, seed)
 
 
 def _folders(workdir, name, config):
