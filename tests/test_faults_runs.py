@@ -4,18 +4,25 @@ import json
 import shutil
 
 import jax
+import numpy as np
 import pytest
 from jax.sharding import AxisType
 from tiny_configs import make_config
+from tiny_net import Net
 from tiny_stop import Stop
 from tiny_sweep import summary
 
 from vit_jax.cli.train import Results
+from vit_jax.data import load_data
 from vit_jax.runtime import sharding
-from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.errors import UserError, describe_error
 from vit_jax.storage import run_folder
+from vit_jax.training import optim
+from vit_jax.training.setup import make_setup, one_image
+from vit_jax.training.step import make_init, make_train_step
 from vit_jax.training.sweep import make_row, make_variants, run_sweep
 
+RESNET = dict(model__name="resnet18", augment__kind="none")
 SHORT = dict(train__batch_size=256, train__epochs=1.0, log__tensorboard=False)
 
 
@@ -38,6 +45,11 @@ def run(workdir, hooks=None, stop=None, **overrides):
     variants = make_variants(config, {}, set())
     run_sweep("demo", variants, {}, {}, workdir, None, stop or Stop(), hooks=hooks)
     return workdir / "base" / "seed_0"
+
+
+@pytest.fixture(scope="module")
+def digits(one_device):
+    return load_data(make_config().data, sharding.make_mesh())
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +86,36 @@ def test_stages_of_earlier_versions_are_read(tmp_path):
     results = {"experiment": "demo", "rows": [row]}
     (tmp_path / "results.json").write_text(json.dumps(results))
     assert "| base, 5 epochs |" in Results.read(tmp_path).table
+
+
+def norm_step(micro_batches):
+    """Take a training step of a network with BatchNorm; return the statistics before and after."""
+    config, model = make_config(augment__kind="none", optim__name="sgd"), Net()
+    optimizer = optim.make_optimizer(config.optim, lambda step: 0.1)
+    state = make_init(model, optimizer, config)(jax.random.key(0), one_image(config))
+    images = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 1), np.uint8)
+    batch = {"image": images, "label": np.arange(32, dtype=np.int32) % 10}
+    step = make_train_step(model, optimizer, config, micro_batches=micro_batches)
+    after = jax.jit(step)(state, jax.random.key(1), batch)
+    return [s.batch_stats["BatchNorm_0"]["mean"] for s in (state, after)]
+
+
+def test_running_statistics_are_updated_once_per_batch():
+    (_, whole), (_, parts) = norm_step(1), norm_step(8)
+    np.testing.assert_allclose(parts, whole, atol=1e-6)
+    assert np.abs(whole).max() > 1e-3
+
+
+def test_micro_batches_too_small_for_batch_norm_are_refused(digits):
+    def setup(batch, micro_batches, **overrides):
+        sizes = dict(train__batch_size=batch, train__accumulation_steps=micro_batches)
+        return make_setup(make_config(**RESNET | sizes | overrides), digits, sharding.make_mesh())
+
+    for batch, micro_batches, best in ((64, 32, 8), (60, 30, 6), (8, 8, 1)):
+        with pytest.raises(UserError, match=f"needs 8: use train.accumulation_steps={best}$"):
+            setup(batch, micro_batches)
+    setup(64, 8)
+    setup(64, 32, freeze="head")  # its norms use running statistics
+    setup(4, 1)
+    full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: full")
+    assert "for a ViT, raise train.accumulation_steps" in describe_error(full, training=True)

@@ -238,7 +238,11 @@ _TRAIN = dict(
     vmap_seeds=free("auto", "train all seeds in one vectorised program", WHEN),
     multi_step=free("auto", "multi-step dispatch: several steps per call", WHEN),
     batch_size=Setting(128, "examples per optimizer update, over all devices and processes", low=1),
-    accumulation_steps=Setting(0, "micro-batches per optimizer update; 0: the fastest number"),
+    accumulation_steps=Setting(
+        0,
+        "micro-batches per optimizer update, each of at least 8 images for resnet18, whose "
+        "BatchNorm normalises each by itself; 0: the fastest number",
+    ),
     label_smoothing=below_1(0.0, "fraction of the target spread evenly over all classes"),
     dtype=Setting(
         "auto",
