@@ -31,7 +31,8 @@ from vit_jax import plots
 from vit_jax.cli import command
 from vit_jax.runtime.errors import UserError, single_line
 
-IMAGE_KEYS = ("name", "dir", "train_split", "test_split", "test_size", "split_seed")
+IMAGE_KEYS = ("name", "dir", "train_split", "test_split", "test_size", "test_examples")
+IMAGE_KEYS += ("split_seed",)
 
 
 @command.main

@@ -88,6 +88,8 @@ _DATA = dict(
     test_size=positive(0.2, "held-out test split: fraction or number of images"),
     split_seed=Setting(0, "random seed of held-out splits and subsets", high=math.inf),
     train_examples=Setting(0, "size of a stratified subset of the training split; 0: all"),
+    val_examples=Setting(0, "size of a stratified subset of the validation split; 0: all"),
+    test_examples=Setting(0, "size of a stratified subset of the test split; 0: all"),
     examples_per_class=Setting(0, "training examples per class in a balanced subset; 0: all"),
     image_size=Setting(32, "model input side in pixels; 0: that of init_from", high=10_000),
     stored_size=Setting(
