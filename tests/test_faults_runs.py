@@ -1,6 +1,7 @@
 """Runs resume after kills and moves; statistics of micro-batches; what is written for users."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -12,8 +13,13 @@ from tiny_net import Net
 from tiny_stop import Stop
 from tiny_sweep import summary
 
+from vit_jax import pretrained
+from vit_jax.cli.hooks import ReportHooks
 from vit_jax.cli.train import Results
-from vit_jax.data import load_data
+from vit_jax.data import decoded, load_data
+from vit_jax.data.sources import open_source
+from vit_jax.data.splits import make_splits
+from vit_jax.evaluation.classifier import Classifier
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError, describe_error
 from vit_jax.storage import run_folder
@@ -86,6 +92,44 @@ def test_stages_of_earlier_versions_are_read(tmp_path):
     results = {"experiment": "demo", "rows": [row]}
     (tmp_path / "results.json").write_text(json.dumps(results))
     assert "| base, 5 epochs |" in Results.read(tmp_path).table
+
+
+def test_subsets_of_val_and_test_are_stratified_and_limit_the_features(tmp_path, capsys):
+    sizes = {"train": 600, "val": 40, "test": 30}
+    keys = {f"data__{split}_examples": count for split, count in sizes.items()}
+    config = make_config(**keys).data
+    splits = make_splits(open_source(config), config)
+    whole = make_splits(open_source(config), make_config().data)
+    for split, count in sizes.items():
+        labels = getattr(splits, split).labels
+        assert len(labels) == count and np.ptp(np.bincount(labels)) <= 3
+    assert len(whole.test) == 359
+    one, two = (s.test.read([i])[0][0] for s, i in ((splits, 0), (splits, 29)))
+    rest = [image for image, _ in whole.test.read(range(359))]
+    assert all(any(np.array_equal(a, b) for b in rest) for a in (one, two))
+    folder = run(tmp_path, freeze="head", augment__kind="none", **keys)
+    assert "computing the features of 670 images" in capsys.readouterr().out
+    assert json.loads((folder / "test_report.json").read_text())["count"] == 30
+    assert Classifier(folder).evaluate()["count"] == 30
+    with pytest.raises(UserError, match="data.val_examples=999, but only 144 are left in val"):
+        run(tmp_path / "b", data__val_examples=999)
+
+
+def test_files_have_the_permissions_of_the_umask(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(decoded, "SLOW_SECONDS", -1.0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = os.umask(0o027)
+    try:
+        for kind, name in (("timm", "timm"), ("hf", "hf"), ("npz", "a.npz")):
+            pretrained.export(pretrained.load(weights[0]), kind, tmp_path / name)
+        pretrained.save(pretrained.convert(tmp_path / "a.npz", {}), tmp_path / "converted")
+        decoded.cached("name", lambda: (np.zeros(3),))
+        run(tmp_path / "runs", ReportHooks(), log__explain_images=2)
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 40
+    assert {oct(path.stat().st_mode & 0o777) for path in files} == {"0o640"}
 
 
 def norm_step(micro_batches):
