@@ -8,18 +8,24 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType
+from PIL import Image
 from tiny_configs import make_config
 from tiny_net import Net
 from tiny_stop import Stop
 from tiny_sweep import summary
+from tiny_weights import save_weights
 
 from vit_jax import pretrained
+from vit_jax.cli import visualize
 from vit_jax.cli.hooks import ReportHooks
 from vit_jax.cli.train import Results
 from vit_jax.data import decoded, load_data
 from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits
 from vit_jax.evaluation.classifier import Classifier
+from vit_jax.explanation.attribution import explanation
+from vit_jax.explanation.figures import Viewer
+from vit_jax.explanation.model import Model
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError, describe_error
 from vit_jax.storage import run_folder
@@ -130,6 +136,38 @@ def test_files_have_the_permissions_of_the_umask(weights, tmp_path, monkeypatch)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 40
     assert {oct(path.stat().st_mode & 0o777) for path in files} == {"0o640"}
+
+
+def test_a_chosen_class_of_own_images_is_explained(tmp_path, capsys):
+    source = save_weights(tmp_path / "vit", num_classes=3, model__depth=2)
+    resnet = save_weights(tmp_path / "r", model__name="resnet18", model__hidden_size=4)
+    image = tmp_path / "image.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
+    Image.fromarray(pixels).save(image)
+    base = [str(source), "attention_rollout", "--images", str(image)]
+    found = []
+    for target in ("class 0", "class 1"):
+        out = tmp_path / target
+        assert visualize.main([*base, f"--target={target}", f"--out={out}"]) == 0
+        found.append((out / "attention_rollout" / "attention_rollout.png").read_bytes())
+    assert found[0] != found[1]
+    model = Model(source)
+    seen = Viewer.of(model).see(model.variables, model.read_images([image]), ["image"], 1)
+    assert seen.predictions[0].split("\n")[1].startswith("class 1 ")
+    maps = explanation(
+        "gradient rollout", seen.inside["attention"], seen.gradients, model.grid, model.has_cls
+    )
+    np.testing.assert_allclose(maps, model.explain([image], target="class 1"), rtol=1e-5)
+    capsys.readouterr()
+    own = ["--images", str(image), "--target=class 1", f"--out={tmp_path / 'o'}"]
+    for arguments, message in (
+        ([*base, "--target=horse"], "target='horse' is not a class"),
+        ([str(source), "kernels", *own], "no effect on kernels: draw attention_rollout"),
+        ([str(resnet), *own], "no effect on kernels, feature_maps"),
+        ([str(source), str(source), *own], "no effect on the comparison"),
+    ):
+        assert visualize.main(arguments) == 1
+        assert message in capsys.readouterr().err
 
 
 def norm_step(micro_batches):
