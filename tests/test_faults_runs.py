@@ -16,7 +16,7 @@ from tiny_sweep import summary
 from tiny_weights import save_weights
 
 from vit_jax import pretrained
-from vit_jax.cli import visualize
+from vit_jax.cli import predict, visualize
 from vit_jax.cli.hooks import ReportHooks
 from vit_jax.cli.train import Results
 from vit_jax.data import decoded, load_data
@@ -168,6 +168,28 @@ def test_a_chosen_class_of_own_images_is_explained(tmp_path, capsys):
     ):
         assert visualize.main(arguments) == 1
         assert message in capsys.readouterr().err
+
+
+def test_errors_list_the_runs_near_a_path_that_is_none(weights, tmp_path, capsys):
+    for name in ("photos/base/seed_0", "photos/deep/seed_1", "pets/base/seed_0"):
+        shutil.copytree(weights[0], tmp_path / name)
+    image = tmp_path / "image.png"
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(image)
+    for missing, near in (
+        ("photos/base/seed_1", "photos/base/seed_0"),
+        ("photos/bse/seed_0", "photos/base/seed_0"),
+        ("photo/base/seed_0", "photos/base/seed_0"),
+        ("pet/seed_0", "pets/base/seed_0"),
+        ("photos/deep", "photos/deep/seed_1"),
+        ("pets", "pets/base/seed_0"),
+    ):
+        for main, arguments in ((predict.main, [image]), (visualize.main, [])):
+            if (tmp_path / missing).exists() and main == visualize.main:
+                continue
+            assert main([str(tmp_path / missing), *map(str, arguments)]) == 1
+            assert f"did you mean {tmp_path / near}" in capsys.readouterr().err, missing
+    with pytest.raises(UserError, match=f"there is {tmp_path / 'pets/base/seed_0'}"):
+        Classifier(tmp_path / "pets" / ("x" * 200))
 
 
 def norm_step(micro_batches):

@@ -61,13 +61,15 @@ def _draw_models(argv):
     args = parser.parse_args(argv)
     from vit_jax.explanation import figures
     from vit_jax.explanation.model import Model
+    from vit_jax.storage.run_folder import suggest_runs
 
     known = ["curves", *figures.DRAW, "explanation_scores"]
     kinds = [name for name in args.runs if name in known]
     folders = [pathlib.Path(name) for name in args.runs if name not in known]
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder} is neither a folder nor one of {', '.join(known)}")
+            hint = suggest_runs(folder)
+            raise UserError(f"{folder} is neither a folder nor one of {', '.join(known)}{hint}")
     if not folders:
         raise UserError("give the folder of a run")
     for path in args.images or ():

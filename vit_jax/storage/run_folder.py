@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from vit_jax.config import Config, current_names, flatten, get_config, with_overrides
 from vit_jax.config.schema import SCHEMA
 from vit_jax.runtime import files, processes
-from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.errors import UserError, join_names, suggest
 from vit_jax.runtime.files import SUMS, find_damage, read_json, warn, write_atomically, write_sums
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -34,6 +34,19 @@ def run_path(workdir: pathlib.Path, variant: str, seed: int) -> pathlib.Path:
 def run_name(folder: pathlib.Path) -> str:
     """Name the run in a folder, e.g. "patch_4 seed 0", for titles and messages."""
     return f"{folder.parent.name} {folder.name.replace('_', ' ')}"
+
+
+def suggest_runs(path: pathlib.Path) -> str:
+    """Suggest, after a semicolon, the runs nearest to a path that is no run; "" without any."""
+    base, missing = path, 0
+    while not base.is_dir() and base != base.parent:
+        base, missing = base.parent, missing + 1
+    if os.path.realpath(base) in ("/", os.path.realpath(os.path.expanduser("~"))):
+        return ""  # too large to search
+    depths = range(missing + 1 if missing else 3)
+    patterns = ["*/" * depth + "seed_*/config.json" for depth in depths]
+    found = [str(file.parent) for pattern in patterns for file in sorted(base.glob(pattern))]
+    return f"; {suggest(str(path), found, f'there is {join_names(found)}', 3)}" if found else ""
 
 
 def current_keys(record: dict) -> dict:
