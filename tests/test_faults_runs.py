@@ -28,8 +28,10 @@ from vit_jax.explanation.figures import Viewer
 from vit_jax.explanation.model import Model
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError, describe_error
-from vit_jax.storage import run_folder
+from vit_jax.storage import checkpoint, run_folder
+from vit_jax.storage.writers import read_jsonl
 from vit_jax.training import optim
+from vit_jax.training.hooks import Hooks
 from vit_jax.training.setup import make_setup, one_image
 from vit_jax.training.step import make_init, make_train_step
 from vit_jax.training.sweep import make_row, make_variants, run_sweep
@@ -190,6 +192,56 @@ def test_errors_list_the_runs_near_a_path_that_is_none(weights, tmp_path, capsys
             assert f"did you mean {tmp_path / near}" in capsys.readouterr().err, missing
     with pytest.raises(UserError, match=f"there is {tmp_path / 'pets/base/seed_0'}"):
         Classifier(tmp_path / "pets" / ("x" * 200))
+
+
+class Killed(BaseException):
+    """A stand-in for SIGKILL."""
+
+
+class KillAt(Hooks):
+    """Kill a run after a step."""
+
+    def __init__(self, step):
+        self._step = step
+
+    def on_event(self, event, step):
+        """Raise Killed."""
+        if event == "step" and step == self._step:
+            raise Killed
+
+
+def results_of(folder):
+    clock = ("wall_seconds", "images_per_second", "train/images_per_second")
+    rows = read_jsonl(folder / "metrics.jsonl")
+    rows.append(json.loads((folder / "summary.json").read_text()))
+    rows = [{key: value for key, value in row.items() if key not in clock} for row in rows]
+    return rows, checkpoint.load_run(folder / "checkpoints", "last")[1]
+
+
+@pytest.mark.parametrize("vectorised", ["never", "always"])
+def test_checkpoints_by_time_resume_exactly(vectorised, tmp_path, capsys):
+    """An epoch has five steps; the time between checkpoints is over after every step."""
+    settings = dict(
+        train__epochs=2.0,
+        train__num_seeds=1 + (vectorised == "always"),
+        train__vmap_seeds=vectorised,
+        train__multi_step="never",
+        log__every_steps=2,
+    )
+    whole = run(tmp_path / "whole", train__save_every_minutes=0.0, **settings)
+    assert sorted(os.listdir(whole / "checkpoints")) == ["10", "5"]
+    folder = tmp_path / "b" / "killed" / "base" / "seed_0"
+    for step in (3, 7):
+        with pytest.raises(Killed):
+            run(tmp_path / "b" / "killed", KillAt(step), train__save_every_minutes=1e-9, **settings)
+        assert run_folder.last_saved_step(folder) == step
+    assert "5" in os.listdir(folder / "checkpoints")  # the best one
+    capsys.readouterr()
+    run(tmp_path / "b" / "killed", **settings)
+    assert "resuming from step 7" in capsys.readouterr().out
+    for seed in range(settings["train__num_seeds"]):
+        one, other = (f.with_name(f"seed_{seed}") for f in (folder, whole))
+        assert results_of(one) == results_of(other)
 
 
 def norm_step(micro_batches):

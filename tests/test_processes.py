@@ -15,6 +15,7 @@ import pytest
 from conftest import QUICK
 from tiny_stop import Stop
 
+from vit_jax.storage.run_folder import last_saved_step
 from vit_jax.training.sweep import make_variants, run_sweep
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -98,11 +99,12 @@ def test_killed_stopped_and_resumed_processes_train_like_one(command, tmp_path):
     run = tmp_path / "runs" / RUN
 
     # One process is killed (of four, also the first): the others exit with an error. That takes
-    # ten seconds, in which this process trains the reference.
-    expected = None
+    # ten seconds, in which this process trains the reference. Every step is saved, because the
+    # time of a save has passed; evaluations are after 20, 40 and 60 steps.
+    expected, often = None, "--config.train.save_every_minutes=1e-9"
     for victim in (1,) if COUNT == 2 else (1, 0):
         with ThreadPoolExecutor(1) as pool:
-            killed = pool.submit(train_processes, tmp_path, victim, "SIGKILL", 25)
+            killed = pool.submit(train_processes, tmp_path, victim, "SIGKILL", 25, often)
             expected = expected or train_here(tmp_path / "single")
         statuses, _, errors = killed.result()
         assert statuses[victim] == -9
@@ -114,6 +116,7 @@ def test_killed_stopped_and_resumed_processes_train_like_one(command, tmp_path):
             (*_, last) = errors[rank].strip().splitlines()
             assert last.startswith("error: another process of this run has ended"), errors[rank]
             assert "Traceback" not in errors[rank]
+    assert 20 < last_saved_step(run) <= 25
 
     # One gets SIGTERM: all stop at the same step with one checkpoint. This stage streams batches
     # and shards weights, which does not change results.

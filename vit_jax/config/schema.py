@@ -260,6 +260,7 @@ _TRAIN = dict(
     eval_every_percent=Setting(
         0.0, "percent of the run between evaluations (each with a checkpoint)"
     ),
+    save_every_minutes=free(10.0, "minutes between checkpoints without an evaluation; 0: off"),
     eval_batch_size=free(256, "examples per evaluation step (no effect on results)", low=1),
     select=Setting(
         "best", "checkpoint for the test: best validation accuracy, or last", ("best", "last")
