@@ -1,5 +1,6 @@
 """Runs resume after kills and moves; statistics of micro-batches; what is written for users."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -242,6 +243,40 @@ def test_checkpoints_by_time_resume_exactly(vectorised, tmp_path, capsys):
     for seed in range(settings["train__num_seeds"]):
         one, other = (f.with_name(f"seed_{seed}") for f in (folder, whole))
         assert results_of(one) == results_of(other)
+
+
+def test_a_signal_in_the_closing_evaluation_loses_no_finished_work(tmp_path):
+    """The process may end at once there, also in compiled code: see test_signals.py."""
+
+    class Stopping(Stop):
+        may_end = False
+
+        @contextlib.contextmanager
+        def immediate(self):
+            self.may_end = True
+            yield
+            self.may_end = False
+
+    class Stopper(Hooks):
+        seen = 0
+
+        def on_event(self, event, step):
+            if event == "save":
+                assert not stop.may_end
+            if event == "final_evaluation":
+                assert stop.may_end
+                self.seen += 1
+                stop.number = 15 * (self.seen == 2)  # at the second seed
+
+    settings = dict(train__num_seeds=2, train__vmap_seeds="always")
+    stop = Stopping()
+    with pytest.raises(SystemExit):
+        run(tmp_path, Stopper(), stop, **settings)
+    first, second = (tmp_path / "base" / f"seed_{seed}" / "summary.json" for seed in (0, 1))
+    finished = first.read_bytes()
+    assert run_folder.last_saved_step(second.parent) == 5 and not second.exists()
+    run(tmp_path, **settings)
+    assert first.read_bytes() == finished and second.exists()
 
 
 def norm_step(micro_batches):

@@ -55,7 +55,7 @@ class Viewer:
         classes = None if target is None else np.full(len(images), target)
         logits, inside, gradients = jax.device_get(self._look(variables, images, classes))
 
-        def describe(row, label):
+        def describe(row, label: int):
             return f"{short(self.class_names[label])} {100 * row[label]:.0f} %"
 
         rows, explained = softmax(logits), "" if target is None else self.class_names[target]

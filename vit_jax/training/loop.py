@@ -61,10 +61,11 @@ def train(
         start = start or StartTimes("run")
         trainer = Trainer(steps, data, runs, name, stop, hooks or Hooks(), start)
         with contextlib.closing(trainer.clock):
-            trainer.restore()
-            split = trainer.train_split(cache or FeatureCache())
-            trainer.evaluate_if_due()
-            trainer.wait_for_compilation()
+            with stop.immediate():
+                trainer.restore()
+                split = trainer.train_split(cache or FeatureCache())
+                trainer.evaluate_if_due()
+                trainer.wait_for_compilation()
             for count, batch in steps.batches(
                 split, [run.seed for run in runs], trainer.step, trainer.clock.max_steps
             ):
@@ -77,7 +78,8 @@ def train(
                 trainer.save_if_due()
                 trainer.exit_if_stopped()
             trainer.wait_for_saves()
-            return [trainer.finish(run) for run in runs]
+            with stop.immediate():
+                return [trainer.finish(run) for run in runs]
 
 
 @contextlib.contextmanager

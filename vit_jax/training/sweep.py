@@ -132,7 +132,8 @@ def run_sweep(
             if arguments:
                 results["command"] = shlex.join(["python", "-m", "vit_jax.main", *arguments])
             write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
-            hooks.on_sweep_end(workdir, results, summaries, published, configs, arguments)
+            with stop.immediate():
+                hooks.on_sweep_end(workdir, results, summaries, published, configs, arguments)
         else:
             print(f"{only} is finished; run the command without --variant to write the report")
     processes.wait()  # while the first one draws
@@ -260,8 +261,9 @@ class _Runner:
             start = None  # other seeds do not compile again
             for summary in found:
                 print(_describe_run(summary), flush=True)
-            for folder in group.values() if processes.is_first() else ():
-                self._hooks.on_run_end(folder)
+            with self._stop.immediate():
+                for folder in group.values() if processes.is_first() else ():
+                    self._hooks.on_run_end(folder)
             processes.wait()
 
     def _take_over(self, setup, folders, summaries):
