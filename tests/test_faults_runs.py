@@ -86,7 +86,7 @@ def test_the_checksum_of_initial_weights_decides_not_their_path(weights, tmp_pat
     record = run_folder.read_config(tuned)
     assert record["config"]["init_from"] == str(moved) and len(record["stages"]) == 1
     for other in (str(weights[1]), ""):
-        with pytest.raises(UserError, match=f"init_from={other or 'nothing'} has other weights"):
+        with pytest.raises(UserError, match=rf"present ones \({other or 'no init_from'}\)"):
             run(runs, init_from=other, train__epochs=2.0, **rates)
 
 

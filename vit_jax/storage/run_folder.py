@@ -108,8 +108,8 @@ def check_weights(folder: pathlib.Path, config: Config, checksum: int | None) ->
     recorded = record.get("data", {}).get("weights", {}).get("checksum")
     if recorded != checksum and (checksum is not None or before != now):
         raise UserError(
-            f"{folder} was trained with init_from={before or 'nothing'}, and init_from="
-            f"{now or 'nothing'} has other weights: restore those, or choose another --workdir"
+            f"{folder} was started with other weights ({before or 'no init_from'}) than the "
+            f"present ones ({now or 'no init_from'}): restore those, or choose another --workdir"
         )
 
 
