@@ -238,6 +238,12 @@ def test_mistakes_are_reported_in_one_sentence(model, results, call, words):
     assert "\n" not in str(caught.value)
 
 
+def test_a_notebook_shows_a_mistake_without_a_traceback(command, tmp_path):
+    code = "import vit_jax; vit_jax.load_config('nowhere.py')"
+    done = command("-m", "IPython", "--no-banner", "-c", code, IPYTHONDIR=str(tmp_path))
+    assert done.stdout == "UserError: --config=nowhere.py is not a file\n"
+
+
 def test_a_weight_file_is_its_converted_checkpoint(tmp_path):
     file = GOLDEN / "timm" / "model.safetensors"
     with pytest.raises(vit_jax.UserError, match="number of attention heads"):
