@@ -1,11 +1,12 @@
 PYTHON ?= python3
 REQUIREMENTS := $(if $(wildcard /proc/driver/nvidia/version),requirements.txt,requirements-cpu.txt)
 
-.PHONY: help demo test soak fuzz processes results lint clean
+.PHONY: help demo test notebooks soak fuzz processes results lint clean
 
 help:
 	@echo "make demo   install into .venv, then compare three patch sizes on the digits: report.html"
 	@echo "make test   install into .venv, then run the test suite"
+	@echo "make notebooks  install into .venv, then execute the notebooks: three minutes"
 	@echo "make soak   install into .venv, then kill sweeps, and train for long"
 	@echo "make fuzz   try 500 configs at random (EXAMPLES=500): refused, or trained; half an hour"
 	@echo "make processes  test four processes of one run"
@@ -24,6 +25,9 @@ demo: .venv/installed
 
 test: .venv/installed
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+notebooks: .venv/installed
+	.venv/bin/python notebooks/execute.py
 
 EXAMPLES ?= 500
 fuzz: .venv/installed
