@@ -41,7 +41,7 @@ soak: .venv/installed
 processes: .venv/installed
 	PROCESSES=4 .venv/bin/python -m pytest tests/test_processes.py -s
 
-# RUNS: work folders of finished experiments, whose tables are taken over first.
+# RUNS: work folders of finished experiments, whose tables are collected first.
 results: .venv/installed
 	.venv/bin/python scripts/write_results.py $(RUNS)
 

@@ -73,7 +73,7 @@ class Results:
     @property
     def best_run(self) -> pathlib.Path:
         """The folder of the run with the best validation accuracy, for `load_model`."""
-        found = [run for row in self.rows for run in self._runs(row["variant"])]
+        found = [run for row in self.rows for run in self._runs(row)]
         return max(found, key=lambda run: read_json(run / "summary.json")["val_accuracy"])
 
     def curves(self, metric: str) -> "dict[str, tuple[np.ndarray, np.ndarray]]":
@@ -94,7 +94,7 @@ class Results:
 
         curves, known = {}, set()
         for row in self.rows:
-            logs = [read_jsonl(run / "metrics.jsonl") for run in self._runs(row["variant"])]
+            logs = [read_jsonl(run / "metrics.jsonl") for run in self._runs(row)]
             known |= {key for log in logs for entry in log for key in entry}
             seeds = [
                 {entry["epoch"]: entry[metric] for entry in log if metric in entry} for log in logs
@@ -108,10 +108,11 @@ class Results:
             raise UserError(f"metric={metric!r} was not logged; {hint}")
         return curves
 
-    def _runs(self, variant):
-        """List the folders of a variant's finished runs, by seed."""
-        runs = [file.parent for file in (self.workdir / variant).glob("seed_*/summary.json")]
-        return sorted(runs, key=lambda run: int(run.name.removeprefix("seed_")))
+    def _runs(self, row):
+        """List the folders of a row's runs, by seed."""
+        from vit_jax.storage.run_folder import run_path
+
+        return [run_path(self.workdir, row["variant"], seed) for seed in row["seeds"]]
 
     def __repr__(self) -> str:
         return f"{self.experiment} ({self.workdir})\n\n{self.table}"

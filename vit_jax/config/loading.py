@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vit_jax.config import settings
-from vit_jax.config.schema import SCHEMA
+from vit_jax.config.schema import RENAMED, SCHEMA
 from vit_jax.runtime.errors import UserError, first_line, suggest, truncate_repr
 
 PACKAGE = pathlib.Path(__file__).resolve().parents[1]
@@ -155,6 +155,9 @@ def _reason(error):
     match = re.match(r"""[\\'"]*(?:Key ")?(\w+)""", str(error))
     where = traceback.extract_tb(error.__traceback__)[-1].filename
     if isinstance(error, (AttributeError, KeyError)) and match and "ml_collections" in where:
+        renamed = {old.split(".")[-1]: new for old, new in RENAMED.items()}
+        if match[1] in renamed:
+            return f"{match[1]} was renamed to {renamed[match[1]]}"
         parts = {part for key in SCHEMA for part in key.split(".")}
         return f"{match[1]} is not a setting there; {settings.suggest_key(match[1], parts)}"
     return f"{type(error).__name__}: {first_line(error)}"

@@ -266,7 +266,7 @@ _LOG = dict(
     tensorboard=free(True, "write TensorBoard event files"),
     wandb=free(False, "log to Weights & Biases (needs the package wandb)"),
     figures_every=free(0, "evaluations between figures of rollout and position embeddings; 0: off"),
-    explain_images=free(64, "test images for the faithfulness scores of the best run; 0: off"),
+    explain_images=free(64, "test images for the faithfulness scores of the best ViT; 0: off"),
     kernel_magnitudes=Setting(False, "figure of kernel magnitudes before and after training"),
 )
 

@@ -162,7 +162,7 @@ def _folders(workdir, name, config):
 
 def make_row(name: str, overrides: dict, summaries: list[dict]) -> dict:
     """Make a variant's row of results.json from its seeds' summaries."""
-    row = {"variant": name, "overrides": overrides}
+    row = {"variant": name, "overrides": overrides, "seeds": [s["seed"] for s in summaries]}
     row |= {key: summaries[0][key] for key in ("num_params", "num_trainable_params")}
     for key in ACCURACIES:
         values = [summary[key] for summary in summaries]
