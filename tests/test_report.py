@@ -91,7 +91,7 @@ def test_best_variant_is_the_headline(page):
         "Test report of patch_2.of-a-variant-with-quite-a-long-name, seed 0",
         "looks at",
         "On 64 test images of 16 patches",
-        "No class is taken for the same other class more than once.",
+        "No pair of classes is confused more than once.",
         "Best validation accuracy: 66.67 % at epoch 3",
     ):
         assert words in page.text

@@ -85,6 +85,6 @@ def _explain(sweep, configs):
 
     if count:
         run = run_name(sweep.explained_folder)
-        print_line(f"{run}: computing faithfulness scores on {count} test images")
+        print_line(f"{run}: computing faithfulness scores on up to {count} test images")
     figures.explain_run(sweep.explained_folder, config.data, count, sweep.explanation)
     return True

@@ -82,7 +82,9 @@ def find_config(name: str | os.PathLike) -> pathlib.Path:
     if path.is_file():
         return path
     if path.suffix or path.name != os.fspath(name):
-        raise UserError(f"--config={name} is not a file")
+        bundled = any((folder / path.name).is_file() for folder in BUNDLED)
+        hint = f"; --config={path.stem} is the bundled one" if bundled else ""
+        raise UserError(f"--config={name} is not a file{hint}")
     files = [file for folder in reversed(BUNDLED) for file in sorted(folder.glob("*.py"))]
     found = {file.stem: file for file in files}
     if path.name not in found:

@@ -110,7 +110,7 @@ def findings(report: dict) -> list[str]:
     if listed:
         lines.append(f"Most often confused: {'; '.join(listed)}.")
     elif pairs:
-        lines.append("No class is taken for the same other class more than once.")
+        lines.append("No pair of classes is confused more than once.")
     return lines
 
 
@@ -127,7 +127,7 @@ def describe_training(rows: list[dict]) -> list[str]:
     ]
     plateaus = [f"{start:g} to {end:g}" for start, end in find_plateaus(val)]
     if plateaus:
-        lines.append(f"No better validation accuracy during epochs {', '.join(plateaus)}.")
+        lines.append(f"No higher validation accuracy during epochs {', '.join(plateaus)}.")
     if rates:
         lines.append(f"Learning rate: {min(rates):.3g} to {max(rates):.3g}.")
     return lines
