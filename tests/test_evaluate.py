@@ -78,7 +78,7 @@ def test_report_as_text(tmp_path):
         "No pair of classes is confused more than once.",
         "Best validation accuracy: 60.00 % at epoch 9",
         "the first evaluation (epoch 1) it was 10.00 %",
-        "No better validation accuracy during epochs 3 to 8.",
+        "No higher validation accuracy during epochs 3 to 8.",
         "Learning rate: 1e-07 to 0.0001.",
     ):
         assert message in text

@@ -85,7 +85,7 @@ def test_table_equals_that_of_results_md(workdir, page):
 
 def test_best_variant_is_the_headline(page):
     for words in (
-        "Best variant: patch_2.of-a-variant-with-quite-a-long-name",
+        "Best variant on validation: patch_2.of-a-variant-with-quite-a-long-name",
         "Test accuracy 85.00 ± 7.07 % mean ± standard deviation over seeds 0, 1",
         "Chosen from 2 variants by validation accuracy.",
         "Test report of patch_2.of-a-variant-with-quite-a-long-name, seed 0",
