@@ -98,7 +98,8 @@ def findings(report: dict) -> list[str]:
     A single image does not make two classes confused.
     """
     recalls = {n: v["recall"] for n, v in report["classes"].items() if v["support"]}
-    lines = []
+    missing = [name for name, values in report["classes"].items() if not values["support"]]
+    lines = [f"Classes without images, not in macro F1: {', '.join(missing)}."] if missing else []
     for fraction in (1.0, 0.0):
         names = [name for name, recall in recalls.items() if recall == fraction]
         lines.append(f"Classes with recall {100 * fraction:.0f} %: {', '.join(names) or 'none'}.")
