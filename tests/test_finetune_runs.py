@@ -201,7 +201,7 @@ def test_a_lengthened_run_equals_one_of_that_length(tmp_path, monkeypatch):
     assert [stage["epochs"] for stage in (*row["stages"], row)] == [5, 10]
     text = (tmp_path / "stages" / "results.md").read_text()
     assert "| base, 5 epochs |" in text and "| base, 10 epochs |" in text
-    assert "read once per length of a run" in text
+    assert "evaluated once per length of a run" in text
     for epochs, message in (
         (5.0, "was trained with train.epochs=10.0, now"),
         (10.001, "adds none"),
