@@ -59,6 +59,8 @@ CHANNELS = st.lists(st.floats(0.1, 1.0), min_size=1, max_size=3).map(tuple)
 # Upper limits below those of the schema, for quick training and a finite loss.
 LIMITS = {
     "data.train_examples": 60,
+    "data.val_examples": 60,
+    "data.test_examples": 60,
     "data.examples_per_class": 6,
     "data.device_resident_max_gib": 8.0,
     "data.num_threads": 4,

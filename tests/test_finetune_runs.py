@@ -194,14 +194,14 @@ def test_a_lengthened_run_equals_one_of_that_length(tmp_path, monkeypatch):
     ]
     assert rows[0] == rows[1]
     summary = json.loads((folder / "summary.json").read_text())
-    assert len(summary["legs"]) == 1 and earlier.items() <= summary["legs"][0].items()
+    assert len(summary["stages"]) == 1 and earlier.items() <= summary["stages"][0].items()
     assert summary["epochs"] == 10 and earlier["epochs"] == 5
-    assert {"versions", "git_commit"} <= summary["legs"][0].keys()
+    assert {"versions", "git_commit"} <= summary["stages"][0].keys()
     row = json.loads((tmp_path / "stages" / "results.json").read_text())["rows"][0]
-    assert [stage["epochs"] for stage in (*row["legs"], row)] == [5, 10]
+    assert [stage["epochs"] for stage in (*row["stages"], row)] == [5, 10]
     text = (tmp_path / "stages" / "results.md").read_text()
     assert "| base, 5 epochs |" in text and "| base, 10 epochs |" in text
-    assert "read once per length of a run" in text
+    assert "evaluated once per length of a run" in text
     for epochs, message in (
         (5.0, "was trained with train.epochs=10.0, now"),
         (10.001, "adds none"),

@@ -116,13 +116,15 @@ def test_killed_stopped_and_resumed_processes_train_like_one(command, tmp_path):
             assert "Traceback" not in errors[rank]
 
     # One gets SIGTERM: all stop at the same step with one checkpoint. This stage streams batches
-    # and shards weights, which does not change results.
+    # and shards weights, which does not change results; every step is saved, because it takes
+    # longer than the time between checkpoints.
     free = ("--config.data.device_resident=never", "--config.sharding.fsdp=True")
+    free += ("--config.train.save_every_minutes=1e-9",)
     statuses, outputs, errors = train_processes(tmp_path, 1, "SIGTERM", 27, *free)
     assert statuses == [143] * COUNT, errors
     step = int(outputs[0].split("stopped by SIGTERM at step ")[1].split(",")[0])
     steps = [int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()]
-    assert max(steps) == step > 27
+    assert max(steps) == step > 27 and step - 1 in steps
     # The others have only written checkpoints, and printed nothing.
     written = [line[6:] for line in errors[1].splitlines() if line.startswith("wrote ")]
     inside = {pathlib.Path(path) for path in written if path.startswith(str(tmp_path))}
@@ -130,8 +132,9 @@ def test_killed_stopped_and_resumed_processes_train_like_one(command, tmp_path):
     assert all(path.is_relative_to(run / "checkpoints") for path in inside), inside
     assert set(outputs[1:]) == {""}
 
-    # A single process resumes from there, on eight devices.
+    # A single process resumes from the step before, on eight devices.
     shutil.copytree(tmp_path / "runs", tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / RUN / "checkpoints" / str(step))
     assert_same_run(train_here(tmp_path / "copy"), expected)
 
     # Several processes resume as well, launched on one machine, up to the report.

@@ -195,7 +195,7 @@ def test_page_is_accessible(page):
 
 
 def test_stages_of_a_run_are_rows(tmp_path):
-    longer = summary(0, 0.9) | {"epochs": 20.0, "legs": [summary(0, 0.95) | {"epochs": 5.0}]}
+    longer = summary(0, 0.9) | {"epochs": 20.0, "stages": [summary(0, 0.95) | {"epochs": 5.0}]}
     results = {"experiment": "demo", "rows": [make_row("a", {}, [longer])]}
     write_report(Sweep(tmp_path, results, {"a": [longer]}, {}, "best"))
     page = Page((tmp_path / "report.html").read_text())

@@ -22,16 +22,17 @@ with StopSignal() as stop, stop.deferred():
 """
 
 
-def start(rounds):
+def start(rounds, step=STEP):
     process = subprocess.Popen(
-        [sys.executable, "-c", STEP.replace("ROUNDS", str(rounds))],
+        [sys.executable, "-c", step.replace("ROUNDS", str(rounds))],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None and process.stdout.readline() == "step\n"
-    process.send_signal(signal.SIGINT)
-    assert process.stdout.readline() == f"{NOTICE}\n"
+    if step == STEP:
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == f"{NOTICE}\n"
     return process
 
 
@@ -47,6 +48,19 @@ def test_a_second_ctrl_c_aborts_a_step():
     with start(rounds=2_000_000_000) as process:
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize("contexts", ["stop.deferred(), stop.immediate()", "stop.immediate()"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_process_within_seconds_where_nothing_can_be_lost(number, contexts):
+    with start(2_000_000_000, STEP.replace("stop.deferred()", contexts)) as process:
+        began = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(30) == 128 + number and time.monotonic() - began < 10
+        assert process.stdout is not None
+        stopped = f"stopped by {number.name}; run the same command to resume\n"
+        # Without `deferred`, Python's handler may come before the call of C code.
+        assert process.stdout.read().endswith(stopped) or "deferred" not in contexts
 
 
 def test_handlers_are_restored_and_a_second_signal_is_immediate():

@@ -25,10 +25,10 @@ def test_mean_and_std_over_seeds():
 
 def test_stages_common_to_all_seeds_are_rows():
     longer = [summary(0, 0.9) | {"epochs": 20}, summary(1, 0.7) | {"epochs": 20}]
-    longer[0]["legs"] = [summary(0, t) | {"epochs": e} for e, t in ((5, 0.5), (10, 0.6))]
-    longer[1]["legs"] = [summary(1, 0.8) | {"epochs": 10}]  # a seed added later
+    longer[0]["stages"] = [summary(0, t) | {"epochs": e} for e, t in ((5, 0.5), (10, 0.6))]
+    longer[1]["stages"] = [summary(1, 0.8) | {"epochs": 10}]  # a seed added later
     row = make_row("a", {}, longer)
-    assert [(leg["epochs"], leg["test_accuracy"]["values"]) for leg in row["legs"]] == [
+    assert [(stage["epochs"], stage["test_accuracy"]["values"]) for stage in row["stages"]] == [
         (10, [0.6, 0.8])
     ]
 

@@ -56,12 +56,14 @@ class Results:
     @classmethod
     def read(cls, workdir: str | os.PathLike[str]) -> "Results":
         """Read the results of a finished experiment; raises UserError if there are none."""
+        from vit_jax.storage.run_folder import current_keys  # imports JAX
+
         folder = pathlib.Path(workdir).expanduser()
         try:
             found = json.loads((folder / "results.json").read_text())
         except (OSError, ValueError):
             raise UserError(f"{folder} holds no results.json of a finished experiment") from None
-        return cls(folder, found["experiment"], found["rows"])
+        return cls(folder, found["experiment"], [current_keys(row) for row in found["rows"]])
 
     @property
     def table(self) -> str:

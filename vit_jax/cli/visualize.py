@@ -12,6 +12,9 @@ positional_embeddings, kernels, feature_maps; name some to draw only those. They
 image of each of eight classes, of the classes --classes NAME..., or --images FILE.... For several
 runs, one figure per image compares their attention in every layer.
 
+--target CLASS explains why an image could be of this class, instead of the predicted one: gradient
+rollout, in the figure attention_rollout, depends on it.
+
 explanation_scores, drawn only if named, scores the explanations by deletion and insertion on 64
 test images or on --images.
 
@@ -31,7 +34,8 @@ from vit_jax import plots
 from vit_jax.cli import command
 from vit_jax.runtime.errors import UserError, single_line
 
-IMAGE_KEYS = ("name", "dir", "train_split", "test_split", "test_size", "split_seed")
+IMAGE_KEYS = ("name", "dir", "train_split", "test_split", "test_size", "test_examples")
+IMAGE_KEYS += ("split_seed",)
 
 
 @command.main
@@ -52,17 +56,20 @@ def _draw_models(argv):
     parser.add_argument(
         "--classes", nargs="+", default=[], help="classes of the test images; default: eight"
     )
+    parser.add_argument("--target", help="class to explain; default: the predicted one")
     parser.add_argument("--out", type=pathlib.Path, help="output folder; default: RUN/figures")
     args = parser.parse_args(argv)
     from vit_jax.explanation import figures
     from vit_jax.explanation.model import Model
+    from vit_jax.storage.run_folder import suggest_runs
 
     known = ["curves", *figures.DRAW, "explanation_scores"]
     kinds = [name for name in args.runs if name in known]
     folders = [pathlib.Path(name) for name in args.runs if name not in known]
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder} is neither a folder nor one of {', '.join(known)}")
+            hint = suggest_runs(folder)
+            raise UserError(f"{folder} is neither a folder nor one of {', '.join(known)}{hint}")
     if not folders:
         raise UserError("give the folder of a run")
     for path in args.images or ():
@@ -86,6 +93,8 @@ def _draw_models(argv):
     same = {json.dumps([m.class_names, *map(m.config.data.get, IMAGE_KEYS)]) for m in models}
     if not args.images and len(same) > 1:
         raise UserError("the runs were tested on different images: give --images FILE...")
+    if args.target is not None:
+        raise UserError("--target has no effect on the comparison of several runs")
     print(f"drawing the attention of {len(models)} runs", flush=True)
     figures.draw_comparison([_view(model, args) for model in models], args.out)
     return [args.out]
@@ -103,6 +112,8 @@ def _draw_model(folder, model, kinds, args):
         if kind not in (every := [*curves, *possible, *scored]):
             raise UserError(f"{model.name} has no {kind}: it has {', '.join(every)}")
     kinds, out, made = kinds or [*curves, *possible], args.out or folder / "figures", []
+    if args.target is not None and "attention_rollout" not in kinds:
+        raise UserError(f"--target has no effect on {', '.join(kinds)}: draw attention_rollout")
     print(f"drawing {', '.join(kinds)}", flush=True)
     if "curves" in kinds:
         made.append(report.draw_curves(folder, out / "curves"))
@@ -118,8 +129,9 @@ def _view(model, args):
     """Run a model on the images that the arguments choose, for figures."""
     from vit_jax.explanation import figures
 
+    target = None if args.target is None else int(model.class_indices(args.target, 1)[0])
     images, names = _read_images(model, args) or model.images_of_classes(args.classes, 8)
-    return figures.Viewer.of(model).see(model.variables, images, names)
+    return figures.Viewer.of(model).see(model.variables, images, names, target)
 
 
 def _read_images(model, args):

@@ -17,7 +17,12 @@ steps, epochs or percent of the run. *Applies to*: the setting has an effect wit
 another one only. *Resume*: what the same command may change when it resumes a run. This page is
 generated: `python -m vit_jax.config.reference > docs/settings.md`.
 """
-_RESUME = {"same": "", "any": "any value", "longer": "a larger value, once finished"}
+_RESUME = {
+    "same": "",
+    "any": "any value",
+    "longer": "a larger value, once finished",
+    "moved": "another path of the same weights",
+}
 
 
 def settings_page() -> str:

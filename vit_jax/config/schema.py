@@ -26,8 +26,8 @@ class Setting:
       low: smallest allowed number, of a tuple for each entry.
       high: largest allowed number, of a tuple for each entry.
       applies: (another setting, its values with which this one has an effect); None: always.
-      resume: what a resumed run may change it to: "same", "any" (it changes no result), or
-        "longer" (a finished run may be lengthened).
+      resume: what a resumed run may change it to: "same", "any" (it changes no result), "longer"
+        (a finished run may be lengthened), or "moved" (another path of the same contents).
     """
 
     default: bool | int | float | str | tuple
@@ -63,7 +63,9 @@ free = functools.partial(Setting, resume="any")
 
 _RUN = dict(
     seed=Setting(0, "random seed of the first run; further runs count up from it", high=math.inf),
-    init_from=Setting("", "initial weights: folder of a converted checkpoint or of a run"),
+    init_from=Setting(
+        "", "initial weights: folder of a converted checkpoint or of a run", resume="moved"
+    ),
     freeze=Setting(
         "full",
         "trained parameters: full, last_K_blocks, head, none_trained (zero-shot head, evaluation "
@@ -91,6 +93,8 @@ _DATA = dict(
     test_size=positive(0.2, "held-out test split: fraction or number of images"),
     split_seed=Setting(0, "random seed of held-out splits and subsets", high=math.inf),
     train_examples=Setting(0, "size of a stratified subset of the training split; 0: all"),
+    val_examples=Setting(0, "size of a stratified subset of the validation split; 0: all"),
+    test_examples=Setting(0, "size of a stratified subset of the test split; 0: all"),
     examples_per_class=Setting(0, "training examples per class in a balanced subset; 0: all"),
     image_size=Setting(32, "model input side in pixels; 0: that of init_from", high=10_000),
     stored_size=Setting(
@@ -250,7 +254,11 @@ _TRAIN = dict(
     vmap_seeds=free("auto", "train all seeds in one vectorised program", WHEN),
     multi_step=free("auto", "multi-step dispatch: several steps per call", WHEN),
     batch_size=Setting(128, "examples per optimizer update, over all devices and processes", low=1),
-    accumulation_steps=Setting(0, "micro-batches per optimizer update; 0: the fastest number"),
+    accumulation_steps=Setting(
+        0,
+        "micro-batches per optimizer update, each of at least 8 images for resnet18, whose "
+        "BatchNorm normalises each by itself; 0: the fastest number",
+    ),
     label_smoothing=below_1(0.0, "fraction of the target spread evenly over all classes"),
     dtype=Setting(
         "auto",
@@ -266,6 +274,7 @@ _TRAIN = dict(
     eval_every_percent=Setting(
         0.0, "percent of the run between evaluations (each with a checkpoint)"
     ),
+    save_every_minutes=free(10.0, "minutes between checkpoints without an evaluation; 0: off"),
     eval_batch_size=free(256, "examples per evaluation step (no effect on results)", low=1),
     select=Setting(
         "best", "checkpoint for the test: best validation accuracy, or last", ("best", "last")

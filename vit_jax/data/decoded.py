@@ -14,7 +14,7 @@ import numpy as np
 
 from vit_jax.runtime import processes
 from vit_jax.runtime.errors import single_line
-from vit_jax.runtime.files import cache_folder
+from vit_jax.runtime.files import apply_umask, cache_folder
 
 SLOW_SECONDS = 1.0  # arrays that take less time are not cached
 LARGEST_BYTES = 2**30  # per file
@@ -70,6 +70,7 @@ def _write(path, arrays):
     try:
         with open(descriptor, "wb") as file:  # not synced: the CRC detects what is lost
             np.savez(file, *arrays)
+        apply_umask(pathlib.Path(part))
         os.replace(part, path)
     except BaseException:  # Ctrl-C too
         pathlib.Path(part).unlink(missing_ok=True)

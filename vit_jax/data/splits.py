@@ -60,7 +60,7 @@ def make_splits(source: Source, config) -> Splits:
     """Split a source into train, validation and test according to `config.data`.
 
     Test, then validation, are held out from the training examples where the dataset has no such
-    split. All splits, and a subset of train, depend only on `split_seed`.
+    split. All splits and their subsets depend only on `split_seed`.
 
     Raises:
       UserError: a split would be empty, or larger than the one it is held out from.
@@ -72,17 +72,23 @@ def make_splits(source: Source, config) -> Splits:
         test, train = _hold_out(train, "test_size", config, 0)
     if val is None:
         val, train = _hold_out(train, "val_size", config, 1)
-    if config.train_examples > len(train):
-        raise UserError(
-            f"data.train_examples={config.train_examples}, but only {len(train)} are left for "
-            "training"
-        )
-    seed, num_classes = (config.split_seed, 2), len(source.class_names)
-    if config.train_examples:
-        train = train.take(stratified(train.labels, config.train_examples, seed)[0])
-    elif per_class := config.examples_per_class:
+    if per_class := config.examples_per_class:
+        seed, num_classes = (config.split_seed, 2), len(source.class_names)
         train = train.take(_balanced_subset(train.labels, num_classes, per_class, seed))
+    train = _subset(train, "train", config, 2)
+    val, test = _subset(val, "val", config, 3), _subset(test, "test", config, 4)
     return Splits(source.class_names, train, val, test)
+
+
+def _subset(examples, split, config, stream):
+    count = config[f"{split}_examples"]
+    if count > len(examples):
+        raise UserError(
+            f"data.{split}_examples={count}, but only {len(examples)} are left in {split}"
+        )
+    if not count:
+        return examples
+    return examples.take(stratified(examples.labels, count, (config.split_seed, stream))[0])
 
 
 def holds_out_test(source: Source, config) -> bool:

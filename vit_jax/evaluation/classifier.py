@@ -236,8 +236,11 @@ class Classifier:
         if split != "train":
             # Training subsets, for which another dataset may be too small.
             config.data.update(train_examples=0, examples_per_class=0)
+        other_data = not {"data.name", "data.dir"}.isdisjoint(overrides)
+        for key in ("val_examples", "test_examples") if other_data else ():
+            config.data[key] = overrides.get(f"data.{key}", 0)
         validate(config)
-        if split is None and not {"data.name", "data.dir"}.isdisjoint(overrides):
+        if split is None and other_data:
             if holds_out_test(open_source(config.data, min_classes=1), config.data):
                 raise UserError(
                     f"{config.data.dir or config.data.name} has no test split: give split=all for "

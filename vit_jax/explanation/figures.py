@@ -32,10 +32,10 @@ class Viewer:
         self.grid, self.has_cls = token_layout(config)
 
         @jax.jit
-        def look(variables, images):
+        def look(variables, images, classes):
             inputs = preprocess(images, config)
             if config.model.name == "vit":
-                return models.attention_gradients(model, variables, inputs)
+                return models.attention_gradients(model, variables, inputs, classes)
             return *model.apply(variables, inputs, capture=True), []
 
         self._look = look
@@ -45,16 +45,27 @@ class Viewer:
         """Make the viewer of a trained model."""
         return cls(model.name, model.config, model.make_model(), model.class_names)
 
-    def see(self, variables: dict, images: np.ndarray, names: Sequence[str]) -> "Seen":
-        """Apply the model to named images as stored, uint8 [b, side, side, c]."""
-        logits, inside, gradients = jax.device_get(self._look(variables, images))
-        predictions = [
-            f"→ {short(self.class_names[int(row.argmax())])} {100 * row.max():.0f} %"
-            for row in softmax(logits)
-        ]
+    def see(
+        self, variables: dict, images: np.ndarray, names: Sequence[str], target: int | None = None
+    ) -> "Seen":
+        """Apply the model to named images as stored, uint8 [b, side, side, c].
+
+        `target` is the class to explain; None: the predicted class of each image.
+        """
+        classes = None if target is None else np.full(len(images), target)
+        logits, inside, gradients = jax.device_get(self._look(variables, images, classes))
+
+        def describe(row, label: int):
+            return f"{short(self.class_names[label])} {100 * row[label]:.0f} %"
+
+        rows, explained = softmax(logits), "" if target is None else self.class_names[target]
+        predictions = [f"→ {describe(row, int(row.argmax()))}" for row in rows]
+        if target is not None:
+            pairs = zip(predictions, rows, strict=True)
+            predictions = [f"{one}\n{describe(row, target)}" for one, row in pairs]
         data, params = self.config.data, variables["params"]
         images = np.asarray(center_crop(jnp.asarray(images), data.image_size, data.eval_crop))
-        return Seen(self, params, images, list(names), predictions, inside, gradients)
+        return Seen(self, params, images, list(names), predictions, inside, gradients, explained)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +77,11 @@ class Seen:
       params: of the model.
       images: uint8 [b, size, size, channels], as the model sees them.
       names: class or file name of each image.
-      predictions: predicted class of each image, with its probability.
+      predictions: predicted class of each image, with its probability, and that of the target.
       inside: intermediates of the model, called with `capture`.
-      gradients: of the predicted class's logit, as "attention" in `inside`; [] without attention.
+      gradients: of the logit of the target or the predicted class, as "attention" in `inside`; []
+        without attention.
+      target: name of the class to explain; "": the predicted class of each image.
     """
 
     viewer: Viewer
@@ -78,6 +91,7 @@ class Seen:
     predictions: list[str]
     inside: dict
     gradients: list[Any]
+    target: str
 
     @functools.cached_property
     def attention(self) -> list[Any]:
@@ -115,6 +129,8 @@ def _draw_rollout(seen, folder, file="attention_rollout.png"):
     for name in names:
         maps = attribution.explanation(name, attention, seen.gradients, viewer.grid, viewer.has_cls)
         columns.append(maps / np.maximum(maps.max((-2, -1), keepdims=True), 1e-12))
+    if seen.target:
+        names[1] += f"\nof {short(seen.target)}"
     title = "attention rollout, each map divided by its maximum"
     seen.save_heat_maps(folder / file, title, np.stack(columns, 1), names)
 

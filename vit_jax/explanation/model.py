@@ -86,7 +86,7 @@ class Model(Classifier):
         elif target is not None:
             raise UserError(f"target has no effect with method={method!r}")
         self._check_attention()
-        targets = () if target is None else (self._class_indices(target, len(as_list(images))),)
+        targets = () if target is None else (self.class_indices(target, len(as_list(images))),)
         model = self.make_model()
 
         def relevance(variables, inputs, *classes):
@@ -105,7 +105,7 @@ class Model(Classifier):
         if self.config.model.name != "vit":
             raise UserError(f"{self.name} is a {self.config.model.name}, which has no attention")
 
-    def _class_indices(self, target, count):
+    def class_indices(self, target, count):
         """Find the class of each of `count` images, int32 [count]."""
         targets = [target] * count if np.ndim(target) == 0 else list(target)
         if len(targets) != count:

@@ -14,6 +14,7 @@ import safetensors.numpy
 
 from vit_jax.pretrained.formats import Arrays
 from vit_jax.runtime.errors import UserError, first_line, single_line
+from vit_jax.runtime.files import apply_umask
 
 assert ml_dtypes  # registers bfloat16 with NumPy, which safetensors then reads
 
@@ -173,7 +174,8 @@ def write_safetensors(folder: pathlib.Path, arrays: Arrays, configs: dict[str, d
     """Write model.safetensors and JSON files {name: content} to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     contiguous = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
-    # transformers requires the metadata.
-    safetensors.numpy.save_file(contiguous, folder / "model.safetensors", {"format": "pt"})
+    path = folder / "model.safetensors"
+    safetensors.numpy.save_file(contiguous, path, {"format": "pt"})  # transformers requires "pt"
+    apply_umask(path)
     for name, content in configs.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")

@@ -153,11 +153,9 @@ def _are_strings(names):
 def _run_info(folder):
     record = run_folder.read_config(folder) if folder.is_dir() else None
     if record is None:
-        inside = sorted(folder.glob("*/seed_*/config.json")) + sorted(folder.glob("seed_*/config*"))
-        hint = f"; did you mean {inside[0].parent}?" if inside else ""
         raise UserError(
             f"{folder} is neither a converted checkpoint (with model.json) nor the folder of a "
-            f"run{hint}"
+            f"run{run_folder.suggest_runs(folder)}"
         )
     summary = run_folder.read_finished(folder, record)
     if summary is None:
@@ -178,6 +176,7 @@ def _run_info(folder):
         "resize": data.get("weights", {}).get("resize", "official"),
         "step": summary["best_step"],
         "eval_crop": config["data.eval_crop"],
+        "checksum": checkpoint.recorded_checksum(folder / "checkpoints", summary["best_step"]),
     }
 
 

@@ -288,7 +288,7 @@ def _environment_facts(sweep, records):
     if notes:
         facts["Data"] = " ".join(notes)
     # Each stage of a lengthened run may have its own commit and versions.
-    made = [stage for record in made for stage in (*record.get("legs", []), record)]
+    made = [stage for record in made for stage in (*record.get("stages", []), record)]
     if made:
         facts["Git commit"] = ", ".join(_unique(stage["git_commit"] or "unknown" for stage in made))
     for package in _unique(package for stage in made for package in stage["versions"]):

@@ -10,7 +10,7 @@ def sorted_rows(results: dict) -> list[dict]:
     """Sort the rows of results.json, one per run length, by test accuracy, the best first."""
     rows = []
     for row in results["rows"]:
-        stages = [*row["legs"], row] if "legs" in row else []
+        stages = [*row["stages"], row] if "stages" in row else []
         rows += [s | {"variant": f"{row['variant']}, {s['epochs']:g} epochs"} for s in stages]
         rows += [] if stages else [row]
     return sorted(rows, key=lambda row: -row["test_accuracy"]["mean"])

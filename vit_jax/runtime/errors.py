@@ -37,8 +37,10 @@ def describe_error(error: BaseException, training: bool = False) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if memory.ran_out(error):
-        advice = ": lower train.batch_size or raise train.accumulation_steps, or set "
-        advice += "train.remat=True or data.device_resident=never"
+        advice = (
+            ": set train.remat=True or data.device_resident=never, lower train.batch_size, or, "
+        )
+        advice += "for a ViT, raise train.accumulation_steps"
         reason = f"out of memory on this machine or a device ({first_line(error)})"
         return reason + advice * training
     if isinstance(error, OSError) and (disk_problem(error) or not training):

@@ -55,6 +55,13 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     part.replace(path)
 
 
+def apply_umask(path: pathlib.Path) -> None:
+    """Give a file of mode 0600, as temporary files have, the permissions that the umask allows."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
 def append(file, content: bytes) -> None:
     """Write all of the content to an unbuffered file; one write to a full disk may be partial."""
     while content:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from vit_jax.runtime.progress import print_line
 
 NOTICE = "stopping after this step; press Ctrl-C again to quit now"
-_GRACE_SECONDS = 2.0  # between a second Ctrl-C and the end of a process that does not react to it
+_GRACE_SECONDS = 2.0  # between a signal that means now, and the end of a process that is too busy
 
 
 class StopSignal:
@@ -27,11 +27,12 @@ class StopSignal:
     def __init__(self, owns_process: bool = True):
         """Install the handlers.
 
-        `owns_process`: a second Ctrl-C may end the process while compiled code keeps Python's
-        handlers waiting; False in a notebook.
+        `owns_process`: a second Ctrl-C, or a signal within `immediate`, may end the process while
+        compiled code keeps Python's handlers waiting; False in a notebook.
         """
         self.number, self._deferred, self._asked, self._agree = 0, False, 0, None
         self._owns_process, self._quitting, self._before = owns_process, False, {}
+        self._immediate = self._listens = False
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._handle)
@@ -72,7 +73,7 @@ class StopSignal:
         """Make a first signal within this context only set `asked`."""
         self._deferred = True
         try:
-            with self._noticed() if self._before else contextlib.nullcontext():
+            with self._noticed():
                 yield
         finally:
             self._deferred = False
@@ -80,8 +81,26 @@ class StopSignal:
             raise SystemExit(128 + self.number)
 
     @contextlib.contextmanager
+    def immediate(self) -> Iterator[None]:
+        """End the process soon after a signal within this context, where nothing can be lost.
+
+        Otherwise a signal waits for compiled code, such as the evaluation of a large batch. Several
+        processes wait for it all the same, to stop together.
+        """
+        self._immediate = True
+        try:
+            with self._noticed():
+                yield
+        finally:
+            self._immediate = False
+
+    @contextlib.contextmanager
     def _noticed(self):
-        """Acknowledge Ctrl-C from a thread: compiled code delays Python's handlers by minutes."""
+        """React to signals from a thread: compiled code delays Python's handlers by minutes."""
+        if self._listens or not self._before:
+            yield
+            return
+        self._listens = True
         reader, writer = socket.socketpair()
         writer.setblocking(False)  # as set_wakeup_fd demands
         thread = threading.Thread(target=self._listen, args=(reader,), daemon=True)
@@ -94,20 +113,23 @@ class StopSignal:
             writer.close()  # ends the thread
             thread.join()
             reader.close()
+            self._listens = False
 
     def _listen(self, reader):
         pressed = False
         while received := reader.recv(1):
-            if received[0] != signal.SIGINT:
-                continue
-            if not pressed:
+            number = received[0]
+            again = pressed and number == signal.SIGINT
+            if number == signal.SIGINT and not pressed and self._deferred:
                 print_line(NOTICE)
-            elif self._owns_process:
-                quit_later = threading.Timer(_GRACE_SECONDS, self._quit)
+            pressed = pressed or number == signal.SIGINT
+            if number in self._before and self._owns_process and (again or self._immediate):
+                quit_later = threading.Timer(_GRACE_SECONDS, self._quit, (number, again))
                 quit_later.daemon = True
                 quit_later.start()
-            pressed = True
 
-    def _quit(self):
-        if not self._quitting:  # Python's handler still waits; a kill damages no checkpoint
-            os._exit(128 + signal.SIGINT)
+    def _quit(self, number, again):
+        # Python's handler, or the end of this call, still waits; a kill damages no checkpoint.
+        if not self._quitting and (again or (self._immediate and self._agree is None)):
+            print_line(f"stopped by {signal.Signals(number).name}; run the same command to resume")
+            os._exit(128 + number)

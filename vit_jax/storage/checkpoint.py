@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 
 from vit_jax.runtime import memory, processes, upstream
 from vit_jax.runtime.errors import RESUMES, UserError, disk_problem, first_line
-from vit_jax.runtime.files import first_damage, warn, write_sums
+from vit_jax.runtime.files import first_damage, read_json, warn, write_sums
 
 _LOG = "metrics.jsonl"  # in a checkpoint: log entries up to its step
 
@@ -292,6 +292,14 @@ def load_run(folder: pathlib.Path, step: int | Literal["last"]) -> tuple[dict, i
         if found != notes.get("variables_checksum", found):
             raise ValueError("its checksum does not match")
     return variables, found
+
+
+def recorded_checksum(folder: pathlib.Path, step: int) -> int | None:
+    """Read the checksum of the evaluated variables of a checkpoint, without the variables.
+
+    None if it is damaged, or of an earlier version.
+    """
+    return read_json(folder / str(step) / "notes" / "metadata").get("variables_checksum")
 
 
 def _checksum_on_cpu(tree) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from vit_jax.config import Config, current_names, flatten, get_config, with_overrides
 from vit_jax.config.schema import SCHEMA
 from vit_jax.runtime import files, processes
-from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.errors import UserError, join_names, suggest
 from vit_jax.runtime.files import SUMS, find_damage, read_json, warn, write_atomically, write_sums
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -23,6 +23,8 @@ LENGTH_KEYS = tuple(key for key, setting in SCHEMA.items() if setting.resume == 
 # Results of a finished run; SHA256SUMS lists them and config.json.
 RESULTS = ("metrics.jsonl", "test_report.json", "summary.json")
 
+_RENAMED = {"legs": "stages"}  # keys in the files of earlier versions
+
 
 def run_path(workdir: pathlib.Path, variant: str, seed: int) -> pathlib.Path:
     """Build the path of a run's folder."""
@@ -32,6 +34,24 @@ def run_path(workdir: pathlib.Path, variant: str, seed: int) -> pathlib.Path:
 def run_name(folder: pathlib.Path) -> str:
     """Name the run in a folder, e.g. "patch_4 seed 0", for titles and messages."""
     return f"{folder.parent.name} {folder.name.replace('_', ' ')}"
+
+
+def suggest_runs(path: pathlib.Path) -> str:
+    """Suggest, after a semicolon, the runs nearest to a path that is no run; "" without any."""
+    base, missing = path, 0
+    while not base.is_dir() and base != base.parent:
+        base, missing = base.parent, missing + 1
+    if os.path.realpath(base) in ("/", os.path.realpath(os.path.expanduser("~"))):
+        return ""  # too large to search
+    depths = range(missing + 1 if missing else 3)
+    patterns = ["*/" * depth + "seed_*/config.json" for depth in depths]
+    found = [str(file.parent) for pattern in patterns for file in sorted(base.glob(pattern))]
+    return f"; {suggest(str(path), found, f'there is {join_names(found)}', 3)}" if found else ""
+
+
+def current_keys(record: dict) -> dict:
+    """Rename old keys of config.json, summary.json or a row of results.json to current ones."""
+    return {_RENAMED.get(key, key): value for key, value in record.items()}
 
 
 def plain_settings(config: Config, seed: int) -> dict:
@@ -53,7 +73,7 @@ def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None
     # A setting added since then behaved like its default.
     before = plain_settings(get_config(), seed) | record["config"]
     now, summary = plain_settings(config, seed), read_finished(folder, record)
-    changeable = {key for key, setting in SCHEMA.items() if setting.resume == "any"}
+    changeable = {key for key, setting in SCHEMA.items() if setting.resume in ("any", "moved")}
     if not config.data.level_range:  # decided by the data, whose fingerprint is compared
         changeable.add("data.level_range")
     if config.freeze == "none_trained":
@@ -73,10 +93,27 @@ def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None
     return None if changed else summary
 
 
+def check_weights(folder: pathlib.Path, config: Config, checksum: int | None) -> None:
+    """Raise UserError if a run has other initial weights than `init_from` now, at any path.
+
+    `checksum` is that of the present weights; None if there are none, or it is not recorded.
+    """
+    record = read_config(folder)
+    if record is None:
+        return
+    before, now = record["config"].get("init_from", ""), plain_settings(config, 0)["init_from"]
+    recorded = record.get("data", {}).get("weights", {}).get("checksum")
+    if recorded != checksum and (checksum is not None or before != now):
+        raise UserError(
+            f"{folder} was started with other weights ({before or 'no init_from'}) than the "
+            f"present ones ({now or 'no init_from'}): restore those, or choose another --workdir"
+        )
+
+
 def read_finished(folder: pathlib.Path, record: dict) -> dict | None:
     """Read summary.json; None if it is missing, damaged or that of an earlier stage."""
-    summary = read_json(folder / "summary.json")
-    done = [stage["steps"] for stage in record.get("legs", [])]
+    summary = current_keys(read_json(folder / "summary.json"))
+    done = [stage["steps"] for stage in record.get("stages", [])]
     return summary if summary and summary["steps"] not in done else None
 
 
@@ -161,9 +198,9 @@ def write_config(
                 f"{settings[longer[0]]} adds none"
             )
         # The finished stage is recorded before its summary can be replaced.
-        stage = {key: value for key, value in summary.items() if key != "legs"}
+        stage = {key: value for key, value in summary.items() if key != "stages"}
         stage |= {key: record[key] for key in ("versions", "git_commit")}
-        record |= {"legs": [*record.get("legs", []), stage], "config": settings} | provenance()
+        record |= {"stages": [*record.get("stages", []), stage], "config": settings} | provenance()
     (folder / SUMS).unlink(
         missing_ok=True
     )  # before config.json changes: a kill in between must not leave wrong digests
@@ -215,7 +252,7 @@ def read_config(folder: pathlib.Path) -> dict | None:
         )
     with contextlib.suppress(KeyError, TypeError, AttributeError):  # reported by config_of
         record["config"] = current_names(record["config"])
-    return record
+    return current_keys(record)
 
 
 def config_of(folder: pathlib.Path, record: dict) -> Config:

@@ -47,6 +47,10 @@ class Clock:
         to_entry = min(n - step % n for n in (self._lengths.log_every, self._lengths.eval_every))
         return min(to_entry, int(CALL_SECONDS / self._step_seconds))
 
+    def steps_in(self, seconds: float) -> int:
+        """Estimate the steps of so many seconds: 0 without any left, else at least 1."""
+        return max(1, int(min(2**30, seconds / self._step_seconds))) if seconds > 0 else 0
+
     def tick(self, step: int, state) -> None:
         """Note that a call has ended at `step`; waits for `state` where that is measured."""
         if self._window_start is None:  # the first call compiles: keep it out of images/s

@@ -61,10 +61,11 @@ def train(
         start = start or StartTimes("run")
         trainer = Trainer(steps, data, runs, name, stop, hooks or Hooks(), start)
         with contextlib.closing(trainer.clock):
-            trainer.restore()
-            split = trainer.train_split(cache or FeatureCache())
-            trainer.evaluate_if_due()
-            trainer.wait_for_compilation()
+            with stop.immediate():
+                trainer.restore()
+                split = trainer.train_split(cache or FeatureCache())
+                trainer.evaluate_if_due()
+                trainer.wait_for_compilation()
             for count, batch in steps.batches(
                 split, [run.seed for run in runs], trainer.step, trainer.clock.max_steps
             ):
@@ -74,9 +75,11 @@ def train(
                     if steps.setup.lengths.is_evaluated(trainer.step):
                         trainer.evaluate_and_save()
                     trainer.clock.restart_window(trainer.step)
+                trainer.save_if_due()
                 trainer.exit_if_stopped()
             trainer.wait_for_saves()
-            return [trainer.finish(run) for run in runs]
+            with stop.immediate():
+                return [trainer.finish(run) for run in runs]
 
 
 @contextlib.contextmanager
@@ -120,6 +123,7 @@ class Trainer:
         self.data, self.runs, self.stop, self.hooks = data, runs, stop, hooks
         self.name, self.title = name, f"{name} {_list_seeds([run.seed for run in runs])}"
         self.step, self.saved_step = 0, 0
+        self._save_time, self._check_step = time.monotonic(), 0  # as `save_if_due`
         self.state: Any = None
         self.images = data.val  # also where features are cached
         self.plateau = optim.make_plateau(self.setup.config.optim)
@@ -249,6 +253,19 @@ class Trainer:
         self.hooks.on_event("rows", self.step)
         self._save(due, results)
 
+    def save_if_due(self) -> None:
+        """Save `train.save_every_minutes` after the last save, without an evaluation."""
+        minutes = self.setup.config.train.save_every_minutes
+        if not minutes or self.step < self._check_step or self.step == self.saved_step:
+            return
+        left = 60 * minutes + self._save_time - time.monotonic()
+        # The clock of the first process decides: after half of the time left, it looks again.
+        steps = int(processes.from_first(np.int32(self.clock.steps_in(left / 2))))
+        self._check_step = self.step + steps
+        if not steps:
+            self._save(self.runs)
+            self.clock.restart_window(self.step)
+
     def _time(self):
         epoch = self.step / self.setup.lengths.epoch
         return {"epoch": epoch, "wall_seconds": self.clock.wall_seconds()}
@@ -292,7 +309,7 @@ class Trainer:
             run.checkpoints.save(self.step, state, notes, accuracy, run.writer.lines)
             if evaluated:
                 run.evaluated_step = self.step
-        self.saved_step = self.step
+        self.saved_step, self._save_time = self.step, time.monotonic()
         self.hooks.on_event("saving", self.step)
 
     def wait_for_saves(self) -> None:

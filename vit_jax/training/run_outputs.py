@@ -80,7 +80,7 @@ def summarize(
     """
     rows = [json.loads(line) for line in run.writer.lines]
     speeds = [row[k] for row in rows if (k := "train/images_per_second") in row]
-    legs = (run_folder.read_config(run.folder) or {}).get("legs", [])
+    stages = (run_folder.read_config(run.folder) or {}).get("stages", [])
     return {
         "name": name,
         "seed": run.seed,
@@ -94,5 +94,5 @@ def summarize(
         "wall_seconds": wall_seconds,
         "images_per_second": float(np.median(speeds)) if speeds else None,
         "device": sharding.describe_devices(),
-        **({"legs": legs} if legs else {}),
+        **({"stages": stages} if stages else {}),
     }

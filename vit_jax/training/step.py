@@ -191,19 +191,22 @@ def _make_gradients(model, config, trained, micro_batches, mesh):
 
 
 def _of_batch(grad, micro_batches, params, batch_stats, *examples):
-    """Compute the mean gradients of a batch in micro-batches."""
+    """Compute the mean gradients of a batch in micro-batches, and the mean running statistics."""
     if micro_batches == 1:
         grads, (batch_stats, sums) = grad(params, batch_stats, *examples)
         return grads, batch_stats, sums
 
     def add(total, micro_batch):
-        grads, (stats, sums) = grad(params, total[1], *micro_batch)
-        return (jax.tree.map(jnp.add, total[0], grads), stats, total[2].merge(sums)), None
+        grads, (stats, sums) = grad(params, batch_stats, *micro_batch)
+        return (jax.tree.map(jnp.add, total[0], grads), total[1].merge(sums)), stats
 
     # Micro-batch i takes examples i, i + n, ...: each device keeps the examples that it has.
     spread = [x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1) for x in examples]
-    zero = (jax.tree.map(jnp.zeros_like, params), batch_stats, Sums.empty())
-    (grads, batch_stats, sums), _ = jax.lax.scan(add, zero, spread)
+    zero = (jax.tree.map(jnp.zeros_like, params), Sums.empty())
+    (grads, sums), stats = jax.lax.scan(add, zero, spread)
+    # One update of the running statistics: an update after every micro-batch would forget all but
+    # the last few. The statistics of frozen norms do not change and are not rounded.
+    batch_stats = jax.tree.map(lambda old, new: old + (new - old).mean(0), batch_stats, stats)
     return jax.tree.map(lambda g: g / micro_batches, grads), batch_stats, sums
 
 

@@ -118,9 +118,7 @@ def run_sweep(
         raise UserError(f"--variant={only} is unknown: use one of {', '.join(configs)}")
     _check_workdir(workdir, experiment)
     chosen = {name: c for name, c in configs.items() if only in (None, name)}
-    for name, config in chosen.items():  # report conflicting settings before hours of training
-        for seed, folder in _folders(workdir, name, config).items():
-            run_folder.read_summary(folder, config, seed)
+    _check_runs(workdir, chosen)
     hooks = hooks or Hooks()
     summaries, runner = {}, _Runner(chosen, workdir, stop, hooks, reuse, began)
     if next(iter(configs.values())).sharding.distributed:
@@ -134,7 +132,8 @@ def run_sweep(
             if arguments:
                 results["command"] = shlex.join(["python", "-m", "vit_jax.main", *arguments])
             write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
-            hooks.on_sweep_end(workdir, results, summaries, published, configs, arguments)
+            with stop.immediate():
+                hooks.on_sweep_end(workdir, results, summaries, published, configs, arguments)
         else:
             print(f"{only} is finished; run the command without --variant to write the report")
     processes.wait()  # while the first one draws
@@ -152,6 +151,16 @@ def _check_workdir(workdir, experiment):
             f"--workdir={workdir} holds the results of {before}, which {experiment} would "
             "overwrite: choose another --workdir"
         )
+
+
+def _check_runs(workdir, configs):
+    """Raise UserError for conflicting settings or initial weights, before hours of training."""
+    for name, config in configs.items():
+        weights = pathlib.Path(config.init_from).expanduser()
+        checksum = pretrained.read_info(weights)["checksum"] if config.init_from else None
+        for seed, folder in _folders(workdir, name, config).items():
+            run_folder.check_weights(folder, config, checksum)
+            run_folder.read_summary(folder, config, seed)
 
 
 def _folders(workdir, name, config):
@@ -172,13 +181,13 @@ def make_row(name: str, overrides: dict, summaries: list[dict]) -> dict:
     row["images_per_second"] = float(np.mean(speeds)) if speeds else None
     if reused := [s["reused_from"] for s in summaries if "reused_from" in s]:
         row["reused_from"] = reused
-    stages = [stage for summary in summaries for stage in summary.get("legs", [])]
+    stages = [stage for summary in summaries for stage in summary.get("stages", [])]
     if stages:  # of a run that was lengthened
-        row |= {"epochs": summaries[0]["epochs"], "legs": []}
+        row |= {"epochs": summaries[0]["epochs"], "stages": []}
         for epochs in sorted({stage["epochs"] for stage in stages}):
             same = [stage for stage in stages if stage["epochs"] == epochs]
             if len(same) == len(summaries):  # else it was not the length of all seeds
-                row["legs"].append(make_row(name, overrides, same) | {"epochs": epochs})
+                row["stages"].append(make_row(name, overrides, same) | {"epochs": epochs})
     return row
 
 
@@ -257,8 +266,9 @@ class _Runner:
             start = None  # other seeds do not compile again
             for summary in found:
                 print(_describe_run(summary), flush=True)
-            for folder in group.values() if processes.is_first() else ():
-                self._hooks.on_run_end(folder)
+            with self._stop.immediate():
+                for folder in group.values() if processes.is_first() else ():
+                    self._hooks.on_run_end(folder)
             processes.wait()
 
     def _take_over(self, setup, folders, summaries):
