@@ -44,6 +44,7 @@ POSITIONS = (
     *("none", "learned_1d", "learned_2d", "sinusoidal", "sincos_2d", "rope_2d", "relative_bias"),
 )
 WHEN = ("auto", "always", "never")
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")
 POLICY = ("augment.kind", ("autoaugment", "strong"))
 RANDAUGMENT = ("augment.kind", ("randaugment",))
 DECAY = ("optim.schedule", ("cosine", "linear", "reduce_on_plateau"))
@@ -90,9 +91,17 @@ _DATA = dict(
     image_size=Setting(32, "model input side in pixels; 0: that of init_from", high=10_000),
     stored_size=Setting(
         0,
-        "image side in pixels until the device resizes it to image_size; 0: image_size",
+        "image side in pixels until the device resizes it to image_size; 0: image_size, or with "
+        "another resize_mode than fit, image_size / eval_crop",
         high=10_000,
     ),
+    resize_mode=Setting(
+        "fit",
+        "resizing of images; fit: of the central square; shorter_side: of the shorter side, then "
+        "a centre crop; squash: to a square, without a crop",
+        ("fit", "shorter_side", "squash"),
+    ),
+    interpolation=Setting("bicubic", "interpolation of resized images", INTERPOLATIONS),
     eval_crop=positive(1.0, "side of the centre crop in evaluation, as a fraction", high=1),
     channels=Setting(3, "3: RGB, 1: greyscale; images are converted", (1, 3)),
     mean=Setting((0.5,), "mean of pixels in [0, 1]; one value, or one per channel", high=1),

@@ -6,7 +6,9 @@ import numpy as np
 import PIL
 from PIL import Image, ImageOps
 
+from vit_jax.config import resized_side
 from vit_jax.data import decoded
+from vit_jax.data.resizing import Resize, fit
 from vit_jax.runtime.errors import UserError
 
 # The formats that Pillow may detect, whatever the suffix: none that it opens with other programs.
@@ -17,16 +19,19 @@ PIXELS = 1  # increase when `to_array` changes its result: invalidates cached im
 
 def stored_size(config) -> int:
     """Compute the side in pixels at which images of `config.data` are stored in host memory."""
-    return config.stored_size or config.image_size
+    own = config.image_size if config.resize_mode == "fit" else resized_side(config)
+    return config.stored_size or own
 
 
 def identity_of(config, *what) -> str:
     """Hash what determines decoded images: the code, the settings `config.data`, and `what`."""
+    if (config.resize_mode, config.interpolation) != ("fit", "bicubic"):
+        what += config.resize_mode, config.interpolation, config.image_size
     return decoded.identity(PIXELS, PIL.__version__, stored_size(config), config.channels, *what)
 
 
-def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """Orient (in place), convert, resize and centre-crop to uint8 [size, size, channels]."""
+def to_array(image: Image.Image, size: int, channels: int, resize: Resize = fit) -> np.ndarray:
+    """Orient (in place), convert and `resize` an image to uint8 [size, size, channels]."""
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits: Pillow clips, not scales
         levels = np.nan_to_num(np.asarray(image, np.float64) / 257, nan=0.0)
@@ -37,15 +42,15 @@ def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
     if image.mode != mode:  # avoids a copy
         image = image.convert(mode)
     if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+        image = resize(image, size)
     return np.asarray(image).reshape(size, size, channels)
 
 
-def read_image(path: pathlib.Path, size: int, channels: int) -> np.ndarray:
+def read_image(path: pathlib.Path, size: int, channels: int, resize: Resize = fit) -> np.ndarray:
     """Read a file with `to_array`; raises UserError if it cannot be read."""
     try:
         with Image.open(path, formats=FORMATS) as image:
-            return to_array(image, size, channels)
+            return to_array(image, size, channels, resize)
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises many types for a broken file

@@ -13,6 +13,7 @@ from PIL import Image
 from vit_jax.data import decoded
 from vit_jax.data.examples import Examples
 from vit_jax.data.images import IMAGE_SUFFIXES, identity_of, read_image, stored_size, to_array
+from vit_jax.data.resizing import make_resize
 from vit_jax.data.tfds import Tfds
 from vit_jax.runtime.errors import UserError, join_names, single_line, truncate_repr
 from vit_jax.runtime.files import warn
@@ -31,9 +32,10 @@ class Digits:
         """Open all digits, the only split, ""."""
         pixels, labels = read_digits()
         size, channels = stored_size(self._config), self._config.channels
+        resize = make_resize(self._config)
 
         def read(i):
-            return to_array(Image.fromarray(pixels[i]), size, channels), int(labels[i])
+            return to_array(Image.fromarray(pixels[i]), size, channels, resize), int(labels[i])
 
         return Examples(len(labels), lambda indices: list(map(read, indices)), lambda: labels)
 
@@ -56,6 +58,7 @@ class Folder:
     """An image folder, `{train,valid,test}/<class>/*` or flat `<class>/*`."""
 
     def __init__(self, config):
+        self._resize = make_resize(config)
         self._config, self._root = config, pathlib.Path(os.path.expanduser(config.dir))
         if not os.path.isdir(self._root):  # unlike Path.is_dir, it accepts any string
             raise UserError(f"data.dir={config.dir} is not a folder")
@@ -135,7 +138,8 @@ class Folder:
 
     def _read(self, path):
         try:
-            return read_image(path, stored_size(self._config), self._config.channels)
+            size, channels = stored_size(self._config), self._config.channels
+            return read_image(path, size, channels, self._resize)
         except UserError as error:
             hint = "repair or remove it, or set data.skip_corrupt=True"
             raise UserError(f"{error}: {hint}") from None

@@ -12,6 +12,7 @@ from PIL import Image
 from vit_jax.data import decoded, prepare
 from vit_jax.data.examples import Examples
 from vit_jax.data.images import FORMATS, identity_of, stored_size, to_array
+from vit_jax.data.resizing import make_resize
 from vit_jax.runtime.errors import UserError, first_line, single_line
 
 
@@ -56,6 +57,7 @@ class Tfds:
                     'file_format="array_record"'
                 ) from None
         size, channels = stored_size(self._config), self._config.channels
+        resize = make_resize(self._config)
 
         def fetch(indices):
             with self._reading(split):
@@ -66,7 +68,7 @@ class Tfds:
 
         def decode(example):
             image = Image.open(io.BytesIO(example["image"]), formats=FORMATS)
-            return to_array(image, size, channels), int(example["label"])
+            return to_array(image, size, channels, resize), int(example["label"])
 
         def read(indices):
             examples = fetch(indices)

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.data.images import read_image, stored_size, to_array
+from vit_jax.data.resizing import make_resize
 from vit_jax.runtime.errors import UserError
 
 Path = str | os.PathLike[str]
@@ -34,10 +35,11 @@ def as_list(images: Images) -> Sequence[ImageLike] | np.ndarray:
 def read(image: ImageLike, data_config) -> np.ndarray:
     """Preprocess an image as `Classifier.read_images` does: uint8 [side, side, channels]."""
     size, channels = stored_size(data_config), data_config.channels
+    resize = make_resize(data_config)
     if isinstance(image, str | os.PathLike):
-        return read_image(pathlib.Path(image).expanduser(), size, channels)
+        return read_image(pathlib.Path(image).expanduser(), size, channels, resize)
     if isinstance(image, Image.Image):
-        return to_array(image.copy(), size, channels)
+        return to_array(image.copy(), size, channels, resize)
     array = np.asarray(image)
     if array.dtype != np.uint8:
         raise UserError(f"images are {array.dtype}: give uint8 pixels from 0 to 255")
@@ -48,4 +50,5 @@ def read(image: ImageLike, data_config) -> np.ndarray:
         raise UserError(f"an image has the shape {shape}: give [height, width, {channels}]")
     if array.shape[:2] == (size, size):
         return array
-    return to_array(Image.fromarray(array[..., 0] if channels == 1 else array), size, channels)
+    image = Image.fromarray(array[..., 0] if channels == 1 else array)
+    return to_array(image, size, channels, resize)
