@@ -30,13 +30,14 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--overlay", type=pathlib.Path, help="folder for annotated images")
+    command.add_class_names(parser)
     args = parser.parse_args(argv)
     from vit_jax import plots
     from vit_jax.evaluation.classifier import Classifier
     from vit_jax.runtime.progress import Bar
 
     paths = list_images(args.images)
-    classifier = Classifier(args.run)
+    classifier = Classifier(args.run, class_names=args.class_names)
     if args.overlay:
         args.overlay.mkdir(parents=True, exist_ok=True)
     answers, failed = [], []

@@ -92,6 +92,8 @@ def _validate_data(config):
     for key in ("val_size", "test_size"):
         if data[key] > 1 and data[key] != int(data[key]):
             raise UserError(f"data.{key}={data[key]} must be a fraction below 1, or an integer")
+    if config.keep_head and not config.init_from:
+        raise UserError("keep_head=True has no effect without init_from")
     if data.train_examples and data.examples_per_class:
         raise UserError("give data.train_examples or data.examples_per_class, not both")
 

@@ -65,6 +65,11 @@ free = functools.partial(Setting, resume="any")
 _RUN = dict(
     seed=Setting(0, "random seed of the first run; further runs count up from it", high=math.inf),
     init_from=Setting("", "initial weights: folder of a converted checkpoint or of a run"),
+    keep_head=Setting(
+        False,
+        "keep the head of init_from for classes of other or unknown names: the dataset's classes "
+        "are those of the head, in its order",
+    ),
     freeze=Setting(
         "full",
         "trained parameters: full, last_K_blocks, head, none_trained (zero-shot head, evaluation "

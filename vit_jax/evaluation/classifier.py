@@ -44,7 +44,11 @@ class Classifier:
     """
 
     def __init__(
-        self, source: Path, options: Mapping[str, Any] | None = None, needs_head: bool = True
+        self,
+        source: Path,
+        options: Mapping[str, Any] | None = None,
+        needs_head: bool = True,
+        class_names: Sequence[str] | None = None,
     ):
         """Read the metadata of the weights; raises UserError.
 
@@ -52,6 +56,7 @@ class Classifier:
           source: RUN/VARIANT/seed_0, a converted checkpoint, or an .npz or .safetensors file.
           options: settings for `pretrained.convert`, for a weight file.
           needs_head: whether weights without a head are an error.
+          class_names: names of the classes, in the order of the head; None: those of the source.
         """
         self._source = path = pathlib.Path(source).expanduser()
         self._weights = pretrained.convert(path, dict(options or {})) if path.is_file() else None
@@ -65,7 +70,12 @@ class Classifier:
             overrides = info["settings"] | {"train.steps": 1}
             self.config = settings.with_overrides(settings.get_config(), overrides, str(path))
         self.has_data = record is not None
-        self._names = info["class_names"]
+        self._names = info["class_names"] if class_names is None else list(class_names)
+        if class_names is not None and len(set(class_names)) != info["num_classes"]:
+            raise UserError(
+                f"class_names has {len(set(class_names))} different names; {path} has "
+                f"{info['num_classes']} classes"
+            )
         names = self._names or [f"class {i}" for i in range(info["num_classes"])]
         self.class_names = [single_line(name) for name in names]
         self.name = "/".join(path.absolute().parts[-2:]) if record else path.absolute().name
@@ -256,13 +266,7 @@ class Classifier:
         else:
             data = load_data(config.data, mesh)
             names, splits = data.class_names, [getattr(data, split)]
-        # Without class names, only their number is compared.
-        if names != self.class_names and (self._names or len(names) != len(self.class_names)):
-            differing = sorted(set(names) ^ set(self.class_names)) or ["their order"]
-            raise UserError(
-                f"the dataset has {len(names)} classes, {self._source} has "
-                f"{len(self.class_names)}, and they differ in {join_names(differing)}"
-            )
+        variables = self._variables_in_order(names)
         step = jax.jit(
             make_eval_step(self.make_model(config), config),
             out_shardings=sharding.replicated(mesh),
@@ -270,9 +274,29 @@ class Classifier:
         batches = itertools.chain(*(one.evaluate(batch_size) for one in splits))
         total = sum(map(len, splits))
         bar = Bar(batches, "evaluating", -(-total // batch_size), disable=None)
-        variables = sharding.replicate(mesh, self.variables)
+        variables = sharding.replicate(mesh, variables)
         result: Any = evaluate(step, variables, bar, keep=True)
         return make_report(result.logits, result.labels, names)
+
+    def _variables_in_order(self, names):
+        """Return the variables with the classes of the head in the order of a dataset's `names`."""
+        if differing := sorted(set(names) ^ set(self.class_names)) if self._names else []:
+            raise UserError(
+                f"the dataset has {len(names)} classes, {self._source} has "
+                f"{len(self.class_names)}, and they differ in {join_names(differing)}"
+            )
+        if not self._names:
+            raise UserError(
+                f"{self._source} records no class names for its {len(self.class_names)} classes, "
+                f"the dataset has {len(names)} ({join_names(names)}): give class_names in the "
+                "order of the head"
+            )
+        if names == self.class_names:
+            return self.variables
+        order = np.array([self.class_names.index(name) for name in names])
+        params = self.variables["params"]
+        head = {key: array[..., order] for key, array in params["head"].items()}
+        return self.variables | {"params": params | {"head": head}}
 
     def images_of_classes(self, names: Sequence[str], count: int) -> tuple[np.ndarray, list[str]]:
         """Load a fixed test image of each named class, or of the first `count` classes.
