@@ -1,11 +1,12 @@
 PYTHON ?= python3
 REQUIREMENTS := $(if $(wildcard /proc/driver/nvidia/version),requirements.txt,requirements-cpu.txt)
 
-.PHONY: help demo test soak fuzz processes results lint clean
+.PHONY: help demo test notebooks soak fuzz processes results lint clean
 
 help:
 	@echo "make demo   install into .venv, then compare three patch sizes on the digits: report.html"
 	@echo "make test   install into .venv, then run the test suite"
+	@echo "make notebooks  install into .venv, then execute the notebooks: three minutes"
 	@echo "make soak   install into .venv, then kill sweeps, and train for long"
 	@echo "make fuzz   try 500 configs at random (EXAMPLES=500): refused, or trained; half an hour"
 	@echo "make processes  test four processes of one run"
@@ -25,6 +26,9 @@ demo: .venv/installed
 test: .venv/installed
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+notebooks: .venv/installed
+	.venv/bin/python notebooks/execute.py
+
 EXAMPLES ?= 500
 fuzz: .venv/installed
 	FUZZ_EXAMPLES=$(EXAMPLES) .venv/bin/python -m pytest -q tests/test_config_fuzz.py
@@ -37,7 +41,7 @@ soak: .venv/installed
 processes: .venv/installed
 	PROCESSES=4 .venv/bin/python -m pytest tests/test_processes.py -s
 
-# RUNS: work folders of finished experiments, whose tables are taken over first.
+# RUNS: work folders of finished experiments, whose tables are collected first.
 results: .venv/installed
 	.venv/bin/python scripts/write_results.py $(RUNS)
 

@@ -10,9 +10,9 @@ PUBLISHED = {
 }
 
 
-def get_config():
+def get_config(profile=""):
     """Build the base config of all variants."""
-    config = presets.cifar10()
+    config = presets.cifar10(profile)
     config.model.name = "resnet18"
     config.model.stem = "cifar"
     config.optim.name = "sgd"
@@ -22,4 +22,7 @@ def get_config():
     config.optim.weight_decay = 5e-4
     config.train.epochs = 100.0
     config.train.num_seeds = 3
+    if profile == "cpu":
+        config.optim.warmup_epochs = 3.0
+        config.train.update(epochs=15.0, num_seeds=1, label_smoothing=0.1)
     return config

@@ -42,12 +42,9 @@ def collect(workdir: pathlib.Path) -> dict:
         raise UserError(f"{workdir} holds no results.json with the command of a run") from None
     rows, records = [], []
     for row in results["rows"]:
-        folders = sorted(
-            (workdir / row["variant"]).glob("seed_*"), key=lambda path: int(path.name[5:])
-        )
+        folders = [workdir / row["variant"] / f"seed_{seed}" for seed in row["seeds"]]
         summaries = [json.loads((path / "summary.json").read_text()) for path in folders]
         records += [json.loads((path / "config.json").read_text()) for path in folders]
-        row["seeds"] = [summary["seed"] for summary in summaries]
         row["passes"] = summaries[0]["epochs"]
         row["minutes"] = sum(s["wall_seconds"] for s in summaries) / len(summaries) / 60
         rows.append(row)
@@ -62,7 +59,7 @@ def collect(workdir: pathlib.Path) -> dict:
         "select": records[0]["config"]["train.select"],
         "hardware": hardware(summaries[0]["device"]),
         "jax": records[0]["versions"]["jax"],
-        "commits": sorted({record["git_commit"][:7] for record in records}),
+        "commits": sorted({short_commit(record["git_commit"]) for record in records}),
         "examples": records[0]["data"]["examples"],
         "notes": records[0].get("notes", []),
     }
@@ -76,7 +73,7 @@ def write_experiment(name: str) -> list[str]:
     lines += [f"| {' | '.join(tables.HEAD[:5])} | epochs | seeds | time per run |"]
     lines += ["|---|--:|--:|--:|--:|--:|--:|--:|"]
     for row, cells in zip(rows, tables.table_cells(rows), strict=True):
-        full = next(r for r in measured["rows"] if row["variant"].startswith(r["variant"]))
+        full = next(r for r in measured["rows"] if r["variant"] == row["variant"].split(", ")[0])
         cells = [*cells[:5], f"{row.get('epochs', full['passes']):g}"]
         cells += [f"{len(full['seeds'])}", duration(full["minutes"])]
         lines.append(f"| {' | '.join(cells)} |")
@@ -111,6 +108,11 @@ def duration(minutes: float) -> str:
     )
 
 
+def short_commit(commit: str | None) -> str:
+    """Shorten the hash of a commit, and keep the mark of code that was not committed."""
+    return re.sub(r"^([0-9a-f]{7})[0-9a-f]*", r"\1", commit or "unknown")
+
+
 def hardware(device: str) -> str:
     """Spell out the `device` of a summary: "2 x cpu (AMD EPYC)" is two CPU cores."""
     count, _, kind = device.partition(" x ")
@@ -140,7 +142,7 @@ def write_index() -> list[str]:
         measured, name = read_measured(path.stem), path.stem
         compares = ast.get_docstring(ast.parse(path.read_text())).splitlines()[0].rstrip(".")
         page = ROOT / "docs" / "results" / f"{name}.md"
-        result = f"[reduced run](results/{name}.md)" if page.exists() else "not measured"
+        result = f"[see the page](results/{name}.md)" if page.exists() else "not measured"
         cells = [f"`configs/{path.name}`", compares, result, "", ""]
         if measured:
             best = max(measured["rows"], key=lambda row: row["val_accuracy"]["mean"])

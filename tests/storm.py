@@ -52,7 +52,7 @@ def sweep():
         for i in range({variants})
     }}
 """
-CLOCK = ("wall_seconds", "train/images_per_second", "images_per_second")
+CLOCK = ("command", "wall_seconds", "train/images_per_second", "images_per_second")
 
 # The phases in which a sweep is killed, with the largest delay in seconds.
 TRAINING = {"data": 0.3, "compilation": 1.0, "step": 0.02, "evaluation": 0.05, "save": 0.08}
@@ -254,7 +254,7 @@ def read_rows(folder):
 
 
 def without_clock(tree):
-    """Remove times from nested dicts and lists."""
+    """Remove times and the command, with its folders, from nested dicts and lists."""
     if isinstance(tree, dict):
         return {k: without_clock(v) for k, v in tree.items() if k not in CLOCK}
     return [without_clock(v) for v in tree] if isinstance(tree, list) else tree

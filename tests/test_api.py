@@ -87,6 +87,26 @@ def test_training_again_reads_finished_runs(results, capsys):
     assert "already finished, skipped" in capsys.readouterr().out
 
 
+def test_a_sweep_is_written_in_python_and_its_curves_are_those_of_the_log(tmp_path):
+    config = vit_jax.get_config()
+    config.data.update(name="digits", image_size=8, channels=1)
+    config.augment.kind = "none"
+    config.model.update(patch_size=4, hidden_size=16, depth=1, num_heads=2, mlp_dim=32)
+    config.train.update(epochs=2.0, num_seeds=2)
+    config.log.explain_images = 0
+    variants = {"low": {"optim.learning_rate": 1e-4}, "high": {"optim.learning_rate": 1e-2}}
+    results = vit_jax.train(vit_jax.Experiment("rates", config, variants), tmp_path)
+    assert [row["variant"] for row in results.rows] == list(variants)
+    curves = results.curves("val/accuracy")
+    assert list(curves) == list(variants)
+    for row in results.rows:
+        epochs, values = curves[row["variant"]]
+        assert epochs.tolist() == [1, 2] and values.shape == (2, 2)
+        assert values.max(1).tolist() == row["val_accuracy"]["values"]  # of the best checkpoint
+    with pytest.raises(vit_jax.UserError, match="'val/acuracy' was not logged; did you mean val/"):
+        results.curves("val/acuracy")
+
+
 def test_train_works_outside_the_main_thread_and_restores_signal_handlers(tmp_path):
     config = vit_jax.load_config("configs/digits_patch.py", TINY | {"model.patch_size": 4}).config
     before = signal.getsignal(signal.SIGINT)
@@ -218,6 +238,12 @@ def test_mistakes_are_single_line_errors(model, results, call, words):
     with pytest.raises(vit_jax.UserError, match=words) as caught:
         call(model, results.best_run)
     assert "\n" not in str(caught.value)
+
+
+def test_a_notebook_shows_a_mistake_without_a_traceback(command, tmp_path):
+    code = "import vit_jax; vit_jax.load_config('nowhere.py')"
+    done = command("-m", "IPython", "--no-banner", "-c", code, IPYTHONDIR=str(tmp_path))
+    assert done.stdout == "UserError: --config=nowhere.py is not a file\n"
 
 
 def test_a_weight_file_gives_the_model_of_its_converted_checkpoint(tmp_path):

@@ -95,6 +95,10 @@ FITTING = {
     "data.split_seed": st.integers(0, 2**70),
     "data.image_size": st.sampled_from([0, 1, 4, 8, 12]),
     "data.stored_size": st.sampled_from([0, 1, 5, 16]),
+    "data.image_key": st.just("image"),
+    "data.label_key": st.just("label"),
+    "data.background": st.sampled_from([(0,), (255,), (9.5, 0, 200)]),
+    "data.level_range": st.sampled_from([(), (0, 255), (-1024.0, 3000.0)]),
     "data.mean": CHANNELS,
     "data.std": CHANNELS,
     "model.size": st.sampled_from(["", "Ti/4"]),
@@ -239,7 +243,7 @@ def test_every_config_is_refused_or_trains(_no_network, capsys):
     outcomes = collections.Counter()
 
     @hypothesis.settings(
-        max_examples=EXAMPLES or 6,
+        max_examples=EXAMPLES or 8,
         derandomize=not EXAMPLES,
         database=None,
         deadline=None,
@@ -253,4 +257,4 @@ def test_every_config_is_refused_or_trains(_no_network, capsys):
     with capsys.disabled():
         if EXAMPLES:
             print(f"\n{outcomes.total()} configs: {dict(outcomes)}")
-    assert outcomes["refused"] > 1 and outcomes["trained"] > 1
+    assert outcomes["refused"] and outcomes["trained"]

@@ -149,7 +149,7 @@ def test_cpu_profiles_shrink_the_model_but_not_the_comparison(name):
     full, small = (load_config(name, profile=profile) for profile in (None, "cpu"))
     assert small.name == f"{name}_cpu" and small.variants.keys() == full.variants.keys()
     configs = sweep.make_variants(small.config, small.variants, set())
-    assert {config.train.epochs for config in configs.values()} == {20.0}
+    assert {config.train.epochs for config in configs.values()} == {15.0}
     assert all(config.data.train_examples == 0 for config in configs.values())
     base = load_config("cifar_patch", profile="cpu").config
     (shared,) = sweep.make_variants(base, {}, set()).values()

@@ -185,13 +185,12 @@ def test_settings_exist(page):
     text = TEXTS[page]
     found = re.findall(r"--config\.([a-z_]+(?:\.\w+)?)", text)
     found += re.findall(rf"\bconfig\.((?:{sections})\.\w+)(?!\w*\()", text)
-    if page != "CHANGELOG.md":
-        quoted = rf"`((?:{sections})\.\w+)(=[^`]*)?`"
-        files = ("md", "py", "json", "safetensors")
-        for key, value in re.findall(quoted, text):
-            if key.split(".")[-1] not in files and key not in ATTRIBUTES:
-                found.append(key)
-                command.split_overrides([f"--config.{key}{value or '=' + default_of(key)}"])
+    quoted = rf"`((?:{sections})\.\w+)(=[^`]*)?`"
+    files = ("md", "py", "json", "safetensors")
+    for key, value in re.findall(quoted, text):
+        if key.split(".")[-1] not in files and key not in ATTRIBUTES:
+            found.append(key)
+            command.split_overrides([f"--config.{key}{value or '=' + default_of(key)}"])
     for key in found:
         assert key in SCHEMA or key.split(".")[1:] in (["update"], []), f"{page}: {key}"
 

@@ -75,10 +75,10 @@ def test_report_as_text(tmp_path):
         "accuracy        44.44 % (95 % interval 18.88 to 73.33)",
         "Classes with recall 100 %: c.",
         "Classes with recall 0 %: d, e, f.",
-        "No class is taken for the same other class more than once.",
+        "No pair of classes is confused more than once.",
         "Best validation accuracy: 60.00 % at epoch 9",
         "the first evaluation (epoch 1) it was 10.00 %",
-        "No better validation accuracy during epochs 3 to 8.",
+        "No higher validation accuracy during epochs 3 to 8.",
         "Learning rate: 1e-07 to 0.0001.",
     ):
         assert message in text

@@ -151,7 +151,7 @@ def test_names_of_the_files_are_kept_and_the_order_of_the_dataset_may_differ(tmp
     paths = sorted(folder.rglob("*.png"))
     best = [names[0][0] for names in model.top5(paths)]
     right = np.mean([found == path.parent.name for found, path in zip(best, paths, strict=True)])
-    assert report["accuracy"] == right and list(report["classes"]) == sorted(NAMES)
+    assert report["accuracy"] == right and set(report["classes"]) == set(NAMES)
 
 
 def test_a_head_without_names_needs_them(tmp_path, capsys):

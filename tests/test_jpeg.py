@@ -14,8 +14,8 @@ from vit_jax.data.jpeg import describe_compression
 from vit_jax.runtime import sharding
 
 
-def encoded(size=32, mode="RGB", **options):
-    pixels = np.random.default_rng(0).integers(0, 255, (size, size, 3), np.uint8)
+def encoded(size=32, mode="RGB", seed=0, **options):
+    pixels = np.random.default_rng(seed).integers(0, 255, (size, size, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(buffer, **options)
     return buffer.getvalue()
@@ -46,17 +46,18 @@ def test_lossless_and_larger_images_are_not_reported(options):
 
 
 def make_folder(root, **options):
-    for name in ("ant", "bee"):
+    for label, name in enumerate(("ant", "bee")):
         (root / name).mkdir(parents=True)
         for number in range(10):
-            (root / name / f"{number}.jpg").write_bytes(encoded(**options))
+            path = root / name / f"{number}.jpg"
+            path.write_bytes(encoded(seed=10 * label + number, **options))
     return settings(name="folder", dir=str(root), val_size=2, test_size=2)
 
 
 @pytest.mark.parametrize("resident", ["always", "never"])
 def test_a_dataset_of_small_jpeg_files_has_a_note(tmp_path, capsys, resident):
     config = make_folder(tmp_path, format="JPEG", quality=75)
-    (tmp_path / "ant/9.jpg").write_bytes(encoded(format="PNG"))
+    (tmp_path / "ant/9.jpg").write_bytes(encoded(format="PNG", seed=20))
     config.device_resident = resident
     data = load_data(config, sharding.make_mesh())
     (note,) = data.notes

@@ -56,6 +56,7 @@ def assert_refused(done, *messages):
         ([], "--config=FILE is missing"),
         ([DIGITS, DIGITS], "--config=FILE is given 2 times"),
         (["--config=none.py"], "--config=none.py is not a file"),
+        (["--config=x/digits_patch.py"], "; --config=digits_patch is the bundled one"),
         ([DIGITS, "--workdri=x"], "unrecognised argument '--workdri=x'; did you mean --workdir?"),
         ([DIGITS, "--config.train.epoch=3"], "train.epoch in the command line; did you mean"),
         ([DIGITS, "--config.train.batch_size=x"], "train.batch_size in the command line takes a"),
@@ -64,7 +65,10 @@ def assert_refused(done, *messages):
         ([DIGITS, "--variant=patch_9"], "use one of patch_1, patch_2, patch_4"),
         ([DIGITS, "--config.data.val_size=9999"], "data.val_size=9999 asks for 9999 of 1438"),
         ([DIGITS, "--config.train.batch_size=2000"], "is larger than the training set of 1294"),
-        ([DIGITS, "--config.train.epochs=5"], "the warm-up of 100 steps is as long as the whole"),
+        (
+            [DIGITS, "--config.train.epochs=5"],
+            "optim.warmup_epochs=5 is a warm-up of 100 steps, but the whole run has 100",
+        ),
         (
             [DIGITS, "--config.data.name=cifar10", "--config.data.download=False"],
             "vit-jax prepare-data",

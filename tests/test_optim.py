@@ -173,12 +173,13 @@ def test_muon_updates_kernels_of_the_blocks_and_adamw_the_rest():
     assert kernels == 2 * 6
 
 
-def test_muon_on_several_devices_and_with_frozen_parameters():
+@pytest.mark.parametrize("name", ["encoderblock_1", "head"])  # the head has no kernel of a block
+def test_muon_on_several_devices_and_with_frozen_parameters(name):
     params = small_vit()
     grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
     mesh = sharding.make_mesh()
     trained = {optim.path_of(path) for path, _ in jax.tree.leaves_with_path(params)}
-    trained = {path for path in trained if "encoderblock_1" in path}
+    trained = {path for path in trained if name in path}
     found = []
     for devices in (None, mesh):
         optimizer = optim.make_optimizer(config(name="muon"), lambda step: 0.1, trained, devices)

@@ -85,13 +85,13 @@ def test_table_equals_that_of_results_md(workdir, page):
 
 def test_best_variant_is_the_headline(page):
     for words in (
-        "Best variant: patch_2.of-a-variant-with-quite-a-long-name",
+        "Best variant on validation: patch_2.of-a-variant-with-quite-a-long-name",
         "Test accuracy 85.00 ± 7.07 % mean ± standard deviation over seeds 0, 1",
         "Chosen from 2 variants by validation accuracy.",
         "Test report of patch_2.of-a-variant-with-quite-a-long-name, seed 0",
         "looks at",
         "On 64 test images of 16 patches",
-        "No class is taken for the same other class more than once.",
+        "No pair of classes is confused more than once.",
         "Best validation accuracy: 66.67 % at epoch 3",
     ):
         assert words in page.text

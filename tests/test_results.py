@@ -28,7 +28,8 @@ def workdir(tmp_path):
     """The work folder of two variants, one of them with two seeds."""
     rows = []
     for name, seeds, test in (("narrow", 2, 0.5), ("wide", 1, 0.625)):
-        row = {"variant": name, "overrides": {}, "num_params": 9, "num_trainable_params": 9}
+        row = {"variant": name, "overrides": {}, "seeds": list(range(seeds))}
+        row |= {"num_params": 9, "num_trainable_params": 9}
         for split in ("train", "val", "test"):
             row[f"{split}_accuracy"] = accuracy(*[test] * seeds)
         rows.append(row | {"images_per_second": 5.0})

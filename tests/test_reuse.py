@@ -62,7 +62,7 @@ def test_an_identical_run_is_reused_once(finished, capsys):
 def test_the_report_names_the_source(finished):
     other = finished.parent / "second"
     sweep(other, hooks=ReportHooks())
-    assert "taken over from identical runs, first/base/seed_0" in (other / "results.md").read_text()
+    assert "reused from identical runs, first/base/seed_0" in (other / "results.md").read_text()
     assert (other / "base/seed_0/figures/confusion.png").exists()
 
 

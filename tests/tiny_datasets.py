@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import struct
 import tarfile
 import zipfile
@@ -84,6 +85,46 @@ def make_cifar10(path, per_batch=20):
 def idx(array):
     header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
     return gzip.compress(header + array.tobytes())
+
+
+def write_tfds(root, features, splits, name="shapes", version="1.0.0"):
+    """Write a TFDS dataset of TFRecord files, as TFDS does with TensorFlow.
+
+    Args:
+      root: data directory.
+      features: {key: TFDS feature}.
+      splits: {split: [{key: bytes, integer, or list of numbers, as stored}]}.
+      name: of the dataset.
+      version: of the dataset.
+    """
+    import tensorflow_datasets as tfds
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    folder = root / name / version
+    folder.mkdir(parents=True)
+    tfds.features.FeaturesDict(features).save_config(folder)
+    infos = []
+    for split, examples in splits.items():
+        records = []
+        for example in examples:
+            message = tf_example_pb2.Example()
+            for key, value in example.items():
+                feature = message.features.feature[key]
+                values = value if isinstance(value, list) else [value]
+                kind = {bytes: "bytes_list", int: "int64_list", float: "float_list"}
+                getattr(feature, kind[type(values[0])]).value.extend(values)
+            content = message.SerializeToString()
+            length = struct.pack("<Q", len(content))
+            sums = [struct.pack("<I", masked_crc32c(data)) for data in (length, content)]
+            records.append(length + sums[0] + content + sums[1])
+        (folder / f"{name}-{split}.tfrecord-00000-of-00001").write_bytes(b"".join(records))
+        size = sum(map(len, records))
+        infos.append({"name": split, "numBytes": size, "shardLengths": [len(records)]})
+        infos[-1]["filepathTemplate"] = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    info = {"name": name, "version": version, "fileFormat": "tfrecord", "splits": infos}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return folder
 
 
 def mnist_files():

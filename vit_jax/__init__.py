@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vit_jax.cli.train import Results, train
     from vit_jax.config.loading import Experiment, load_config
+    from vit_jax.config.settings import get_config
     from vit_jax.explanation.model import Model, evaluate, explain, load_model, predict
     from vit_jax.runtime.errors import UserError
 
@@ -24,6 +25,7 @@ _MODULES = {
     "UserError": "vit_jax.runtime.errors",
     "evaluate": "vit_jax.explanation.model",
     "explain": "vit_jax.explanation.model",
+    "get_config": "vit_jax.config.settings",
     "load_config": "vit_jax.config.loading",
     "load_model": "vit_jax.explanation.model",
     "predict": "vit_jax.explanation.model",
@@ -36,6 +38,7 @@ __all__ = [
     "UserError",
     "evaluate",
     "explain",
+    "get_config",
     "load_config",
     "load_model",
     "predict",

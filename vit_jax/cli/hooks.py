@@ -58,29 +58,25 @@ class ReportHooks(Hooks):
         select = next(iter(configs.values())).train.select
         sweep = Sweep(workdir, results, summaries, published, select, arguments)
         table = write_report(sweep)
-        drawn = [_attempt(_draw_mistakes, sweep, configs), _attempt(_explain, sweep, configs)]
-        if any(drawn):
-            write_report(sweep)
+        try:
+            drawn = [_draw_mistakes(sweep, configs), _explain(sweep, configs)]
+        except UserError as error:  # such as data that are no longer there
+            print_line(f"no figures of test images: {error}")
+        else:
+            if any(drawn):
+                write_report(sweep)
         print_line(f"\n{table}\n\nreport: {workdir / 'report.html'}")
 
 
-def _attempt(draw, *arguments):
-    """Draw figures of test images, if they can be read; return whether any is new."""
-    try:
-        return draw(*arguments)
-    except UserError as error:  # such as data that are no longer there
-        print_line(f"the best run is not explained: {error}")
-        return False
-
-
 def _draw_mistakes(sweep, configs):
+    """Draw the gallery of mistakes of the best run; return whether it is new."""
     from vit_jax.explanation import figures
 
     return figures.save_mistakes(sweep.best_folder, configs[sweep.chosen].data)
 
 
 def _explain(sweep, configs):
-    """Draw and score explanations of the best ViT, if their number of images is another one."""
+    """Draw and score explanations, if their number of images changed; return whether it did."""
     config, count = configs[sweep.explained], configs[sweep.explained].log.explain_images
     before = read_json(sweep.explanation / "scores.json").get("asked", 0)
     if config.model.name != "vit" or count == before:
@@ -89,6 +85,6 @@ def _explain(sweep, configs):
 
     if count:
         run = run_name(sweep.explained_folder)
-        print_line(f"{run}: computing faithfulness scores on {count} test images")
+        print_line(f"{run}: computing faithfulness scores on up to {count} test images")
     figures.explain_run(sweep.explained_folder, config.data, count, sweep.explanation)
     return True

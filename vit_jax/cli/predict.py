@@ -15,7 +15,9 @@ import pathlib
 from collections.abc import Sequence
 
 from vit_jax.cli import command
+from vit_jax.config import with_overrides
 from vit_jax.runtime.errors import UserError, single_line
+from vit_jax.runtime.files import warn
 
 
 @command.main
@@ -31,6 +33,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--overlay", type=pathlib.Path, help="folder for annotated images")
     command.add_class_names(parser)
+    parser.add_argument("--max_pixels", type=int, help="largest image that is read, in pixels")
     args = parser.parse_args(argv)
     from vit_jax import plots
     from vit_jax.evaluation.classifier import Classifier
@@ -38,6 +41,9 @@ def main(argv: Sequence[str]) -> None:
 
     paths = list_images(args.images)
     classifier = Classifier(args.run, class_names=args.class_names)
+    if args.max_pixels is not None:
+        overrides = {"data.max_pixels": args.max_pixels}
+        classifier.config = with_overrides(classifier.config, overrides, "--max_pixels")
     if args.overlay:
         args.overlay.mkdir(parents=True, exist_ok=True)
     answers, failed = [], []
@@ -65,16 +71,20 @@ def main(argv: Sequence[str]) -> None:
 
 def list_images(given: list[pathlib.Path]) -> list[pathlib.Path]:
     """List the image files among and in `given`; raises UserError if one contains none."""
+    from vit_jax.data import folders
     from vit_jax.data.images import IMAGE_SUFFIXES
 
     paths = []
     for path in given:
         if path.is_dir():
-            inside = [p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES]
-            inside = [p for p in inside if p.is_file()]  # opening a pipe would block
+            inside, others, broken = folders.list_images(path)
+            left = folders.describe_suffixes(others) or "no other file"
             if not inside:
-                raise UserError(f"{path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
-            paths += sorted(inside)
+                kinds = ", ".join(IMAGE_SUFFIXES)
+                raise UserError(f"{path} holds no image ({kinds}), but {left}")
+            if broken:
+                warn(f"{path}: {len(broken)} links or devices are skipped, such as {broken[0]}")
+            paths += inside
         elif path.is_file():
             paths.append(path)
         else:

@@ -19,7 +19,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import logging
 
@@ -28,7 +28,11 @@ from vit_jax.cli import command
 from vit_jax.config import Config
 from vit_jax.config.loading import Experiment, load_config
 from vit_jax.config.reference import settings_help
-from vit_jax.runtime.errors import UserError, describe_error
+from vit_jax.runtime.errors import UserError, describe_error, suggest
+from vit_jax.runtime.files import read_json
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # JAX is imported where it is used, so that --help and a mistyped flag answer at once.
 
@@ -69,9 +73,46 @@ class Results:
     @property
     def best_run(self) -> pathlib.Path:
         """The folder of the run with the best validation accuracy, for `load_model`."""
-        folders = [self.workdir / row["variant"] for row in self.rows]
-        found = sorted(path for folder in folders for path in folder.glob("seed_*/summary.json"))
-        return max(found, key=lambda path: json.loads(path.read_text())["val_accuracy"]).parent
+        found = [run for row in self.rows for run in self._runs(row)]
+        return max(found, key=lambda run: read_json(run / "summary.json")["val_accuracy"])
+
+    def curves(self, metric: str) -> "dict[str, tuple[np.ndarray, np.ndarray]]":
+        """Read the curves of a metric, to plot their mean and standard deviation over seeds.
+
+        Args:
+          metric: key of metrics.jsonl, such as "val/accuracy" or "train/loss".
+
+        Returns:
+          {variant: (epochs [k], values [seeds, k])}; epochs that all seeds of a variant logged.
+
+        Raises:
+          UserError: no run logged the metric.
+        """
+        import numpy as np
+
+        from vit_jax.storage.writers import read_jsonl
+
+        curves, known = {}, set()
+        for row in self.rows:
+            logs = [read_jsonl(run / "metrics.jsonl") for run in self._runs(row)]
+            known |= {key for log in logs for entry in log for key in entry}
+            seeds = [
+                {entry["epoch"]: entry[metric] for entry in log if metric in entry} for log in logs
+            ]
+            epochs = sorted(set.intersection(*map(set, seeds))) if seeds else []
+            values = [[seed[epoch] for epoch in epochs] for seed in seeds]
+            curves[row["variant"]] = np.array(epochs), np.array(values)
+        if metric not in known:
+            logged = sorted(key for key in known if "/" in key)
+            hint = suggest(metric, logged, f"use one of {', '.join(logged)}")
+            raise UserError(f"metric={metric!r} was not logged; {hint}")
+        return curves
+
+    def _runs(self, row):
+        """List the folders of a row's runs, by seed."""
+        from vit_jax.storage.run_folder import run_path
+
+        return [run_path(self.workdir, row["variant"], seed) for seed in row["seeds"]]
 
     def __repr__(self) -> str:
         return f"{self.experiment} ({self.workdir})\n\n{self.table}"

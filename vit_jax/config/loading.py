@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vit_jax.config import settings
-from vit_jax.config.schema import SCHEMA
+from vit_jax.config.schema import RENAMED, SCHEMA
 from vit_jax.runtime.errors import UserError, first_line, suggest, truncate_repr
 
 PACKAGE = pathlib.Path(__file__).resolve().parents[1]
@@ -82,7 +82,9 @@ def find_config(name: str | os.PathLike) -> pathlib.Path:
     if path.is_file():
         return path
     if path.suffix or path.name != os.fspath(name):
-        raise UserError(f"--config={name} is not a file")
+        bundled = any((folder / path.name).is_file() for folder in BUNDLED)
+        hint = f"; --config={path.stem} is the bundled one" if bundled else ""
+        raise UserError(f"--config={name} is not a file{hint}")
     files = [file for folder in reversed(BUNDLED) for file in sorted(folder.glob("*.py"))]
     found = {file.stem: file for file in files}
     if path.name not in found:
@@ -155,6 +157,9 @@ def _reason(error):
     match = re.match(r"""[\\'"]*(?:Key ")?(\w+)""", str(error))
     where = traceback.extract_tb(error.__traceback__)[-1].filename
     if isinstance(error, (AttributeError, KeyError)) and match and "ml_collections" in where:
+        renamed = {old.split(".")[-1]: new for old, new in RENAMED.items()}
+        if match[1] in renamed:
+            return f"{match[1]} was renamed to {renamed[match[1]]}"
         parts = {part for key in SCHEMA for part in key.split(".")}
         return f"{match[1]} is not a setting there; {settings.suggest_key(match[1], parts)}"
     return f"{type(error).__name__}: {first_line(error)}"

@@ -15,8 +15,10 @@ def digits_vit():
     return config
 
 
-def cifar10():
-    """CIFAR-10 without a model."""
+def cifar10(profile: str = ""):
+    """CIFAR-10 without a model; raises UserError if the profile is not "" or "cpu"."""
+    if profile not in ("", "cpu"):
+        raise UserError(f"unknown profile {profile!r}: use cpu, or none for a GPU")
     config = get_config()
     config.data.update(name="cifar10", image_size=32)
     config.data.mean = (0.4914, 0.4822, 0.4465)
@@ -36,9 +38,7 @@ def cifar10_vit(profile: str = ""):
     Raises:
       UserError: unknown profile.
     """
-    if profile not in ("", "cpu"):
-        raise UserError(f"unknown profile {profile!r}: use cpu, or none for a GPU")
-    config = cifar10()
+    config = cifar10(profile)
     config.model.update(patch_size=4, hidden_size=256, depth=8, num_heads=8, mlp_dim=512)
     config.model.dropout_rate = 0.1
     config.optim.update(learning_rate=1e-3, warmup_epochs=5.0)
@@ -49,7 +49,7 @@ def cifar10_vit(profile: str = ""):
         # Mimetic initialisation is made for these position embeddings.
         config.model.update(init="mimetic", pos_embed="sincos_2d", pool="mean")
         config.optim.update(name="muon", warmup_epochs=0.2)
-        config.train.update(batch_size=64, epochs=20.0, num_seeds=2)
+        config.train.update(batch_size=64, epochs=15.0, num_seeds=2)
         config.log.every_steps = 100
     return config
 

@@ -3,6 +3,8 @@
 python -m vit_jax.config.reference > docs/settings.md
 """
 
+import math
+
 from vit_jax.config.schema import COUNTABLE, SECTIONS, SMALLEST, Setting
 
 _PAGE = """# Settings
@@ -60,7 +62,7 @@ def _allowed(setting: Setting) -> str:
     """Format the choices or bounds of a setting; "" for any value of its type."""
     if setting.choices:
         return ", ".join(map(str, setting.choices))
-    if isinstance(setting.default, bool | str):
+    if isinstance(setting.default, bool | str) or setting.low == -math.inf:
         return ""
     high = "< 1" if 0.999 < setting.high < 1 else f"≤ {setting.high:,}"
     low = "> 0" if setting.low == SMALLEST else f"≥ {setting.low}"

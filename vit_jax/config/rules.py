@@ -89,6 +89,13 @@ def _validate_data(config):
             f"data.eval_crop={data.eval_crop} of data.image_size={data.image_size} needs images "
             f"of {resized_side(data)} pixels, more than 10,000"
         )
+    if not data.train_split:
+        raise UserError("data.train_split is empty: give the name of a split")
+    if len(data.background) not in (1, 3):
+        raise UserError(f"data.background={data.background} must be a grey level, or RGB")
+    levels = tuple(data.level_range)
+    if levels and (len(levels) != 2 or levels[0] >= levels[1]):
+        raise UserError(f"data.level_range={levels} must be two rising levels, or ()")
     for key in ("val_size", "test_size"):
         if data[key] > 1 and data[key] != int(data[key]):
             raise UserError(f"data.{key}={data[key]} must be a fraction below 1, or an integer")

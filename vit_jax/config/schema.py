@@ -79,15 +79,20 @@ _RUN = dict(
 
 _DATA = dict(
     name=Setting("cifar10", "dataset: a TFDS name such as eurosat/rgb, folder or digits"),
-    dir=Setting(
+    dir=free(
         "",
         "image folder, or TFDS data directory (empty: TFDS_DATA_DIR, else ~/tensorflow_datasets)",
     ),
     train_split=Setting("train", "training split: TFDS split string or name of a subfolder"),
     val_split=Setting(
-        "auto", "validation split; auto: the dataset's own, else held out from train"
+        "auto",
+        "validation split; auto: the dataset's own, else hold_out: held out from train",
     ),
-    test_split=Setting("auto", "test split; auto: the dataset's own, else held out from train"),
+    test_split=Setting(
+        "auto", "test split; auto: the dataset's own, else hold_out: held out from train"
+    ),
+    image_key=Setting("image", "name of the TFDS feature with the images"),
+    label_key=Setting("label", "name of the TFDS feature with the classes"),
     val_size=positive(0.1, "held-out validation split: fraction or number of images"),
     test_size=positive(0.2, "held-out test split: fraction or number of images"),
     split_seed=Setting(0, "random seed of held-out splits and subsets", high=math.inf),
@@ -109,6 +114,15 @@ _DATA = dict(
     interpolation=Setting("bicubic", "interpolation of resized images", INTERPOLATIONS),
     eval_crop=positive(1.0, "side of the centre crop in evaluation, as a fraction", high=1),
     channels=Setting(3, "3: RGB, 1: greyscale; images are converted", (1, 3)),
+    background=Setting((255,), "grey level or RGB behind transparent pixels", high=255),
+    level_range=Setting(
+        (),
+        "levels that become black and white, of images with more than 8 bits per channel; (): "
+        "decided by a sample of training images",
+        low=-math.inf,
+        high=math.inf,
+    ),
+    max_pixels=free(178_956_970, "largest image that is read, in pixels", low=1),
     mean=Setting((0.5,), "mean of pixels in [0, 1]; one value, or one per channel", high=1),
     std=Setting((0.5,), "std of pixels in [0, 1]; one value, or one per channel", low=1e-3, high=1),
     device_resident=free("auto", "decode the dataset once and keep it on the device", WHEN),
@@ -280,7 +294,7 @@ _LOG = dict(
     tensorboard=free(True, "write TensorBoard event files"),
     wandb=free(False, "log to Weights & Biases (needs the package wandb)"),
     figures_every=free(0, "evaluations between figures of rollout and position embeddings; 0: off"),
-    explain_images=free(64, "test images for the faithfulness scores of the best run; 0: off"),
+    explain_images=free(64, "test images for the faithfulness scores of the best ViT; 0: off"),
     kernel_magnitudes=Setting(False, "figure of kernel magnitudes before and after training"),
 )
 

@@ -4,16 +4,18 @@ import dataclasses
 import zlib
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
+from vit_jax.data import checks
 from vit_jax.data.batches import ResidentBatches, StreamingBatches
-from vit_jax.data.images import stored_size
+from vit_jax.data.examples import MOST_SAMPLED, spread
+from vit_jax.data.images import describe_transparency, stored_size
 from vit_jax.data.jpeg import describe_compression
 from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits
 from vit_jax.runtime import processes
-from vit_jax.runtime.errors import join_names
+from vit_jax.runtime.errors import join_names, single_line
+from vit_jax.runtime.files import warn
 
 __all__ = ["Data", "ResidentBatches", "StreamingBatches", "load_data"]
 
@@ -23,7 +25,7 @@ class Data:
     """A dataset ready for use; each split yields batches and has a length.
 
     `fingerprint` identifies the dataset and its splits by a sample of examples; `notes` describe
-    defects of the data that cost accuracy.
+    defects of the data that cost accuracy; `decided` are settings that were decided by the data.
     """
 
     class_names: list[str]
@@ -32,16 +34,20 @@ class Data:
     val: ResidentBatches | StreamingBatches
     test: ResidentBatches | StreamingBatches
     notes: tuple[str, ...] = ()
+    decided: dict = dataclasses.field(default_factory=dict)
 
 
-def load_data(config, mesh: Mesh) -> Data:
+def load_data(config, mesh: Mesh, min_classes: int = 2) -> Data:
     """Open the dataset that `config` (the settings `config.data`) describes.
+
+    `min_classes` is the smallest number of class folders: 1 for an evaluation.
 
     Raises:
       UserError: the dataset is missing, unreadable, or too small for its splits.
     """
     with processes.first_before_others():  # the first process prepares a missing dataset
-        splits = make_splits(open_source(config), config)
+        source = open_source(config, min_classes)
+        splits = make_splits(source, config)
     by_name = {"train": splits.train, "val": splits.val, "test": splits.test}
     num_bytes = sum(map(len, by_name.values())) * stored_size(config) ** 2 * config.channels
     if jax.default_backend() == "cpu":
@@ -54,29 +60,54 @@ def load_data(config, mesh: Mesh) -> Data:
         + f" examples, {'device-resident' if resident else 'streamed'}",
         flush=True,
     )
-    batches = {
-        name: ResidentBatches(*split.load_all(config.num_threads), mesh)
-        if resident
-        else StreamingBatches(split, mesh, config.num_threads)
-        for name, split in by_name.items()
-    }
+    labels, digests, batches = {}, {}, {}
+    for name, split in by_name.items():
+        if resident:
+            images, labels[name] = split.load_all(config.num_threads)
+            digests[name] = checks.digest(images)
+            batches[name] = ResidentBatches(images, labels[name], mesh)
+            del images  # before the next split takes memory
+        else:
+            batches[name] = StreamingBatches(split, mesh, config.num_threads)
     processes.wait()  # machines may read at different speeds
     fingerprint = _fingerprint(splits.class_names, by_name)
-    note = describe_compression(splits.train.read_encoded(_spread(splits.train, 64)))
-    if note:
-        print(f"note: {note}", flush=True)
-    return Data(splits.class_names, fingerprint, **batches, notes=(note,) if note else ())
+    notes = list(_describe_images(splits.train, source.level_range, config))
+    warnings = [*source.warnings, *checks.describe_names(splits.class_names)]
+    if not resident:
+        digests, some_labels = checks.digest_files(by_name)
+        if digests:  # the labels of files are known
+            labels = {name: split.labels for name, split in by_name.items()}
+    warnings += checks.describe_missing(splits.class_names, labels)
+    warnings += checks.describe_duplicates(digests, labels if resident else some_labels)
+    for text in notes:
+        print(single_line(f"note: {text}"), flush=True)
+    for text in warnings:
+        warn(text)
+    decided = {"data.level_range": source.level_range} if source.level_range else {}
+    return Data(
+        splits.class_names, fingerprint, **batches, notes=(*notes, *warnings), decided=decided
+    )
 
 
-def _spread(examples, count):
-    return np.linspace(0, len(examples) - 1, count).astype(int).tolist()
+def _describe_images(train, level_range, config):
+    """Describe what a sample of the training images has in common."""
+    files = train.read_encoded(spread(len(train), MOST_SAMPLED))
+    yield from filter(
+        None, (describe_compression(files), describe_transparency(files, config.background))
+    )
+    if level_range:
+        low, high = level_range
+        yield (
+            f"images have more than 8 bits per channel: the levels {low:g} to {high:g} become "
+            "black to white (data.level_range)"
+        )
 
 
 def _fingerprint(class_names, by_name):
     """Collect the classes, the sizes of the splits and a checksum of eight examples of each."""
     checksum = 0
     for split in by_name.values():
-        for image, label in split.read(_spread(split, 8)):
+        for image, label in split.read(spread(len(split), 8)):
             checksum = zlib.crc32(image.tobytes(), zlib.crc32(bytes([label % 256]), checksum))
     sizes = {name: len(split) for name, split in by_name.items()}
     return {"classes": class_names, "examples": sizes, "checksum": checksum}

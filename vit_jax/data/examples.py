@@ -11,6 +11,13 @@ import numpy as np
 from vit_jax.data import decoded
 from vit_jax.runtime.progress import Progress
 
+MOST_SAMPLED = 64  # images that are inspected before the others are decoded
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """Choose `wanted` evenly spaced indices below `count`, with repetition if there are fewer."""
+    return np.linspace(0, count - 1, wanted).astype(int).tolist()
+
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
@@ -23,6 +30,7 @@ class Examples:
       make_identity: -> a string that identifies the images and labels, None for no caching; called
         only before all images are decoded.
       read_encoded: indices -> the encoded images; empty if there are none.
+      read_sizes: -> int [count], the sizes of the files in bytes; None if there are none.
     """
 
     count: int
@@ -30,6 +38,7 @@ class Examples:
     read_labels: Callable[[], np.ndarray]
     make_identity: Callable[[], str | None] = lambda: None
     read_encoded: Callable[[Sequence[int]], list[bytes]] = lambda indices: []
+    read_sizes: Callable[[], np.ndarray | None] = lambda: None
 
     def __len__(self):
         return self.count
@@ -45,12 +54,18 @@ class Examples:
 
     def take(self, indices: np.ndarray) -> "Examples":
         """Select the examples at `indices`, in that order."""
+
+        def sizes():
+            found = self.read_sizes()
+            return None if found is None else found[indices]
+
         return Examples(
             len(indices),
             lambda wanted: self.read(indices[wanted].tolist()),
             lambda: self.labels[indices],
             lambda: self._identity and decoded.identity(self._identity, indices.tolist()),
             lambda wanted: self.read_encoded(indices[wanted].tolist()),
+            sizes,
         )
 
     def decode_all(self, num_threads: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,20 +1,53 @@
-"""Decoding and resizing of single images."""
+"""Decoding, conversion to 8-bit RGB or grey, and resizing of single images."""
 
+import contextlib
+import importlib.util
+import io
 import pathlib
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import PIL
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from vit_jax.config import resized_side
 from vit_jax.data import decoded
-from vit_jax.data.resizing import Resize, fit
+from vit_jax.data.resizing import Resize, make_resize
 from vit_jax.runtime.errors import UserError
 
-# The formats that Pillow may detect, whatever the suffix: none that it opens with other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-PIXELS = 1  # increase when `to_array` changes its result: invalidates cached images
+# {format that Pillow may detect, whatever the suffix: its suffixes}; none that it opens with other
+# programs.
+_KINDS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "JPEG2000": (".jp2", ".j2k"),
+    "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif"),
+}
+if not features.check("avif"):
+    del _KINDS["AVIF"]
+if not features.check("jpg_2000"):
+    del _KINDS["JPEG2000"]
+if importlib.util.find_spec("pillow_heif") is None:
+    del _KINDS["HEIF"]
+else:
+    import pillow_heif  # pyright: ignore[reportMissingImports]
+
+    pillow_heif.register_heif_opener()
+FORMATS = tuple(_KINDS)
+IMAGE_SUFFIXES = tuple(suffix for suffixes in _KINDS.values() for suffix in suffixes)
+PIXELS = 2  # increase when `to_array` changes its result: invalidates cached images
+
+FULL_RANGE = (0.0, 65535.0)
+WHITE = (255.0,)
+FIT = Resize()
+MAX_PIXELS = 178_956_970  # Pillow's own limit
 
 
 def stored_size(config) -> int:
@@ -23,21 +56,52 @@ def stored_size(config) -> int:
     return config.stored_size or own
 
 
+def options_of(config) -> dict[str, Any]:
+    """Collect the arguments of `to_array` and `read_image` from the settings `config.data`."""
+    keys = ("channels", "background", "level_range")
+    options = {"size": stored_size(config), "resize": make_resize(config)}
+    return options | {key: config[key] for key in keys}
+
+
 def identity_of(config, *what) -> str:
     """Hash what determines decoded images: the code, the settings `config.data`, and `what`."""
-    if (config.resize_mode, config.interpolation) != ("fit", "bicubic"):
-        what += config.resize_mode, config.interpolation, config.image_size
-    return decoded.identity(PIXELS, PIL.__version__, stored_size(config), config.channels, *what)
+    options = sorted(options_of(config).items())
+    return decoded.identity(PIXELS, PIL.__version__, options, *what)
 
 
-def to_array(image: Image.Image, size: int, channels: int, resize: Resize = fit) -> np.ndarray:
-    """Orient (in place), convert and `resize` an image to uint8 [size, size, channels]."""
+def to_array(
+    image: Image.Image,
+    size: int,
+    channels: int,
+    background: tuple[float, ...] = WHITE,
+    level_range: tuple[float, ...] = (),
+    resize: Resize = FIT,
+) -> np.ndarray:
+    """Orient (in place), convert and resize to uint8 [size, size, channels].
+
+    Args:
+      image: of any mode.
+      size: side of the result in pixels.
+      channels: 1 or 3.
+      background: grey level or RGB behind transparent pixels.
+      level_range: levels that become 0 and 255, of images with more than 8 bits; (): `FULL_RANGE`.
+      resize: rule of resizing.
+
+    Raises:
+      UserError: without `level_range`, the levels end below a sixteenth of `FULL_RANGE`.
+    """
+    deep = _read_deep_colours(image)
+    if deep is not None:
+        image.paste(Image.fromarray(scale_levels(deep, level_range)))
     ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits: Pillow clips, not scales
-        levels = np.nan_to_num(np.asarray(image, np.float64) / 257, nan=0.0)
-        image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
-    if "transparency" in image.info:  # palette images: Pillow needs this intermediate step
-        image = image.convert("RGBA")
+    if _is_deep_grey(image):
+        levels = np.asarray(image)
+        clear = image.info.get("transparency")
+        image = Image.fromarray(scale_levels(levels, level_range))
+        if isinstance(clear, int):
+            image.putalpha(Image.fromarray(np.where(levels == clear, 0, 255).astype(np.uint8)))
+    if has_alpha(image):
+        image = _flatten(image, background)
     mode = "RGB" if channels == 3 else "L"
     if image.mode != mode:  # avoids a copy
         image = image.convert(mode)
@@ -46,12 +110,152 @@ def to_array(image: Image.Image, size: int, channels: int, resize: Resize = fit)
     return np.asarray(image).reshape(size, size, channels)
 
 
-def read_image(path: pathlib.Path, size: int, channels: int, resize: Resize = fit) -> np.ndarray:
-    """Read a file with `to_array`; raises UserError if it cannot be read."""
+def read_image(
+    path: pathlib.Path, *args, max_pixels: int = MAX_PIXELS, **options: Any
+) -> np.ndarray:
+    """Read a file with `to_array` and its arguments; raises UserError if it cannot be read."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            return to_array(image, size, channels, resize)
+        with open_image(path, max_pixels) as image:
+            return to_array(image, *args, **options)
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises many types for a broken file
-        raise UserError(f"{path} cannot be read as an image ({error})") from None
+        hint = ""
+        if isinstance(error, Image.DecompressionBombError):
+            hint = "; if the file is trusted, raise data.max_pixels"
+        raise UserError(f"{path} cannot be read as an image ({error}{hint})") from None
+
+
+def open_image(file: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open a path or binary file of a known format and of at most `max_pixels` pixels."""
+    Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # twice as many are an error
+    return Image.open(file, formats=FORMATS)
+
+
+def is_image(path: pathlib.Path) -> bool:
+    """Whether a file has the suffix of an image; without a suffix, whether it is one."""
+    if path.suffix:
+        return path.suffix.lower() in IMAGE_SUFFIXES
+    try:
+        with Image.open(path, formats=FORMATS):
+            return True
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # of many types
+        return False
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """Whether an image has an alpha channel or a transparent colour."""
+    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+
+
+def _flatten(image, background):
+    """Composite an image with transparency on a background."""
+    if image.mode == "La":  # the only mode that Pillow does not convert directly
+        image = image.convert("LA")
+    colour = tuple(round(level) for level in background) * (4 - len(background))
+    below = Image.new("RGBA", image.size, (*colour[:3], 255))
+    return Image.alpha_composite(below, image.convert("RGBA")).convert("RGB")
+
+
+def describe_transparency(files: Iterable[bytes], background: tuple[float, ...]) -> str | None:
+    """Describe how many images of a sample of encoded files are transparent; None if none is."""
+    count = total = 0
+    for data in files:
+        total += 1
+        with contextlib.suppress(Exception), open_image(io.BytesIO(data)) as image:
+            if has_alpha(image):
+                count += np.asarray(image.convert("RGBA"))[..., 3].min() < 255
+    if not count:
+        return None
+    levels = ",".join(f"{level:g}" for level in background)
+    return (
+        f"{count} of {total} sampled training images are transparent: they are composited on "
+        f"data.background={levels}"
+    )
+
+
+# Images of more than 8 bits per channel
+
+
+def _is_deep_grey(image):
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def _read_deep_colours(image):
+    """Read a colour image of 16 bits per channel, which Pillow cuts to the upper 8: [h, w, c].
+
+    Returns None for other images. Raises UserError if the lower 8 bits matter but are not readable.
+    """
+    stream: Any = getattr(image, "fp", None)
+    if image.mode not in ("RGB", "RGBA") or not getattr(image, "tile", None) or not stream:
+        return None
+    arguments = image.tile[0].args
+    raw, *more = arguments if isinstance(arguments, tuple) else (arguments,)
+    is_deep_ppm = image.tile[0].codec_name == "ppm" and more[0] > 255  # its largest level
+    if not is_deep_ppm and not (isinstance(raw, str) and ";16" in raw):
+        return None
+    stream.seek(0)
+    content = stream.read()
+    upper: Any = open_image(io.BytesIO(content))
+    upper = np.asarray(upper, np.uint16)
+    # In the other byte order, Pillow reads the lower 8 bits.
+    kind, _, order = raw.partition(";16")
+    if kind in ("RGB", "RGBA") and image.format in ("PNG", "TIFF"):
+        lower: Any = open_image(io.BytesIO(content))
+        swapped = f"{kind};16{'L' if order == 'B' else 'B'}"
+        given = (swapped, *more) if isinstance(arguments, tuple) else swapped
+        lower.tile = [tile._replace(args=given) for tile in lower.tile]
+        return upper * 256 + np.asarray(lower, np.uint16)
+    if upper[..., :3].max() < 16:
+        raise UserError("it has 16 bits per channel, of which the upper 8 are dark: convert it")
+    return upper * 257
+
+
+def read_levels(image: Image.Image) -> np.ndarray | None:
+    """Read the levels of an image of more than 8 bits per channel; None for other images."""
+    return np.asarray(image) if _is_deep_grey(image) else _read_deep_colours(image)
+
+
+def scale_levels(levels: np.ndarray, level_range: tuple[float, ...]) -> np.ndarray:
+    """Scale levels to uint8, as `to_array` does; raises UserError."""
+    low, high = level_range or FULL_RANGE
+    top = levels[..., :3].max() if levels.ndim == 3 else levels.max()
+    if not level_range and 0 < top < 4096:
+        raise UserError(
+            f"it has more than 8 bits per channel, of which the levels end at {top:g} instead of "
+            "65535: set data.level_range, or convert it to 8 bits"
+        )
+    finite = np.nan_to_num(levels.astype(np.float64), nan=low).clip(low, high)
+    scaled = ((finite - low) * 255 / (high - low)).astype(np.uint8)
+    if levels.ndim == 3 and levels.shape[-1] == 4 and levels.dtype == np.uint16:
+        scaled[..., 3] = levels[..., 3] // 256  # alpha
+    return scaled
+
+
+def decide_range(samples: Iterable[np.ndarray]) -> tuple[float, ...]:
+    """Choose the level range of a dataset by the levels of some of its images; () without any.
+
+    Integers: up to the next power of two, from a quarter of 16 bits on up to 65535. Floats: 0 to 1,
+    -1 to 1 or 0 to 255. Otherwise, from the lowest to the highest level.
+    """
+    lows, highs, is_float = [], [], False
+    for levels in samples:
+        is_float |= levels.dtype.kind == "f"
+        levels = levels[..., :3] if levels.ndim == 3 else levels  # without alpha
+        finite = levels[np.isfinite(levels)]
+        if finite.size:
+            lows.append(float(finite.min()))
+            highs.append(float(finite.max()))
+    if not lows:
+        return ()
+    low, high = min(lows), max(highs)
+    if is_float:
+        for usual in ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)):
+            if usual[0] <= low and high <= usual[1]:
+                return usual
+    if low < 0:
+        return low, max(high, low + 1)
+    bits = max(1, int(high).bit_length())
+    return 0.0, float(2 ** (16 if 14 < bits < 16 else bits) - 1)

@@ -1,33 +1,35 @@
 """Resizing of decoded images to squares, by the rules of `data.resize_mode`."""
 
-import functools
-from collections.abc import Callable
+import dataclasses
 
 from PIL import Image, ImageOps
 
 from vit_jax.config import resized_side
 
-Resize = Callable[[Image.Image, int], Image.Image]
 
+@dataclasses.dataclass(frozen=True)
+class Resize:
+    """A rule that resizes an image to side x side pixels; see `data.resize_mode`.
 
-def fit(image: Image.Image, side: int, method: int = Image.Resampling.BICUBIC) -> Image.Image:
-    """Resize the central square of an image to `side` x `side`."""
-    return ImageOps.fit(image, (side, side), Image.Resampling(method))
+    Of "shorter_side", evaluation crops images of `resized` pixels to `crop` pixels.
+    """
 
+    mode: str = "fit"
+    interpolation: str = "bicubic"
+    resized: int = 0
+    crop: int = 0
 
-def make_resize(config) -> Resize:
-    """Make the resizing (image, side) -> image of side x side pixels of `config.data`."""
-    method = Image.Resampling[config.interpolation.upper()]
-    if config.resize_mode == "fit":
-        return functools.partial(fit, method=method)
-    if config.resize_mode == "squash":
-        return lambda image, side: image.resize((side, side), method)
-
-    def resize_shorter_side(image, side):
-        # As Resize and CenterCrop of torchvision: the longer side is truncated to pixels, and the
-        # crop is that of image_size, to which evaluation crops further.
+    def __call__(self, image: Image.Image, side: int) -> Image.Image:
+        """Resize an image."""
+        method = Image.Resampling[self.interpolation.upper()]
+        if self.mode == "fit":
+            return ImageOps.fit(image, (side, side), method)
+        if self.mode == "squash":
+            return image.resize((side, side), method)
+        # As Resize and CenterCrop of torchvision: the longer side is truncated to pixels, and both
+        # crops together have the offset of a single one.
         scaled = [int(side * length / min(image.size)) for length in image.size]
-        inner = config.image_size if side == resized_side(config) else side
+        inner = self.crop if side == self.resized else side
         left, top = (round((n - inner) / 2) - round((side - inner) / 2) for n in scaled)
         if max(scaled) <= 16 * side:
             image = image.resize((scaled[0], scaled[1]), method)
@@ -39,6 +41,11 @@ def make_resize(config) -> Resize:
             min(length, start + side * step)
             for length, start, step in zip(image.size, starts, steps, strict=True)
         ]
-        return image.resize((side, side), method, (*starts, *ends))
+        return image.resize((side, side), method, (starts[0], starts[1], ends[0], ends[1]))
 
-    return resize_shorter_side
+
+def make_resize(config) -> Resize:
+    """Make the resizing of `config.data`."""
+    if config.resize_mode != "shorter_side":
+        return Resize(config.resize_mode, config.interpolation)
+    return Resize(config.resize_mode, config.interpolation, resized_side(config), config.image_size)

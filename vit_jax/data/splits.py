@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from vit_jax.data.examples import Examples
-from vit_jax.data.sources import VALIDATION_NAMES, Source
+from vit_jax.data.folders import find_split
+from vit_jax.data.sources import Source
 from vit_jax.runtime.errors import UserError
 
 
@@ -98,15 +99,16 @@ def all_splits(source: Source, config) -> list[Examples]:
 def _split_names(source, config):
     """Map train, val and test to splits of the source; "" if held out or unsplit."""
     has = source.split_names
-    names = {"train": config.train_split if has else ""}
-    for key, standard in (("val", VALIDATION_NAMES), ("test", ("test",))):
+    names = {"train": source.train_split if has else ""}
+    for key, usual in (("train", "train"), ("val", "auto"), ("test", "auto")):
         name = config[f"{key}_split"]
-        if name != "auto" and not has:
+        if name not in (usual, "hold_out") and not has:
             raise UserError(
-                f"data.{key}_split={name!r}, but {config.name} has no predefined splits: use auto"
+                f"data.{key}_split={name!r}, but {config.name} has no predefined splits: use "
+                f"{usual}"
             )
-        found = next((one for one in standard if one in has), "")
-        names[key] = found if name == "auto" else name
+        if key != "train":
+            names[key] = {"auto": find_split(key, has), "hold_out": ""}.get(name, name)
     for one, other in itertools.combinations([split for split in names if names[split]], 2):
         if source.overlap(names[one], names[other]):
             raise UserError(
@@ -121,8 +123,10 @@ def _hold_out(train, key, config, stream):
     count = round(size * len(train)) if size < 1 else int(size)
     if not 0 < count < len(train):
         raise UserError(
-            f"data.{key}={size:g} asks for {count} of {len(train)} training examples: "
-            "both splits need at least one"
+            f"data.{key}={size:g} asks for {count} of {len(train)} training examples: set it to "
+            f"a number of images from 1 to {len(train) - 1}"
+            if len(train) > 1
+            else f"data.{key}: {len(train)} training example(s) cannot be split: add images"
         )
     chosen, rest = stratified(train.labels, count, (config.split_seed, stream))
     return train.take(chosen), train.take(rest)

@@ -4,6 +4,7 @@ import functools
 import itertools
 import os
 import pathlib
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -247,7 +248,7 @@ class Classifier:
             config.data.update(train_examples=0, examples_per_class=0)
         validate(config)
         if split is None and not {"data.name", "data.dir"}.isdisjoint(overrides):
-            if holds_out_test(open_source(config.data), config.data):
+            if holds_out_test(open_source(config.data, min_classes=1), config.data):
                 raise UserError(
                     f"{config.data.dir or config.data.name} has no test split: give split=all for "
                     "all its images, or split=test for one held out according to the run's settings"
@@ -260,13 +261,13 @@ class Classifier:
         sharding.start(False, config.sharding.cpu_devices, batch_size)
         mesh = sharding.make_mesh()
         if split == "all":
-            source = open_source(config.data)
+            source = open_source(config.data, min_classes=1)
             names, examples = source.class_names, all_splits(source, config.data)
             splits = [StreamingBatches(one, mesh, config.data.num_threads) for one in examples]
         else:
-            data = load_data(config.data, mesh)
+            data = load_data(config.data, mesh, min_classes=1)
             names, splits = data.class_names, [getattr(data, split)]
-        variables = self._variables_in_order(names)
+        numbers = self._match_classes(names)
         step = jax.jit(
             make_eval_step(self.make_model(config), config),
             out_shardings=sharding.replicated(mesh),
@@ -274,29 +275,29 @@ class Classifier:
         batches = itertools.chain(*(one.evaluate(batch_size) for one in splits))
         total = sum(map(len, splits))
         bar = Bar(batches, "evaluating", -(-total // batch_size), disable=None)
-        variables = sharding.replicate(mesh, variables)
+        variables = sharding.replicate(mesh, self.variables)
         result: Any = evaluate(step, variables, bar, keep=True)
-        return make_report(result.logits, result.labels, names)
+        return make_report(result.logits, numbers[result.labels], self.class_names)
 
-    def _variables_in_order(self, names):
-        """Return the variables with the classes of the head in the order of a dataset's `names`."""
-        if differing := sorted(set(names) ^ set(self.class_names)) if self._names else []:
-            raise UserError(
-                f"the dataset has {len(names)} classes, {self._source} has "
-                f"{len(self.class_names)}, and they differ in {join_names(differing)}"
-            )
+    def _match_classes(self, names):
+        """Find the index of each class of a dataset among the model's; raises UserError."""
         if not self._names:
             raise UserError(
                 f"{self._source} records no class names for its {len(self.class_names)} classes, "
                 f"the dataset has {len(names)} ({join_names(names)}): give class_names in the "
                 "order of the head"
             )
-        if names == self.class_names:
-            return self.variables
-        order = np.array([self.class_names.index(name) for name in names])
-        params = self.variables["params"]
-        head = {key: array[..., order] for key, array in params["head"].items()}
-        return self.variables | {"params": params | {"head": head}}
+        normal = {unicodedata.normalize("NFC", name): i for i, name in enumerate(self.class_names)}
+        found = [normal.get(unicodedata.normalize("NFC", name)) for name in names]
+        if unknown := [name for name, i in zip(names, found, strict=True) if i is None]:
+            raise UserError(
+                f"the dataset has {len(names)} classes, of which {self._source}, with "
+                f"{len(self.class_names)}, does not have {join_names(unknown)}"
+            )
+        missing = [self.class_names[i] for i in range(len(normal)) if i not in found]
+        if missing:
+            print(single_line(f"note: the dataset does not have the classes {join_names(missing)}"))
+        return np.array(found)
 
     def images_of_classes(self, names: Sequence[str], count: int) -> tuple[np.ndarray, list[str]]:
         """Load a fixed test image of each named class, or of the first `count` classes.

@@ -9,8 +9,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from vit_jax.data.images import read_image, stored_size, to_array
-from vit_jax.data.resizing import make_resize
+from vit_jax.data.images import options_of, read_image, to_array
 from vit_jax.runtime.errors import UserError
 
 Path = str | os.PathLike[str]
@@ -34,12 +33,13 @@ def as_list(images: Images) -> Sequence[ImageLike] | np.ndarray:
 
 def read(image: ImageLike, data_config) -> np.ndarray:
     """Preprocess an image as `Classifier.read_images` does: uint8 [side, side, channels]."""
-    size, channels = stored_size(data_config), data_config.channels
-    resize = make_resize(data_config)
+    options = options_of(data_config)
+    size, channels = options["size"], data_config.channels
     if isinstance(image, str | os.PathLike):
-        return read_image(pathlib.Path(image).expanduser(), size, channels, resize)
+        path = pathlib.Path(image).expanduser()
+        return read_image(path, max_pixels=data_config.max_pixels, **options)
     if isinstance(image, Image.Image):
-        return to_array(image.copy(), size, channels, resize)
+        return to_array(image.copy(), **options)
     array = np.asarray(image)
     if array.dtype != np.uint8:
         raise UserError(f"images are {array.dtype}: give uint8 pixels from 0 to 255")
@@ -50,5 +50,4 @@ def read(image: ImageLike, data_config) -> np.ndarray:
         raise UserError(f"an image has the shape {shape}: give [height, width, {channels}]")
     if array.shape[:2] == (size, size):
         return array
-    image = Image.fromarray(array[..., 0] if channels == 1 else array)
-    return to_array(image, size, channels, resize)
+    return to_array(Image.fromarray(array[..., 0] if channels == 1 else array), **options)

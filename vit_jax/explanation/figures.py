@@ -247,7 +247,7 @@ def explain_run(run: pathlib.Path, data, count: int, folder: pathlib.Path) -> No
 
     Args:
       run: its folder.
-      data: `config.data`, which says where the test images are now.
+      data: `config.data`, with the present place of the test images.
       count: of the test images to score; 0: only remove earlier figures and scores.
       folder: for the figures and, written last, scores.json.
     """
@@ -272,7 +272,7 @@ def save_mistakes(run: pathlib.Path, data) -> bool:
 
     Args:
       run: its folder.
-      data: `config.data`, which says where the test images are now.
+      data: `config.data`, with the present place of the test images.
 
     Raises:
       UserError: the test images are not there, or not those of the run.

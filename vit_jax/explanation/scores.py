@@ -41,7 +41,9 @@ def score(model: Model, images: np.ndarray) -> dict:
         return jnp.stack([found["deletion"], found["insertion"]], 1)
 
     chance = np.random.default_rng(0).random((CHANCE, n, *model.grid), np.float32)
-    progress = Progress(f"{model.name} explanations", 0, len(METHODS) + CHANCE, True, "map")
+    progress = Progress(
+        f"{model.name}: scoring explanations,", 0, len(METHODS) + CHANCE, True, "map"
+    )
 
     def curves(relevance):  # [n, 2, k]
         found = model.apply("curves", curves_of, images, relevance, batch_size=BATCH)

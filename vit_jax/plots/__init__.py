@@ -1,7 +1,5 @@
 """Figures from arrays, with matplotlib."""
 
-import matplotlib
-
 from vit_jax.plots.inside import (
     dark_ground,
     save_attention_distances,
@@ -23,6 +21,3 @@ from vit_jax.plots.results import (
     save_prediction,
     save_reliability,
 )
-
-# Names of classes and files are not formulas, even with dollar signs.
-matplotlib.rcParams["text.parse_math"] = False

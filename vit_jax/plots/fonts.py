@@ -13,14 +13,19 @@ from matplotlib.ft2font import FT2Font
 
 @contextlib.contextmanager
 def fonts_for(figure: matplotlib.figure.Figure) -> Iterator[None]:
-    """Draw a figure with installed fonts that have its characters; one that none has is a box."""
+    """Draw a figure with installed fonts that have its characters; one that none has is a box.
+
+    Dollar signs are drawn: names of classes and files are not formulas.
+    """
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             axis.get_ticklabels()  # sets their text
     texts: list = figure.findobj(matplotlib.text.Text)
     fallbacks = _fallbacks(frozenset("".join(text.get_text() for text in texts)))
-    for text in texts if fallbacks else ():
-        text.set_fontfamily([*text.get_fontfamily(), *fallbacks])
+    for text in texts:
+        text.set_parse_math(False)
+        if fallbacks:
+            text.set_fontfamily([*text.get_fontfamily(), *fallbacks])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         warnings.filterwarnings("ignore", "Matplotlib currently does not support")

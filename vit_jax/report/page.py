@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 import jinja2
 
 from vit_jax import plots
+from vit_jax.config import current_names, flatten, get_config
 from vit_jax.report import run
 from vit_jax.report import table as tables
 from vit_jax.runtime.files import read_json
@@ -138,7 +139,12 @@ def make_page(sweep: Sweep) -> str:
     """Render report.html, in ASCII, so that it does not depend on the locale."""
     template = make_environment().get_template("report.html")
     records, rows = sweep.records(), tables.sorted_rows(sweep.results)
-    configs = {name: group[0]["config"] for name, group in records.items() if group[0]}
+    defaults = flatten(get_config())  # of settings that earlier versions lacked
+    configs = {
+        name: defaults | current_names(group[0]["config"])
+        for name, group in records.items()
+        if group[0]
+    }
     differences = _differences(configs)
     shared = next(iter(configs.values()), {})
     report, metrics = (

@@ -98,7 +98,8 @@ def findings(report: dict) -> list[str]:
     A single image does not make two classes confused.
     """
     recalls = {n: v["recall"] for n, v in report["classes"].items() if v["support"]}
-    lines = []
+    missing = [name for name, values in report["classes"].items() if not values["support"]]
+    lines = [f"Classes without images, not in macro F1: {', '.join(missing)}."] if missing else []
     for fraction in (1.0, 0.0):
         names = [name for name, recall in recalls.items() if recall == fraction]
         lines.append(f"Classes with recall {100 * fraction:.0f} %: {', '.join(names) or 'none'}.")
@@ -110,7 +111,7 @@ def findings(report: dict) -> list[str]:
     if listed:
         lines.append(f"Most often confused: {'; '.join(listed)}.")
     elif pairs:
-        lines.append("No class is taken for the same other class more than once.")
+        lines.append("No pair of classes is confused more than once.")
     return lines
 
 
@@ -127,7 +128,7 @@ def describe_training(rows: list[dict]) -> list[str]:
     ]
     plateaus = [f"{start:g} to {end:g}" for start, end in find_plateaus(val)]
     if plateaus:
-        lines.append(f"No better validation accuracy during epochs {', '.join(plateaus)}.")
+        lines.append(f"No higher validation accuracy during epochs {', '.join(plateaus)}.")
     if rates:
         lines.append(f"Learning rate: {min(rates):.3g} to {max(rates):.3g}.")
     return lines

@@ -39,7 +39,7 @@ def legend(rows: list[dict], seeds: list[int], select: str) -> str:
     best = "checkpoint with the best validation accuracy"
     checkpoint = {"best": best, "last": "last checkpoint"}[select]
     text = (
-        f"Accuracies in %, {spread}. Test is read once per {unit}, from the "
+        f"Accuracies in %, {spread}. Test is evaluated once per {unit}, from the "
         f"{checkpoint}; train is that checkpoint without augmentation."
     )
     if len(seeds) > 1 and len(rows) > 1:

@@ -23,6 +23,10 @@ class UserError(Exception):
     The command line prints the message without a traceback and exits with status 1.
     """
 
+    def _render_traceback_(self) -> list[str]:
+        """Render the error in a notebook: the message, without a traceback."""
+        return [f"{type(self).__name__}: {single_line(self)}"]
+
 
 def describe_error(error: BaseException, training: bool = False) -> str | None:
     """Describe an error that a user can resolve in a short message; return None for any other.

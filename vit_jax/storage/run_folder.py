@@ -54,13 +54,10 @@ def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None
     before = plain_settings(get_config(), seed) | record["config"]
     now, summary = plain_settings(config, seed), read_finished(folder, record)
     changeable = {key for key, setting in SCHEMA.items() if setting.resume == "any"}
-    if config.data.name != "folder":  # a prepared dataset may move: its fingerprint is compared
-        changeable.add("data.dir")
+    if not config.data.level_range:  # decided by the data, whose fingerprint is compared
+        changeable.add("data.level_range")
     if config.freeze == "none_trained":
         changeable.update(LENGTH_KEYS)
-    folders = [os.path.realpath(os.path.expanduser(flat["data.dir"])) for flat in (before, now)]
-    if folders[0] == folders[1]:
-        changeable.add("data.dir")
     changed = [key for key in now if key not in changeable and before[key] != now[key]]
     for key in changed:
         trained = f"{folder} was trained with {key}={before[key]}"
@@ -102,6 +99,26 @@ def check_data(folder: pathlib.Path, fingerprint: dict) -> None:
         )
 
 
+def has_moved(folder: pathlib.Path, config: Config) -> bool:
+    """Whether the run in a folder was started with another `data.dir`."""
+    record = read_config(folder)
+    dirs = [config.data.dir] if record is None else [config.data.dir, record["config"]["data.dir"]]
+    return len({os.path.realpath(os.path.expanduser(path)) for path in dirs}) > 1
+
+
+def update_data_dir(folder: pathlib.Path, config: Config) -> None:
+    """Record where the data of a run are now; `check_data` must have accepted them."""
+    if not has_moved(folder, config) or not processes.is_first():
+        return
+    record = read_json(folder / "config.json")
+    record["config"]["data.dir"] = config.data.dir
+    sums = folder / SUMS
+    is_finished = sums.exists() and "summary.json" in sums.read_text()
+    sums.unlink(missing_ok=True)
+    write_atomically(folder / "config.json", json.dumps(record, indent=2) + "\n")
+    write_sums(folder, ("config.json", *(RESULTS if is_finished else ())))
+
+
 def write_config(
     folder: pathlib.Path,
     config: Config,
@@ -128,6 +145,7 @@ def write_config(
     check_data(folder, fingerprint)
     if not processes.is_first():
         return
+    update_data_dir(folder, config)
     record, settings = read_config(folder), plain_settings(config, seed)
     if record is None:
         record = {"variant": name, "config": settings, "data": fingerprint} | provenance()

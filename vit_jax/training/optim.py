@@ -271,7 +271,7 @@ def _newton_schulz(x: jax.Array, iterations: int) -> jax.Array:
 
 def _map_shared(function, stacks, mesh):
     """Map stacks [n, rows, columns], split over the devices of `mesh`."""
-    if mesh is None or mesh.size == 1:
+    if mesh is None or mesh.size == 1 or not stacks:  # no kernel of a block is trained
         return jax.tree.map(function, stacks)
 
     def of_device(stacks):

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vit_jax import models, pretrained
-from vit_jax.config import Config, steps_of, total_steps
+from vit_jax.config import Config, flatten, steps_of, total_steps
 from vit_jax.config.rules import one_step_at_a_time, parse_freeze
 from vit_jax.config.schema import COUNTABLE
 from vit_jax.data import Data
@@ -83,7 +83,7 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
     if train.batch_size > len(data.train):
         raise UserError(
             f"train.batch_size={train.batch_size} is larger than the training set of "
-            f"{len(data.train)} images"
+            f"{len(data.train)} images: lower it"
         )
     micro_batches = train.accumulation_steps or 1
     if train.batch_size // micro_batches % mesh.size:
@@ -132,9 +132,12 @@ def _lengths(config, epoch, trains):
         raise UserError(f"{what}, more than {COUNTABLE}")
     warmup = steps_of(config.optim, "warmup", epoch, total)
     if warmup >= total > 0:
+        keys = (f"optim.warmup_{unit}" for unit in ("steps", "epochs", "percent"))
+        values = flatten(config)
+        key = next(key for key in keys if values[key])
         raise UserError(
-            f"the warm-up of {warmup} steps is as long as the whole run of {total}: lower "
-            "optim.warmup_steps, _epochs or _percent, whichever is set"
+            f"{key}={values[key]:g} is a warm-up of {warmup} steps, but the whole run has {total}: "
+            "lower it, or train for longer"
         )
     eval_every = steps_of(config.train, "eval_every", epoch, total) or total
     log_every = steps_of(config.log, "every", epoch, total) or total

@@ -162,7 +162,7 @@ def _folders(workdir, name, config):
 
 def make_row(name: str, overrides: dict, summaries: list[dict]) -> dict:
     """Make a variant's row of results.json from its seeds' summaries."""
-    row = {"variant": name, "overrides": overrides}
+    row = {"variant": name, "overrides": overrides, "seeds": [s["seed"] for s in summaries]}
     row |= {key: summaries[0][key] for key in ("num_params", "num_trainable_params")}
     for key in ACCURACIES:
         values = [summary[key] for summary in summaries]
@@ -211,8 +211,9 @@ class _Runner:
 
     def summaries(self, name, config):
         """Read the summaries of a variant's seeds, after training those that are not finished."""
-        summaries, unfinished = {}, {}
-        for seed, folder in _folders(self._workdir, name, config).items():
+        summaries, unfinished, folders = {}, {}, _folders(self._workdir, name, config)
+        moved = [folder for folder in folders.values() if run_folder.has_moved(folder, config)]
+        for seed, folder in folders.items():
             if processes.is_first():
                 run_folder.discard_damage(folder)
             processes.wait()
@@ -223,11 +224,15 @@ class _Runner:
             print(f"{name} seed {seed}: already finished, skipped", flush=True)
             if processes.is_first() and not (folder / "test_report.txt").exists():
                 self._hooks.on_run_end(folder)  # the run was killed before this
-        if unfinished:
+        if processes.from_first(bool(unfinished or moved)):
             origin = "variant" if self._began is None else "program"
             with contextlib.closing(StartTimes(origin, self._began)) as start:
                 self._began = None
-                self._train(name, config, unfinished, summaries, start)
+                self._load(config, start)  # checks that moved data are the same
+                for folder in moved:
+                    run_folder.update_data_dir(folder, config)
+                if unfinished:
+                    self._train(name, config, unfinished, summaries, start)
             if len(summaries) > 1:
                 print(f"{name}: {_describe_seeds(list(summaries.values()))}", flush=True)
         return list(summaries.values())
@@ -267,6 +272,7 @@ class _Runner:
                 left[seed] = folder
             elif source is not None:
                 summaries[seed] = take_over(source, folder)
+                run_folder.update_data_dir(folder, setup.config)
                 name = run_folder.run_name(folder)
                 print(f"{name}: identical to {source}, reused (--no-reuse trains it)", flush=True)
                 self._hooks.on_run_end(folder)
@@ -300,6 +306,7 @@ class _Runner:
         if config.init_from not in ("", self._init_from):
             print(single_line(f"reading the initial weights of {config.init_from}"), flush=True)
         self._init_from = config.init_from or self._init_from
+        config = with_overrides(config, data.decided, "the data")
         return make_setup(config, data, self.mesh)
 
 

@@ -1,0 +1,85 @@
+"""Checks of a dataset that find no error but cost accuracy, or make it look too high."""
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vit_jax.data.examples import Examples, spread
+from vit_jax.runtime.errors import join_names
+
+MOST_COMPARED = 2000  # validation or test files that are compared with the training files
+
+
+def describe_names(class_names: Sequence[str]) -> Iterator[str]:
+    """Describe classes whose names differ only in case or in the Unicode form of a letter."""
+    alike = defaultdict(list)
+    for name in class_names:
+        alike[unicodedata.normalize("NFC", name).casefold()].append(name)
+    for names in alike.values():
+        if len(names) > 1:
+            shown = ", ".join(f"{name} ({ascii(name)})" for name in names)
+            yield f"the names of separate classes differ in case or Unicode form only: {shown}"
+
+
+def describe_missing(class_names: Sequence[str], labels: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """Describe the classes without an example in a split; `labels` are those of each split."""
+    for split, found in labels.items():
+        counts = np.bincount(found, minlength=len(class_names))
+        if missing := [class_names[i] for i in np.flatnonzero(counts == 0).tolist()]:
+            what = f"class {missing[0]} has"
+            if len(missing) > 1:
+                what = f"{len(missing)} classes ({join_names(missing)}) have"
+            hint = f"add some, or raise data.{split}_size if this split is held out"
+            yield f"{what} 0 {split} images: {hint if split != 'train' else 'add some'}"
+
+
+def describe_duplicates(
+    digests: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]
+) -> Iterator[str]:
+    """Describe identical images in two splits, or with two labels.
+
+    Args:
+      digests: digests of images of each split; a sample of them makes the counts lower bounds.
+      labels: labels of the same images.
+    """
+    pairs = (("test", "train"), ("val", "train"), ("test", "val")) if digests else ()
+    for one, other in pairs:
+        if count := int(np.isin(digests[one], digests[other]).sum()):
+            yield (
+                f"{count} of {len(digests[one])} {one} images are identical to {other} images: "
+                "the accuracy is too high; remove the copies"
+            )
+    every = np.concatenate([np.empty(0, np.int64), *digests.values()])
+    numbers = np.concatenate([np.empty(0, np.int32), *(labels[split] for split in digests)])
+    distinct = np.unique(np.stack([every, numbers]), axis=1)[0]
+    if count := int((np.unique(distinct, return_counts=True)[1] > 1).sum()):
+        yield f"images that occur in several classes: {count}; remove the wrong copies"
+
+
+def digest(images: np.ndarray) -> np.ndarray:
+    """Hash each of the images uint8 [n, ...] to int64 [n], within this process."""
+    return np.array([hash(image.tobytes()) for image in images], np.int64)
+
+
+def digest_files(splits: Mapping[str, Examples]) -> tuple[dict, dict]:
+    """Hash the files of splits that are too large to decode, by split, and list their labels.
+
+    Up to `MOST_COMPARED` validation and test files are compared with the training files of the same
+    size. Empty if the examples are not files.
+    """
+    sizes: Any = {name: split.read_sizes() for name, split in splits.items()}
+    digests, labels, wanted = {}, {}, {}
+    if any(found is None for found in sizes.values()):
+        return digests, labels
+    for name in ("val", "test"):
+        wanted[name] = np.unique(spread(len(sizes[name]), MOST_COMPARED))
+    alike = np.concatenate([sizes[name][rows] for name, rows in wanted.items()])
+    wanted["train"] = np.flatnonzero(np.isin(sizes["train"], alike))[: 10 * MOST_COMPARED]
+    for name, rows in wanted.items():
+        read = splits[name].read_encoded
+        digests[name] = np.array([hash(read([i])[0]) for i in rows.tolist()], np.int64)
+        labels[name] = splits[name].labels[rows]
+    return digests, labels

@@ -1,0 +1,323 @@
+"""Image folders: class folders, alone or in folders of splits."""
+
+import contextlib
+import functools
+import os
+import pathlib
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from vit_jax.data import decoded
+from vit_jax.data.examples import MOST_SAMPLED, Examples, spread
+from vit_jax.data.images import (
+    IMAGE_SUFFIXES,
+    decide_range,
+    identity_of,
+    is_image,
+    open_image,
+    options_of,
+    read_image,
+    read_levels,
+)
+from vit_jax.runtime.errors import UserError, join_names, single_line, truncate_repr
+from vit_jax.runtime.files import warn
+
+# The usual names of splits in lower case, those preferred first.
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("validation", "valid", "val", "dev", "development"),
+    "test": ("test", "testing"),
+}
+IGNORED = ("__MACOSX", "__pycache__", "@eaDir", "lost+found", "$RECYCLE.BIN")
+
+
+def find_split(split: str, names: Iterable[str]) -> str:
+    """Find the usual name of "train", "val" or "test" among names, in any case; "" if none is."""
+    for usual in SPLIT_NAMES[split]:
+        if found := sorted((n for n in names if n.lower() == usual), key=lambda n: n != usual):
+            return found[0]
+    return ""
+
+
+def walk(folder: pathlib.Path) -> Iterator[tuple[pathlib.Path, bool]]:
+    """Yield (path, whether it is a file) of all below a folder that is not hidden.
+
+    Links are followed; a folder that several of them lead to is read once. What is not a file is a
+    dead link, a link to a folder that contains it, or a device.
+    """
+    start, seen = folder.resolve(), set()
+
+    def visit(folder, above):
+        with os.scandir(folder) as opened:
+            entries = list(opened)
+        for entry in entries:
+            path = folder / entry.name
+            kind = path if entry.is_symlink() else entry  # an entry raises for a circle of links
+            if is_hidden(entry.name):
+                continue
+            if not kind.is_dir():
+                yield path, kind.is_file()
+            elif (real := path.resolve()) in above:
+                yield path, False
+            elif real not in seen:
+                seen.add(real)
+                yield from visit(path, above | {real})
+
+    return visit(folder, {start, *start.parents})
+
+
+def list_images(folder: pathlib.Path) -> tuple[list[pathlib.Path], list, list]:
+    """List the images, the other files, and what is not a file, below a folder, each sorted."""
+    images, others, broken = [], [], []
+    for path, is_file in walk(folder):
+        (broken if not is_file else images if is_image(path) else others).append(path)
+    return sorted(images), sorted(others), sorted(broken)
+
+
+def describe_suffixes(paths: Iterable[pathlib.Path]) -> str:
+    """Count files by suffix, as "20 files of .xcf, 1 file without a suffix"."""
+    counts = Counter(path.suffix.lower() for path in paths)
+    return ", ".join(
+        f"{n} file{'s' * (n > 1)} {f'of {suffix}' if suffix else 'without a suffix'}"
+        for suffix, n in counts.most_common(5)
+    )
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder holds no data, by its name: hidden, or made by a system."""
+    return name.startswith(".") or name in IGNORED
+
+
+class Folder:
+    """An image folder, `{train,valid,test}/<class>/*` or flat `<class>/*`."""
+
+    def __init__(self, config, min_classes: int = 2):
+        """Find the splits and the classes; raises UserError if the layout is invalid."""
+        self._config, self._root = config, pathlib.Path(os.path.expanduser(config.dir))
+        if not os.path.isdir(self._root):  # unlike Path.is_dir, it accepts any string
+            raise UserError(f"data.dir={config.dir} is not a folder")
+        top = _folders(self._root)
+        self.train_split = self._find_train(top)
+        first = self._root / self.train_split
+        given = (config.val_split, config.test_split)
+        usual = {find_split(split, top) for split in SPLIT_NAMES}
+        named = [n for n in top if n in (*given, *usual) and n != self.train_split]
+        self.split_names = [self.train_split, *named] if self.train_split else []
+        self.class_names = _folders(first)
+        if len(self.class_names) < min_classes:
+            names, least = ", ".join(self.class_names) or "none", ("one", "two")[min_classes - 1]
+            raise UserError(
+                f"{first} contains fewer than {least} class folders ({names}): give each class a "
+                "folder of images"
+            )
+        for name in self.class_names:
+            if single_line(name) != name:  # would break tables, or cannot be printed
+                raise UserError(
+                    f"the class folder {first / name} has a line break, another control character "
+                    "or invalid UTF-8 in its name: rename it"
+                )
+        nested = [name for name in self.class_names if _folders(first / name)]
+        if nested and not any(_has_direct_images(first / name) for name in self.class_names):
+            warn(
+                f"{first}: its class folders ({join_names(self.class_names)}) contain no images "
+                "but subfolders, whose images are all used: is data.dir one level too high?"
+            )
+        self._lists = {}  # {split: its files and labels}
+        self.warnings = list(self._describe_unused(top))
+
+    def _find_train(self, top):
+        """Find the folder of training images, "" for a flat folder; raises UserError."""
+        given = self._config.train_split
+        if given != "train":
+            if not os.path.isdir(self._root / given):
+                raise UserError(f"data.train_split={given} is not a folder in {self._root}")
+            return given
+        usual = {split: name for split in SPLIT_NAMES if (name := find_split(split, top))}
+        others = [name for name in top if name not in usual.values()]
+        # A class may be called "test", but not together with "train".
+        like_classes = all(_is_class(self._root / name) for name in usual.values())
+        if like_classes and not ("train" in usual and len(usual) > 1):
+            if not usual or any(_has_direct_images(self._root / name) for name in others):
+                return ""
+        if "train" not in usual:
+            raise UserError(
+                f"{self._root} contains {', '.join(usual.values())} but no folder 'train' of "
+                "training images (data.train_split)"
+            )
+        return usual["train"]
+
+    def _describe_unused(self, top):
+        """Describe images next to those that are used."""
+        config, used = self._config, set(self.class_names)
+        if self.train_split:
+            used = {self.train_split}
+            for split in ("val", "test"):
+                given = config[f"{split}_split"]
+                used.add(find_split(split, top) if given == "auto" else given.rstrip("/"))
+            unused = [n for n in top if n not in used and _has_images(self._root / n)]
+            if unused:
+                yield (
+                    f"{self._root}: the images of {join_names(unused)} are not used: "
+                    "data.train_split, data.val_split and data.test_split name the folders in use"
+                )
+        for folder in sorted({self._root, self._root / self.train_split}):
+            if loose := sum(p.is_file() and is_image(p) for p in _visible(folder)):
+                yield f"{folder}: {loose} images outside class folders are not used"
+        parent, name = self._root.resolve().parent, self._root.resolve().name
+        if find_split("train", [name]):
+            named = (find_split(split, _folders(parent)) for split in ("val", "test"))
+            for name in filter(None, named):
+                if _has_images(parent / name):
+                    yield (
+                        f"data.dir={config.dir}: the images of the folder {name} next to it are "
+                        f"not used: set data.dir={parent} to use both"
+                    )
+
+    def _list(self, split):
+        """List the image files of `split` and their labels, once; raises UserError."""
+        if split not in self._lists:
+            self._lists[split] = self._find(split)
+        return self._lists[split]
+
+    def _find(self, split):
+        root = self._root / split
+        if not os.path.isdir(root):
+            raise UserError(f"data.dir={self._root} has no folder {truncate_repr(split)} of images")
+        is_train, named = (
+            split == self.train_split,
+            {_normal(name): name for name in _folders(root)},
+        )
+        unknown = named.keys() - set(map(_normal, self.class_names))
+        if unknown := sorted(named[key] for key in unknown if _has_images(root / named[key])):
+            raise UserError(
+                f"{root} has classes that the training images do not have: {join_names(unknown)}"
+            )
+        files, labels, others, broken = [], [], [], []
+        for label, name in enumerate(self.class_names):
+            folder = root / (name if is_train else named.get(_normal(name), name))
+            images, *left = list_images(folder) if folder.is_dir() else ([], [], [])
+            if is_train and not images:
+                found = describe_suffixes(left[0])
+                found = f": {found} are not supported" if found else ""
+                raise UserError(f"class folder {folder} contains no image ({_kinds()}){found}")
+            files += images
+            labels += [label] * len(images)
+            others += left[0]
+            broken += left[1]
+        if not files:
+            key = "val" if find_split("val", [split]) else "test"
+            raise UserError(
+                f"{root} contains no images in class folders"
+                f"{', only unlabelled ones' if _has_images(root) else ''}: remove it, or set "
+                f"data.{key}_split=hold_out to hold this split out from the training images"
+            )
+        if others:
+            text = f"{root}: ignored {describe_suffixes(others)}, such as {others[0]}; formats "
+            print(single_line(f"{text}that are read: {_kinds()}"))
+        if broken:
+            warn(
+                f"{root}: {len(broken)} links lead nowhere or in a circle, or are no files, such "
+                f"as {broken[0]}"
+            )
+        return files, np.array(labels, np.int32)
+
+    @functools.cached_property
+    def level_range(self) -> tuple[float, ...]:
+        """The level range of images with more than 8 bits; () if no training image has more."""
+        return self._config.level_range or decide_range(self._sample_levels())
+
+    def _sample_levels(self):
+        files, _ = self._list(self.train_split)
+        for i in sorted(set(spread(len(files), MOST_SAMPLED))):
+            with contextlib.suppress(Exception), open_image(files[i]) as image:  # of many types
+                levels = read_levels(image)
+                if levels is not None:
+                    yield levels
+
+    def examples(self, split: str) -> Examples:
+        """List the images of `split`, "" for a flat folder."""
+        (files, labels), root = self._list(split), self._root / split
+        if self._config.skip_corrupt:
+            files, labels = self._skip_corrupt(root, files, labels)
+
+        def identity():
+            if not self._config.cache_decoded:
+                return None
+            state = decoded.state_of(files)
+            place = str(root.resolve())
+            return identity_of(self._config, self.level_range, place, state, labels.tolist())
+
+        return Examples(
+            len(files),
+            lambda indices: [(self._read(files[i]), labels[i]) for i in indices],
+            lambda: labels,
+            identity,
+            lambda indices: [files[i].read_bytes() for i in indices],
+            lambda: np.array([path.stat().st_size for path in files]),
+        )
+
+    def overlap(self, one: str, other: str) -> bool:
+        """Whether two splits share images."""
+        return (self._root / one).resolve() == (self._root / other).resolve()
+
+    def _read(self, path):
+        options = options_of(self._config) | {"level_range": self.level_range}
+        try:
+            return read_image(path, max_pixels=self._config.max_pixels, **options)
+        except UserError as error:
+            hint = "repair or remove it, or set data.skip_corrupt=True"
+            raise UserError(f"{error}: {hint}") from None
+
+    def _skip_corrupt(self, root, files, labels):
+        def readable(path):
+            with contextlib.suppress(UserError):
+                self._read(path)
+                return True
+            return False
+
+        with ThreadPoolExecutor(self._config.num_threads) as pool:
+            good = np.array(list(pool.map(readable, files)))
+        if not good.all():
+            skipped = [str(files[i]) for i in np.flatnonzero(~good)]
+            text = f"{root}: skipped {len(skipped)} unreadable of {len(files)} files: "
+            print(single_line(text + join_names(skipped)))
+        for label in np.setdiff1d(labels, labels[good]):
+            raise UserError(
+                f"class folder {root / self.class_names[label]} contains no readable image"
+            )
+        return [files[i] for i in np.flatnonzero(good)], labels[good]
+
+
+def _kinds():
+    return ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+
+
+def _normal(name):
+    """Normalise a name: macOS and Linux write accents in different Unicode forms."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _visible(folder):
+    return (path for path in folder.iterdir() if not is_hidden(path.name))
+
+
+def _folders(root):
+    return sorted(path.name for path in _visible(root) if path.is_dir())
+
+
+def _has_images(folder):
+    return any(is_file and is_image(path) for path, is_file in walk(folder))
+
+
+def _has_direct_images(folder):
+    return any(path.is_file() and is_image(path) for path in _visible(folder))
+
+
+def _is_class(folder):
+    """Whether a folder has images, and none of its subfolders has any."""
+    inside = (folder / name for name in _folders(folder))
+    return _has_direct_images(folder) and not any(map(_has_images, inside))
