@@ -6,20 +6,33 @@
 Random weights: width 48, 2 blocks, 3 heads, 9 patches of 4x4 pixels, 7 classes (timm's with mean
 pooling has 5). golden.npz contains normalised "images" [2, 12, 12, 3] and the model's activations:
 "embeddings" and "block" (tokens before and after the first block; for resnet18, "block" is the
-output of the first block, [b, h, w, c]) and "logits"; resized.npz contains timm's and transformers'
-resized position embeddings and timm's resized patch kernel.
+output of the first block, [b, h, w, c]) and "logits"; resized.npz contains the resized position
+embeddings of timm, transformers and torchvision and timm's resized patch kernel.
+
+preprocessed/ has photos.npz, uint8 images of several shapes, and for each library a model for 32x32
+pixels (timm's with a tanh GELU and class names) with its config files; golden.npz has the pixels
+[4, 32, 32, 3] of the photos, normalised by the library's evaluation transform, and their logits.
+timm_squash has other preprocessing and the weights of timm; timm_resnet18 has timm's config.json
+and logits of the weights in resnet18.
 """
 
+import json
 import pathlib
 
 import numpy as np
+import timm
 import torch
 import torchvision
-from safetensors.torch import save_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from timm.data import create_transform, resolve_data_config
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from timm.models import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from transformers import ViTConfig, ViTForImageClassification, ViTModel
+from torchvision.models.vision_transformer import interpolate_embeddings
+from torchvision.transforms._presets import ImageClassification
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 SIZE = dict(img_size=12, patch_size=4, num_classes=7, embed_dim=48, depth=2, num_heads=3)
@@ -176,13 +189,103 @@ def make_resized():
         GOLDEN / "resized.npz",
         table=table.numpy(),
         timm=resample_abs_pos_embed(table, [5, 5]).numpy(),
+        **{f"torchvision_{n}": interpolate_torchvision(table, n).numpy() for n in (2, 5)},
         hf=embeddings.interpolate_pos_encoding(torch.zeros(1, 26, 48), 20, 20).detach().numpy(),
         kernel=kernel.permute(2, 3, 1, 0).numpy(),
         kernel_6=resample_patch_embed(kernel, [6, 6]).permute(2, 3, 1, 0).numpy(),
     )
 
 
+def interpolate_torchvision(table, side):
+    """Resize positions of 3x3 patches as torchvision does when it loads weights."""
+    state = {"encoder.pos_embedding": table}
+    return interpolate_embeddings(side * 4, 4, state)["encoder.pos_embedding"]
+
+
+def make_photos():
+    """Smooth, noisy images of four shapes."""
+    rng, photos = np.random.default_rng(3), []
+    for height, width in ((50, 71), (71, 50), (40, 40), (33, 90)):
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
+        smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), float)
+        noisy = smooth + rng.normal(0, 25, smooth.shape)
+        photos.append(Image.fromarray(noisy.clip(0, 255).astype(np.uint8)))
+    folder = GOLDEN / "preprocessed"
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "photos.npz", *map(np.asarray, photos))
+    return photos
+
+
+def record_photos(folder, pixels, logits):
+    """Save preprocessed photos [b, c, h, w] and their logits."""
+    np.savez(folder, images=pixels.permute(0, 2, 3, 1).numpy(), logits=logits.detach().numpy())
+
+
+def make_preprocessed():
+    """Evaluation transforms of timm (cropped and squashed), transformers and torchvision."""
+    photos, folder = make_photos(), GOLDEN / "preprocessed"
+    size = dict(img_size=32, patch_size=8, num_classes=7, embed_dim=48, depth=1, num_heads=3)
+    size |= dict(mlp_ratio=2, act_layer="gelu_tanh")
+    model = randomize(VisionTransformer(**size))
+    names = [f"class {i}" for i in (1, 2, 10, 11, 100, 20, 3)]
+    model.pretrained_cfg = dict(
+        architecture="vit_tiny_of_a_test",
+        input_size=(3, 32, 32),
+        mean=(0.48, 0.45, 0.4),
+        std=(0.22, 0.23, 0.24),
+        first_conv="patch_embed.proj",
+        classifier="head",
+    )
+    for name, cfg in {
+        "timm": dict(crop_pct=0.9, interpolation="bicubic", crop_mode="center"),
+        "timm_squash": dict(crop_pct=0.8, interpolation="bilinear", crop_mode="squash"),
+    }.items():
+        model.pretrained_cfg |= cfg
+        own = dict(model_config=dict(label_names=names), model_args=size)
+        save_for_hf(model, folder / name, safe_serialization=True, **own)
+        read = json.loads((folder / name / "config.json").read_text())["pretrained_cfg"]
+        transform = create_transform(**resolve_data_config(pretrained_cfg=read))
+        pixels = torch.stack([transform(photo) for photo in photos])
+        record_photos(folder / name / "golden.npz", pixels, model(pixels))
+    (folder / "timm_squash" / "model.safetensors").unlink()  # the same as timm's
+    config = ViTConfig(
+        hidden_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=3,
+        intermediate_size=96,
+        image_size=32,
+        patch_size=8,
+        id2label={i: name for i, name in enumerate(names)},
+        label2id={name: i for i, name in enumerate(names)},
+    )
+    model = randomize(ViTForImageClassification(config))
+    model.save_pretrained(folder / "hf")
+    processor = ViTImageProcessor(size=dict(height=32, width=32), resample=2)
+    processor.save_pretrained(folder / "hf")
+    pixels = processor(photos, return_tensors="pt")["pixel_values"]
+    record_photos(folder / "hf" / "golden.npz", pixels, model(pixels).logits)
+    model = randomize(torchvision.models.VisionTransformer(32, 8, 1, 3, 48, 96, num_classes=7))
+    (folder / "torchvision").mkdir(exist_ok=True)
+    save_weights(folder / "torchvision", model)
+    transform = ImageClassification(crop_size=32, resize_size=36)
+    pixels = torch.stack([transform(photo) for photo in photos])
+    record_photos(folder / "torchvision" / "golden.npz", pixels, model(pixels))
+
+
+def make_timm_resnet18():
+    """timm's ResNet18 with the weights of torchvision's, of a sixteenth of the width."""
+    model = timm.create_model("resnet18", num_classes=7, channels=(4, 8, 16, 32))
+    model.conv1, model.bn1 = nn.Conv2d(3, 4, 7, 2, 3, bias=False), nn.BatchNorm2d(4)
+    model.layer1[0] = timm.models.resnet.BasicBlock(4, 4)
+    model.load_state_dict(load_file(GOLDEN / "resnet18" / "model.safetensors"))
+    folder = GOLDEN / "timm_resnet18"
+    record(folder, model.eval(), False, model.layer1[0])
+    save_for_hf(model, folder, safe_serialization=True)
+    (folder / "model.safetensors").unlink()
+
+
 if __name__ == "__main__":
-    for make in (make_timm, make_npz, make_hf, make_torchvision, make_resized):
+    makers = (make_timm, make_npz, make_hf, make_torchvision, make_resized)
+    for make in (*makers, make_preprocessed, make_timm_resnet18):
         torch.manual_seed(0)
         make()

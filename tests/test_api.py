@@ -250,15 +250,17 @@ def test_a_weight_file_gives_the_model_of_its_converted_checkpoint(tmp_path):
     file = GOLDEN / "timm" / "model.safetensors"
     with pytest.raises(vit_jax.UserError, match="number of attention heads"):
         vit_jax.load_model(file)
-    model = vit_jax.load_model(str(file), num_heads=3, mean=[0.5, 0.4, 0.3])
+    answers = dict(num_heads=3, gelu="erf", pool="cls", image_size=12)
+    model = vit_jax.load_model(str(file), **answers, mean=[0.5, 0.4, 0.3])
     images = np.random.default_rng(0).integers(0, 256, (3, 20, 16, 3), np.uint8)
-    pretrained.save(pretrained.convert(file, {"model.num_heads": 3}), tmp_path / "weights")
+    given = pretrained.settings_of(answers)
+    pretrained.save(pretrained.convert(file, given), tmp_path / "weights")
     converted = vit_jax.load_model(tmp_path / "weights")
     assert model.predict(images).shape == (3, 7)
     assert (
         np.abs(converted.predict(images) - model.predict(images)).max() > 1e-5
     )  # data.mean differs
-    same = vit_jax.load_model(file, num_heads=3)
+    same = vit_jax.load_model(file, **answers)
     np.testing.assert_array_equal(same.predict(images), converted.predict(images))
     with pytest.raises(vit_jax.UserError, match="records no dataset"):
         model.evaluate()

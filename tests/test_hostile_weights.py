@@ -20,6 +20,7 @@ from vit_jax.pretrained import files
 from vit_jax.runtime.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
+GIVEN = {"model.num_heads": 3, "model.gelu": "erf", "model.pool": "cls", "data.image_size": 12}
 
 
 class Trap:
@@ -63,7 +64,7 @@ def tensor(begin, end, shape=(1,), dtype="F32"):
 def assert_refused(path, pattern=None):
     """Reading raises a short single-line error and needs little memory."""
     with little_memory(), pytest.raises(UserError, match=pattern) as error:
-        pretrained.convert(path, {"model.num_heads": 3})
+        pretrained.convert(path, GIVEN)
     message = str(error.value)
     assert str(path.parent) in message and "\n" not in message and len(message) < 600
 
@@ -202,20 +203,26 @@ def test_random_damage_is_refused_or_harmless(tmp_path, name):
             content[offset] = rng.integers(0, 256)
         path.write_bytes(content)
         try:
-            pretrained.convert(path, {"model.num_heads": 3})
+            pretrained.convert(path, GIVEN)
         except UserError as error:
             assert "\n" not in str(error)
             refused += 1
     assert refused > 10
 
 
-HEADS = {"num_attention_heads": 3}
+HEADS = {"num_attention_heads": 3, "hidden_act": "gelu", "global_pool": "token", "image_size": 12}
 SIDE_CONFIGS = {
     "depth": HEADS | {"num_hidden_layers": 10**9},
     "width": HEADS | {"hidden_size": 10**18},
     "patches": HEADS | {"patch_size": -4},
-    "heads": {"num_attention_heads": 10**9},
-    "heads as a string": {"num_attention_heads": "__import__('os')"},
+    "heads": HEADS | {"num_attention_heads": 10**9},
+    "heads as a string": HEADS | {"num_attention_heads": "__import__('os')"},
+    "sides": HEADS | {"image_size": [12, "12"]},
+    "no sides": HEADS | {"image_size": []},
+    "crop": HEADS | {"pretrained_cfg": {"crop_pct": 1e-300}},
+    "crop as a string": HEADS | {"pretrained_cfg": {"crop_pct": "x"}},
+    "resize mode": HEADS | {"pretrained_cfg": {"crop_mode": "border"}},
+    "interpolation": HEADS | {"pretrained_cfg": {"interpolation": "random"}},
     "eps": HEADS | {"layer_norm_eps": float("nan")},
     "eps as a string": HEADS | {"layer_norm_eps": "1e-6"},
     "negative eps": HEADS | {"layer_norm_eps": -1.0},

@@ -17,6 +17,8 @@ from vit_jax.runtime.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 HEADS = {"model.num_heads": 3}
+TIMM = HEADS | {"model.gelu": "erf", "model.pool": "cls", "data.image_size": 12}
+GIVEN = {"timm": TIMM, "timm_mean": TIMM | {"model.pool": "mean"}, "resnet18": {}}
 SOURCES = {
     "timm": "timm/model.safetensors",
     "timm_mean": "timm_mean/model.safetensors",
@@ -29,7 +31,7 @@ SOURCES = {
 
 
 def convert(name):
-    return pretrained.convert(GOLDEN / SOURCES[name], {} if name == "resnet18" else HEADS)
+    return pretrained.convert(GOLDEN / SOURCES[name], GIVEN.get(name, HEADS))
 
 
 def model_of(weights):
@@ -136,9 +138,15 @@ def stacked(arrays):
     ids=["opt/target", "params/img", "stacked"],
 )
 def test_every_naming_of_the_official_file_is_read(tmp_path, change):
-    found = pretrained.convert(rewritten(tmp_path, "npz", change), {})
+    # big_vision's positions may be those of another shape than a square.
+    path = rewritten(tmp_path, "npz", change)
+    found = pretrained.convert(path, {"data.image_size": 12})
     expected = convert("npz")
-    assert found.info["settings"] == expected.info["settings"]
+    expected_settings = expected.info["settings"]
+    if any(key.startswith("params/") for key in np.load(path).files):
+        cropped = {"data.eval_crop": 0.875, "data.resize_mode": "shorter_side"}
+        expected_settings = expected_settings | cropped  # as in big_vision's configs
+    assert found.info["settings"] == expected_settings
     assert_same(found.arrays, expected.arrays)
 
 
@@ -183,7 +191,7 @@ def test_round_trip_is_bit_identical(tmp_path, name, kind):
     pretrained.export(weights, kind, out)
     given = {"model.norm_eps": weights.info["settings"]["model.norm_eps"]}
     if kind == "npz":
-        settings_kept = ("model.gelu", "data.mean", "data.std")
+        settings_kept = ("model.gelu", "data.mean", "data.std", *settings.PREPROCESSING)
         given |= {key: weights.info["settings"][key] for key in settings_kept}
     back = pretrained.convert(out if kind == "npz" else out / "model.safetensors", given)
     assert_same(back.arrays, weights.arrays)
@@ -246,7 +254,7 @@ def test_a_saved_checkpoint_is_read_and_its_damage_detected(tmp_path):
 )
 def test_invalid_files_are_refused_with_all_problems(tmp_path, name, change, messages):
     with pytest.raises(UserError) as caught:
-        pretrained.convert(rewritten(tmp_path, name, change), HEADS)
+        pretrained.convert(rewritten(tmp_path, name, change), GIVEN.get(name, HEADS))
     for message in messages:
         assert message in str(caught.value)
 
@@ -283,7 +291,7 @@ def test_files_that_are_not_weights(tmp_path):
 )
 def test_arrays_of_other_models_are_errors_with_their_names(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
-        pretrained.convert(rewritten(tmp_path, "timm", lambda arrays: arrays | change), HEADS)
+        pretrained.convert(rewritten(tmp_path, "timm", lambda arrays: arrays | change), TIMM)
 
 
 @pytest.mark.parametrize(
@@ -314,7 +322,7 @@ def test_settings_given_by_the_user_are_used_or_refused(tmp_path):
         pretrained.convert(GOLDEN / SOURCES["resnet18"], {"model.gelu": "erf"})
     with pytest.raises(UserError, match="-3 attention heads"):
         pretrained.convert(GOLDEN / SOURCES["timm"], {"model.num_heads": -3})
-    found = pretrained.convert(GOLDEN / SOURCES["timm"], HEADS | {"data.mean": (0.4,)})
+    found = pretrained.convert(GOLDEN / SOURCES["timm"], TIMM | {"data.mean": (0.4,)})
     assert found.info["settings"]["data.mean"] == (0.4,)
     assert "data.mean" not in found.info["assumed"] and "data.std" in found.info["assumed"]
     with pytest.raises(UserError, match="must end in .npz"):
@@ -328,7 +336,8 @@ def test_equal_class_names_are_numbered(tmp_path):
     labels = {str(i): "crane" if i in (1, 6) else f"bird {i}" for i in range(7)}
     config = {"num_attention_heads": 3, "id2label": labels}
     path.with_name("config.json").write_text(json.dumps(config))
-    names = pretrained.convert(path, {}).info["class_names"]
+    given = {key: value for key, value in TIMM.items() if key not in HEADS}
+    names = pretrained.convert(path, given).info["class_names"]
     assert names[1] == "crane (1)" and names[6] == "crane (6)" and names[2] == "bird 2"
 
 
@@ -356,12 +365,13 @@ def test_an_enlarged_patch_gives_the_same_token():
     np.testing.assert_allclose(tokens[0], tokens[1], atol=1e-5)
 
 
-def fit(weights, class_names, **changes):
+def fit(weights, class_names, keep_head=False, **changes):
     """Fit weights to a model that differs in some settings."""
     keys = weights.info["settings"] | {k.replace("__", "."): v for k, v in changes.items()}
     shapes = formats.shapes(keys, len(class_names))
     weights.info["checksum"] = 0
-    return pretrained.fit(weights, shapes, class_names, keys.get("model.pool") == "cls")
+    has_cls = keys.get("model.pool") == "cls"
+    return pretrained.fit(weights, shapes, class_names, has_cls, keep_head)
 
 
 def test_fit_loads_resizes_resets_and_reports():
@@ -388,7 +398,7 @@ def test_fit_loads_resizes_resets_and_reports():
     weights.info["settings"]["model.representation_size"] = 48
     fitted = fit(weights, list("abcdefg"), model__representation_size=0)
     assert "lacks the layer before it" in {row[0]: row[2] for row in fitted.rows}["reset"]
-    assert [row[0] for row in fit(weights, list("abcdefg")).rows] == ["loaded"]
+    assert [row[0] for row in fit(weights, list("abcdefg"), True).rows] == ["loaded"]
 
 
 def test_mismatched_arrays_are_listed():

@@ -19,6 +19,7 @@ from vit_jax.augment.policies import (
     make_randaugment,
     make_trivialaugment,
 )
+from vit_jax.config import resized_side
 
 
 def augment(
@@ -46,7 +47,9 @@ def augment(
     aug, size = config.augment, config.data.image_size
     targets = jax.nn.one_hot(labels, num_classes)
     if aug.kind == "none":
-        return normalize(center_crop(images, size), config), targets
+        whole = config.data.resize_mode == "fit"
+        images = center_crop(images, size) if whole else evaluation_crop(images, config.data)
+        return normalize(images, config), targets
     crop, turn, ops, jitter, cut, erasing, mixing = jax.random.split(key, 7)
     if aug.crop_min_area:
         images = random_resized_crop(crop, images, size, aug.crop_min_area, aug.flip)
@@ -84,7 +87,16 @@ def preprocess(images: Array, config) -> Array:
 
     Returns float32 [b, size, size, channels] of `config.data.image_size`, for images of any side.
     """
-    return normalize(center_crop(images, config.data.image_size, config.data.eval_crop), config)
+    return normalize(evaluation_crop(images, config.data), config)
+
+
+def evaluation_crop(images: Array, data) -> Array:
+    """Crop the centre of images [b, side, side, c] and resize to `image_size` of `config.data`."""
+    side, size = images.shape[1], data.image_size
+    if data.resize_mode == "fit" or side != resized_side(data):
+        return center_crop(images, size, data.eval_crop)
+    start = round((side - size) / 2)  # as CenterCrop of torchvision
+    return images[:, start : start + size, start : start + size]
 
 
 def normalize(images: Array, config) -> Array:

@@ -45,6 +45,23 @@ class Parser(argparse.ArgumentParser):
         return self.parse_args(others), overrides
 
 
+def add_class_names(parser: argparse.ArgumentParser) -> None:
+    """Add --class-names, parsed to a list."""
+    parser.add_argument(
+        "--class-names",
+        type=_class_names,
+        metavar="NAMES",
+        help="names of the classes in the order of the head: a file with one per line, or a,b,c",
+    )
+
+
+def _class_names(text):
+    if not os.path.isfile(text):
+        return [name.strip() for name in text.split(",")]
+    with open(text, encoding="utf-8") as file:
+        return [line.strip() for line in file if line.strip()]
+
+
 def main(function: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
     """Decorate a command to `run` with arguments, by default those of the process."""
 

@@ -5,8 +5,9 @@
     vit-jax convert runs/photos/base/seed_0 exported --to=timm
 
 SOURCE is an official .npz file (of 2020, AugReg, or big_vision), or .safetensors of a ViT from
-timm, Hugging Face or torchvision, or of a ResNet18; a config.json next to it is read too. DEST, a
-new folder, gets an orbax checkpoint and model.json, which describes the weights and their settings.
+timm, Hugging Face or torchvision, or of a ResNet18. A config.json and preprocessor_config.json next
+to it are read too; what no file records must be given. DEST, a new folder, gets an orbax checkpoint
+and model.json, which describes the weights and their settings.
 
 With --to, SOURCE is the folder of a run or a converted checkpoint. timm and hf write a folder for
 timm.create_model("local-dir:DEST", pretrained=True) or ViTForImageClassification.from_pretrained;
@@ -17,6 +18,7 @@ import pathlib
 from collections.abc import Sequence
 
 from vit_jax.cli import command
+from vit_jax.config.schema import SCHEMA
 from vit_jax.runtime.errors import UserError, single_line
 
 
@@ -27,45 +29,52 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("source", type=pathlib.Path, help="file of weights; with --to, a folder")
     parser.add_argument("dest", type=pathlib.Path, help="new folder; with --to=npz, a new file")
     parser.add_argument("--to", choices=("timm", "hf", "npz"), help="export to this format")
-    parser.add_argument(
-        "--num-heads",
-        type=int,
-        help="number of attention heads, if neither the file nor the model size determines it",
-    )
-    parser.add_argument(
-        "--gelu", choices=("tanh", "erf"), help="variant of GELU; default: that of the source"
-    )
-    parser.add_argument(
-        "--norm-eps", type=float, help="epsilon of LayerNorm; default: that of the source"
-    )
-    for name in ("mean", "std"):
-        parser.add_argument(
-            f"--{name}", type=float, nargs="+", help=f"{name} per channel of pixels in [0, 1]"
-        )
+    _add_options(parser)
     args = parser.parse_args(argv)
     print(single_line(f"reading {args.source}"), flush=True)
     from vit_jax import pretrained  # imports JAX
 
-    given = {
-        "model.num_heads": args.num_heads,
-        "model.gelu": args.gelu,
-        "model.norm_eps": args.norm_eps,
-        "data.mean": tuple(args.mean) if args.mean else None,
-        "data.std": tuple(args.std) if args.std else None,
-    }
-    given = {key: value for key, value in given.items() if value is not None}
+    options = {name: getattr(args, name) for name in pretrained.OPTIONS}
+    options = {name: value for name, value in options.items() if value is not None}
     if args.to:
-        if given:
-            raise UserError(
-                f"--to={args.to} writes the settings of SOURCE: omit --num-heads, --gelu, "
-                "--norm-eps, --mean and --std"
-            )
+        if options:
+            flag = f"--{min(options).replace('_', '-')}"
+            raise UserError(f"--to={args.to} writes the settings of SOURCE: omit {flag}")
         for note in pretrained.export(pretrained.load(args.source), args.to, args.dest):
             print(f"note: {note}")
     else:
         if args.source.is_dir():
             raise UserError(f"{args.source} is a folder: give a file, or --to to export a run")
-        weights = pretrained.convert(args.source, given)
+        weights = pretrained.convert(args.source, pretrained.settings_of(options))
         pretrained.save(weights, args.dest)
         print(pretrained.describe(weights))
     print(f"wrote {args.dest}")
+
+
+def _add_options(parser):
+    """Add the options that complete or override what the files record."""
+    parser.add_argument("--architecture", help="name in timm, such as vit_base_patch16_224")
+    parser.add_argument("--num-heads", type=int, help="number of attention heads")
+    parser.add_argument("--gelu", choices=("tanh", "erf"), help="variant of GELU")
+    parser.add_argument("--norm-eps", type=float, help="epsilon of LayerNorm")
+    parser.add_argument("--pool", choices=("cls", "mean"), help="pooling of tokens")
+    parser.add_argument("--pooler-act", choices=("tanh",), help="activation of the pooler")
+    parser.add_argument(
+        "--pos-embed", choices=("sincos_2d", "none"), help="position embedding without a table"
+    )
+    parser.add_argument(
+        "--image-size", type=int, nargs="+", metavar="PIXELS", help="side, or height and width"
+    )
+    for name in ("mean", "std"):
+        parser.add_argument(
+            f"--{name}", type=float, nargs="+", help=f"{name} per channel of pixels in [0, 1]"
+        )
+    for name in ("eval_crop", "resize_mode", "interpolation"):
+        setting = SCHEMA[f"data.{name}"]
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=type(setting.default),
+            choices=setting.choices or None,
+            help=f"data.{name}: {setting.help}",
+        )
+    command.add_class_names(parser)

@@ -5,8 +5,8 @@
 
 Writes test_report.txt, test_report.json and confusion.png, by default to RUN/evaluation/SPLIT. The
 dataset and its splits are those of the run, unless --config.data.KEY=VALUE changes them; their
-classes must be the model's. --split=all evaluates every image of the dataset. A dataset without a
-test split needs --split.
+classes must be the model's; a checkpoint without class names needs --class-names. --split=all
+evaluates every image of the dataset. A dataset without a test split needs --split.
 """
 
 import argparse
@@ -32,13 +32,14 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--out", type=pathlib.Path, help="output folder; default: RUN/evaluation/SPLIT"
     )
+    command.add_class_names(parser)
     args, overrides = parser.parse_with_overrides(argv)
     print(single_line(f"loading {args.run}"), flush=True)
     from vit_jax.evaluation.classifier import Classifier
     from vit_jax.report import draw_confusion, write_test_report
     from vit_jax.runtime.files import write_atomically
 
-    classifier = Classifier(args.run)
+    classifier = Classifier(args.run, class_names=args.class_names)
     config, split = classifier.evaluation_of(overrides, args.split)
     if any(key.startswith("data.") for key in overrides) and not args.out:
         raise UserError("--out is missing: give a folder for the report on other data")

@@ -32,6 +32,7 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--overlay", type=pathlib.Path, help="folder for annotated images")
+    command.add_class_names(parser)
     parser.add_argument("--max_pixels", type=int, help="largest image that is read, in pixels")
     args = parser.parse_args(argv)
     from vit_jax import plots
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     from vit_jax.runtime.progress import Bar
 
     paths = list_images(args.images)
-    classifier = Classifier(args.run)
+    classifier = Classifier(args.run, class_names=args.class_names)
     if args.max_pixels is not None:
         overrides = {"data.max_pixels": args.max_pixels}
         classifier.config = with_overrides(classifier.config, overrides, "--max_pixels")

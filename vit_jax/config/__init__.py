@@ -3,11 +3,13 @@
 from vit_jax.config.settings import (
     DIMENSIONS,
     MODEL_SIZES,
+    PREPROCESSING,
     Config,
     check_key,
     current_names,
     flatten,
     get_config,
+    resized_side,
     resolve,
     steps_of,
     total_steps,

@@ -3,7 +3,7 @@
 import importlib.util
 import re
 
-from vit_jax.config.settings import DIMENSIONS, Config, check_values, flatten
+from vit_jax.config.settings import DIMENSIONS, Config, check_values, flatten, resized_side
 from vit_jax.runtime.errors import UserError, truncate_repr
 
 FREEZES = ("none_trained", "head", "full")
@@ -84,6 +84,11 @@ def _validate_data(config):
                 f"data.{key}={tuple(data[key])} has {len(data[key])} values for "
                 f"{data.channels} channels: give one, or one per channel"
             )
+    if data.resize_mode != "fit" and resized_side(data) > 10_000:
+        raise UserError(
+            f"data.eval_crop={data.eval_crop} of data.image_size={data.image_size} needs images "
+            f"of {resized_side(data)} pixels, more than 10,000"
+        )
     if not data.train_split:
         raise UserError("data.train_split is empty: give the name of a split")
     if len(data.background) not in (1, 3):
@@ -94,6 +99,8 @@ def _validate_data(config):
     for key in ("val_size", "test_size"):
         if data[key] > 1 and data[key] != int(data[key]):
             raise UserError(f"data.{key}={data[key]} must be a fraction below 1, or an integer")
+    if config.keep_head and not config.init_from:
+        raise UserError("keep_head=True has no effect without init_from")
     if data.train_examples and data.examples_per_class:
         raise UserError("give data.train_examples or data.examples_per_class, not both")
 

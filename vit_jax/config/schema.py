@@ -44,6 +44,7 @@ POSITIONS = (
     *("none", "learned_1d", "learned_2d", "sinusoidal", "sincos_2d", "rope_2d", "relative_bias"),
 )
 WHEN = ("auto", "always", "never")
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")
 POLICY = ("augment.kind", ("autoaugment", "strong"))
 RANDAUGMENT = ("augment.kind", ("randaugment",))
 DECAY = ("optim.schedule", ("cosine", "linear", "reduce_on_plateau"))
@@ -65,6 +66,11 @@ _RUN = dict(
     seed=Setting(0, "random seed of the first run; further runs count up from it", high=math.inf),
     init_from=Setting(
         "", "initial weights: folder of a converted checkpoint or of a run", resume="moved"
+    ),
+    keep_head=Setting(
+        False,
+        "keep the head of init_from for classes of other or unknown names: the dataset's classes "
+        "are those of the head, in its order",
     ),
     freeze=Setting(
         "full",
@@ -99,9 +105,17 @@ _DATA = dict(
     image_size=Setting(32, "model input side in pixels; 0: that of init_from", high=10_000),
     stored_size=Setting(
         0,
-        "image side in pixels until the device resizes it to image_size; 0: image_size",
+        "image side in pixels until the device resizes it to image_size; 0: image_size, or with "
+        "another resize_mode than fit, image_size / eval_crop",
         high=10_000,
     ),
+    resize_mode=Setting(
+        "fit",
+        "resizing of images; fit: of the central square; shorter_side: of the shorter side, then "
+        "a centre crop; squash: to a square, without a crop",
+        ("fit", "shorter_side", "squash"),
+    ),
+    interpolation=Setting("bicubic", "interpolation of resized images", INTERPOLATIONS),
     eval_crop=positive(1.0, "side of the centre crop in evaluation, as a fraction", high=1),
     channels=Setting(3, "3: RGB, 1: greyscale; images are converted", (1, 3)),
     background=Setting((255,), "grey level or RGB behind transparent pixels", high=255),

@@ -21,6 +21,8 @@ MODEL_SIZES = {
     "L": (1024, 24, 16, 4096),
 }
 DIMENSIONS = ("hidden_size", "depth", "num_heads", "mlp_dim")
+# Preprocessing of evaluation images, which comes with initial weights but may differ from theirs.
+PREPROCESSING = ("data.eval_crop", "data.resize_mode", "data.interpolation")
 
 
 def get_config() -> Config:
@@ -166,9 +168,11 @@ def _resolve_size(model):
 
 
 def _adopt(config, weights, given):
-    now = flatten(config)
+    now, default = flatten(config), weights.get("data.resize_mode", "fit") == "fit"
     for key, value in weights.items():
         old = now[key]
+        if key in PREPROCESSING and (default or key in given or old != SCHEMA[key].default):
+            continue
         resized = key in ("data.image_size", "model.patch_size") and old
         # The tanh layer before the head is adopted on request only, as in the official code.
         if old == value or resized or key == "model.representation_size":
@@ -190,6 +194,11 @@ def _resolve_augment(config, given):
     for key, value in defaults.get(config.augment.kind, {}).items():
         if f"augment.{key}" not in given:  # an explicit 0 switches it off
             config.augment[key] = config.augment[key] or value
+
+
+def resized_side(data) -> int:
+    """Compute the side in pixels of which `data.eval_crop` leaves `data.image_size`."""
+    return math.floor(data.image_size / data.eval_crop + 1e-9)
 
 
 def steps_of(section, stem: str, steps_per_epoch: int, total_steps: int) -> int:

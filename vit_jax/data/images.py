@@ -11,7 +11,9 @@ import numpy as np
 import PIL
 from PIL import Image, ImageOps, features
 
+from vit_jax.config import resized_side
 from vit_jax.data import decoded
+from vit_jax.data.resizing import Resize, make_resize
 from vit_jax.runtime.errors import UserError
 
 # {format that Pillow may detect, whatever the suffix: its suffixes}; none that it opens with other
@@ -44,18 +46,21 @@ PIXELS = 2  # increase when `to_array` changes its result: invalidates cached im
 
 FULL_RANGE = (0.0, 65535.0)
 WHITE = (255.0,)
+FIT = Resize()
 MAX_PIXELS = 178_956_970  # Pillow's own limit
 
 
 def stored_size(config) -> int:
     """Compute the side in pixels at which images of `config.data` are stored in host memory."""
-    return config.stored_size or config.image_size
+    own = config.image_size if config.resize_mode == "fit" else resized_side(config)
+    return config.stored_size or own
 
 
 def options_of(config) -> dict[str, Any]:
     """Collect the arguments of `to_array` and `read_image` from the settings `config.data`."""
     keys = ("channels", "background", "level_range")
-    return {"size": stored_size(config)} | {key: config[key] for key in keys}
+    options = {"size": stored_size(config), "resize": make_resize(config)}
+    return options | {key: config[key] for key in keys}
 
 
 def identity_of(config, *what) -> str:
@@ -70,8 +75,9 @@ def to_array(
     channels: int,
     background: tuple[float, ...] = WHITE,
     level_range: tuple[float, ...] = (),
+    resize: Resize = FIT,
 ) -> np.ndarray:
-    """Orient (in place), convert, resize and centre-crop to uint8 [size, size, channels].
+    """Orient (in place), convert and resize to uint8 [size, size, channels].
 
     Args:
       image: of any mode.
@@ -79,6 +85,7 @@ def to_array(
       channels: 1 or 3.
       background: grey level or RGB behind transparent pixels.
       level_range: levels that become 0 and 255, of images with more than 8 bits; (): `FULL_RANGE`.
+      resize: rule of resizing.
 
     Raises:
       UserError: without `level_range`, the levels end below a sixteenth of `FULL_RANGE`.
@@ -99,7 +106,7 @@ def to_array(
     if image.mode != mode:  # avoids a copy
         image = image.convert(mode)
     if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+        image = resize(image, size)
     return np.asarray(image).reshape(size, size, channels)
 
 

@@ -45,7 +45,11 @@ class Classifier:
     """
 
     def __init__(
-        self, source: Path, options: Mapping[str, Any] | None = None, needs_head: bool = True
+        self,
+        source: Path,
+        options: Mapping[str, Any] | None = None,
+        needs_head: bool = True,
+        class_names: Sequence[str] | None = None,
     ):
         """Read the metadata of the weights; raises UserError.
 
@@ -53,6 +57,7 @@ class Classifier:
           source: RUN/VARIANT/seed_0, a converted checkpoint, or an .npz or .safetensors file.
           options: settings for `pretrained.convert`, for a weight file.
           needs_head: whether weights without a head are an error.
+          class_names: names of the classes, in the order of the head; None: those of the source.
         """
         self._source = path = pathlib.Path(source).expanduser()
         self._weights = pretrained.convert(path, dict(options or {})) if path.is_file() else None
@@ -66,7 +71,12 @@ class Classifier:
             overrides = info["settings"] | {"train.steps": 1}
             self.config = settings.with_overrides(settings.get_config(), overrides, str(path))
         self.has_data = record is not None
-        self._names = info["class_names"]
+        self._names = info["class_names"] if class_names is None else list(class_names)
+        if class_names is not None and len(set(class_names)) != info["num_classes"]:
+            raise UserError(
+                f"class_names has {len(set(class_names))} different names; {path} has "
+                f"{info['num_classes']} classes"
+            )
         names = self._names or [f"class {i}" for i in range(info["num_classes"])]
         self.class_names = [single_line(name) for name in names]
         self.name = "/".join(path.absolute().parts[-2:]) if record else path.absolute().name
@@ -274,9 +284,12 @@ class Classifier:
 
     def _match_classes(self, names):
         """Find the index of each class of a dataset among the model's; raises UserError."""
-        # Without class names, only their number is compared.
-        if not self._names and len(names) == len(self.class_names):
-            return np.arange(len(names))
+        if not self._names:
+            raise UserError(
+                f"{self._source} records no class names for its {len(self.class_names)} classes, "
+                f"the dataset has {len(names)} ({join_names(names)}): give class_names in the "
+                "order of the head"
+            )
         normal = {unicodedata.normalize("NFC", name): i for i, name in enumerate(self.class_names)}
         found = [normal.get(unicodedata.normalize("NFC", name)) for name in names]
         if unknown := [name for name, i in zip(names, found, strict=True) if i is None]:

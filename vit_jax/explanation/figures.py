@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vit_jax import models, plots
-from vit_jax.augment import center_crop, preprocess
+from vit_jax.augment import evaluation_crop, preprocess
 from vit_jax.config import Config
 from vit_jax.evaluation.evaluate import softmax
 from vit_jax.explanation import attribution, scores
@@ -64,7 +64,7 @@ class Viewer:
             pairs = zip(predictions, rows, strict=True)
             predictions = [f"{one}\n{describe(row, target)}" for one, row in pairs]
         data, params = self.config.data, variables["params"]
-        images = np.asarray(center_crop(jnp.asarray(images), data.image_size, data.eval_crop))
+        images = np.asarray(evaluation_crop(jnp.asarray(images), data))
         return Seen(self, params, images, list(names), predictions, inside, gradients, explained)
 
 
@@ -301,7 +301,7 @@ def save_mistakes(run: pathlib.Path, data) -> bool:
     images, names = Model(run).test_images([mistake["index"] for mistake in mistakes], data)
     if names != [list(report["classes"])[mistake["label"]] for mistake in mistakes]:
         raise UserError(f"the test images are not those of {run}")
-    images = np.asarray(center_crop(jnp.asarray(images), data.image_size, data.eval_crop))
+    images = np.asarray(evaluation_crop(jnp.asarray(images), data))
     folder.mkdir(parents=True, exist_ok=True)
     for path, image in zip(paths, images, strict=True):
         small = Image.fromarray(image.squeeze())

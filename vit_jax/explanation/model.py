@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import models
+from vit_jax import models, pretrained
 from vit_jax.config import Config
 from vit_jax.evaluation.classifier import Classifier
 from vit_jax.evaluation.inputs import Images, Path, as_list
@@ -35,9 +35,13 @@ class Model(Classifier):
     """
 
     def __init__(
-        self, source: Path, options: Mapping[str, Any] | None = None, needs_head: bool = True
+        self,
+        source: Path,
+        options: Mapping[str, Any] | None = None,
+        needs_head: bool = True,
+        class_names: Sequence[str] | None = None,
     ):
-        super().__init__(source, options, needs_head)
+        super().__init__(source, options, needs_head, class_names)
         self.grid, self.has_cls = token_layout(self.config)
 
     def __repr__(self) -> str:
@@ -132,6 +136,8 @@ def load_model(
     norm_eps: float | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    class_names: Sequence[str] | None = None,
+    **others: Any,
 ) -> Model:
     """Load a finished model.
 
@@ -139,19 +145,23 @@ def load_model(
       source: a run (RUN/VARIANT/seed_0), a converted checkpoint, or a weight file of another
         project: an official .npz, or .safetensors of a ViT of timm, Hugging Face or torchvision, or
         of a ResNet18. A config.json next to the file is read too.
-      num_heads: of a weight file, where neither the file nor its width determines it.
-      gelu: "tanh" or "erf", where a weight file differs from its kind.
-      norm_eps: epsilon of LayerNorm, where a weight file differs from its kind.
-      mean: of the pixels in [0, 1], per channel, where a weight file differs from its kind.
-      std: of the pixels in [0, 1], per channel, where a weight file differs from its kind.
+      num_heads: number of attention heads of a weight file.
+      gelu: "tanh" or "erf", of a weight file.
+      norm_eps: epsilon of LayerNorm of a weight file.
+      mean: of the pixels in [0, 1], per channel, of a weight file.
+      std: of the pixels in [0, 1], per channel, of a weight file.
+      class_names: names of the classes, in the order of the head, in place of those of the source.
+      **others: further options of a weight file: "architecture", "pool", "pooler_act", "pos_embed",
+        "image_size", "eval_crop", "resize_mode", "interpolation", as of `vit-jax convert`.
 
     Raises:
       UserError: the source is none of these, unfinished or damaged, or needs an option.
     """
-    options = {"model.num_heads": num_heads, "model.gelu": gelu, "model.norm_eps": norm_eps}
-    options |= {"data.mean": mean and tuple(mean), "data.std": std and tuple(std)}
-    given = {key: value for key, value in options.items() if value is not None}
-    return Model(source, given, needs_head=False)
+    options = dict(others, num_heads=num_heads, gelu=gelu, norm_eps=norm_eps, mean=mean, std=std)
+    if unknown := sorted(others.keys() - pretrained.OPTIONS.keys()):
+        raise UserError(f"{unknown[0]} is not an option: use {', '.join(pretrained.OPTIONS)}")
+    given = {name: value for name, value in options.items() if value is not None}
+    return Model(source, pretrained.settings_of(given), needs_head=False, class_names=class_names)
 
 
 def _as_model(model: Model | Path) -> Model:

@@ -1,5 +1,8 @@
 """Pretrained weights of other projects and of finished runs: conversion, loading and export."""
 
+from vit_jax.pretrained.conversion import OPTIONS as OPTIONS
+from vit_jax.pretrained.conversion import convert as convert
+from vit_jax.pretrained.conversion import settings_of as settings_of
 from vit_jax.pretrained.export import export as export
 from vit_jax.pretrained.formats import flat_weights as flat_weights
 from vit_jax.pretrained.formats import nested_weights as nested_weights
@@ -8,7 +11,6 @@ from vit_jax.pretrained.weights import DATA_KEYS as DATA_KEYS
 from vit_jax.pretrained.weights import Fitted as Fitted
 from vit_jax.pretrained.weights import Weights as Weights
 from vit_jax.pretrained.weights import check_shapes as check_shapes
-from vit_jax.pretrained.weights import convert as convert
 from vit_jax.pretrained.weights import describe as describe
 from vit_jax.pretrained.weights import fit as fit
 from vit_jax.pretrained.weights import load as load

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.pretrained import files, formats, tables
+from vit_jax.config import PREPROCESSING, get_config, resized_side, with_overrides
+from vit_jax.pretrained import files, formats, preprocessing, tables
 from vit_jax.pretrained.weights import Weights
 from vit_jax.runtime.errors import UserError
 
@@ -22,7 +23,13 @@ def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
     Raises:
       UserError: the format cannot represent the model.
     """
+    data = with_overrides(get_config(), weights.info["settings"], "the weights").data
     info, arrays, settings = weights.info, weights.arrays, weights.info["settings"]
+    settings = settings | {key: data[key.removeprefix("data.")] for key in PREPROCESSING}
+    stored = info.get("stored_size") or resized_side(data)
+    notes = []
+    if stored != resized_side(data):
+        notes = [f"the file cannot record data.stored_size={stored}, the first of two resizings"]
     if destination.exists():
         raise UserError(f"{destination} exists already: choose another destination")
     if lacking := _lacking(settings, kind):
@@ -30,29 +37,32 @@ def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
     if kind == "npz":
         if destination.suffix != ".npz":
             raise UserError(f"{destination} must end in .npz")
-        theirs = formats.to_theirs("npz", arrays)
+        theirs = formats.official(formats.to_theirs("npz", arrays))
         contiguous: Any = {key: np.ascontiguousarray(array) for key, array in theirs.items()}
         np.savez(destination, **contiguous)
-        return [
+        usual = tables.SETTINGS["npz"] | preprocessing.usual("npz", settings)
+        return notes + [
             f"the file cannot record {key}={settings[key]}; the usual value is {value}"
-            for key, value in tables.SETTINGS["npz"].items()
+            for key, value in usual.items()
             if settings[key] != value
         ]
+    if data.resize_mode == "fit" or (kind == "hf" and resized_side(data) != data.image_size):
+        notes.append(f"{kind} rounds the offset of the crop to another pixel for some images")
     mean, std = (
         np.broadcast_to(settings[f"data.{key}"], settings["data.channels"]).tolist()
         for key in ("mean", "std")
     )
     if kind == "timm":
         name = "resnet18" if settings["model.name"] == "resnet18" else "timm"
-        configs = {"config.json": _timm_config(info, mean, std)}
+        configs = {"config.json": _timm_config(info, mean, std, preprocessing.write_timm(data))}
         files.write_safetensors(destination, formats.to_theirs(name, arrays), configs)
         eps = settings.get("model.norm_eps", 1e-6)
-        return [f"timm uses norm_eps=1e-6 instead of {eps:g}"] if eps != 1e-6 else []
+        return notes + [f"timm uses norm_eps=1e-6 instead of {eps:g}"] * (eps != 1e-6)
     theirs = formats.to_theirs("hf", arrays)
     theirs = {k if k.startswith("classifier.") else f"vit.{k}": v for k, v in theirs.items()}
-    files.write_safetensors(destination, theirs, _hf_configs(info, mean, std))
-    crop = info.get("eval_crop", 1.0)
-    return [f"the image processor cannot record data.eval_crop={crop}"] if crop != 1 else []
+    processor = preprocessing.write_processor(data)
+    files.write_safetensors(destination, theirs, _hf_configs(info, mean, std, processor))
+    return notes
 
 
 def _lacking(settings, kind):
@@ -71,7 +81,7 @@ def _lacking(settings, kind):
     return next((f"model.{key}={own[key]}" for key in needed if own[key] != needed[key]), "")
 
 
-def _timm_config(info, mean, std):
+def _timm_config(info, mean, std, preprocessed):
     settings, num_classes = info["settings"], info["num_classes"]
     size, channels = settings["data.image_size"], settings["data.channels"]
     is_resnet = settings["model.name"] == "resnet18"
@@ -80,8 +90,7 @@ def _timm_config(info, mean, std):
         "pretrained_cfg": {
             "num_classes": num_classes,
             "input_size": [channels, size, size],
-            "interpolation": "bicubic",
-            "crop_pct": info.get("eval_crop", 1.0),
+            **preprocessed,
             "mean": mean,
             "std": std,
             "label_names": info["class_names"],
@@ -111,7 +120,7 @@ def _timm_config(info, mean, std):
     }
 
 
-def _hf_configs(info, mean, std):
+def _hf_configs(info, mean, std, processor):
     settings = info["settings"]
     size = settings["data.image_size"]
     names = info["class_names"] or [f"LABEL_{i}" for i in range(info["num_classes"])]
@@ -134,10 +143,7 @@ def _hf_configs(info, mean, std):
         "label2id": {name: i for i, name in enumerate(names)},
     }
     preprocessor = {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "size": {"height": size, "width": size},
-        "resample": 3,  # bicubic
+        **processor,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -12,8 +12,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from vit_jax.pretrained import preprocessing
 from vit_jax.pretrained.formats import Arrays
-from vit_jax.runtime.errors import UserError, first_line, single_line
+from vit_jax.runtime.errors import UserError, first_line, single_line, truncate_repr
 from vit_jax.runtime.files import apply_umask
 
 assert ml_dtypes  # registers bfloat16 with NumPy, which safetensors then reads
@@ -21,6 +22,29 @@ assert ml_dtypes  # registers bfloat16 with NumPy, which safetensors then reads
 # Limit of an unpacked .npz, or 20 times the file size if larger: weights hardly compress.
 UNPACKED_BYTES = 2**28
 LARGEST_BYTES = 2**36  # ten times the largest ViTs
+_HF_DEFAULTS = {
+    "hidden_act": "gelu",
+    "image_size": 224,
+    "layer_norm_eps": 1e-12,
+    "num_attention_heads": 12,
+    "pooler_act": "tanh",
+}
+# Arguments of timm's models that are read, recorded by the arrays, or without effect in evaluation.
+_TIMM_ARGS = {
+    *(
+        "act_layer",
+        "channels",
+        "class_token",
+        "depth",
+        "drop_path_rate",
+        "drop_rate",
+        "dynamic_img_size",
+    ),
+    *("embed_dim", "fc_norm", "final_norm", "fix_init", "global_pool", "img_size", "in_chans"),
+    *("mlp_ratio", "no_embed_class", "num_classes", "num_heads", "patch_size", "proj_drop_rate"),
+    *("attn_drop_rate", "pos_drop_rate", "qkv_bias", "strict_img_size", "weight_init"),
+}
+
 SIDE_BYTES = 2**24  # limit of a JSON file next to the weights, usually a few kB
 
 
@@ -99,10 +123,13 @@ def _parse_npy(content, name):
 
 
 def read_side_settings(path: pathlib.Path) -> dict[str, Any]:
-    """Read settings such as "data.mean", and "class_names", from JSON next to a .safetensors file.
+    """Read settings such as "data.mean" from JSON next to a .safetensors file.
 
-    Reads config.json of transformers or timm, and preprocessor_config.json of transformers. Raises
-    UserError if one of them is damaged or describes an unsupported model.
+    Reads config.json of transformers or timm, and preprocessor_config.json of transformers. Further
+    keys are "class_names"; "architecture" and "num_features" of timm; "model_type" and "pooler_act"
+    of transformers. "data.image_size" is (height, width).
+
+    Raises UserError if a file is damaged or describes an unsupported model.
     """
     config_path = path.with_name("config.json")
     config, pre = _read_json(config_path), _read_json(path.with_name("preprocessor_config.json"))
@@ -116,7 +143,12 @@ def read_side_settings(path: pathlib.Path) -> dict[str, Any]:
 
 def _side_settings(config, pre, config_path):
     cfg, args = config.get("pretrained_cfg") or {}, config.get("model_args") or {}
-    pool = config.get("global_pool") or args.get("global_pool")
+    for key, value in args.items():
+        if value and key not in _TIMM_ARGS:
+            raise UserError(
+                f"{config_path} has the unsupported model_args {key}={truncate_repr(value)}"
+            )
+    pool = args.get("global_pool") or config.get("global_pool")
     if pool and pool not in ("token", "avg"):
         raise UserError(
             f"{config_path} has the unsupported pooling {pool!r}: token and avg are supported"
@@ -124,21 +156,37 @@ def _side_settings(config, pre, config_path):
     kinds = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
     kinds |= {"gelu_tanh": "tanh", "gelu_fast": "tanh"}
     activation = config.get("hidden_act") or args.get("act_layer")
+    if config.get("model_type") == "vit":  # the defaults of ViTConfig
+        config = _HF_DEFAULTS | config
+        activation = config["hidden_act"]
+    if config.get("pooler_act", "tanh") != "tanh":
+        raise UserError(
+            f"{config_path} has the unsupported pooler_act {config['pooler_act']!r}: tanh is "
+            "supported"
+        )
     if activation and activation not in kinds:
         known = ", ".join(kinds)
         raise UserError(
             f"{config_path} has the unsupported activation {activation!r}: {known} are supported"
         )
     found = {
-        "model.hidden_size": config.get("hidden_size") or config.get("num_features"),
+        "model_type": config.get("model_type"),
+        "architecture": config.get("architecture"),
+        "pooler_act": config.get("pooler_act"),
+        "num_features": config.get("num_features"),
+        "model.hidden_size": config.get("hidden_size"),
         "model.depth": config.get("num_hidden_layers") or args.get("depth"),
         "model.patch_size": config.get("patch_size") or args.get("patch_size"),
         "model.num_heads": config.get("num_attention_heads") or args.get("num_heads"),
         "model.norm_eps": config.get("layer_norm_eps"),
         "model.pool": {"token": "cls", "avg": "mean"}.get(pool or ""),
         "model.gelu": kinds[activation] if activation else None,
-        "data.mean": cfg.get("mean") or pre.get("image_mean"),
-        "data.std": cfg.get("std") or pre.get("image_std"),
+        "data.image_size": sides(
+            config.get("image_size") or args.get("img_size") or cfg.get("input_size")
+        ),
+        "data.mean": _floats(cfg.get("mean") or pre.get("image_mean")),
+        "data.std": _floats(cfg.get("std") or pre.get("image_std")),
+        **(preprocessing.read_timm(cfg) or preprocessing.read_processor(pre)),
         "class_names": cfg.get("label_names") or config.get("label_names"),
     }
     labels = {int(number): name for number, name in (config.get("id2label") or {}).items()}
@@ -151,11 +199,24 @@ def _side_settings(config, pre, config_path):
         found["class_names"] = [  # ImageNet has two classes called crane
             f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(names)
         ]
-    return {
-        key: tuple(map(float, value)) if key.startswith("data.") else value
-        for key, value in found.items()
-        if value is not None
-    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _floats(values):
+    return tuple(map(float, values)) if values else None
+
+
+def sides(size) -> tuple[int, int] | None:
+    """Convert a side, [height, width] or [channels, height, width] to (height, width).
+
+    Raises TypeError, ValueError or IndexError for anything else.
+    """
+    if size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size[-2:]
+    if not isinstance(height, int) or not isinstance(width, int) or min(height, width) < 1:
+        raise ValueError(f"the image size {truncate_repr(size)} is not in pixels")
+    return height, width
 
 
 def _read_json(path):

@@ -10,12 +10,20 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_jax import models
-from vit_jax.config import MODEL_SIZES, get_config
+from vit_jax.config import get_config
 from vit_jax.pretrained import tables
+from vit_jax.pretrained.architectures import HEADS, SUPPORTED
 from vit_jax.pretrained.tables import BLOCK, DENSE_0, POSITIONS, QKV
 from vit_jax.runtime.errors import UserError
 
 Arrays = dict[str, np.ndarray]
+
+_WRAPPERS = ("module.", "model.", "_orig_mod.")  # of DataParallel, trainers and torch.compile
+_PRE_LINEN = {
+    "MultiHeadDotProductAttention_1": "MultiHeadDotProductAttention_0",
+    "MlpBlock_3": "MlpBlock_0",
+    "LayerNorm_2": "LayerNorm_1",
+}
 
 
 def detect(keys: set[str], is_npz: bool, source) -> str:
@@ -24,20 +32,24 @@ def detect(keys: set[str], is_npz: bool, source) -> str:
         typical = {theirs for ours, theirs, _ in table if ours in tables.TYPICAL}
         if typical & keys and is_npz == (name == "npz"):
             return name
-    kinds = "the official ViT" if is_npz else "a ViT of timm, Hugging Face or torchvision, ResNet18"
-    raise UserError(f"{source} has no known layout ({kinds}): it contains {_some(keys)}")
+    raise UserError(
+        f"{source} has no known layout: it contains {some(sorted(keys))}; use {SUPPORTED}"
+    )
 
 
-def _some(keys):
-    return ", ".join(sorted(keys)[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+def some(items: list[str], separator: str = ", ") -> str:
+    """Join the first four items, with the number of further ones."""
+    more = f" and {len(items) - 4} more" if len(items) > 4 else ""
+    return separator.join(items[:4]) + more
 
 
 def canonical(arrays: Arrays, is_npz: bool) -> Arrays:
     """Rename arrays to the keys of the tables, convert to float32, and drop non-weights.
 
-    Removes the prefixes "opt/target/", "params/", "params/img/" and "vit."; converts the numbering
-    of pre-Linen Flax (MlpBlock_3 for the first MlpBlock), big_vision's stacked blocks, its
-    positions outside the encoder and its bfloat16 as raw bytes, and torchvision's older names.
+    Removes the prefixes "opt/target/", "params/", "params/img/" and "vit.", and those of wrapped
+    modules ("module.", "model.", "_orig_mod."); converts the numbering of pre-Linen Flax
+    (MlpBlock_3 for the first MlpBlock), big_vision's stacked blocks, its positions outside the
+    encoder and its bfloat16 as raw bytes, and torchvision's older names.
     """
     if is_npz:
         prefixes = ("opt/target/", "params/img/", "params/")
@@ -46,6 +58,8 @@ def canonical(arrays: Arrays, is_npz: bool) -> Arrays:
         inside = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
         arrays = dict(_linen(inside))
     else:
+        while prefix := next((p for p in _WRAPPERS if all(k.startswith(p) for k in arrays)), ""):
+            arrays = {key.removeprefix(prefix): value for key, value in arrays.items()}
         renamed = {r"^vit\.": "", r"mlp\.linear_1\.": "mlp.0.", r"mlp\.linear_2\.": "mlp.3."}
         for old, new in renamed.items():
             arrays = {re.sub(old, new, key): value for key, value in arrays.items()}
@@ -59,10 +73,8 @@ def canonical(arrays: Arrays, is_npz: bool) -> Arrays:
 
 def _linen(arrays):
     """Yield the arrays of an official file, without prefix, under Linen's names."""
-    numbers = {"MultiHeadDotProductAttention_1": "MultiHeadDotProductAttention_0"}
-    numbers |= {"MlpBlock_3": "MlpBlock_0", "LayerNorm_2": "LayerNorm_1"}
     for key, value in arrays.items():
-        key = "/".join(str(numbers.get(name, name)) for name in key.split("/"))
+        key = _renumbered(key, _PRE_LINEN)
         key = POSITIONS if key == "pos_embedding" else key
         before, stacked, after = key.partition("Transformer/encoderblock/")
         if stacked and not before:
@@ -71,11 +83,33 @@ def _linen(arrays):
             yield key, value
 
 
-def describe(name: str, arrays: Arrays, num_heads: int | None, source) -> tuple[dict, int]:
-    """Derive the settings {"model.depth": 12, ...} and number of classes, 0 without a head.
+def _renumbered(key, numbers):
+    return "/".join(str(numbers.get(name, name)) for name in key.split("/"))
 
-    Reads the canonical arrays of a format. If `num_heads` is None, it is that of the named size.
-    Raises UserError if the arrays are not those of a ViT or ResNet18.
+
+def official(arrays: Arrays) -> Arrays:
+    """Rename arrays in the "npz" format to the numbering of the official files of 2020."""
+    numbers = {new: old for old, new in _PRE_LINEN.items()}
+    return {_renumbered(key, numbers): array for key, array in arrays.items()}
+
+
+def describe(
+    name: str, arrays: Arrays, known: dict, source
+) -> tuple[dict, int, tuple[int, int] | None]:
+    """Derive what the arrays record.
+
+    Args:
+      name: the format.
+      arrays: the canonical arrays.
+      known: settings from elsewhere; "data.image_size" is (height, width).
+      source: the file, for messages.
+
+    Returns:
+      The settings {"model.depth": 12, ...}; the number of classes, 0 without a head; and the rows
+      and columns of the position table, None without one.
+
+    Raises:
+      UserError: the arrays are not those of a ViT or ResNet18, or contradict `known`.
     """
     rows = {ours: (theirs, layout) for ours, theirs, layout in tables.TABLES[name]}
 
@@ -96,52 +130,69 @@ def describe(name: str, arrays: Arrays, num_heads: int | None, source) -> tuple[
 
     if name == "resnet18":
         size, _, channels, width = find("conv1/kernel", 4).shape
-        return {
-            "model.name": name,
-            "model.hidden_size": width,
-            "model.stem": "cifar" if size == 3 else "imagenet",
-            "data.image_size": 32 if size == 3 else 224,
-            "data.channels": channels,
-        }, length("head/bias")
+        return (
+            {
+                "model.name": name,
+                "model.hidden_size": width,
+                "model.stem": "cifar" if size == 3 else "imagenet",
+                "data.image_size": known.get("data.image_size", (32 if size == 3 else 224,))[0],
+                "data.channels": channels,
+            },
+            length("head/bias"),
+            None,
+        )
     patch, other_side, channels, width = find("embedding/kernel", 4).shape
-    if patch != other_side:
+    if patch != other_side or not patch:
         raise UserError(
             f"{source} has patches of {patch}x{other_side} pixels, which are not square"
         )
-    tokens = find(POSITIONS, 3).shape[1]
-    grid = math.isqrt(tokens) if math.isqrt(tokens) ** 2 == tokens else math.isqrt(tokens - 1)
+    has_cls, grid, sides = key_of("cls") in arrays, None, known.get("data.image_size")
+    if name != "npz" or key_of(POSITIONS) in arrays:
+        grid = _grid(find(POSITIONS, 3).shape[1], has_cls, patch, sides, source)
+    image_side = sides and sides[0]
     heads_found = find(f"{QKV}/kernel", 3).shape[1] if name == "npz" else None
     norm = re.escape(rows[f"{BLOCK}/LayerNorm_0/scale"][0]).replace(r"\{i\}", r"\d+")
-    return {
+    num_heads = _num_heads(name, width, heads_found, known.get("model.num_heads"), source)
+    settings = {
         "model.name": "vit",
         "model.patch_size": patch,
         "model.hidden_size": width,
         "model.depth": sum(bool(re.fullmatch(norm, key)) for key in arrays),
-        "model.num_heads": _num_heads(width, heads_found, num_heads, source),
+        "model.num_heads": num_heads,
         "model.mlp_dim": len(find(f"{DENSE_0}/bias", 1)),
         "model.attention": "softmax",
         "model.patchify": "conv",
-        "model.pos_embed": "learned_1d",
-        "model.pool": "cls" if key_of("cls") in arrays else "mean",
+        "model.pos_embed": "learned_1d" if grid else known.get("model.pos_embed"),
+        "model.pool": "cls" if has_cls else "mean",
         "model.qkv_bias": key_of(f"{QKV}/bias") in arrays,
         "model.representation_size": length("pre_logits/bias"),
-        "data.image_size": grid * patch,
+        # A grid that is not square is resized to a square one of as many patches.
+        "data.image_size": round(math.prod(grid) ** 0.5) * patch if grid else image_side,
         "data.channels": channels,
-    }, length("head/bias")
+    }
+    settings = {key: value for key, value in settings.items() if value is not None}
+    return settings, length("head/bias"), grid
 
 
-def _num_heads(width, found, given, source):
-    named = {size[0]: size[2] for size in MODEL_SIZES.values()}
-    named |= {1152: 16, 1280: 16, 1408: 16, 1664: 16}  # So400m, H, g, G: Zhai et al. 2022
+def _grid(tokens, has_cls, patch, sides, source):
+    """Compute the rows and columns of a position table; without `sides`, it must be square."""
+    for patches in (tokens, max(0, tokens - has_cls)):
+        if sides is None and math.isqrt(patches) ** 2 == patches:
+            return math.isqrt(patches), math.isqrt(patches)
+        if sides is not None and (sides[0] // patch) * (sides[1] // patch) == patches:
+            return sides[0] // patch, sides[1] // patch
+    what = "a square image" if sides is None else f"{sides[0]}x{sides[1]} pixels"
+    raise UserError(
+        f"{source} has {tokens} positions, which are not those of {what} in patches of "
+        f"{patch}x{patch} pixels: give image_size as height and width"
+    )
+
+
+def _num_heads(name, width, found, given, source):
     if found and given not in (None, found):
         raise UserError(f"{source} has {found} attention heads, not {given}")
-    number = found or given or named.get(width)
-    if number is None:
-        raise UserError(
-            f"{source} does not record its number of attention heads: give num_heads, which "
-            f"divides its width of {width}"
-        )
-    if type(number) is not int or number < 1 or width % number:
+    number = found or given or HEADS.get(name, {}).get(width)
+    if number is not None and (type(number) is not int or number < 1 or width % number):
         raise UserError(f"{number!r} attention heads do not divide the width of {source}, {width}")
     return number
 
@@ -212,7 +263,7 @@ def to_ours(name: str, arrays: Arrays, ours: dict[str, tuple], source) -> Arrays
             result[path] = np.ascontiguousarray(layout.to_ours(piece, ours[path]))
     problems += [f"{key} is unexpected" for key in sorted(arrays)]
     if problems:
-        raise UserError(f"{source} does not fit the {name} layout: {'; '.join(problems)}")
+        raise UserError(f"{source} does not fit the {name} layout: {some(problems, '; ')}")
     check_finite(result, source)
     return result
 
@@ -221,4 +272,4 @@ def check_finite(arrays: Arrays, source) -> None:
     """Raise UserError if an array contains NaN or infinite values."""
     bad = [key for key, array in arrays.items() if not np.isfinite(array).all()]
     if bad:
-        raise UserError(f"{source} contains NaN or infinite values in {_some(bad)}")
+        raise UserError(f"{source} contains NaN or infinite values in {some(bad)}")

@@ -6,11 +6,12 @@ Every rule is linear and separable: a matrix [new, old] for each side of the gri
 import numpy as np
 
 # Rules for position embeddings, by format; "timm" for the others.
-RULES = {"npz": "official", "hf": "hf"}
+RULES = {"npz": "official", "hf": "hf", "torchvision": "torchvision"}
 RULE_NAMES = {
     "official": "linear between aligned corners, the official rule",
     "timm": "bicubic with antialiasing, timm's rule",
     "hf": "bicubic without antialiasing, Hugging Face's rule",
+    "torchvision": "bicubic between aligned corners, torchvision's rule",
 }
 
 
@@ -20,12 +21,14 @@ def resize_matrix(rule: str, new: int, old: int) -> np.ndarray:
     "official" is scipy.ndimage.zoom(order=1), as in interpolate_posembed of
     google-research/vision_transformer. "timm" is PyTorch's bicubic interpolation with
     antialias=True (a = -0.5, the kernel widened where the grid shrinks), "hf" that without
-    (a = -0.75, the border repeated).
+    (a = -0.75, the border repeated), "torchvision" the latter with align_corners=True, as in
+    interpolate_embeddings of torchvision.
     """
-    if rule == "official":
-        places = np.arange(new) * ((old - 1) / max(1, new - 1))
-        return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(old)))
     places = (np.arange(new) + 0.5) * old / new - 0.5
+    if rule in ("official", "torchvision"):
+        places = np.arange(new) * ((old - 1) / max(1, new - 1))
+    if rule == "official":
+        return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(old)))
     if rule == "timm":
         widen = max(1.0, old / new)
         weights = _cubic((places[:, None] - np.arange(old)) / widen, -0.5)
@@ -46,16 +49,19 @@ def _cubic(x, a):
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
-def resize_positions(table: np.ndarray, tokens: int, has_cls: bool, rule: str) -> np.ndarray:
-    """Resize learned positions [1, n, d] of a square grid to [1, tokens, d].
+def resize_positions(
+    table: np.ndarray, tokens: int, has_cls: bool, rule: str, grid: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Resize learned positions [1, n, d] of a grid, by default square, to a square: [1, tokens, d].
 
     The position of the class token is unchanged.
     """
-    cls, grid = table[:, : int(has_cls)], table[0, int(has_cls) :]
-    old, new = (round(n**0.5) for n in (len(grid), tokens - int(has_cls)))
-    matrix = resize_matrix(rule, new, old)
-    square = grid.reshape(old, old, -1)
-    resized = np.einsum("ij,kl,jld->ikd", matrix, matrix, square, optimize=True)
+    cls, patches = table[:, : int(has_cls)], table[0, int(has_cls) :]
+    old, new = (round(n**0.5) for n in (len(patches), tokens - int(has_cls)))
+    rows, columns = grid or (old, old)
+    matrices = (resize_matrix(rule, new, rows), resize_matrix(rule, new, columns))
+    square = patches.reshape(rows, columns, -1)
+    resized = np.einsum("ij,kl,jld->ikd", *matrices, square, optimize=True)
     resized = resized.reshape(1, new * new, -1).astype(np.float32)
     return np.concatenate([cls, resized], 1)
 

@@ -1,4 +1,4 @@
-"""Convert weights, load checkpoints and finished runs, and fit their weights to a model."""
+"""Load converted checkpoints and finished runs, and fit their weights to a model."""
 
 import dataclasses
 import functools
@@ -9,9 +9,9 @@ import re
 
 import numpy as np
 
-from vit_jax.config import current_names, flatten, get_config, with_overrides
+from vit_jax.config import PREPROCESSING, current_names, flatten, get_config, with_overrides
 from vit_jax.config.rules import validate
-from vit_jax.pretrained import files, formats, resize, tables
+from vit_jax.pretrained import formats, resize, tables
 from vit_jax.pretrained.formats import Arrays, flat_weights, nested_weights
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.files import write_atomically
@@ -33,8 +33,8 @@ class Weights:
     """The weights of a model, {our path: float32 array}, and the contents of model.json.
 
     BatchNorm's statistics begin with "batch_stats/". `info` has "format"; "source", a file's name;
-    "settings", those of `KEYS` and `DATA_KEYS`; "num_classes"; "class_names" or None; "resize", a
-    key of RULE_NAMES; "assumed", the settings that no file records; "checksum".
+    "settings", those of `KEYS`, `DATA_KEYS` and `PREPROCESSING`; "num_classes"; "class_names" or
+    None; "resize", a key of RULE_NAMES; "assumed", the settings that no file records; "checksum".
     """
 
     arrays: Arrays
@@ -47,48 +47,7 @@ class Weights:
         return {"params": params, "batch_stats": batch_stats}
 
 
-def convert(source: pathlib.Path, given: dict) -> Weights:
-    """Convert a weight file of another project, .npz or .safetensors.
-
-    JSON files next to it are read too; the settings `given` override them: {"model.num_heads" |
-    "model.gelu" | "model.norm_eps" | "data.mean" | "data.std": value}. Raises UserError if the file
-    cannot be read, or does not fit one known layout in every key.
-    """
-    is_npz = source.suffix == ".npz"
-    arrays = formats.canonical(files.read_arrays(source), is_npz)
-    name = formats.detect(set(arrays), is_npz, source)
-    side = {} if is_npz else files.read_side_settings(source)
-    known = side | given
-    settings, num_classes = formats.describe(name, arrays, known.get("model.num_heads"), source)
-    for key, value in side.items():
-        own = settings.get(key, value)
-        if key.startswith("model.") and own != value:
-            raise UserError(
-                f"the config.json next to {source} belongs to another model: it has {key}={value}, "
-                f"the weights have {own}"
-            )
-    usual = tables.SETTINGS[name]
-    settings |= {key: known.get(key, value) for key, value in usual.items()}
-    if unused := sorted(given.keys() - settings.keys()):
-        raise UserError(f"{unused[0]} has no effect on {source}, which is in the {name} format")
-    # Arrays with flattened heads do not record their number.
-    assumed = {*usual, *(["model.num_heads"] if name in ("timm", "hf", "torchvision") else [])}
-    _check_settings(settings, source)
-    ours = formats.to_ours(name, arrays, formats.shapes(settings, num_classes), source)
-    class_names = side.get("class_names")
-    info = {
-        "format": name,
-        "source": source.name,
-        "settings": settings,
-        "num_classes": num_classes,
-        "class_names": class_names if class_names and len(class_names) == num_classes else None,
-        "resize": resize.RULES.get(name, "timm"),
-        "assumed": sorted(assumed.difference(known)),
-    }
-    return Weights(ours, info)
-
-
-def _check_settings(settings, source):
+def check_settings(settings, source):
     """Raise UserError if no model can have these settings."""
     # A length and no augmentation make the config valid for any image size.
     settings = settings | {"train.steps": 1, "augment.kind": "none"}
@@ -142,7 +101,7 @@ def read_info(folder: pathlib.Path) -> dict:
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} is damaged: convert the weights again") from None
-    _check_settings(settings, path)
+    check_settings(settings, path)
     return info
 
 
@@ -165,8 +124,8 @@ def _run_info(folder):
     if not _are_strings(data["classes"]):
         raise UserError(f"{path} is damaged: it does not list the classes")
     keys = [f"model.{key}" for key in ("name", *KEYS.get(config["model.name"], ()))]
-    settings = {key: config[key] for key in (*keys, *DATA_KEYS)}
-    _check_settings(settings, path)
+    settings = {key: config[key] for key in (*keys, *DATA_KEYS, *PREPROCESSING)}
+    check_settings(settings, path)
     return {
         "format": "vit_jax",
         "source": str(folder),
@@ -175,7 +134,7 @@ def _run_info(folder):
         "class_names": data["classes"],
         "resize": data.get("weights", {}).get("resize", "official"),
         "step": summary["best_step"],
-        "eval_crop": config["data.eval_crop"],
+        "stored_size": config["data.stored_size"],
         "checksum": checkpoint.recorded_checksum(folder / "checkpoints", summary["best_step"]),
     }
 
@@ -222,16 +181,21 @@ class Fitted:
 
 
 def fit(
-    weights: Weights, shapes: dict[str, tuple], class_names: list[str], has_cls: bool
+    weights: Weights,
+    shapes: dict[str, tuple],
+    class_names: list[str],
+    has_cls: bool,
+    keep_head: bool = False,
 ) -> Fitted:
     """Fit weights to a model of these shapes, {our path: shape}, possibly with other classes.
 
     Resizes position and patch embeddings (`has_cls`: the first position is the class token's) and
-    re-initialises a head for other classes. Raises UserError that lists all mismatches.
+    re-initialises a head for other classes, or for classes of unknown names unless `keep_head`.
+    Raises UserError that lists the mismatches.
     """
     stored, info = weights.arrays, weights.info
     arrays, problems, rows = {}, [], {"loaded": [], "resized": [], "reset": [], "ignored": []}
-    why_reset = _why_reset(info, class_names, "pre_logits/kernel" in shapes)
+    why_reset = _why_reset(info, class_names, "pre_logits/kernel" in shapes, keep_head)
     resizings = []
     for path, shape in shapes.items():
         if path.startswith("head/") and why_reset:
@@ -254,7 +218,7 @@ def fit(
             problems.append(f"{path} is not in the model")
     if problems:
         raise UserError(
-            f"the weights of {info['source']} do not fit the model: {'; '.join(problems)}"
+            f"the weights of {info['source']} do not fit the model: {formats.some(problems, '; ')}"
         )
     size = info["settings"].get("model.representation_size")
     ignored = f"the layer before the head needs model.representation_size={size}"
@@ -263,18 +227,22 @@ def fit(
     return Fitted(arrays, table_rows, {key: info[key] for key in ("checksum", "resize")})
 
 
-def _why_reset(info, class_names, has_pre_logits):
-    """Explain why the head does not fit the dataset; "" if it does."""
-    there, here = info["num_classes"], len(class_names)
+def _why_reset(info, class_names, has_pre_logits, keep_head):
+    """Explain why the head does not fit the dataset; "" if it does, or is kept."""
+    there, here, why = info["num_classes"], len(class_names), ""
     if not there:
-        return f"the weights have no head; the dataset has {here} classes"
-    if there != here:
-        return f"the weights have {there} classes, the dataset has {here}"
-    if info["class_names"] not in (None, class_names):
-        return "the class names differ"
-    if info["settings"].get("model.representation_size") and not has_pre_logits:
-        return "the model lacks the layer before it"
-    return ""
+        why = f"the weights have no head; the dataset has {here} classes"
+    elif there != here:
+        why = f"the weights have {there} classes, the dataset has {here}"
+    elif info["settings"].get("model.representation_size") and not has_pre_logits:
+        why = "the model lacks the layer before it"
+    if why and keep_head:
+        raise UserError(f"keep_head=True cannot be satisfied: {why}")
+    if why or keep_head or info["class_names"] == class_names:
+        return why
+    if info["class_names"] is None:
+        return "the weights record no class names; keep_head=True keeps it"
+    return "the class names differ"
 
 
 def _resized(path, array, shape, has_cls, rule):

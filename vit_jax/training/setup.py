@@ -113,7 +113,9 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
     weights = None
     if config.init_from:
         found = pretrained.load_once(pathlib.Path(config.init_from).expanduser())
-        weights = pretrained.fit(found, shapes, data.class_names, config.model.pool == "cls")
+        weights = pretrained.fit(
+            found, shapes, data.class_names, config.model.pool == "cls", config.keep_head
+        )
     return Setup(
         config=config,
         mesh=mesh,

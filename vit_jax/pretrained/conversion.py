@@ -1,0 +1,147 @@
+"""Convert weight files of other projects."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from vit_jax.config import PREPROCESSING
+from vit_jax.pretrained import architectures, files, formats, preprocessing, resize, tables
+from vit_jax.pretrained.weights import Weights, check_settings
+from vit_jax.runtime.errors import UserError, single_line
+
+# {option of the command and of `load_model`: setting}
+OPTIONS = {
+    **{name: name for name in ("architecture", "pooler_act", "class_names")},
+    **{key: f"model.{key}" for key in ("num_heads", "gelu", "norm_eps", "pool", "pos_embed")},
+    **{key: f"data.{key}" for key in ("image_size", "mean", "std")},
+    **{key.removeprefix("data."): key for key in PREPROCESSING},
+}
+
+
+def convert(source: pathlib.Path, given: Mapping[str, Any]) -> Weights:
+    """Convert a weight file of another project, .npz or .safetensors.
+
+    JSON files next to it are read too, and an architecture that names the file or its folder.
+
+    Args:
+      source: the file.
+      given: settings that override or complete those of the files: model.num_heads, .gelu,
+        .norm_eps, .pool and .pos_embed; data.mean, .std, .eval_crop, .resize_mode, .interpolation
+        and .image_size, a side or (height, width); "architecture", a name in timm; "pooler_act";
+        "class_names", in the order of the head.
+
+    Raises:
+      UserError: the file cannot be read, does not fit one known layout in every key, or does not
+        record a setting that is not given.
+    """
+    architectures.refuse_shard(source)
+    is_npz, raw = source.suffix == ".npz", files.read_arrays(source)
+    arrays = formats.canonical(raw, is_npz)
+    architectures.refuse_unsupported(arrays, source)
+    side = {} if is_npz else files.read_side_settings(source)
+    architectures.refuse_model_type(side.get("model_type"), source)
+    name = formats.detect(set(arrays), is_npz, source)
+    is_big_vision = any(key.startswith("params/") or key == "pos_embedding" for key in raw)
+    known = _known(name, arrays, side, given, source)
+    if is_big_vision:  # has fixed positions if none are stored
+        known = {"model.pos_embed": "sincos_2d"} | known
+    settings, num_classes, grid = formats.describe(name, arrays, known, source)
+    _check_contradictions(settings, side, given, source)
+    needed = architectures.needed(name, settings, grid is None, is_big_vision)
+    image_size = {"data.image_size": f"={settings['data.image_size']}"} if grid else {}
+    architectures.ask([key for key in needed if key not in known], image_size, name, source)
+    usual = tables.SETTINGS[name] | preprocessing.usual(name, settings, is_big_vision)
+    settings |= {key: known.get(key, value) for key, value in usual.items()}
+    effective = {"class_names", *needed, *settings, *(["architecture"] * (name in _NAMED))}
+    if unused := sorted(given.keys() - effective):
+        raise UserError(f"{unused[0]} has no effect on {source}, which is in the {name} format")
+    check_settings(settings, source)
+    rule = resize.RULES.get(name, "timm")
+    if grid and grid[0] != grid[1]:
+        _make_square(name, arrays, grid, settings, rule)
+    info = {
+        "format": name,
+        "source": source.name,
+        "settings": settings,
+        "num_classes": num_classes,
+        "class_names": _class_names(num_classes, side, given, source),
+        "resize": rule,
+        "assumed": sorted(usual.keys() - known.keys()),
+    }
+    ours = formats.to_ours(name, arrays, formats.shapes(settings, num_classes), source)
+    return Weights(ours, info)
+
+
+def settings_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert {option: value} of `OPTIONS` to the argument `given` of `convert`."""
+    return {
+        OPTIONS[name]: tuple(value) if name in ("mean", "std") else value
+        for name, value in options.items()
+    }
+
+
+_NAMED = ("timm", "resnet18")  # formats of which an architecture's name completes a file
+
+
+def _known(name, arrays, side, given, source):
+    """Merge settings from the name of the architecture, the JSON files and the user."""
+    known = side | given
+    names = (known.get("architecture"), source.stem, source.absolute().parent.name)
+    names = [name for name in names if isinstance(name, str)]
+    if name == "resnet18":
+        architectures.check_resnet(names, source)
+    elif name == "timm":
+        width = len(arrays["patch_embed.proj.weight"])
+        if "architecture" in given and not architectures.facts(names[:1], width):
+            raise UserError(f"{source}: {names[0]} is not a plain ViT of timm with width {width}")
+        known = architectures.facts(names, width) | known
+    if "data.image_size" in known:
+        try:
+            known["data.image_size"] = files.sides(known["data.image_size"])
+        except (TypeError, ValueError, IndexError) as error:
+            raise UserError(f"{source}: {error}") from None
+    return known
+
+
+def _check_contradictions(settings, side, given, source):
+    """Raise UserError if what the arrays record differs from the JSON files or the user."""
+    is_resnet = settings["model.name"] == "resnet18"
+    if "num_features" in side:  # of the last stage of a ResNet
+        width = side["num_features"]
+        side["model.hidden_size"] = width / 8 if is_resnet and isinstance(width, int) else width
+    if is_resnet:  # all of them average
+        side = {key: value for key, value in side.items() if key != "model.pool"}
+    for key, value in side.items():
+        own = settings.get(key, value)
+        if key.startswith("model.") and own != value:
+            raise UserError(
+                f"the config.json next to {source} belongs to another model: it has {key}={value}, "
+                f"the weights have {own}"
+            )
+    if given.get("model.pool", "cls") != settings.get("model.pool", "cls") == "cls":
+        raise UserError(f"{source} has a class token, with which other pooling is not supported")
+    for key in ("model.pool", "model.pos_embed"):
+        if given.get(key, settings.get(key)) != settings.get(key):
+            raise UserError(f"{source} has {key}={settings.get(key)}, not {given[key]}")
+
+
+def _make_square(name, arrays, grid, settings, rule):
+    """Resize positions of a grid [rows, columns], in place, to the square one of the settings."""
+    key = next(theirs for ours, theirs, _ in tables.TABLES[name] if ours == tables.POSITIONS)
+    has_cls = arrays[key].shape[1] > grid[0] * grid[1]
+    side = settings["data.image_size"] // settings["model.patch_size"]
+    arrays[key] = resize.resize_positions(arrays[key], side**2 + has_cls, has_cls, rule, grid)
+    print(f"position embedding of {grid[0]}x{grid[1]} patches resized to {side}x{side}")
+
+
+def _class_names(num_classes, side, given, source):
+    names = given.get("class_names")
+    if names is None:
+        names = side.get("class_names") or []
+        return names if len(names) == num_classes > 0 else None
+    if len(names) != num_classes or len(set(names)) != num_classes:
+        raise UserError(
+            f"class_names has {len(set(names))} different names; the head of {source} has "
+            f"{num_classes} classes"
+        )
+    return [single_line(name) for name in names]

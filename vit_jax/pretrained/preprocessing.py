@@ -1,0 +1,111 @@
+"""Preprocessing of evaluation images in other projects, as settings of `config.data`."""
+
+import math
+from typing import Any
+
+from vit_jax.config import resized_side
+
+# Pillow's numbers, in preprocessor_config.json.
+RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+_TIMM_MODES = {"center": "shorter_side", "squash": "squash"}
+
+
+def usual(name: str, settings: dict, is_big_vision: bool = False) -> dict:
+    """Look up the preprocessing of most models of a format, for files that do not record it."""
+    size = settings["data.image_size"]
+    crop, mode, interpolation = 1.0, "shorter_side", "bicubic"
+    if settings.get("model.stem") == "cifar":
+        mode = "fit"
+    elif name == "hf" or (name == "npz" and not is_big_vision):
+        mode, interpolation = "squash", "bilinear"
+    elif name == "timm":
+        crop = 0.9 if size < 384 else 1.0
+    elif size < 384:  # of torchvision, whose larger ones are SWAG's, or of big_vision
+        # ViT_L_16_Weights.IMAGENET1K_V1 resizes to 242 pixels, all others to 256.
+        is_l16 = (settings.get("model.hidden_size"), settings.get("model.patch_size")) == (1024, 16)
+        crop, interpolation = crop_fraction(224, 242 if is_l16 else 256), "bilinear"
+    return _settings(crop, mode, interpolation)
+
+
+def _settings(crop, mode, interpolation):
+    return {
+        "data.eval_crop": crop,
+        "data.resize_mode": mode,
+        "data.interpolation": interpolation,
+    }
+
+
+def crop_fraction(crop: int, resized: int) -> float:
+    """Compute the fraction `data.eval_crop` of a crop from an image resized to this side."""
+    return math.floor(1e4 * crop / resized) / 1e4  # rounded down: `resized_side` rounds down too
+
+
+def read_timm(cfg: dict) -> dict:
+    """Read the `pretrained_cfg` of timm, with the defaults of timm.data.resolve_data_config."""
+    if not cfg:
+        return {}
+    mode = cfg.get("crop_mode") or "center"
+    interpolation = cfg.get("interpolation") or "bicubic"
+    return _settings(cfg.get("crop_pct") or 0.875, _TIMM_MODES.get(mode, mode), interpolation)
+
+
+def write_timm(data) -> dict[str, Any]:
+    """Write the entries of `pretrained_cfg` for the settings `config.data`."""
+    return {
+        "interpolation": data.interpolation,
+        "crop_pct": data.eval_crop,
+        "crop_mode": "squash" if data.resize_mode == "squash" else "center",
+    }
+
+
+def read_processor(pre: dict) -> dict:
+    """Read a preprocessor_config.json of transformers; raises ValueError if it is unsupported."""
+    if not pre:
+        return {}
+    for key, value in (("do_resize", True), ("do_rescale", True), ("rescale_factor", 1 / 255)):
+        if abs(pre.get(key, value) - value) > 1e-6:
+            raise ValueError(f"{key}={pre[key]} in preprocessor_config.json is not supported")
+    kind = pre.get("image_processor_type") or pre.get("feature_extractor_type") or ""
+    is_clip, size = kind.startswith("CLIP"), pre.get("size", 224)
+    if isinstance(size, int):
+        size = {"shortest_edge": size} if is_clip else {"height": size, "width": size}
+    mode = "shorter_side" if "shortest_edge" in size else "squash"
+    resized = size["shortest_edge"] if mode == "shorter_side" else _square(size)
+    crop = resized
+    if pre.get("do_center_crop", is_clip):
+        crop = _square(pre.get("crop_size", 224))
+    # Written by `write_processor`, as the quotient of two integers does not determine it.
+    fraction = pre.get("crop_pct") or 0
+    if not fraction or math.floor(crop / fraction + 1e-9) != resized:
+        fraction = crop_fraction(crop, resized)
+    names = {number: name for name, number in RESAMPLE.items()}
+    found = _settings(fraction, mode, names[pre.get("resample", 2)])
+    if not pre.get("do_normalize", True):
+        found |= {"data.mean": (0.0,), "data.std": (1.0,)}
+    return found
+
+
+def _square(size):
+    height, width = (size, size) if isinstance(size, int) else (size["height"], size["width"])
+    if height != width:
+        raise ValueError(f"images of {height}x{width} pixels are not square")
+    return height
+
+
+def write_processor(data) -> dict[str, Any]:
+    """Write the entries of preprocessor_config.json for the settings `config.data`."""
+    size, resized = data.image_size, resized_side(data)
+    squashes = data.resize_mode == "squash"
+    square = {"height": resized, "width": resized}
+    # ViTImageProcessor of transformers 4 neither resizes the shorter side nor crops.
+    is_plain = squashes and resized == size
+    return {
+        "image_processor_type": "ViTImageProcessor" if is_plain else "CLIPImageProcessor",
+        "do_convert_rgb": data.channels == 3,
+        "do_resize": True,
+        "size": square if squashes else {"shortest_edge": resized},
+        "resample": RESAMPLE[data.interpolation],
+        "do_center_crop": not is_plain,
+        "crop_size": {"height": size, "width": size},
+        "crop_pct": data.eval_crop,
+    }
