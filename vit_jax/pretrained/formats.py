@@ -111,67 +111,76 @@ def describe(
     Raises:
       UserError: the arrays are not those of a ViT or ResNet18, or contradict `known`.
     """
-    rows = {ours: (theirs, layout) for ours, theirs, layout in tables.TABLES[name]}
-
-    def key_of(path):
-        return rows[path][0].format(i=0, qkv="query") if path in rows else None
-
-    def find(path, ndim):
-        key = key_of(path)
-        if key not in arrays:
-            raise UserError(f"{source}: {key} is missing")
-        shape = arrays[key].shape
-        if len(shape) != ndim:
-            raise UserError(f"{source}: {key} has the shape {shape}, not {ndim} dimensions")
-        return rows[path][1].to_ours(arrays[key], ())
-
-    def length(path):
-        return len(find(path, 1)) if key_of(path) in arrays else 0
-
+    found = _Arrays(name, arrays, source)
     if name == "resnet18":
-        size, _, channels, width = find("conv1/kernel", 4).shape
-        return (
-            {
-                "model.name": name,
-                "model.hidden_size": width,
-                "model.stem": "cifar" if size == 3 else "imagenet",
-                "data.image_size": known.get("data.image_size", (32 if size == 3 else 224,))[0],
-                "data.channels": channels,
-            },
-            length("head/bias"),
-            None,
-        )
-    patch, other_side, channels, width = find("embedding/kernel", 4).shape
+        return _describe_resnet(found, known), found.length("head/bias"), None
+    patch, other_side, channels, width = found.get("embedding/kernel", 4).shape
     if patch != other_side or not patch:
         raise UserError(
             f"{source} has patches of {patch}x{other_side} pixels, which are not square"
         )
-    has_cls, grid, sides = key_of("cls") in arrays, None, known.get("data.image_size")
-    if name != "npz" or key_of(POSITIONS) in arrays:
-        grid = _grid(find(POSITIONS, 3).shape[1], has_cls, patch, sides, source)
+    grid, sides = None, known.get("data.image_size")
+    if name != "npz" or POSITIONS in found:
+        grid = _grid(found.get(POSITIONS, 3).shape[1], "cls" in found, patch, sides, source)
     image_side = sides and sides[0]
-    heads_found = find(f"{QKV}/kernel", 3).shape[1] if name == "npz" else None
-    norm = re.escape(rows[f"{BLOCK}/LayerNorm_0/scale"][0]).replace(r"\{i\}", r"\d+")
-    num_heads = _num_heads(name, width, heads_found, known.get("model.num_heads"), source)
+    heads = found.get(f"{QKV}/kernel", 3).shape[1] if name == "npz" else None
+    norm = re.escape(found.rows[f"{BLOCK}/LayerNorm_0/scale"][0]).replace(r"\{i\}", r"\d+")
     settings = {
         "model.name": "vit",
         "model.patch_size": patch,
         "model.hidden_size": width,
         "model.depth": sum(bool(re.fullmatch(norm, key)) for key in arrays),
-        "model.num_heads": num_heads,
-        "model.mlp_dim": len(find(f"{DENSE_0}/bias", 1)),
+        "model.num_heads": _num_heads(name, width, heads, known.get("model.num_heads"), source),
+        "model.mlp_dim": len(found.get(f"{DENSE_0}/bias", 1)),
         "model.attention": "softmax",
         "model.patchify": "conv",
         "model.pos_embed": "learned_1d" if grid else known.get("model.pos_embed"),
-        "model.pool": "cls" if has_cls else "mean",
-        "model.qkv_bias": key_of(f"{QKV}/bias") in arrays,
-        "model.representation_size": length("pre_logits/bias"),
+        "model.pool": "cls" if "cls" in found else "mean",
+        "model.qkv_bias": f"{QKV}/bias" in found,
+        "model.representation_size": found.length("pre_logits/bias"),
         # A grid that is not square is resized to a square one of as many patches.
         "data.image_size": round(math.prod(grid) ** 0.5) * patch if grid else image_side,
         "data.channels": channels,
     }
     settings = {key: value for key, value in settings.items() if value is not None}
-    return settings, length("head/bias"), grid
+    return settings, found.length("head/bias"), grid
+
+
+def _describe_resnet(found, known):
+    size, _, channels, width = found.get("conv1/kernel", 4).shape
+    return {
+        "model.name": "resnet18",
+        "model.hidden_size": width,
+        "model.stem": "cifar" if size == 3 else "imagenet",
+        "data.image_size": known.get("data.image_size", (32 if size == 3 else 224,))[0],
+        "data.channels": channels,
+    }
+
+
+class _Arrays:
+    """The canonical arrays of a format, by the paths of ours; those of the first block."""
+
+    def __init__(self, name, arrays, source):
+        self.rows = {ours: (theirs, layout) for ours, theirs, layout in tables.TABLES[name]}
+        self._arrays, self._source = arrays, source
+
+    def _key(self, path):
+        return self.rows[path][0].format(i=0, qkv="query") if path in self.rows else None
+
+    def __contains__(self, path):
+        return self._key(path) in self._arrays
+
+    def get(self, path, ndim):
+        key = self._key(path)
+        if key not in self._arrays:
+            raise UserError(f"{self._source}: {key} is missing")
+        shape = self._arrays[key].shape
+        if len(shape) != ndim:
+            raise UserError(f"{self._source}: {key} has the shape {shape}, not {ndim} dimensions")
+        return self.rows[path][1].to_ours(self._arrays[key], ())
+
+    def length(self, path):
+        return len(self.get(path, 1)) if path in self else 0
 
 
 def _grid(tokens, has_cls, patch, sides, source):
