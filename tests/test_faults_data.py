@@ -21,7 +21,7 @@ from tiny_weights import save_weights
 import vit_jax
 from vit_jax.cli import evaluate, predict
 from vit_jax.data import load_data
-from vit_jax.data.images import IMAGE_SUFFIXES, read_image
+from vit_jax.data.images import IMAGE_SUFFIXES, decide_range, read_image
 from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits
 from vit_jax.evaluation.classifier import Classifier
@@ -164,6 +164,21 @@ def test_16_bit_images_are_scaled_by_the_range_of_the_dataset(tmp_path, shape, t
     assert (abs(found - wanted) <= 1).all() and found.max() > 100
 
 
+def test_16_bit_colours_of_an_opened_image_are_read_in_full(tmp_path):
+    path = tmp_path / "x.png"
+    path.write_bytes(png16(np.full((8, 8, 3), 200, np.uint16)))
+    model = vit_jax.load_model(save_weights(tmp_path / "weights", model__depth=1))
+    model.config.data.update(channels=3, level_range=(0.0, 255.0))
+    with Image.open(path) as opened:
+        from_file, from_image = model.read_images([path, opened])
+        assert opened.size == (8, 8) and (from_image == from_file).all()
+    assert (from_file == 200).all()
+
+
+def test_a_sample_of_black_images_decides_nothing():
+    assert decide_range([np.zeros((8, 8), np.uint16)]) == (0, 65535)
+
+
 FLOATS = [((0, 1), (0, 1)), ((-1, 1), (-1, 1)), ((0, 255), (0, 255)), ((-1000, 3000), None)]
 
 
@@ -250,7 +265,7 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("kind", IMAGES)
-def test_every_image_feature_of_tfds_is_read(tmp_path, kind):
+def test_every_image_feature_of_tfds_is_read(tmp_path, mesh, capsys, kind):
     feature, value = IMAGES[kind]
     kinds = {"photo": feature, "label": features.ClassLabel(names=["a", "b"])}
     examples = [{"photo": value, "label": i % 2} for i in range(20)]
@@ -261,6 +276,8 @@ def test_every_image_feature_of_tfds_is_read(tmp_path, kind):
     if kind == "uint16":  # the largest level is 4032
         assert source.level_range == (0, 4095)
     assert abs(image.astype(int) - RAMP).max() <= 1
+    load_data(tfds_config(tmp_path, image_key="photo", channels=1), mesh)
+    assert "transparent" not in capsys.readouterr().out
 
 
 LABELS = {
@@ -604,7 +621,7 @@ def test_a_dataset_that_is_not_found_is_explained(tmp_path, change, keys, messag
 # 20: a moved folder
 
 
-def test_a_run_resumes_and_finishes_on_moved_images(tmp_path):
+def test_a_run_resumes_and_finishes_on_moved_images(tmp_path, capsys):
     save_noise(tmp_path / "photos", ["ant", "bee"], 20)
     workdir = tmp_path / "runs"
     best = vit_jax.train(tiny_training(tmp_path / "photos"), workdir=workdir).best_run
@@ -623,6 +640,9 @@ def test_a_run_resumes_and_finishes_on_moved_images(tmp_path):
     assert vit_jax.load_model(best).evaluate()["count"] == 8
     save_noise(tmp_path / "home", ["ant", "bee"], 20, 333)
     assert vit_jax.load_model(best).config.data.dir == str(tmp_path / "home")
+    assert "not those of the training" not in capsys.readouterr().err
+    vit_jax.load_model(best).evaluate()
+    assert "the images or splits are not those of the training" in capsys.readouterr().err
     save_noise(tmp_path / "others", ["ant", "bee"], 20, 444)
     with pytest.raises(UserError, match="was started with other images"):
         vit_jax.train(tiny_training(tmp_path / "others"), workdir=workdir)
@@ -658,6 +678,17 @@ def test_two_unicode_forms_of_a_name_are_one_class_in_two_splits(tmp_path):
     config = folder_config(tmp_path)
     splits = make_splits(open_source(config), config)
     assert np.bincount(splits.test.labels).tolist() == [10, 10]
+
+
+def test_two_classes_of_one_name_in_two_unicode_forms_stay_two(tmp_path):
+    names = ["\u00e9t\u00e9", unicodedata.normalize("NFD", "\u00e9t\u00e9"), "hiver"]
+    save_noise(tmp_path / "train", names, 10)
+    save_noise(tmp_path / "test", names, 5, 5000)
+    config = folder_config(tmp_path)
+    splits = make_splits(open_source(config), config)
+    assert np.bincount(splits.test.labels).tolist() == [5, 5, 5]
+    images = splits.test.read(range(15))
+    assert len({image.tobytes() for image, _ in images}) == 15
 
 
 @pytest.mark.parametrize("name", ["test", "Train", "dev"])

@@ -58,7 +58,9 @@ def run(workdir, hooks=None, stop=None, **overrides):
             config.model[key] = 0
         config.data.image_size = 0
     variants = make_variants(config, {}, set())
-    run_sweep("demo", variants, {}, {}, workdir, None, stop or Stop(), hooks=hooks)
+    stop = stop or Stop()
+    # The folders of other tests lie next to the workdir.
+    run_sweep("demo", variants, {}, {}, workdir, None, stop, hooks=hooks, reuse=False)
     return workdir / "base" / "seed_0"
 
 

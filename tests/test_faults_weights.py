@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from PIL import Image
+from tiny_configs import make_config
+from tiny_weights import save_weights
 
 import vit_jax
 from vit_jax import config as settings
@@ -199,6 +201,20 @@ def test_fine_tuning_resets_a_head_without_names_unless_told_to_keep_it(tmp_path
     config.train.steps = 1
     with pytest.raises(UserError, match="keep_head=True has no effect without init_from"):
         settings.rules.validate(config)
+
+
+def test_an_untrained_head_is_not_evaluated_in_place_of_one_without_names(tmp_path):
+    weights = save_weights(tmp_path / "weights", 10, model__depth=1, model__mlp_dim=32)
+    config = make_config(init_from=str(weights), freeze="none_trained", data__name="digits")
+    with pytest.raises(UserError, match="set keep_head=True to evaluate their own head"):
+        vit_jax.train(config, workdir=tmp_path / "runs")
+
+
+def test_class_names_given_twice_are_refused(tmp_path):
+    weights = save_weights(tmp_path / "weights", 10, model__depth=1)
+    names = [*"aabcdefghij"]  # 11 names, 10 different ones, for 10 classes
+    with pytest.raises(UserError, match="class_names has 10 different names"):
+        vit_jax.load_model(weights, class_names=names)
 
 
 # 11: architectures

@@ -46,15 +46,15 @@ def augment(
     """
     aug, size = config.augment, config.data.image_size
     targets = jax.nn.one_hot(labels, num_classes)
-    if aug.kind == "none":
-        whole = config.data.resize_mode == "fit"
+    whole = config.data.resize_mode == "fit"
+    if not aug.crop_min_area:
         images = center_crop(images, size) if whole else evaluation_crop(images, config.data)
+    if aug.kind == "none":
         return normalize(images, config), targets
     crop, turn, ops, jitter, cut, erasing, mixing = jax.random.split(key, 7)
     if aug.crop_min_area:
         images = random_resized_crop(crop, images, size, aug.crop_min_area, aug.flip)
     else:
-        images = center_crop(images, size)
         images = crop_and_flip(crop, images, aug.crop_padding, aug.flip, aug.fill)
     if aug.rotation_degrees:
         images = rotate(turn, images, aug.rotation_degrees, aug.fill)

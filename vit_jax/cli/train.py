@@ -114,7 +114,10 @@ class Results:
         """List the folders of a row's runs, by seed."""
         from vit_jax.storage.run_folder import run_path
 
-        return [run_path(self.workdir, row["variant"], seed) for seed in row["seeds"]]
+        folders = (self.workdir / row["variant"]).glob("seed_*")
+        numbers = [folder.name.removeprefix("seed_") for folder in folders]
+        seeds = row.get("seeds", sorted(int(n) for n in numbers if n.isdigit()))  # earlier version
+        return [run_path(self.workdir, row["variant"], seed) for seed in seeds]
 
     def __repr__(self) -> str:
         return f"{self.experiment} ({self.workdir})\n\n{self.table}"

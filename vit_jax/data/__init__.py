@@ -60,7 +60,7 @@ def load_data(config, mesh: Mesh, min_classes: int = 2) -> Data:
         + f" examples, {'device-resident' if resident else 'streamed'}",
         flush=True,
     )
-    labels, digests, batches = {}, {}, {}
+    labels, digests, some_labels, batches = {}, {}, {}, {}
     for name, split in by_name.items():
         if resident:
             images, labels[name] = split.load_all(config.num_threads)
@@ -73,7 +73,7 @@ def load_data(config, mesh: Mesh, min_classes: int = 2) -> Data:
     fingerprint = _fingerprint(splits.class_names, by_name)
     notes = list(_describe_images(splits.train, source.level_range, config))
     warnings = [*source.warnings, *checks.describe_names(splits.class_names)]
-    if not resident:
+    if not resident and processes.is_first():
         digests, some_labels = checks.digest_files(by_name)
         if digests:  # the labels of files are known
             labels = {name: split.labels for name, split in by_name.items()}
@@ -99,7 +99,7 @@ def _describe_images(train, level_range, config):
         low, high = level_range
         yield (
             f"images have more than 8 bits per channel: the levels {low:g} to {high:g} become "
-            "black to white (data.level_range)"
+            "black to white (data.level_range), levels outside are clipped"
         )
 
 

@@ -24,6 +24,24 @@ def describe_names(class_names: Sequence[str]) -> Iterator[str]:
             yield f"the names of separate classes differ in case or Unicode form only: {shown}"
 
 
+def match_names(names: Sequence[str], known: Sequence[str]) -> list[int | None]:
+    """Find the index of each name among known ones; None for unknown names.
+
+    A name that is not known as written has the index of the known one that no other name has and
+    that differs from it in the Unicode form of its letters only.
+    """
+
+    def normal(name):
+        return unicodedata.normalize("NFC", name)
+
+    left = [name for name in known if name not in names]
+    found = []
+    for name in names:
+        alike = [name] if name in known else [k for k in left if normal(k) == normal(name)]
+        found.append(known.index(alike[0]) if len(alike) == 1 else None)
+    return found
+
+
 def describe_missing(class_names: Sequence[str], labels: Mapping[str, np.ndarray]) -> Iterator[str]:
     """Describe the classes without an example in a split; `labels` are those of each split."""
     for split, found in labels.items():
@@ -67,8 +85,8 @@ def digest(images: np.ndarray) -> np.ndarray:
 def digest_files(splits: Mapping[str, Examples]) -> tuple[dict, dict]:
     """Hash the files of splits that are too large to decode, by split, and list their labels.
 
-    Up to `MOST_COMPARED` validation and test files are compared with the training files of the same
-    size. Empty if the examples are not files.
+    Up to `MOST_COMPARED` validation and test files each are compared with up to twice as many
+    training files of the same sizes. Empty if the examples are not files.
     """
     sizes: Any = {name: split.read_sizes() for name, split in splits.items()}
     digests, labels, wanted = {}, {}, {}
@@ -77,7 +95,8 @@ def digest_files(splits: Mapping[str, Examples]) -> tuple[dict, dict]:
     for name in ("val", "test"):
         wanted[name] = np.unique(spread(len(sizes[name]), MOST_COMPARED))
     alike = np.concatenate([sizes[name][rows] for name, rows in wanted.items()])
-    wanted["train"] = np.flatnonzero(np.isin(sizes["train"], alike))[: 10 * MOST_COMPARED]
+    rows = np.flatnonzero(np.isin(sizes["train"], alike))
+    wanted["train"] = rows[np.unique(spread(len(rows), 2 * MOST_COMPARED))] if len(rows) else rows
     for name, rows in wanted.items():
         read = splits[name].read_encoded
         digests[name] = np.array([hash(read([i])[0]) for i in rows.tolist()], np.int64)

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import os
 import pathlib
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from vit_jax.data import decoded
+from vit_jax.data.checks import match_names
 from vit_jax.data.examples import MOST_SAMPLED, Examples, spread
 from vit_jax.data.images import (
     IMAGE_SUFFIXES,
@@ -53,7 +53,8 @@ def walk(folder: pathlib.Path) -> Iterator[tuple[pathlib.Path, bool]]:
 
     def visit(folder, above):
         with os.scandir(folder) as opened:
-            entries = list(opened)
+            # Sorted, folders before links: what is reached twice has the same path everywhere.
+            entries = sorted(opened, key=lambda entry: (entry.is_symlink(), entry.name))
         for entry in entries:
             path = folder / entry.name
             kind = path if entry.is_symlink() else entry  # an entry raises for a circle of links
@@ -187,18 +188,17 @@ class Folder:
         root = self._root / split
         if not os.path.isdir(root):
             raise UserError(f"data.dir={self._root} has no folder {truncate_repr(split)} of images")
-        is_train, named = (
-            split == self.train_split,
-            {_normal(name): name for name in _folders(root)},
-        )
-        unknown = named.keys() - set(map(_normal, self.class_names))
-        if unknown := sorted(named[key] for key in unknown if _has_images(root / named[key])):
+        is_train, names = split == self.train_split, _folders(root)
+        labels_of = match_names(names, self.class_names)
+        folders = {label: name for name, label in zip(names, labels_of, strict=True)}
+        unknown = [n for n, label in zip(names, labels_of, strict=True) if label is None]
+        if unknown := [name for name in unknown if _has_images(root / name)]:
             raise UserError(
                 f"{root} has classes that the training images do not have: {join_names(unknown)}"
             )
         files, labels, others, broken = [], [], [], []
         for label, name in enumerate(self.class_names):
-            folder = root / (name if is_train else named.get(_normal(name), name))
+            folder = root / folders.get(label, name)
             images, *left = list_images(folder) if folder.is_dir() else ([], [], [])
             if is_train and not images:
                 found = describe_suffixes(left[0])
@@ -294,11 +294,6 @@ class Folder:
 
 def _kinds():
     return ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
-
-
-def _normal(name):
-    """Normalise a name: macOS and Linux write accents in different Unicode forms."""
-    return unicodedata.normalize("NFC", name)
 
 
 def _visible(folder):

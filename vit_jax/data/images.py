@@ -257,5 +257,7 @@ def decide_range(samples: Iterable[np.ndarray]) -> tuple[float, ...]:
                 return usual
     if low < 0:
         return low, max(high, low + 1)
-    bits = max(1, int(high).bit_length())
+    if not high:
+        return FULL_RANGE
+    bits = int(high).bit_length()
     return 0.0, float(2 ** (16 if 14 < bits < 16 else bits) - 1)

@@ -49,7 +49,8 @@ class Tfds:
         features, config = self._builder.info.features, self._config
         listed = "no named features"
         if isinstance(features, dict) or hasattr(features, "items"):
-            listed = ", ".join(f"{key} ({truncate_repr(one)})" for key, one in features.items())
+            described = (f"{key} ({truncate_repr(one)})" for key, one in sorted(features.items()))
+            listed = ", ".join(described)
         for key, is_supported in (("image_key", _is_image), ("label_key", _is_label)):
             name, found = config[key], None
             with contextlib.suppress(KeyError, TypeError):
@@ -195,6 +196,8 @@ class Tfds:
             return list(zip(images, labels.tolist(), strict=True))
 
         def read_encoded(indices):
+            if self._image.np_dtype == np.float32:  # which look like RGBA
+                return []
             values = [example[config.image_key] for example in fetch(indices)]
             return [value for value in values if isinstance(value, bytes)]
 

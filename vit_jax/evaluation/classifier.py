@@ -4,7 +4,6 @@ import functools
 import itertools
 import os
 import pathlib
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from vit_jax.augment import preprocess
 from vit_jax.config import Config
 from vit_jax.config.rules import validate
 from vit_jax.data import StreamingBatches, load_data
+from vit_jax.data.checks import match_names
 from vit_jax.data.sources import open_source
 from vit_jax.data.splits import all_splits, holds_out_test, make_splits, one_of_each
 from vit_jax.evaluation import inputs
@@ -26,6 +26,7 @@ from vit_jax.evaluation.inputs import Images, Path
 from vit_jax.evaluation.steps import make_eval_step
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError, join_names, single_line
+from vit_jax.runtime.files import warn
 from vit_jax.runtime.progress import Bar, quiet_libraries
 from vit_jax.storage import run_folder
 
@@ -71,12 +72,15 @@ class Classifier:
             overrides = info["settings"] | {"train.steps": 1}
             self.config = settings.with_overrides(settings.get_config(), overrides, str(path))
         self.has_data = record is not None
+        self._fingerprint = (record or {}).get("data")
         self._names = info["class_names"] if class_names is None else list(class_names)
-        if class_names is not None and len(set(class_names)) != info["num_classes"]:
-            raise UserError(
-                f"class_names has {len(set(class_names))} different names; {path} has "
-                f"{info['num_classes']} classes"
-            )
+        if class_names is not None:
+            sizes = {len(class_names), len(set(class_names))}
+            if sizes != {info["num_classes"]}:
+                raise UserError(
+                    f"class_names has {min(sizes)} different names; {path} has "
+                    f"{info['num_classes']} classes"
+                )
         names = self._names or [f"class {i}" for i in range(info["num_classes"])]
         self.class_names = [single_line(name) for name in names]
         self.name = "/".join(path.absolute().parts[-2:]) if record else path.absolute().name
@@ -270,6 +274,12 @@ class Classifier:
         else:
             data = load_data(config.data, mesh, min_classes=1)
             names, splits = data.class_names, [getattr(data, split)]
+            if config.data == self.config.data and data.fingerprint != self._fingerprint:
+                warn(
+                    f"the images or splits are not those of the training of {self._source}: they "
+                    "changed, or were read by other rules then, so test images may have been "
+                    "training images"
+                )
         numbers = self._match_classes(names)
         step = jax.jit(
             make_eval_step(self.make_model(config), config),
@@ -290,14 +300,13 @@ class Classifier:
                 f"the dataset has {len(names)} ({join_names(names)}): give class_names in the "
                 "order of the head"
             )
-        normal = {unicodedata.normalize("NFC", name): i for i, name in enumerate(self.class_names)}
-        found = [normal.get(unicodedata.normalize("NFC", name)) for name in names]
+        found = match_names(names, self.class_names)
         if unknown := [name for name, i in zip(names, found, strict=True) if i is None]:
             raise UserError(
                 f"the dataset has {len(names)} classes, of which {self._source}, with "
                 f"{len(self.class_names)}, does not have {join_names(unknown)}"
             )
-        missing = [self.class_names[i] for i in range(len(normal)) if i not in found]
+        missing = [name for i, name in enumerate(self.class_names) if i not in found]
         if missing:
             print(single_line(f"note: the dataset does not have the classes {join_names(missing)}"))
         return np.array(found)

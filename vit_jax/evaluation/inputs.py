@@ -1,5 +1,6 @@
 """Image inputs: paths, PIL images and arrays, one or several."""
 
+import io
 import os
 import pathlib
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from vit_jax.data.images import options_of, read_image, to_array
+from vit_jax.data.images import FORMATS, open_image, options_of, read_image, to_array
 from vit_jax.runtime.errors import UserError
 
 Path = str | os.PathLike[str]
@@ -39,7 +40,7 @@ def read(image: ImageLike, data_config) -> np.ndarray:
         path = pathlib.Path(image).expanduser()
         return read_image(path, max_pixels=data_config.max_pixels, **options)
     if isinstance(image, Image.Image):
-        return to_array(image.copy(), **options)
+        return to_array(_copy(image, data_config.max_pixels), **options)
     array = np.asarray(image)
     if array.dtype != np.uint8:
         raise UserError(f"images are {array.dtype}: give uint8 pixels from 0 to 255")
@@ -51,3 +52,15 @@ def read(image: ImageLike, data_config) -> np.ndarray:
     if array.shape[:2] == (size, size):
         return array
     return to_array(Image.fromarray(array[..., 0] if channels == 1 else array), **options)
+
+
+def _copy(image, max_pixels):
+    """Copy an image; one that is not decoded yet is opened again, for all bits of its colours."""
+    stream: Any = getattr(image, "fp", None)
+    if stream is None or not getattr(image, "tile", None) or image.format not in FORMATS:
+        return image.copy()
+    place = stream.tell()
+    stream.seek(0)
+    content = stream.read()
+    stream.seek(place)
+    return open_image(io.BytesIO(content), max_pixels)

@@ -26,7 +26,8 @@ def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
     data = with_overrides(get_config(), weights.info["settings"], "the weights").data
     info, arrays, settings = weights.info, weights.arrays, weights.info["settings"]
     settings = settings | {key: data[key.removeprefix("data.")] for key in PREPROCESSING}
-    stored = info.get("stored_size") or resized_side(data)
+    own = data.image_size if data.resize_mode == "fit" else resized_side(data)
+    stored = info.get("stored_size") or own
     notes = []
     if stored != resized_side(data):
         notes = [f"the file cannot record data.stored_size={stored}, the first of two resizings"]

@@ -150,6 +150,12 @@ def load(folder: pathlib.Path) -> Weights:
         info = info | {"checksum": checksum}
     else:
         variables = checkpoint.load_arrays(folder / "weights", info["checksum"])
+        if "data.resize_mode" not in info["settings"]:
+            print(
+                f"note: {folder} was converted by an earlier version and lacks the preprocessing "
+                "of its library: convert it again",
+                flush=True,
+            )
     arrays = flat_weights(variables["params"], variables["batch_stats"])
     formats.check_finite(arrays, folder)
     return Weights(arrays, info)

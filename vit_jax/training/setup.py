@@ -116,6 +116,12 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
         weights = pretrained.fit(
             found, shapes, data.class_names, config.model.pool == "cls", config.keep_head
         )
+        same = found.info["num_classes"] == num_classes and not found.info["class_names"]
+        if same and not trained and not config.keep_head:
+            raise UserError(
+                f"freeze={config.freeze} would evaluate a new, untrained head, because the weights "
+                "record no class names: set keep_head=True to evaluate their own head"
+            )
     return Setup(
         config=config,
         mesh=mesh,
