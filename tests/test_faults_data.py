@@ -217,7 +217,7 @@ def test_the_range_is_fixed_for_evaluation_and_prediction(tmp_path, capsys):
     assert "already finished" in capsys.readouterr().out
     bright = tmp_path / "bright.png"
     Image.fromarray(noise(0, (8, 8), 200, np.uint16)).save(bright)
-    with pytest.raises(UserError, match="levels end at .* instead of 65535: set data.level_range"):
+    with pytest.raises(UserError, match="levels end at .* instead of 65535: convert it to 8 bits"):
         read_image(bright, 8, 3)
 
 
@@ -330,6 +330,15 @@ def test_a_missing_feature_of_tfds_is_refused(tmp_path):
 
 
 # 4: links
+
+
+@pytest.mark.parametrize("place", ["test", "train/eel"])
+def test_a_dead_link_in_place_of_a_split_or_class_is_refused(tmp_path, place):
+    save_noise(tmp_path / "train", ["ant", "bee"])
+    (tmp_path / place).symlink_to(tmp_path / "nowhere")
+    config = folder_config(tmp_path)
+    with pytest.raises(UserError, match=f"{place} is a link that leads nowhere: repair or"):
+        make_splits(open_source(config), config)
 
 
 def test_links_are_followed_and_dead_ones_reported(tmp_path, capsys):

@@ -349,7 +349,7 @@ def test_fixed_positions_of_big_vision(tmp_path):
     file = big_vision(tmp_path)
     with pytest.raises(UserError, match="does not record its image size: give image_size"):
         pretrained.convert(file, {})
-    weights = pretrained.convert(file, {"data.image_size": 12})
+    weights = pretrained.convert(file, {"data.image_size": [12]})  # as of --image-size=12
     found = weights.info["settings"]
     assert (found["model.pos_embed"], found["data.image_size"]) == ("sincos_2d", 12)
     table = np.pad(sincos_2d(3, 3, 48), ((1, 0), (0, 0)))[None]

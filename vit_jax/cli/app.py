@@ -41,3 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     sys.argv = [f"vit-jax {name}", *arguments]  # its first entry is the name in usage messages
     return importlib.import_module(f"vit_jax.cli.{name.replace('-', '_')}").main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

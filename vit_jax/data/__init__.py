@@ -91,7 +91,7 @@ def load_data(config, mesh: Mesh, min_classes: int = 2) -> Data:
 
 def _describe_images(train, level_range, config):
     """Describe what a sample of the training images has in common."""
-    files = train.read_encoded(spread(len(train), MOST_SAMPLED))
+    files = train.read_encoded(sorted(set(spread(len(train), MOST_SAMPLED))))
     yield from filter(
         None, (describe_compression(files), describe_transparency(files, config.background))
     )

@@ -82,10 +82,12 @@ def list_images(folder: pathlib.Path) -> tuple[list[pathlib.Path], list, list]:
 def describe_suffixes(paths: Iterable[pathlib.Path]) -> str:
     """Count files by suffix, as "20 files of .xcf, 1 file without a suffix"."""
     counts = Counter(path.suffix.lower() for path in paths)
-    return ", ".join(
+    hint = " (read if pillow-heif is installed)" if {".heic", ".heif"} & counts.keys() else ""
+    described = (
         f"{n} file{'s' * (n > 1)} {f'of {suffix}' if suffix else 'without a suffix'}"
         for suffix, n in counts.most_common(5)
     )
+    return ", ".join(described) + hint
 
 
 def is_hidden(name: str) -> bool:
@@ -101,6 +103,7 @@ class Folder:
         self._config, self._root = config, pathlib.Path(os.path.expanduser(config.dir))
         if not os.path.isdir(self._root):  # unlike Path.is_dir, it accepts any string
             raise UserError(f"data.dir={config.dir} is not a folder")
+        _check_links(self._root)
         top = _folders(self._root)
         self.train_split = self._find_train(top)
         first = self._root / self.train_split
@@ -188,6 +191,7 @@ class Folder:
         root = self._root / split
         if not os.path.isdir(root):
             raise UserError(f"data.dir={self._root} has no folder {truncate_repr(split)} of images")
+        _check_links(root)
         is_train, names = split == self.train_split, _folders(root)
         labels_of = match_names(names, self.class_names)
         folders = {label: name for name, label in zip(names, labels_of, strict=True)}
@@ -294,6 +298,13 @@ class Folder:
 
 def _kinds():
     return ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+
+
+def _check_links(folder):
+    """Raise UserError for a dead link among splits or classes, as of a disk that is not mounted."""
+    for path in _visible(folder):
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path} is a link that leads nowhere: repair or remove it")
 
 
 def _visible(folder):

@@ -172,7 +172,7 @@ def describe_transparency(files: Iterable[bytes], background: tuple[float, ...])
     levels = ",".join(f"{level:g}" for level in background)
     return (
         f"{count} of {total} sampled training images are transparent: they are composited on "
-        f"data.background={levels}"
+        f"data.background={levels}; if their subjects are as bright, choose another"
     )
 
 
@@ -225,7 +225,7 @@ def scale_levels(levels: np.ndarray, level_range: tuple[float, ...]) -> np.ndarr
     if not level_range and 0 < top < 4096:
         raise UserError(
             f"it has more than 8 bits per channel, of which the levels end at {top:g} instead of "
-            "65535: set data.level_range, or convert it to 8 bits"
+            "65535: convert it to 8 bits, or set data.level_range of its dataset"
         )
     finite = np.nan_to_num(levels.astype(np.float64), nan=low).clip(low, high)
     scaled = ((finite - low) * 255 / (high - low)).astype(np.uint8)

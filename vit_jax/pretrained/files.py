@@ -207,13 +207,14 @@ def _floats(values):
 
 
 def sides(size) -> tuple[int, int] | None:
-    """Convert a side, [height, width] or [channels, height, width] to (height, width).
+    """Convert a side, [side], [height, width] or [channels, height, width] to (height, width).
 
     Raises TypeError, ValueError or IndexError for anything else.
     """
     if size is None:
         return None
-    height, width = (size, size) if isinstance(size, int) else size[-2:]
+    size = [size] if isinstance(size, int) else size
+    height, width = [*size, *size][-2:] if len(size) == 1 else size[-2:]
     if not isinstance(height, int) or not isinstance(width, int) or min(height, width) < 1:
         raise ValueError(f"the image size {truncate_repr(size)} is not in pixels")
     return height, width
