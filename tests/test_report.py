@@ -224,7 +224,7 @@ def test_a_single_run(tmp_path):
     results = {"experiment": "demo", "rows": [make_row("base", {}, groups["base"])]}
     write_report(Sweep(tmp_path, results, groups, {}, "last"))
     page = Page((tmp_path / "report.html").read_text())
-    assert page.tables[0][1] == ["base", "80.00", "90.00", "99.00", "1,234", ""]
+    assert page.tables[0][1] == ["base", "80.00", "90.00", "99.00", "1,234", "0.5", ""]
     assert page.tables[1][1] == ["base, seed 0", "80.00", "90.00", "99.00", "-", "0.5"]
     assert "images/s" not in page.text.split("Results")[0]
     assert not page.all("img") and "main --config" not in page.text
