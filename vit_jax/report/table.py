@@ -45,8 +45,8 @@ def legend(rows: list[dict], seeds: list[int], select: str) -> str:
         text += " " + _difference_legend(rows)
     if any(row.get("pflop") is not None for row in rows):
         text += (
-            " GFLOP/image: matrix products and convolutions of training on an image, 10^9 "
-            "operations; PFLOP: those of a whole run, 10^15, without evaluations."
+            " GFLOP/image: matrix products and convolutions of training on an image, 10⁹ "
+            "operations; PFLOP: those of a whole run, 10¹⁵, without evaluations."
         )
     return text
 
