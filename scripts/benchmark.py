@@ -25,7 +25,7 @@ on one of the models cifar_vit (configs/cifar_patch.py with patch size 4), small
 width 128 and depth 6), digits_vit (configs/digits_patch.py with patch size 2), vit_ti and vit_b
 (patch size 16 at 224 pixels) or resnet18 (at 32 pixels). Peers get prepared float32 batches, except
 in `input`. Prints one line per implementation with the ratio of medians; --json=FILE appends them
-as JSON lines. For `step` and `infer` of a ViT, also prints the TFLOP/s of its matrix products and,
+as JSON lines. For `step`, `finetune` and `infer`, also prints the TFLOP/s of matrix products and,
 with --peak=989 (an H100 in bfloat16), the model FLOPs utilisation (MFU).
 """
 
@@ -72,8 +72,8 @@ def main() -> None:
         args.model = "cifar_vit"  # only its image size matters
     if args.dtype != "auto" and args.mode not in ("step", "finetune", "infer"):
         parser.error(f"--dtype has no effect on {args.mode}")
-    if args.peak and not modes.flops_per_image(args.mode, modes.make_spec(args)):
-        parser.error(f"--peak has no effect on {args.mode} of {args.model}")
+    if args.peak and args.mode not in modes.TRAINED:
+        parser.error(f"--peak has no effect on {args.mode}")
     if args.mode == "explain" and args.model == "resnet18":
         parser.error("resnet18 has no attention to explain")
     if args.mode == "startup":

@@ -72,21 +72,17 @@ def start_peer(python, mode, spec):
     return run
 
 
-def flops_per_image(mode, spec) -> int:
-    """Count the floating-point operations of a ViT's matrix products per image; 0 if unknown.
+# The trained parameters of modes whose FLOPs are counted; None: all.
+TRAINED = {"step": None, "finetune": ("head/kernel", "head/bias"), "infer": ()}
 
-    A training step counts three times a forward pass: each product has two in the backward pass.
-    """
-    passes = {"step": 3, "infer": 1}.get(mode, 0)
-    if spec["model"] == "resnet18":
+
+def flops_per_image(mode, spec) -> int:
+    """Count the FLOPs of a mode's matrix products and convolutions per image; 0 if unknown."""
+    if mode not in TRAINED:
         return 0
-    width, patches = spec["hidden_size"], (spec["image_size"] // spec["patch_size"]) ** 2
-    tokens = patches + 1
-    embedding = patches * 3 * spec["patch_size"] ** 2 * width
-    dense = tokens * width * (4 * width + 2 * spec["mlp_dim"])
-    attention = 2 * tokens**2 * width
-    products = embedding + spec["depth"] * (dense + attention) + width * spec["num_classes"]
-    return 2 * passes * products
+    from vit_jax.training.flops import model_flops
+
+    return model_flops(make_config(spec), spec["num_classes"], TRAINED[mode])
 
 
 def make_config(spec, **overrides):

@@ -70,13 +70,17 @@ def write_experiment(name: str) -> list[str]:
     measured = read_measured(name)
     rows = tables.sorted_rows(measured)
     lines = [f"    {measured['command']}", ""]
-    lines += [f"| {' | '.join(tables.HEAD[:5])} | epochs | seeds | time per run |"]
-    lines += ["|---|--:|--:|--:|--:|--:|--:|--:|"]
-    for row, cells in zip(rows, tables.table_cells(rows), strict=True):
-        full = next(r for r in measured["rows"] if r["variant"] == row["variant"].split(", ")[0])
-        cells = [*cells[:5], f"{row.get('epochs', full['passes']):g}"]
-        cells += [f"{len(full['seeds'])}", duration(full["minutes"])]
-        lines.append(f"| {' | '.join(cells)} |")
+    shown = tables.columns(rows)
+    for name in ("minutes", "images/s"):
+        shown.pop(name, None)
+    by_name = {row["variant"]: row for row in measured["rows"]}
+    full = [by_name[row["variant"].split(", ")[0]] for row in rows]  # not of a shorter length
+    shown["epochs"] = [
+        f"{row.get('epochs', one['passes']):g}" for row, one in zip(rows, full, strict=True)
+    ]
+    shown["seeds"] = [f"{len(row['seeds'])}" for row in full]
+    shown["time per run"] = [duration(row["minutes"]) for row in full]
+    lines += tables.markdown(shown).splitlines()
     seeds = sorted({seed for row in measured["rows"] for seed in row["seeds"]})
     examples = measured["examples"]
     text = tables.legend(rows, seeds, measured["select"])

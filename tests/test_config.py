@@ -52,7 +52,7 @@ def test_valid_config_passes():
         ({"model__norm_eps": 0.0}, "model.norm_eps=0.0 must be above 0"),
         ({"model__size": "XL/4"}, "model.size='XL/4' is unknown: use one of Ti, S, B, L"),
         ({"model__size": "S/8"}, "model.size='S/8' has no effect"),
-        ({"train__epochs": 0.0}, "train.epochs and train.steps are both 0"),
+        ({"train__epochs": 0.0}, "train.epochs, train.steps and train.budget_pflop are all 0"),
         ({"train__steps": 3}, "train.epochs=2.0 and train.steps=3 contradict each other"),
         ({"train__batch_size": 0}, "train.batch_size=0 must be at least 1"),
         ({"train__accumulation_steps": 3}, "is not divisible by train.accumulation_steps=3"),

@@ -181,7 +181,9 @@ def overrides(draw):
             if other and keys.get(other, SCHEMA[other].default) not in values:
                 keys.pop(key, None)
         for stem in ("optim.warmup_", "train.eval_every_", "log.every_", "train."):
-            alike = [k for u in ("steps", "epochs", "percent") if keys.get(k := stem + u)]
+            alike = [
+                k for u in ("steps", "epochs", "percent", "budget_pflop") if keys.get(k := stem + u)
+            ]
             keys |= {key: type(SCHEMA[key].default)(0) for key in alike[1:]}
     wrong = draw(st.lists(st.sampled_from(sorted(FITTING)), unique=True, max_size=3))
     return keys | {key: _affordable(key, draw(WRONG)) for key in wrong[1:]}

@@ -85,6 +85,7 @@ def test_sweep_leaves_the_documented_files(storm, finished):
     summary = json.loads((folder / "summary.json").read_text())
     assert list(summary) == [
         *("name", "seed", "num_params", "num_trainable_params", "epochs", "steps"),
+        *("gflop_per_image", "pflop"),
         *("train_accuracy", "val_accuracy", "test_accuracy", "test_loss", "best_step"),
         *("wall_seconds", "images_per_second", "device"),
     ]

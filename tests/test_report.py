@@ -80,7 +80,13 @@ def test_table_equals_that_of_results_md(workdir, page):
         "patch_2.of-a-variant-with-quite-a-long-name",  # best first
         "patch_4",
     ]
-    assert table[2][4] == "1,234, 12 trained" and table[1][1] == "85.00 ± 7.07"
+    best, other = (dict(zip(table[0], row, strict=True)) for row in table[1:])
+    assert other["parameters"] == "1,234, 12 trained" and best["test"] == "85.00 ± 7.07"
+    assert (best["GFLOP/image"], best["PFLOP"], best["minutes"]) == ("0.0123", "4.5", "0.5")
+    name = f"difference from {best['variant']}, points, 95 % interval"
+    # Half the interval of -0.1, -0.15: 12.7062 * 0.0353553 / sqrt(2) = 0.317655.
+    assert (best[name], other[name]) == ("", "≈ -12.50 (-44.27 to +19.27)")
+    assert "which cannot be distinguished from it" in page.text
 
 
 def test_best_variant_is_the_headline(page):
@@ -224,7 +230,7 @@ def test_a_single_run(tmp_path):
     results = {"experiment": "demo", "rows": [make_row("base", {}, groups["base"])]}
     write_report(Sweep(tmp_path, results, groups, {}, "last"))
     page = Page((tmp_path / "report.html").read_text())
-    assert page.tables[0][1] == ["base", "80.00", "90.00", "99.00", "1,234", ""]
+    assert page.tables[0][1] == ["base", "80.00", "90.00", "99.00", "1,234", "0.5", ""]
     assert page.tables[1][1] == ["base, seed 0", "80.00", "90.00", "99.00", "-", "0.5"]
     assert "images/s" not in page.text.split("Results")[0]
     assert not page.all("img") and "main --config" not in page.text

@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 from tiny_sweep import summary, write_metrics
 
+from vit_jax.evaluation.differences import add_differences, paired_difference
 from vit_jax.evaluation.evaluate import make_report
 from vit_jax.evaluation.metrics import kernel_magnitudes
 from vit_jax.report import Sweep, results_table, write_figures, write_report
+from vit_jax.report.table import legend
 from vit_jax.training.sweep import make_row
 
 
@@ -34,29 +36,82 @@ def test_stages_common_to_all_seeds_are_rows():
 
 
 def test_table():
+    compute = {"gflop_per_image": 0.58145, "pflop": 12.3456}
     rows = [
-        make_row("a", {}, [summary(0, 1)]),
-        make_row("b", {}, [summary(0, 0.8), summary(1, 0.9)]),
+        make_row("a", {}, [summary(0, 1) | compute]),
+        make_row("b", {}, [summary(0, 0.8), summary(1, 0.9)]),  # of an earlier version
     ]
     lines = results_table(rows).splitlines()
-    assert lines[2] == "| a | 100.00 | 90.00 | 99.00 | 1,234 | 100 |"
-    assert lines[3] == "| b | 85.00 ± 7.07 | 90.00 ± 0.00 | 99.00 ± 0.00 | 1,234 | 100 |"
+    head = "variant | test | val | train | parameters | GFLOP/image | PFLOP | minutes | images/s"
+    assert lines[0] == f"| {head} |" and lines[1] == "|---" + "|--:" * 8 + "|"
+    assert lines[2] == "| a | 100.00 | 90.00 | 99.00 | 1,234 | 0.581 | 12.3 | 0.5 | 100 |"
+    assert (
+        lines[3] == "| b | 85.00 ± 7.07 | 90.00 ± 0.00 | 99.00 ± 0.00 | 1,234 |  |  | 0.5 | 100 |"
+    )
 
 
-def test_differences_within_the_std_are_marked():
-    """Compared with 90 ± 1.41: 89 ± 1.41 is within sqrt(4), 87 ± 1.41 is not."""
-    rows = [
-        make_row(name, {}, [summary(0, mean - 0.01), summary(1, mean + 0.01)])
-        for name, mean in (("a", 0.9), ("b", 0.89), ("c", 0.87))
-    ]
+def test_rows_of_earlier_versions_have_no_new_columns():
+    row = make_row("a", {}, [summary(0, 1)])
+    for key in ("seeds", "gflop_per_image", "pflop", "wall_seconds"):
+        del row[key]
+    assert results_table([row]).splitlines()[2] == "| a | 100.00 | 90.00 | 99.00 | 1,234 | 100 |"
+    assert paired_difference(row, row)["pairs"] == 1
+
+
+def variants():
+    """Variants whose paired differences from a are 0.01, 0.02, 0.03 lower (b), or vary (c)."""
+    tests = {"a": (0.9, 0.8, 0.7), "b": (0.89, 0.78, 0.67), "c": (0.93, 0.79, 0.66)}
+    rows = []
+    for name, values in tests.items():
+        rows.append(make_row(name, {}, [summary(seed, test) for seed, test in enumerate(values)]))
+        rows[-1]["val_accuracy"]["mean"] = 0.95 if name == "a" else 0.9
+    add_differences(rows)
+    return rows
+
+
+def test_differences_are_paired_by_seed():
+    """Student's t of 2 degrees of freedom is 4.3027: half of 4.3027 * 0.01 / sqrt(3) = 0.024842."""
+    best, near, far = variants()
+    assert "difference" not in best and near["difference"]["from"] == "a"
+    expected = {"mean": -0.02, "low": -0.044842, "high": 0.004842}
+    found = near["difference"]
+    assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-6)
+    # Of 0.03, -0.01, -0.04: std sqrt(0.00246667 / 2) = 0.0351188, half 0.087241.
+    expected = {"mean": -0.0066667, "low": -0.0939076, "high": 0.0805743}
+    assert {key: far["difference"][key] for key in expected} == pytest.approx(expected, abs=1e-6)
+    assert found["pairs"] == 3
+    five = make_row("d", {}, [summary(seed, 0.5) for seed in range(5)])
+    assert paired_difference(five, best)["pairs"] == 3  # the common seeds
+    one = paired_difference(make_row("e", {}, [summary(1, 0.85)]), best)
+    assert one == {"mean": pytest.approx(0.05), "low": None, "high": None, "pairs": 1}
+    other = paired_difference(make_row("f", {}, [summary(7, 0.85)]), best)
+    assert other == {"mean": pytest.approx(0.05), "low": None, "high": None, "pairs": 0}
+
+
+def test_intervals_that_contain_0_are_marked():
+    rows = variants()
+    for row, values in zip(rows[1:], ((0.80, 0.70, 0.61), (0.93, 0.79, 0.66)), strict=True):
+        row["test_accuracy"]["values"] = list(values)
+    add_differences(rows)
     lines = results_table(rows).splitlines()
-    assert "| 90.00 ± 1.41 |" in lines[2]
-    assert "| ≈ 89.00 ± 1.41 |" in lines[3]
-    assert "| 87.00 ± 1.41 |" in lines[4]
+    assert "| difference from a, points, 95 % interval |" in lines[0]
+    assert "± 10.00 |  | 95.00" in lines[2]
+    assert "| -9.67 (-11.10 to -8.23) |" in lines[3]
+    assert "| ≈ -0.67 (-9.39 to +8.06) |" in lines[4]
+    text = legend(rows, [0, 1, 2], "best")
+    assert "paired by seed" in text and "whose interval contains 0" in text
+
+
+def test_one_seed_has_no_interval():
+    rows = [make_row(name, {}, [summary(0, test)]) for name, test in (("a", 0.9), ("b", 0.8))]
+    add_differences(rows)
+    table = results_table(rows)
+    assert "| difference from a, points |" in table and "| -10.00 |" in table
+    assert "one seed: no interval" in legend(rows, [0], "best")
 
 
 def test_report_files(tmp_path):
-    groups = {"a": [summary(0, 0.8), summary(1, 0.9)], "b": [summary(0, 0.7), summary(1, 0.75)]}
+    groups = {"a": [summary(0, 0.8), summary(1, 0.9)], "b": [summary(0, 0.7), summary(1, 0.8)]}
     for name in groups:
         folder = tmp_path / name / "seed_0"
         folder.mkdir(parents=True)
@@ -67,7 +122,7 @@ def test_report_files(tmp_path):
     text = (tmp_path / "results.md").read_text()
     assert text.startswith("# demo\n") and table in text and "seeds 0, 1" in text
     assert text.index("| a |") < text.index("| b |")  # best first
-    assert "| A Paper | b > a |" in text and "| this run | a 85.0 > b 72.5 |" in text
+    assert "| A Paper | b > a |" in text and "| this run | a 85.0 > b 75.0 |" in text
     for name in ("results.png", "curves.png"):
         with Image.open(tmp_path / name) as image:
             assert min(image.size) > 300

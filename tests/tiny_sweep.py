@@ -5,6 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
+from vit_jax.evaluation.differences import add_differences
 from vit_jax.evaluation.evaluate import make_report
 from vit_jax.report import Sweep, write_figures, write_report
 from vit_jax.training.sweep import make_row
@@ -82,9 +83,13 @@ def make_sweep(workdir):
         "patch_4": [summary(0, 0.7), summary(1, 0.75)],
         "patch_2.of-a-variant-with-quite-a-long-name": [summary(0, 0.8), summary(1, 0.9)],
     }
+    for group in groups.values():
+        for one in group:
+            one |= {"gflop_per_image": 0.0123, "pflop": 4.5}
     groups["patch_4"][0] |= {"num_trainable_params": 12, "val_accuracy": 0.85}
     overrides = {name: {"model.patch_size": i} for i, name in enumerate(groups)}
     rows = [make_row(name, overrides[name], group) for name, group in groups.items()]
+    add_differences(rows)
     results = {"experiment": "demo", "rows": rows}
     published = {"A Paper <2020>": "b > a"}
     arguments = ["--config=configs/demo.py", f"--config.model.size={NASTY}", "--workdir=my runs"]

@@ -46,7 +46,8 @@ class Results:
       experiment: its name.
       rows: of results.json, a dict per variant: "variant", "overrides", "num_params",
         "train_accuracy", "val_accuracy" and "test_accuracy" (each {"mean", "std", "values"},
-        fractions), "images_per_second".
+        fractions), "gflop_per_image", "pflop", "wall_seconds", "images_per_second"; all but the
+        best have "difference" ({"from", "mean", "low", "high", "pairs"}).
     """
 
     workdir: pathlib.Path

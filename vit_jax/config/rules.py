@@ -187,7 +187,7 @@ def _validate_log(log):
 
 def _validate_train(config):
     train = config.train
-    _only_one(config, "train.epochs", "train.steps")
+    _only_one(config, "train.epochs", "train.steps", "train.budget_pflop")
     if train.vmap_seeds == "always":
         if train.num_seeds == 1:
             raise UserError("train.vmap_seeds=always has no effect with train.num_seeds=1")
@@ -195,8 +195,10 @@ def _validate_train(config):
             raise UserError(f"train.vmap_seeds=always is incompatible with {reason}: use auto")
     if train.multi_step == "always" and (reason := one_step_at_a_time(config)):
         raise UserError(f"train.multi_step=always is incompatible with {reason}: use auto")
-    if not train.epochs and not train.steps:
-        raise UserError("train.epochs and train.steps are both 0: set one, the run's length")
+    if not (train.epochs or train.steps or train.budget_pflop):
+        raise UserError(
+            "train.epochs, train.steps and train.budget_pflop are all 0: set one, the run's length"
+        )
     for stem in ("optim.warmup", "train.eval_every", "log.every"):
         _only_one(config, *(f"{stem}_{unit}" for unit in ("steps", "epochs", "percent")))
     if train.accumulation_steps and train.batch_size % train.accumulation_steps:

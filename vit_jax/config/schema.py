@@ -262,8 +262,19 @@ _OPTIM = dict(
 )
 
 _TRAIN = dict(
-    epochs=Setting(0.0, "length of the run in epochs; or train.steps", resume="longer"),
-    steps=Setting(0, "length of the run in optimizer updates; or train.epochs", resume="longer"),
+    epochs=Setting(
+        0.0, "length of the run in epochs; or train.steps, train.budget_pflop", resume="longer"
+    ),
+    steps=Setting(
+        0,
+        "length of the run in optimizer updates; or train.epochs, train.budget_pflop",
+        resume="longer",
+    ),
+    budget_pflop=Setting(
+        0.0,
+        "length of the run in PFLOP of training (10^15 operations); or train.epochs, train.steps",
+        resume="longer",
+    ),
     num_seeds=free(1, "runs per variant, with consecutive seeds", low=1, high=1000),
     vmap_seeds=free("auto", "train all seeds in one vectorised program", WHEN),
     multi_step=free("auto", "multi-step dispatch: several steps per call", WHEN),

@@ -10,7 +10,7 @@ from vit_jax.report.run import (
     write_figures,
     write_test_report,
 )
-from vit_jax.report.table import results_table, same
+from vit_jax.report.table import results_table
 from vit_jax.runtime.files import write_atomically
 
 

@@ -145,7 +145,7 @@ def make_page(sweep: Sweep) -> str:
         for name, group in records.items()
         if group[0]
     }
-    differences = _differences(configs)
+    differences, columns = _differences(configs), tables.columns(rows)
     shared = next(iter(configs.values()), {})
     report, metrics = (
         read_json(sweep.best_folder / "test_report.json"),
@@ -156,6 +156,8 @@ def make_page(sweep: Sweep) -> str:
         run=run,
         sweep=sweep,
         rows=rows,
+        columns=columns,
+        cells=list(zip(*columns.values(), strict=True)),
         best=sweep.best,
         best_row=next(row for row in sweep.ranking if row["variant"] == sweep.chosen),
         seeds=_seeds(sweep),

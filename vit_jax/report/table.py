@@ -1,8 +1,7 @@
 """The table of a sweep: its rows in order, their comparison, and their text."""
 
-import math
+from vit_jax.evaluation.differences import contains_zero, paired_difference
 
-HEAD = ("variant", "test", "val", "train", "parameters", "images/s")
 PUBLISHED_HEAD = ("source", "test accuracy, %, neighbours compared")
 
 
@@ -42,67 +41,99 @@ def legend(rows: list[dict], seeds: list[int], select: str) -> str:
         f"Accuracies in %, {spread}. Test is evaluated once per {unit}, from the "
         f"{checkpoint}; train is that checkpoint without augmentation."
     )
-    if len(seeds) > 1 and len(rows) > 1:
+    if any("difference" in row for row in rows):
+        text += " " + _difference_legend(rows)
+    if any(row.get("pflop") is not None for row in rows):
         text += (
-            " ≈ marks variants that cannot be distinguished from the best: the means differ by at "
-            "most sqrt(s1² + s2²), the standard deviation of a difference of two runs."
+            " GFLOP/image: matrix products and convolutions of training on an image, 10⁹ "
+            "operations; PFLOP: those of a whole run, 10¹⁵, without evaluations."
         )
     return text
 
 
-def same(one: dict, other: dict) -> bool:
-    """Check whether two accuracies of results.json differ by at most sqrt(s1^2 + s2^2).
-
-    That is the standard deviation of the difference of two runs; False for a single seed.
-    """
-    if one["std"] is None or other["std"] is None:
-        return False
-    return abs(one["mean"] - other["mean"]) <= math.hypot(one["std"], other["std"])
+def _difference_legend(rows):
+    """Describe the column of differences and the mark of those within noise."""
+    text = "The difference is in test accuracy from the best variant by validation accuracy"
+    if all(row["difference"]["low"] is None for row in rows if "difference" in row):
+        return f"{text}; one seed: no interval."
+    return (
+        f"{text}, mean and 95 % interval of the differences paired by seed (Student's t). ≈ marks "
+        "variants whose interval contains 0, which cannot be distinguished from it."
+    )
 
 
 def orders(rows: list[dict], published: dict[str, str]) -> dict[str, str]:
     """Append our order, such as "a 81.0 ≈ b 80.5 > c 70.1", to the published ones, if any.
 
-    Neighbours are compared. With one seed, of which no order follows, commas separate them.
+    Neighbours are compared: "≈" where the interval of their difference contains 0. With one seed,
+    of which no order follows, commas separate them.
     """
     if not published:
         return {}
     text, before = "", None
     for row in rows:
-        test = row["test_accuracy"]
         if before is not None:
-            alone = None in (before["std"], test["std"])
-            text += " ≈ " if same(before, test) else ", " if alone else " > "
-        text += f"{row['variant']} {100 * test['mean']:.1f}"
-        before = test
+            difference = paired_difference(before, row)
+            alone = difference["low"] is None
+            text += " ≈ " if contains_zero(difference) else ", " if alone else " > "
+        text += f"{row['variant']} {100 * row['test_accuracy']['mean']:.1f}"
+        before = row
     return published | {"this run": text}
 
 
 def results_table(rows: list[dict]) -> str:
-    """Write rows of results.json, of which the first is the best, as a Markdown table."""
-    lines = [f"| {' | '.join(HEAD)} |", "|---|--:|--:|--:|--:|--:|"]
-    lines += [f"| {' | '.join(cells)} |" for cells in table_cells(rows)]
-    return "\n".join(lines)
+    """Write rows of results.json as a Markdown table."""
+    return markdown(columns(rows))
 
 
-def table_cells(rows: list[dict]) -> list[list[str]]:
-    """Format the cells below HEAD, row by row; the first row is the best."""
-    lines = []
-    for row in rows:
-        speed, test = row["images_per_second"], row["test_accuracy"]
-        total, trained = row["num_params"], row["num_trainable_params"]
-        near = row is not rows[0] and same(test, rows[0]["test_accuracy"])
-        lines.append(
-            [
-                row["variant"],
-                "≈ " * near + percent(test),
-                percent(row["val_accuracy"]),
-                percent(row["train_accuracy"]),
-                f"{total:,}" if total == trained else f"{total:,}, {trained:,} trained",
-                "" if speed is None else f"{speed:,.0f}",
-            ]
-        )
-    return lines
+def markdown(table: dict[str, list[str]]) -> str:
+    """Write {head: cells} as a Markdown table; all columns but the first are numbers."""
+    lines = [[*table], ["---"] + ["--:"] * (len(table) - 1), *zip(*table.values(), strict=True)]
+    bars = [f"| {' | '.join(cells)} |" for cells in lines]
+    bars[1] = bars[1].replace(" ", "")
+    return "\n".join(bars)
+
+
+def columns(rows: list[dict]) -> dict[str, list[str]]:
+    """Format the table as {head: cells}; columns that no row has a value for are left out."""
+    table = {"variant": [row["variant"] for row in rows]}
+    table["test"] = [percent(row["test_accuracy"]) for row in rows]
+    found = [row["difference"] for row in rows if "difference" in row]
+    if found:
+        unit = "points" if all(one["low"] is None for one in found) else "points, 95 % interval"
+        name = f"difference from {found[0]['from']}, {unit}"
+        table[name] = [_difference(row.get("difference")) for row in rows]
+    table["val"] = [percent(row["val_accuracy"]) for row in rows]
+    table["train"] = [percent(row["train_accuracy"]) for row in rows]
+    table["parameters"] = [_parameters(row) for row in rows]
+    if any(row.get("pflop") is not None for row in rows):
+        table["GFLOP/image"] = [_number(row.get("gflop_per_image")) for row in rows]
+        table["PFLOP"] = [_number(row.get("pflop")) for row in rows]
+    if any(row.get("wall_seconds") is not None for row in rows):
+        minutes = [(row.get("wall_seconds") or 0) / 60 or None for row in rows]
+        table["minutes"] = [_number(one, ",.1f") for one in minutes]
+    table["images/s"] = [_number(row["images_per_second"], ",.0f") for row in rows]
+    return table
+
+
+def _difference(difference):
+    """Format a difference in points, such as "≈ -0.50 (-1.20, 0.20)"; "" for the best variant."""
+    if difference is None:
+        return ""
+    text = f"{100 * difference['mean']:+.2f}"
+    if difference["low"] is not None:
+        text += f" ({100 * difference['low']:+.2f} to {100 * difference['high']:+.2f})"
+    return "≈ " * contains_zero(difference) + text
+
+
+def _parameters(row):
+    total, trained = row["num_params"], row["num_trainable_params"]
+    return f"{total:,}" if total == trained else f"{total:,}, {trained:,} trained"
+
+
+def _number(value, style=None):
+    """Format a number that may be missing, by default with three digits."""
+    return "" if value is None else format(value, style or (",.3g" if value < 1000 else ",.0f"))
 
 
 def percent(accuracy: dict) -> str:

@@ -71,6 +71,14 @@ class RunOutputs:
                 stack.callback(self.writer.close)
 
 
+def compute(setup: Setup) -> dict[str, float]:
+    """Compute the GFLOP of training per image, and the PFLOP of the whole run."""
+    flops, steps = setup.flops, setup.lengths.total
+    total = steps * flops.step + flops.features if steps else 0
+    per_image = flops.step / setup.config.train.batch_size
+    return {"gflop_per_image": per_image / 1e9, "pflop": total / 1e15}
+
+
 def summarize(
     run: RunOutputs, setup: Setup, name: str, results: dict, step: int, wall_seconds: float
 ) -> dict:
@@ -88,6 +96,7 @@ def summarize(
         "num_trainable_params": num_trained(setup),
         "epochs": setup.lengths.total / setup.lengths.epoch,
         "steps": setup.lengths.total,
+        **compute(setup),
         **{f"{split}_accuracy": result.accuracy for split, result in results.items()},
         "test_loss": results["test"].loss,
         "best_step": step,

@@ -1,6 +1,7 @@
 """Setup of a variant, before anything is compiled."""
 
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from vit_jax.data import Data
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.sharding import dtype_of
 from vit_jax.training import optim, step
+from vit_jax.training.flops import Flops, training_flops
 
 # Images per BatchNorm. ResNet-50's ImageNet error is 1.2 points higher with 8 images than with 32,
 # 3.7 with 4, and 11.1 with 2 (Wu & He 2018, arXiv:1803.08494, table 2).
@@ -57,6 +59,11 @@ class Setup:
     on_features: bool  # whether the head is trained on cached features instead of images
     multi_step: bool  # whether one call of the training step takes several steps
 
+    @functools.cached_property
+    def flops(self) -> Flops:
+        """FLOPs of training, counted at the first access: it takes a fraction of a second."""
+        return training_flops(self)
+
     def schedule(self) -> Callable:
         """Build the learning-rate schedule, step -> learning rate."""
         return optim.make_schedule(self.config.optim, self.lengths.warmup, self.lengths.total)
@@ -96,7 +103,6 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
             f"split evenly over {mesh.size} devices"
         )
     freeze = parse_freeze(config.freeze)
-    lengths = _lengths(config, len(data.train) // train.batch_size, freeze != "none_trained")
     model = models.build(config.model, num_classes, dtype_of(train.dtype))
     tree = step.init.eval_shape(model, jax.random.key(0), one_image(config))
     flat = pretrained.flat_weights(tree["params"], tree.get("batch_stats", {}))
@@ -122,11 +128,12 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
                 f"freeze={config.freeze} would evaluate a new, untrained head, because the weights "
                 "record no class names: set keep_head=True to evaluate their own head"
             )
-    return Setup(
+    epoch = len(data.train) // train.batch_size
+    setup = Setup(
         config=config,
         mesh=mesh,
         num_classes=num_classes,
-        lengths=lengths,
+        lengths=Lengths(epoch, 0, 0, 0, 0),
         shapes=shapes,
         trained=trained,
         weights=weights,
@@ -134,6 +141,7 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
         on_features=on_features,
         multi_step=_uses_multi_step(config, on_features or data.train.resident),
     )
+    return dataclasses.replace(setup, lengths=_lengths(setup))
 
 
 def _batch_norms(shapes):
@@ -154,11 +162,17 @@ def _check_micro_batches(train, trained_norms):
         )
 
 
-def _lengths(config, epoch, trains):
-    total = total_steps(config, epoch) if trains else 0
+def _lengths(setup):
+    """Convert the durations of a config, whose setup knows only the length of an epoch."""
+    config, epoch = setup.config, setup.lengths.epoch
+    total = 0
+    if setup.trained:
+        budget = config.train.budget_pflop
+        total = _affordable_steps(budget, setup.flops) if budget else total_steps(config, epoch)
     if total > COUNTABLE:
-        what = f"train.epochs={config.train.epochs} are {total} steps"
-        raise UserError(f"{what}, more than {COUNTABLE}")
+        lengths = {key: config.train[key] for key in ("epochs", "steps", "budget_pflop")}
+        what = next(f"train.{key}={value}" for key, value in lengths.items() if value)
+        raise UserError(f"{what} are {total} steps, more than {COUNTABLE}")
     warmup = steps_of(config.optim, "warmup", epoch, total)
     if warmup >= total > 0:
         keys = (f"optim.warmup_{unit}" for unit in ("steps", "epochs", "percent"))
@@ -171,6 +185,17 @@ def _lengths(config, epoch, trains):
     eval_every = steps_of(config.train, "eval_every", epoch, total) or total
     log_every = steps_of(config.log, "every", epoch, total) or total
     return Lengths(epoch, total, warmup, max(1, eval_every), max(1, log_every))
+
+
+def _affordable_steps(budget, flops):
+    """Compute how many steps a budget in PFLOP pays for."""
+    steps = int((budget * 1e15 - flops.features) // flops.step)
+    if steps < 1:
+        least = (flops.features + flops.step) / 1e15
+        raise UserError(
+            f"train.budget_pflop={budget:g} does not pay for a single step, which needs {least:.3g}"
+        )
+    return steps
 
 
 def _caches_features(config):

@@ -19,6 +19,7 @@ from vit_jax import pretrained
 from vit_jax.config import Config, resolve, with_overrides
 from vit_jax.config.rules import validate
 from vit_jax.data import load_data
+from vit_jax.evaluation.differences import add_differences
 from vit_jax.runtime import processes, sharding
 from vit_jax.runtime.errors import UserError, single_line, truncate_repr
 from vit_jax.runtime.files import read_json, write_atomically
@@ -128,6 +129,7 @@ def run_sweep(
     if processes.is_first():
         if only is None:
             rows = [make_row(name, sweep.get(name, {}), summaries[name]) for name in configs]
+            add_differences(rows)
             results = {"experiment": experiment, "rows": rows}
             if arguments:
                 results["command"] = shlex.join(["python", "-m", "vit_jax.main", *arguments])
@@ -177,8 +179,9 @@ def make_row(name: str, overrides: dict, summaries: list[dict]) -> dict:
         values = [summary[key] for summary in summaries]
         std = float(np.std(values, ddof=1)) if len(values) > 1 else None
         row[key] = {"mean": float(np.mean(values)), "std": std, "values": values}
-    speeds = [s["images_per_second"] for s in summaries if s["images_per_second"] is not None]
-    row["images_per_second"] = float(np.mean(speeds)) if speeds else None
+    for key in ("gflop_per_image", "pflop", "wall_seconds", "images_per_second"):
+        values = [s[key] for s in summaries if s.get(key) is not None]  # earlier versions lack some
+        row[key] = float(np.mean(values)) if values else None
     if reused := [s["reused_from"] for s in summaries if "reused_from" in s]:
         row["reused_from"] = reused
     stages = [stage for summary in summaries for stage in summary.get("stages", [])]

@@ -1,0 +1,49 @@
+"""Differences between variants, paired by seed."""
+
+import math
+
+import numpy as np
+
+
+def paired_difference(row: dict, other: dict) -> dict:
+    """Compute the difference in test accuracy of two rows of results.json, over common seeds.
+
+    A seed is that of initial weights, batch order and augmentation, so a pair shares them.
+
+    Returns:
+      {"mean", "low", "high", "pairs"}: fractions, with the 95 % interval of the mean (Student's t
+      of the paired differences); low and high are None for fewer than two pairs, and the mean is
+      that of all seeds without a pair.
+    """
+    ours, theirs = _by_seed(row), _by_seed(other)
+    pairs = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    if len(pairs) < 2:
+        mean = pairs[0] if pairs else np.mean([*ours.values()]) - np.mean([*theirs.values()])
+        return {"mean": float(mean), "low": None, "high": None, "pairs": len(pairs)}
+    import scipy.special  # costs a quarter of a second
+
+    mean, std = float(np.mean(pairs)), float(np.std(pairs, ddof=1))
+    half = float(scipy.special.stdtrit(len(pairs) - 1, 0.975)) * std / math.sqrt(len(pairs))
+    return {"mean": mean, "low": mean - half, "high": mean + half, "pairs": len(pairs)}
+
+
+def add_differences(rows: list[dict]) -> None:
+    """Add to rows of results.json their "difference" from the best by validation accuracy.
+
+    Its key "from" names the best variant, whose own row gets none.
+    """
+    best = max(rows, key=lambda row: row["val_accuracy"]["mean"])
+    for row in rows:
+        if row is not best:
+            row["difference"] = {"from": best["variant"]} | paired_difference(row, best)
+
+
+def contains_zero(difference: dict) -> bool:
+    """Whether the interval of a `paired_difference` contains 0; False without an interval."""
+    return difference["low"] is not None and difference["low"] <= 0 <= difference["high"]
+
+
+def _by_seed(row):
+    """Map the seeds of a row to test accuracies; rows of earlier versions do not list them."""
+    values = row["test_accuracy"]["values"]
+    return dict(zip(row.get("seeds", range(len(values))), values, strict=True))
