@@ -63,4 +63,5 @@ def _copy(image, max_pixels):
     stream.seek(0)
     content = stream.read()
     stream.seek(place)
+    image.load()  # closes its file, as a copy would
     return open_image(io.BytesIO(content), max_pixels)
