@@ -20,6 +20,7 @@ def validate(config: Config) -> None:
     if config.model.name == "vit":
         _validate_vit(config)
         _validate_positions(config.model)
+        _validate_parts(config.model)
     _validate_train(config)
     _validate_optim(config.optim)
     _validate_schedule(config.optim, config.train)
@@ -172,6 +173,11 @@ def _validate_positions(model):
             f"model.pos_embed=rope_2d needs a width per attention map that 4 divides, not "
             f"{model.hidden_size // maps} (model.hidden_size={model.hidden_size} over {maps} maps)"
         )
+
+
+def _validate_parts(model):
+    if model.mlp == "swiglu" and model.gelu != "tanh":
+        raise UserError(f"model.gelu={model.gelu} has no effect with model.mlp=swiglu")
 
 
 def _validate_log(log):

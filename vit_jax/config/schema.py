@@ -197,8 +197,22 @@ _MODEL = dict(
         0.0, "stochastic depth of the last block, linear from 0 at the first", high=0.99
     ),
     qkv_bias=vit(True, "bias of query, key and value; differential: of the output layer too"),
-    gelu=vit("tanh", "GELU: tanh approximation or exact (erf)", ("tanh", "erf")),
-    norm_eps=vit(1e-6, "epsilon of LayerNorm", low=SMALLEST),
+    mlp=vit(
+        "gelu",
+        "MLP of a block; swiglu: hidden layer times SiLU of a gate, instead of GELU",
+        ("gelu", "swiglu"),
+    ),
+    gelu=vit(
+        "tanh",
+        "GELU: tanh approximation, exact (erf), or x * sigmoid(1.702 x) (quick)",
+        ("tanh", "erf", "quick"),
+    ),
+    norm=vit("layer", "norms of the ViT: LayerNorm, or (rms) RMSNorm", ("layer", "rms")),
+    norm_eps=vit(1e-6, "epsilon of the norms", low=SMALLEST),
+    pre_norm=vit(False, "norm before the first block, as in CLIP"),
+    layer_scale_init=vit(
+        0.0, "initial LayerScale, the factors per channel of residual branches; 0: off", high=100
+    ),
     representation_size=vit(0, "width of a tanh layer before the head; 0: none", high=10**6),
     init=vit(
         "default",

@@ -11,7 +11,7 @@ import numpy as np
 from flax.linen.dtypes import promote_dtype
 
 from vit_jax.models.attention import LAYER_NAMES, Attention
-from vit_jax.models.layers import Dropout, Kernel, gelu_exact
+from vit_jax.models.layers import Dropout, Kernel, build_norm, gelu
 
 _KERNEL_INIT = nn.linear.default_kernel_init
 
@@ -67,7 +67,11 @@ class PositionEmbedding(nn.Module):
 
 
 class MlpBlock(nn.Module):
-    """Two dense layers with a GELU in between, per token."""
+    """Two dense layers with a GELU in between, per token.
+
+    SwiGLU (Shazeer 2020, arXiv:2002.05202) multiplies the hidden layer by SiLU of a further dense
+    layer, "gate", in place of GELU.
+    """
 
     config: Mapping[str, Any]
     dtype: jnp.dtype
@@ -82,15 +86,23 @@ class MlpBlock(nn.Module):
             dtype=self.dtype,
         )
         (b, n, d), rate = x.shape, self.config["dropout_rate"]
-        x = dense(self.config["mlp_dim"])(x.reshape(b * n, d))
-        x = gelu_exact(x) if self.config["gelu"] == "erf" else nn.gelu(x)
+        x = x.reshape(b * n, d)
+        hidden = dense(self.config["mlp_dim"])(x)
+        if self.config["mlp"] == "swiglu":
+            x = nn.silu(dense(self.config["mlp_dim"], name="gate")(x)) * hidden
+        else:
+            x = gelu(hidden, self.config["gelu"])
         x = Dropout(rate)(x.reshape(b, n, -1), keys)
         x = dense(d)(x.reshape(b * n, -1)).reshape(b, n, d)
         return Dropout(rate)(x, keys)
 
 
 class EncoderBlock(nn.Module):
-    """Pre-norm transformer block with stochastic depth (Huang et al. 2016)."""
+    """Pre-norm transformer block with stochastic depth (Huang et al. 2016).
+
+    LayerScale (Touvron et al. 2021, arXiv:2103.17239) multiplies each residual branch by a learned
+    factor per channel.
+    """
 
     config: Mapping[str, Any]
     grid: tuple[int, int]
@@ -106,12 +118,22 @@ class EncoderBlock(nn.Module):
         """
         config, dtype = self.config, self.dtype
         attend = Attention(config, self.grid, dtype, name=LAYER_NAMES[config["attention"]])
-        norm = functools.partial(nn.LayerNorm, epsilon=config["norm_eps"], dtype=dtype)
+        norm = functools.partial(build_norm, config, dtype)
         drop_path = functools.partial(Dropout, self.drop_path_rate, whole=True)
         y, attended = attend(norm()(x), keys, layer, added)
-        x = x + drop_path()(Dropout(config["dropout_rate"])(y, keys), keys)
-        y = MlpBlock(config, dtype)(norm()(x), keys)
+        # Dropout's keys depend on the order in which its modules are made.
+        x = x + drop_path()(
+            _scaled(self, "layer_scale_0", Dropout(config["dropout_rate"])(y, keys)), keys
+        )
+        y = _scaled(self, "layer_scale_1", MlpBlock(config, dtype)(norm()(x), keys))
         return x + drop_path()(y, keys), attended
+
+
+def _scaled(block, name, x):
+    """Multiply by the LayerScale `name` of a block, if its config has one."""
+    if not (initial := block.config["layer_scale_init"]):
+        return x
+    return x * block.param(name, nn.initializers.constant(initial), x.shape[-1:]).astype(x.dtype)
 
 
 def _apply(block, remat, params, *inputs):
@@ -124,7 +146,7 @@ _apply_shared = jax.jit(_apply, static_argnums=(0, 1))
 
 
 class Encoder(nn.Module):
-    """Position embedding, encoder blocks and final norm."""
+    """Position embedding, norm before the blocks if `pre_norm` is set, blocks and final norm."""
 
     config: Mapping[str, Any]
     grid: tuple[int, int]
@@ -139,6 +161,8 @@ class Encoder(nn.Module):
         if kind not in ("none", "rope_2d", "relative_bias"):  # these two act within attention
             x = PositionEmbedding(kind, self.grid, has_cls, name="posembed_input")(x)
         x = Dropout(config["dropout_rate"])(x, keys)
+        if config["pre_norm"]:
+            x = build_norm(config, dtype, "pre_norm")(x)
         # Not in bfloat16: XLA would round at the boundaries of the shared function, and capturing
         # intermediates would change the logits.
         apply = _apply_shared if dtype == jnp.float32 else _apply
@@ -150,7 +174,7 @@ class Encoder(nn.Module):
             x, seen = apply(block, self.remat, params, x, own, i, added and added[i])
             tokens.append(x)
             attended.append(seen)
-        x = nn.LayerNorm(epsilon=config["norm_eps"], dtype=dtype, name="encoder_norm")(x)
+        x = build_norm(config, dtype, "encoder_norm")(x)
         intermediates = {key: [seen[key] for seen in attended] for key in attended[0]}
         return x, {"tokens": tokens} | intermediates
 
