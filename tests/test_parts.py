@@ -8,6 +8,7 @@ import pytest
 from vit_jax import config as settings
 from vit_jax import models
 from vit_jax.config.rules import validate
+from vit_jax.explanation import attribution
 from vit_jax.models import layers
 from vit_jax.runtime.errors import UserError
 from vit_jax.training import optim
@@ -60,12 +61,18 @@ SIZES = [
     (dict(mlp="swiglu"), DEPTH * (D + 1) * MLP),
     (dict(gelu="quick"), 0),
     (dict(pre_norm=True), NORM),
+    (dict(qk_norm=True), DEPTH * 2 * 2 * D // HEADS),
+    (dict(qk_norm=True, norm="rms", attention="differential"), None),
+    (dict(num_registers=4, pool="mean"), 4 * D - D - D),  # neither a class token nor its position
+    (dict(head_dim=3), -DEPTH * (4 * D + 3) * (D - HEADS * 3)),
+    (dict(head_dim=6, attention="differential"), None),
+    (dict(attention="lsa"), DEPTH * HEADS),
 ]
 
 
 @pytest.mark.parametrize(("options", "expected"), SIZES, ids=str)
 def test_parts_add_exactly_their_parameters_and_have_finite_gradients(options, expected):
-    assert added(**options) == expected
+    assert expected is None or added(**options) == expected
     model, params = build(**options)
     keys = jax.random.split(jax.random.key(1), len(IMAGES))
 
@@ -142,13 +149,115 @@ def test_pre_norm_normalises_the_tokens_before_the_blocks():
     np.testing.assert_allclose(tokens.std(-1), 1, atol=1e-2)
 
 
+def softmax(scores):
+    scores = np.exp(scores - scores.max(-1, keepdims=True))
+    return scores / scores.sum(-1, keepdims=True)
+
+
+def attention_inputs(params, seen, name="MultiHeadDotProductAttention_0"):
+    """Compute the queries, keys and values [b, h, n, k] of the first block, and its attention."""
+    x, norm, attention = np.asarray(seen["tokens"][0]), block(params)["LayerNorm_0"], seen
+    z = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    z, layer = z * norm["scale"] + norm["bias"], block(params)[name]
+    heads = [
+        np.einsum("bnd,dhk->bhnk", z, layer[n]["kernel"]) + layer[n]["bias"][:, None]
+        for n in ("query", "key", "value")
+    ]
+    return *heads, np.asarray(attention["attention"][0])
+
+
+def test_qk_norm_by_hand():
+    model, params = build(qk_norm=True, norm_eps=1e-6)
+    _, seen = model.apply({"params": params}, IMAGES, capture=True)
+    query, key, _, found = attention_inputs(params, seen)
+    layer = block(params)["MultiHeadDotProductAttention_0"]
+
+    def norm(x, p):
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return x * p["scale"] + p["bias"]
+
+    scores = norm(query, layer["query_norm"]) @ norm(key, layer["key_norm"]).swapaxes(-1, -2)
+    np.testing.assert_allclose(found, softmax(scores / np.sqrt(D // HEADS)), atol=1e-4)
+
+
+def test_lsa_masks_the_own_token_and_learns_its_scale():
+    model, params = build(attention="lsa")
+    initial = model.init(jax.random.key(0), IMAGES)["params"]
+    layer = "LocalitySelfAttention_0"
+    scale = np.full(HEADS, (D // HEADS) ** -0.5, np.float32)
+    np.testing.assert_array_equal(block(initial)[layer]["scale"], scale)
+    _, seen = model.apply({"params": params}, IMAGES, capture=True)
+    query, key, _, found = attention_inputs(params, seen, layer)
+    scores = query @ key.swapaxes(-1, -2) * np.asarray(block(params)[layer]["scale"])[:, None, None]
+    scores[..., range(7), range(7)] = -np.inf
+    np.testing.assert_allclose(found, softmax(scores), atol=1e-4)
+    np.testing.assert_array_equal(np.einsum("bhnn->bhn", found), 0)
+    one = dict(patch_size=32, pool="mean", attention="lsa")
+    assert "needs at least two tokens" in refused(**one)
+
+
+def test_registers_follow_the_class_token_and_leave_before_the_head():
+    model, params = build(num_registers=3)
+    logits, seen = model.apply({"params": params}, IMAGES, capture=True)
+    tokens, registers = seen["tokens"][0], params["Transformer"]["registers"]
+    np.testing.assert_array_equal(tokens[:, 1:4], np.tile(registers, (3, 1, 1)))
+    without = params | {"Transformer": dict(params["Transformer"])}
+    del without["Transformer"]["registers"]
+    plain, inside = build()[0].apply({"params": without}, IMAGES, capture=True)
+    np.testing.assert_array_equal(inside["tokens"][0], np.delete(tokens, [1, 2, 3], 1))
+    assert not np.allclose(plain, logits, atol=1e-3)
+    mean, params = build(num_registers=3, pool="mean")
+    _, seen = mean.apply({"params": params}, IMAGES, capture=True)
+    x, norm = np.asarray(seen["tokens"][-1])[:, 3:], params["Transformer"]["encoder_norm"]
+    z = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    expected = (z * norm["scale"] + norm["bias"]).mean(1)
+    np.testing.assert_allclose(seen["features"], expected, atol=1e-4)
+    assert "model.num_registers=3" in refused(num_registers=3, pos_embed="relative_bias")
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_explanations_leave_registers_out(pool):
+    """Registers that no token attends to change no map of a patch."""
+    first, rng = int(pool == "cls"), np.random.default_rng(2)
+    small = softmax(rng.normal(size=(3, 2, 2, 6 + first, 6 + first)))
+    large = small
+    for axis in (3, 4):
+        large = np.insert(large, [first] * 2, 0.0, axis)
+    large[:, :, :, range(first, first + 2), range(first, first + 2)] = 1.0
+    for name in ("rollout", "last layer"):
+        maps = [
+            attribution.explanation(name, list(a), [], (2, 3), bool(first), n)
+            for a, n in ((small, 0), (large, 2))
+        ]
+        np.testing.assert_allclose(*maps, atol=1e-6)
+    distances = [
+        attribution.mean_attention_distance(list(a), (2, 3), 4, bool(first), n)
+        for a, n in ((small, 0), (large, 2))
+    ]
+    np.testing.assert_allclose(*distances, rtol=1e-5)
+
+
+def test_head_width_is_free():
+    assert "set model.head_dim" in refused(hidden_size=18, num_heads=4)
+    assert "head_dim=3 must be even" in refused(head_dim=3, attention="differential")
+    assert "model.head_dim=6" in refused(head_dim=6, pos_embed="rope_2d")
+    assert "init=mimetic" in refused(head_dim=6, init="mimetic")
+    _, params = build(head_dim=3)
+    layer = block(params)["MultiHeadDotProductAttention_0"]
+    shapes = {name: layer[name]["kernel"].shape for name in ("query", "value", "out")}
+    assert shapes == {"query": (D, HEADS, 3), "value": (D, HEADS, 3), "out": (HEADS, 3, D)}
+
+
 def test_optimizers_place_the_parameters_of_parts():
-    _, params = build(mlp="swiglu", pre_norm=True, layer_scale_init=0.1)
+    parts = dict(mlp="swiglu", pre_norm=True, layer_scale_init=0.1, num_registers=2, qk_norm=True)
+    _, params = build(**parts)
     paths = [optim.path_of(path) for path, _ in jax.tree.leaves_with_path(params)]
     depths = optim.block_depths(paths)
-    assert depths["Transformer/pre_norm/scale"] == 0
+    assert depths["Transformer/pre_norm/scale"] == depths["Transformer/registers"] == 0
     assert depths["Transformer/encoderblock_1/layer_scale_0"] == 2
     labels = optim._muon_labels(params)
     assert block(labels)["MlpBlock_0"]["gate"] == {"kernel": "muon", "bias": "adamw"}
     assert block(labels)["layer_scale_0"] == "adamw"
+    attention = block(labels)["MultiHeadDotProductAttention_0"]
+    assert set(attention["query_norm"].values()) == {"adamw"}
     assert not block(optim.decay_mask(params))["layer_scale_0"]

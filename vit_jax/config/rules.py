@@ -20,7 +20,7 @@ def validate(config: Config) -> None:
     if config.model.name == "vit":
         _validate_vit(config)
         _validate_positions(config.model)
-        _validate_parts(config.model)
+        _validate_parts(config.model, config.data.image_size)
     _validate_train(config)
     _validate_optim(config.optim)
     _validate_schedule(config.optim, config.train)
@@ -140,20 +140,35 @@ def _validate_vit(config):
             f"model.patch_size={model.patch_size} does not divide "
             f"data.image_size={image_size}: use one of {', '.join(map(str, divisors))}"
         )
-    if model.hidden_size % model.num_heads:
+    if model.hidden_size % model.num_heads and not model.head_dim:
         raise UserError(
             f"model.hidden_size={model.hidden_size} is not divisible by "
-            f"model.num_heads={model.num_heads}"
+            f"model.num_heads={model.num_heads}: set model.head_dim"
         )
-    if model.attention == "differential" and model.hidden_size % (2 * model.num_heads):
-        raise UserError(
-            f"model.hidden_size={model.hidden_size} is not divisible by twice "
-            f"model.num_heads={model.num_heads}, which model.attention=differential needs"
-        )
+    _validate_heads(model)
     if model.init != "default" and config.init_from:
         raise UserError(
             f"model.init={model.init} has no effect with init_from={config.init_from}, whose "
             "weights replace all initial ones"
+        )
+
+
+def _validate_heads(model):
+    total = model.head_dim * model.num_heads or model.hidden_size
+    if model.attention == "differential" and total % (2 * model.num_heads):
+        if model.head_dim:
+            raise UserError(
+                f"model.head_dim={model.head_dim} must be even for model.attention=differential"
+            )
+        raise UserError(
+            f"model.hidden_size={model.hidden_size} is not divisible by twice "
+            f"model.num_heads={model.num_heads}, which model.attention=differential needs"
+        )
+    if model.init != "default" and total != model.hidden_size:
+        raise UserError(
+            f"model.init={model.init} needs heads as wide as the tokens together: "
+            f"model.head_dim={model.head_dim} times model.num_heads={model.num_heads} is not "
+            f"model.hidden_size={model.hidden_size}"
         )
 
 
@@ -168,16 +183,31 @@ def _validate_positions(model):
             f"model.pos_embed=sinusoidal needs an even model.hidden_size, not {model.hidden_size}"
         )
     maps = model.num_heads * (2 if model.attention == "differential" else 1)
-    if model.pos_embed == "rope_2d" and model.hidden_size // maps % 4:
+    width = (model.head_dim * model.num_heads or model.hidden_size) // maps
+    if model.pos_embed == "rope_2d" and width % 4:
+        given = f"model.head_dim={model.head_dim}"
+        if not model.head_dim:
+            given = f"model.hidden_size={model.hidden_size} over {maps} maps"
         raise UserError(
-            f"model.pos_embed=rope_2d needs a width per attention map that 4 divides, not "
-            f"{model.hidden_size // maps} (model.hidden_size={model.hidden_size} over {maps} maps)"
+            f"model.pos_embed=rope_2d needs a width per attention map that 4 divides, not {width} "
+            f"({given})"
+        )
+    if model.pos_embed == "relative_bias" and model.num_registers:
+        raise UserError(
+            f"model.num_registers={model.num_registers} cannot be combined with "
+            "model.pos_embed=relative_bias, which has no bias for registers"
         )
 
 
-def _validate_parts(model):
+def _validate_parts(model, image_size):
     if model.mlp == "swiglu" and model.gelu != "tanh":
         raise UserError(f"model.gelu={model.gelu} has no effect with model.mlp=swiglu")
+    if model.attention == "lsa" and image_size == model.patch_size and not model.num_registers:
+        if model.pool == "mean":
+            raise UserError(
+                "model.attention=lsa needs at least two tokens, as no token attends to itself: "
+                f"lower model.patch_size={model.patch_size}"
+            )
 
 
 def _validate_log(log):

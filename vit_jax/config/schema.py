@@ -181,9 +181,13 @@ _MODEL = dict(
     mlp_dim=vit(0, "hidden width of the MLP", high=10**6),
     attention=vit(
         "softmax",
-        "attention; differential: each head subtracts one softmax map from another",
-        ("softmax", "differential"),
+        "attention; differential: each head subtracts one softmax map from another; lsa: no token "
+        "attends to itself, and each head learns the scale of its scores",
+        ("softmax", "differential", "lsa"),
     ),
+    qk_norm=vit(False, "normalise queries and keys of each head"),
+    head_dim=vit(0, "width of an attention head; 0: hidden_size / num_heads", high=100_000),
+    num_registers=vit(0, "register tokens: learned, without a position", high=1000),
     patchify=vit(
         "conv",
         "patch embedding: strided convolution, or (manual) reshape and dense layer",

@@ -29,7 +29,7 @@ class Viewer:
 
     def __init__(self, name: str, config: Config, model: Any, class_names: Sequence[str]):
         self.name, self.config, self.class_names = name, config, class_names
-        self.grid, self.has_cls = token_layout(config)
+        self.grid, self.has_cls, self.registers = self.layout = token_layout(config)
 
         @jax.jit
         def look(variables, images, classes):
@@ -112,7 +112,7 @@ class Seen:
 
     def relevance(self, maps) -> np.ndarray:
         """Compute `attribution.patch_relevance` of maps [..., n, n]."""
-        return np.asarray(attribution.patch_relevance(maps, self.viewer.grid, self.viewer.has_cls))
+        return np.asarray(attribution.patch_relevance(maps, *self.viewer.layout))
 
     def save_heat_maps(
         self, path: pathlib.Path, title: str, maps: np.ndarray, columns: Sequence[str]
@@ -127,7 +127,7 @@ def _draw_rollout(seen, folder, file="attention_rollout.png"):
     attention, viewer, columns = seen.inside["attention"], seen.viewer, []
     names = ["rollout", "gradient rollout"]
     for name in names:
-        maps = attribution.explanation(name, attention, seen.gradients, viewer.grid, viewer.has_cls)
+        maps = attribution.explanation(name, attention, seen.gradients, *viewer.layout)
         columns.append(maps / np.maximum(maps.max((-2, -1), keepdims=True), 1e-12))
     if seen.target:
         names[1] += f"\nof {short(seen.target)}"
@@ -158,8 +158,9 @@ def _draw_all_layers(seen, folder):
     title = f"every block, mean over heads: {seen.what}"
     seen.save_heat_maps(folder / "all_layers.png", title, seen.relevance(maps), names)
     viewer = seen.viewer
+    size = viewer.config.model.patch_size
     distances = attribution.mean_attention_distance(
-        seen.attention, viewer.grid, viewer.config.model.patch_size, viewer.has_cls
+        seen.attention, viewer.grid, size, viewer.has_cls, viewer.registers
     )
     path = folder / "attention_distance.png"
     plots.save_attention_distances(path, viewer.name, np.asarray(distances))
@@ -208,7 +209,8 @@ def _draw_feature_maps(seen, folder):
     maps, viewer = {}, seen.viewer
     if viewer.config.model.name == "vit":
         for i, tokens in enumerate(seen.inside["tokens"]):
-            patches = tokens[:, int(viewer.has_cls) :].reshape(len(tokens), *viewer.grid, -1)
+            first = int(viewer.has_cls) + viewer.registers
+            patches = tokens[:, first:].reshape(len(tokens), *viewer.grid, -1)
             maps[f"block {i}" if i else "embedding"] = patches
     else:
         maps = seen.inside["feature_maps"]

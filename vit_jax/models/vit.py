@@ -146,7 +146,11 @@ _apply_shared = jax.jit(_apply, static_argnums=(0, 1))
 
 
 class Encoder(nn.Module):
-    """Position embedding, norm before the blocks if `pre_norm` is set, blocks and final norm."""
+    """Position embedding, encoder blocks and final norm.
+
+    Registers (Darcet et al. 2024, arXiv:2309.16588) follow the class token and have no position. A
+    norm precedes the blocks if `pre_norm` is set.
+    """
 
     config: Mapping[str, Any]
     grid: tuple[int, int]
@@ -160,6 +164,12 @@ class Encoder(nn.Module):
         kind, has_cls = config["pos_embed"], config["pool"] == "cls"
         if kind not in ("none", "rope_2d", "relative_bias"):  # these two act within attention
             x = PositionEmbedding(kind, self.grid, has_cls, name="posembed_input")(x)
+        if count := config["num_registers"]:
+            init = nn.initializers.normal(0.02)
+            registers = self.param("registers", init, (1, count, x.shape[-1])).astype(x.dtype)
+            registers = jnp.tile(registers, (len(x), 1, 1))
+            first = int(has_cls)
+            x = jnp.concatenate([x[:, :first], registers, x[:, first:]], 1)
         x = Dropout(config["dropout_rate"])(x, keys)
         if config["pre_norm"]:
             x = build_norm(config, dtype, "pre_norm")(x)
@@ -233,7 +243,7 @@ class VisionTransformer(nn.Module):
             x = jnp.concatenate([jnp.tile(cls.astype(x.dtype), (b, 1, 1)), x], 1)
         encoder = Encoder(config, (rows, columns), self.dtype, self.remat, name="Transformer")
         x, intermediates = encoder(x, keys if train else None, added)
-        x = x[:, 0] if has_cls else x.mean(1)
+        x = x[:, 0] if has_cls else x[:, config["num_registers"] :].mean(1)
         if size := config["representation_size"]:
             x = jnp.tanh(nn.Dense(size, dtype=self.dtype, name="pre_logits")(x))
         init = nn.initializers.zeros if config["head_zero_init"] else _KERNEL_INIT

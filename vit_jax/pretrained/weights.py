@@ -18,7 +18,7 @@ from vit_jax.runtime.files import write_atomically
 from vit_jax.storage import checkpoint, run_folder
 
 # Model parts that no other format has, by default off.
-PARTS = ("mlp", "norm", "pre_norm", "layer_scale_init")
+PARTS = (*("mlp", "norm", "pre_norm", "layer_scale_init", "qk_norm", "head_dim", "num_registers"),)
 # Settings that a model must share with its weights.
 KEYS = {
     "vit": (

@@ -17,6 +17,7 @@ _LABELS = {  # of what is not a block, in the order of the forward pass
     "embedding": "patch embedding",
     "cls": "class token",
     "posembed_input": "position embedding",
+    "registers": "registers",
     "pre_norm": "norm before the blocks",
     "encoder_norm": "final norm",
     "pre_logits": "pre-logits",
