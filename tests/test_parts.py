@@ -46,7 +46,10 @@ def added(**options):
 
 
 def refused(**options):
-    keys = {f"model.{key}": value for key, value in (DIMENSIONS | options).items()}
+    keys = {
+        key if "." in key else f"model.{key}": value
+        for key, value in (DIMENSIONS | options).items()
+    }
     config = settings.with_overrides(settings.get_config(), keys | {"train.steps": 1}, "a test")
     with pytest.raises(UserError) as error:
         validate(settings.resolve(config))
@@ -67,6 +70,9 @@ SIZES = [
     (dict(head_dim=3), -DEPTH * (4 * D + 3) * (D - HEADS * 3)),
     (dict(head_dim=6, attention="differential"), None),
     (dict(attention="lsa"), DEPTH * HEADS),
+    (dict(patchify="spt"), 4 * 48 * D + 2 * 5 * 48),
+    (dict(patchify="conv_stem"), 9 * 3 * 64 + 9 * 64 * D - 48 * D - D),
+    (dict(patch_drop_rate=0.5), 0),
 ]
 
 
@@ -246,6 +252,69 @@ def test_head_width_is_free():
     layer = block(params)["MultiHeadDotProductAttention_0"]
     shapes = {name: layer[name]["kernel"].shape for name in ("query", "value", "out")}
     assert shapes == {"query": (D, HEADS, 3), "value": (D, HEADS, 3), "out": (HEADS, 3, D)}
+
+
+def test_shifted_patches_equal_a_loop():
+    model, params = build(patchify="spt", depth=1)
+    tokens = model.apply({"params": params}, IMAGES, capture=True)[1]["tokens"][0]
+    p, norm = 4, params["embedding_norm"]
+    for image, found in zip(IMAGES, np.asarray(tokens)[:, 1:], strict=True):
+        height, width, channels = image.shape
+        for index in range(len(found)):
+            top, left = p * (index // (width // p)), p * (index % (width // p))
+            patch = np.zeros((p, p, 5, channels))
+            for y in range(p):
+                for x in range(p):
+                    for copy, (down, right) in enumerate(
+                        [(0, 0), (-2, -2), (-2, 2), (2, -2), (2, 2)]
+                    ):
+                        row, column = top + y - down, left + x - right
+                        if 0 <= row < height and 0 <= column < width:
+                            patch[y, x, copy] = image[row, column]
+            flat = patch.reshape(-1)
+            flat = (flat - flat.mean()) / np.sqrt(flat.var() + 1e-6)
+            flat = flat * norm["scale"] + norm["bias"]
+            token = flat @ params["embedding"]["kernel"].reshape(-1, D)
+            token += params["embedding"]["bias"]
+            token += params["Transformer"]["posembed_input"]["pos_embedding"][0, 1 + index]
+            np.testing.assert_allclose(found[index], token, atol=1e-4)
+    assert "model.patchify=spt" in refused(patchify="spt", patch_size=1)
+
+
+def test_conv_stem_by_hand():
+    model, params = build(patchify="conv_stem", patch_size=2, pool="mean", pos_embed="none")
+    tokens = model.apply({"params": params}, IMAGES, capture=True)[1]["tokens"][0]
+    kernel = params["embedding"]["conv_0"]["kernel"]
+    padded = np.pad(IMAGES, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    maps = sum(
+        padded[:, y : y + 8, x : x + 12] @ kernel[y, x] for y in range(3) for x in range(3)
+    ).clip(0)
+    padded = np.pad(maps, ((0, 0), (1, 1), (1, 1), (0, 0)))  # 0 is the least value
+    pooled = [padded[:, y : y + 8 : 2, x : x + 12 : 2] for y in range(3) for x in range(3)]
+    np.testing.assert_allclose(tokens, np.max(pooled, 0).reshape(3, 24, D), atol=1e-4)
+    assert "patch_size=6" in refused(patchify="conv_stem", patch_size=6, **{"data.image_size": 12})
+
+
+def test_patch_dropout_keeps_as_many_random_patches_of_each_image():
+    model, params = build(patch_drop_rate=0.5, num_registers=1)
+
+    def tokens(seed, **options):
+        keys = jax.random.split(jax.random.key(seed), len(IMAGES))
+        apply = model.apply({"params": params}, IMAGES, capture=True, keys=keys, **options)
+        return np.asarray(apply[1]["tokens"][0])
+
+    every, some = tokens(0), tokens(0, train=True)  # off in evaluation
+    assert every.shape == (3, 2 + 6, D) and some.shape == (3, 2 + 3, D)
+    np.testing.assert_array_equal(some[:, :2], every[:, :2])
+    kept = [
+        [int(np.abs(e - t).sum(-1).argmin()) for t in s] for s, e in zip(some, every, strict=True)
+    ]
+    assert all(len(set(places)) == 5 for places in kept) and kept[0] != kept[1]
+    for image, places in enumerate(kept):
+        np.testing.assert_array_equal(some[image], every[image, places])
+    np.testing.assert_array_equal(some, tokens(0, train=True))
+    assert not np.array_equal(some, tokens(1, train=True))
+    assert "patch_drop_rate=0.5" in refused(patch_drop_rate=0.5, pos_embed="rope_2d")
 
 
 def test_optimizers_place_the_parameters_of_parts():

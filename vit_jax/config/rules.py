@@ -1,6 +1,7 @@
 """Rules across settings; the schema validates each setting by itself."""
 
 import importlib.util
+import math
 import re
 
 from vit_jax.config.settings import DIMENSIONS, Config, check_values, flatten, resized_side
@@ -202,12 +203,26 @@ def _validate_positions(model):
 def _validate_parts(model, image_size):
     if model.mlp == "swiglu" and model.gelu != "tanh":
         raise UserError(f"model.gelu={model.gelu} has no effect with model.mlp=swiglu")
-    if model.attention == "lsa" and image_size == model.patch_size and not model.num_registers:
-        if model.pool == "mean":
-            raise UserError(
-                "model.attention=lsa needs at least two tokens, as no token attends to itself: "
-                f"lower model.patch_size={model.patch_size}"
-            )
+    patches = (image_size // model.patch_size) ** 2
+    patches = max(1, math.floor(patches * (1 - model.patch_drop_rate) + 1e-9))
+    if model.attention == "lsa" and patches + model.num_registers + (model.pool == "cls") < 2:
+        raise UserError(
+            "model.attention=lsa needs at least two tokens, as no token attends to itself: lower "
+            f"model.patch_size={model.patch_size} or model.patch_drop_rate={model.patch_drop_rate}"
+        )
+    if model.patch_drop_rate and model.pos_embed in ("rope_2d", "relative_bias"):
+        raise UserError(
+            f"model.patch_drop_rate={model.patch_drop_rate} cannot be combined with "
+            f"model.pos_embed={model.pos_embed}, which needs the whole grid of patches"
+        )
+    size = model.patch_size
+    if model.patchify == "conv_stem" and (size < 2 or size & (size - 1)):
+        raise UserError(
+            f"model.patchify=conv_stem halves the image several times: model.patch_size={size} "
+            "must be 2, 4, 8, ..."
+        )
+    if model.patchify == "spt" and size < 2:
+        raise UserError("model.patchify=spt shifts by half a patch: model.patch_size=1 has none")
 
 
 def _validate_log(log):

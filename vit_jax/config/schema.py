@@ -190,8 +190,9 @@ _MODEL = dict(
     num_registers=vit(0, "register tokens: learned, without a position", high=1000),
     patchify=vit(
         "conv",
-        "patch embedding: strided convolution, or (manual) reshape and dense layer",
-        ("conv", "manual"),
+        "patch embedding: strided convolution; manual: reshape and dense layer; conv_stem: 3x3 "
+        "convolutions and max pooling; spt: patches with those of four shifted copies",
+        ("conv", "manual", "conv_stem", "spt"),
     ),
     pos_embed=vit("learned_1d", "position embedding", POSITIONS),
     pool=vit("cls", "pooling: class token, or mean of patch tokens", ("cls", "mean")),
@@ -199,6 +200,9 @@ _MODEL = dict(
     attention_dropout_rate=vit(0.0, "dropout of attention weights", high=0.99),
     drop_path_rate=vit(
         0.0, "stochastic depth of the last block, linear from 0 at the first", high=0.99
+    ),
+    patch_drop_rate=vit(
+        0.0, "fraction of patches dropped in training, of each image as many", high=0.99
     ),
     qkv_bias=vit(True, "bias of query, key and value; differential: of the output layer too"),
     mlp=vit(

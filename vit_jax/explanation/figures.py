@@ -181,14 +181,17 @@ def _draw_positions(seen, folder):
 def _draw_kernels(seen, folder):
     """Draw the patch embedding's principal components, or the kernels of the first convolution."""
     config = seen.viewer.config
-    if config.model.name == "vit":
+    if config.model.name == "vit" and config.model.patchify != "conv_stem":
         size, channels = config.model.patch_size, config.data.channels
-        kernel = jnp.reshape(seen.params["embedding"]["kernel"], (size, size, channels, -1))
+        kernel = seen.params["embedding"]["kernel"]
+        kernel = jnp.reshape(kernel, (size, size, -1, kernel.shape[-1]))
+        kernel = kernel[:, :, :channels]  # without those of shifted copies
         count = min(28, kernel.shape[-1], size * size * channels)
         images = attribution.patch_filters(kernel, count)
         name = "principal components of the patch embedding"
     else:
-        kernel = seen.params["conv1"]["kernel"]
+        is_vit = config.model.name == "vit"
+        kernel = (seen.params["embedding"]["conv_0"] if is_vit else seen.params["conv1"])["kernel"]
         images = attribution.filter_images(kernel)[:64]
         name = "kernels of the first convolution"
     title = f"{seen.viewer.name}: {name}{_describe_noise(attribution.smoothness(kernel))}"

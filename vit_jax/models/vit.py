@@ -8,10 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.linen.dtypes import promote_dtype
 
 from vit_jax.models.attention import LAYER_NAMES, Attention
-from vit_jax.models.layers import Dropout, Kernel, build_norm, gelu
+from vit_jax.models.embedding import PatchDropout, embed_patches
+from vit_jax.models.layers import Dropout, build_norm, gelu
 
 _KERNEL_INIT = nn.linear.default_kernel_init
 
@@ -171,6 +171,8 @@ class Encoder(nn.Module):
             first = int(has_cls)
             x = jnp.concatenate([x[:, :first], registers, x[:, first:]], 1)
         x = Dropout(config["dropout_rate"])(x, keys)
+        num_prefix = int(has_cls) + config["num_registers"]
+        x = PatchDropout(config["patch_drop_rate"], num_prefix)(x, keys)
         if config["pre_norm"]:
             x = build_norm(config, dtype, "pre_norm")(x)
         # Not in bfloat16: XLA would round at the boundaries of the shared function, and capturing
@@ -234,7 +236,8 @@ class VisionTransformer(nn.Module):
           attention has negative weights too, and adds "softmax_maps" (depth arrays
           [b, h, 2, n, n]): the two maps whose difference "attention" is.
         """
-        x = self._patches(images.astype(self.dtype))  # [b, rows, columns, d]
+        # [b, rows, columns, d]
+        x = embed_patches(self.config, images.astype(self.dtype), self.dtype)
         b, rows, columns, d = x.shape
         x = x.reshape(b, rows * columns, d)
         config, has_cls = self.config, self.config["pool"] == "cls"
@@ -250,18 +253,6 @@ class VisionTransformer(nn.Module):
         head = nn.Dense(self.num_classes, kernel_init=init, name="head")
         logits = head(x.astype(jnp.float32))
         return (logits, intermediates | {"features": x}) if capture else logits
-
-    def _patches(self, images):
-        (b, height, width, channels), p = images.shape, self.config["patch_size"]
-        hidden_size = self.config["hidden_size"]
-        # The kernel has the shape of a convolution's or of a dense layer's. Both are computed as a
-        # product with flat patches, which is faster than a convolution on a CPU.
-        inputs = (p, p, channels) if self.config["patchify"] == "conv" else (p * p * channels,)
-        layer = Kernel(inputs, (hidden_size,), kernel_init=_KERNEL_INIT, name="embedding")
-        x = images.reshape(b, height // p, p, width // p, p, channels)
-        x = x.swapaxes(2, 3).reshape(b * height * width // p**2, p * p * channels)
-        x, kernel, bias = promote_dtype(x, *layer(), dtype=self.dtype)
-        return (x @ kernel + bias).reshape(b, height // p, width // p, hidden_size)
 
 
 def attention_gradients(

@@ -15,6 +15,7 @@ _LABELS = {  # of what is not a block, in the order of the forward pass
     "conv1": "conv1",
     "bn1": "bn1",
     "embedding": "patch embedding",
+    "embedding_norm": "norm of patches",
     "cls": "class token",
     "posembed_input": "position embedding",
     "registers": "registers",
