@@ -73,6 +73,9 @@ SIZES = [
     (dict(patchify="spt"), 4 * 48 * D + 2 * 5 * 48),
     (dict(patchify="conv_stem"), 9 * 3 * 64 + 9 * 64 * D - 48 * D - D),
     (dict(patch_drop_rate=0.5), 0),
+    (dict(pool="cls_mean"), D * CLASSES),
+    (dict(pool="seq"), D + 1 - 2 * D),
+    (dict(pool="map"), D + 4 * D * (D + 1) + NORM + 2 * D * MLP + MLP + D - 2 * D),
 ]
 
 
@@ -315,6 +318,44 @@ def test_patch_dropout_keeps_as_many_random_patches_of_each_image():
     np.testing.assert_array_equal(some, tokens(0, train=True))
     assert not np.array_equal(some, tokens(1, train=True))
     assert "patch_drop_rate=0.5" in refused(patch_drop_rate=0.5, pos_embed="rope_2d")
+
+
+def pooled(**options):
+    """Return parameters, the tokens that are pooled, and the features of the pooling."""
+    model, params = build(num_registers=2, **options)
+    _, seen = model.apply({"params": params}, IMAGES, capture=True)
+    x, norm = np.asarray(seen["tokens"][-1]), params["Transformer"]["encoder_norm"]
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    return params, x * norm["scale"] + norm["bias"], np.asarray(seen["features"])
+
+
+def test_class_token_and_mean_are_concatenated():
+    _, x, features = pooled(pool="cls_mean")
+    np.testing.assert_allclose(features, np.concatenate([x[:, 0], x[:, 3:].mean(1)], 1), atol=1e-4)
+
+
+def test_sequence_pooling_by_hand():
+    params, x, features = pooled(pool="seq")
+    layer, x = params["sequence_pool"], x[:, 2:]
+    weights = softmax((x @ layer["kernel"] + layer["bias"])[..., 0])
+    np.testing.assert_allclose(features, np.einsum("bn,bnd->bd", weights, x), atol=1e-4)
+
+
+def test_attention_pooling_by_hand():
+    params, x, features = pooled(pool="map")
+    head, x = params["MAPHead_0"], x[:, 2:]
+    layer = head["MultiHeadDotProductAttention_0"]
+    query, key, value = (
+        np.einsum("bnd,dhk->bhnk", z, layer[name]["kernel"]) + layer[name]["bias"][:, None]
+        for name, z in (("query", head["probe"]), ("key", x), ("value", x))
+    )
+    weights = softmax(query @ key.swapaxes(-1, -2) / np.sqrt(D // HEADS))
+    y = np.einsum("bhnk,hkd->bd", weights @ value, layer["out"]["kernel"]) + layer["out"]["bias"]
+    norm, mlp = head["LayerNorm_0"], head["MlpBlock_0"]
+    z = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-6)
+    z = (z * norm["scale"] + norm["bias"]) @ mlp["Dense_0"]["kernel"] + mlp["Dense_0"]["bias"]
+    z = np.asarray(layers.gelu(z, "tanh")) @ mlp["Dense_1"]["kernel"] + mlp["Dense_1"]["bias"]
+    np.testing.assert_allclose(features, y + z, atol=2e-4)
 
 
 def test_optimizers_place_the_parameters_of_parts():

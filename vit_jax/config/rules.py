@@ -205,7 +205,10 @@ def _validate_parts(model, image_size):
         raise UserError(f"model.gelu={model.gelu} has no effect with model.mlp=swiglu")
     patches = (image_size // model.patch_size) ** 2
     patches = max(1, math.floor(patches * (1 - model.patch_drop_rate) + 1e-9))
-    if model.attention == "lsa" and patches + model.num_registers + (model.pool == "cls") < 2:
+    if (
+        model.attention == "lsa"
+        and patches + model.num_registers + model.pool.startswith("cls") < 2
+    ):
         raise UserError(
             "model.attention=lsa needs at least two tokens, as no token attends to itself: lower "
             f"model.patch_size={model.patch_size} or model.patch_drop_rate={model.patch_drop_rate}"

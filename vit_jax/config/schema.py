@@ -195,7 +195,12 @@ _MODEL = dict(
         ("conv", "manual", "conv_stem", "spt"),
     ),
     pos_embed=vit("learned_1d", "position embedding", POSITIONS),
-    pool=vit("cls", "pooling: class token, or mean of patch tokens", ("cls", "mean")),
+    pool=vit(
+        "cls",
+        "pooling: class token; mean of patch tokens; cls_mean: both, concatenated; map: attention "
+        "of a learned query, and an MLP; seq: mean with learned weights",
+        ("cls", "mean", "cls_mean", "map", "seq"),
+    ),
     dropout_rate=vit(0.0, "dropout after embedding, attention and both MLP layers", high=0.99),
     attention_dropout_rate=vit(0.0, "dropout of attention weights", high=0.99),
     drop_path_rate=vit(

@@ -18,7 +18,7 @@ from vit_jax.augment import evaluation_crop, preprocess
 from vit_jax.config import Config
 from vit_jax.evaluation.evaluate import softmax
 from vit_jax.explanation import attribution, scores
-from vit_jax.explanation.model import Model, token_layout
+from vit_jax.explanation.model import Model, has_relevance, token_layout
 from vit_jax.plots.results import short
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.files import naming_file, read_json, write_atomically
@@ -240,8 +240,10 @@ def kinds_of(config: Config) -> list[str]:
     """List the keys of DRAW that a model has."""
     if config.model.name != "vit":
         return ["kernels", "feature_maps"]
-    learned = config.model.pos_embed.startswith("learned")
-    return [kind for kind in DRAW if learned or kind != "positional_embeddings"]
+    lacking = () if config.model.pos_embed.startswith("learned") else ("positional_embeddings",)
+    if not has_relevance(config):
+        lacking += ("attention_rollout", "last_layer_attention", "all_layers_attention")
+    return [kind for kind in DRAW if kind not in lacking]
 
 
 def draw_figures(seen: Seen, kinds: Sequence[str], folder: pathlib.Path) -> list[pathlib.Path]:

@@ -26,7 +26,12 @@ def token_layout(config: Config) -> tuple[tuple[int, int], bool, int]:
     if config.model.name != "vit":
         return (0, 0), False, 0
     side = config.data.image_size // config.model.patch_size
-    return (side, side), config.model.pool == "cls", config.model.num_registers
+    return (side, side), models.has_cls(config.model), config.model.num_registers
+
+
+def has_relevance(config: Config) -> bool:
+    """Whether explanations know how the head weights the tokens: by the class token or the mean."""
+    return config.model.name == "vit" and config.model.pool in ("cls", "mean")
 
 
 class Model(Classifier):
@@ -94,6 +99,11 @@ class Model(Classifier):
         elif target is not None:
             raise UserError(f"target has no effect with method={method!r}")
         self._check_attention()
+        if not has_relevance(self.config):
+            raise UserError(
+                f"{self.name} has model.pool={self.config.model.pool}: explanations need cls or "
+                "mean"
+            )
         targets = () if target is None else (self.class_indices(target, len(as_list(images))),)
         model = self.make_model()
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
 
-from vit_jax.models.layers import Dropout, Kernel, build_norm
+from vit_jax.models.layers import Dropout, Kernel, build_norm, has_cls
 
 LAYER_NAMES = {
     "softmax": "MultiHeadDotProductAttention_0",
@@ -174,8 +174,10 @@ class Attention(nn.Module):
         if is_lsa:
             scores = jnp.where(jnp.eye(scores.shape[-1], dtype=bool), -jnp.inf, scores)
         if pos_embed == "relative_bias":
-            h, has_cls = query.shape[1], self.config["pool"] == "cls"
-            scores += RelativeBias(h, self.grid, has_cls, name="relative_position_bias")()
+            table = RelativeBias(
+                query.shape[1], self.grid, has_cls(self.config), name="relative_position_bias"
+            )
+            scores += table()
         return jax.nn.softmax(scores).astype(self.dtype)
 
 

@@ -13,6 +13,7 @@ from flax.linen.dtypes import promote_dtype
 from vit_jax.models.layers import Kernel, build_norm
 from vit_jax.models.resnet import Conv
 
+PADDING: Any = ((1, 1), (1, 1))  # Flax annotates it as a string
 SHIFTS = ((-1, -1), (-1, 1), (1, -1), (1, 1))  # rows and columns, in half patches
 
 
@@ -70,7 +71,7 @@ class ConvStem(nn.Module):
         for i in range(depth):
             width = self.features if i == depth - 1 else 64
             x = nn.relu(Conv(width, 3, 1, self.dtype, name=f"conv_{i}")(x))
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            x = nn.max_pool(x, (3, 3), (2, 2), PADDING)
         return x
 
 

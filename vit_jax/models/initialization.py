@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+_BLOCK = "encoderblock_"  # not the attention of a pooling head
+
 
 def mimetic_kernels(shapes: Mapping[str, tuple], seed: int) -> dict[str, np.ndarray]:
     """Draw attention kernels whose products resemble those of pretrained ViTs.
@@ -23,7 +25,7 @@ def mimetic_kernels(shapes: Mapping[str, tuple], seed: int) -> dict[str, np.ndar
       {path: float32 kernel} of the query, key, value and output kernels.
     """
     drawn = {}
-    for i, path in enumerate(path for path in shapes if "/query/kernel" in path):
+    for i, path in enumerate(path for path in shapes if _BLOCK in path and "/query/kernel" in path):
         rng, layer = np.random.default_rng((seed, i)), path.removesuffix("/query/kernel")
         width, num_maps, rank = shapes[path]
         # All maps batched: [h, d, d] -> [d, h, d / h].

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.models.attention import LAYER_NAMES, Attention
+from vit_jax.models.attention import LAYER_NAMES, Attention, head_width
 from vit_jax.models.embedding import PatchDropout, embed_patches
-from vit_jax.models.layers import Dropout, build_norm, gelu
+from vit_jax.models.layers import Dropout, build_norm, gelu, has_cls
 
 _KERNEL_INIT = nn.linear.default_kernel_init
 
@@ -161,18 +161,17 @@ class Encoder(nn.Module):
     def __call__(self, x, keys, added: Sequence[jax.Array] | None) -> tuple[jax.Array, dict]:
         """Map tokens [b, n, d] to tokens [b, n, d] and the intermediates."""
         config, dtype, depth = self.config, self.dtype, self.config["depth"]
-        kind, has_cls = config["pos_embed"], config["pool"] == "cls"
+        kind, first = config["pos_embed"], int(has_cls(config))
         if kind not in ("none", "rope_2d", "relative_bias"):  # these two act within attention
-            x = PositionEmbedding(kind, self.grid, has_cls, name="posembed_input")(x)
+            x = PositionEmbedding(kind, self.grid, bool(first), name="posembed_input")(x)
         if count := config["num_registers"]:
             init = nn.initializers.normal(0.02)
             registers = self.param("registers", init, (1, count, x.shape[-1])).astype(x.dtype)
             registers = jnp.tile(registers, (len(x), 1, 1))
-            first = int(has_cls)
             x = jnp.concatenate([x[:, :first], registers, x[:, first:]], 1)
         x = Dropout(config["dropout_rate"])(x, keys)
-        num_prefix = int(has_cls) + config["num_registers"]
-        x = PatchDropout(config["patch_drop_rate"], num_prefix)(x, keys)
+        first += config["num_registers"]
+        x = PatchDropout(config["patch_drop_rate"], first)(x, keys)
         if config["pre_norm"]:
             x = build_norm(config, dtype, "pre_norm")(x)
         # Not in bfloat16: XLA would round at the boundaries of the shared function, and capturing
@@ -202,6 +201,55 @@ class Encoder(nn.Module):
             self.param(name, lambda _, i: jax.tree.map(lambda a: a[i], stacked), i)
             for i, name in enumerate(names)
         ]
+
+
+class MAPHead(nn.Module):
+    """Multi-head attention pooling of SigLIP (Zhai et al. 2023, arXiv:2303.15343), with its names.
+
+    A learned query, "probe", attends to the tokens; an MLP with a residual connection follows.
+    """
+
+    config: Mapping[str, Any]
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map tokens [b, n, d] to features [b, d]."""
+        config, dtype, (b, _, d) = self.config, self.dtype, x.shape
+        init = nn.initializers.xavier_uniform()
+        probe = self.param("probe", init, (1, 1, d)).astype(x.dtype)
+        attend = nn.MultiHeadDotProductAttention(
+            config["num_heads"],
+            qkv_features=config["num_heads"] * head_width(config),
+            kernel_init=init,
+            dtype=dtype,
+            name="MultiHeadDotProductAttention_0",
+        )
+        x = attend(jnp.tile(probe, (b, 1, 1)), x)
+        y = MlpBlock(config, dtype, name="MlpBlock_0")(
+            build_norm(config, dtype, "LayerNorm_0")(x), None
+        )
+        return (x + y)[:, 0]
+
+
+def pool_tokens(config: Mapping[str, Any], x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Pool tokens [b, n, d] as `config["pool"]` says, without the registers: [b, d or 2 d].
+
+    "seq" is the sequence pooling of CCT: a mean of patches, weighted by the softmax of a dense
+    layer. "cls_mean" concatenates class token and mean, as linear probes of DINOv2 do. To be called
+    within a compact method.
+    """
+    kind, cls = config["pool"], x[:, 0]
+    patches = x[:, int(has_cls(config)) + config["num_registers"] :]
+    if kind == "cls":
+        return cls
+    if kind == "map":
+        return MAPHead(config, dtype, name="MAPHead_0")(patches)
+    if kind == "seq":
+        weights = jax.nn.softmax(nn.Dense(1, dtype=dtype, name="sequence_pool")(patches), 1)
+        return (weights * patches).sum(1)
+    mean = patches.mean(1)
+    return jnp.concatenate([cls, mean], -1) if kind == "cls_mean" else mean
 
 
 class VisionTransformer(nn.Module):
@@ -240,13 +288,13 @@ class VisionTransformer(nn.Module):
         x = embed_patches(self.config, images.astype(self.dtype), self.dtype)
         b, rows, columns, d = x.shape
         x = x.reshape(b, rows * columns, d)
-        config, has_cls = self.config, self.config["pool"] == "cls"
-        if has_cls:
+        config = self.config
+        if has_cls(config):
             cls = self.param("cls", nn.initializers.zeros, (1, 1, d))
             x = jnp.concatenate([jnp.tile(cls.astype(x.dtype), (b, 1, 1)), x], 1)
         encoder = Encoder(config, (rows, columns), self.dtype, self.remat, name="Transformer")
         x, intermediates = encoder(x, keys if train else None, added)
-        x = x[:, 0] if has_cls else x[:, config["num_registers"] :].mean(1)
+        x = pool_tokens(config, x, self.dtype)
         if size := config["representation_size"]:
             x = jnp.tanh(nn.Dense(size, dtype=self.dtype, name="pre_logits")(x))
         init = nn.initializers.zeros if config["head_zero_init"] else _KERNEL_INIT

@@ -81,6 +81,8 @@ def _lacking(settings, kind):
         needed["pool"] = "cls"
     needed |= {key: SCHEMA[f"model.{key}"].default for key in PARTS}
     # Earlier versions recorded no parts.
+    if settings["model.pool"] not in ("cls", "mean"):
+        needed["pool"] = "cls"
     own = {key: settings.get(f"model.{key}", needed[key]) for key in needed}
     return next((f"model.{key}={own[key]}" for key in needed if own[key] != needed[key]), "")
 

@@ -21,6 +21,8 @@ _LABELS = {  # of what is not a block, in the order of the forward pass
     "registers": "registers",
     "pre_norm": "norm before the blocks",
     "encoder_norm": "final norm",
+    "MAPHead_0": "attention pooling",
+    "sequence_pool": "sequence pooling",
     "pre_logits": "pre-logits",
     "head": "head",
 }

@@ -114,7 +114,7 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
     if config.init_from:
         found = pretrained.load_once(pathlib.Path(config.init_from).expanduser())
         weights = pretrained.fit(
-            found, shapes, data.class_names, config.model.pool == "cls", config.keep_head
+            found, shapes, data.class_names, models.has_cls(config.model), config.keep_head
         )
         same = found.info["num_classes"] == num_classes and not found.info["class_names"]
         if same and not trained and not config.keep_head:
