@@ -193,6 +193,11 @@ def _validate_positions(model):
             f"model.pos_embed=rope_2d needs a width per attention map that 4 divides, not {width} "
             f"({given})"
         )
+    if model.init == "impulse" and (model.pos_embed != "learned_1d" or model.pool[:3] == "cls"):
+        raise UserError(
+            "model.init=impulse needs model.pos_embed=learned_1d and a model.pool without class "
+            f"token, not {model.pos_embed} and {model.pool}"
+        )
     if model.pos_embed == "relative_bias" and model.num_registers:
         raise UserError(
             f"model.num_registers={model.num_registers} cannot be combined with "

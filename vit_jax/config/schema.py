@@ -229,8 +229,9 @@ _MODEL = dict(
     representation_size=vit(0, "width of a tanh layer before the head; 0: none", high=10**6),
     init=vit(
         "default",
-        "initialisation of block kernels; mimetic: attention as in pretrained ViTs",
-        ("default", "mimetic"),
+        "initialisation of block kernels; mimetic: attention as in pretrained ViTs; impulse: each "
+        "head attends to one neighbour",
+        ("default", "mimetic", "impulse"),
     ),
     head_zero_init=vit(True, "zero-initialise the head, for uniform initial predictions"),
     stem=resnet(
