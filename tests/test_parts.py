@@ -246,6 +246,12 @@ def test_explanations_leave_registers_out(pool):
     np.testing.assert_allclose(*distances, rtol=1e-5)
 
 
+def test_lambdas_of_differential_attention_are_found_next_to_registers():
+    _, params = build(num_registers=1, attention="differential")
+    assert set(models.differential_lambdas(params)) == {"encoderblock_0", "encoderblock_1"}
+    assert models.differential_lambdas(build(num_registers=1)[1]) == {}
+
+
 def test_head_width_is_free():
     assert "set model.head_dim" in refused(hidden_size=18, num_heads=4)
     assert "head_dim=3 must be even" in refused(head_dim=3, attention="differential")

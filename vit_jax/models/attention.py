@@ -204,5 +204,5 @@ def differential_lambdas(params: dict) -> dict[str, jax.Array]:
     return {
         name: _strength(block[layer], int(name.rsplit("_", 1)[1]))
         for name, block in params.get("Transformer", {}).items()
-        if layer in block
+        if name.startswith("encoderblock_") and layer in block
     }
