@@ -173,13 +173,11 @@ def _lengths(config, epoch, trains):
     return Lengths(epoch, total, warmup, max(1, eval_every), max(1, log_every))
 
 
-_DROPOUTS = ("dropout", "attention_dropout", "drop_path", "patch_drop")
-
-
 def _caches_features(config):
     """Whether features are cached, which requires that an image always has the same features."""
     model, train = config.model, config.train
-    rates = (model[f"{key}_rate"] for key in _DROPOUTS)
+    kinds = ("dropout", "attention_dropout", "drop_path", "patch_drop")
+    rates = (model[f"{kind}_rate"] for kind in kinds)
     cached = train.cache_features and config.augment.kind == "none" and not any(rates)
     if cached and train.vmap_seeds == "always":
         raise UserError(
