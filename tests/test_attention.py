@@ -8,11 +8,12 @@ import pytest
 from flax.core import FrozenDict
 
 from vit_jax import models
+from vit_jax.config import get_config
 from vit_jax.models.attention import Attention, relative_indices, rotary_angles, rotate
 
 RNG = np.random.default_rng(0)
 GRID, B, D = (2, 3), 2, 16
-PLAIN = dict(num_heads=2, qkv_bias=True, attention_dropout_rate=0.0, pos_embed="none", pool="cls")
+PLAIN = get_config().model.to_dict() | dict(num_heads=2, hidden_size=16, pos_embed="none")
 X = RNG.normal(size=(B, 7, D)).astype(np.float32)
 
 

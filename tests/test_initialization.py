@@ -7,8 +7,16 @@ import pytest
 
 from vit_jax import config as settings
 from vit_jax import models
-from vit_jax.models.initialization import draw_target, mimetic_kernels
+from vit_jax.config.rules import validate
+from vit_jax.models.initialization import (
+    ORDER,
+    POSITIONS,
+    draw_target,
+    impulse_parameters,
+    mimetic_kernels,
+)
 from vit_jax.pretrained import flat_weights
+from vit_jax.runtime.errors import UserError
 
 
 def shapes_of(**options):
@@ -46,3 +54,37 @@ def test_products_are_those_of_the_paper(attention, layer):
     assert diagonal > 3 * np.abs(maps).mean()
     other = mimetic_kernels(shapes, seed=4)
     assert not np.allclose(other[f"{block}/out/kernel"], kernels["out"])
+
+
+def test_impulse_heads_attend_to_their_neighbour():
+    shapes = shapes_of(pool="mean") | {POSITIONS: (1, 16, 64)}  # a grid of 4 x 4
+    drawn = impulse_parameters(shapes, seed=3)
+    assert {path: array.shape for path, array in drawn.items()} == {
+        path: shapes[path] for path in drawn
+    }
+    table = drawn[POSITIONS][0]
+    assert table.std() == pytest.approx(18 * 0.02, rel=0.1)
+    normal = (table - table.mean(-1, keepdims=True)) / table.std(-1, keepdims=True)
+    block = "Transformer/encoderblock_1/MultiHeadDotProductAttention_0"
+    for head in range(4):
+        query, key = (drawn[f"{block}/{name}/kernel"][:, head] for name in ("query", "key"))
+        assert np.linalg.norm(query) == pytest.approx(7) == np.linalg.norm(key)
+        scores = (normal @ query) @ (normal @ key).T
+        down, right = (step - 1 for step in divmod(ORDER[head], 3))
+        for y in (1, 2):  # inner patches have all neighbours
+            for x in (1, 2):
+                wanted = 4 * (y + down) + x + right
+                assert scores[4 * y + x].argmax() == wanted, (head, y, x)
+    mimetic = mimetic_kernels(shapes, seed=3)
+    for name in ("value", "out"):
+        path = f"{block}/{name}/kernel"
+        np.testing.assert_array_equal(drawn[path], mimetic[path])
+
+
+def test_impulse_needs_a_table_of_positions_without_class_token():
+    keys = {"model.size": "Ti/4", "model.init": "impulse", "train.steps": 1}
+    config = settings.resolve(settings.with_overrides(settings.get_config(), keys, "a test"))
+    with pytest.raises(UserError, match="model.init=impulse needs model.pos_embed=learned_1d"):
+        validate(config)
+    config.model.pool = "mean"
+    validate(config)

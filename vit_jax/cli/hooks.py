@@ -83,6 +83,8 @@ def _explain(sweep, configs):
         return False
     from vit_jax.explanation import figures
 
+    if "attention_rollout" not in figures.kinds_of(config):
+        return False
     if count:
         run = run_name(sweep.explained_folder)
         print_line(f"{run}: computing faithfulness scores on up to {count} test images")

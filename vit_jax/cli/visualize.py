@@ -106,7 +106,7 @@ def _draw_model(folder, model, kinds, args):
     from vit_jax.explanation import figures
 
     possible = figures.kinds_of(model.config)
-    scored = ["explanation_scores"] if model.config.model.name == "vit" else []
+    scored = ["explanation_scores"] if "attention_rollout" in possible else []
     curves = ["curves"] if model.has_data else []  # otherwise it was trained elsewhere
     for kind in kinds:
         if kind not in (every := [*curves, *possible, *scored]):

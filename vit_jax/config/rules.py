@@ -1,6 +1,7 @@
 """Rules across settings; the schema validates each setting by itself."""
 
 import importlib.util
+import math
 import re
 
 from vit_jax.config.settings import DIMENSIONS, Config, check_values, flatten, resized_side
@@ -20,6 +21,7 @@ def validate(config: Config) -> None:
     if config.model.name == "vit":
         _validate_vit(config)
         _validate_positions(config.model)
+        _validate_parts(config.model, config.data.image_size)
     _validate_train(config)
     _validate_optim(config.optim)
     _validate_schedule(config.optim, config.train)
@@ -139,20 +141,35 @@ def _validate_vit(config):
             f"model.patch_size={model.patch_size} does not divide "
             f"data.image_size={image_size}: use one of {', '.join(map(str, divisors))}"
         )
-    if model.hidden_size % model.num_heads:
+    if model.hidden_size % model.num_heads and not model.head_dim:
         raise UserError(
             f"model.hidden_size={model.hidden_size} is not divisible by "
-            f"model.num_heads={model.num_heads}"
+            f"model.num_heads={model.num_heads}: set model.head_dim"
         )
-    if model.attention == "differential" and model.hidden_size % (2 * model.num_heads):
-        raise UserError(
-            f"model.hidden_size={model.hidden_size} is not divisible by twice "
-            f"model.num_heads={model.num_heads}, which model.attention=differential needs"
-        )
+    _validate_heads(model)
     if model.init != "default" and config.init_from:
         raise UserError(
             f"model.init={model.init} has no effect with init_from={config.init_from}, whose "
             "weights replace all initial ones"
+        )
+
+
+def _validate_heads(model):
+    total = model.head_dim * model.num_heads or model.hidden_size
+    if model.attention == "differential" and total % (2 * model.num_heads):
+        if model.head_dim:
+            raise UserError(
+                f"model.head_dim={model.head_dim} must be even for model.attention=differential"
+            )
+        raise UserError(
+            f"model.hidden_size={model.hidden_size} is not divisible by twice "
+            f"model.num_heads={model.num_heads}, which model.attention=differential needs"
+        )
+    if model.init != "default" and total != model.hidden_size:
+        raise UserError(
+            f"model.init={model.init} needs heads as wide as the tokens together: "
+            f"model.head_dim={model.head_dim} times model.num_heads={model.num_heads} is not "
+            f"model.hidden_size={model.hidden_size}"
         )
 
 
@@ -167,11 +184,53 @@ def _validate_positions(model):
             f"model.pos_embed=sinusoidal needs an even model.hidden_size, not {model.hidden_size}"
         )
     maps = model.num_heads * (2 if model.attention == "differential" else 1)
-    if model.pos_embed == "rope_2d" and model.hidden_size // maps % 4:
+    width = (model.head_dim * model.num_heads or model.hidden_size) // maps
+    if model.pos_embed == "rope_2d" and width % 4:
+        given = f"model.head_dim={model.head_dim}"
+        if not model.head_dim:
+            given = f"model.hidden_size={model.hidden_size} over {maps} maps"
         raise UserError(
-            f"model.pos_embed=rope_2d needs a width per attention map that 4 divides, not "
-            f"{model.hidden_size // maps} (model.hidden_size={model.hidden_size} over {maps} maps)"
+            f"model.pos_embed=rope_2d needs a width per attention map that 4 divides, not {width} "
+            f"({given})"
         )
+    if model.init == "impulse" and (model.pos_embed != "learned_1d" or model.pool[:3] == "cls"):
+        raise UserError(
+            "model.init=impulse needs model.pos_embed=learned_1d and a model.pool without class "
+            f"token, not {model.pos_embed} and {model.pool}"
+        )
+    if model.pos_embed == "relative_bias" and model.num_registers:
+        raise UserError(
+            f"model.num_registers={model.num_registers} cannot be combined with "
+            "model.pos_embed=relative_bias, which has no bias for registers"
+        )
+
+
+def _validate_parts(model, image_size):
+    if model.mlp == "swiglu" and model.gelu != "tanh":
+        raise UserError(f"model.gelu={model.gelu} has no effect with model.mlp=swiglu")
+    patches = (image_size // model.patch_size) ** 2
+    patches = max(1, math.floor(patches * (1 - model.patch_drop_rate) + 1e-9))
+    if (
+        model.attention == "lsa"
+        and patches + model.num_registers + model.pool.startswith("cls") < 2
+    ):
+        raise UserError(
+            "model.attention=lsa needs at least two tokens, as no token attends to itself: lower "
+            f"model.patch_size={model.patch_size} or model.patch_drop_rate={model.patch_drop_rate}"
+        )
+    if model.patch_drop_rate and model.pos_embed in ("rope_2d", "relative_bias"):
+        raise UserError(
+            f"model.patch_drop_rate={model.patch_drop_rate} cannot be combined with "
+            f"model.pos_embed={model.pos_embed}, which needs the whole grid of patches"
+        )
+    size = model.patch_size
+    if model.patchify == "conv_stem" and (size < 2 or size & (size - 1)):
+        raise UserError(
+            f"model.patchify=conv_stem halves the image several times: model.patch_size={size} "
+            "must be 2, 4, 8, ..."
+        )
+    if model.patchify == "spt" and size < 2:
+        raise UserError("model.patchify=spt shifts by half a patch: model.patch_size=1 has none")
 
 
 def _validate_log(log):

@@ -181,29 +181,57 @@ _MODEL = dict(
     mlp_dim=vit(0, "hidden width of the MLP", high=10**6),
     attention=vit(
         "softmax",
-        "attention; differential: each head subtracts one softmax map from another",
-        ("softmax", "differential"),
+        "attention; differential: each head subtracts one softmax map from another; lsa: no token "
+        "attends to itself, and each head learns the scale of its scores",
+        ("softmax", "differential", "lsa"),
     ),
+    qk_norm=vit(False, "normalise queries and keys of each head"),
+    head_dim=vit(0, "width of an attention head; 0: hidden_size / num_heads", high=100_000),
+    num_registers=vit(0, "register tokens: learned, without a position", high=1000),
     patchify=vit(
         "conv",
-        "patch embedding: strided convolution, or (manual) reshape and dense layer",
-        ("conv", "manual"),
+        "patch embedding: strided convolution; manual: reshape and dense layer; conv_stem: 3x3 "
+        "convolutions and max pooling; spt: patches with those of four shifted copies",
+        ("conv", "manual", "conv_stem", "spt"),
     ),
     pos_embed=vit("learned_1d", "position embedding", POSITIONS),
-    pool=vit("cls", "pooling: class token, or mean of patch tokens", ("cls", "mean")),
+    pool=vit(
+        "cls",
+        "pooling: class token; mean of patch tokens; cls_mean: both, concatenated; map: attention "
+        "of a learned query, and an MLP; seq: mean with learned weights",
+        ("cls", "mean", "cls_mean", "map", "seq"),
+    ),
     dropout_rate=vit(0.0, "dropout after embedding, attention and both MLP layers", high=0.99),
     attention_dropout_rate=vit(0.0, "dropout of attention weights", high=0.99),
     drop_path_rate=vit(
         0.0, "stochastic depth of the last block, linear from 0 at the first", high=0.99
     ),
+    patch_drop_rate=vit(
+        0.0, "fraction of patches dropped in training, of each image as many", high=0.99
+    ),
     qkv_bias=vit(True, "bias of query, key and value; differential: of the output layer too"),
-    gelu=vit("tanh", "GELU: tanh approximation or exact (erf)", ("tanh", "erf")),
-    norm_eps=vit(1e-6, "epsilon of LayerNorm", low=SMALLEST),
+    mlp=vit(
+        "gelu",
+        "MLP of a block; swiglu: hidden layer times SiLU of a gate, instead of GELU",
+        ("gelu", "swiglu"),
+    ),
+    gelu=vit(
+        "tanh",
+        "GELU: tanh approximation, exact (erf), or x * sigmoid(1.702 x) (quick)",
+        ("tanh", "erf", "quick"),
+    ),
+    norm=vit("layer", "norms of the ViT: LayerNorm, or (rms) RMSNorm", ("layer", "rms")),
+    norm_eps=vit(1e-6, "epsilon of the norms", low=SMALLEST),
+    pre_norm=vit(False, "norm before the first block, as in CLIP"),
+    layer_scale_init=vit(
+        0.0, "initial LayerScale, the factors per channel of residual branches; 0: off", high=100
+    ),
     representation_size=vit(0, "width of a tanh layer before the head; 0: none", high=10**6),
     init=vit(
         "default",
-        "initialisation of block kernels; mimetic: attention as in pretrained ViTs",
-        ("default", "mimetic"),
+        "initialisation of block kernels; mimetic: attention as in pretrained ViTs; impulse: each "
+        "head attends to one neighbour",
+        ("default", "mimetic", "impulse"),
     ),
     head_zero_init=vit(True, "zero-initialise the head, for uniform initial predictions"),
     stem=resnet(

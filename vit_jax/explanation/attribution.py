@@ -5,6 +5,7 @@ Arguments that the functions share:
   gradients: of a logit with respect to each attention weight, of the same shapes.
   grid: rows and columns of patches.
   has_cls: whether token 0 is the class token. n must be the number of tokens, else ValueError.
+  registers: number of register tokens, after the class token and before the patches.
 """
 
 import functools
@@ -92,15 +93,18 @@ def _without_lowest(fused, fraction, first):
     return fused.at[:, :, first:].set(jnp.where(patches < border, 0.0, patches))
 
 
-def patch_relevance(maps: jax.Array, grid: tuple[int, int], has_cls: bool) -> jax.Array:
+def patch_relevance(
+    maps: jax.Array, grid: tuple[int, int], has_cls: bool, registers: int = 0
+) -> jax.Array:
     """Reduce maps [..., n, n], whose rows are output tokens, to patches: [..., rows, columns].
 
     The relevance of a patch is in the row of the class token, the only token that the head sees;
-    without one, the head sees the mean of all tokens, and so it is the mean over all rows.
+    without one, the head sees the mean of the patches, and so it is the mean over their rows.
     """
-    _check_tokens(maps.shape[-1], grid, has_cls)
+    _check_tokens(maps.shape[-1] - registers, grid, has_cls)
     maps = jnp.asarray(maps, jnp.float32)
-    seen = maps[..., 0, 1:] if has_cls else maps.mean(-2)
+    first = int(has_cls) + registers
+    seen = maps[..., 0, first:] if has_cls else maps[..., first:, first:].mean(-2)
     return seen.reshape(*seen.shape[:-1], *grid)
 
 
@@ -110,6 +114,7 @@ def explanation(
     gradients: Sequence[jax.Array] | jax.Array,
     grid: tuple[int, int],
     has_cls: bool,
+    registers: int = 0,
 ) -> jax.Array:
     """Compute the relevance of each patch, [b, rows, columns].
 
@@ -122,7 +127,7 @@ def explanation(
         maps = rollout(attention, has_cls=has_cls)
     else:
         maps = _positive(attention[-1]).mean(1)
-    return patch_relevance(maps, grid, has_cls)
+    return patch_relevance(maps, grid, has_cls, registers)
 
 
 def mean_attention_distance(
@@ -130,20 +135,21 @@ def mean_attention_distance(
     grid: tuple[int, int],
     patch_size: int,
     has_cls: bool,
+    registers: int = 0,
 ) -> jax.Array:
     """Compute the mean attention distance of each head, in pixels: [layers, h].
 
     Dosovitskiy et al. 2021 (arXiv:2010.11929), figure 7 and appendix D.7: the distances between
     the centres of the query's and the keys' patches, of `patch_size` pixels, weighted by attention,
-    averaged over queries and images. The class token is left out, as query and as key, and each row
-    is divided by its sum. Negative weights count as 0; a query without a positive weight is left
-    out.
+    averaged over queries and images. Class token and registers are left out, as queries and as
+    keys, and each row is divided by its sum. Negative weights count as 0; a query without a
+    positive weight is left out.
     """
     places = np.argwhere(np.ones(grid)) * float(patch_size)  # [patches, 2]
     lengths = np.linalg.norm(places[:, None] - places[None], axis=-1)  # [patches, patches]
-    first, found = int(has_cls), []
+    first, found = int(has_cls) + registers, []
     for weights in attention:
-        _check_tokens(weights.shape[-1], grid, has_cls)
+        _check_tokens(weights.shape[-1] - registers, grid, has_cls)
         weights = _positive(weights)[..., first:, first:]
         total = weights.sum(-1)  # [b, h, patches]
         mean = (weights * lengths).sum(-1) / jnp.where(total > 0, total, 1.0)

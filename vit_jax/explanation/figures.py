@@ -18,7 +18,7 @@ from vit_jax.augment import evaluation_crop, preprocess
 from vit_jax.config import Config
 from vit_jax.evaluation.evaluate import softmax
 from vit_jax.explanation import attribution, scores
-from vit_jax.explanation.model import Model, token_layout
+from vit_jax.explanation.model import Model, has_relevance, token_layout
 from vit_jax.plots.results import short
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.files import naming_file, read_json, write_atomically
@@ -29,7 +29,7 @@ class Viewer:
 
     def __init__(self, name: str, config: Config, model: Any, class_names: Sequence[str]):
         self.name, self.config, self.class_names = name, config, class_names
-        self.grid, self.has_cls = token_layout(config)
+        self.grid, self.has_cls, self.registers = self.layout = token_layout(config)
 
         @jax.jit
         def look(variables, images, classes):
@@ -112,7 +112,7 @@ class Seen:
 
     def relevance(self, maps) -> np.ndarray:
         """Compute `attribution.patch_relevance` of maps [..., n, n]."""
-        return np.asarray(attribution.patch_relevance(maps, self.viewer.grid, self.viewer.has_cls))
+        return np.asarray(attribution.patch_relevance(maps, *self.viewer.layout))
 
     def save_heat_maps(
         self, path: pathlib.Path, title: str, maps: np.ndarray, columns: Sequence[str]
@@ -127,7 +127,7 @@ def _draw_rollout(seen, folder, file="attention_rollout.png"):
     attention, viewer, columns = seen.inside["attention"], seen.viewer, []
     names = ["rollout", "gradient rollout"]
     for name in names:
-        maps = attribution.explanation(name, attention, seen.gradients, viewer.grid, viewer.has_cls)
+        maps = attribution.explanation(name, attention, seen.gradients, *viewer.layout)
         columns.append(maps / np.maximum(maps.max((-2, -1), keepdims=True), 1e-12))
     if seen.target:
         names[1] += f"\nof {short(seen.target)}"
@@ -158,8 +158,9 @@ def _draw_all_layers(seen, folder):
     title = f"every block, mean over heads: {seen.what}"
     seen.save_heat_maps(folder / "all_layers.png", title, seen.relevance(maps), names)
     viewer = seen.viewer
+    size = viewer.config.model.patch_size
     distances = attribution.mean_attention_distance(
-        seen.attention, viewer.grid, viewer.config.model.patch_size, viewer.has_cls
+        seen.attention, viewer.grid, size, viewer.has_cls, viewer.registers
     )
     path = folder / "attention_distance.png"
     plots.save_attention_distances(path, viewer.name, np.asarray(distances))
@@ -180,14 +181,17 @@ def _draw_positions(seen, folder):
 def _draw_kernels(seen, folder):
     """Draw the patch embedding's principal components, or the kernels of the first convolution."""
     config = seen.viewer.config
-    if config.model.name == "vit":
+    if config.model.name == "vit" and config.model.patchify != "conv_stem":
         size, channels = config.model.patch_size, config.data.channels
-        kernel = jnp.reshape(seen.params["embedding"]["kernel"], (size, size, channels, -1))
+        kernel = seen.params["embedding"]["kernel"]
+        kernel = jnp.reshape(kernel, (size, size, -1, kernel.shape[-1]))
+        kernel = kernel[:, :, :channels]  # without those of shifted copies
         count = min(28, kernel.shape[-1], size * size * channels)
         images = attribution.patch_filters(kernel, count)
         name = "principal components of the patch embedding"
     else:
-        kernel = seen.params["conv1"]["kernel"]
+        is_vit = config.model.name == "vit"
+        kernel = (seen.params["embedding"]["conv_0"] if is_vit else seen.params["conv1"])["kernel"]
         images = attribution.filter_images(kernel)[:64]
         name = "kernels of the first convolution"
     title = f"{seen.viewer.name}: {name}{_describe_noise(attribution.smoothness(kernel))}"
@@ -208,7 +212,8 @@ def _draw_feature_maps(seen, folder):
     maps, viewer = {}, seen.viewer
     if viewer.config.model.name == "vit":
         for i, tokens in enumerate(seen.inside["tokens"]):
-            patches = tokens[:, int(viewer.has_cls) :].reshape(len(tokens), *viewer.grid, -1)
+            first = int(viewer.has_cls) + viewer.registers
+            patches = tokens[:, first:].reshape(len(tokens), *viewer.grid, -1)
             maps[f"block {i}" if i else "embedding"] = patches
     else:
         maps = seen.inside["feature_maps"]
@@ -235,8 +240,10 @@ def kinds_of(config: Config) -> list[str]:
     """List the keys of DRAW that a model has."""
     if config.model.name != "vit":
         return ["kernels", "feature_maps"]
-    learned = config.model.pos_embed.startswith("learned")
-    return [kind for kind in DRAW if learned or kind != "positional_embeddings"]
+    lacking = () if config.model.pos_embed.startswith("learned") else ("positional_embeddings",)
+    if not has_relevance(config):
+        lacking += ("attention_rollout", "last_layer_attention", "all_layers_attention")
+    return [kind for kind in DRAW if kind not in lacking]
 
 
 def draw_figures(seen: Seen, kinds: Sequence[str], folder: pathlib.Path) -> list[pathlib.Path]:

@@ -18,12 +18,20 @@ Target = int | str | Sequence[int | str] | np.ndarray
 _BATCH_SIZE = 8  # attention weights are large: 22 MB per image in a B/16 at 224 pixels
 
 
-def token_layout(config: Config) -> tuple[tuple[int, int], bool]:
-    """Compute the rows and columns of patches, and whether the first token is the class token."""
+def token_layout(config: Config) -> tuple[tuple[int, int], bool, int]:
+    """Compute the rows and columns of patches, whether token 0 is the class token, and registers.
+
+    Registers are counted; they come before the patches.
+    """
     if config.model.name != "vit":
-        return (0, 0), False
+        return (0, 0), False, 0
     side = config.data.image_size // config.model.patch_size
-    return (side, side), config.model.pool == "cls"
+    return (side, side), models.has_cls(config.model), config.model.num_registers
+
+
+def has_relevance(config: Config) -> bool:
+    """Whether explanations know how the head weights the tokens: by the class token or the mean."""
+    return config.model.name == "vit" and config.model.pool in ("cls", "mean")
 
 
 class Model(Classifier):
@@ -32,6 +40,7 @@ class Model(Classifier):
     Attributes:
       grid: rows and columns of patches; (0, 0) for a ResNet.
       has_cls: whether the first token is the class token.
+      registers: number of register tokens, which follow it.
     """
 
     def __init__(
@@ -42,7 +51,7 @@ class Model(Classifier):
         class_names: Sequence[str] | None = None,
     ):
         super().__init__(source, options, needs_head, class_names)
-        self.grid, self.has_cls = token_layout(self.config)
+        self.grid, self.has_cls, self.registers = token_layout(self.config)
 
     def __repr__(self) -> str:
         num_classes = len(self.class_names)
@@ -53,8 +62,8 @@ class Model(Classifier):
 
         Returns:
           float32 [n, depth, heads, tokens, tokens]; rows are queries. The class token, where there
-          is one, comes first, then the patches in reading order. Of differential attention, the
-          difference of the two maps, with negative weights too.
+          is one, comes first, then registers, then the patches in reading order. Of differential
+          attention, the difference of the two maps, with negative weights too.
         """
         self._check_attention()
         model = self.make_model()
@@ -90,6 +99,11 @@ class Model(Classifier):
         elif target is not None:
             raise UserError(f"target has no effect with method={method!r}")
         self._check_attention()
+        if not has_relevance(self.config):
+            raise UserError(
+                f"{self.name} has model.pool={self.config.model.pool}: explanations need cls or "
+                "mean"
+            )
         targets = () if target is None else (self.class_indices(target, len(as_list(images))),)
         model = self.make_model()
 
@@ -98,9 +112,8 @@ class Model(Classifier):
                 _, inside, grads = models.attention_gradients(model, variables, inputs, *classes)
             else:
                 inside, grads = model.apply(variables, inputs, capture=True)[1], []
-            return attribution.explanation(
-                METHODS[method], inside["attention"], grads, self.grid, self.has_cls
-            )
+            layout = self.grid, self.has_cls, self.registers
+            return attribution.explanation(METHODS[method], inside["attention"], grads, *layout)
 
         name = f"{method} of {'the target' if targets else 'the prediction'}"
         return self.apply(name, relevance, images, *targets, batch_size=_BATCH_SIZE)

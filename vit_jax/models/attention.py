@@ -9,12 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
 
-from vit_jax.models.layers import Dropout, Kernel
+from vit_jax.models.layers import Dropout, Kernel, build_norm, has_cls
 
 LAYER_NAMES = {
     "softmax": "MultiHeadDotProductAttention_0",
     "differential": "MultiHeadDifferentialAttention_0",
+    "lsa": "LocalitySelfAttention_0",
 }
+
+
+def head_width(config: Mapping[str, Any]) -> int:
+    """Compute the width of a head's values; differential queries and keys have half of it."""
+    return config["head_dim"] or config["hidden_size"] // config["num_heads"]
 
 
 def rotary_angles(rows: int, columns: int, width: int) -> np.ndarray:
@@ -32,7 +38,7 @@ def rotary_angles(rows: int, columns: int, width: int) -> np.ndarray:
 def rotate(x: jax.Array, angles: np.ndarray) -> jax.Array:
     """Rotate the pairs (i, i + width / 2) of x [..., n, width] by angles [m, width / 2].
 
-    The first n - m tokens (the class token) are unchanged.
+    The first n - m tokens (class token and registers) are unchanged.
     """
     skipped = x.shape[-2] - angles.shape[0]
     angles = np.pad(angles, ((skipped, 0), (0, 0)))
@@ -82,8 +88,10 @@ class Attention(nn.Module):
     its causal mask: each head takes the difference of two softmax maps, softmax(Q1 K1' / sqrt(w)) -
     lambda * softmax(Q2 K2' / sqrt(w)) with w = d / h / 2, multiplies values of width 2 w, and is
     normalised by RMSNorm times (1 - lambda_init); lambda is learned per layer (see
-    `differential_lambdas`). The output layer has a bias if `qkv_bias` is set. The softmax is
-    computed in float32.
+    `differential_lambdas`). The output layer has a bias if `qkv_bias` is set. "lsa" is locality
+    self-attention (Lee et al. 2021, arXiv:2112.13492): no token attends to itself, and scores have
+    a learned scale per head in place of 1 / sqrt(w). With `qk_norm`, queries and keys are
+    normalised over the width of a head. The softmax is computed in float32.
     """
 
     config: Mapping[str, Any]
@@ -100,10 +108,15 @@ class Attention(nn.Module):
         (b, n, d), h = x.shape, self.config["num_heads"]
         is_differential = self.config["attention"] == "differential"
         num_maps = 2 * h if is_differential else h
-        query, key, value = self._heads(x, query=num_maps, key=num_maps, value=h)
+        width = head_width(self.config)
+        widths = {name: (num_maps, h * width // num_maps) for name in ("query", "key")}
+        query, key, value = self._heads(x, **widths, value=(h, width))
+        if self.config["qk_norm"]:
+            query = build_norm(self.config, self.dtype, "query_norm")(query)
+            key = build_norm(self.config, self.dtype, "key_norm")(key)
         if is_differential:
             init = nn.initializers.normal(0.1)
-            vectors = {name: self.param(name, init, (d // h // 2,)) for name in _LAMBDAS}
+            vectors = {name: self.param(name, init, (width // 2,)) for name in _LAMBDAS}
             strength = _strength(vectors, layer).astype(self.dtype)
             maps = self._maps(query, key).reshape(b, h, 2, n, n)
             weights, seen = maps[:, :, 0] - strength * maps[:, :, 1], {"softmax_maps": maps}
@@ -123,16 +136,16 @@ class Attention(nn.Module):
             dtype=self.dtype,
             name="out",
         )
-        return out(x.swapaxes(1, 2).reshape(b * n, h, d // h)).reshape(b, n, d), seen | {
+        return out(x.swapaxes(1, 2).reshape(b * n, h, width)).reshape(b, n, d), seen | {
             "attention": weights
         }
 
     def _heads(self, x, **heads):
-        """Project tokens [b, n, d] to [b, heads, n, d / heads] for each name=heads."""
+        """Project tokens [b, n, d] to [b, heads, n, width] for each name=(heads, width)."""
         b, n, d = x.shape
         layers = [
-            Kernel((d,), (count, d // count), self.config["qkv_bias"], name=name)()
-            for name, count in heads.items()
+            Kernel((d,), shape, self.config["qkv_bias"], name=name)()
+            for name, shape in heads.items()
         ]
         # One fused product is faster than one per name. Flat tokens: XLA:CPU transposes the
         # gradients of 3-D dense layers. Heads before tokens: batched products then need no
@@ -141,8 +154,8 @@ class Attention(nn.Module):
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         projected = jnp.split(x.reshape(b * n, d) @ kernel + bias, len(heads), -1)
         return [
-            y.reshape(b, n, count, d // count).swapaxes(1, 2)
-            for y, count in zip(projected, heads.values(), strict=True)
+            y.reshape(b, n, *shape).swapaxes(1, 2)
+            for y, shape in zip(projected, heads.values(), strict=True)
         ]
 
     def _maps(self, query, key):
@@ -151,11 +164,20 @@ class Attention(nn.Module):
         if pos_embed == "rope_2d":
             angles = rotary_angles(*self.grid, width)
             query, key = rotate(query, angles), rotate(key, angles)
-        scores = (query * width**-0.5) @ key.swapaxes(-1, -2)  # [b, h, n, n]
+        scale, is_lsa = width**-0.5, self.config["attention"] == "lsa"
+        if is_lsa:
+            initial = nn.initializers.constant(scale)
+            scale = self.param("scale", initial, query.shape[1:2]).astype(query.dtype)
+            scale = scale[:, None, None]
+        scores = (query * scale) @ key.swapaxes(-1, -2)  # [b, h, n, n]
         scores = scores.astype(jnp.float32)
+        if is_lsa:
+            scores = jnp.where(jnp.eye(scores.shape[-1], dtype=bool), -jnp.inf, scores)
         if pos_embed == "relative_bias":
-            h, has_cls = query.shape[1], self.config["pool"] == "cls"
-            scores += RelativeBias(h, self.grid, has_cls, name="relative_position_bias")()
+            table = RelativeBias(
+                query.shape[1], self.grid, has_cls(self.config), name="relative_position_bias"
+            )
+            scores += table()
         return jax.nn.softmax(scores).astype(self.dtype)
 
 
@@ -182,5 +204,5 @@ def differential_lambdas(params: dict) -> dict[str, jax.Array]:
     return {
         name: _strength(block[layer], int(name.rsplit("_", 1)[1]))
         for name, block in params.get("Transformer", {}).items()
-        if layer in block
+        if name.startswith("encoderblock_") and layer in block
     }

@@ -3,7 +3,8 @@
 import functools
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -63,6 +64,24 @@ class Kernel(nn.Module):
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, tuple(self.features))
         return kernel.reshape(rows, columns), bias.reshape(columns)
+
+
+def has_cls(config: Mapping[str, Any]) -> bool:
+    """Whether the first token of a ViT is the class token."""
+    return config["pool"] in ("cls", "cls_mean")
+
+
+def build_norm(config: Mapping[str, Any], dtype: jnp.dtype, name: str | None = None) -> nn.Module:
+    """Build the norm `config["norm"]`: LayerNorm, or RMSNorm (Zhang & Sennrich 2019)."""
+    norm = nn.RMSNorm if config["norm"] == "rms" else nn.LayerNorm
+    return norm(epsilon=config["norm_eps"], dtype=dtype, name=name)
+
+
+def gelu(x: jax.Array, kind: str) -> jax.Array:
+    """Apply GELU: "tanh" and "quick" (x * sigmoid(1.702 x)) approximate "erf"."""
+    if kind == "quick":
+        return x * jax.nn.sigmoid(1.702 * x)
+    return gelu_exact(x) if kind == "erf" else nn.gelu(x)
 
 
 def gelu_exact(x: jax.Array) -> jax.Array:

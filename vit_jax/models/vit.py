@@ -8,10 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.linen.dtypes import promote_dtype
 
-from vit_jax.models.attention import LAYER_NAMES, Attention
-from vit_jax.models.layers import Dropout, Kernel, gelu_exact
+from vit_jax.models.attention import LAYER_NAMES, Attention, head_width
+from vit_jax.models.embedding import PatchDropout, embed_patches
+from vit_jax.models.layers import Dropout, build_norm, gelu, has_cls
 
 _KERNEL_INIT = nn.linear.default_kernel_init
 
@@ -67,7 +67,11 @@ class PositionEmbedding(nn.Module):
 
 
 class MlpBlock(nn.Module):
-    """Two dense layers with a GELU in between, per token."""
+    """Two dense layers with a GELU in between, per token.
+
+    SwiGLU (Shazeer 2020, arXiv:2002.05202) multiplies the hidden layer by SiLU of a further dense
+    layer, "gate", in place of GELU.
+    """
 
     config: Mapping[str, Any]
     dtype: jnp.dtype
@@ -82,15 +86,23 @@ class MlpBlock(nn.Module):
             dtype=self.dtype,
         )
         (b, n, d), rate = x.shape, self.config["dropout_rate"]
-        x = dense(self.config["mlp_dim"])(x.reshape(b * n, d))
-        x = gelu_exact(x) if self.config["gelu"] == "erf" else nn.gelu(x)
+        x = x.reshape(b * n, d)
+        hidden = dense(self.config["mlp_dim"])(x)
+        if self.config["mlp"] == "swiglu":
+            x = nn.silu(dense(self.config["mlp_dim"], name="gate")(x)) * hidden
+        else:
+            x = gelu(hidden, self.config["gelu"])
         x = Dropout(rate)(x.reshape(b, n, -1), keys)
         x = dense(d)(x.reshape(b * n, -1)).reshape(b, n, d)
         return Dropout(rate)(x, keys)
 
 
 class EncoderBlock(nn.Module):
-    """Pre-norm transformer block with stochastic depth (Huang et al. 2016)."""
+    """Pre-norm transformer block with stochastic depth (Huang et al. 2016).
+
+    LayerScale (Touvron et al. 2021, arXiv:2103.17239) multiplies each residual branch by a learned
+    factor per channel.
+    """
 
     config: Mapping[str, Any]
     grid: tuple[int, int]
@@ -106,12 +118,22 @@ class EncoderBlock(nn.Module):
         """
         config, dtype = self.config, self.dtype
         attend = Attention(config, self.grid, dtype, name=LAYER_NAMES[config["attention"]])
-        norm = functools.partial(nn.LayerNorm, epsilon=config["norm_eps"], dtype=dtype)
+        norm = functools.partial(build_norm, config, dtype)
         drop_path = functools.partial(Dropout, self.drop_path_rate, whole=True)
         y, attended = attend(norm()(x), keys, layer, added)
-        x = x + drop_path()(Dropout(config["dropout_rate"])(y, keys), keys)
-        y = MlpBlock(config, dtype)(norm()(x), keys)
+        # Dropout's keys depend on the order in which its modules are made.
+        x = x + drop_path()(
+            _scaled(self, "layer_scale_0", Dropout(config["dropout_rate"])(y, keys)), keys
+        )
+        y = _scaled(self, "layer_scale_1", MlpBlock(config, dtype)(norm()(x), keys))
         return x + drop_path()(y, keys), attended
+
+
+def _scaled(block, name, x):
+    """Multiply by the LayerScale `name` of a block, if its config has one."""
+    if not (initial := block.config["layer_scale_init"]):
+        return x
+    return x * block.param(name, nn.initializers.constant(initial), x.shape[-1:]).astype(x.dtype)
 
 
 def _apply(block, remat, params, *inputs):
@@ -124,7 +146,11 @@ _apply_shared = jax.jit(_apply, static_argnums=(0, 1))
 
 
 class Encoder(nn.Module):
-    """Position embedding, encoder blocks and final norm."""
+    """Position embedding, encoder blocks and final norm.
+
+    Registers (Darcet et al. 2024, arXiv:2309.16588) follow the class token and have no position. A
+    norm precedes the blocks if `pre_norm` is set.
+    """
 
     config: Mapping[str, Any]
     grid: tuple[int, int]
@@ -135,10 +161,19 @@ class Encoder(nn.Module):
     def __call__(self, x, keys, added: Sequence[jax.Array] | None) -> tuple[jax.Array, dict]:
         """Map tokens [b, n, d] to tokens [b, n, d] and the intermediates."""
         config, dtype, depth = self.config, self.dtype, self.config["depth"]
-        kind, has_cls = config["pos_embed"], config["pool"] == "cls"
+        kind, first = config["pos_embed"], int(has_cls(config))
         if kind not in ("none", "rope_2d", "relative_bias"):  # these two act within attention
-            x = PositionEmbedding(kind, self.grid, has_cls, name="posembed_input")(x)
+            x = PositionEmbedding(kind, self.grid, bool(first), name="posembed_input")(x)
+        if count := config["num_registers"]:
+            init = nn.initializers.normal(0.02)
+            registers = self.param("registers", init, (1, count, x.shape[-1])).astype(x.dtype)
+            registers = jnp.tile(registers, (len(x), 1, 1))
+            x = jnp.concatenate([x[:, :first], registers, x[:, first:]], 1)
         x = Dropout(config["dropout_rate"])(x, keys)
+        first += config["num_registers"]
+        x = PatchDropout(config["patch_drop_rate"], first)(x, keys)
+        if config["pre_norm"]:
+            x = build_norm(config, dtype, "pre_norm")(x)
         # Not in bfloat16: XLA would round at the boundaries of the shared function, and capturing
         # intermediates would change the logits.
         apply = _apply_shared if dtype == jnp.float32 else _apply
@@ -150,7 +185,7 @@ class Encoder(nn.Module):
             x, seen = apply(block, self.remat, params, x, own, i, added and added[i])
             tokens.append(x)
             attended.append(seen)
-        x = nn.LayerNorm(epsilon=config["norm_eps"], dtype=dtype, name="encoder_norm")(x)
+        x = build_norm(config, dtype, "encoder_norm")(x)
         intermediates = {key: [seen[key] for seen in attended] for key in attended[0]}
         return x, {"tokens": tokens} | intermediates
 
@@ -166,6 +201,55 @@ class Encoder(nn.Module):
             self.param(name, lambda _, i: jax.tree.map(lambda a: a[i], stacked), i)
             for i, name in enumerate(names)
         ]
+
+
+class MAPHead(nn.Module):
+    """Multi-head attention pooling of SigLIP (Zhai et al. 2023, arXiv:2303.15343), with its names.
+
+    A learned query, "probe", attends to the tokens; an MLP with a residual connection follows.
+    """
+
+    config: Mapping[str, Any]
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map tokens [b, n, d] to features [b, d]."""
+        config, dtype, (b, _, d) = self.config, self.dtype, x.shape
+        init = nn.initializers.xavier_uniform()
+        probe = self.param("probe", init, (1, 1, d)).astype(x.dtype)
+        attend = nn.MultiHeadDotProductAttention(
+            config["num_heads"],
+            qkv_features=config["num_heads"] * head_width(config),
+            kernel_init=init,
+            dtype=dtype,
+            name="MultiHeadDotProductAttention_0",
+        )
+        x = attend(jnp.tile(probe, (b, 1, 1)), x)
+        y = MlpBlock(config, dtype, name="MlpBlock_0")(
+            build_norm(config, dtype, "LayerNorm_0")(x), None
+        )
+        return (x + y)[:, 0]
+
+
+def pool_tokens(config: Mapping[str, Any], x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Pool tokens [b, n, d] as `config["pool"]` says, without the registers: [b, d or 2 d].
+
+    "seq" is the sequence pooling of CCT: a mean of patches, weighted by the softmax of a dense
+    layer. "cls_mean" concatenates class token and mean, as linear probes of DINOv2 do. To be called
+    within a compact method.
+    """
+    kind, cls = config["pool"], x[:, 0]
+    patches = x[:, int(has_cls(config)) + config["num_registers"] :]
+    if kind == "cls":
+        return cls
+    if kind == "map":
+        return MAPHead(config, dtype, name="MAPHead_0")(patches)
+    if kind == "seq":
+        weights = jax.nn.softmax(nn.Dense(1, dtype=dtype, name="sequence_pool")(patches), 1)
+        return (weights * patches).sum(1)
+    mean = patches.mean(1)
+    return jnp.concatenate([cls, mean], -1) if kind == "cls_mean" else mean
 
 
 class VisionTransformer(nn.Module):
@@ -200,34 +284,23 @@ class VisionTransformer(nn.Module):
           attention has negative weights too, and adds "softmax_maps" (depth arrays
           [b, h, 2, n, n]): the two maps whose difference "attention" is.
         """
-        x = self._patches(images.astype(self.dtype))  # [b, rows, columns, d]
+        # [b, rows, columns, d]
+        x = embed_patches(self.config, images.astype(self.dtype), self.dtype)
         b, rows, columns, d = x.shape
         x = x.reshape(b, rows * columns, d)
-        config, has_cls = self.config, self.config["pool"] == "cls"
-        if has_cls:
+        config = self.config
+        if has_cls(config):
             cls = self.param("cls", nn.initializers.zeros, (1, 1, d))
             x = jnp.concatenate([jnp.tile(cls.astype(x.dtype), (b, 1, 1)), x], 1)
         encoder = Encoder(config, (rows, columns), self.dtype, self.remat, name="Transformer")
         x, intermediates = encoder(x, keys if train else None, added)
-        x = x[:, 0] if has_cls else x.mean(1)
+        x = pool_tokens(config, x, self.dtype)
         if size := config["representation_size"]:
             x = jnp.tanh(nn.Dense(size, dtype=self.dtype, name="pre_logits")(x))
         init = nn.initializers.zeros if config["head_zero_init"] else _KERNEL_INIT
         head = nn.Dense(self.num_classes, kernel_init=init, name="head")
         logits = head(x.astype(jnp.float32))
         return (logits, intermediates | {"features": x}) if capture else logits
-
-    def _patches(self, images):
-        (b, height, width, channels), p = images.shape, self.config["patch_size"]
-        hidden_size = self.config["hidden_size"]
-        # The kernel has the shape of a convolution's or of a dense layer's. Both are computed as a
-        # product with flat patches, which is faster than a convolution on a CPU.
-        inputs = (p, p, channels) if self.config["patchify"] == "conv" else (p * p * channels,)
-        layer = Kernel(inputs, (hidden_size,), kernel_init=_KERNEL_INIT, name="embedding")
-        x = images.reshape(b, height // p, p, width // p, p, channels)
-        x = x.swapaxes(2, 3).reshape(b * height * width // p**2, p * p * channels)
-        x, kernel, bias = promote_dtype(x, *layer(), dtype=self.dtype)
-        return (x @ kernel + bias).reshape(b, height // p, width // p, hidden_size)
 
 
 def attention_gradients(

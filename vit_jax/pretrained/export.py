@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from vit_jax.config import PREPROCESSING, get_config, resized_side, with_overrides
+from vit_jax.config.schema import SCHEMA
 from vit_jax.pretrained import files, formats, preprocessing, tables
-from vit_jax.pretrained.weights import Weights
+from vit_jax.pretrained.weights import PARTS, Weights
 from vit_jax.runtime.errors import UserError
 
 
@@ -78,8 +79,16 @@ def _lacking(settings, kind):
         needed["representation_size"] = 0
     if kind != "timm":
         needed["pool"] = "cls"
-    own = {key: settings[f"model.{key}"] for key in needed}
+    needed |= {key: SCHEMA[f"model.{key}"].default for key in PARTS}
+    # Earlier versions recorded no parts.
+    if settings["model.pool"] not in ("cls", "mean"):
+        needed["pool"] = "cls"
+    own = {key: settings.get(f"model.{key}", needed[key]) for key in needed}
     return next((f"model.{key}={own[key]}" for key in needed if own[key] != needed[key]), "")
+
+
+_TIMM_GELU = {"erf": "gelu", "tanh": "gelu_tanh", "quick": "quick_gelu"}
+_HF_GELU = {"erf": "gelu", "tanh": "gelu_pytorch_tanh", "quick": "quick_gelu"}
 
 
 def _timm_config(info, mean, std, preprocessed):
@@ -116,7 +125,7 @@ def _timm_config(info, mean, std, preprocessed):
             "class_token": has_cls,
             "global_pool": "token" if has_cls else "avg",
             "fc_norm": False,
-            "act_layer": {"erf": "gelu", "tanh": "gelu_tanh"}[settings["model.gelu"]],
+            "act_layer": _TIMM_GELU[settings["model.gelu"]],
         },
     }
 
@@ -136,7 +145,7 @@ def _hf_configs(info, mean, std, processor):
         "num_attention_heads": settings["model.num_heads"],
         "intermediate_size": settings["model.mlp_dim"],
         "qkv_bias": settings["model.qkv_bias"],
-        "hidden_act": {"erf": "gelu", "tanh": "gelu_pytorch_tanh"}[settings["model.gelu"]],
+        "hidden_act": _HF_GELU[settings["model.gelu"]],
         "layer_norm_eps": settings["model.norm_eps"],
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,

@@ -17,11 +17,14 @@ from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.files import write_atomically
 from vit_jax.storage import checkpoint, run_folder
 
+# Model parts that no other format has, by default off.
+PARTS = (*("mlp", "norm", "pre_norm", "layer_scale_init", "qk_norm", "head_dim", "num_registers"),)
 # Settings that a model must share with its weights.
 KEYS = {
     "vit": (
         *("patch_size", "hidden_size", "depth", "num_heads", "mlp_dim", "attention", "patchify"),
         *("pos_embed", "pool", "qkv_bias", "gelu", "norm_eps", "representation_size"),
+        *PARTS,
     ),
     "resnet18": ("hidden_size", "stem"),
 }

@@ -13,7 +13,7 @@ from vit_jax import models, pretrained
 from vit_jax.data.images import stored_size
 from vit_jax.evaluation.evaluate import Result, evaluate, evaluate_together
 from vit_jax.evaluation.steps import make_eval_step, make_feature_step
-from vit_jax.models.initialization import mimetic_kernels
+from vit_jax.models.initialization import impulse_parameters, mimetic_kernels
 from vit_jax.runtime import sharding
 from vit_jax.storage.checkpoint import abstract
 from vit_jax.training import optim
@@ -65,9 +65,10 @@ class CompiledSteps:
         fresh = pretrained.flat_weights(*state.variables.values())
         if self.setup.weights is not None:
             given = self.setup.weights.arrays
-        elif self.setup.config.model.init == "mimetic":
+        elif (kind := self.setup.config.model.init) != "default":
             seed = int(jax.random.key_data(key)[-1])
-            given = mimetic_kernels({path: x.shape for path, x in fresh.items()}, seed)
+            draw = mimetic_kernels if kind == "mimetic" else impulse_parameters
+            given = draw({path: x.shape for path, x in fresh.items()}, seed)
         else:
             return state
         fresh = sharding.to_host({path: x for path, x in fresh.items() if path not in given})

@@ -145,7 +145,9 @@ def block_depths(paths: Iterable[str]) -> dict[str, int]:
     blocks = {key: i + 1 for i, key in enumerate(sorted(set(keys.values())))}
     depths = {}
     for path in paths:
-        before = re.match(r"(cls$|embedding|Transformer/posembed_input|conv1|bn1)", path)
+        before = re.match(
+            r"(cls$|embedding|Transformer/(posembed_input|registers|pre_norm)|conv1|bn1)", path
+        )
         depths[path] = blocks[keys[path]] if path in keys else 0 if before else len(blocks) + 1
     return depths
 

@@ -120,7 +120,7 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
     if config.init_from:
         found = pretrained.load_once(pathlib.Path(config.init_from).expanduser())
         weights = pretrained.fit(
-            found, shapes, data.class_names, config.model.pool == "cls", config.keep_head
+            found, shapes, data.class_names, models.has_cls(config.model), config.keep_head
         )
         same = found.info["num_classes"] == num_classes and not found.info["class_names"]
         if same and not trained and not config.keep_head:
@@ -201,7 +201,8 @@ def _affordable_steps(budget, flops):
 def _caches_features(config):
     """Whether features are cached, which requires that an image always has the same features."""
     model, train = config.model, config.train
-    rates = (model[f"{key}_rate"] for key in ("dropout", "attention_dropout", "drop_path"))
+    kinds = ("dropout", "attention_dropout", "drop_path", "patch_drop")
+    rates = (model[f"{kind}_rate"] for kind in kinds)
     cached = train.cache_features and config.augment.kind == "none" and not any(rates)
     if cached and train.vmap_seeds == "always":
         raise UserError(
