@@ -189,7 +189,8 @@ def write_config(
         record |= {"notes": list(notes)} if notes else {}
     else:
         summary = read_finished(folder, record)
-        longer = [key for key in LENGTH_KEYS if record["config"][key] != settings[key]]
+        before = plain_settings(get_config(), seed) | record["config"]
+        longer = [key for key in LENGTH_KEYS if before[key] != settings[key]]
         if summary is None or not longer:
             return
         if total_steps <= summary["steps"]:
