@@ -5,8 +5,8 @@
 
 Each work folder is condensed into docs/results/NAME.json, which is committed. Then, with or without
 folders, every block between `<!-- results: NAME -->` and `<!-- /results -->` in README.md and docs/
-is written from those files: the table of an experiment, or, as NAME, `index`: all configs, each
-with its best accuracy. No figure of a table is typed by hand.
+is written from those files: the table of an experiment or, with the NAME `index`, all configs with
+their best accuracy. A block without such a file stays as it is.
 """
 
 import argparse
@@ -40,24 +40,24 @@ def collect(workdir: pathlib.Path) -> dict:
         command = results["command"]
     except (OSError, ValueError, KeyError):
         raise UserError(f"{workdir} holds no results.json with the command of a run") from None
-    rows, records = [], []
+    rows, records, devices = [], [], set()
     for row in results["rows"]:
         folders = [workdir / row["variant"] / f"seed_{seed}" for seed in row["seeds"]]
         summaries = [json.loads((path / "summary.json").read_text()) for path in folders]
         records += [json.loads((path / "config.json").read_text()) for path in folders]
         row["passes"] = summaries[0]["epochs"]
         row["minutes"] = sum(s["wall_seconds"] for s in summaries) / len(summaries) / 60
+        devices |= {hardware(summary["device"]) for summary in summaries}
         rows.append(row)
-    trained = {path for row in rows for path in row.get("reused_from", [])}
-    seeds = sum(len(row["seeds"]) for row in rows)
+    reused = {path for row in rows for path in row.get("reused_from", [])}
     return {
         "command": command,
         "rows": rows,
         "minutes": sum(row["minutes"] * len(row["seeds"]) for row in rows),
-        "runs": seeds,
-        "reused": len(trained),
+        "runs": len(records),
+        "reused": len(reused),
         "select": records[0]["config"]["train.select"],
-        "hardware": hardware(summaries[0]["device"]),
+        "hardware": ", ".join(sorted(devices)),
         "jax": records[0]["versions"]["jax"],
         "commits": sorted({short_commit(record["git_commit"]) for record in records}),
         "examples": records[0]["data"]["examples"],
@@ -71,8 +71,8 @@ def write_experiment(name: str) -> list[str]:
     rows = tables.sorted_rows(measured)
     lines = [f"    {measured['command']}", ""]
     shown = tables.columns(rows)
-    for name in ("minutes", "images/s"):
-        shown.pop(name, None)
+    for head in ("minutes", "images/s"):
+        shown.pop(head, None)
     by_name = {row["variant"]: row for row in measured["rows"]}
     full = [by_name[row["variant"].split(", ")[0]] for row in rows]  # not of a shorter length
     shown["epochs"] = [
@@ -105,11 +105,9 @@ def _reused(measured):
 
 def duration(minutes: float) -> str:
     """Format a duration in the unit that suits it."""
-    return (
-        f"{60 * minutes:.0f} s"
-        if minutes < 2
-        else (f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h")
-    )
+    if minutes < 2:
+        return f"{60 * minutes:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
 def short_commit(commit: str | None) -> str:

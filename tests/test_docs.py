@@ -31,7 +31,7 @@ TESTED = {
     "python -m pytest -q tests/test_docs.py": "test_docs.py",
     "vit-jax launch -n 2 -- --config=configs/digits_patch.py": "test_processes.py",
     "vit-jax prepare-data cifar10 --archive cifar-10-binary.tar.gz": "test_data_prepare.py",
-    "vit-jax convert timm_vit/model.safetensors weights/vit_b16": "test_faults_weights.py",
+    "vit-jax convert timm_vit/model.safetensors weights/vit_b16": "test_foreign_weights.py",
     "vit-jax visualize weights/vit_b16 attention_rollout --images cat.jpg dog.jpg --out=figures": (
         "test_visualize.py"
     ),

@@ -1,4 +1,4 @@
-"""Rules across settings; the schema validates each setting by itself."""
+"""Rules across settings; the schema validates single settings."""
 
 import importlib.util
 import math

@@ -310,7 +310,7 @@ _TRAIN = dict(
     accumulation_steps=Setting(
         0,
         "micro-batches per optimizer update, each of at least 8 images for resnet18, whose "
-        "BatchNorm normalises each by itself; 0: the fastest number",
+        "BatchNorm normalises each separately; 0: the fastest number",
     ),
     label_smoothing=below_1(0.0, "fraction of the target spread evenly over all classes"),
     dtype=Setting(

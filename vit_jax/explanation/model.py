@@ -30,28 +30,20 @@ def token_layout(config: Config) -> tuple[tuple[int, int], bool, int]:
 
 
 def has_relevance(config: Config) -> bool:
-    """Whether explanations know how the head weights the tokens: by the class token or the mean."""
+    """Whether explanations are defined: the head uses the class token or the mean of patches."""
     return config.model.name == "vit" and config.model.pool in ("cls", "mean")
 
 
 class Model(Classifier):
     """A `Classifier` with its attention and explanations.
 
-    Attributes:
-      grid: rows and columns of patches; (0, 0) for a ResNet.
-      has_cls: whether the first token is the class token.
-      registers: number of register tokens, which follow it.
+    The arguments are those of `Classifier`.
     """
 
-    def __init__(
-        self,
-        source: Path,
-        options: Mapping[str, Any] | None = None,
-        needs_head: bool = True,
-        class_names: Sequence[str] | None = None,
-    ):
-        super().__init__(source, options, needs_head, class_names)
-        self.grid, self.has_cls, self.registers = token_layout(self.config)
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches; (0, 0) for a ResNet."""
+        return token_layout(self.config)[0]
 
     def __repr__(self) -> str:
         num_classes = len(self.class_names)
@@ -112,7 +104,7 @@ class Model(Classifier):
                 _, inside, grads = models.attention_gradients(model, variables, inputs, *classes)
             else:
                 inside, grads = model.apply(variables, inputs, capture=True)[1], []
-            layout = self.grid, self.has_cls, self.registers
+            layout = token_layout(self.config)
             return attribution.explanation(METHODS[method], inside["attention"], grads, *layout)
 
         name = f"{method} of {'the target' if targets else 'the prediction'}"

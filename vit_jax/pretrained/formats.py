@@ -158,7 +158,7 @@ def _describe_resnet(found, known):
 
 
 class _Arrays:
-    """The canonical arrays of a format, by the paths of ours; those of the first block."""
+    """The canonical arrays of a format by the path of our parameter; of blocks, the first."""
 
     def __init__(self, name, arrays, source):
         self.rows = {ours: (theirs, layout) for ours, theirs, layout in tables.TABLES[name]}

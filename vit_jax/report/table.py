@@ -117,7 +117,7 @@ def columns(rows: list[dict]) -> dict[str, list[str]]:
 
 
 def _difference(difference):
-    """Format a difference in points, such as "≈ -0.50 (-1.20, 0.20)"; "" for the best variant."""
+    """Format a difference in points, as "≈ -0.50 (-1.20 to +0.20)"; "" for the best variant."""
     if difference is None:
         return ""
     text = f"{100 * difference['mean']:+.2f}"

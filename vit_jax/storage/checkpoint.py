@@ -274,7 +274,7 @@ def load_arrays(folder: pathlib.Path, expected: int | None = None):
 def load_run(folder: pathlib.Path, step: int | Literal["last"]) -> tuple[dict, int]:
     """Read the evaluated variables in a folder of checkpoints as NumPy arrays, and their checksum.
 
-    Raises UserError if there is no such checkpoint, or it is damaged.
+    Raises UserError if the checkpoint is missing or damaged.
     """
     if step == "last":
         names = (path.name for path in folder.glob("[0-9]*"))

@@ -37,7 +37,7 @@ def run_name(folder: pathlib.Path) -> str:
 
 
 def suggest_runs(path: pathlib.Path) -> str:
-    """Suggest, after a semicolon, the runs nearest to a path that is no run; "" without any."""
+    """Suggest, after a semicolon, the runs nearest to a path that is not a run; "" without any."""
     base, missing = path, 0
     while not base.is_dir() and base != base.parent:
         base, missing = base.parent, missing + 1

@@ -53,7 +53,7 @@ class ParameterTables:
                 print(parameter_overview.get_parameter_overview(params, include_stats=False))
             else:
                 print(summarize_parameters(setup.shapes, setup.trained))
-        random = " at random values, as there is no init_from" * (setup.weights is None)
+        random = " at random values, because init_from is not set" * (setup.weights is None)
         frozen = f"{total - trained:,} frozen{random if trained < total else ''}"
         print(f"freeze={setup.config.freeze}: {trained:,} trained, {frozen}")
         if setup.config.sharding.fsdp:

@@ -178,7 +178,7 @@ def _make_gradients(model, config, trained, micro_batches, mesh):
     gradients = functools.partial(_of_batch, grad, micro_batches)
     if mesh is None:
         return gradients
-    # Every device by itself: the compiler would all-reduce the gradients of every micro-batch, and
+    # Each device separately: the compiler would all-reduce the gradients of every micro-batch, and
     # of every chunk of `layers.convolve`.
     whole, split = jax.P(), jax.P("data")
     return jax.shard_map(

@@ -27,6 +27,7 @@ from vit_jax.evaluation.classifier import Classifier
 from vit_jax.explanation.attribution import explanation
 from vit_jax.explanation.figures import Viewer
 from vit_jax.explanation.model import Model
+from vit_jax.models import has_cls
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError, describe_error
 from vit_jax.storage import checkpoint, run_folder
@@ -160,7 +161,11 @@ def test_a_chosen_class_of_own_images_is_explained(tmp_path, capsys):
     seen = Viewer.of(model).see(model.variables, model.read_images([image]), ["image"], 1)
     assert seen.predictions[0].split("\n")[1].startswith("class 1 ")
     maps = explanation(
-        "gradient rollout", seen.inside["attention"], seen.gradients, model.grid, model.has_cls
+        "gradient rollout",
+        seen.inside["attention"],
+        seen.gradients,
+        model.grid,
+        has_cls(model.config.model),
     )
     np.testing.assert_allclose(maps, model.explain([image], target="class 1"), rtol=1e-5)
     capsys.readouterr()

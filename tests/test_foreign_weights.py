@@ -71,7 +71,7 @@ def images_of_folder(folder, names, count=2):
     return folder
 
 
-# 9: preprocessing
+# preprocessing
 
 
 @pytest.mark.parametrize("name", ["timm", "timm_squash", "hf", "torchvision"])
@@ -141,7 +141,7 @@ def test_a_default_run_is_exported_with_a_crop_and_stored_size_is_noted(tmp_path
     assert processor["size"] == {"shortest_edge": 32} and processor["do_center_crop"]
 
 
-# 10: class order
+# class order
 
 
 def test_names_of_the_files_are_kept_and_the_order_of_the_dataset_may_differ(tmp_path):
@@ -217,7 +217,7 @@ def test_class_names_given_twice_are_refused(tmp_path):
         vit_jax.load_model(weights, class_names=names)
 
 
-# 11: architectures
+# architectures
 
 
 def test_what_a_timm_file_does_not_record_is_asked_for(tmp_path):
@@ -288,7 +288,7 @@ def test_heads_of_torchvision_are_not_guessed_for_unknown_widths(tmp_path):
         pretrained.convert(file, {})
 
 
-# 12: positions
+# positions
 
 
 @pytest.mark.parametrize("side", [2, 5])
@@ -302,7 +302,7 @@ def test_positions_of_torchvision_are_resized_by_its_rule(side):
     assert weights.info["resize"] == "torchvision"
 
 
-# 13: ResNet18 of timm
+# ResNet18 of timm
 
 
 def test_a_resnet18_of_timm_is_read_with_its_config(tmp_path):
@@ -319,7 +319,7 @@ def test_a_resnet18_of_timm_is_read_with_its_config(tmp_path):
         pretrained.convert(configured(file, **content | {"num_features": 64}), {})
 
 
-# 15: official names
+# official names
 
 
 def test_an_exported_npz_has_the_official_names(tmp_path):
@@ -332,7 +332,7 @@ def test_an_exported_npz_has_the_official_names(tmp_path):
         np.testing.assert_array_equal(written[key], official[key], key)
 
 
-# 16: big_vision
+# big_vision
 
 
 def big_vision(tmp_path, **changes):
@@ -383,7 +383,7 @@ def test_positions_of_other_shapes_than_a_square(tmp_path, capsys):
         pretrained.convert(file, {"data.image_size": 8})
 
 
-# 21: refusals
+# refusals
 
 
 @pytest.mark.parametrize(
