@@ -210,7 +210,7 @@ def test_remat_does_not_rename_parameters(model):
 
 
 def test_frozen_random_parameters_are_logged(capsys):
-    for freeze, text in (("head", "7,072 frozen at random values, as there is no"), ("full", "0 ")):
+    for freeze, text in (("head", "7,072 frozen at random values, because"), ("full", "0 ")):
         steps = make_steps(make_config(freeze=freeze, **VIT), digits(), MESH)
         ParameterTables().print("base", steps.setup, steps.shapes)
         line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("freeze="))
