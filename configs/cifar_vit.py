@@ -19,5 +19,5 @@ def get_config(profile=""):
     config.train.label_smoothing = 0.0
     if profile == "cpu":  # few epochs
         config.optim.update(decay_factor=0.3, plateau_patience=0, warmup_epochs=0.2)
-        config.train.num_seeds = 1
+        config.train.update(epochs=12.0, num_seeds=1)
     return config

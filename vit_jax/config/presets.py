@@ -49,7 +49,7 @@ def cifar10_vit(profile: str = ""):
         # Mimetic initialisation is made for these position embeddings.
         config.model.update(init="mimetic", pos_embed="sincos_2d", pool="mean")
         config.optim.update(name="muon", warmup_epochs=0.2)
-        config.train.update(batch_size=64, epochs=15.0, num_seeds=2)
+        config.train.update(batch_size=64, epochs=6.0, num_seeds=2)
         config.log.every_steps = 100
     return config
 
