@@ -4,6 +4,7 @@ import importlib.util
 import math
 import re
 
+from vit_jax.config.schema import SCHEMA
 from vit_jax.config.settings import DIMENSIONS, Config, check_values, flatten, resized_side
 from vit_jax.runtime.errors import UserError, truncate_repr
 
@@ -258,6 +259,9 @@ def _validate_train(config):
         raise UserError(
             "train.epochs, train.steps and train.budget_pflop are all 0: set one, the run's length"
         )
+    for key in ("distill_weight", "distill_temperature"):
+        if train[key] != SCHEMA[f"train.{key}"].default and not train.teacher:
+            raise UserError(f"train.{key}={train[key]} has no effect without train.teacher")
     for stem in ("optim.warmup", "train.eval_every", "log.every"):
         _only_one(config, *(f"{stem}_{unit}" for unit in ("steps", "epochs", "percent")))
     if train.accumulation_steps and train.batch_size % train.accumulation_steps:

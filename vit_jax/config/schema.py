@@ -313,6 +313,16 @@ _TRAIN = dict(
         "BatchNorm normalises each separately; 0: the fastest number",
     ),
     label_smoothing=below_1(0.0, "fraction of the target spread evenly over all classes"),
+    teacher=Setting(
+        "",
+        "distillation: folder of a run or of a converted checkpoint whose predictions are learned, "
+        "or name of an earlier variant, of which the first seed teaches",
+        resume="moved",
+    ),
+    distill_weight=Setting(0.5, "share of the teacher's loss; the labels have the rest", high=1),
+    distill_temperature=positive(
+        2.0, "temperature that softens both predictions of the teacher's loss", high=1000
+    ),
     dtype=Setting(
         "auto",
         "compute dtype; auto: bfloat16 on GPU and TPU, float32 on CPU",

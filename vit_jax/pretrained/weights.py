@@ -164,7 +164,8 @@ def load(folder: pathlib.Path) -> Weights:
     return Weights(arrays, info)
 
 
-load_once = functools.lru_cache(maxsize=1)(load)  # for all variants of a sweep
+# For all variants of a sweep: initial weights, and those of a teacher.
+load_once = functools.lru_cache(maxsize=2)(load)
 
 
 def check_shapes(weights: Weights) -> None:

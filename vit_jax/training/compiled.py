@@ -30,7 +30,8 @@ class CompiledSteps:
     axis: SeedAxis  # of the vectorised seeds
     shapes: TrainState  # of one seed: shapes, dtypes and shardings
     init: Callable  # (key, images) -> TrainState of one seed, at random weights
-    train: Callable  # (state, keys, batch) -> state, of all seeds; donates the state
+    train: Callable  # (state, keys, batch, *constants) -> state, of all seeds; donates the state
+    constants: tuple  # (variables of the teacher,) on the device, or ()
     eval_step: Callable  # (variables, sums, batch) -> (sums, logits) of one seed
     eval_sums: Callable | None  # (variables, sums, batch) -> sums of all seeds; None for one seed
     feature_step: Callable  # (variables, batch) -> features of one seed
@@ -95,12 +96,14 @@ def compile_steps(setup: Setup, num_seeds: int = 1) -> CompiledSteps:
     else:
         train, eval_sums = _jit_step(setup, _train_step(setup, trained_model, mesh), layout), None
     whole, split = sharding.replicated(mesh), sharding.split(mesh)
+    teacher = setup.teacher
     return CompiledSteps(
         setup=setup,
         axis=SeedAxis(mesh, num_seeds),
         shapes=abstract(shapes, layout),
         init=jax.jit(init, out_shardings=layout),
         train=train,
+        constants=() if teacher is None else (sharding.replicate(mesh, teacher.variables),),
         eval_step=_jit(eval_step, (layout.variables, whole, split), whole),
         eval_sums=eval_sums,
         feature_step=_jit(make_feature_step(model, config), (layout.variables, split), whole),
@@ -123,6 +126,7 @@ def _train_step(setup, model, mesh):
         _micro_batches(config, mesh.size if mesh else 1),
         # Sharded weights are gathered layer by layer if the compiler sees the whole batch.
         None if config.sharding.fsdp else mesh,
+        setup.teacher,
     )
 
 
@@ -131,7 +135,8 @@ def _jit_step(setup, train_step, state):
     whole, batch = sharding.replicated(setup.mesh), sharding.split(setup.mesh)
     if setup.multi_step:
         train_step, batch = make_multi_step(train_step, batch), whole
-    return _jit(train_step, (state, whole, batch), state, donate_argnums=0)
+    inputs = (state, whole, batch, *([whole] if setup.teacher else []))
+    return _jit(train_step, inputs, state, donate_argnums=0)
 
 
 def _jit_head_step(setup, head, shapes, layout):
@@ -174,18 +179,21 @@ def _vectorize(setup, model, eval_step, num_seeds):
     """
     mesh, train_step = setup.mesh, _train_step(setup, model, None)
     whole_seeds, state, batch = sharding.seeds_sharding(mesh, num_seeds)
-    train_all = jax.vmap(train_step)
+    constants = [None] if setup.teacher else []
+    train_all = jax.vmap(train_step, in_axes=(0, 0, 0, *constants))
     eval_all = jax.vmap(lambda *inputs: eval_step(*inputs)[0], in_axes=(0, 0, None))
     if whole_seeds:
         own, shared = jax.P("data"), jax.P()
         # The check rejects loops that begin with constants, as that of accumulation does.
         options: dict[str, Any] = dict(mesh=mesh, out_specs=own, check_vma=False)
-        train_all = jax.shard_map(train_all, in_specs=own, **options)
+        train_specs = (own, own, own, *(shared for _ in constants))
+        train_all = jax.shard_map(train_all, in_specs=train_specs, **options)
         eval_all = jax.shard_map(eval_all, in_specs=(own, own, shared), **options)
     if setup.multi_step:
         train_all, batch = make_multi_step(train_all, batch), sharding.replicated(mesh)
+    inputs = (state, state, batch, *(sharding.replicated(mesh) for _ in constants))
     return (
-        _jit(train_all, (state, state, batch), state, donate_argnums=0),
+        _jit(train_all, inputs, state, donate_argnums=0),
         _jit(eval_all, (state, state, sharding.split(mesh)), state),
     )
 
@@ -229,7 +237,7 @@ def compile_ahead(steps: CompiledSteps, split: Any) -> Future:
             "mask": jax.ShapeDtypeStruct((size,), bool, sharding=place),
         }
     # Python traces and lowers; in a thread it would wait for the Python that makes the state.
-    lowered = steps.train.lower(steps.shapes, jax.random.key(0), batch)
+    lowered = steps.train.lower(steps.shapes, jax.random.key(0), batch, *steps.constants)
     pool = ThreadPoolExecutor(1)
     compiled = pool.submit(lowered.compile)
     pool.shutdown(wait=False)

@@ -44,6 +44,8 @@ def training_flops(setup: Any) -> Flops:
         return Flops(head * size, (image - head) * setup.lengths.epoch * size)
     params, optimizer = _variables(setup.config, setup.num_classes)[1]["params"], setup.optimizer()
     state = jax.eval_shape(optimizer.init, params)
+    if setup.teacher is not None:
+        image += model_flops(setup.teacher.config, len(setup.teacher.order), frozenset())
     return Flops(image * size + count_flops(optimizer.update, (params, state, params)))
 
 

@@ -185,7 +185,9 @@ class Trainer:
 
     def take_step(self, batch: dict, count: int) -> None:
         """Take `count` steps in one call."""
-        self.state = sharding.block_on_cpu(self.steps.train(self.state, self.keys, batch))
+        steps = self.steps
+        state = steps.train(self.state, self.keys, batch, *steps.constants)
+        self.state = sharding.block_on_cpu(state)
         self.step += count
         self.clock.tick(self.step, self.state)
 

@@ -19,6 +19,7 @@ from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.sharding import dtype_of
 from vit_jax.training import optim, step
 from vit_jax.training.flops import Flops, training_flops
+from vit_jax.training.teacher import Teacher, load_teacher
 
 # Images per BatchNorm. ResNet-50's ImageNet error is 1.2 points higher with 8 images than with 32,
 # 3.7 with 4, and 11.1 with 2 (Wu & He 2018, arXiv:1803.08494, table 2).
@@ -55,7 +56,8 @@ class Setup:
     shapes: dict[str, tuple[int, ...]]  # {path: shape} of all parameters and statistics
     trained: frozenset[str]  # paths of the trained parameters
     weights: pretrained.Fitted | None  # initial weights of `init_from`
-    fingerprint: dict  # of the data and the initial weights
+    teacher: Teacher | None  # whose predictions are learned
+    fingerprint: dict  # of the data, the initial weights and the teacher
     on_features: bool  # whether the head is trained on cached features instead of images
     multi_step: bool  # whether one call of the training step takes several steps
 
@@ -128,6 +130,12 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
                 f"freeze={config.freeze} would evaluate a new, untrained head, because the weights "
                 "record no class names: set keep_head=True to evaluate their own head"
             )
+    teacher = load_teacher(config, data.class_names)
+    fingerprint = dict(data.fingerprint)
+    if weights:
+        fingerprint["weights"] = weights.identity
+    if teacher:
+        fingerprint["teacher"] = {"checksum": teacher.checksum}
     epoch = len(data.train) // train.batch_size
     setup = Setup(
         config=config,
@@ -137,7 +145,8 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
         shapes=shapes,
         trained=trained,
         weights=weights,
-        fingerprint=data.fingerprint | ({"weights": weights.identity} if weights else {}),
+        teacher=teacher,
+        fingerprint=fingerprint,
         on_features=on_features,
         multi_step=_uses_multi_step(config, on_features or data.train.resident),
     )
@@ -204,6 +213,7 @@ def _caches_features(config):
     kinds = ("dropout", "attention_dropout", "drop_path", "patch_drop")
     rates = (model[f"{kind}_rate"] for kind in kinds)
     cached = train.cache_features and config.augment.kind == "none" and not any(rates)
+    cached = cached and not train.teacher  # which needs the images
     if cached and train.vmap_seeds == "always":
         raise UserError(
             "train.vmap_seeds=always cannot be combined with cached features: use auto, or set "
