@@ -259,6 +259,11 @@ def _validate_train(config):
         raise UserError(
             "train.epochs, train.steps and train.budget_pflop are all 0: set one, the run's length"
         )
+    if train.patch_drop_percent != 100 and not config.model.patch_drop_rate:
+        raise UserError(
+            f"train.patch_drop_percent={train.patch_drop_percent} has no effect with "
+            "model.patch_drop_rate=0"
+        )
     for key in ("distill_weight", "distill_temperature"):
         if train[key] != SCHEMA[f"train.{key}"].default and not train.teacher:
             raise UserError(f"train.{key}={train[key]} has no effect without train.teacher")

@@ -313,6 +313,9 @@ _TRAIN = dict(
         "BatchNorm normalises each separately; 0: the fastest number",
     ),
     label_smoothing=below_1(0.0, "fraction of the target spread evenly over all classes"),
+    patch_drop_percent=Setting(
+        100.0, "percent of the run with patch dropout; the rest sees all patches", high=100
+    ),
     teacher=Setting(
         "",
         "distillation: folder of a run or of a converted checkpoint whose predictions are learned, "

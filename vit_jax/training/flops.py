@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import models
-from vit_jax.config import Config
+from vit_jax.config import Config, with_overrides
 from vit_jax.runtime.sharding import dtype_of
 from vit_jax.training.optim import map_paths
 from vit_jax.training.step import init
@@ -28,10 +28,12 @@ class Flops:
 
     Attributes:
       step: of one optimizer update: forward, backward and the optimizer's matrix products.
+      whole_step: of one without patch dropout.
       features: of the cached features of the training images, once per run; else 0.
     """
 
     step: int
+    whole_step: int
     features: int = 0
 
 
@@ -41,12 +43,18 @@ def training_flops(setup: Any) -> Flops:
     image = model_flops(setup.config, setup.num_classes, setup.trained)
     if setup.on_features:  # of the head, the forward product and the kernel's gradient
         head = 4 * math.prod(setup.shapes["head/kernel"])
-        return Flops(head * size, (image - head) * setup.lengths.epoch * size)
+        return Flops(head * size, head * size, (image - head) * setup.lengths.epoch * size)
     params, optimizer = _variables(setup.config, setup.num_classes)[1]["params"], setup.optimizer()
     state = jax.eval_shape(optimizer.init, params)
+    rest = count_flops(optimizer.update, (params, state, params))
     if setup.teacher is not None:
-        image += model_flops(setup.teacher.config, len(setup.teacher.order), frozenset())
-    return Flops(image * size + count_flops(optimizer.update, (params, state, params)))
+        taught = model_flops(setup.teacher.config, len(setup.teacher.order), frozenset())
+        rest += taught * size
+    whole = image
+    if setup.config.train.patch_drop_percent < 100:
+        config = with_overrides(setup.config, {"model.patch_drop_rate": 0.0}, "the run")
+        whole = model_flops(config, setup.num_classes, setup.trained)
+    return Flops(image * size + rest, whole * size + rest)
 
 
 def model_flops(config: Config, num_classes: int, trained: Collection[str] | None = None) -> int:

@@ -35,6 +35,11 @@ class Lengths:
     warmup: int  # of the learning rate
     eval_every: int  # between evaluations
     log_every: int  # between log entries
+    patch_drop: int  # steps with patch dropout, which the others are without
+
+    def has_patch_dropout(self, step: int) -> bool:
+        """Whether the update after `step` updates is one with patch dropout."""
+        return step < self.patch_drop
 
     def is_evaluated(self, step: int) -> bool:
         """Whether the state after `step` updates is evaluated and saved."""
@@ -75,12 +80,14 @@ class Setup:
         trained = None if self.config.freeze == "full" else self.trained
         return optim.make_optimizer(self.config.optim, self.schedule(), trained, mesh)
 
-    def model(self):
+    def model(self, patch_dropout: bool = True):
         """Build the module that is trained, with the norms of frozen layers frozen."""
         train, norms = self.config.train, _batch_norms(self.shapes)
+        config = self.config.model.to_dict()
+        config["patch_drop_rate"] *= patch_dropout
         frozen_norms = {norm for norm in norms if f"{norm}/scale" not in self.trained}
         return models.build(
-            self.config.model, self.num_classes, dtype_of(train.dtype), frozen_norms, train.remat
+            config, self.num_classes, dtype_of(train.dtype), frozen_norms, train.remat
         )
 
 
@@ -141,7 +148,7 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
         config=config,
         mesh=mesh,
         num_classes=num_classes,
-        lengths=Lengths(epoch, 0, 0, 0, 0),
+        lengths=Lengths(epoch, 0, 0, 0, 0, 0),
         shapes=shapes,
         trained=trained,
         weights=weights,
@@ -177,7 +184,9 @@ def _lengths(setup):
     total = 0
     if setup.trained:
         budget = config.train.budget_pflop
-        total = _affordable_steps(budget, setup.flops) if budget else total_steps(config, epoch)
+        total = (
+            _affordable_steps(config.train, setup.flops) if budget else total_steps(config, epoch)
+        )
     if total > COUNTABLE:
         lengths = {key: config.train[key] for key in ("epochs", "steps", "budget_pflop")}
         what = next(f"train.{key}={value}" for key, value in lengths.items() if value)
@@ -193,16 +202,20 @@ def _lengths(setup):
         )
     eval_every = steps_of(config.train, "eval_every", epoch, total) or total
     log_every = steps_of(config.log, "every", epoch, total) or total
-    return Lengths(epoch, total, warmup, max(1, eval_every), max(1, log_every))
+    patch_drop = round(config.train.patch_drop_percent / 100 * total)
+    return Lengths(epoch, total, warmup, max(1, eval_every), max(1, log_every), patch_drop)
 
 
-def _affordable_steps(budget, flops):
+def _affordable_steps(train, flops):
     """Compute how many steps a budget in PFLOP pays for."""
-    steps = int((budget * 1e15 - flops.features) // flops.step)
+    share = train.patch_drop_percent / 100
+    step = share * flops.step + (1 - share) * flops.whole_step
+    steps = int((train.budget_pflop * 1e15 - flops.features) // step)
     if steps < 1:
-        least = (flops.features + flops.step) / 1e15
+        least = (flops.features + step) / 1e15
         raise UserError(
-            f"train.budget_pflop={budget:g} does not pay for a single step, which needs {least:.3g}"
+            f"train.budget_pflop={train.budget_pflop:g} does not pay for a single step, which "
+            f"needs {least:.3g}"
         )
     return steps
 

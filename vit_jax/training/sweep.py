@@ -118,6 +118,7 @@ def run_sweep(
     hooks: Hooks | None = None,
     reuse: bool = True,
     began: float | None = None,
+    ladder: bool = False,
 ) -> None:
     """Train the unfinished runs of an experiment and write the results.
 
@@ -134,6 +135,8 @@ def run_sweep(
       reuse: take over identical finished runs of the folders next to `workdir`.
       began: `time.monotonic` at the start of the program; the time to the first step of the first
         variant counts from there. None: from the start of that variant.
+      ladder: whether each variant adds something to the one before it, from which its difference
+        is then computed.
 
     Raises:
       UserError: a setting, the data or the workdir is not usable.
@@ -153,7 +156,7 @@ def run_sweep(
     if processes.is_first():
         if only is None:
             rows = [make_row(name, sweep.get(name, {}), summaries[name]) for name in configs]
-            add_differences(rows)
+            add_differences(rows, ladder)
             results = {"experiment": experiment, "rows": rows}
             if arguments:
                 results["command"] = shlex.join(["python", "-m", "vit_jax.main", *arguments])
