@@ -26,6 +26,8 @@ def validate(config: Config) -> None:
     _validate_train(config)
     _validate_optim(config.optim)
     _validate_schedule(config.optim, config.train)
+    if config.optim.name == "schedule_free_adamw":
+        _validate_schedule_free(config)
     _validate_log(config.log)
 
 
@@ -310,6 +312,29 @@ def _validate_schedule(optim, train):
         raise UserError(
             f"optim.end_learning_rate={optim.end_learning_rate} is above "
             f"optim.learning_rate={optim.learning_rate}"
+        )
+
+
+def _validate_schedule_free(config):
+    optim, name = config.optim, "optim.name=schedule_free_adamw"
+    if optim.schedule != "constant":
+        raise UserError(
+            f"{name} averages weights instead of decaying the learning rate: set "
+            f"optim.schedule=constant, not {optim.schedule}"
+        )
+    if optim.b1 < 0.1:  # the average is computed by dividing by it
+        raise UserError(f"{name} needs an optim.b1 of at least 0.1, not {optim.b1}")
+    if optim.ema_decay:
+        raise UserError(
+            f"optim.ema_decay={optim.ema_decay} cannot be combined with {name}, which averages "
+            "weights itself"
+        )
+    if optim.layer_decay != 1:
+        raise UserError(f"optim.layer_decay={optim.layer_decay} cannot be combined with {name}")
+    if config.model.name == "resnet18":
+        raise UserError(
+            f"{name} cannot be combined with model.name=resnet18: the running statistics of "
+            "BatchNorm are not those of the averaged weights"
         )
 
 

@@ -53,8 +53,11 @@ DROP = ("optim.schedule", ("step", "reduce_on_plateau"))
 
 resnet = functools.partial(Setting, applies=("model.name", ("resnet18",)))
 # With muon, for the parameters that AdamW updates.
-adam = functools.partial(Setting, applies=("optim.name", ("adam", "adamw", "muon")))
+adam = functools.partial(
+    Setting, applies=("optim.name", ("adam", "adamw", "muon", "schedule_free_adamw"))
+)
 muon = functools.partial(Setting, applies=("optim.name", ("muon",)))
+lion = functools.partial(Setting, applies=("optim.name", ("lion",)))
 sgd = functools.partial(Setting, applies=("optim.name", ("sgd",)))
 plateau = functools.partial(Setting, applies=("optim.schedule", ("reduce_on_plateau",)))
 vit = functools.partial(Setting, applies=("model.name", ("vit",)))
@@ -245,13 +248,15 @@ _MODEL = dict(
 _OPTIM = dict(
     name=Setting(
         "adamw",
-        "optimizer; sgd: with momentum; muon: for block kernels, with AdamW for the rest",
-        ("adamw", "adam", "sgd", "muon"),
+        "optimizer; sgd: with momentum; muon: for block kernels, with AdamW for the rest; "
+        "schedule_free_adamw: averages weights for evaluation instead of decaying the learning "
+        "rate",
+        ("adamw", "adam", "sgd", "muon", "lion", "schedule_free_adamw"),
     ),
     learning_rate=Setting(1e-3, "peak learning rate", high=100),
     schedule=Setting(
         "cosine",
-        "learning rate schedule after warm-up",
+        "learning rate schedule after warm-up; schedule_free_adamw needs constant",
         ("constant", "cosine", "linear", "step", "reduce_on_plateau"),
     ),
     end_learning_rate=Setting(
@@ -270,11 +275,18 @@ _OPTIM = dict(
         1e-4, "relative decrease that counts as a lower validation loss", low=SMALLEST, high=BELOW_1
     ),
     weight_decay=Setting(
-        0.0, "weight decay of kernels: decoupled (adamw, muon) or L2 (adam, sgd)", high=1000
+        0.0, "weight decay of kernels: L2 (adam, sgd) or decoupled (all others)", high=1000
     ),
-    b1=adam(0.9, "decay of Adam's first moment", high=BELOW_1),
+    b1=adam(
+        0.9,
+        "decay of Adam's first moment; schedule_free_adamw: fraction of the averaged weights in "
+        "those of the gradient",
+        high=BELOW_1,
+    ),
     b2=adam(0.999, "decay of Adam's second moment", high=BELOW_1),
     eps=adam(1e-8, "epsilon of Adam", low=SMALLEST),
+    lion_b1=lion(0.9, "fraction of the momentum in Lion's update", high=BELOW_1),
+    lion_b2=lion(0.99, "decay of Lion's momentum", high=BELOW_1),
     muon_momentum=muon(0.95, "Nesterov momentum of Muon", high=BELOW_1),
     muon_rms=muon(
         0.2, "RMS of a Muon update before the learning rate (AdamW: about 0.2)", high=100

@@ -81,10 +81,16 @@ class CompiledSteps:
             return state
         fresh = sharding.to_host({path: x for path, x in fresh.items() if path not in given})
         params, batch_stats = pretrained.nested_weights(fresh | given)
-        layout = jax.tree.map(lambda x: x.sharding, self.shapes.variables)
-        variables = sharding.device_put({"params": params, "batch_stats": batch_stats}, layout)
-        ema = None if state.ema is None else jax.tree.map(jnp.copy, variables)
-        return state.replace(**variables, ema=ema)
+        layout = jax.tree.map(lambda x: x.sharding, self.shapes)
+        variables = {"params": params, "batch_stats": batch_stats}
+        variables = sharding.device_put(variables, layout.variables)
+        state = state.replace(**variables)
+        if state.ema is not None:
+            state = state.replace(ema=jax.tree.map(jnp.copy, variables))
+        if self.setup.config.optim.name == "schedule_free_adamw":  # its state holds parameters
+            init = jax.jit(self.setup.optimizer().init, out_shardings=layout.opt_state)
+            state = state.replace(opt_state=init(state.params))
+        return state
 
 
 def compile_steps(setup: Setup, num_seeds: int = 1) -> CompiledSteps:

@@ -173,8 +173,9 @@ def make_optimizer(
 
     AdamW's decay is decoupled and scaled by the learning rate (Loshchilov & Hutter 2019, as in
     optax and PyTorch). Adam and SGD add weight_decay * w to the gradient, as PyTorch does. Muon
-    (Jordan et al. 2024) updates the kernels of the blocks, AdamW the rest. Clipping is by the norm
-    of the trained parameters' gradients.
+    (Jordan et al. 2024) updates the kernels of the blocks, AdamW the rest. Lion is that of Chen et
+    al. 2023 (arXiv:2302.06675); for schedule-free AdamW see `averaged_params`. Clipping is by the
+    norm of the trained parameters' gradients.
 
     Args:
       config: `config.optim`.
@@ -210,9 +211,47 @@ def _make_optimizer(config, schedule, mesh):
         parts.append(optax.multi_transform({"muon": muon, "adamw": adamw}, _muon_labels))
     elif config.name == "adam":
         parts.append(optax.adam(schedule, **moments))
+    elif config.name == "lion":
+        betas, decay = (config.lion_b1, config.lion_b2), config.weight_decay
+        parts.append(optax.lion(schedule, *betas, weight_decay=decay, mask=decay_mask))
+    elif config.name == "schedule_free_adamw":
+        parts.append(_schedule_free_adamw(config, schedule))
     else:
         parts.append(optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov))
     return optax.chain(*parts)
+
+
+def _schedule_free_adamw(config, schedule):
+    """Build `contrib.schedule_free_adamw` with weight decay of kernels only."""
+    base = optax.chain(
+        optax.scale_by_rms(config.b2, config.eps, eps_in_sqrt=False, bias_correction=True),
+        optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+        optax.scale_by_learning_rate(schedule),
+    )
+    return contrib.schedule_free(base, schedule, config.b1)
+
+
+def averages_weights(config) -> bool:
+    """Whether evaluation uses averaged weights, with `config.optim`."""
+    return config.ema_decay > 0 or config.name == "schedule_free_adamw"
+
+
+def averaged_params(config, opt_state, params):
+    """Compute the averaged parameters of schedule-free AdamW; frozen ones are unchanged.
+
+    The gradient is that at `params`, y = (1 - b1) z + b1 x, and updates z, which is in the
+    optimizer state; x is the average of z to evaluate (Defazio et al. 2024, arXiv:2405.15682).
+    """
+
+    def is_found(node):
+        return isinstance(node, contrib.ScheduleFreeState)
+
+    def average(y, z):
+        is_frozen = isinstance(z, optax.MaskedNode)
+        return y if is_frozen else (y - (1 - config.b1) * z) / config.b1
+
+    state = next(filter(is_found, jax.tree.leaves(opt_state, is_leaf=is_found)))
+    return jax.tree.map(average, params, state.z)
 
 
 def _muon_labels(params):

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from vit_jax.augment import augment
 from vit_jax.evaluation.metrics import Sums
-from vit_jax.training.optim import map_paths
+from vit_jax.training.optim import averaged_params, averages_weights, map_paths
 from vit_jax.training.teacher import Teacher, distillation_loss
 
 
@@ -25,7 +25,7 @@ class TrainState:
     batch_stats: Any  # running statistics of BatchNorm, {} for models without
     opt_state: Any
     plateau: Any  # state of `optim.Plateau`, or None; its `scale` multiplies the updates
-    ema: Any  # moving averages {"params", "batch_stats"}, or None
+    ema: Any  # averages {"params", "batch_stats"} to evaluate, or None
     sums: Sums  # training loss and accuracy since the last log entry
     grad_norm: jax.Array  # of the last step, over the trained parameters, before clipping
     bad_step: jax.Array  # int32, the first update with a non-finite loss or gradient, else -1
@@ -37,7 +37,7 @@ class TrainState:
 
     @property
     def eval_variables(self) -> dict:
-        """Variables to evaluate: the moving averages where there are any."""
+        """Variables to evaluate: the averages where there are any."""
         return self.variables if self.ema is None else self.ema
 
 
@@ -60,7 +60,7 @@ def make_init(model, optimizer: optax.GradientTransformation, config, plateau=No
             **variables,
             opt_state=optimizer.init(variables["params"]),
             plateau=plateau.init() if plateau else None,
-            ema=jax.tree.map(jnp.copy, variables) if config.optim.ema_decay else None,
+            ema=jax.tree.map(jnp.copy, variables) if averages_weights(config.optim) else None,
             sums=Sums.empty(),
             grad_norm=jnp.zeros(()),
             bad_step=jnp.full((), -1, jnp.int32),
@@ -126,7 +126,7 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
             plateau=state.plateau,
-            ema=_moving_average(state, params, batch_stats, config.optim.ema_decay),
+            ema=_averages(state, params, batch_stats, opt_state, config.optim),
             sums=state.sums.merge(sums),
             grad_norm=grad_norm,
             bad_step=jnp.where(bad & (state.bad_step < 0), state.step + 1, state.bad_step),
@@ -229,12 +229,15 @@ def _of_device(gradients, params, batch_stats, examples):
     return jax.lax.pmean(grads, "data"), batch_stats, jax.lax.psum(sums, "data")
 
 
-def _moving_average(state, params, batch_stats, decay):
+def _averages(state, params, batch_stats, opt_state, config):
+    """Compute the averages to evaluate after a step."""
     if state.ema is None:
         return None
-    # A short memory at first, so that the initial values do not linger (as in TensorFlow's EMA).
-    decay = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
     new = {"params": params, "batch_stats": batch_stats}
+    if not config.ema_decay:
+        return new | {"params": averaged_params(config, opt_state, params)}
+    # A short memory at first, so that the initial values do not linger (as in TensorFlow's EMA).
+    decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
     average = optax.incremental_update(new, state.ema, 1.0 - decay)
     # Values that do not change are not rounded.
     return jax.tree.map(lambda n, old, a: jnp.where(n == old, old, a), new, state.ema, average)
