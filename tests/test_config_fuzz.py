@@ -58,6 +58,8 @@ CHANNELS = st.lists(st.floats(0.1, 1.0), min_size=1, max_size=3).map(tuple)
 
 # Upper limits below those of the schema, for quick training and a finite loss.
 LIMITS = {
+    "lora_rank": 16,
+    "lora_alpha": 16.0,
     "data.train_examples": 60,
     "data.val_examples": 60,
     "data.test_examples": 60,
@@ -88,7 +90,7 @@ FITTING = {
     "seed": st.sampled_from([0, 7, 2**32 - 1]),
     "init_from": st.sampled_from(["", str(FIXTURES / "weights"), str(FIXTURES / "nothing")]),
     "freeze": st.sampled_from(
-        ["full", "head", "none_trained", "last_1_blocks", "head/.*=trained; .*=frozen"]
+        ["full", "head", "lora", "none_trained", "last_1_blocks", "head/.*=trained; .*=frozen"]
     ),
     "data.name": st.sampled_from(["digits", "digits", "folder", "cifar10"]),
     "data.dir": st.just(str(FIXTURES / "images")),

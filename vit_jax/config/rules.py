@@ -8,7 +8,7 @@ from vit_jax.config.schema import SCHEMA
 from vit_jax.config.settings import DIMENSIONS, Config, check_values, flatten, resized_side
 from vit_jax.runtime.errors import UserError, truncate_repr
 
-FREEZES = ("none_trained", "head", "full")
+FREEZES = ("none_trained", "head", "lora", "full")
 
 
 def validate(config: Config) -> None:
@@ -23,6 +23,8 @@ def validate(config: Config) -> None:
         _validate_vit(config)
         _validate_positions(config.model)
         _validate_parts(config.model, config.data.image_size)
+    if config.freeze == "lora":
+        _validate_lora(config)
     _validate_train(config)
     _validate_optim(config.optim)
     _validate_schedule(config.optim, config.train)
@@ -48,7 +50,7 @@ def parse_freeze(freeze: str) -> str | int | list[tuple[re.Pattern, bool]]:
     """Parse `config.freeze`; raises UserError.
 
     Returns:
-      "none_trained", "head" or "full"; k of "last_k_blocks"; or, of "REGEX=trained;
+      "none_trained", "head", "lora" or "full"; k of "last_k_blocks"; or, of "REGEX=trained;
       REGEX=frozen; ...", [(pattern, whether what it matches is trained), ...].
     """
     if freeze in FREEZES:
@@ -234,6 +236,17 @@ def _validate_parts(model, image_size):
         )
     if model.patchify == "spt" and size < 2:
         raise UserError("model.patchify=spt shifts by half a patch: model.patch_size=1 has none")
+
+
+def _validate_lora(config):
+    model, rank = config.model, config.lora_rank
+    if model.name != "vit":
+        raise UserError(f"freeze=lora adapts attention, which model.name={model.name} lacks")
+    if not config.init_from:
+        raise UserError("freeze=lora adapts pretrained weights: set init_from")
+    width = min(model.hidden_size, model.head_dim * model.num_heads or model.hidden_size)
+    if rank > width:
+        raise UserError(f"lora_rank={rank} is above {width}, the width of the attention")
 
 
 def _validate_log(log):

@@ -57,6 +57,7 @@ adam = functools.partial(
     Setting, applies=("optim.name", ("adam", "adamw", "muon", "schedule_free_adamw"))
 )
 muon = functools.partial(Setting, applies=("optim.name", ("muon",)))
+lora = functools.partial(Setting, applies=("freeze", ("lora",)))
 lion = functools.partial(Setting, applies=("optim.name", ("lion",)))
 sgd = functools.partial(Setting, applies=("optim.name", ("sgd",)))
 plateau = functools.partial(Setting, applies=("optim.schedule", ("reduce_on_plateau",)))
@@ -77,8 +78,15 @@ _RUN = dict(
     ),
     freeze=Setting(
         "full",
-        "trained parameters: full, last_K_blocks, head, none_trained (zero-shot head, evaluation "
-        "only), or rules such as 'head/.*=trained; .*=frozen'",
+        "trained parameters: full, last_K_blocks, lora (low-rank adapters of attention, and the "
+        "head), head, none_trained (zero-shot head, evaluation only), or rules such as "
+        "'head/.*=trained; .*=frozen'",
+    ),
+    lora_rank=lora(
+        8, "rank of the LoRA adapters of query, key, value and out in every block", low=1
+    ),
+    lora_alpha=lora(
+        0.0, "LoRA adapters are scaled by lora_alpha / lora_rank; 0: lora_rank", high=10**6
     ),
 )
 
@@ -275,7 +283,9 @@ _OPTIM = dict(
         1e-4, "relative decrease that counts as a lower validation loss", low=SMALLEST, high=BELOW_1
     ),
     weight_decay=Setting(
-        0.0, "weight decay of kernels: L2 (adam, sgd) or decoupled (all others)", high=1000
+        0.0,
+        "weight decay of kernels and LoRA adapters: L2 (adam, sgd) or decoupled (all others)",
+        high=1000,
     ),
     b1=adam(
         0.9,

@@ -282,7 +282,8 @@ class Trainer:
         return [run for run in self.runs if run.evaluated_step != self.step]
 
     def _host_variables(self, run):
-        return sharding.to_host(self.axis.take(self.state.eval_variables, run.index))
+        variables = sharding.to_host(self.axis.take(self.state.eval_variables, run.index))
+        return variables | {"params": self.setup.merged(variables["params"])}
 
     def _update_plateau(self, due, results):
         if self.plateau is None:
@@ -347,7 +348,7 @@ class Trainer:
         if config.log.kernel_magnitudes:
             summary["kernel_magnitudes"] = {
                 "before": kernel_magnitudes(self.steps.initial_state(run.key).params),
-                "after": kernel_magnitudes(variables["params"]),
+                "after": kernel_magnitudes(self.setup.merged(variables["params"])),
             }
         run.write_results(summary, results["test"], self.data.class_names)
         return summary

@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 from optax import contrib
 
+from vit_jax.models import lora
 from vit_jax.runtime.errors import UserError
 
 
@@ -76,9 +77,12 @@ def make_plateau(config) -> Plateau | None:
     return Plateau(config) if config.schedule == "reduce_on_plateau" else None
 
 
+_DECAYED = ("kernel", *lora.NAMES)
+
+
 def decay_mask(params) -> dict:
-    """Make a tree of bools: weight decay applies to kernels only."""
-    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    """Make a tree of bools: weight decay applies to kernels and their adapters only."""
+    return jax.tree.map_with_path(lambda path, _: path[-1].key in _DECAYED, params)
 
 
 path_of = functools.partial(jax.tree_util.keystr, simple=True, separator="/")  # "head/kernel"
@@ -94,9 +98,9 @@ def trained_paths(paths: Collection[str], freeze) -> frozenset[str]:
 
     Args:
       paths: of all parameters, such as "Transformer/encoderblock_0/LayerNorm_0/scale".
-      freeze: "none_trained"; "head"; k, the last k blocks with the final norm and the head;
-        "full"; or [(pattern, trained), ...], of which the first that matches the whole path
-        applies.
+      freeze: "none_trained"; "head"; "lora", the adapters and the head; k, the last k blocks with
+        the final norm and the head; "full"; or [(pattern, trained), ...], of which the first that
+        matches the whole path applies.
 
     Raises:
       UserError: there are fewer than k blocks, a parameter matches no rule, or a rule no parameter.
@@ -105,6 +109,10 @@ def trained_paths(paths: Collection[str], freeze) -> frozenset[str]:
         return frozenset()
     if freeze in ("head", "full"):
         return frozenset(path for path in paths if freeze == "full" or path.startswith("head/"))
+    if freeze == "lora":
+        return frozenset(
+            path for path in paths if path.startswith("head/") or path.endswith(lora.NAMES)
+        )
     if isinstance(freeze, int):
         depths = block_depths(paths)
         top = max(depths.values())
@@ -255,10 +263,10 @@ def averaged_params(config, opt_state, params):
 
 
 def _muon_labels(params):
-    """Label the kernels of the blocks "muon", all other parameters "adamw"."""
+    """Label the kernels and adapters of the blocks "muon", all other parameters "adamw"."""
 
     def label(path, _):
-        return "muon" if _BLOCK.match(path) and path.endswith("/kernel") else "adamw"
+        return "muon" if _BLOCK.match(path) and path.endswith(_DECAYED) else "adamw"
 
     return map_paths(label, params)
 

@@ -15,6 +15,7 @@ from vit_jax.config import Config, flatten, steps_of, total_steps
 from vit_jax.config.rules import one_step_at_a_time, parse_freeze
 from vit_jax.config.schema import COUNTABLE
 from vit_jax.data import Data
+from vit_jax.models import lora
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.sharding import dtype_of
 from vit_jax.training import optim, step
@@ -81,14 +82,19 @@ class Setup:
         return optim.make_optimizer(self.config.optim, self.schedule(), trained, mesh)
 
     def model(self, patch_dropout: bool = True):
-        """Build the module that is trained, with the norms of frozen layers frozen."""
+        """Build the model that is trained, with the norms of frozen layers frozen."""
         train, norms = self.config.train, _batch_norms(self.shapes)
         config = self.config.model.to_dict()
         config["patch_drop_rate"] *= patch_dropout
         frozen_norms = {norm for norm in norms if f"{norm}/scale" not in self.trained}
-        return models.build(
+        model = models.build(
             config, self.num_classes, dtype_of(train.dtype), frozen_norms, train.remat
         )
+        return lora.adapt(model, self.config)
+
+    def merged(self, params: dict) -> dict:
+        """Merge LoRA adapters, if there are any, into parameters on the host."""
+        return lora.merge(params, lora.scale_of(self.config))
 
 
 def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
@@ -112,7 +118,7 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
             f"split evenly over {mesh.size} devices"
         )
     freeze = parse_freeze(config.freeze)
-    model = models.build(config.model, num_classes, dtype_of(train.dtype))
+    model = lora.adapt(models.build(config.model, num_classes, dtype_of(train.dtype)), config)
     tree = step.init.eval_shape(model, jax.random.key(0), one_image(config))
     flat = pretrained.flat_weights(tree["params"], tree.get("batch_stats", {}))
     shapes = {path: leaf.shape for path, leaf in flat.items()}
@@ -125,18 +131,7 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
             "trained"
         )
     on_features = head_only and _caches_features(config)
-    weights = None
-    if config.init_from:
-        found = pretrained.load_once(pathlib.Path(config.init_from).expanduser())
-        weights = pretrained.fit(
-            found, shapes, data.class_names, models.has_cls(config.model), config.keep_head
-        )
-        same = found.info["num_classes"] == num_classes and not found.info["class_names"]
-        if same and not trained and not config.keep_head:
-            raise UserError(
-                f"freeze={config.freeze} would evaluate a new, untrained head, because the weights "
-                "record no class names: set keep_head=True to evaluate their own head"
-            )
+    weights = _initial_weights(config, shapes, trained, data.class_names)
     teacher = load_teacher(config, data.class_names)
     fingerprint = dict(data.fingerprint)
     if weights:
@@ -158,6 +153,23 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
         multi_step=_uses_multi_step(config, on_features or data.train.resident),
     )
     return dataclasses.replace(setup, lengths=_lengths(setup))
+
+
+def _initial_weights(config, shapes, trained, class_names):
+    """Fit the weights of `init_from` to a model of these shapes; None without any."""
+    if not config.init_from:
+        return None
+    found = pretrained.load_once(pathlib.Path(config.init_from).expanduser())
+    own = {path: shape for path, shape in shapes.items() if not path.endswith(lora.NAMES)}
+    has_cls = models.has_cls(config.model)
+    weights = pretrained.fit(found, own, class_names, has_cls, config.keep_head)
+    same = found.info["num_classes"] == len(class_names) and not found.info["class_names"]
+    if same and not trained and not config.keep_head:
+        raise UserError(
+            f"freeze={config.freeze} would evaluate a new, untrained head, because the weights "
+            "record no class names: set keep_head=True to evaluate their own head"
+        )
+    return weights
 
 
 def _batch_norms(shapes):
