@@ -245,9 +245,7 @@ def can_compile_ahead(steps: CompiledSteps) -> bool:
 
 
 def compile_ahead(steps: CompiledSteps, split: Any, step: int) -> Future:
-    """Lower the training step of one seed, and compile it in a thread while the state is made.
-
-    The run goes on after `step` updates.
+    """Lower one seed's update after `step` updates; compile it in a thread while the state is made.
 
     Wait for the compilation that is returned before the first step; see `can_compile_ahead`.
     """

@@ -28,6 +28,7 @@ from vit_jax.training.compiled import CompiledSteps, can_compile_ahead, compile_
 from vit_jax.training.features import FeatureCache
 from vit_jax.training.hooks import Hooks
 from vit_jax.training.run_outputs import RunOutputs, summarize
+from vit_jax.training.seeds import list_seeds
 
 
 def train(
@@ -121,7 +122,7 @@ class Trainer:
     def __init__(self, steps, data, runs: list[RunOutputs], name: str, stop, hooks, start):
         self.steps, self.setup, self.axis = steps, steps.setup, steps.axis
         self.data, self.runs, self.stop, self.hooks = data, runs, stop, hooks
-        self.name, self.title = name, f"{name} {_list_seeds([run.seed for run in runs])}"
+        self.name, self.title = name, f"{name} {list_seeds([run.seed for run in runs])}"
         self.step, self.saved_step = 0, 0
         self._save_time, self._check_step = time.monotonic(), 0  # as `save_if_due`
         self.state: Any = None
@@ -392,12 +393,3 @@ class Trainer:
     def _dtype(self):
         """Name the compute dtype, which depends on the devices for "auto"."""
         return dtype_of(self.setup.config.train.dtype).name
-
-
-def _list_seeds(seeds):
-    """Name seeds, as "seed 3", "seeds 0-3" or "seeds 1, 3"."""
-    if len(seeds) == 1:
-        return f"seed {seeds[0]}"
-    if seeds == list(range(seeds[0], seeds[-1] + 1)):
-        return f"seeds {seeds[0]}-{seeds[-1]}"
-    return f"seeds {', '.join(map(str, seeds))}"

@@ -96,3 +96,12 @@ class SeedAxis:
         if self.num_seeds == 1:
             return models.differential_lambdas(params)
         return self._lambdas(params)
+
+
+def list_seeds(seeds: list[int]) -> str:
+    """Name seeds, as "seed 3", "seeds 0-3" or "seeds 1, 3"."""
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    if seeds == list(range(seeds[0], seeds[-1] + 1)):
+        return f"seeds {seeds[0]}-{seeds[-1]}"
+    return f"seeds {', '.join(map(str, seeds))}"

@@ -110,14 +110,7 @@ def make_train_step(
         if teacher is not None:
             examples.append(teacher.logits(teacher_variables, images))
         grads, batch_stats, sums = gradients(state.params, state.batch_stats, examples)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        if state.plateau is not None:
-            updates = optax.tree.scale(state.plateau.scale, updates)
-
-        def updated(path, p, u):
-            return optax.apply_updates(p, u) if trained is None or path in trained else p
-
-        params = map_paths(updated, state.params, updates)
+        params, opt_state = _update(optimizer, trained, grads, state)
         grad_norm = optax.tree.norm(grads)
         bad = ~(jnp.isfinite(sums.loss.total) & jnp.isfinite(grad_norm))
         return TrainState(
@@ -133,6 +126,18 @@ def make_train_step(
         )
 
     return train_step
+
+
+def _update(optimizer, trained, grads, state):
+    """Update the trained parameters; return all parameters and the optimizer's state."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    if state.plateau is not None:
+        updates = optax.tree.scale(state.plateau.scale, updates)
+
+    def updated(path, p, u):
+        return optax.apply_updates(p, u) if trained is None or path in trained else p
+
+    return map_paths(updated, state.params, updates), opt_state
 
 
 def make_multi_step(train_step, split: NamedSharding):
