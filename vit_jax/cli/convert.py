@@ -55,9 +55,12 @@ def _add_options(parser):
     """Add the options that complete or override what the files record."""
     parser.add_argument("--architecture", help="name in timm, such as vit_base_patch16_224")
     parser.add_argument("--num-heads", type=int, help="number of attention heads")
-    parser.add_argument("--gelu", choices=("tanh", "erf"), help="variant of GELU")
+    parser.add_argument("--gelu", choices=("tanh", "erf", "quick"), help="variant of GELU")
+    parser.add_argument("--mlp", choices=("gelu", "swiglu"), help="kind of MLP")
+    parser.add_argument("--norm", choices=("layer", "rms"), help="LayerNorm or RMSNorm")
     parser.add_argument("--norm-eps", type=float, help="epsilon of LayerNorm")
-    parser.add_argument("--pool", choices=("cls", "mean"), help="pooling of tokens")
+    pools = SCHEMA["model.pool"].choices
+    parser.add_argument("--pool", choices=pools, help="pooling of tokens")
     parser.add_argument("--pooler-act", choices=("tanh",), help="activation of the pooler")
     parser.add_argument(
         "--pos-embed", choices=("sincos_2d", "none"), help="position embedding without a table"

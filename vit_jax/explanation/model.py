@@ -19,14 +19,16 @@ _BATCH_SIZE = 8  # attention weights are large: 22 MB per image in a B/16 at 224
 
 
 def token_layout(config: Config) -> tuple[tuple[int, int], bool, int]:
-    """Compute the rows and columns of patches, whether token 0 is the class token, and registers.
+    """Compute the rows and columns of patches, whether the head sees a class token, and registers.
 
-    Registers are counted; they come before the patches.
+    The class token is token 0. Registers are counted; they come before the patches. A class token
+    that the head does not see counts as one of them.
     """
     if config.model.name != "vit":
         return (0, 0), False, 0
     side = config.data.image_size // config.model.patch_size
-    return (side, side), models.has_cls(config.model), config.model.num_registers
+    has_cls, extra = models.has_cls(config.model), config.model.class_token
+    return (side, side), has_cls and not extra, config.model.num_registers + extra
 
 
 def has_relevance(config: Config) -> bool:

@@ -1,7 +1,6 @@
 """Load converted checkpoints and finished runs, and fit their weights to a model."""
 
 import dataclasses
-import functools
 import json
 import operator
 import pathlib
@@ -18,7 +17,10 @@ from vit_jax.runtime.files import write_atomically
 from vit_jax.storage import checkpoint, run_folder
 
 # Model parts that no other format has, by default off.
-PARTS = (*("mlp", "norm", "pre_norm", "layer_scale_init", "qk_norm", "head_dim", "num_registers"),)
+PARTS = (
+    *("mlp", "norm", "pre_norm", "layer_scale_init", "qk_norm", "head_dim", "num_registers"),
+    *("class_token", "fc_norm"),
+)
 # Settings that a model must share with its weights.
 KEYS = {
     "vit": (
@@ -162,9 +164,6 @@ def load(folder: pathlib.Path) -> Weights:
     arrays = flat_weights(variables["params"], variables["batch_stats"])
     formats.check_finite(arrays, folder)
     return Weights(arrays, info)
-
-
-load_once = functools.lru_cache(maxsize=1)(load)  # for all variants of a sweep
 
 
 def check_shapes(weights: Weights) -> None:

@@ -79,7 +79,7 @@ def _resolve(config, given):
         raise UserError(f"init_from={config.init_from}: {error}") from None
     except (OSError, ValueError, RuntimeError):  # too long, with a null byte, of an unknown user
         path = truncate_repr(config.init_from)
-        raise UserError(f"init_from={path} cannot be the path of a folder") from None
+        raise UserError(f"init_from={path} cannot be the path of weights") from None
     return resolve(config, info["settings"], given)
 
 
