@@ -1,15 +1,14 @@
 """Compare converted models with the activations of their libraries, and write docs/conversions.md.
 
-    python tests/make_zoo.py zoo
-    python tests/make_zoo.py zoo_full --full
     python scripts/conversion_table.py zoo zoo_full
 
-The first two commands need torch, torchvision, timm and transformers; this one does not.
+The folders are those of tests/make_zoo.py, which needs torch, torchvision, timm and transformers.
 """
 
 import argparse
 import json
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -17,11 +16,14 @@ import numpy as np
 from vit_jax import config as settings
 from vit_jax import models, pretrained
 
+PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "conversions.md"
 STAGES = ("embedding", "blocks", "output")
+BLOCK = re.compile(r"(<!-- conversions -->\n).*(<!-- /conversions -->)", re.DOTALL)
+HEAD = "| library | model | parameters | embedding | after the blocks | output |"
 
 
-def differences(folder: pathlib.Path) -> dict[str, float]:
-    """Compute the largest absolute difference of each stage, from a folder of make_zoo.py."""
+def compare(folder: pathlib.Path) -> tuple[int, list[float]]:
+    """Compute the parameters and the largest absolute difference of each stage of a model."""
     options = json.loads((folder / "given.json").read_text())["options"]
     file = next(p for p in folder.iterdir() if p.name in ("model.safetensors", "model.npz"))
     weights = pretrained.convert(file, pretrained.settings_of(options))
@@ -34,22 +36,36 @@ def differences(folder: pathlib.Path) -> dict[str, float]:
     apply = jax.jit(model.apply, static_argnames="capture")
     logits, inside = apply(variables, golden["images"], capture=True)
     output = logits if num_classes else inside["features"]
-    found = dict(zip(STAGES, (inside["tokens"][0], inside["tokens"][-1], output), strict=True))
-    return {stage: float(np.abs(found[stage] - golden[stage]).max()) for stage in STAGES}
+    found = (inside["tokens"][0], inside["tokens"][-1], output)
+    differences = [
+        float(np.abs(array - golden[stage]).max())
+        for stage, array in zip(STAGES, found, strict=True)
+    ]
+    return sum(array.size for array in weights.arrays.values()), differences
 
 
 def main() -> None:
-    """Print the table of the folders that are given."""
+    """Write the table of the given folders."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", type=pathlib.Path, nargs="+", help="folders of make_zoo.py")
+    rows, versions, largest = [], {}, {}
     for root in parser.parse_args().folders:
-        for folder in sorted(root.iterdir()):
+        versions |= json.loads((root / "versions.json").read_text())
+        for folder in sorted(path for path in root.iterdir() if path.is_dir()):
             title = json.loads((folder / "given.json").read_text())["title"]
-            try:
-                d = differences(folder)
-                print(f"{title:60}", *(f"{x:.1e}" for x in d.values()))
-            except Exception as e:
-                print(f"{title:60}", type(e).__name__, str(e)[-220:].replace("\n", " "))
+            count, found = compare(folder)
+            library, name = title.split(" ", 1)
+            cells = [library, f"`{name}`", f"{count:,}", *(f"{x:.1e}" for x in found)]
+            rows.append("| " + " | ".join(cells) + " |")
+            largest[root.name] = max(largest.get(root.name, 0), *found)
+            print(rows[-1], flush=True)
+    with_jax = {**versions, "jax": jax.__version__, "numpy": np.__version__}
+    listed = ", ".join(f"{name} {version}" for name, version in with_jax.items())
+    table = [HEAD, "|---|---|--:|--:|--:|--:|", *rows]
+    sums = ", ".join(f"{value:.1e} in `{name}`" for name, value in largest.items())
+    text = "\n".join([f"{len(rows)} models, largest difference {sums}; {listed}.", "", *table])
+    page = BLOCK.sub(lambda match: match[1] + text + "\n" + match[2], PAGE.read_text())
+    PAGE.write_text(page)
 
 
 if __name__ == "__main__":

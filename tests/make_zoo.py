@@ -8,7 +8,8 @@
 Each subfolder is one model: its weights as its library writes them (model.safetensors or
 model.npz), config.json, and golden.npz with normalised "images" [2, side, side, 3], "embedding" and
 "blocks" (tokens before the first and after the last block) and "output" (logits, or the features of
-a model without a head). given.json has the title and the options that no file records. Tiny models
+a model without a head). given.json has the title and the options that no file records;
+versions.json those of the libraries. Tiny models
 have width 16, 2 blocks, 2 heads and 9 patches; --full makes some of real size, --golden those of
 the test suite. scripts/conversion_table.py compares them with this project.
 """
@@ -245,34 +246,35 @@ def add_others(zoo):
         lambda folder, model: save_state(folder, model.state_dict()) or model,
         num_heads=2,
     )
-    timm_options = dict(num_heads=2, image_size=12, gelu="erf", pool="cls")
+    for title, parts in {"official MAE": {}, "official DINOv2": dict(init_values=1.0)}.items():
+        add_official(zoo, title, TIMM | dict(num_classes=0) | parts)
+    parts = dict(num_classes=0, init_values=1.0, reg_tokens=4, no_embed_class=True)
+    add_official(zoo, "official DINOv2 with registers", TIMM | parts)
+    add_clip(zoo)
+    add_big_vision(zoo)
 
-    def add(title, args, names, options, extra=(), tokens=()):
-        """Add a file with other names, {theirs: timm's}, which timm reads back."""
 
-        def save(folder, model):
-            state = {}
-            for key, value in model.state_dict().items():
-                for theirs, own in names.items():
-                    key = key.replace(own, theirs)
-                state[key] = value[tokens[key]] if key in tokens else value
-            state |= {key: torch.ones(3) for key in extra}
-            save_state(folder, state)
-            read = VisionTransformer(**args)
-            kept = {key: value for key, value in state.items() if key != "decoder_pred.bias"}
-            read.load_state_dict(checkpoint_filter_fn(kept, read))
-            return read
+def add_official(zoo, title, args):
+    """MAE or DINOv2 in their own names; of tokens before the patches, one has a position."""
 
-        zoo.add(title, lambda: VisionTransformer(**args), save, **options)
+    def save(folder, model):
+        state = model.state_dict()
+        state["mask_token"] = torch.ones(1, 16)
+        if "reg_token" in state:
+            state["register_tokens"] = state.pop("reg_token")
+            state["pos_embed"] = torch.cat([torch.randn(1, 1, 16), state["pos_embed"]], 1)
+        decoder = {"decoder_pred.bias": torch.ones(3)} if "MAE" in title else {}
+        save_state(folder, state | decoder)
+        model.load_state_dict(checkpoint_filter_fn(state, model))
+        return model
 
-    bare = TIMM | {"num_classes": 0}
-    dinov2 = {"register_tokens": "reg_token"}
-    args = bare | dict(init_values=1.0, reg_tokens=4)
-    add("official MAE", bare, {}, timm_options, ["mask_token", "decoder_pred.bias"])
-    add("official DINOv2", bare | dict(init_values=1.0), {}, timm_options, ["mask_token"])
-    # timm's positions do not include registers here, nor do those of the official file.
-    add_dinov2(zoo, args, dinov2, timm_options)
-    clip = {
+    options = dict(num_heads=2, image_size=12, gelu="erf", pool="cls")
+    zoo.add(title, lambda: VisionTransformer(**args), save, **options)
+
+
+def add_clip(zoo):
+    """An image-text model in the names of OpenAI and open_clip."""
+    names = {
         "ln_pre": "norm_pre",
         "transformer.resblocks.": "blocks.",
         "mlp.c_fc": "mlp.fc1",
@@ -282,29 +284,6 @@ def add_others(zoo):
         "ln_1": "norm1",
         "ln_2": "norm2",
     }
-    add_clip(zoo, clip)
-    add_big_vision(zoo)
-
-
-def add_dinov2(zoo, args, names, options):
-    """The official DINOv2 with registers, whose class token alone has a position."""
-
-    def save(folder, model):
-        state = model.state_dict()
-        state["register_tokens"] = state.pop("reg_token")
-        state["mask_token"] = torch.ones(1, 16)
-        position = torch.randn(1, 1, 16)
-        state["pos_embed"] = torch.cat([position, state["pos_embed"]], 1)
-        save_state(folder, state)
-        model.load_state_dict(checkpoint_filter_fn(dict(state), model))
-        return model
-
-    own = args | dict(no_embed_class=True)
-    zoo.add("official DINOv2 with registers", lambda: VisionTransformer(**own), save, **options)
-
-
-def add_clip(zoo, names):
-    """An image-text model in the names of OpenAI and open_clip."""
     args = TIMM | dict(pre_norm=True, norm_layer=torch.nn.LayerNorm, act_layer="quick_gelu")
     args["num_classes"] = 0
 
@@ -331,7 +310,7 @@ def add_clip(zoo, names):
 
 
 def add_big_vision(zoo):
-    """SigLIP of big_vision, in the layout that timm reads, with a text tower."""
+    """SigLIP of big_vision, as timm reads it, next to a tower for text."""
     args = TIMM | dict(class_token=False, global_pool="map", num_classes=0, act_layer="gelu_tanh")
 
     def dense(arrays, path, weight, bias, shape=None, bias_shape=None):
@@ -405,6 +384,10 @@ if __name__ == "__main__":
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--golden", action="store_true")
     args = parser.parse_args()
+    libraries = (torch, torchvision, timm, transformers)
+    versions = {library.__name__: library.__version__.split("+")[0] for library in libraries}
+    args.folder.mkdir(parents=True, exist_ok=True)
+    (args.folder / "versions.json").write_text(json.dumps(versions) + "\n")
     zoo = Zoo(args.folder, lambda title: not args.golden or title in GOLDEN)
     for add in (add_full,) if args.full else (add_timm, add_hf, add_others):
         add(zoo)

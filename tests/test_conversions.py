@@ -18,7 +18,7 @@ from vit_jax.runtime.errors import UserError
 from vit_jax.training.sweep import make_variants, run_sweep
 
 ZOO = pathlib.Path(__file__).parent / "golden" / "zoo"
-FOLDERS = sorted(path.name for path in ZOO.iterdir())
+FOLDERS = sorted(path.name for path in ZOO.iterdir() if path.is_dir())
 
 
 def file_of(name):
@@ -196,6 +196,13 @@ def test_heads_of_unnormalised_tokens_and_text_alone_are_refused(tmp_path):
     path = edited(tmp_path / "b", "transformers_CLIPModel", text)
     with pytest.raises(UserError, match="no array of an image model"):
         pretrained.convert(path, {})
+
+
+def test_norms_after_the_residual_branches_are_refused_by_their_name(tmp_path):
+    name = "vit_base_patch16_rpn_224.sw_in1k"
+    path = edited(tmp_path, "timm_deit3_small_patch16_224", architecture=name)
+    with pytest.raises(UserError, match="norms after its residual branches"):
+        pretrained.convert(path, {"model.gelu": "erf"})
 
 
 def test_kinds_that_arrays_do_not_record_are_asked_for():

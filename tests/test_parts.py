@@ -9,7 +9,6 @@ from vit_jax import config as settings
 from vit_jax import models
 from vit_jax.config.rules import validate
 from vit_jax.explanation import attribution
-from vit_jax.explanation.model import token_layout
 from vit_jax.models import layers
 from vit_jax.runtime.errors import UserError
 from vit_jax.training import optim
@@ -383,37 +382,3 @@ def test_optimizers_place_the_parameters_of_parts():
     attention = block(labels)["MultiHeadDotProductAttention_0"]
     assert set(attention["query_norm"].values()) == {"adamw"}
     assert not block(optim.decay_mask(params))["layer_scale_0"]
-
-
-def test_pools_of_tokens_by_hand():
-    for pool, extra in (("mean", True), ("max", False), ("avgmax", True)):
-        model, params = build(pool=pool, class_token=extra, fc_norm=True, num_registers=2)
-        features, seen = model.apply({"params": params}, IMAGES, capture=True)
-        patches, norm = np.asarray(seen["tokens"][-1])[:, 2 + extra :], params["fc_norm"]
-        assert patches.shape[1] == 6
-        pooled = {"mean": patches.mean(1), "max": patches.max(1)}
-        pooled["avgmax"] = (pooled["mean"] + pooled["max"]) / 2
-        x = pooled[pool]
-        z = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-        expected = z * norm["scale"] + norm["bias"]
-        np.testing.assert_allclose(seen["features"], expected, atol=1e-4)
-    model, params = build(pool="cls_dist", num_registers=2)
-    _, seen = model.apply({"params": params}, IMAGES, capture=True)
-    assert seen["features"].shape == (3, 2 * D)
-    assert "needs model.num_registers" in refused(pool="cls_dist")
-    assert "class_token=True has no effect" in refused(class_token=True)
-    assert "fc_norm=True has no effect" in refused(fc_norm=True)
-
-
-def test_a_class_token_outside_the_pooling_is_no_row_of_explanations():
-    model, params = build(pool="mean", class_token=True)
-    config = settings.get_config()
-    config.model.update(SMALL | dict(pool="mean", class_token=True))
-    config.data.image_size = 8
-    grid, has_cls, others = token_layout(config)
-    assert (grid, has_cls, others) == ((2, 2), False, 1)
-    _, seen = model.apply({"params": params}, IMAGES, capture=True)
-    grid = (2, 3)  # of IMAGES
-    map_ = attribution.explanation("last layer", seen["attention"], [], grid, has_cls, others)
-    expected = np.asarray(seen["attention"][-1]).mean(1)[:, 1:, 1:].mean(1)
-    np.testing.assert_allclose(np.reshape(map_, (3, 6)), expected, rtol=1e-5)

@@ -5,13 +5,14 @@
     vit-jax convert runs/photos/base/seed_0 exported --to=timm
 
 SOURCE is an official .npz file (of 2020, AugReg, or big_vision), or .safetensors of a ViT from
-timm, Hugging Face or torchvision, or of a ResNet18. A config.json and preprocessor_config.json next
-to it are read too; what no file records must be given. DEST, a new folder, gets an orbax checkpoint
-and model.json, which describes the weights and their settings.
+timm, Hugging Face, torchvision or open_clip, or of a ResNet18; docs/conversions.md lists them. A
+config.json and preprocessor_config.json next to it are read too; what no file records must be
+given. DEST, a new folder, gets an orbax checkpoint and model.json, which describes the weights and
+their settings.
 
-With --to, SOURCE is the folder of a run or a converted checkpoint. timm and hf write a folder for
-timm.create_model("local-dir:DEST", pretrained=True) or ViTForImageClassification.from_pretrained;
-npz writes a file in the official layout.
+With --to, SOURCE is the folder of a run or a converted checkpoint, or a file that needs no option.
+timm and hf write a folder for timm.create_model("local-dir:DEST", pretrained=True) or
+ViTForImageClassification.from_pretrained; npz writes a file in the official layout.
 """
 
 import pathlib

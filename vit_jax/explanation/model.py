@@ -150,16 +150,17 @@ def load_model(
 
     Args:
       source: a run (RUN/VARIANT/seed_0), a converted checkpoint, or a weight file of another
-        project: an official .npz, or .safetensors of a ViT of timm, Hugging Face or torchvision, or
-        of a ResNet18. A config.json next to the file is read too.
+        project: an official .npz, or .safetensors of a ViT of timm, Hugging Face, torchvision or
+        open_clip, or of a ResNet18. A config.json next to the file is read too.
       num_heads: number of attention heads of a weight file.
-      gelu: "tanh" or "erf", of a weight file.
+      gelu: "tanh", "erf" or "quick", of a weight file.
       norm_eps: epsilon of LayerNorm of a weight file.
       mean: of the pixels in [0, 1], per channel, of a weight file.
       std: of the pixels in [0, 1], per channel, of a weight file.
       class_names: names of the classes, in the order of the head, in place of those of the source.
       **others: further options of a weight file: "architecture", "pool", "pooler_act", "pos_embed",
-        "image_size", "eval_crop", "resize_mode", "interpolation", as of `vit-jax convert`.
+        "mlp", "norm", "image_size", "eval_crop", "resize_mode", "interpolation", as of `vit-jax
+        convert`.
 
     Raises:
       UserError: the source is none of these, unfinished or damaged, or needs an option.

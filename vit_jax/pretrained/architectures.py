@@ -154,6 +154,15 @@ def _facts(name, short, heads):
     return found | {"data.image_size": int(size[1]) if size else None}
 
 
+def refuse_names(names: Iterable[str], source: pathlib.Path) -> None:
+    """Raise UserError for a model of timm that only its name distinguishes from a plain ViT."""
+    if names := [name for name in names if re.search(r"^vit\w*_rpn_", name)]:
+        raise UserError(
+            f"{source} is {truncate_repr(names[0])}, a ViT with norms after its residual branches, "
+            f"which is not supported: use {SUPPORTED}"
+        )
+
+
 def check_resnet(names: Iterable[str], source: pathlib.Path) -> None:
     """Raise UserError unless a name is that of a ResNet18, whose arrays resnetblur18 shares."""
     names = [name for name in names if "resnet" in name]

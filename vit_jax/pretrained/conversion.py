@@ -139,6 +139,7 @@ def _known(name, arrays, side, given, source):
     if name == "resnet18":
         architectures.check_resnet(titles, source)
     elif name == "timm":
+        architectures.refuse_names(titles, source)
         width = len(arrays["patch_embed.proj.weight"])
         if "architecture" in given and not architectures.facts(titles[:1], width):
             raise UserError(f"{source}: {titles[0]} is not a plain ViT of timm with width {width}")

@@ -216,7 +216,7 @@ TABLES = {
     "resnet18": [*_resnet18()],
 }
 
-# Keys that tell a format from all following ones.
+# Keys that distinguish a format from all following ones.
 TYPICAL = {
     "npz": ("embedding/kernel",),
     "timm": ("patch_embed.proj.weight",),

@@ -10,6 +10,7 @@ import numpy as np
 
 from vit_jax.config import PREPROCESSING, current_names, flatten, get_config, with_overrides
 from vit_jax.config.rules import validate
+from vit_jax.config.schema import SCHEMA
 from vit_jax.pretrained import formats, resize, tables
 from vit_jax.pretrained.formats import Arrays, flat_weights, nested_weights
 from vit_jax.runtime.errors import UserError
@@ -80,7 +81,10 @@ def describe(weights: Weights) -> str:
     info = weights.info
     count = sum(array.size for array in weights.arrays.values())
     lines = [f"{info['source']}: {info['format']} layout, {count:,} parameters"]
+    parts = {f"model.{key}": SCHEMA[f"model.{key}"].default for key in PARTS}
     for key, value in info["settings"].items():
+        if value == parts.get(key):
+            continue
         assumed = "  (assumed: not recorded in the files)" * (key in info.get("assumed", ()))
         lines.append(f"  {key} = {value}{assumed}")
     return "\n".join([*lines, f"  classes: {info['num_classes'] or 'no head'}"])
