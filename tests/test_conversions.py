@@ -213,6 +213,8 @@ def test_kinds_that_arrays_do_not_record_are_asked_for():
         with pytest.raises(UserError) as error:
             pretrained.convert(file_of(name), {})
         assert f"give {option}, if that is right" in str(error.value)
+    with pytest.raises(UserError, match="model.gelu has no effect"):
+        convert("timm_vit_giant_patch14_reg4_dinov2", mlp="swiglu", gelu="erf")
     with pytest.raises(UserError, match="has model.mlp=gelu, not swiglu"):
         convert("timm_deit3_small_patch16_224", mlp="swiglu")
 

@@ -58,6 +58,8 @@ def convert(source: pathlib.Path, given: Mapping[str, Any]) -> Weights:
     usual = _usual(name, settings, is_big_vision)
     settings |= {key: known.get(key, value) for key, value in usual.items()}
     effective = {"class_names", *needed, *settings, *(["architecture"] * (name in _NAMED))}
+    if settings.get("model.mlp") == "swiglu":  # has no GELU: the default stands for it
+        settings["model.gelu"] = SCHEMA["model.gelu"].default
     if unused := sorted(given.keys() - effective):
         raise UserError(f"{unused[0]} has no effect on {source}, which is in the {name} format")
     check_settings(settings, source)
@@ -123,8 +125,8 @@ def _usual(name, settings, is_big_vision):
     usual = tables.SETTINGS[name] | preprocessing.usual(name, settings, is_big_vision)
     if settings.get("model.pre_norm"):
         usual |= {"model.norm_eps": 1e-5} | tables.CLIP
-    if settings.get("model.mlp") == "swiglu":  # the schema's default, without effect
-        settings["model.gelu"] = usual.pop("model.gelu") and SCHEMA["model.gelu"].default
+    if settings.get("model.mlp") == "swiglu":
+        del usual["model.gelu"]
     return usual
 
 

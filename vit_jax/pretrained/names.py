@@ -20,7 +20,7 @@ _PRE_LINEN = {
 _IGNORED = re.compile(
     r"num_batches_tracked$"  # only PyTorch uses it
     r"|(^|\.)(mask_token|position_ids)$"  # of masked images; a constant
-    r"|^(decoder\.|decoder_|(vit\.)?decoder)"  # of MAE
+    r"|^decoder[._]"  # of MAE
     r"|^(text_model|text_projection|visual_projection|text)\.|^logit_(scale|bias)$"  # of CLIP
 )
 # The same, in files with an image tower named "visual.".

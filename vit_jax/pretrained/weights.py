@@ -17,7 +17,7 @@ from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.files import write_atomically
 from vit_jax.storage import checkpoint, run_folder
 
-# Model parts that no other format has, by default off.
+# Model parts that no export represents, by default off.
 PARTS = (
     *("mlp", "norm", "pre_norm", "layer_scale_init", "qk_norm", "head_dim", "num_registers"),
     *("class_token", "fc_norm"),
