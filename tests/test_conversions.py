@@ -164,6 +164,13 @@ REFUSED = [
     ({"layer.0.attention.q_proj.weight": (16, 16)}, "DINOv3 with rotary positions"),
     ({"blocks.0.attn.norm.weight": (16,)}, "further norms in its blocks"),
     ({"attn_pool.pos_embed": (16,)}, "another attention pooling than SigLIP"),
+    ({"norm.weight": None}, "no final norm, such as RADIO"),
+    ({"blocks.0.attn.q_bias": (16,)}, "is BEiT or EVA, which is not supported"),
+    ({"blocks_token_only.0.x": (1,)}, "is CaiT"),
+    ({"blocks.0.attn.lambda_q1": (8,)}, "differential attention"),
+    ({"blocks.0.attns.0.x": (1,)}, "parallel branches"),
+    ({"blocks.0.mlp.fc1_g.weight": (1,)}, "such as AIMv2"),
+    ({"blocks.0.attn.rel_pos_h": (1,)}, "relative or rotary positions"),
     ({"pos_embed": None}, "no position embedding, such as DINOv3"),
     ({"blocks.0.attn.proj.bias": None}, "blocks.0.attn.proj.bias is missing"),
     ({"reg_token": (16,)}, "reg_token has the shape"),
@@ -198,10 +205,17 @@ def test_heads_of_unnormalised_tokens_and_text_alone_are_refused(tmp_path):
         pretrained.convert(path, {})
 
 
-def test_norms_after_the_residual_branches_are_refused_by_their_name(tmp_path):
-    name = "vit_base_patch16_rpn_224.sw_in1k"
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("vit_base_patch16_rpn_224.sw_in1k", "norms after its residual branches"),
+        ("vit_small_patch16_rope_ape_224", "rotary positions"),
+        ("vit_pe_core_base_patch16_224", "rotary positions"),
+    ],
+)
+def test_what_only_a_name_distinguishes_is_refused(tmp_path, name, what):
     path = edited(tmp_path, "timm_deit3_small_patch16_224", architecture=name)
-    with pytest.raises(UserError, match="norms after its residual branches"):
+    with pytest.raises(UserError, match=f"is '{name}', a ViT with {what}, which is not"):
         pretrained.convert(path, {"model.gelu": "erf"})
 
 

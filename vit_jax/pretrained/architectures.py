@@ -1,5 +1,6 @@
 """Architectures by name, questions that the arrays of a file leave open, and refusals."""
 
+import itertools
 import pathlib
 import re
 from collections.abc import Iterable
@@ -16,7 +17,12 @@ SUPPORTED = (
 _UNSUPPORTED = {
     r"patch_embed\.backbone\.|^conv_root/|/conv_root/|^block1/": "a hybrid of ResNet and ViT",
     r"^layer\.\d+\.attention\.[qkvo]_proj\.": "DINOv3 with rotary positions of other frequencies",
-    r"relative_position|(^|\.)rope": "a transformer with relative or rotary positions",
+    r"relative_position|rel_pos_[hw]$|(^|\.)rope": "a ViT with relative or rotary positions",
+    r"\.attn\.[qv]_bias$": "BEiT or EVA",
+    r"^blocks_token_only\.": "CaiT",
+    r"\.lambda_q1$": "a ViT with differential attention",
+    r"\.(attns|ffns)\.\d": "a ViT with parallel branches",
+    r"\.mlp\.fc1_[gx]\.": "a ViT whose gated MLP has two arrays, such as AIMv2",
     r"\.in_norm\.|\.(attn|mlp)\.(norm|ln)\.": "a ViT with further norms in its blocks",
     r"(^|\.)attn_pool\.(pos_embed|[qk]_norm)": "a ViT with another attention pooling than SigLIP",
     r"layer1\.0\.conv3\.": "a ResNet with bottleneck blocks, such as ResNet50",
@@ -43,6 +49,12 @@ MODEL_TYPES = {
     **dict.fromkeys(("siglip2", "siglip2_vision_model"), _SIGLIP | {"num_patches": 256}),
 }
 HF_FORMATS = ("hf", "hf_dinov2", "hf_clip")
+# {pattern of a name in timm: what only the name distinguishes from a plain ViT}.
+_UNSUPPORTED_NAMES = {
+    r"^vit\w*_rpn_": "norms after its residual branches",
+    r"^vit\w*_(rope|pe)_|^eva": "rotary positions",
+    r"^test_vit3": "pooling of registers",
+}
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$|\.safetensors\.index\.json$")
 
 # {size: {width: heads}} of timm's plain ViTs.
@@ -156,11 +168,12 @@ def _facts(name, short, heads):
 
 def refuse_names(names: Iterable[str], source: pathlib.Path) -> None:
     """Raise UserError for a model of timm that only its name distinguishes from a plain ViT."""
-    if names := [name for name in names if re.search(r"^vit\w*_rpn_", name)]:
-        raise UserError(
-            f"{source} is {truncate_repr(names[0])}, a ViT with norms after its residual branches, "
-            f"which is not supported: use {SUPPORTED}"
-        )
+    for name, (pattern, what) in itertools.product(names, _UNSUPPORTED_NAMES.items()):
+        if re.search(pattern, name):
+            raise UserError(
+                f"{source} is {truncate_repr(name)}, a ViT with {what}, which is not supported: "
+                f"use {SUPPORTED}"
+            )
 
 
 def check_resnet(names: Iterable[str], source: pathlib.Path) -> None:

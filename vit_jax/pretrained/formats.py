@@ -127,6 +127,11 @@ def _pooling(name, found, known, width):
     has_fc_norm = "fc_norm/scale" in found and f"{FINAL_NORM}/scale" not in found
     classes, other = found.length("head/bias"), known.get("model.pool")
     other = other if other in ("max", "avgmax") else "mean"
+    if not has_fc_norm and f"{FINAL_NORM}/scale" not in found:
+        raise UserError(
+            f"{found.source} has no final norm, such as RADIO and InternViT, which are not "
+            f"supported: use {SUPPORTED}"
+        )
     if PROBE in found:
         pool = "map"
     elif classes and found.get("head/kernel", 2).size == 2 * width * classes:
@@ -160,7 +165,7 @@ class _Arrays:
 
     def __init__(self, name, arrays, source):
         self.rows = {ours: (theirs, layout) for ours, theirs, layout in tables.TABLES[name]}
-        self._arrays, self._source = arrays, source
+        self._arrays, self.source = arrays, source
 
     def _key(self, path):
         return _key(self.rows[path][0], 0, "query") if path in self.rows else None
@@ -171,10 +176,10 @@ class _Arrays:
     def get(self, path, ndim):
         key = self._key(path)
         if key not in self._arrays:
-            raise UserError(f"{self._source}: {key} is missing")
+            raise UserError(f"{self.source}: {key} is missing")
         shape = self._arrays[key].shape
         if len(shape) != ndim:
-            raise UserError(f"{self._source}: {key} has the shape {shape}, not {ndim} dimensions")
+            raise UserError(f"{self.source}: {key} has the shape {shape}, not {ndim} dimensions")
         return self.rows[path][1].to_ours(self._arrays[key], shape)
 
     @property
