@@ -1,4 +1,4 @@
-"""Fine-tuning depth of a pretrained ViT on EuroSAT: zero-shot head, head, last blocks, all.
+"""Fine-tuning of a pretrained ViT on EuroSAT: zero-shot head, head, LoRA, last blocks, all.
 
 python -m vit_jax.main --config=configs/eurosat_finetune.py --config.init_from=weights/vit_b16
 """
@@ -21,6 +21,7 @@ def sweep():
     return {
         "none_trained": {"freeze": "none_trained", "model.head_zero_init": False},
         "head": {"freeze": "head", "optim.learning_rate": 1e-3},
+        "lora": {"freeze": "lora", "optim.learning_rate": 1e-3},
         "last_4_blocks": {"freeze": "last_4_blocks", "optim.learning_rate": 2e-4},
         "full": {"freeze": "full", "optim.learning_rate": 1e-4},
     }

@@ -16,6 +16,7 @@ MODE is one of
   augment   augment.kind=autoaugment (crop, flip, policy, normalise) on 32x32 images; peer:
             torchvision's policy without the rest, in one process per core
   seeds     training step of four vectorised seeds and of one; images/s are per seed
+  parts     training step of the plain ViT and with one part each; ratios are to its time
   calls     multi-step dispatch: 32 training steps in one call and in 32 calls
   resident  main-thread time of a training step on a device-resident dataset
   startup   seconds from the main command to the first step of configs/cifar_patch.py's patch_4, on

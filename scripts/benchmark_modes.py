@@ -289,6 +289,30 @@ def start_seeds(spec, args):
     return {"one seed": one, "four seeds": vectorised}, spec["batch_size"]
 
 
+PARTS = {
+    "plain": {},
+    "patch dropout 0.5": {"model__patch_drop_rate": 0.5},
+    "conv stem": {"model__patchify": "conv_stem"},
+    "qk norm": {"model__qk_norm": True},
+    "rms norm": {"model__norm": "rms"},
+    "layer scale": {"model__layer_scale_init": 0.1},
+    "muon": {"optim__name": "muon"},
+}
+
+
+def start_parts(spec, args):
+    """Prepare training steps of the plain ViT, and with one part each."""
+    import jax
+
+    if spec["model"] == "resnet18":
+        sys.exit("error: parts are those of a ViT")
+    sides = {}
+    for name, overrides in PARTS.items():
+        steps, _, batch = make_steps(make_config(spec, train__multi_step="never", **overrides))
+        sides[name] = timed_step(steps.train, first_state(steps), jax.random.key(0), batch)
+    return sides, spec["batch_size"]
+
+
 def start_calls(spec, args, count=32):
     """Prepare training steps with and without multi-step dispatch."""
     import jax
@@ -332,6 +356,7 @@ START = {
     "input": start_input,
     "augment": start_augment,
     "seeds": start_seeds,
+    "parts": start_parts,
     "calls": start_calls,
 }
 

@@ -57,6 +57,20 @@ def command():
     return run
 
 
+@pytest.fixture(scope="module")
+def one_device():
+    """Use one of the eight devices, which is faster here."""
+    import jax
+
+    from vit_jax.runtime import sharding
+
+    types = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=types, devices=jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda: mesh)
+        yield
+
+
 @pytest.fixture
 def server(monkeypatch):
     """A tiny_server.Server, without pauses between download attempts."""

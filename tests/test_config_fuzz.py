@@ -58,6 +58,8 @@ CHANNELS = st.lists(st.floats(0.1, 1.0), min_size=1, max_size=3).map(tuple)
 
 # Upper limits below those of the schema, for quick training and a finite loss.
 LIMITS = {
+    "lora_rank": 16,
+    "lora_alpha": 16.0,
     "data.train_examples": 60,
     "data.val_examples": 60,
     "data.test_examples": 60,
@@ -88,7 +90,7 @@ FITTING = {
     "seed": st.sampled_from([0, 7, 2**32 - 1]),
     "init_from": st.sampled_from(["", str(FIXTURES / "weights"), str(FIXTURES / "nothing")]),
     "freeze": st.sampled_from(
-        ["full", "head", "none_trained", "last_1_blocks", "head/.*=trained; .*=frozen"]
+        ["full", "head", "lora", "none_trained", "last_1_blocks", "head/.*=trained; .*=frozen"]
     ),
     "data.name": st.sampled_from(["digits", "digits", "folder", "cifar10"]),
     "data.dir": st.just(str(FIXTURES / "images")),
@@ -116,6 +118,7 @@ FITTING = {
     "optim.warmup_percent": PERCENT,
     "optim.decay_at_percent": st.sets(PERCENT, max_size=3).map(lambda x: tuple(sorted(x))),
     "optim.eps": st.sampled_from([1e-12, 1e-8, 1e-3, 1.0]),
+    "train.teacher": st.sampled_from(["", "", str(FIXTURES / "weights"), str(FIXTURES / "no")]),
     "train.epochs": EPOCHS,
     "train.steps": st.sampled_from([0, 1, 2, 3, 10**6]),
     "train.batch_size": st.sampled_from([1, 2, 8, 24]),
@@ -236,7 +239,7 @@ def attempt(keys) -> str:
         data = FeatureCache().get(steps, data, state.variables, "base", lambda: None)
     batches = steps.batches(data.train, [config.seed], 0, lambda step: 2)
     for _, batch in itertools.islice(batches, 2):
-        state = steps.train(state, jax.random.key(1), batch)
+        state = steps.train(state, jax.random.key(1), batch, *steps.constants)
     batches = data.val.evaluate(train.eval_batch_size)
     result = evaluate(steps.eval_step, state.eval_variables, batches)
     assert int(state.bad_step) == -1 and math.isfinite(result.loss), "the loss is not finite"

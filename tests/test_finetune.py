@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 from tiny_configs import make_config
-from tiny_steps import make_steps
+from tiny_steps import flat, make_steps, trained_state
 
 from vit_jax import models
 from vit_jax.data import ResidentBatches, load_data
-from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
 from vit_jax.training import optim
 from vit_jax.training.parameters import ParameterTables
@@ -24,20 +23,6 @@ VIT = dict(model__depth=3, model__patch_size=4, augment__kind="none", train__bat
 RESNET = dict(model__name="resnet18", augment__kind="none", train__batch_size=16)
 ADAMW = dict(optim__weight_decay=0.1, optim__learning_rate=1e-2)
 digits = functools.cache(lambda: load_data(make_config().data, MESH))
-
-
-def flat(tree):
-    leaves = jax.tree.leaves_with_path(jax.device_get(tree))
-    return {optim.path_of(path): np.asarray(leaf) for path, leaf in leaves}
-
-
-def trained_state(steps, num_steps=5):
-    """Train some steps; return the parameters before and the state after."""
-    state = steps.init(jax.random.key(0), one_image(steps.setup.config))
-    before = jax.device_get((state.params, state.batch_stats))
-    for batch in digits().train.train(0, 0, num_steps, 16):
-        state = sharding.block_on_cpu(steps.train(state, KEY, batch))
-    return before, state
 
 
 @pytest.mark.parametrize(
@@ -56,7 +41,7 @@ def test_frozen_parameters_are_unchanged_and_others_are_trained(freeze, model, t
     config = make_config(freeze=freeze, train__cache_features=False, **model, **ADAMW)
     config.model.head_zero_init = False  # a zero head would block gradients to the trunk
     steps = make_steps(config, digits(), MESH)
-    (params, stats), state = trained_state(steps)
+    (params, stats), state = trained_state(steps, digits())
 
     before, after = flat(params), flat(state.params)
     expected = {path for path in before if re.match(trained, path)}
@@ -87,7 +72,7 @@ def test_ema_and_accumulation_do_not_change_frozen_parameters():
         freeze="head", optim__ema_decay=0.9, train__accumulation_steps=2, **RESNET | ADAMW
     )
     config.train.cache_features = False
-    (params, stats), state = trained_state(make_steps(config, digits(), MESH), 3)
+    (params, stats), state = trained_state(make_steps(config, digits(), MESH), digits(), 3)
     before, after = flat(params), flat(state.ema["params"])
     for path in before:
         assert np.array_equal(before[path], after[path]) != path.startswith("head/"), path

@@ -4,19 +4,16 @@ import json
 import pathlib
 import shutil
 
-import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 from PIL import Image
 from sklearn.datasets import load_digits
 from tiny_configs import make_config
-from tiny_stop import Stop
+from tiny_runs import MESH, SHORT, run
 
 from vit_jax import config as settings
 from vit_jax import pretrained, report
 from vit_jax.cli import convert, evaluate, predict, visualize
-from vit_jax.cli.hooks import ReportHooks
 from vit_jax.data import load_data
 from vit_jax.data.sources import read_digits
 from vit_jax.evaluation.classifier import Classifier
@@ -25,20 +22,9 @@ from vit_jax.runtime.errors import UserError
 from vit_jax.storage import checkpoint
 from vit_jax.storage.writers import read_jsonl
 from vit_jax.training.setup import make_setup
-from vit_jax.training.sweep import make_variants, run_sweep
+from vit_jax.training.sweep import make_variants
 
-MESH = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-SHORT = dict(
-    augment__kind="none",
-    train__epochs=2.0,
-    train__batch_size=256,
-    train__eval_batch_size=512,
-    log__tensorboard=False,
-    log__explain_images=0,
-    log__every_steps=1,
-    optim__learning_rate=1e-2,
-)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -47,18 +33,6 @@ def one_device():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "make_mesh", lambda: MESH)
         yield
-
-
-def run(workdir, sweep=None, **overrides):
-    """Train in this process, as the main command would; return the first run's folder."""
-    config, sweep = make_config(**SHORT | overrides), sweep or {}
-    if overrides.get("init_from"):  # which defines what make_config sets
-        for key in ("patch_size", "hidden_size", "depth", "num_heads", "mlp_dim"):
-            config.model[key] = 0
-        config.data.image_size = overrides.get("data__image_size", 0)
-    variants = make_variants(config, sweep, set())
-    run_sweep("demo", variants, sweep, {}, workdir, None, Stop(), hooks=ReportHooks())
-    return workdir / next(iter(variants)) / "seed_0"
 
 
 def weights_of(folder):

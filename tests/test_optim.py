@@ -1,11 +1,13 @@
-"""Schedules, weight decay, clipping, momentum and Muon."""
+"""Schedules, weight decay, clipping, momentum, Muon, Lion and schedule-free AdamW."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from optax import contrib
 
 from vit_jax import config as settings
 from vit_jax import models
@@ -52,7 +54,7 @@ PARAMS = {
 }
 
 
-@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "lion", "schedule_free_adamw"])
 def test_weight_decay_shrinks_kernels_only(name):
     optimizer = optim.make_optimizer(config(name=name, weight_decay=0.1), lambda step: 0.01)
     zeros = {key: 0 * value for key, value in _flat(PARAMS).items()}
@@ -208,3 +210,56 @@ def test_muon_decay_is_decoupled():
     np.testing.assert_allclose(
         updates["layer1_0"]["conv1"]["kernel"][0, 0], -0.01 * 0.1 * 2.0 * kernel, atol=1e-8
     )
+
+
+def test_the_first_update_of_lion_is_the_sign_of_the_gradient():
+    optimizer = optim.make_optimizer(config(name="lion"), lambda step: 0.1)
+    grads = {"kernel": jnp.array([0.3, -20.0, 0.0])}
+    updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
+    np.testing.assert_allclose(updates["kernel"], [-0.1, 0.1, 0.0], rtol=1e-6)
+
+
+def test_schedule_free_weights_are_those_of_the_recursion():
+    """The average x and the iterates y and z, against the formulas and against optax."""
+    rates, b1, b2 = [0.05, 0.1, 0.1, 0.1], 0.8, 0.9
+
+    def schedule(step):
+        return jnp.asarray(rates)[jnp.minimum(step, 3)]
+
+    keys = dict(name="schedule_free_adamw", schedule="constant", b1=b1, b2=b2)
+    optimizer = optim.make_optimizer(config(**keys), schedule)
+    theirs = contrib.schedule_free_adamw(schedule, b1=b1, b2=b2)
+    y = other = {"kernel": jnp.array([1.0, -2.0, 0.5])}
+    state, their_state = optimizer.init(y), theirs.init(y)
+    x = z = by_hand = np.array(y["kernel"])
+    nu, weights = 0.0, []
+    for step in range(4):
+        grads = jax.tree.map(jnp.sin, y)
+        updates, state = optimizer.update(grads, state, y)
+        y = optax.apply_updates(y, updates)
+        updates, their_state = theirs.update(grads, their_state, other)
+        other = optax.apply_updates(other, updates)
+        g = np.sin(by_hand)
+        nu = b2 * nu + (1 - b2) * g**2
+        z = z - rates[step] * g / (np.sqrt(nu / (1 - b2 ** (step + 1))) + 1e-8)
+        weights.append(rates[min(step + 1, 3)] ** 2)  # optax counts the steps of weights from 1
+        x = x + (z - x) * weights[-1] / sum(weights)
+        by_hand = b1 * x + (1 - b1) * z
+        averaged = optim.averaged_params(config(**keys), state, y)["kernel"]
+        np.testing.assert_allclose(averaged, x, rtol=1e-5)
+        expected = contrib.schedule_free_eval_params(their_state, other)["kernel"]
+        np.testing.assert_allclose(averaged, expected, rtol=1e-6)
+        np.testing.assert_allclose(y["kernel"], by_hand, rtol=1e-5)
+    assert np.abs(x - by_hand).min() > 1e-3
+
+
+def test_schedule_free_state_is_that_of_trained_parameters():
+    params = small_vit()
+    free = config(name="schedule_free_adamw")
+    optimizer = optim.make_optimizer(free, lambda step: 0.1, ["head/kernel"])
+    state = optimizer.init(params)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim]
+    assert shapes == [(16, 3)] * 2  # z and the second moment
+    updates, state = optimizer.update(params, state, params)
+    averaged = optim.averaged_params(free, state, optax.apply_updates(params, updates))
+    np.testing.assert_array_equal(averaged["embedding"]["kernel"], params["embedding"]["kernel"])

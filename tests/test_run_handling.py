@@ -8,7 +8,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 from PIL import Image
 from tiny_configs import make_config
 from tiny_net import Net
@@ -42,13 +41,7 @@ RESNET = dict(model__name="resnet18", augment__kind="none")
 SHORT = dict(train__batch_size=256, train__epochs=1.0, log__tensorboard=False)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_device():
-    """Use one of the eight devices, which is faster here."""
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda: mesh)
-        yield
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def run(workdir, hooks=None, stop=None, **overrides):

@@ -68,7 +68,7 @@ class Results:
 
     @property
     def table(self) -> str:
-        """The table in Markdown, the best variant first; accuracies in %."""
+        """The table in Markdown, best variant first or in a ladder's order; accuracies in %."""
         from vit_jax.report.table import results_table, sorted_rows  # matplotlib: half a second
 
         return results_table(sorted_rows({"rows": self.rows}))
@@ -184,6 +184,7 @@ def _run_experiment(
         hooks or ReportHooks(),
         reuse,
         began,
+        experiment.ladder,
     )
     return folder
 

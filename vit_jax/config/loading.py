@@ -30,6 +30,8 @@ class Experiment:
       variants: {variant: {"section.key": value}}; {} for a single variant "base".
       published: {source: published order of the variants}.
       given: keys that were overridden.
+      ladder: whether each variant adds something to the one before it: the table keeps their order
+        and compares neighbours.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Experiment:
     variants: dict[str, dict] = dataclasses.field(default_factory=dict)
     published: dict[str, str] = dataclasses.field(default_factory=dict)
     given: frozenset[str] = frozenset()
+    ladder: bool = False
 
 
 def load_config(
@@ -62,7 +65,7 @@ def load_config(
         path, profile = name, given_profile
     path = find_config(path)
     overrides = dict(overrides or {})
-    config, variants, published = _execute(path, profile)
+    config, variants, published, ladder = _execute(path, profile)
     if variant is not None and variant not in (known := variants or ["base"]):
         raise UserError(
             f"variant={truncate_repr(variant)} is unknown: use one of {', '.join(known)}"
@@ -73,6 +76,7 @@ def load_config(
         variants={k: v for k, v in variants.items() if variant in (None, k)},
         published=published,
         given=frozenset(overrides),
+        ladder=ladder,
     )
 
 
@@ -94,7 +98,7 @@ def find_config(name: str | os.PathLike) -> pathlib.Path:
 
 
 def _execute(path, profile):
-    """Run a config file; return its config, its variants and its PUBLISHED."""
+    """Run a config file; return its config, its variants, its PUBLISHED and its LADDER."""
     try:
         contents = runpy.run_path(str(path))
         if "get_config" not in contents:
@@ -125,7 +129,7 @@ def _execute(path, profile):
         isinstance(text, str) for pair in published.items() for text in pair
     ):
         raise UserError(f"PUBLISHED of --config={path} must be a dict of strings: source to order")
-    return config, variants, published
+    return config, variants, published, bool(contents.get("LADDER", False))
 
 
 def _sweep(sweep, profile):

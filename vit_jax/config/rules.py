@@ -4,10 +4,11 @@ import importlib.util
 import math
 import re
 
+from vit_jax.config.schema import SCHEMA
 from vit_jax.config.settings import DIMENSIONS, Config, check_values, flatten, resized_side
 from vit_jax.runtime.errors import UserError, truncate_repr
 
-FREEZES = ("none_trained", "head", "full")
+FREEZES = ("none_trained", "head", "lora", "full")
 
 
 def validate(config: Config) -> None:
@@ -22,9 +23,13 @@ def validate(config: Config) -> None:
         _validate_vit(config)
         _validate_positions(config.model)
         _validate_parts(config.model, config.data.image_size)
+    if config.freeze == "lora":
+        _validate_lora(config)
     _validate_train(config)
     _validate_optim(config.optim)
     _validate_schedule(config.optim, config.train)
+    if config.optim.name == "schedule_free_adamw":
+        _validate_schedule_free(config)
     _validate_log(config.log)
 
 
@@ -45,7 +50,7 @@ def parse_freeze(freeze: str) -> str | int | list[tuple[re.Pattern, bool]]:
     """Parse `config.freeze`; raises UserError.
 
     Returns:
-      "none_trained", "head" or "full"; k of "last_k_blocks"; or, of "REGEX=trained;
+      "none_trained", "head", "lora" or "full"; k of "last_k_blocks"; or, of "REGEX=trained;
       REGEX=frozen; ...", [(pattern, whether what it matches is trained), ...].
     """
     if freeze in FREEZES:
@@ -239,6 +244,17 @@ def _validate_parts(model, image_size):
         raise UserError("model.patchify=spt shifts by half a patch: model.patch_size=1 has none")
 
 
+def _validate_lora(config):
+    model, rank = config.model, config.lora_rank
+    if model.name != "vit":
+        raise UserError(f"freeze=lora adapts attention, which model.name={model.name} lacks")
+    if not config.init_from:
+        raise UserError("freeze=lora adapts pretrained weights: set init_from")
+    width = min(model.hidden_size, model.head_dim * model.num_heads or model.hidden_size)
+    if rank > width:
+        raise UserError(f"lora_rank={rank} is above {width}, the width of the attention")
+
+
 def _validate_log(log):
     if log.figures_every and not (log.tensorboard or log.wandb):
         raise UserError(
@@ -264,6 +280,14 @@ def _validate_train(config):
         raise UserError(
             "train.epochs, train.steps and train.budget_pflop are all 0: set one, the run's length"
         )
+    if train.patch_drop_percent != 100 and not config.model.patch_drop_rate:
+        raise UserError(
+            f"train.patch_drop_percent={train.patch_drop_percent} has no effect with "
+            "model.patch_drop_rate=0"
+        )
+    for key in ("distill_weight", "distill_temperature"):
+        if train[key] != SCHEMA[f"train.{key}"].default and not train.teacher:
+            raise UserError(f"train.{key}={train[key]} has no effect without train.teacher")
     for stem in ("optim.warmup", "train.eval_every", "log.every"):
         _only_one(config, *(f"{stem}_{unit}" for unit in ("steps", "epochs", "percent")))
     if train.accumulation_steps and train.batch_size % train.accumulation_steps:
@@ -307,6 +331,29 @@ def _validate_schedule(optim, train):
         raise UserError(
             f"optim.end_learning_rate={optim.end_learning_rate} is above "
             f"optim.learning_rate={optim.learning_rate}"
+        )
+
+
+def _validate_schedule_free(config):
+    optim, name = config.optim, "optim.name=schedule_free_adamw"
+    if optim.schedule != "constant":
+        raise UserError(
+            f"{name} averages weights instead of decaying the learning rate: set "
+            f"optim.schedule=constant, not {optim.schedule}"
+        )
+    if optim.b1 < 0.1:  # the average is computed by dividing by it
+        raise UserError(f"{name} needs an optim.b1 of at least 0.1, not {optim.b1}")
+    if optim.ema_decay:
+        raise UserError(
+            f"optim.ema_decay={optim.ema_decay} cannot be combined with {name}, which averages "
+            "weights itself"
+        )
+    if optim.layer_decay != 1:
+        raise UserError(f"optim.layer_decay={optim.layer_decay} cannot be combined with {name}")
+    if config.model.name == "resnet18":
+        raise UserError(
+            f"{name} cannot be combined with model.name=resnet18: the running statistics of "
+            "BatchNorm are not those of the averaged weights"
         )
 
 

@@ -53,8 +53,12 @@ DROP = ("optim.schedule", ("step", "reduce_on_plateau"))
 
 resnet = functools.partial(Setting, applies=("model.name", ("resnet18",)))
 # With muon, for the parameters that AdamW updates.
-adam = functools.partial(Setting, applies=("optim.name", ("adam", "adamw", "muon")))
+adam = functools.partial(
+    Setting, applies=("optim.name", ("adam", "adamw", "muon", "schedule_free_adamw"))
+)
 muon = functools.partial(Setting, applies=("optim.name", ("muon",)))
+lora = functools.partial(Setting, applies=("freeze", ("lora",)))
+lion = functools.partial(Setting, applies=("optim.name", ("lion",)))
 sgd = functools.partial(Setting, applies=("optim.name", ("sgd",)))
 plateau = functools.partial(Setting, applies=("optim.schedule", ("reduce_on_plateau",)))
 vit = functools.partial(Setting, applies=("model.name", ("vit",)))
@@ -77,8 +81,15 @@ _RUN = dict(
     ),
     freeze=Setting(
         "full",
-        "trained parameters: full, last_K_blocks, head, none_trained (zero-shot head, evaluation "
-        "only), or rules such as 'head/.*=trained; .*=frozen'",
+        "trained parameters: full, last_K_blocks, lora (low-rank adapters of attention, and the "
+        "head), head, none_trained (zero-shot head, evaluation only), or rules such as "
+        "'head/.*=trained; .*=frozen'",
+    ),
+    lora_rank=lora(
+        8, "rank of the LoRA adapters of query, key, value and out in every block", low=1
+    ),
+    lora_alpha=lora(
+        0.0, "LoRA adapters are scaled by lora_alpha / lora_rank; 0: lora_rank", high=10**6
     ),
 )
 
@@ -261,13 +272,15 @@ _MODEL = dict(
 _OPTIM = dict(
     name=Setting(
         "adamw",
-        "optimizer; sgd: with momentum; muon: for block kernels, with AdamW for the rest",
-        ("adamw", "adam", "sgd", "muon"),
+        "optimizer; sgd: with momentum; muon: for block kernels, with AdamW for the rest; "
+        "schedule_free_adamw: averages weights for evaluation instead of decaying the learning "
+        "rate",
+        ("adamw", "adam", "sgd", "muon", "lion", "schedule_free_adamw"),
     ),
     learning_rate=Setting(1e-3, "peak learning rate", high=100),
     schedule=Setting(
         "cosine",
-        "learning rate schedule after warm-up",
+        "learning rate schedule after warm-up; schedule_free_adamw needs constant",
         ("constant", "cosine", "linear", "step", "reduce_on_plateau"),
     ),
     end_learning_rate=Setting(
@@ -286,11 +299,20 @@ _OPTIM = dict(
         1e-4, "relative decrease that counts as a lower validation loss", low=SMALLEST, high=BELOW_1
     ),
     weight_decay=Setting(
-        0.0, "weight decay of kernels: decoupled (adamw, muon) or L2 (adam, sgd)", high=1000
+        0.0,
+        "weight decay of kernels and LoRA adapters: L2 (adam, sgd) or decoupled (all others)",
+        high=1000,
     ),
-    b1=adam(0.9, "decay of Adam's first moment", high=BELOW_1),
+    b1=adam(
+        0.9,
+        "decay of Adam's first moment; schedule_free_adamw: fraction of the averaged weights in "
+        "those of the gradient",
+        high=BELOW_1,
+    ),
     b2=adam(0.999, "decay of Adam's second moment", high=BELOW_1),
     eps=adam(1e-8, "epsilon of Adam", low=SMALLEST),
+    lion_b1=lion(0.9, "fraction of the momentum in Lion's update", high=BELOW_1),
+    lion_b2=lion(0.99, "decay of Lion's momentum", high=BELOW_1),
     muon_momentum=muon(0.95, "Nesterov momentum of Muon", high=BELOW_1),
     muon_rms=muon(
         0.2, "RMS of a Muon update before the learning rate (AdamW: about 0.2)", high=100
@@ -329,6 +351,19 @@ _TRAIN = dict(
         "BatchNorm normalises each separately; 0: the fastest number",
     ),
     label_smoothing=below_1(0.0, "fraction of the target spread evenly over all classes"),
+    patch_drop_percent=Setting(
+        100.0, "percent of the run with patch dropout; the rest sees all patches", high=100
+    ),
+    teacher=Setting(
+        "",
+        "distillation: folder of a run or of a converted checkpoint whose predictions are learned, "
+        "or name of an earlier variant, of which the first seed teaches",
+        resume="moved",
+    ),
+    distill_weight=Setting(0.5, "share of the teacher's loss; the labels have the rest", high=1),
+    distill_temperature=positive(
+        2.0, "temperature that softens both predictions of the teacher's loss", high=1000
+    ),
     dtype=Setting(
         "auto",
         "compute dtype; auto: bfloat16 on GPU and TPU, float32 on CPU",

@@ -27,15 +27,17 @@ def paired_difference(row: dict, other: dict) -> dict:
     return {"mean": mean, "low": mean - half, "high": mean + half, "pairs": len(pairs)}
 
 
-def add_differences(rows: list[dict]) -> None:
+def add_differences(rows: list[dict], ladder: bool = False) -> None:
     """Add to rows of results.json their "difference" from the best by validation accuracy.
 
-    Its key "from" names the best variant, whose own row gets none.
+    Its key "from" names the best variant, whose own row gets none. In a ladder, the difference is
+    that from the row above, and the first row gets none.
     """
     best = max(rows, key=lambda row: row["val_accuracy"]["mean"])
-    for row in rows:
-        if row is not best:
-            row["difference"] = {"from": best["variant"]} | paired_difference(row, best)
+    references = [rows[0], *rows[:-1]] if ladder else [best] * len(rows)
+    for row, other in zip(rows, references, strict=True):
+        if row is not other:
+            row["difference"] = {"from": other["variant"]} | paired_difference(row, other)
 
 
 def contains_zero(difference: dict) -> bool:

@@ -97,7 +97,8 @@ def load(source: pathlib.Path) -> Weights:
     return _convert_once(source) if source.is_file() else folders.load(source)
 
 
-load_once = functools.lru_cache(maxsize=1)(load)  # for all variants of a sweep
+# For all variants of a sweep: initial weights, and those of a teacher.
+load_once = functools.lru_cache(maxsize=2)(load)
 
 
 def _convert_once(source):
@@ -105,7 +106,7 @@ def _convert_once(source):
     return _convert_version(source, stat.st_mtime_ns, stat.st_size)
 
 
-@functools.lru_cache(maxsize=1)  # read_info and load are called in turn
+@functools.lru_cache(maxsize=2)  # read_info and load are called in turn
 def _convert_version(source, *_):
     weights = convert(source, {})
     info = weights.info | {"checksum": checksum_on_cpu(weights.variables)}

@@ -6,11 +6,13 @@ import operator
 import pathlib
 import re
 
+import jax
 import numpy as np
 
 from vit_jax.config import PREPROCESSING, current_names, flatten, get_config, with_overrides
 from vit_jax.config.rules import validate
 from vit_jax.config.schema import SCHEMA
+from vit_jax.models import lora
 from vit_jax.pretrained import formats, resize, tables
 from vit_jax.pretrained.formats import Arrays, flat_weights, nested_weights
 from vit_jax.runtime.errors import UserError
@@ -151,11 +153,16 @@ def _run_info(folder):
 def load(folder: pathlib.Path) -> Weights:
     """Read the weights of a converted checkpoint, or of a run's selected checkpoint.
 
+    LoRA adapters of a run are merged.
+
     Raises UserError if the folder is neither, or damaged.
     """
     info = read_info(folder)
     if info["format"] == "vit_jax":
         variables, checksum = checkpoint.load_run(folder / "checkpoints", info["step"])
+        config = run_folder.config_of(folder, run_folder.read_config(folder) or {})
+        params = lora.merge(variables["params"], lora.scale_of(config))
+        variables["params"] = jax.tree.map(np.asarray, params)
         info = info | {"checksum": checksum}
     else:
         variables = checkpoint.load_arrays(folder / "weights", info["checksum"])

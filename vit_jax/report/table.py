@@ -6,12 +6,17 @@ PUBLISHED_HEAD = ("source", "test accuracy, %, neighbours compared")
 
 
 def sorted_rows(results: dict) -> list[dict]:
-    """Sort the rows of results.json, one per run length, by test accuracy, the best first."""
+    """Sort the rows of results.json, one per run length, by test accuracy, the best first.
+
+    The rows of a ladder keep their order.
+    """
     rows = []
     for row in results["rows"]:
         stages = [*row["stages"], row] if "stages" in row else []
         rows += [s | {"variant": f"{row['variant']}, {s['epochs']:g} epochs"} for s in stages]
         rows += [] if stages else [row]
+    if _is_ladder(rows):
+        return rows
     return sorted(rows, key=lambda row: -row["test_accuracy"]["mean"])
 
 
@@ -33,7 +38,7 @@ def legend(rows: list[dict], seeds: list[int], select: str) -> str:
         spread = f"of one run, seed {seeds[0]}"
     if len(rows) > 1:
         chance = ", too few to distinguish a difference from chance" if len(seeds) == 1 else ""
-        spread += f"{chance}; sorted by test accuracy"
+        spread += f"{chance}{'' if _is_ladder(rows) else '; sorted by test accuracy'}"
     unit = "length of a run" if any("epochs" in row for row in rows) else "run"
     best = "checkpoint with the best validation accuracy"
     checkpoint = {"best": best, "last": "last checkpoint"}[select]
@@ -53,13 +58,19 @@ def legend(rows: list[dict], seeds: list[int], select: str) -> str:
 
 def _difference_legend(rows):
     """Describe the column of differences and the mark of those within noise."""
-    text = "The difference is in test accuracy from the best variant by validation accuracy"
+    reference = "row above" if _is_ladder(rows) else "best variant by validation accuracy"
+    text = f"The difference is in test accuracy from the {reference}"
     if all(row["difference"]["low"] is None for row in rows if "difference" in row):
         return f"{text}; one seed: no interval."
     return (
         f"{text}, mean and 95 % interval of the differences paired by seed (Student's t). ≈ marks "
         "variants whose interval contains 0, which cannot be distinguished from it."
     )
+
+
+def _is_ladder(rows):
+    """Whether rows differ from the one above instead of from one and the same."""
+    return len({row["difference"]["from"] for row in rows if "difference" in row}) > 1
 
 
 def orders(rows: list[dict], published: dict[str, str]) -> dict[str, str]:
@@ -101,7 +112,8 @@ def columns(rows: list[dict]) -> dict[str, list[str]]:
     found = [row["difference"] for row in rows if "difference" in row]
     if found:
         unit = "points" if all(one["low"] is None for one in found) else "points, 95 % interval"
-        name = f"difference from {found[0]['from']}, {unit}"
+        reference = "the row above" if _is_ladder(rows) else found[0]["from"]
+        name = f"difference from {reference}, {unit}"
         table[name] = [_difference(row.get("difference")) for row in rows]
     table["val"] = [percent(row["val_accuracy"]) for row in rows]
     table["train"] = [percent(row["train_accuracy"]) for row in rows]

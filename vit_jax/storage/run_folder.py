@@ -57,8 +57,9 @@ def current_keys(record: dict) -> dict:
 def plain_settings(config: Config, seed: int) -> dict:
     """Flatten the settings of a run to {"section.key": JSON value}."""
     flat = {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(config).items()}
-    if config.init_from:
-        flat["init_from"] = str(pathlib.Path(config.init_from).expanduser().resolve())
+    for key, path in (("init_from", config.init_from), ("train.teacher", config.train.teacher)):
+        if path:
+            flat[key] = str(pathlib.Path(path).expanduser().resolve())
     return flat | {"seed": seed}
 
 
@@ -129,10 +130,12 @@ def check_data(folder: pathlib.Path, fingerprint: dict) -> None:
     """Raise UserError if the run was started with other data or initial weights."""
     record = read_config(folder)
     if record is not None and record.get("data") != fingerprint:
-        same_weights = record["data"].get("weights") == fingerprint.get("weights")
+        kinds = {"weights": "weights", "teacher": "weights of its teacher"}
+        changed = [k for k in kinds if record["data"].get(k) != fingerprint.get(k)]
+        what = kinds[changed[0]] if changed else "images"
         raise UserError(
-            f"{folder} was started with other {'images' if same_weights else 'weights'} than the "
-            "present ones: restore those, or choose another --workdir"
+            f"{folder} was started with other {what} than the present ones: restore those, or "
+            "choose another --workdir"
         )
 
 

@@ -44,8 +44,11 @@ class Clock:
 
     def max_steps(self, step: int) -> int:
         """Compute how many steps one call may take, which ends at every log entry."""
-        to_entry = min(n - step % n for n in (self._lengths.log_every, self._lengths.eval_every))
-        return min(to_entry, int(CALL_SECONDS / self._step_seconds))
+        lengths = self._lengths
+        until = min(n - step % n for n in (lengths.log_every, lengths.eval_every))
+        if lengths.has_patch_dropout(step):  # the last steps are another program
+            until = min(until, lengths.patch_drop - step)
+        return min(until, int(CALL_SECONDS / self._step_seconds))
 
     def steps_in(self, seconds: float) -> int:
         """Estimate the steps of so many seconds: 0 without any left, else at least 1."""

@@ -30,7 +30,9 @@ class CompiledSteps:
     axis: SeedAxis  # of the vectorised seeds
     shapes: TrainState  # of one seed: shapes, dtypes and shardings
     init: Callable  # (key, images) -> TrainState of one seed, at random weights
-    train: Callable  # (state, keys, batch) -> state, of all seeds; donates the state
+    train: Callable  # (state, keys, batch, *constants) -> state, of all seeds; donates the state
+    train_whole: Callable | None  # as `train`, after the steps with patch dropout
+    constants: tuple  # (variables of the teacher,) on the device, or ()
     eval_step: Callable  # (variables, sums, batch) -> (sums, logits) of one seed
     eval_sums: Callable | None  # (variables, sums, batch) -> sums of all seeds; None for one seed
     feature_step: Callable  # (variables, batch) -> features of one seed
@@ -51,6 +53,12 @@ class CompiledSteps:
         if self.setup.multi_step:
             return split.train_at_once(seed, start, total, size, max_steps)
         return ((1, batch) for batch in split.train(seed, start, total, size))
+
+    def train_at(self, step: int) -> Callable:
+        """Choose the training step after `step` updates."""
+        if self.train_whole is None or self.setup.lengths.has_patch_dropout(step):
+            return self.train
+        return self.train_whole
 
     def evaluate(self, variables, batches, stop: Callable[[], bool]) -> list[Result] | None:
         """Evaluate all seeds; None if stopped."""
@@ -73,10 +81,16 @@ class CompiledSteps:
             return state
         fresh = sharding.to_host({path: x for path, x in fresh.items() if path not in given})
         params, batch_stats = pretrained.nested_weights(fresh | given)
-        layout = jax.tree.map(lambda x: x.sharding, self.shapes.variables)
-        variables = sharding.device_put({"params": params, "batch_stats": batch_stats}, layout)
-        ema = None if state.ema is None else jax.tree.map(jnp.copy, variables)
-        return state.replace(**variables, ema=ema)
+        layout = jax.tree.map(lambda x: x.sharding, self.shapes)
+        variables = {"params": params, "batch_stats": batch_stats}
+        variables = sharding.device_put(variables, layout.variables)
+        state = state.replace(**variables)
+        if state.ema is not None:
+            state = state.replace(ema=jax.tree.map(jnp.copy, variables))
+        if self.setup.config.optim.name == "schedule_free_adamw":  # its state holds parameters
+            init = jax.jit(self.setup.optimizer().init, out_shardings=layout.opt_state)
+            state = state.replace(opt_state=init(state.params))
+        return state
 
 
 def compile_steps(setup: Setup, num_seeds: int = 1) -> CompiledSteps:
@@ -88,21 +102,27 @@ def compile_steps(setup: Setup, num_seeds: int = 1) -> CompiledSteps:
     shapes = jax.eval_shape(init, jax.random.key(0), one_image(config))
     layout = sharding.state_sharding(mesh, shapes, config.sharding.fsdp)
     eval_step = make_eval_step(trained_model, config, setup.on_features)
-    if num_seeds > 1:
-        train, eval_sums = _vectorize(setup, trained_model, eval_step, num_seeds)
-    elif setup.on_features:
-        train, eval_sums = _jit_head_step(setup, trained_model, shapes, layout), None
-    else:
-        train, eval_sums = _jit_step(setup, _train_step(setup, trained_model, mesh), layout), None
+
+    def jit_train(model):
+        if num_seeds > 1:
+            return _vectorize_train(setup, model, num_seeds)
+        if setup.on_features:
+            return _jit_head_step(setup, model, shapes, layout)
+        return _jit_step(setup, _train_step(setup, model, mesh), layout)
+
+    changes = setup.lengths.patch_drop < setup.lengths.total
     whole, split = sharding.replicated(mesh), sharding.split(mesh)
+    teacher = setup.teacher
     return CompiledSteps(
         setup=setup,
         axis=SeedAxis(mesh, num_seeds),
         shapes=abstract(shapes, layout),
         init=jax.jit(init, out_shardings=layout),
-        train=train,
+        train=jit_train(trained_model),
+        train_whole=jit_train(setup.model(patch_dropout=False)) if changes else None,
+        constants=() if teacher is None else (sharding.replicate(mesh, teacher.variables),),
         eval_step=_jit(eval_step, (layout.variables, whole, split), whole),
-        eval_sums=eval_sums,
+        eval_sums=_vectorize_eval(setup, eval_step, num_seeds) if num_seeds > 1 else None,
         feature_step=_jit(make_feature_step(model, config), (layout.variables, split), whole),
     )
 
@@ -123,6 +143,7 @@ def _train_step(setup, model, mesh):
         _micro_batches(config, mesh.size if mesh else 1),
         # Sharded weights are gathered layer by layer if the compiler sees the whole batch.
         None if config.sharding.fsdp else mesh,
+        setup.teacher,
     )
 
 
@@ -131,7 +152,8 @@ def _jit_step(setup, train_step, state):
     whole, batch = sharding.replicated(setup.mesh), sharding.split(setup.mesh)
     if setup.multi_step:
         train_step, batch = make_multi_step(train_step, batch), whole
-    return _jit(train_step, (state, whole, batch), state, donate_argnums=0)
+    inputs = (state, whole, batch, *([whole] if setup.teacher else []))
+    return _jit(train_step, inputs, state, donate_argnums=0)
 
 
 def _jit_head_step(setup, head, shapes, layout):
@@ -166,28 +188,39 @@ def _jit_head_step(setup, head, shapes, layout):
     return train
 
 
-def _vectorize(setup, model, eval_step, num_seeds):
-    """Jit the training and evaluation steps of several seeds, on stacked arrays [s, ...].
+def _vectorize_train(setup, model, num_seeds):
+    """Jit the training step of several seeds, on stacked arrays [s, ...].
 
     A device trains whole seeds, with their whole batches, where the number of devices divides
     theirs; else all devices share each seed's batch.
     """
-    mesh, train_step = setup.mesh, _train_step(setup, model, None)
+    mesh = setup.mesh
     whole_seeds, state, batch = sharding.seeds_sharding(mesh, num_seeds)
-    train_all = jax.vmap(train_step)
-    eval_all = jax.vmap(lambda *inputs: eval_step(*inputs)[0], in_axes=(0, 0, None))
+    constants = [None] if setup.teacher else []
+    train = jax.vmap(_train_step(setup, model, None), in_axes=(0, 0, 0, *constants))
     if whole_seeds:
-        own, shared = jax.P("data"), jax.P()
-        # The check rejects loops that begin with constants, as that of accumulation does.
-        options: dict[str, Any] = dict(mesh=mesh, out_specs=own, check_vma=False)
-        train_all = jax.shard_map(train_all, in_specs=own, **options)
-        eval_all = jax.shard_map(eval_all, in_specs=(own, own, shared), **options)
+        specs = (*[jax.P("data")] * 3, *(jax.P() for _ in constants))
+        train = _shard_seeds(train, mesh, specs)
     if setup.multi_step:
-        train_all, batch = make_multi_step(train_all, batch), sharding.replicated(mesh)
-    return (
-        _jit(train_all, (state, state, batch), state, donate_argnums=0),
-        _jit(eval_all, (state, state, sharding.split(mesh)), state),
-    )
+        train, batch = make_multi_step(train, batch), sharding.replicated(mesh)
+    inputs = (state, state, batch, *(sharding.replicated(mesh) for _ in constants))
+    return _jit(train, inputs, state, donate_argnums=0)
+
+
+def _vectorize_eval(setup, eval_step, num_seeds):
+    """Jit the evaluation step of several seeds: (variables, sums, batch) -> sums [s, ...]."""
+    mesh = setup.mesh
+    whole_seeds, state, _ = sharding.seeds_sharding(mesh, num_seeds)
+    evaluate = jax.vmap(lambda *inputs: eval_step(*inputs)[0], in_axes=(0, 0, None))
+    if whole_seeds:
+        evaluate = _shard_seeds(evaluate, mesh, (jax.P("data"), jax.P("data"), jax.P()))
+    return _jit(evaluate, (state, state, sharding.split(mesh)), state)
+
+
+def _shard_seeds(function, mesh, in_specs):
+    # The check rejects loops that begin with constants, as that of accumulation does.
+    options: dict[str, Any] = dict(mesh=mesh, out_specs=jax.P("data"), check_vma=False)
+    return jax.shard_map(function, in_specs=in_specs, **options)
 
 
 def _micro_batches(config, devices):
@@ -211,8 +244,10 @@ def can_compile_ahead(steps: CompiledSteps) -> bool:
     return not (steps.setup.on_features or steps.axis.num_seeds > 1 or jax.process_count() > 1)
 
 
-def compile_ahead(steps: CompiledSteps, split: Any) -> Future:
+def compile_ahead(steps: CompiledSteps, split: Any, step: int) -> Future:
     """Lower the training step of one seed, and compile it in a thread while the state is made.
+
+    The run goes on after `step` updates.
 
     Wait for the compilation that is returned before the first step; see `can_compile_ahead`.
     """
@@ -229,7 +264,7 @@ def compile_ahead(steps: CompiledSteps, split: Any) -> Future:
             "mask": jax.ShapeDtypeStruct((size,), bool, sharding=place),
         }
     # Python traces and lowers; in a thread it would wait for the Python that makes the state.
-    lowered = steps.train.lower(steps.shapes, jax.random.key(0), batch)
+    lowered = steps.train_at(step).lower(steps.shapes, jax.random.key(0), batch, *steps.constants)
     pool = ThreadPoolExecutor(1)
     compiled = pool.submit(lowered.compile)
     pool.shutdown(wait=False)

@@ -8,6 +8,7 @@ products in library calls and counts the body of a loop once.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Collection
 from typing import Any
@@ -16,7 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import models
-from vit_jax.config import Config
+from vit_jax.config import Config, with_overrides
+from vit_jax.models import lora
 from vit_jax.runtime.sharding import dtype_of
 from vit_jax.training.optim import map_paths
 from vit_jax.training.step import init
@@ -27,11 +29,14 @@ class Flops:
     """FLOPs of training.
 
     Attributes:
-      step: of one optimizer update: forward, backward and the optimizer's matrix products.
+      step: of one optimizer update: forward, backward, and the matrix products of the optimizer
+        and of merging LoRA adapters.
+      whole_step: of one without patch dropout.
       features: of the cached features of the training images, once per run; else 0.
     """
 
     step: int
+    whole_step: int
     features: int = 0
 
 
@@ -41,10 +46,22 @@ def training_flops(setup: Any) -> Flops:
     image = model_flops(setup.config, setup.num_classes, setup.trained)
     if setup.on_features:  # of the head, the forward product and the kernel's gradient
         head = 4 * math.prod(setup.shapes["head/kernel"])
-        return Flops(head * size, (image - head) * setup.lengths.epoch * size)
-    params, optimizer = _variables(setup.config, setup.num_classes)[1]["params"], setup.optimizer()
+        return Flops(head * size, head * size, (image - head) * setup.lengths.epoch * size)
+    model, _, images = _variables(setup.config, setup.num_classes)
+    adapted, optimizer = lora.adapt(model, setup.config), setup.optimizer()
+    params = init.eval_shape(adapted, jax.random.key(0), images)["params"]
+    marks = map_paths(lambda path, _: path in setup.trained, params)
+    rest = count_flops(functools.partial(lora.merge, scale=1.0), (params,), (marks,))
     state = jax.eval_shape(optimizer.init, params)
-    return Flops(image * size + count_flops(optimizer.update, (params, state, params)))
+    rest += count_flops(optimizer.update, (params, state, params))
+    if setup.teacher is not None:
+        taught = model_flops(setup.teacher.config, len(setup.teacher.order), frozenset())
+        rest += taught * size
+    whole = image
+    if setup.config.train.patch_drop_percent < 100:
+        config = with_overrides(setup.config, {"model.patch_drop_rate": 0.0}, "the run")
+        whole = model_flops(config, setup.num_classes, setup.trained)
+    return Flops(image * size + rest, whole * size + rest)
 
 
 def model_flops(config: Config, num_classes: int, trained: Collection[str] | None = None) -> int:
@@ -53,7 +70,8 @@ def model_flops(config: Config, num_classes: int, trained: Collection[str] | Non
     Args:
       config: resolved.
       num_classes: width of the head.
-      trained: paths of the trained parameters, none for the forward pass alone; None: all.
+      trained: paths of the trained parameters, none for the forward pass alone; None: all. A
+        kernel with LoRA adapters, which is merged once per step, has a gradient.
     """
     model, variables, images = _variables(config, num_classes)
 
@@ -63,7 +81,8 @@ def model_flops(config: Config, num_classes: int, trained: Collection[str] | Non
 
     def mark(path, _):
         kind, _, name = path.partition("/")
-        return kind == "params" and (trained is None or name in trained)
+        adapter = name.removesuffix("kernel") + "lora_a"
+        return kind == "params" and (trained is None or name in trained or adapter in trained)
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
     return count_flops(

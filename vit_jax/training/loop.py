@@ -138,7 +138,7 @@ class Trainer:
         saved = run_folder.last_saved_step(self.runs[0].folder)
         if saved < self.setup.lengths.total and can_compile_ahead(self.steps):
             self._print("tracing the training step")
-            self.compiled = compile_ahead(self.steps, self.data.train)
+            self.compiled = compile_ahead(self.steps, self.data.train, saved)
         self._print(
             f"restoring the checkpoint of step {saved}" if saved else "initialising weights"
         )
@@ -185,9 +185,16 @@ class Trainer:
 
     def take_step(self, batch: dict, count: int) -> None:
         """Take `count` steps in one call."""
-        self.state = sharding.block_on_cpu(self.steps.train(self.state, self.keys, batch))
+        steps, other_step = self.steps, self.step == self.setup.lengths.patch_drop
+        if other_step:
+            self._print("compiling the training step without patch dropout")
+        state = steps.train_at(self.step)(self.state, self.keys, batch, *steps.constants)
+        self.state = sharding.block_on_cpu(state)
         self.step += count
         self.clock.tick(self.step, self.state)
+        if other_step:  # keep its compilation out of images/s
+            jax.block_until_ready(self.state)
+            self.clock.restart_window(self.step)
 
     def log_metrics(self) -> None:
         """Log the training metrics since the last entry."""
@@ -275,7 +282,8 @@ class Trainer:
         return [run for run in self.runs if run.evaluated_step != self.step]
 
     def _host_variables(self, run):
-        return sharding.to_host(self.axis.take(self.state.eval_variables, run.index))
+        variables = sharding.to_host(self.axis.take(self.state.eval_variables, run.index))
+        return variables | {"params": self.setup.merged(variables["params"])}
 
     def _update_plateau(self, due, results):
         if self.plateau is None:
@@ -340,7 +348,7 @@ class Trainer:
         if config.log.kernel_magnitudes:
             summary["kernel_magnitudes"] = {
                 "before": kernel_magnitudes(self.steps.initial_state(run.key).params),
-                "after": kernel_magnitudes(variables["params"]),
+                "after": kernel_magnitudes(self.setup.merged(variables["params"])),
             }
         run.write_results(summary, results["test"], self.data.class_names)
         return summary

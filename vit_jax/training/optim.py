@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 from optax import contrib
 
+from vit_jax.models import lora
 from vit_jax.runtime.errors import UserError
 
 
@@ -76,9 +77,12 @@ def make_plateau(config) -> Plateau | None:
     return Plateau(config) if config.schedule == "reduce_on_plateau" else None
 
 
+_DECAYED = ("kernel", *lora.NAMES)
+
+
 def decay_mask(params) -> dict:
-    """Make a tree of bools: weight decay applies to kernels only."""
-    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    """Make a tree of bools: weight decay applies to kernels and their adapters only."""
+    return jax.tree.map_with_path(lambda path, _: path[-1].key in _DECAYED, params)
 
 
 path_of = functools.partial(jax.tree_util.keystr, simple=True, separator="/")  # "head/kernel"
@@ -94,9 +98,9 @@ def trained_paths(paths: Collection[str], freeze) -> frozenset[str]:
 
     Args:
       paths: of all parameters, such as "Transformer/encoderblock_0/LayerNorm_0/scale".
-      freeze: "none_trained"; "head"; k, the last k blocks with the final norm and the head;
-        "full"; or [(pattern, trained), ...], of which the first that matches the whole path
-        applies.
+      freeze: "none_trained"; "head"; "lora", the adapters and the head; k, the last k blocks with
+        the final norm and the head; "full"; or [(pattern, trained), ...], of which the first that
+        matches the whole path applies.
 
     Raises:
       UserError: there are fewer than k blocks, a parameter matches no rule, or a rule no parameter.
@@ -105,6 +109,10 @@ def trained_paths(paths: Collection[str], freeze) -> frozenset[str]:
         return frozenset()
     if freeze in ("head", "full"):
         return frozenset(path for path in paths if freeze == "full" or path.startswith("head/"))
+    if freeze == "lora":
+        return frozenset(
+            path for path in paths if path.startswith("head/") or path.endswith(lora.NAMES)
+        )
     if isinstance(freeze, int):
         depths = block_depths(paths)
         top = max(depths.values())
@@ -173,8 +181,9 @@ def make_optimizer(
 
     AdamW's decay is decoupled and scaled by the learning rate (Loshchilov & Hutter 2019, as in
     optax and PyTorch). Adam and SGD add weight_decay * w to the gradient, as PyTorch does. Muon
-    (Jordan et al. 2024) updates the kernels of the blocks, AdamW the rest. Clipping is by the norm
-    of the trained parameters' gradients.
+    (Jordan et al. 2024) updates the kernels of the blocks, AdamW the rest. Lion is that of Chen et
+    al. 2023 (arXiv:2302.06675); for schedule-free AdamW see `averaged_params`. Clipping is by the
+    norm of the trained parameters' gradients.
 
     Args:
       config: `config.optim`.
@@ -210,16 +219,54 @@ def _make_optimizer(config, schedule, mesh):
         parts.append(optax.multi_transform({"muon": muon, "adamw": adamw}, _muon_labels))
     elif config.name == "adam":
         parts.append(optax.adam(schedule, **moments))
+    elif config.name == "lion":
+        betas, decay = (config.lion_b1, config.lion_b2), config.weight_decay
+        parts.append(optax.lion(schedule, *betas, weight_decay=decay, mask=decay_mask))
+    elif config.name == "schedule_free_adamw":
+        parts.append(_schedule_free_adamw(config, schedule))
     else:
         parts.append(optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov))
     return optax.chain(*parts)
 
 
+def _schedule_free_adamw(config, schedule):
+    """Build `contrib.schedule_free_adamw` with weight decay of kernels only."""
+    base = optax.chain(
+        optax.scale_by_rms(config.b2, config.eps, eps_in_sqrt=False, bias_correction=True),
+        optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+        optax.scale_by_learning_rate(schedule),
+    )
+    return contrib.schedule_free(base, schedule, config.b1)
+
+
+def averages_weights(config) -> bool:
+    """Whether evaluation uses averaged weights, with `config.optim`."""
+    return config.ema_decay > 0 or config.name == "schedule_free_adamw"
+
+
+def averaged_params(config, opt_state, params):
+    """Compute the averaged parameters of schedule-free AdamW; frozen ones are unchanged.
+
+    The gradient is that at `params`, y = (1 - b1) z + b1 x, and updates z, which is in the
+    optimizer state; x is the average of z to evaluate (Defazio et al. 2024, arXiv:2405.15682).
+    """
+
+    def is_found(node):
+        return isinstance(node, contrib.ScheduleFreeState)
+
+    def average(y, z):
+        is_frozen = isinstance(z, optax.MaskedNode)
+        return y if is_frozen else (y - (1 - config.b1) * z) / config.b1
+
+    state = next(filter(is_found, jax.tree.leaves(opt_state, is_leaf=is_found)))
+    return jax.tree.map(average, params, state.z)
+
+
 def _muon_labels(params):
-    """Label the kernels of the blocks "muon", all other parameters "adamw"."""
+    """Label the kernels and adapters of the blocks "muon", all other parameters "adamw"."""
 
     def label(path, _):
-        return "muon" if _BLOCK.match(path) and path.endswith("/kernel") else "adamw"
+        return "muon" if _BLOCK.match(path) and path.endswith(_DECAYED) else "adamw"
 
     return map_paths(label, params)
 

@@ -73,9 +73,12 @@ class RunOutputs:
 
 def compute(setup: Setup) -> dict[str, float]:
     """Compute the GFLOP of training per image, and the PFLOP of the whole run."""
-    flops, steps = setup.flops, setup.lengths.total
-    total = steps * flops.step + flops.features if steps else 0
-    per_image = flops.step / setup.config.train.batch_size
+    flops, lengths = setup.flops, setup.lengths
+    whole_steps = lengths.total - lengths.patch_drop
+    in_steps = lengths.patch_drop * flops.step + whole_steps * flops.whole_step
+    images = max(1, lengths.total) * setup.config.train.batch_size
+    total = in_steps + flops.features if lengths.total else 0
+    per_image = (in_steps or flops.step) / images
     return {"gflop_per_image": per_image / 1e9, "pflop": total / 1e15}
 
 

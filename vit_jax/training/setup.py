@@ -15,10 +15,12 @@ from vit_jax.config import Config, flatten, steps_of, total_steps
 from vit_jax.config.rules import one_step_at_a_time, parse_freeze
 from vit_jax.config.schema import COUNTABLE
 from vit_jax.data import Data
+from vit_jax.models import lora
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.sharding import dtype_of
 from vit_jax.training import optim, step
 from vit_jax.training.flops import Flops, training_flops
+from vit_jax.training.teacher import Teacher, load_teacher
 
 # Images per BatchNorm. ResNet-50's ImageNet error is 1.2 points higher with 8 images than with 32,
 # 3.7 with 4, and 11.1 with 2 (Wu & He 2018, arXiv:1803.08494, table 2).
@@ -34,6 +36,11 @@ class Lengths:
     warmup: int  # of the learning rate
     eval_every: int  # between evaluations
     log_every: int  # between log entries
+    patch_drop: int  # steps with patch dropout, which the others are without
+
+    def has_patch_dropout(self, step: int) -> bool:
+        """Whether the update after `step` updates is one with patch dropout."""
+        return step < self.patch_drop
 
     def is_evaluated(self, step: int) -> bool:
         """Whether the state after `step` updates is evaluated and saved."""
@@ -55,7 +62,8 @@ class Setup:
     shapes: dict[str, tuple[int, ...]]  # {path: shape} of all parameters and statistics
     trained: frozenset[str]  # paths of the trained parameters
     weights: pretrained.Fitted | None  # initial weights of `init_from`
-    fingerprint: dict  # of the data and the initial weights
+    teacher: Teacher | None  # whose predictions are learned
+    fingerprint: dict  # of the data, the initial weights and the teacher
     on_features: bool  # whether the head is trained on cached features instead of images
     multi_step: bool  # whether one call of the training step takes several steps
 
@@ -73,13 +81,20 @@ class Setup:
         trained = None if self.config.freeze == "full" else self.trained
         return optim.make_optimizer(self.config.optim, self.schedule(), trained, mesh)
 
-    def model(self):
-        """Build the module that is trained, with the norms of frozen layers frozen."""
+    def model(self, patch_dropout: bool = True):
+        """Build the model that is trained, with the norms of frozen layers frozen."""
         train, norms = self.config.train, _batch_norms(self.shapes)
+        config = self.config.model.to_dict()
+        config["patch_drop_rate"] *= patch_dropout
         frozen_norms = {norm for norm in norms if f"{norm}/scale" not in self.trained}
-        return models.build(
-            self.config.model, self.num_classes, dtype_of(train.dtype), frozen_norms, train.remat
+        model = models.build(
+            config, self.num_classes, dtype_of(train.dtype), frozen_norms, train.remat
         )
+        return lora.adapt(model, self.config)
+
+    def merged(self, params: dict) -> dict:
+        """Merge LoRA adapters, if there are any, into parameters on the host."""
+        return lora.merge(params, lora.scale_of(self.config))
 
 
 def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
@@ -103,7 +118,7 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
             f"split evenly over {mesh.size} devices"
         )
     freeze = parse_freeze(config.freeze)
-    model = models.build(config.model, num_classes, dtype_of(train.dtype))
+    model = lora.adapt(models.build(config.model, num_classes, dtype_of(train.dtype)), config)
     tree = step.init.eval_shape(model, jax.random.key(0), one_image(config))
     flat = pretrained.flat_weights(tree["params"], tree.get("batch_stats", {}))
     shapes = {path: leaf.shape for path, leaf in flat.items()}
@@ -116,32 +131,45 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
             "trained"
         )
     on_features = head_only and _caches_features(config)
-    weights = None
-    if config.init_from:
-        found = pretrained.load_once(pathlib.Path(config.init_from).expanduser())
-        weights = pretrained.fit(
-            found, shapes, data.class_names, models.has_cls(config.model), config.keep_head
-        )
-        same = found.info["num_classes"] == num_classes and not found.info["class_names"]
-        if same and not trained and not config.keep_head:
-            raise UserError(
-                f"freeze={config.freeze} would evaluate a new, untrained head, because the weights "
-                "record no class names: set keep_head=True to evaluate their own head"
-            )
+    weights = _initial_weights(config, shapes, trained, data.class_names)
+    teacher = load_teacher(config, data.class_names)
+    fingerprint = dict(data.fingerprint)
+    if weights:
+        fingerprint["weights"] = weights.identity
+    if teacher:
+        fingerprint["teacher"] = {"checksum": teacher.checksum}
     epoch = len(data.train) // train.batch_size
     setup = Setup(
         config=config,
         mesh=mesh,
         num_classes=num_classes,
-        lengths=Lengths(epoch, 0, 0, 0, 0),
+        lengths=Lengths(epoch, 0, 0, 0, 0, 0),
         shapes=shapes,
         trained=trained,
         weights=weights,
-        fingerprint=data.fingerprint | ({"weights": weights.identity} if weights else {}),
+        teacher=teacher,
+        fingerprint=fingerprint,
         on_features=on_features,
         multi_step=_uses_multi_step(config, on_features or data.train.resident),
     )
     return dataclasses.replace(setup, lengths=_lengths(setup))
+
+
+def _initial_weights(config, shapes, trained, class_names):
+    """Fit the weights of `init_from` to a model of these shapes; None without any."""
+    if not config.init_from:
+        return None
+    found = pretrained.load_once(pathlib.Path(config.init_from).expanduser())
+    own = {path: shape for path, shape in shapes.items() if not path.endswith(lora.NAMES)}
+    has_cls = models.has_cls(config.model)
+    weights = pretrained.fit(found, own, class_names, has_cls, config.keep_head)
+    same = found.info["num_classes"] == len(class_names) and not found.info["class_names"]
+    if same and not trained and not config.keep_head:
+        raise UserError(
+            f"freeze={config.freeze} would evaluate a new, untrained head, because the weights "
+            "record no class names: set keep_head=True to evaluate their own head"
+        )
+    return weights
 
 
 def _batch_norms(shapes):
@@ -168,7 +196,9 @@ def _lengths(setup):
     total = 0
     if setup.trained:
         budget = config.train.budget_pflop
-        total = _affordable_steps(budget, setup.flops) if budget else total_steps(config, epoch)
+        total = (
+            _affordable_steps(config.train, setup.flops) if budget else total_steps(config, epoch)
+        )
     if total > COUNTABLE:
         lengths = {key: config.train[key] for key in ("epochs", "steps", "budget_pflop")}
         what = next(f"train.{key}={value}" for key, value in lengths.items() if value)
@@ -184,16 +214,20 @@ def _lengths(setup):
         )
     eval_every = steps_of(config.train, "eval_every", epoch, total) or total
     log_every = steps_of(config.log, "every", epoch, total) or total
-    return Lengths(epoch, total, warmup, max(1, eval_every), max(1, log_every))
+    patch_drop = round(config.train.patch_drop_percent / 100 * total)
+    return Lengths(epoch, total, warmup, max(1, eval_every), max(1, log_every), patch_drop)
 
 
-def _affordable_steps(budget, flops):
+def _affordable_steps(train, flops):
     """Compute how many steps a budget in PFLOP pays for."""
-    steps = int((budget * 1e15 - flops.features) // flops.step)
+    share = train.patch_drop_percent / 100
+    step = share * flops.step + (1 - share) * flops.whole_step
+    steps = int((train.budget_pflop * 1e15 - flops.features) // step)
     if steps < 1:
-        least = (flops.features + flops.step) / 1e15
+        least = (flops.features + step) / 1e15
         raise UserError(
-            f"train.budget_pflop={budget:g} does not pay for a single step, which needs {least:.3g}"
+            f"train.budget_pflop={train.budget_pflop:g} does not pay for a single step, which "
+            f"needs {least:.3g}"
         )
     return steps
 
@@ -204,6 +238,7 @@ def _caches_features(config):
     kinds = ("dropout", "attention_dropout", "drop_path", "patch_drop")
     rates = (model[f"{kind}_rate"] for kind in kinds)
     cached = train.cache_features and config.augment.kind == "none" and not any(rates)
+    cached = cached and not train.teacher  # which needs the images
     if cached and train.vmap_seeds == "always":
         raise UserError(
             "train.vmap_seeds=always cannot be combined with cached features: use auto, or set "

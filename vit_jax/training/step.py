@@ -12,7 +12,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from vit_jax.augment import augment
 from vit_jax.evaluation.metrics import Sums
-from vit_jax.training.optim import map_paths
+from vit_jax.training.optim import averaged_params, averages_weights, map_paths
+from vit_jax.training.teacher import Teacher, distillation_loss
 
 
 @flax.struct.dataclass
@@ -24,7 +25,7 @@ class TrainState:
     batch_stats: Any  # running statistics of BatchNorm, {} for models without
     opt_state: Any
     plateau: Any  # state of `optim.Plateau`, or None; its `scale` multiplies the updates
-    ema: Any  # moving averages {"params", "batch_stats"}, or None
+    ema: Any  # averages {"params", "batch_stats"} to evaluate, or None
     sums: Sums  # training loss and accuracy since the last log entry
     grad_norm: jax.Array  # of the last step, over the trained parameters, before clipping
     bad_step: jax.Array  # int32, the first update with a non-finite loss or gradient, else -1
@@ -36,7 +37,7 @@ class TrainState:
 
     @property
     def eval_variables(self) -> dict:
-        """Variables to evaluate: the moving averages where there are any."""
+        """Variables to evaluate: the averages where there are any."""
         return self.variables if self.ema is None else self.ema
 
 
@@ -59,7 +60,7 @@ def make_init(model, optimizer: optax.GradientTransformation, config, plateau=No
             **variables,
             opt_state=optimizer.init(variables["params"]),
             plateau=plateau.init() if plateau else None,
-            ema=jax.tree.map(jnp.copy, variables) if config.optim.ema_decay else None,
+            ema=jax.tree.map(jnp.copy, variables) if averages_weights(config.optim) else None,
             sums=Sums.empty(),
             grad_norm=jnp.zeros(()),
             bad_step=jnp.full((), -1, jnp.int32),
@@ -76,6 +77,7 @@ def make_train_step(
     on_features: bool = False,
     micro_batches: int = 1,
     mesh: Mesh | None = None,
+    teacher: Teacher | None = None,
 ):
     """Make the training step, (state, key, batch) -> state: one optimizer update.
 
@@ -91,10 +93,11 @@ def make_train_step(
       on_features: `model` maps features to logits, and "image" holds features [b, d].
       micro_batches: into which the batch is split.
       mesh: whose axis "data" splits the batch; None: the compiler splits it.
+      teacher: predicts the same augmented images; its variables are a fourth argument of the step.
     """
     gradients = _make_gradients(model, config, trained, micro_batches, mesh)
 
-    def train_step(state: TrainState, key: jax.Array, batch: dict) -> TrainState:
+    def train_step(state: TrainState, key: jax.Array, batch: dict, teacher_variables: Any = None):
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
         if on_features:
             images, targets = batch["image"], jax.nn.one_hot(batch["label"], model.num_classes)
@@ -103,7 +106,10 @@ def make_train_step(
                 augment_key, batch["image"], batch["label"], model.num_classes, config
             )
         keys = jax.random.split(dropout_key, len(images))
-        grads, batch_stats, sums = gradients(state.params, state.batch_stats, keys, images, targets)
+        examples = [keys, images, targets]
+        if teacher is not None:
+            examples.append(teacher.logits(teacher_variables, images))
+        grads, batch_stats, sums = gradients(state.params, state.batch_stats, examples)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         if state.plateau is not None:
             updates = optax.tree.scale(state.plateau.scale, updates)
@@ -120,7 +126,7 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
             plateau=state.plateau,
-            ema=_moving_average(state, params, batch_stats, config.optim.ema_decay),
+            ema=_averages(state, params, batch_stats, opt_state, config.optim),
             sums=state.sums.merge(sums),
             grad_norm=grad_norm,
             bad_step=jnp.where(bad & (state.bad_step < 0), state.step + 1, state.bad_step),
@@ -130,7 +136,7 @@ def make_train_step(
 
 
 def make_multi_step(train_step, split: NamedSharding):
-    """Make a multi-step, (state, key, batches) -> the state after several of `train_step`.
+    """Make a multi-step, (state, key, batches, ...) -> the state after several of `train_step`.
 
     `batches` holds "image" and "label" of the whole dataset, [n, ...]; "rows" [k, ..., b], the
     indices of up to k batches; and "count", the number of batches to take. One program serves any
@@ -138,19 +144,19 @@ def make_multi_step(train_step, split: NamedSharding):
     sharding of a batch.
     """
 
-    def multi_step(state, key, batches):
+    def multi_step(state, key, batches, *constants):
         def one(i, state):
             place = functools.partial(jax.lax.with_sharding_constraint, shardings=split)
             rows = place(batches["rows"][i])
             batch = {name: place(batches[name][rows]) for name in ("image", "label")}
-            return train_step(state, key, batch)
+            return train_step(state, key, batch, *constants)
 
         return jax.lax.fori_loop(0, batches["count"], one, state)
 
     return multi_step
 
 
-def _loss(model, config, trained, params, batch_stats, keys, images, targets):
+def _loss(model, config, trained, params, batch_stats, keys, images, targets, *teacher_logits):
     """Compute the mean loss, and (new statistics, sums)."""
     # Here, so that the backward pass ends at the lowest trained layer.
     if trained is not None:
@@ -166,12 +172,19 @@ def _loss(model, config, trained, params, batch_stats, keys, images, targets):
     # Smoothing the mixed targets is the same as mixing smoothed ones.
     smooth = optax.smooth_labels(targets, config.train.label_smoothing)
     losses = optax.softmax_cross_entropy(logits, smooth)  # [b]
+    if teacher_logits:
+        weight, temperature = config.train.distill_weight, config.train.distill_temperature
+        learned = distillation_loss(logits, teacher_logits[0], temperature)
+        losses = (1 - weight) * losses + weight * learned
     sums = Sums.single_from_model_output(loss=losses, logits=logits, labels=targets.argmax(-1))
     return losses.mean(), (changed.get("batch_stats", {}), sums)
 
 
 def _make_gradients(model, config, trained, micro_batches, mesh):
-    """Make (params, batch_stats, keys, images, targets) -> (gradients, statistics, sums)."""
+    """Make (params, batch_stats, examples) -> (gradients, statistics, sums).
+
+    Examples are [keys, images, targets], and the teacher's logits where there is one.
+    """
     if mesh is not None and hasattr(model, "axis_name"):  # batch statistics are of all devices
         model = model.clone(axis_name="data")
     grad = jax.grad(functools.partial(_loss, model, config, trained), has_aux=True)
@@ -184,13 +197,13 @@ def _make_gradients(model, config, trained, micro_batches, mesh):
     return jax.shard_map(
         functools.partial(_of_device, gradients),
         mesh=mesh,
-        in_specs=(whole, whole, split, split, split),
+        in_specs=(whole, whole, split),
         out_specs=whole,
         check_vma=False,  # else the gradients would come summed already
     )
 
 
-def _of_batch(grad, micro_batches, params, batch_stats, *examples):
+def _of_batch(grad, micro_batches, params, batch_stats, examples):
     """Compute the mean gradients of a batch in micro-batches, and the mean running statistics."""
     if micro_batches == 1:
         grads, (batch_stats, sums) = grad(params, batch_stats, *examples)
@@ -210,18 +223,21 @@ def _of_batch(grad, micro_batches, params, batch_stats, *examples):
     return jax.tree.map(lambda g: g / micro_batches, grads), batch_stats, sums
 
 
-def _of_device(gradients, params, batch_stats, *examples):
+def _of_device(gradients, params, batch_stats, examples):
     """Average the gradients of each device's shard of a batch over the devices."""
-    grads, batch_stats, sums = gradients(params, batch_stats, *examples)
+    grads, batch_stats, sums = gradients(params, batch_stats, examples)
     return jax.lax.pmean(grads, "data"), batch_stats, jax.lax.psum(sums, "data")
 
 
-def _moving_average(state, params, batch_stats, decay):
+def _averages(state, params, batch_stats, opt_state, config):
+    """Compute the averages to evaluate after a step."""
     if state.ema is None:
         return None
-    # A short memory at first, so that the initial values do not linger (as in TensorFlow's EMA).
-    decay = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
     new = {"params": params, "batch_stats": batch_stats}
+    if not config.ema_decay:
+        return new | {"params": averaged_params(config, opt_state, params)}
+    # A short memory at first, so that the initial values do not linger (as in TensorFlow's EMA).
+    decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
     average = optax.incremental_update(new, state.ema, 1.0 - decay)
     # Values that do not change are not rounded.
     return jax.tree.map(lambda n, old, a: jnp.where(n == old, old, a), new, state.ema, average)

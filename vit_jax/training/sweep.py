@@ -67,20 +67,43 @@ def make_variants(config: Config, sweep: dict[str, dict], given: set[str]) -> di
             key = min(clash)
             what = f"variant {name} sets {key} itself"
             raise UserError(f"--config.{key} has no effect, because {what}")
+        _check_teacher(name, configs[name].train.teacher, list(sweep or {"base": {}}))
     return configs
 
 
 def _resolve(config, given):
     if not config.init_from:
         return resolve(config, None, given)
+    return resolve(config, _read_info("init_from", config.init_from)["settings"], given)
+
+
+def _read_info(key, folder):
     try:
-        info = pretrained.read_info(pathlib.Path(config.init_from).expanduser())
+        return pretrained.read_info(pathlib.Path(folder).expanduser())
     except UserError as error:
-        raise UserError(f"init_from={config.init_from}: {error}") from None
+        raise UserError(f"{key}={folder}: {error}") from None
     except (OSError, ValueError, RuntimeError):  # too long, with a null byte, of an unknown user
-        path = truncate_repr(config.init_from)
-        raise UserError(f"init_from={path} cannot be the path of weights") from None
-    return resolve(config, info["settings"], given)
+        path = truncate_repr(folder)
+        raise UserError(f"{key}={path} cannot be the path of weights") from None
+
+
+def _check_teacher(name, teacher, names):
+    """Raise UserError if a variant's teacher is neither an earlier variant nor finished weights."""
+    if teacher in names[names.index(name) :]:
+        raise UserError(f"train.teacher={teacher} of variant {name} must be an earlier variant")
+    if teacher and teacher not in names:
+        _read_info("train.teacher", teacher)
+
+
+def _with_teachers(workdir, configs):
+    """Replace the names of variants that teach by the folders of their first seeds."""
+    named, teachers = dict(configs), {}
+    for name, config in configs.items():
+        if (teacher := config.train.teacher) in configs:
+            teachers[name] = run_folder.run_path(workdir, teacher, configs[teacher].seed)
+            overrides = {"train.teacher": str(teachers[name].resolve())}
+            named[name] = with_overrides(config, overrides, f"variant {name}")
+    return named, teachers
 
 
 def run_sweep(
@@ -95,6 +118,7 @@ def run_sweep(
     hooks: Hooks | None = None,
     reuse: bool = True,
     began: float | None = None,
+    ladder: bool = False,
 ) -> None:
     """Train the unfinished runs of an experiment and write the results.
 
@@ -111,6 +135,8 @@ def run_sweep(
       reuse: take over identical finished runs of the folders next to `workdir`.
       began: `time.monotonic` at the start of the program; the time to the first step of the first
         variant counts from there. None: from the start of that variant.
+      ladder: whether each variant adds something to the one before it, from which its difference
+        is then computed.
 
     Raises:
       UserError: a setting, the data or the workdir is not usable.
@@ -118,10 +144,11 @@ def run_sweep(
     if only is not None and only not in configs:
         raise UserError(f"--variant={only} is unknown: use one of {', '.join(configs)}")
     _check_workdir(workdir, experiment)
+    configs, teachers = _with_teachers(workdir, configs)
     chosen = {name: c for name, c in configs.items() if only in (None, name)}
     _check_runs(workdir, chosen)
     hooks = hooks or Hooks()
-    summaries, runner = {}, _Runner(chosen, workdir, stop, hooks, reuse, began)
+    summaries, runner = {}, _Runner(chosen, teachers, workdir, stop, hooks, reuse, began)
     if next(iter(configs.values())).sharding.distributed:
         _ = runner.mesh  # started, to know which process is the first even if all is finished
     for name, config in chosen.items():
@@ -129,7 +156,7 @@ def run_sweep(
     if processes.is_first():
         if only is None:
             rows = [make_row(name, sweep.get(name, {}), summaries[name]) for name in configs]
-            add_differences(rows)
+            add_differences(rows, ladder)
             results = {"experiment": experiment, "rows": rows}
             if arguments:
                 results["command"] = shlex.join(["python", "-m", "vit_jax.main", *arguments])
@@ -200,8 +227,9 @@ class _Runner:
     A finished sweep needs none of them and returns at once.
     """
 
-    def __init__(self, configs, workdir, stop, hooks, reuse, began):
+    def __init__(self, configs, teachers, workdir, stop, hooks, reuse, began):
         self._configs, self._workdir, self._stop, self._hooks = configs, workdir, stop, hooks
+        self._teachers = teachers  # {variant: folder of the run whose predictions it learns}
         self._reuse, self._began, self._tables = reuse, began, ParameterTables()
         self._data, self._setup = {}, {}  # one entry each: the last one used
         self._init_from = ""  # of the last setup, whose weights are cached
@@ -307,7 +335,9 @@ class _Runner:
             print(f"data loaded in {time.monotonic() - started:.1f} s", flush=True)
             # Report what does not fit the data before hours of training the first variant.
             for name, other in self._configs.items():
-                if other.data == config.data:
+                teacher = self._teachers.get(name)
+                taught = teacher is None or (teacher / "summary.json").exists()
+                if other.data == config.data and (taught or other is config):
                     setup = self._make_setup(other, self._data[key])
                     if other is config:  # which is trained next
                         self._setup = {name: setup}

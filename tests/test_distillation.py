@@ -1,0 +1,132 @@
+"""Distillation: the loss, runs that learn from a finished one, and the teachers refused."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import vit_jax
+from vit_jax import UserError
+from vit_jax.training.teacher import distillation_loss
+
+pytestmark = pytest.mark.usefixtures("one_device")
+RNG = np.random.default_rng(0)
+CNN = {"model.name": "resnet18", "model.hidden_size": 4}
+VIT = {
+    "data.mean": (0.3,),  # unlike the teacher's
+    "model.patch_size": 4,
+    "model.hidden_size": 16,
+    "model.depth": 1,
+    "model.num_heads": 2,
+    "model.mlp_dim": 32,
+}
+
+
+def softmax(x):
+    return np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+
+
+def run(workdir, variants, **overrides):
+    config = vit_jax.get_config()
+    config.data.update(name="digits", image_size=8, channels=1)
+    config.augment.crop_padding = 1
+    config.train.update(epochs=1.0, **overrides)
+    config.log.update(tensorboard=False, explain_images=0)
+    config.optim.learning_rate = 3e-3
+    return vit_jax.train(vit_jax.Experiment("distil", config, variants), workdir)
+
+
+def params(run):
+    return vit_jax.load_model(run).variables["params"]
+
+
+@pytest.fixture(scope="module")
+def sweep(one_device, tmp_path_factory):
+    """A teacher and its students of two vectorised seeds, in one sweep."""
+    student = VIT | {"train.teacher": "cnn", "train.distill_temperature": 4.0}
+    workdir = tmp_path_factory.mktemp("runs") / "distil"
+    return run(workdir, {"cnn": CNN, "student": student}, num_seeds=2)
+
+
+def test_the_loss_is_the_divergence_of_softened_predictions():
+    student, teacher = RNG.normal(size=(2, 5, 10)) * 3
+    p, q = softmax(teacher / 4), softmax(student / 4)
+    expected = 16 * (p * np.log(p / q)).sum(-1)
+    np.testing.assert_allclose(distillation_loss(student, teacher, 4.0), expected, rtol=1e-4)
+    np.testing.assert_array_equal(distillation_loss(student, student, 4.0), 0)
+
+
+def test_an_earlier_variant_teaches_all_seeds(sweep):
+    folder = sweep.workdir / "student"
+    records = [json.loads((folder / f"seed_{i}" / "config.json").read_text()) for i in (0, 1)]
+    teacher = sweep.workdir / "cnn" / "seed_0"
+    assert {record["config"]["train.teacher"] for record in records} == {str(teacher)}
+    assert len({record["data"]["teacher"]["checksum"] for record in records}) == 1
+
+
+def test_vectorised_seeds_learn_what_single_ones_do(sweep, tmp_path):
+    teacher = str(sweep.workdir / "cnn" / "seed_0")
+    student = VIT | {"train.teacher": teacher, "train.distill_temperature": 4.0}
+    alone = run(tmp_path / "alone", {"student": student}, num_seeds=2, vmap_seeds="never")
+    for seed in ("seed_0", "seed_1"):
+        one, other = (x.workdir / "student" / seed / "metrics.jsonl" for x in (sweep, alone))
+        one, other = (json.loads(x.read_text().splitlines()[-1]) for x in (one, other))
+        assert abs(one["val/loss"] - other["val/loss"]) < 1e-3
+
+
+def test_a_student_that_equals_its_teacher_has_nothing_to_learn(sweep, tmp_path):
+    teacher = sweep.workdir / "student" / "seed_1"
+    same = {"init_from": str(teacher), "keep_head": True, "train.teacher": str(teacher)}
+    same |= {"train.distill_weight": 1.0, "optim.name": "sgd", "optim.learning_rate": 1.0}
+    found = run(tmp_path / "runs", {"same": same})
+    before, after = params(teacher), params(found.workdir / "same" / "seed_0")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), before, after)
+
+
+def test_what_the_teacher_computes_is_counted(sweep):
+    student, cnn = (
+        json.loads((sweep.workdir / name / "seed_0" / "summary.json").read_text())
+        for name in ("student", "cnn")
+    )
+    plain = run(sweep.workdir.parent / "plain", {"student": VIT})
+    ratio = (student["gflop_per_image"] - plain.rows[0]["gflop_per_image"]) / cnn["gflop_per_image"]
+    assert 0.3 < ratio < 0.4  # forward, of forward and backward
+
+
+def test_a_changed_teacher_is_refused(sweep, tmp_path):
+    shutil.copytree(sweep.workdir, tmp_path / "distil")
+    folder = tmp_path / "distil" / "student" / "seed_0"
+    (folder / "summary.json").unlink()
+    other = str(sweep.workdir / "cnn" / "seed_1")
+    with pytest.raises(UserError, match="started with other weights of its teacher"):
+        student = VIT | {"train.teacher": other, "train.distill_temperature": 4.0}
+        run(tmp_path / "distil", {"student": student}, num_seeds=2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"train.teacher": "nowhere"}, "train.teacher=nowhere: nowhere is neither"),
+        ({"train.teacher": "student"}, "train.teacher=student of variant student must be an earl"),
+        ({"train.distill_weight": 0.1}, "train.distill_weight=0.1 has no effect without"),
+        ({"data.image_size": 16}, "was trained with data.image_size=8, but data.image_size=16"),
+        ({"data.name": "folder"}, "does not know the classes a, b"),
+    ],
+)
+def test_unusable_teachers_are_refused(sweep, tmp_path, overrides, message):
+    teacher = {"train.teacher": str(sweep.workdir / "cnn" / "seed_0")}
+    if "train.distill_weight" in overrides:
+        teacher = {}
+    if "data.name" in overrides:
+        for name in ("a", "b"):
+            for split in ("train", "test"):
+                (tmp_path / "data" / split / name).mkdir(parents=True)
+                for i in range(20):
+                    image = Image.new("L", (8, 8), 10 * i)
+                    image.save(tmp_path / "data" / split / name / f"{i}.png")
+        overrides = overrides | {"data.dir": str(tmp_path / "data"), "train.batch_size": 8}
+    with pytest.raises(UserError, match=message):
+        run(tmp_path / "runs", {"student": VIT | teacher | overrides})

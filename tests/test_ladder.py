@@ -1,0 +1,42 @@
+"""A ladder trains its teacher first, keeps its order and compares neighbours."""
+
+import pytest
+
+import vit_jax
+from vit_jax.config import flatten
+from vit_jax.training.sweep import make_variants
+
+SHORT = {
+    "data.train_examples": 256,
+    "train.epochs": 2.0,
+    "train.num_seeds": 1,
+    "train.eval_every_epochs": 1.0,
+    "train.batch_size": 128,
+    "optim.warmup_epochs": 1.0,
+    "log.tensorboard": False,
+    "log.explain_images": 0,
+}
+
+
+@pytest.mark.parametrize("name", ["digits_ladder", "cifar_ladder", "cifar_ladder:cpu"])
+def test_every_rung_adds_to_the_one_before(name):
+    experiment = vit_jax.load_config(name)
+    variants = make_variants(experiment.config, experiment.variants, set())
+    flat = [flatten(config) for config in variants.values()][1:]  # the first one is the teacher
+    plain = flat[0]
+    for below, above in zip(flat, flat[1:], strict=False):
+        changed = {key for key in plain if below[key] != above[key]}
+        assert changed and all(below[key] == plain[key] for key in changed)
+    assert experiment.ladder and list(variants)[0] == flat[-1]["train.teacher"] == "resnet18"
+
+
+def test_digits(one_device, tmp_path):
+    results = vit_jax.train(vit_jax.load_config("digits_ladder", SHORT), tmp_path / "ladder")
+    names = list(vit_jax.load_config("digits_ladder").variants)
+    assert [row["variant"] for row in results.rows] == names
+    for row, before in zip(results.rows[1:], names, strict=False):
+        assert row["difference"]["from"] == before
+    assert "difference from the row above, points" in results.table
+    lines = [line.split(" | ")[0].strip("| ") for line in results.table.splitlines()]
+    assert lines[2:] == names
+    assert "in test accuracy from the row above" in (results.workdir / "results.md").read_text()

@@ -1,0 +1,33 @@
+"""Short runs on the digits in this process, for tests."""
+
+import jax
+from jax.sharding import AxisType
+from tiny_configs import make_config
+from tiny_stop import Stop
+
+from vit_jax.cli.hooks import ReportHooks
+from vit_jax.training.sweep import make_variants, run_sweep
+
+MESH = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+SHORT = dict(
+    augment__kind="none",
+    train__epochs=2.0,
+    train__batch_size=256,
+    train__eval_batch_size=512,
+    log__tensorboard=False,
+    log__explain_images=0,
+    log__every_steps=1,
+    optim__learning_rate=1e-2,
+)
+
+
+def run(workdir, sweep=None, **overrides):
+    """Train in this process, as the main command would; return the first run's folder."""
+    config, sweep = make_config(**SHORT | overrides), sweep or {}
+    if overrides.get("init_from"):  # which defines what make_config sets
+        for key in ("patch_size", "hidden_size", "depth", "num_heads", "mlp_dim"):
+            config.model[key] = 0
+        config.data.image_size = overrides.get("data__image_size", 0)
+    variants = make_variants(config, sweep, set())
+    run_sweep("demo", variants, sweep, {}, workdir, None, Stop(), hooks=ReportHooks())
+    return workdir / next(iter(variants)) / "seed_0"

@@ -1,0 +1,104 @@
+"""Distillation: a finished model, the teacher, whose predictions the trained model learns."""
+
+import dataclasses
+import math
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vit_jax import models, pretrained
+from vit_jax.config import Config, get_config, resolve, with_overrides
+from vit_jax.data.checks import match_names
+from vit_jax.runtime.errors import UserError, join_names
+from vit_jax.runtime.sharding import dtype_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A finished model that predicts the classes of a dataset.
+
+    Attributes:
+      config: of the model.
+      model: maps normalised images to logits.
+      variables: of the model, on the host.
+      order: index of each class of the dataset among the model's.
+      scale: factor, and
+      shift: summand per channel, from the student's normalisation of images to the teacher's.
+      checksum: of the weights.
+    """
+
+    config: Config
+    model: Any
+    variables: dict
+    order: list[int]
+    scale: np.ndarray
+    shift: np.ndarray
+    checksum: int
+
+    def logits(self, variables: dict, images: jax.Array) -> jax.Array:
+        """Compute logits [b, classes] of images as the student sees them, without dropout."""
+        images = images * self.scale.astype(images.dtype) + self.shift.astype(images.dtype)
+        logits = self.model.apply(variables, images)[:, np.array(self.order)]
+        return jax.lax.stop_gradient(logits)
+
+
+def load_teacher(config: Config, class_names: list[str]) -> Teacher | None:
+    """Load the model of `train.teacher`, for a dataset with these classes; None without one.
+
+    Raises UserError if there is no such model, or it has other classes or images.
+    """
+    path = config.train.teacher
+    if not path:
+        return None
+    weights = pretrained.load_once(pathlib.Path(path).expanduser())
+    info = weights.info
+    own = resolve(with_overrides(get_config(), info["settings"] | {"train.steps": 1}, path))
+    for key in ("image_size", "channels"):
+        if own.data[key] != config.data[key]:
+            raise UserError(
+                f"train.teacher={path} was trained with data.{key}={own.data[key]}, but "
+                f"data.{key}={config.data[key]}: it must see the same images"
+            )
+    names = info["class_names"]
+    if not names:
+        raise UserError(f"train.teacher={path} records no class names: fine-tune it first")
+    order = match_names(class_names, names)
+    if None in order:
+        missing = [name for name, i in zip(class_names, order, strict=True) if i is None]
+        raise UserError(f"train.teacher={path} does not know the classes {join_names(missing)}")
+    pretrained.check_shapes(weights)
+    student, teacher = (
+        [np.broadcast_to(np.float32(one.data[key]), one.data.channels) for key in ("mean", "std")]
+        for one in (config, own)
+    )
+    return Teacher(
+        config=own,
+        model=models.build(own.model, len(names), dtype_of(config.train.dtype)),
+        variables=weights.variables,
+        order=[i for i in order if i is not None],
+        scale=student[1] / teacher[1],
+        shift=(student[0] - teacher[0]) / teacher[1],
+        checksum=info["checksum"],
+    )
+
+
+def distillation_loss(logits: jax.Array, teacher_logits: jax.Array, temperature: float):
+    """Compute T² KL(softmax(teacher / T) ‖ softmax(student / T)) per example (Hinton et al. 2015).
+
+    Args:
+      logits: of the student, [b, classes].
+      teacher_logits: [b, classes].
+      temperature: T.
+
+    Returns:
+      Losses [b], arXiv:1503.02531. T² keeps the size of the gradient at any temperature.
+    """
+    log_student = jax.nn.log_softmax(logits / temperature)
+    log_teacher = jax.nn.log_softmax(teacher_logits.astype(jnp.float32) / temperature)
+    return math.pow(temperature, 2) * optax.losses.kl_divergence_with_log_targets(
+        log_student, log_teacher
+    )
