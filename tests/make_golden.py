@@ -48,7 +48,7 @@ def randomize(model):
                 noise = torch.randn(value.shape, generator=generator)
                 if "running_var" in name:
                     value.copy_(1 + 0.3 * noise.abs())
-                elif value.ndim == 1:
+                elif value.ndim <= 1:
                     value.add_(0.3 * noise)
                 else:
                     value.copy_(noise * (value[0].numel() ** -0.5 if value.ndim != 3 else 0.5))

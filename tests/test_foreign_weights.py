@@ -224,7 +224,7 @@ def test_what_a_timm_file_does_not_record_is_asked_for(tmp_path):
     file = copy(tmp_path, "timm/model.safetensors")
     for key, option in (
         ("model.num_heads", "num_heads"),
-        ("model.gelu", "gelu=erf|tanh"),
+        ("model.gelu", "gelu=erf|tanh|quick"),
         ("model.pool", "pool=cls"),
         ("data.image_size", "image_size=12"),
     ):
@@ -237,8 +237,8 @@ def test_what_a_timm_file_does_not_record_is_asked_for(tmp_path):
     assert tanh.info["settings"]["model.gelu"] == "tanh"
     with pytest.raises(UserError, match="vit_base_patch16_224 is not a plain ViT of timm with wid"):
         pretrained.convert(file, TIMM | {"architecture": "vit_base_patch16_224"})
-    with pytest.raises(UserError, match="unsupported model_args pre_norm=True"):
-        pretrained.convert(configured(file, model_args={"pre_norm": True}), TIMM)
+    with pytest.raises(UserError, match="unsupported model_args scale_mlp_norm=True"):
+        pretrained.convert(configured(file, model_args={"scale_mlp_norm": True}), TIMM)
 
 
 @pytest.mark.parametrize(
@@ -246,10 +246,11 @@ def test_what_a_timm_file_does_not_record_is_asked_for(tmp_path):
     [
         ("vit_base_patch16_224.augreg_in21k", 768, (12, "erf", "cls", 224)),
         ("vit_base_patch16_gap_224", 768, (16, "erf", "mean", 224)),
-        ("vit_base_patch16_siglip_gap_256", 768, (12, None, "mean", 256)),
+        ("vit_base_patch16_siglip_gap_256", 768, (12, "erf", "mean", 256)),
         ("models--timm--deit_tiny_patch16_224.fb_in1k", 192, (3, "erf", "cls", 224)),
         ("vit_base_patch16_224", 48, (None, None, None, None)),
-        ("vit_so400m_patch16_siglip_gap_256", 1152, (None, None, None, None)),
+        ("vit_so400m_patch16_siglip_gap_256", 1152, (16, "tanh", "mean", 256)),
+        ("vit_so400m_patch16_siglip_gap_256", 768, (None, None, None, None)),
         ("my_weights", 768, (None, None, None, None)),
     ],
 )
@@ -263,7 +264,7 @@ def test_what_a_file_of_hugging_face_does_not_record_is_asked_for(tmp_path):
     file = copy(tmp_path, "hf_bare/model.safetensors")
     with pytest.raises(UserError) as caught:
         pretrained.convert(file, {"model.num_heads": 3})
-    for option in ("gelu=erf|tanh", "norm_eps=1e-12", "pooler_act=tanh", "image_size=12"):
+    for option in ("gelu=erf|tanh|quick", "norm_eps=1e-12", "pooler_act=tanh", "image_size=12"):
         assert option in str(caught.value)
     config = json.loads((GOLDEN / "hf_bare" / "config.json").read_text())
     assert pretrained.convert(configured(file, **config), {}).info["num_classes"] == 0
@@ -389,13 +390,10 @@ def test_positions_of_other_shapes_than_a_square(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("key", "what"),
     [
-        ("blocks.0.ls1.gamma", "a ViT with LayerScale"),
         ("patch_embed.backbone.stem.conv.weight", "a hybrid of ResNet and ViT"),
-        ("blocks.0.attn.q_norm.weight", "normalised queries and keys"),
-        ("reg_token", "register tokens"),
-        ("attn_pool.q.weight", "attention pooling"),
-        ("norm_pre.weight", "a norm before its blocks"),
-        ("text_model.embeddings.weight", "an image-text model"),
+        ("blocks.0.attn.norm.weight", "further norms in its blocks"),
+        ("attn_pool.q_norm.weight", "another attention pooling than SigLIP"),
+        ("rope.freqs", "relative or rotary positions"),
         ("layer1.0.conv3.weight", "such as ResNet50"),
         ("stages.0.blocks.0.conv_dw.weight", "another network"),
     ],
@@ -411,8 +409,8 @@ def test_other_models_are_named(tmp_path, key, what):
 
 def test_a_type_of_transformers_a_shard_and_a_hybrid_npz_are_named(tmp_path):
     file = copy(tmp_path, "hf/model.safetensors")
-    with pytest.raises(UserError, match="is of the model_type 'dinov2' of transformers"):
-        pretrained.convert(configured(file, model_type="dinov2"), {})
+    with pytest.raises(UserError, match="is of the model_type 'dinov3_vit' of transformers"):
+        pretrained.convert(configured(file, model_type="dinov3_vit"), {})
     for name in ("model-00001-of-00003.safetensors", "model.safetensors.index.json"):
         shard = tmp_path / name
         shard.write_bytes(b"{}")

@@ -75,6 +75,11 @@ SIZES = [
     (dict(patch_drop_rate=0.5), 0),
     (dict(pool="cls_mean"), D * CLASSES),
     (dict(pool="seq"), D + 1 - 2 * D),
+    (dict(pool="max"), -2 * D),
+    (dict(pool="avgmax"), -2 * D),
+    (dict(pool="mean", fc_norm=True), -2 * D),
+    (dict(pool="mean", class_token=True), 0),
+    (dict(pool="cls_dist", num_registers=1), D + D * CLASSES),
     (dict(pool="map"), D + 4 * D * (D + 1) + NORM + 2 * D * MLP + MLP + D - 2 * D),
 ]
 

@@ -5,13 +5,14 @@
     vit-jax convert runs/photos/base/seed_0 exported --to=timm
 
 SOURCE is an official .npz file (of 2020, AugReg, or big_vision), or .safetensors of a ViT from
-timm, Hugging Face or torchvision, or of a ResNet18. A config.json and preprocessor_config.json next
-to it are read too; what no file records must be given. DEST, a new folder, gets an orbax checkpoint
-and model.json, which describes the weights and their settings.
+timm, Hugging Face, torchvision or open_clip, or of a ResNet18; docs/conversions.md lists them. A
+config.json and preprocessor_config.json next to it are read too; what no file records must be
+given. DEST, a new folder, gets an orbax checkpoint and model.json, which describes the weights and
+their settings.
 
-With --to, SOURCE is the folder of a run or a converted checkpoint. timm and hf write a folder for
-timm.create_model("local-dir:DEST", pretrained=True) or ViTForImageClassification.from_pretrained;
-npz writes a file in the official layout.
+With --to, SOURCE is the folder of a run or a converted checkpoint, or a file that needs no option.
+timm and hf write a folder for timm.create_model("local-dir:DEST", pretrained=True) or
+ViTForImageClassification.from_pretrained; npz writes a file in the official layout.
 """
 
 import pathlib
@@ -55,9 +56,12 @@ def _add_options(parser):
     """Add the options that complete or override what the files record."""
     parser.add_argument("--architecture", help="name in timm, such as vit_base_patch16_224")
     parser.add_argument("--num-heads", type=int, help="number of attention heads")
-    parser.add_argument("--gelu", choices=("tanh", "erf"), help="variant of GELU")
+    parser.add_argument("--gelu", choices=("tanh", "erf", "quick"), help="variant of GELU")
+    parser.add_argument("--mlp", choices=("gelu", "swiglu"), help="kind of MLP")
+    parser.add_argument("--norm", choices=("layer", "rms"), help="LayerNorm or RMSNorm")
     parser.add_argument("--norm-eps", type=float, help="epsilon of LayerNorm")
-    parser.add_argument("--pool", choices=("cls", "mean"), help="pooling of tokens")
+    pools = SCHEMA["model.pool"].choices
+    parser.add_argument("--pool", choices=pools, help="pooling of tokens")
     parser.add_argument("--pooler-act", choices=("tanh",), help="activation of the pooler")
     parser.add_argument(
         "--pos-embed", choices=("sincos_2d", "none"), help="position embedding without a table"

@@ -198,10 +198,10 @@ def _validate_positions(model):
             f"model.pos_embed=rope_2d needs a width per attention map that 4 divides, not {width} "
             f"({given})"
         )
-    if model.init == "impulse" and (model.pos_embed != "learned_1d" or model.pool[:3] == "cls"):
+    if model.init == "impulse" and (model.pos_embed != "learned_1d" or _has_cls(model)):
         raise UserError(
-            "model.init=impulse needs model.pos_embed=learned_1d and a model.pool without class "
-            f"token, not {model.pos_embed} and {model.pool}"
+            "model.init=impulse needs model.pos_embed=learned_1d and no class token, not "
+            f"{model.pos_embed} and model.pool={model.pool}"
         )
     if model.pos_embed == "relative_bias" and model.num_registers:
         raise UserError(
@@ -210,15 +210,21 @@ def _validate_positions(model):
         )
 
 
+def _has_cls(model):
+    return model.class_token or model.pool.startswith("cls")
+
+
 def _validate_parts(model, image_size):
+    if model.pool == "cls_dist" and not model.num_registers:
+        raise UserError(
+            "model.pool=cls_dist needs model.num_registers of at least 1: the first register is "
+            "the distillation token"
+        )
     if model.mlp == "swiglu" and model.gelu != "tanh":
         raise UserError(f"model.gelu={model.gelu} has no effect with model.mlp=swiglu")
     patches = (image_size // model.patch_size) ** 2
     patches = max(1, math.floor(patches * (1 - model.patch_drop_rate) + 1e-9))
-    if (
-        model.attention == "lsa"
-        and patches + model.num_registers + model.pool.startswith("cls") < 2
-    ):
+    if model.attention == "lsa" and patches + model.num_registers + _has_cls(model) < 2:
         raise UserError(
             "model.attention=lsa needs at least two tokens, as no token attends to itself: lower "
             f"model.patch_size={model.patch_size} or model.patch_drop_rate={model.patch_drop_rate}"

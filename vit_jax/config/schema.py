@@ -69,7 +69,10 @@ free = functools.partial(Setting, resume="any")
 _RUN = dict(
     seed=Setting(0, "random seed of the first run; further runs count up from it", high=math.inf),
     init_from=Setting(
-        "", "initial weights: folder of a converted checkpoint or of a run", resume="moved"
+        "",
+        "initial weights: folder of a converted checkpoint or of a run, or a weight file of "
+        "another project",
+        resume="moved",
     ),
     keep_head=Setting(
         False,
@@ -182,7 +185,9 @@ _AUGMENT = dict(
 
 _MODEL = dict(
     name=Setting("vit", "model architecture", ("vit", "resnet18")),
-    size=vit("", "named size such as Ti/16, S/16, B/16 or L/16; fills the dimensions that are 0"),
+    size=vit(
+        "", "named size such as Ti/16, S/16, B/16 or So400m/14; fills the dimensions that are 0"
+    ),
     patch_size=vit(0, "patch side in pixels"),
     hidden_size=Setting(
         0, "token width; resnet18: channels of the first stage (0: 64)", high=100_000
@@ -209,8 +214,19 @@ _MODEL = dict(
     pool=vit(
         "cls",
         "pooling: class token; mean of patch tokens; cls_mean: both, concatenated; map: attention "
-        "of a learned query, and an MLP; seq: mean with learned weights",
-        ("cls", "mean", "cls_mean", "map", "seq"),
+        "of a learned query, and an MLP; seq: mean with learned weights; max: of patch tokens; "
+        "avgmax: mean of mean and max; cls_dist: class token and first register, concatenated",
+        ("cls", "mean", "cls_mean", "map", "seq", "max", "avgmax", "cls_dist"),
+    ),
+    class_token=Setting(
+        False,
+        "class token that takes part in attention but not in pooling",
+        applies=("model.pool", ("mean", "map", "seq", "max", "avgmax")),
+    ),
+    fc_norm=Setting(
+        False,
+        "final norm after the pooling instead of before it, as in timm",
+        applies=("model.pool", ("mean", "max", "avgmax")),
     ),
     dropout_rate=vit(0.0, "dropout after embedding, attention and both MLP layers", high=0.99),
     attention_dropout_rate=vit(0.0, "dropout of attention weights", high=0.99),

@@ -13,12 +13,17 @@ from vit_jax.runtime.errors import UserError, suggest, truncate_repr
 Config: TypeAlias = Any  # a ConfigDict; type checkers cannot know its attributes
 
 # hidden_size, depth, num_heads, mlp_dim: Dosovitskiy et al. 2021, table 1; Ti and S from
-# Touvron et al. 2021 (DeiT), table 1.
+# Touvron et al. 2021 (DeiT), table 1; M, g and So400m from big_vision, which agree with Touvron et
+# al. 2022 (DeiT III), Zhai et al. 2022 and Alabdulmohsin et al. 2023.
 MODEL_SIZES = {
     "Ti": (192, 12, 3, 768),
     "S": (384, 12, 6, 1536),
+    "M": (512, 12, 8, 2048),
     "B": (768, 12, 12, 3072),
     "L": (1024, 24, 16, 4096),
+    "H": (1280, 32, 16, 5120),
+    "g": (1408, 40, 16, 6144),
+    "So400m": (1152, 27, 16, 4304),
 }
 DIMENSIONS = ("hidden_size", "depth", "num_heads", "mlp_dim")
 # Preprocessing of evaluation images, which comes with initial weights but may differ from theirs.

@@ -170,7 +170,8 @@ def _draw_positions(seen, folder):
     """Draw the cosine similarities of learned position embeddings."""
     positions, viewer = seen.params["Transformer"]["posembed_input"], seen.viewer
     if "pos_embedding" in positions:
-        table, has_cls = positions["pos_embedding"][0], viewer.has_cls
+        has_cls = models.has_cls(viewer.config.model)
+        table = positions["pos_embedding"][0]
     else:
         rows, columns = positions["row_embedding"], positions["column_embedding"]
         table, has_cls = (rows[:, None] + columns[None]).reshape(-1, rows.shape[-1]), False

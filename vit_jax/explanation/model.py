@@ -19,14 +19,16 @@ _BATCH_SIZE = 8  # attention weights are large: 22 MB per image in a B/16 at 224
 
 
 def token_layout(config: Config) -> tuple[tuple[int, int], bool, int]:
-    """Compute the rows and columns of patches, whether token 0 is the class token, and registers.
+    """Compute the rows and columns of patches, whether the head sees a class token, and registers.
 
-    Registers are counted; they come before the patches.
+    The class token is token 0. Registers are counted; they come before the patches. A class token
+    that the head does not see counts as one of them.
     """
     if config.model.name != "vit":
         return (0, 0), False, 0
     side = config.data.image_size // config.model.patch_size
-    return (side, side), models.has_cls(config.model), config.model.num_registers
+    has_cls, extra = models.has_cls(config.model), config.model.class_token
+    return (side, side), has_cls and not extra, config.model.num_registers + extra
 
 
 def has_relevance(config: Config) -> bool:
@@ -148,16 +150,17 @@ def load_model(
 
     Args:
       source: a run (RUN/VARIANT/seed_0), a converted checkpoint, or a weight file of another
-        project: an official .npz, or .safetensors of a ViT of timm, Hugging Face or torchvision, or
-        of a ResNet18. A config.json next to the file is read too.
+        project: an official .npz, or .safetensors of a ViT of timm, Hugging Face, torchvision or
+        open_clip, or of a ResNet18. A config.json next to the file is read too.
       num_heads: number of attention heads of a weight file.
-      gelu: "tanh" or "erf", of a weight file.
+      gelu: "tanh", "erf" or "quick", of a weight file.
       norm_eps: epsilon of LayerNorm of a weight file.
       mean: of the pixels in [0, 1], per channel, of a weight file.
       std: of the pixels in [0, 1], per channel, of a weight file.
       class_names: names of the classes, in the order of the head, in place of those of the source.
       **others: further options of a weight file: "architecture", "pool", "pooler_act", "pos_embed",
-        "image_size", "eval_crop", "resize_mode", "interpolation", as of `vit-jax convert`.
+        "mlp", "norm", "image_size", "eval_crop", "resize_mode", "interpolation", as of `vit-jax
+        convert`.
 
     Raises:
       UserError: the source is none of these, unfinished or damaged, or needs an option.

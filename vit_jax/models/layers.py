@@ -68,7 +68,7 @@ class Kernel(nn.Module):
 
 def has_cls(config: Mapping[str, Any]) -> bool:
     """Whether the first token of a ViT is the class token."""
-    return config["pool"] in ("cls", "cls_mean")
+    return config["class_token"] or config["pool"].startswith("cls")
 
 
 def build_norm(config: Mapping[str, Any], dtype: jnp.dtype, name: str | None = None) -> nn.Module:

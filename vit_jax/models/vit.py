@@ -185,7 +185,8 @@ class Encoder(nn.Module):
             x, seen = apply(block, self.remat, params, x, own, i, added and added[i])
             tokens.append(x)
             attended.append(seen)
-        x = build_norm(config, dtype, "encoder_norm")(x)
+        if not config["fc_norm"]:
+            x = build_norm(config, dtype, "encoder_norm")(x)
         intermediates = {key: [seen[key] for seen in attended] for key in attended[0]}
         return x, {"tokens": tokens} | intermediates
 
@@ -236,19 +237,27 @@ def pool_tokens(config: Mapping[str, Any], x: jax.Array, dtype: jnp.dtype) -> ja
     """Pool tokens [b, n, d] as `config["pool"]` says, without the registers: [b, d or 2 d].
 
     "seq" is the sequence pooling of CCT: a mean of patches, weighted by the softmax of a dense
-    layer. "cls_mean" concatenates class token and mean, as linear probes of DINOv2 do. To be called
-    within a compact method.
+    layer. "cls_mean" concatenates class token and mean, as linear probes of DINOv2 do. "cls_dist"
+    concatenates class token and first register, the distillation token of DeiT: one head for both
+    equals the mean of its two heads. "max" and "avgmax", the mean of "mean" and "max", are timm's.
+    To be called within a compact method.
     """
     kind, cls = config["pool"], x[:, 0]
     patches = x[:, int(has_cls(config)) + config["num_registers"] :]
     if kind == "cls":
         return cls
+    if kind == "cls_dist":
+        return x[:, :2].reshape(len(x), -1)
     if kind == "map":
         return MAPHead(config, dtype, name="MAPHead_0")(patches)
     if kind == "seq":
         weights = jax.nn.softmax(nn.Dense(1, dtype=dtype, name="sequence_pool")(patches), 1)
         return (weights * patches).sum(1)
     mean = patches.mean(1)
+    if kind in ("max", "avgmax"):
+        # Not patches.max(1): its gradient compares recomputed, differently rounded values on a CPU.
+        largest = jnp.take_along_axis(patches, patches.argmax(1, keepdims=True), 1)[:, 0]
+        return largest if kind == "max" else (mean + largest) / 2
     return jnp.concatenate([cls, mean], -1) if kind == "cls_mean" else mean
 
 
@@ -295,6 +304,8 @@ class VisionTransformer(nn.Module):
         encoder = Encoder(config, (rows, columns), self.dtype, self.remat, name="Transformer")
         x, intermediates = encoder(x, keys if train else None, added)
         x = pool_tokens(config, x, self.dtype)
+        if config["fc_norm"]:
+            x = build_norm(config, self.dtype, "fc_norm")(x)
         if size := config["representation_size"]:
             x = jnp.tanh(nn.Dense(size, dtype=self.dtype, name="pre_logits")(x))
         init = nn.initializers.zeros if config["head_zero_init"] else _KERNEL_INIT

@@ -2,6 +2,9 @@
 
 from vit_jax.pretrained.conversion import OPTIONS as OPTIONS
 from vit_jax.pretrained.conversion import convert as convert
+from vit_jax.pretrained.conversion import load as load
+from vit_jax.pretrained.conversion import load_once as load_once
+from vit_jax.pretrained.conversion import read_info as read_info
 from vit_jax.pretrained.conversion import settings_of as settings_of
 from vit_jax.pretrained.export import export as export
 from vit_jax.pretrained.formats import flat_weights as flat_weights
@@ -13,8 +16,5 @@ from vit_jax.pretrained.weights import Weights as Weights
 from vit_jax.pretrained.weights import check_shapes as check_shapes
 from vit_jax.pretrained.weights import describe as describe
 from vit_jax.pretrained.weights import fit as fit
-from vit_jax.pretrained.weights import load as load
-from vit_jax.pretrained.weights import load_once as load_once
-from vit_jax.pretrained.weights import read_info as read_info
 from vit_jax.pretrained.weights import save as save
 from vit_jax.pretrained.weights import table as table

@@ -1,48 +1,96 @@
 """Architectures by name, questions that the arrays of a file leave open, and refusals."""
 
+import itertools
 import pathlib
 import re
 from collections.abc import Iterable
 from typing import Any
 
+from vit_jax.pretrained import tables
 from vit_jax.runtime.errors import UserError, truncate_repr
 
-SUPPORTED = "plain ViTs of the official code, timm, Hugging Face and torchvision, and ResNet18"
+SUPPORTED = (
+    "plain ViTs of the official code, timm, Hugging Face, torchvision and open_clip, and ResNet18"
+)
 
 # {pattern of a key: the model that has it}; the first match is reported.
 _UNSUPPORTED = {
-    r"(^|\.)text_model\.|logit_scale|(^|/)txt/": "an image-text model such as CLIP or SigLIP",
     r"patch_embed\.backbone\.|^conv_root/|/conv_root/|^block1/": "a hybrid of ResNet and ViT",
-    r"\.ls[12]\.gamma$|layer_scale|\.lambda_?1$|\.gamma_1$": "a ViT with LayerScale",
-    r"(^|\.)(reg_token|register_tokens)$": "a ViT with register tokens",
-    r"(^|\.)attn_pool\.|MAPHead_0|vision_model\.head\.": "a ViT with attention pooling",
-    r"(^|\.)(norm_pre|pre_layrnorm)\.": "a ViT with a norm before its blocks, such as CLIP's",
-    r"\.[qk]_norm\.": "a ViT with normalised queries and keys",
-    r"(^|\.)dist(illation)?_token$": "a distilled DeiT",
-    r"relative_position|(^|\.)rope": "a transformer with relative or rotary positions",
-    r"(^|\.)decoder": "a masked autoencoder with its decoder",
+    r"^layer\.\d+\.attention\.[qkvo]_proj\.": "DINOv3 with rotary positions of other frequencies",
+    r"relative_position|rel_pos_[hw]$|(^|\.)rope": "a ViT with relative or rotary positions",
+    r"\.attn\.[qv]_bias$": "BEiT or EVA",
+    r"^blocks_token_only\.": "CaiT",
+    r"\.lambda_q1$": "a ViT with differential attention",
+    r"\.(attns|ffns)\.\d": "a ViT with parallel branches",
+    r"\.mlp\.fc1_[gx]\.": "a ViT whose gated MLP has two arrays, such as AIMv2",
+    r"\.in_norm\.|\.(attn|mlp)\.(norm|ln)\.": "a ViT with further norms in its blocks",
+    r"(^|\.)attn_pool\.(pos_embed|[qk]_norm)": "a ViT with another attention pooling than SigLIP",
     r"layer1\.0\.conv3\.": "a ResNet with bottleneck blocks, such as ResNet50",
     r"layer1\.2\.conv1\.": "a deeper ResNet than ResNet18",
     r"(^|\.)(stages|features|downsample_layers)\.\d": "another network, probably convolutional",
 }
+# Models of transformers that are supported, {model_type: defaults of its config}.
+_VIT = {
+    "hidden_act": "gelu",
+    "image_size": 224,
+    "layer_norm_eps": 1e-12,
+    "num_attention_heads": 12,
+    "pooler_act": "tanh",
+}
+_CLIP = _VIT | {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+_SIGLIP = _VIT | {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+MODEL_TYPES = {
+    **dict.fromkeys(("vit", "deit", "vit_mae", "ijepa"), _VIT),
+    **dict.fromkeys(
+        ("vit_msn", "dinov2", "dinov2_with_registers"), _VIT | {"layer_norm_eps": 1e-6}
+    ),
+    **dict.fromkeys(("clip", "clip_vision_model"), _CLIP),
+    **dict.fromkeys(("siglip", "siglip_vision_model"), _SIGLIP),
+    **dict.fromkeys(("siglip2", "siglip2_vision_model"), _SIGLIP | {"num_patches": 256}),
+}
+HF_FORMATS = ("hf", "hf_dinov2", "hf_clip")
+# {pattern of a name in timm: what only the name distinguishes from a plain ViT}.
+_UNSUPPORTED_NAMES = {
+    r"^vit\w*_rpn_": "norms after its residual branches",
+    r"^vit\w*_(rope|pe)_|^eva": "rotary positions",
+    r"^test_vit3": "pooling of registers",
+}
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$|\.safetensors\.index\.json$")
 
-# {size: (width, heads)} of timm's plain ViTs.
+# {size: {width: heads}} of timm's plain ViTs.
 _SIZES = {
-    "tiny": (192, 3),
-    "small": (384, 6),
-    "base": (768, 12),
-    "large": (1024, 16),
-    "huge": (1280, 16),
-    "giant": (1408, 16),
-    "gigantic": (1664, 16),
+    "tiny": {192: 3},
+    "wee": {256: 4},
+    "xsmall": {256: 4},
+    "little": {320: 5},
+    "small": {384: 6},
+    "medium": {512: 8},
+    "mediumd": {512: 8},
+    "betwixt": {640: 10},
+    "base": {768: 12},
+    "so150m2": {832: 13},
+    "so150m": {896: 14},
+    "large": {1024: 16},
+    "so400m": {1152: 16},
+    "huge": {1280: 16},
+    "giant": {1408: 16, 1536: 24},  # DINOv2's is wider
+    "giantopt": {1536: 16},
+    "gigantic": {1664: 16},
 }
+# What may follow the size in a name of timm.
+_FLAGS = r"(_(distilled|patch\d+|reg\d+|siglip|clip|quickgelu|dinov2|tipsv2|gap|map|in21k|\d+))*"
+_IMAGENET = r"^deit|_dinov2|\.(dino|mae|lvd142m|fb_|orig_)"  # names of models with its mean
 # {format: {width: heads}} where a width has a single usual number of heads.
-HEADS = {"torchvision": {768: 12, 1024: 16, 1280: 16}}
+HEADS = {
+    "torchvision": {768: 12, 1024: 16, 1280: 16},
+    "open_clip": {768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16},
+}
 # {setting: (how it is called, name of the option, what to give)}
 _OPTIONS = {
     "model.num_heads": ("number of attention heads", "num_heads", ""),
-    "model.gelu": ("GELU", "gelu", "=erf|tanh"),
+    "model.gelu": ("GELU", "gelu", "=erf|tanh|quick"),
+    "model.mlp": ("MLP", "mlp", "=swiglu"),
+    "model.norm": ("norm", "norm", "=rms"),
     "model.norm_eps": ("epsilon of LayerNorm", "norm_eps", "=1e-12"),
     "model.pool": ("pooling", "pool", "=cls"),
     "model.pos_embed": ("position embedding", "pos_embed", "=sincos_2d|none"),
@@ -62,7 +110,12 @@ def refuse_shard(source: pathlib.Path) -> None:
 
 def refuse_unsupported(keys: Iterable[str], source: pathlib.Path) -> None:
     """Raise UserError that names the model if a key belongs to a known, unsupported one."""
-    keys = list(keys)
+    keys = set(keys)
+    if {"pre_layrnorm.weight", "classifier.weight"} <= keys:
+        raise UserError(
+            f"{source} is CLIPForImageClassification, whose head sees tokens before their norm, "
+            f"which is not supported: use {SUPPORTED}"
+        )
     for pattern, what in _UNSUPPORTED.items():
         if any(re.search(pattern, key) for key in keys):
             raise UserError(f"{source} is {what}, which is not supported: use {SUPPORTED}")
@@ -70,7 +123,7 @@ def refuse_unsupported(keys: Iterable[str], source: pathlib.Path) -> None:
 
 def refuse_model_type(model_type: str | None, source: pathlib.Path) -> None:
     """Raise UserError if transformers' `model_type` is that of an unsupported model."""
-    if model_type not in (None, "vit", "vit_msn"):
+    if model_type is not None and model_type not in MODEL_TYPES:
         raise UserError(
             f"{source} is of the model_type {truncate_repr(model_type)} of transformers, which is "
             f"not supported: use {SUPPORTED}"
@@ -85,18 +138,42 @@ def facts(names: Iterable[str], width: int) -> dict[str, Any]:
       width: hidden size.
 
     Returns:
-      {"model.num_heads", "model.gelu", "model.pool", "data.image_size": value}, as far as known.
+      {"model.num_heads", "model.gelu", "model.pool", "data.image_size", ...: value}, as far as
+      known; without an image size, a square one of as many patches as there are positions.
     """
-    pattern = r"(?:vit|deit|flexivit)_([a-z]+)(?:_patch\d+)?(_siglip)?(_gap)?(?:_(\d+))?"
     for name in names:
-        match = re.fullmatch(pattern, name.split(".")[0].split("--")[-1])
-        if match and _SIZES.get(match[1], (0, 0))[0] == width:
-            heads = 16 if match[3] and not match[2] else _SIZES[match[1]][1]
-            found = {"model.num_heads": heads, "model.pool": "mean" if match[3] else "cls"}
-            if not match[2]:  # SigLIP's have both kinds of GELU
-                found["model.gelu"] = "erf"
-            return found | ({"data.image_size": int(match[4])} if match[4] else {})
+        name = name.split("--")[-1]
+        short = name.split(".")[0]
+        match = re.fullmatch(rf"(vit|deit3?|flexivit)_([a-z\d]+?){_FLAGS}", short)
+        if match and width in _SIZES.get(match[2], {}):
+            heads = _SIZES[match[2]][width]
+            return _facts(name, short, 16 if "base_patch16_gap" in short else heads)
     return {}
+
+
+def _facts(name, short, heads):
+    pool = "mean" if "_gap" in short else "cls"
+    found: dict = {"model.num_heads": heads, "model.gelu": "erf", "model.pool": pool}
+    if "siglip" in short and re.search(r"giantopt|so400m_patch16|patch32|large.*512", short):
+        found["model.gelu"] = "tanh"
+    if "quickgelu" in short:
+        found["model.gelu"] = "quick"
+    if re.search("giant.*(dinov2|tipsv2)", short):
+        found["model.mlp"] = "swiglu"
+    if re.search(_IMAGENET, name):
+        found |= tables.IMAGENET
+    size = re.search(r"_(\d+)$", short)
+    return found | {"data.image_size": int(size[1]) if size else None}
+
+
+def refuse_names(names: Iterable[str], source: pathlib.Path) -> None:
+    """Raise UserError for a model of timm that only its name distinguishes from a plain ViT."""
+    for name, (pattern, what) in itertools.product(names, _UNSUPPORTED_NAMES.items()):
+        if re.search(pattern, name):
+            raise UserError(
+                f"{source} is {truncate_repr(name)}, a ViT with {what}, which is not supported: "
+                f"use {SUPPORTED}"
+            )
 
 
 def check_resnet(names: Iterable[str], source: pathlib.Path) -> None:
@@ -116,13 +193,19 @@ def needed(name: str, settings: dict, has_no_table: bool, is_big_vision: bool) -
     if name == "resnet18":
         return []
     keys = [key for key in ("model.num_heads", "model.pos_embed") if key not in settings]
+    if name not in ("npz", "torchvision") and settings["model.mlp"] == "gelu":
+        keys.append("model.gelu")
     if name == "timm":
-        keys += ["model.gelu", *(["model.pool"] if settings["model.pool"] == "cls" else [])]
-    if name == "hf":
-        keys += ["model.gelu", "model.norm_eps"]
+        is_open = settings["model.pool"] == "cls" or settings["model.fc_norm"]
+        keys += ["model.pool"] if is_open else []
+        keys += ["model.mlp"] if settings["model.mlp"] == "swiglu" else []
+        keys += ["model.norm"] if settings["model.norm"] == "rms" else []
+    if name.startswith("hf"):
+        keys += ["model.norm_eps"]
         keys += ["pooler_act"] if settings["model.representation_size"] else []
     # The other libraries have square images only.
-    if name in ("timm", "hf") or is_big_vision or (name == "npz" and has_no_table):
+    other = name in ("torchvision", "open_clip", "npz")
+    if not other or is_big_vision or (name == "npz" and has_no_table):
         keys.append("data.image_size")
     return keys
 
@@ -139,6 +222,9 @@ def ask(unknown: list[str], usual: dict[str, str], name: str, source: pathlib.Pa
     how = {
         "timm": "put its config.json next to it, or give architecture=vit_base_patch16_224, or "
         "another one of timm, or ",
-        "hf": "put its config.json next to it, or ",
+        **dict.fromkeys(HF_FORMATS, "put its config.json next to it, or "),
     }.get(name, "")
-    raise UserError(f"{source} does not record its {listed}: {how}give {given}, if that is right")
+    raise UserError(
+        f"{source} does not record its {listed}: {how}give {given}, if that is right, to vit-jax "
+        "convert or load_model"
+    )

@@ -1,18 +1,23 @@
 """Convert weight files of other projects."""
 
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.config import PREPROCESSING
-from vit_jax.pretrained import architectures, files, formats, preprocessing, resize, tables
+from vit_jax.config.schema import SCHEMA
+from vit_jax.pretrained import architectures, files, formats, names, preprocessing, resize, tables
+from vit_jax.pretrained import weights as folders
 from vit_jax.pretrained.weights import Weights, check_settings
 from vit_jax.runtime.errors import UserError, single_line
+from vit_jax.storage.checkpoint import checksum_on_cpu
 
 # {option of the command and of `load_model`: setting}
 OPTIONS = {
     **{name: name for name in ("architecture", "pooler_act", "class_names")},
     **{key: f"model.{key}" for key in ("num_heads", "gelu", "norm_eps", "pool", "pos_embed")},
+    **{key: f"model.{key}" for key in ("mlp", "norm")},
     **{key: f"data.{key}" for key in ("image_size", "mean", "std")},
     **{key.removeprefix("data."): key for key in PREPROCESSING},
 }
@@ -26,9 +31,9 @@ def convert(source: pathlib.Path, given: Mapping[str, Any]) -> Weights:
     Args:
       source: the file.
       given: settings that override or complete those of the files: model.num_heads, .gelu,
-        .norm_eps, .pool and .pos_embed; data.mean, .std, .eval_crop, .resize_mode, .interpolation
-        and .image_size, a side or (height, width); "architecture", a name in timm; "pooler_act";
-        "class_names", in the order of the head.
+        .norm_eps, .pool, .pos_embed, .mlp and .norm; data.mean, .std, .eval_crop, .resize_mode,
+        .interpolation and .image_size, a side or (height, width); "architecture", a name in timm;
+        "pooler_act"; "class_names", in the order of the head.
 
     Raises:
       UserError: the file cannot be read, does not fit one known layout in every key, or does not
@@ -36,7 +41,7 @@ def convert(source: pathlib.Path, given: Mapping[str, Any]) -> Weights:
     """
     architectures.refuse_shard(source)
     is_npz, raw = source.suffix == ".npz", files.read_arrays(source)
-    arrays = formats.canonical(raw, is_npz)
+    arrays = names.canonical(raw, is_npz)
     architectures.refuse_unsupported(arrays, source)
     side = {} if is_npz else files.read_side_settings(source)
     architectures.refuse_model_type(side.get("model_type"), source)
@@ -50,13 +55,17 @@ def convert(source: pathlib.Path, given: Mapping[str, Any]) -> Weights:
     needed = architectures.needed(name, settings, grid is None, is_big_vision)
     image_size = {"data.image_size": f"={settings['data.image_size']}"} if grid else {}
     architectures.ask([key for key in needed if key not in known], image_size, name, source)
-    usual = tables.SETTINGS[name] | preprocessing.usual(name, settings, is_big_vision)
+    usual = _usual(name, settings, is_big_vision)
     settings |= {key: known.get(key, value) for key, value in usual.items()}
     effective = {"class_names", *needed, *settings, *(["architecture"] * (name in _NAMED))}
+    if settings.get("model.mlp") == "swiglu":  # has no GELU: the default stands for it
+        settings["model.gelu"] = SCHEMA["model.gelu"].default
     if unused := sorted(given.keys() - effective):
         raise UserError(f"{unused[0]} has no effect on {source}, which is in the {name} format")
     check_settings(settings, source)
     rule = resize.RULES.get(name, "timm")
+    if grid:
+        formats.fold_positions(name, arrays, grid)
     if grid and grid[0] != grid[1]:
         _make_square(name, arrays, grid, settings, rule)
     info = {
@@ -72,6 +81,38 @@ def convert(source: pathlib.Path, given: Mapping[str, Any]) -> Weights:
     return Weights(ours, info)
 
 
+def read_info(source: pathlib.Path) -> dict:
+    """Read the `Weights.info` of a converted checkpoint or finished run, or convert a file.
+
+    Raises UserError if the source is neither, or damaged, or a file that needs options.
+    """
+    return _convert_once(source).info if source.is_file() else folders.read_info(source)
+
+
+def load(source: pathlib.Path) -> Weights:
+    """Read the weights of a converted checkpoint or of a run's selected checkpoint, or convert.
+
+    Raises UserError if the source is neither, or damaged, or a file that needs options.
+    """
+    return _convert_once(source) if source.is_file() else folders.load(source)
+
+
+# For all variants of a sweep: initial weights, and those of a teacher.
+load_once = functools.lru_cache(maxsize=2)(load)
+
+
+def _convert_once(source):
+    stat = source.stat()
+    return _convert_version(source, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=2)  # read_info and load are called in turn
+def _convert_version(source, *_):
+    weights = convert(source, {})
+    info = weights.info | {"checksum": checksum_on_cpu(weights.variables)}
+    return Weights(weights.arrays, info)
+
+
 def settings_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """Convert {option: value} of `OPTIONS` to the argument `given` of `convert`."""
     return {
@@ -80,21 +121,32 @@ def settings_of(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _usual(name, settings, is_big_vision):
+    """Look up the settings of most models of a format, for files that do not record them."""
+    usual = tables.SETTINGS[name] | preprocessing.usual(name, settings, is_big_vision)
+    if settings.get("model.pre_norm"):
+        usual |= {"model.norm_eps": 1e-5} | tables.CLIP
+    if settings.get("model.mlp") == "swiglu":
+        del usual["model.gelu"]
+    return usual
+
+
 _NAMED = ("timm", "resnet18")  # formats of which an architecture's name completes a file
 
 
 def _known(name, arrays, side, given, source):
     """Merge settings from the name of the architecture, the JSON files and the user."""
     known = side | given
-    names = (known.get("architecture"), source.stem, source.absolute().parent.name)
-    names = [name for name in names if isinstance(name, str)]
+    titles = (known.get("architecture"), source.stem, source.absolute().parent.name)
+    titles = [title for title in titles if isinstance(title, str)]
     if name == "resnet18":
-        architectures.check_resnet(names, source)
+        architectures.check_resnet(titles, source)
     elif name == "timm":
+        architectures.refuse_names(titles, source)
         width = len(arrays["patch_embed.proj.weight"])
-        if "architecture" in given and not architectures.facts(names[:1], width):
-            raise UserError(f"{source}: {names[0]} is not a plain ViT of timm with width {width}")
-        known = architectures.facts(names, width) | known
+        if "architecture" in given and not architectures.facts(titles[:1], width):
+            raise UserError(f"{source}: {titles[0]} is not a plain ViT of timm with width {width}")
+        known = architectures.facts(titles, width) | known
     if "data.image_size" in known:
         try:
             known["data.image_size"] = files.sides(known["data.image_size"])
@@ -113,6 +165,8 @@ def _check_contradictions(settings, side, given, source):
         side = {key: value for key, value in side.items() if key != "model.pool"}
     for key, value in side.items():
         own = settings.get(key, value)
+        if (key, value) == ("model.pool", "cls") and str(own).startswith("cls"):
+            continue  # a pair of heads, or one for class token and mean
         if key.startswith("model.") and own != value:
             raise UserError(
                 f"the config.json next to {source} belongs to another model: it has {key}={value}, "
@@ -120,7 +174,7 @@ def _check_contradictions(settings, side, given, source):
             )
     if given.get("model.pool", "cls") != settings.get("model.pool", "cls") == "cls":
         raise UserError(f"{source} has a class token, with which other pooling is not supported")
-    for key in ("model.pool", "model.pos_embed"):
+    for key in ("model.pool", "model.pos_embed", "model.mlp", "model.norm"):
         if given.get(key, settings.get(key)) != settings.get(key):
             raise UserError(f"{source} has {key}={settings.get(key)}, not {given[key]}")
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from vit_jax.config import PREPROCESSING, get_config, resized_side, with_overrides
 from vit_jax.config.schema import SCHEMA
-from vit_jax.pretrained import files, formats, preprocessing, tables
+from vit_jax.pretrained import files, formats, names, preprocessing, tables
 from vit_jax.pretrained.weights import PARTS, Weights
 from vit_jax.runtime.errors import UserError
 
@@ -39,7 +39,7 @@ def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
     if kind == "npz":
         if destination.suffix != ".npz":
             raise UserError(f"{destination} must end in .npz")
-        theirs = formats.official(formats.to_theirs("npz", arrays))
+        theirs = names.official(formats.to_theirs("npz", arrays))
         contiguous: Any = {key: np.ascontiguousarray(array) for key, array in theirs.items()}
         np.savez(destination, **contiguous)
         usual = tables.SETTINGS["npz"] | preprocessing.usual("npz", settings)

@@ -3,6 +3,7 @@
 import collections
 import io
 import json
+import math
 import pathlib
 import zipfile
 from typing import Any
@@ -13,7 +14,8 @@ import safetensors
 import safetensors.numpy
 
 from vit_jax.pretrained import preprocessing
-from vit_jax.pretrained.formats import Arrays
+from vit_jax.pretrained.architectures import MODEL_TYPES
+from vit_jax.pretrained.names import Arrays
 from vit_jax.runtime.errors import UserError, first_line, single_line, truncate_repr
 from vit_jax.runtime.files import apply_umask
 
@@ -22,13 +24,6 @@ assert ml_dtypes  # registers bfloat16 with NumPy, which safetensors then reads
 # Limit of an unpacked .npz, or 20 times the file size if larger: weights hardly compress.
 UNPACKED_BYTES = 2**28
 LARGEST_BYTES = 2**36  # ten times the largest ViTs
-_HF_DEFAULTS = {
-    "hidden_act": "gelu",
-    "image_size": 224,
-    "layer_norm_eps": 1e-12,
-    "num_attention_heads": 12,
-    "pooler_act": "tanh",
-}
 # Arguments of timm's models that are read, recorded by the arrays, or without effect in evaluation.
 _TIMM_ARGS = {
     *(
@@ -43,7 +38,15 @@ _TIMM_ARGS = {
     *("embed_dim", "fc_norm", "final_norm", "fix_init", "global_pool", "img_size", "in_chans"),
     *("mlp_ratio", "no_embed_class", "num_classes", "num_heads", "patch_size", "proj_drop_rate"),
     *("attn_drop_rate", "pos_drop_rate", "qkv_bias", "strict_img_size", "weight_init"),
+    *("distilled", "init_values", "norm_layer", "pre_norm", "qk_norm", "reg_tokens"),
 }
+_TIMM_POOLS = {"token": "cls", "avg": "mean", "map": "map", "max": "max", "avgmax": "avgmax"}
+_GELUS = {
+    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_tanh", "gelu_fast"), "tanh"),
+    "gelu": "erf",
+    "quick_gelu": "quick",
+}
+_NORMS = {None: None, "layernorm": "layer", "rmsnorm": "rms"}
 
 SIDE_BYTES = 2**24  # limit of a JSON file next to the weights, usually a few kB
 
@@ -148,29 +151,27 @@ def _side_settings(config, pre, config_path):
             raise UserError(
                 f"{config_path} has the unsupported model_args {key}={truncate_repr(value)}"
             )
+    model_type = config.get("model_type")
+    # Image-text models have the config of the image tower within theirs.
+    config = MODEL_TYPES.get(model_type, {}) | (config.get("vision_config") or {}) | config
+    if count := config.get("num_patches"):  # of SigLIP 2
+        config["image_size"] = math.isqrt(count) * config["patch_size"]
     pool = args.get("global_pool") or config.get("global_pool")
-    if pool and pool not in ("token", "avg"):
-        raise UserError(
-            f"{config_path} has the unsupported pooling {pool!r}: token and avg are supported"
-        )
-    kinds = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
-    kinds |= {"gelu_tanh": "tanh", "gelu_fast": "tanh"}
     activation = config.get("hidden_act") or args.get("act_layer")
-    if config.get("model_type") == "vit":  # the defaults of ViTConfig
-        config = _HF_DEFAULTS | config
-        activation = config["hidden_act"]
-    if config.get("pooler_act", "tanh") != "tanh":
-        raise UserError(
-            f"{config_path} has the unsupported pooler_act {config['pooler_act']!r}: tanh is "
-            "supported"
-        )
-    if activation and activation not in kinds:
-        known = ", ".join(kinds)
-        raise UserError(
-            f"{config_path} has the unsupported activation {activation!r}: {known} are supported"
-        )
+    for what, value, known in (
+        ("pooling", pool, _TIMM_POOLS),
+        ("pooler_act", config.get("pooler_act"), ("tanh",)),
+        ("activation", activation, _GELUS),
+        ("norm_layer", args.get("norm_layer"), _NORMS),
+    ):
+        if value and value not in known:
+            listed = ", ".join(filter(None, known))
+            raise UserError(
+                f"{config_path} has the unsupported {what} {truncate_repr(value)}: {listed} "
+                "are supported"
+            )
     found = {
-        "model_type": config.get("model_type"),
+        "model_type": model_type,
         "architecture": config.get("architecture"),
         "pooler_act": config.get("pooler_act"),
         "num_features": config.get("num_features"),
@@ -179,27 +180,34 @@ def _side_settings(config, pre, config_path):
         "model.patch_size": config.get("patch_size") or args.get("patch_size"),
         "model.num_heads": config.get("num_attention_heads") or args.get("num_heads"),
         "model.norm_eps": config.get("layer_norm_eps"),
-        "model.pool": {"token": "cls", "avg": "mean"}.get(pool or ""),
-        "model.gelu": kinds[activation] if activation else None,
+        "model.norm": _NORMS[args.get("norm_layer")],
+        "model.pool": _TIMM_POOLS.get(pool or ""),
+        "model.fc_norm": False if args.get("fc_norm") is False else None,
+        "model.gelu": _GELUS[activation] if activation else None,
         "data.image_size": sides(
             config.get("image_size") or args.get("img_size") or cfg.get("input_size")
         ),
         "data.mean": _floats(cfg.get("mean") or pre.get("image_mean")),
         "data.std": _floats(cfg.get("std") or pre.get("image_std")),
         **(preprocessing.read_timm(cfg) or preprocessing.read_processor(pre)),
-        "class_names": cfg.get("label_names") or config.get("label_names"),
+        "class_names": _class_names(cfg, config),
     }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _class_names(cfg, config):
+    """Read the class names of timm or transformers; None without."""
+    names = cfg.get("label_names") or config.get("label_names")
     labels = {int(number): name for number, name in (config.get("id2label") or {}).items()}
     if any(name != f"LABEL_{number}" for number, name in labels.items()):
-        found["class_names"] = [labels[number] for number in sorted(labels)]
-    if names := found["class_names"]:
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError("the class names are not a list of strings")
-        names, counts = [single_line(name) for name in names], collections.Counter(names)
-        found["class_names"] = [  # ImageNet has two classes called crane
-            f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(names)
-        ]
-    return {key: value for key, value in found.items() if value is not None}
+        names = [labels[number] for number in sorted(labels)]
+    if not names:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("the class names are not a list of strings")
+    names, counts = [single_line(name) for name in names], collections.Counter(names)
+    # ImageNet has two classes called crane.
+    return [f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(names)]
 
 
 def _floats(values):

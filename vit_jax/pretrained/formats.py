@@ -5,7 +5,6 @@ import re
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -13,84 +12,38 @@ from vit_jax import models
 from vit_jax.config import get_config
 from vit_jax.pretrained import tables
 from vit_jax.pretrained.architectures import HEADS, SUPPORTED
-from vit_jax.pretrained.tables import BLOCK, DENSE_0, POSITIONS, QKV
+from vit_jax.pretrained.names import Arrays
+from vit_jax.pretrained.tables import (
+    ATTENTION,
+    BLOCK,
+    DENSE_0,
+    DENSE_1,
+    FINAL_NORM,
+    HIDDEN,
+    NORM_0,
+    POSITIONS,
+    PRE_NORM,
+    PROBE,
+    QKV,
+    REGISTERS,
+    SCALES,
+)
 from vit_jax.runtime.errors import UserError
-
-Arrays = dict[str, np.ndarray]
-
-_WRAPPERS = ("module.", "model.", "_orig_mod.")  # of DataParallel, trainers and torch.compile
-_PRE_LINEN = {
-    "MultiHeadDotProductAttention_1": "MultiHeadDotProductAttention_0",
-    "MlpBlock_3": "MlpBlock_0",
-    "LayerNorm_2": "LayerNorm_1",
-}
 
 
 def detect(keys: set[str], is_npz: bool, source) -> str:
     """Detect the format of a file's canonical keys; raises UserError if it is unknown."""
-    for name, table in tables.TABLES.items():
-        typical = {theirs for ours, theirs, _ in table if ours in tables.TYPICAL}
-        if typical & keys and is_npz == (name == "npz"):
+    for name, typical in tables.TYPICAL.items():
+        if keys.issuperset(typical) and is_npz == (name == "npz"):
             return name
-    raise UserError(
-        f"{source} has no known layout: it contains {some(sorted(keys))}; use {SUPPORTED}"
-    )
+    contents = some(sorted(keys)) or "no array of an image model"
+    raise UserError(f"{source} has no known layout: it contains {contents}; use {SUPPORTED}")
 
 
 def some(items: list[str], separator: str = ", ") -> str:
     """Join the first four items, with the number of further ones."""
     more = f" and {len(items) - 4} more" if len(items) > 4 else ""
     return separator.join(items[:4]) + more
-
-
-def canonical(arrays: Arrays, is_npz: bool) -> Arrays:
-    """Rename arrays to the keys of the tables, convert to float32, and drop non-weights.
-
-    Removes the prefixes "opt/target/", "params/", "params/img/" and "vit.", and those of wrapped
-    modules ("module.", "model.", "_orig_mod."); converts the numbering of pre-Linen Flax
-    (MlpBlock_3 for the first MlpBlock), big_vision's stacked blocks, its positions outside the
-    encoder and its bfloat16 as raw bytes, and torchvision's older names.
-    """
-    if is_npz:
-        prefixes = ("opt/target/", "params/img/", "params/")
-        prefix = next((p for p in prefixes if any(key.startswith(p) for key in arrays)), "")
-        # Keys without the prefix belong to the optimizer.
-        inside = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-        arrays = dict(_linen(inside))
-    else:
-        while prefix := next((p for p in _WRAPPERS if all(k.startswith(p) for k in arrays)), ""):
-            arrays = {key.removeprefix(prefix): value for key, value in arrays.items()}
-        renamed = {r"^vit\.": "", r"mlp\.linear_1\.": "mlp.0.", r"mlp\.linear_2\.": "mlp.3."}
-        for old, new in renamed.items():
-            arrays = {re.sub(old, new, key): value for key, value in arrays.items()}
-        # Only PyTorch uses num_batches_tracked.
-        arrays = {k: v for k, v in arrays.items() if not k.endswith("num_batches_tracked")}
-    return {
-        key: np.asarray(x.view(ml_dtypes.bfloat16) if x.dtype.kind == "V" else x, np.float32)
-        for key, x in arrays.items()
-    }
-
-
-def _linen(arrays):
-    """Yield the arrays of an official file, without prefix, under Linen's names."""
-    for key, value in arrays.items():
-        key = _renumbered(key, _PRE_LINEN)
-        key = POSITIONS if key == "pos_embedding" else key
-        before, stacked, after = key.partition("Transformer/encoderblock/")
-        if stacked and not before:
-            yield from ((f"{BLOCK.format(i=i)}/{after}", block) for i, block in enumerate(value))
-        else:
-            yield key, value
-
-
-def _renumbered(key, numbers):
-    return "/".join(str(numbers.get(name, name)) for name in key.split("/"))
-
-
-def official(arrays: Arrays) -> Arrays:
-    """Rename arrays in the "npz" format to the numbering of the official files of 2020."""
-    numbers = {new: old for old, new in _PRE_LINEN.items()}
-    return {_renumbered(key, numbers): array for key, array in arrays.items()}
 
 
 def describe(
@@ -120,30 +73,80 @@ def describe(
             f"{source} has patches of {patch}x{other_side} pixels, which are not square"
         )
     grid, sides = None, known.get("data.image_size")
-    if name != "npz" or POSITIONS in found:
-        grid = _grid(found.get(POSITIONS, 3).shape[1], "cls" in found, patch, sides, source)
+    if name != "npz" and POSITIONS not in found:
+        raise UserError(
+            f"{source} has no position embedding, such as DINOv3 and other ViTs with rotary "
+            f"positions, which are not supported: use {SUPPORTED}"
+        )
+    if POSITIONS in found:
+        prefixes = (0, int("cls" in found), ("cls" in found) + found.registers)
+        grid = _grid(found.get(POSITIONS, 3).shape[1], prefixes, patch, sides, source)
     image_side = sides and sides[0]
     heads = found.get(f"{QKV}/kernel", 3).shape[1] if name == "npz" else None
-    norm = re.escape(found.rows[f"{BLOCK}/LayerNorm_0/scale"][0]).replace(r"\{i\}", r"\d+")
+    norm = re.escape(found.rows[f"{NORM_0}/scale"][0]).replace(r"\{i\}", r"\d+")
+    num_classes = found.length("head/bias")
     settings = {
         "model.name": "vit",
         "model.patch_size": patch,
         "model.hidden_size": width,
         "model.depth": sum(bool(re.fullmatch(norm, key)) for key in arrays),
         "model.num_heads": _num_heads(name, width, heads, known.get("model.num_heads"), source),
-        "model.mlp_dim": len(found.get(f"{DENSE_0}/bias", 1)),
         "model.attention": "softmax",
         "model.patchify": "conv",
         "model.pos_embed": "learned_1d" if grid else known.get("model.pos_embed"),
-        "model.pool": "cls" if "cls" in found else "mean",
         "model.qkv_bias": f"{QKV}/bias" in found,
         "model.representation_size": found.length("pre_logits/bias"),
         # A grid that is not square is resized to a square one of as many patches.
         "data.image_size": round(math.prod(grid) ** 0.5) * patch if grid else image_side,
         "data.channels": channels,
     }
+    settings |= _parts(found, width) | _pooling(name, found, known, width)
     settings = {key: value for key, value in settings.items() if value is not None}
-    return settings, found.length("head/bias"), grid
+    return settings, num_classes, grid
+
+
+def _parts(found, width):
+    """Derive the settings of the parts of blocks."""
+    packed = f"{HIDDEN}/bias" in found.rows
+    hidden = len(found.get(f"{HIDDEN if packed else DENSE_0}/bias", 1))
+    is_gated = packed and hidden == 2 * (found.get(f"{DENSE_1}/kernel", 2).size // width)
+    return {
+        "model.mlp_dim": hidden // 2 if is_gated else hidden,
+        "model.mlp": "swiglu" if is_gated else "gelu",
+        "model.norm": "layer" if f"{NORM_0}/bias" in found else "rms",
+        "model.pre_norm": f"{PRE_NORM}/scale" in found,
+        "model.qk_norm": f"{ATTENTION}/query_norm/scale" in found,
+        "model.layer_scale_init": 1e-5 if SCALES[0] in found else 0.0,  # any value but 0
+        "model.num_registers": found.registers,
+    }
+
+
+def _pooling(name, found, known, width):
+    """Derive the settings of the pooling; for `known`, see `describe`."""
+    has_cls = "cls" in found
+    has_fc_norm = "fc_norm/scale" in found and f"{FINAL_NORM}/scale" not in found
+    classes, other = found.length("head/bias"), known.get("model.pool")
+    other = other if other in ("max", "avgmax") else "mean"
+    if not has_fc_norm and f"{FINAL_NORM}/scale" not in found:
+        raise UserError(
+            f"{found.source} has no final norm, such as RADIO and InternViT, which are not "
+            f"supported: use {SUPPORTED}"
+        )
+    if PROBE in found:
+        pool = "map"
+    elif classes and found.get("head/kernel", 2).size == 2 * width * classes:
+        pool = "cls_mean" if name == "hf_dinov2" else "cls_dist"
+    elif has_cls and not has_fc_norm and known.get("model.fc_norm", True):
+        pool = "cls"
+    elif has_cls and not has_fc_norm and known.get("model.pool") in (None, "cls"):
+        pool = "cls"
+    else:
+        pool = other
+    return {
+        "model.pool": pool,
+        "model.class_token": has_cls and not pool.startswith("cls"),
+        "model.fc_norm": has_fc_norm,
+    }
 
 
 def _describe_resnet(found, known):
@@ -162,10 +165,10 @@ class _Arrays:
 
     def __init__(self, name, arrays, source):
         self.rows = {ours: (theirs, layout) for ours, theirs, layout in tables.TABLES[name]}
-        self._arrays, self._source = arrays, source
+        self._arrays, self.source = arrays, source
 
     def _key(self, path):
-        return self.rows[path][0].format(i=0, qkv="query") if path in self.rows else None
+        return _key(self.rows[path][0], 0, "query") if path in self.rows else None
 
     def __contains__(self, path):
         return self._key(path) in self._arrays
@@ -173,19 +176,31 @@ class _Arrays:
     def get(self, path, ndim):
         key = self._key(path)
         if key not in self._arrays:
-            raise UserError(f"{self._source}: {key} is missing")
+            raise UserError(f"{self.source}: {key} is missing")
         shape = self._arrays[key].shape
         if len(shape) != ndim:
-            raise UserError(f"{self._source}: {key} has the shape {shape}, not {ndim} dimensions")
-        return self.rows[path][1].to_ours(self._arrays[key], ())
+            raise UserError(f"{self.source}: {key} has the shape {shape}, not {ndim} dimensions")
+        return self.rows[path][1].to_ours(self._arrays[key], shape)
+
+    @property
+    def registers(self):
+        return self.get(REGISTERS, 3).shape[1] if REGISTERS in self else 0
 
     def length(self, path):
         return len(self.get(path, 1)) if path in self else 0
 
 
-def _grid(tokens, has_cls, patch, sides, source):
-    """Compute the rows and columns of a position table; without `sides`, it must be square."""
-    for patches in (tokens, max(0, tokens - has_cls)):
+def _key(key, i, part):
+    """Fill the placeholders of a key of a table: the block, and a part of what is packed."""
+    return key.format(i=i, q=part[:1], **dict.fromkeys(tables.PACKED, part))
+
+
+def _grid(tokens, prefixes, patch, sides, source):
+    """Compute the rows and columns of a position table; without `sides`, it must be square.
+
+    `prefixes` are the possible numbers of positions before those of the patches.
+    """
+    for patches in (max(0, tokens - prefix) for prefix in prefixes):
         if sides is None and math.isqrt(patches) ** 2 == patches:
             return math.isqrt(patches), math.isqrt(patches)
         if sides is not None and (sides[0] // patch) * (sides[1] // patch) == patches:
@@ -232,14 +247,31 @@ def nested_weights(flat: dict) -> tuple[dict, dict]:
 
 def _rows(name, ours):
     """Yield (our paths, their key, layout) for a model with the paths `ours`."""
-    depth = sum(bool(re.fullmatch(BLOCK.format(i=r"\d+") + "/LayerNorm_0/scale", p)) for p in ours)
+    norm = re.compile(BLOCK.format(i=r"\d+") + "/(Layer|RMS)Norm_0/scale")
+    depth = sum(bool(norm.fullmatch(path)) for path in ours)
     for path, key, layout in tables.TABLES[name]:
         for i in range(depth) if "{i}" in path else (0,):
-            names = [dict(i=i, qkv=qkv) for qkv in ("query", "key", "value")]
-            keys = {path.format(**name): key.format(**name) for name in names}
+            field = next((field for field in tables.PACKED if f"{{{field}}}" in path), "qkv")
+            keys = {_key(path, i, part): _key(key, i, part) for part in tables.PACKED[field]}
             for their in dict.fromkeys(keys.values()):
                 if paths := [p for p, k in keys.items() if k == their and p in ours]:
                     yield paths, their, layout
+
+
+def fold_positions(name: str, arrays: Arrays, grid: tuple[int, int]) -> None:
+    """Adapt, in place, positions of a grid to those of our model.
+
+    A class token without a position gets zeros; the positions of registers are added to them.
+    """
+    keys = {path: _key(key, 0, "") for path, key, _ in tables.TABLES[name]}
+    key, has_cls = keys[POSITIONS], keys["cls"] in arrays
+    table = arrays[key]
+    prefix = table.shape[1] - math.prod(grid)
+    if prefix < has_cls:
+        arrays[key] = np.pad(table, ((0, 0), (1, 0), (0, 0)))
+    elif prefix > has_cls:
+        arrays[keys[REGISTERS]] = arrays[keys[REGISTERS]] + table[:, has_cls:prefix]
+        arrays[key] = np.delete(table, slice(has_cls, prefix), 1)
 
 
 def to_theirs(name: str, ours: Arrays) -> Arrays:
@@ -260,11 +292,11 @@ def to_ours(name: str, arrays: Arrays, ours: dict[str, tuple], source) -> Arrays
     wanted = {key: value.shape for key, value in to_theirs(name, template).items()}
     for paths, key, layout in _rows(name, ours):
         array = arrays.pop(key, None)
+        if array is None and paths == ["embedding/bias"] and f"{PRE_NORM}/scale" in ours:
+            array = np.zeros(wanted[key], np.float32)  # CLIP has none
         if array is None:
             problems.append(f"{key} is missing")
             continue
-        if paths == [POSITIONS] and array.shape[1:2] == (wanted[key][1] - 1,) and "cls" in ours:
-            array = np.pad(array, ((0, 0), (1, 0), (0, 0)))  # no position for the class token
         if array.shape != wanted[key]:
             problems.append(f"{key} has the shape {array.shape} instead of {wanted[key]}")
             continue

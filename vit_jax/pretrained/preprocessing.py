@@ -18,6 +18,10 @@ def usual(name: str, settings: dict, is_big_vision: bool = False) -> dict:
         mode = "fit"
     elif name == "hf" or (name == "npz" and not is_big_vision):
         mode, interpolation = "squash", "bilinear"
+    elif name in ("hf_clip", "open_clip"):  # SigLIP squashes
+        mode = "shorter_side" if settings["model.pre_norm"] else "squash"
+    elif name == "hf_dinov2":
+        crop = crop_fraction(224, 256)
     elif name == "timm":
         crop = 0.9 if size < 384 else 1.0
     elif size < 384:  # of torchvision, whose larger ones are SWAG's, or of big_vision

@@ -6,7 +6,10 @@ Every rule is linear and separable: a matrix [new, old] for each side of the gri
 import numpy as np
 
 # Rules for position embeddings, by format; "timm" for the others.
-RULES = {"npz": "official", "hf": "hf", "torchvision": "torchvision"}
+RULES = {
+    **{"npz": "official", "torchvision": "torchvision"},
+    **dict.fromkeys(("hf", "hf_dinov2", "hf_clip"), "hf"),
+}
 RULE_NAMES = {
     "official": "linear between aligned corners, the official rule",
     "timm": "bicubic with antialiasing, timm's rule",

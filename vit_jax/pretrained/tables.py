@@ -30,32 +30,150 @@ DENSE = Layout(  # [in, out], [out, in]; from heads: [heads, width, out], [out, 
     lambda x: x.reshape(-1, x.shape[-1]).T, lambda x, shape: x.T.reshape(shape)
 )
 
-PATCHES, POSITIONS = "embedding", "Transformer/posembed_input/pos_embedding"
 BLOCK = "Transformer/encoderblock_{i}"
-QKV = f"{BLOCK}/MultiHeadDotProductAttention_0/{{qkv}}"
-OUT = f"{BLOCK}/MultiHeadDotProductAttention_0/out"
+POSITIONS, REGISTERS = "Transformer/posembed_input/pos_embedding", "Transformer/registers"
+NORM_0, NORM_1 = f"{BLOCK}/LayerNorm_0", f"{BLOCK}/LayerNorm_1"
+ATTENTION = f"{BLOCK}/MultiHeadDotProductAttention_0"
+QKV, OUT = f"{ATTENTION}/{{qkv}}", f"{ATTENTION}/out"
 DENSE_0, DENSE_1 = f"{BLOCK}/MlpBlock_0/Dense_0", f"{BLOCK}/MlpBlock_0/Dense_1"
+GATE, HIDDEN = f"{BLOCK}/MlpBlock_0/gate", f"{BLOCK}/MlpBlock_0/{{hidden}}"
+SCALES = (f"{BLOCK}/layer_scale_0", f"{BLOCK}/layer_scale_1")
+PROBE, POOLING = "MAPHead_0/probe", "MAPHead_0/MultiHeadDotProductAttention_0"
+PRE_NORM, FINAL_NORM = "Transformer/pre_norm", "Transformer/encoder_norm"
 
-# Our path without the parameter's name, the layout of the kernel (for a norm, of its scale), and
-# the keys in VisionTransformer.state_dict() of timm, in the files of transformers' ViTModel
-# (ViTForImageClassification adds the prefix "vit."), and in torchvision's VisionTransformer. Keys
-# of a block follow the block's own key. The pooler is tanh(dense(class token)), as in
-# the 2020 checkpoints.
-_BLOCKS = ("blocks.{i}.", "encoder.layer.{i}.", "encoder.layers.encoder_layer_{i}.")
-_VIT = (
-    ("cls", SAME, "cls_token", "embeddings.cls_token", "class_token"),
-    (POSITIONS, SAME, "pos_embed", "embeddings.position_embeddings", "encoder.pos_embedding"),
-    (PATCHES, CONV, "patch_embed.proj.", "embeddings.patch_embeddings.projection.", "conv_proj."),
-    (f"{BLOCK}/LayerNorm_0", SAME, "norm1.", "layernorm_before.", "ln_1."),
-    (QKV, TO_HEADS, "attn.qkv.", "attention.attention.{qkv}.", "self_attention.in_proj_"),
-    (OUT, DENSE, "attn.proj.", "attention.output.dense.", "self_attention.out_proj."),
-    (f"{BLOCK}/LayerNorm_1", SAME, "norm2.", "layernorm_after.", "ln_2."),
-    (DENSE_0, DENSE, "mlp.fc1.", "intermediate.dense.", "mlp.0."),
-    (DENSE_1, DENSE, "mlp.fc2.", "output.dense.", "mlp.3."),
-    ("Transformer/encoder_norm", SAME, "norm.", "layernorm.", "encoder.ln."),
-    ("pre_logits", DENSE, None, "pooler.dense.", "heads.pre_logits."),
-    ("head", DENSE, "head.", "classifier.", "heads.head."),
-)
+# {placeholder of a path: the names that it stands for}.
+PACKED = {
+    "qkv": ("query", "key", "value"),
+    "kv": ("key", "value"),
+    "hidden": ("gate", "Dense_0"),  # of SwiGLU; other MLPs have no gate
+}
+# Our paths, without the parameter's name, and the layout of the kernel (for a norm, of its scale).
+_LAYOUTS = {
+    **dict.fromkeys(("cls", POSITIONS, REGISTERS, *SCALES, PROBE), SAME),
+    **dict.fromkeys((NORM_0, NORM_1, PRE_NORM, FINAL_NORM, "fc_norm"), SAME),
+    **dict.fromkeys((f"{ATTENTION}/query_norm", f"{ATTENTION}/key_norm"), SAME),
+    **dict.fromkeys((f"{BLOCK}/RMSNorm_0", f"{BLOCK}/RMSNorm_1"), SAME),
+    "MAPHead_0/LayerNorm_0": SAME,
+    "embedding": CONV,
+    QKV: TO_HEADS,
+    f"{POOLING}/{{qkv}}": TO_HEADS,
+    f"{POOLING}/{{kv}}": TO_HEADS,
+    f"{POOLING}/query": TO_HEADS,
+}  # all others: DENSE
+
+# {our path: key} per layout. A key that ends in "." or "_" is that of a layer, "weight" and "bias"
+# follow; others are those of arrays.
+_TIMM = {  # VisionTransformer and VisionTransformerDistilled of timm, and what has its names
+    "cls": "cls_token",
+    REGISTERS: "reg_token",
+    POSITIONS: "pos_embed",
+    "embedding": "patch_embed.proj.",
+    PRE_NORM: "norm_pre.",
+    NORM_0: "blocks.{i}.norm1.",
+    QKV: "blocks.{i}.attn.qkv.",
+    f"{ATTENTION}/query_norm": "blocks.{i}.attn.q_norm.",
+    f"{ATTENTION}/key_norm": "blocks.{i}.attn.k_norm.",
+    OUT: "blocks.{i}.attn.proj.",
+    SCALES[0]: "blocks.{i}.ls1.gamma",
+    NORM_1: "blocks.{i}.norm2.",
+    HIDDEN: "blocks.{i}.mlp.fc1.",
+    DENSE_1: "blocks.{i}.mlp.fc2.",
+    SCALES[1]: "blocks.{i}.ls2.gamma",
+    f"{BLOCK}/RMSNorm_0": "blocks.{i}.norm1.",
+    f"{BLOCK}/RMSNorm_1": "blocks.{i}.norm2.",
+    FINAL_NORM: "norm.",
+    "fc_norm": "fc_norm.",
+    PROBE: "attn_pool.latent",
+    f"{POOLING}/query": "attn_pool.q.",
+    f"{POOLING}/{{kv}}": "attn_pool.kv.",
+    f"{POOLING}/out": "attn_pool.proj.",
+    "MAPHead_0/LayerNorm_0": "attn_pool.norm.",
+    "MAPHead_0/MlpBlock_0/Dense_0": "attn_pool.mlp.fc1.",
+    "MAPHead_0/MlpBlock_0/Dense_1": "attn_pool.mlp.fc2.",
+    "head": "head.",
+}
+_HF = {  # ViT, DeiT, MSN, MAE and I-JEPA of transformers, without the model's prefix
+    "cls": "embeddings.cls_token",
+    REGISTERS: "embeddings.register_tokens",
+    POSITIONS: "embeddings.position_embeddings",
+    "embedding": "embeddings.patch_embeddings.projection.",
+    NORM_0: "encoder.layer.{i}.layernorm_before.",
+    QKV: "encoder.layer.{i}.attention.attention.{qkv}.",
+    OUT: "encoder.layer.{i}.attention.output.dense.",
+    NORM_1: "encoder.layer.{i}.layernorm_after.",
+    DENSE_0: "encoder.layer.{i}.intermediate.dense.",
+    DENSE_1: "encoder.layer.{i}.output.dense.",
+    FINAL_NORM: "layernorm.",
+    "pre_logits": "pooler.dense.",  # tanh(dense(class token)), as in the 2020 checkpoints
+    "head": "classifier.",
+}
+_DINOV2 = {  # DINOv2 of transformers, with and without registers
+    **{path: _HF[path] for path in ("cls", REGISTERS, POSITIONS, "embedding", QKV, OUT)},
+    NORM_0: "encoder.layer.{i}.norm1.",
+    SCALES[0]: "encoder.layer.{i}.layer_scale1.lambda1",
+    NORM_1: "encoder.layer.{i}.norm2.",
+    HIDDEN: "encoder.layer.{i}.mlp.fc1.",
+    DENSE_1: "encoder.layer.{i}.mlp.fc2.",
+    SCALES[1]: "encoder.layer.{i}.layer_scale2.lambda1",
+    FINAL_NORM: "layernorm.",
+    "head": "classifier.",
+}
+_CLIP = {  # image towers of CLIP, SigLIP and SigLIP 2 of transformers
+    "cls": "embeddings.class_embedding",
+    POSITIONS: "embeddings.position_embedding.weight",
+    "embedding": "embeddings.patch_embedding.",
+    PRE_NORM: "pre_layrnorm.",
+    NORM_0: "encoder.layers.{i}.layer_norm1.",
+    QKV: "encoder.layers.{i}.self_attn.{q}_proj.",
+    OUT: "encoder.layers.{i}.self_attn.out_proj.",
+    NORM_1: "encoder.layers.{i}.layer_norm2.",
+    DENSE_0: "encoder.layers.{i}.mlp.fc1.",
+    DENSE_1: "encoder.layers.{i}.mlp.fc2.",
+    FINAL_NORM: "post_layernorm.",
+    PROBE: "head.probe",
+    f"{POOLING}/{{qkv}}": "head.attention.in_proj_",
+    f"{POOLING}/out": "head.attention.out_proj.",
+    "MAPHead_0/LayerNorm_0": "head.layernorm.",
+    "MAPHead_0/MlpBlock_0/Dense_0": "head.mlp.fc1.",
+    "MAPHead_0/MlpBlock_0/Dense_1": "head.mlp.fc2.",
+    "head": "classifier.",
+}
+_OPEN_CLIP = {  # image towers of OpenAI's CLIP and of open_clip, without the prefix "visual."
+    "cls": "class_embedding",
+    POSITIONS: "positional_embedding",
+    "embedding": "conv1.",
+    PRE_NORM: "ln_pre.",
+    NORM_0: "transformer.resblocks.{i}.ln_1.",
+    QKV: "transformer.resblocks.{i}.attn.in_proj_",
+    OUT: "transformer.resblocks.{i}.attn.out_proj.",
+    SCALES[0]: "transformer.resblocks.{i}.ls_1.gamma",
+    NORM_1: "transformer.resblocks.{i}.ln_2.",
+    DENSE_0: "transformer.resblocks.{i}.mlp.c_fc.",
+    DENSE_1: "transformer.resblocks.{i}.mlp.c_proj.",
+    SCALES[1]: "transformer.resblocks.{i}.ls_2.gamma",
+    FINAL_NORM: "ln_post.",
+}
+_TORCHVISION = {
+    "cls": "class_token",
+    POSITIONS: "encoder.pos_embedding",
+    "embedding": "conv_proj.",
+    NORM_0: "encoder.layers.encoder_layer_{i}.ln_1.",
+    QKV: "encoder.layers.encoder_layer_{i}.self_attention.in_proj_",
+    OUT: "encoder.layers.encoder_layer_{i}.self_attention.out_proj.",
+    NORM_1: "encoder.layers.encoder_layer_{i}.ln_2.",
+    DENSE_0: "encoder.layers.encoder_layer_{i}.mlp.0.",
+    DENSE_1: "encoder.layers.encoder_layer_{i}.mlp.3.",
+    FINAL_NORM: "encoder.ln.",
+    "pre_logits": "heads.pre_logits.",
+    "head": "heads.head.",
+}
+_NPZ = {  # our paths are the keys, after `canonical`
+    **{path: path for path in ("cls", POSITIONS, PROBE)},
+    **{path: "." for path in ("embedding", NORM_0, QKV, OUT, NORM_1, DENSE_0, DENSE_1)},
+    **{path: "." for path in (FINAL_NORM, "pre_logits", "head")},
+    **{path: "." for path in (f"{POOLING}/{{qkv}}", f"{POOLING}/out", "MAPHead_0/LayerNorm_0")},
+    **{f"MAPHead_0/MlpBlock_0/Dense_{i}": "." for i in (0, 1)},
+}
 
 
 def _layer(ours, theirs, layout=DENSE):
@@ -63,13 +181,13 @@ def _layer(ours, theirs, layout=DENSE):
     yield f"{ours}/bias", f"{theirs}bias", BIAS_TO_HEADS if layout is TO_HEADS else SAME
 
 
-def _vit(column):
-    for path, layout, *keys in _VIT:
-        key = keys[column]
-        if path in ("cls", POSITIONS):
+def _vit(keys):
+    for path, key in keys.items():
+        layout = _LAYOUTS.get(path, DENSE)
+        if key[-1] in "._":
+            yield from _layer(path, key, layout)
+        else:
             yield path, key, layout
-        elif key is not None:
-            yield from _layer(path, (_BLOCKS[column] if BLOCK in path else "") + key, layout)
 
 
 def _resnet18():
@@ -88,23 +206,42 @@ def _resnet18():
 
 
 TABLES = {
-    "npz": [(path, path, SAME) for path, _, _ in _vit(1)],  # our names, after `canonical`
-    "timm": [*_vit(0)],
-    "hf": [*_vit(1)],
-    "torchvision": [*_vit(2)],
+    "npz": [(path, path, SAME) for path, _, _ in _vit(_NPZ)],
+    "timm": [*_vit(_TIMM)],
+    "hf_dinov2": [*_vit(_DINOV2)],
+    "hf": [*_vit(_HF)],
+    "hf_clip": [*_vit(_CLIP)],
+    "open_clip": [*_vit(_OPEN_CLIP)],
+    "torchvision": [*_vit(_TORCHVISION)],
     "resnet18": [*_resnet18()],
 }
 
-# Every format has one of these paths, with a distinctive key.
-TYPICAL = ("embedding/kernel", "layer1_0/conv1/kernel")
+# Keys that distinguish a format from all following ones.
+TYPICAL = {
+    "npz": ("embedding/kernel",),
+    "timm": ("patch_embed.proj.weight",),
+    "hf_dinov2": ("embeddings.patch_embeddings.projection.weight", "encoder.layer.0.norm1.weight"),
+    "hf": ("embeddings.patch_embeddings.projection.weight",),
+    "hf_clip": ("embeddings.patch_embedding.weight",),
+    "open_clip": ("conv1.weight", "transformer.resblocks.0.ln_1.weight"),
+    "torchvision": ("conv_proj.weight",),
+    "resnet18": ("layer1.0.conv1.weight",),
+}
 
 # Settings of a format's models that the arrays do not record.
 _HALVES = {"data.mean": (0.5,), "data.std": (0.5,)}
-_IMAGENET = {"data.mean": (0.485, 0.456, 0.406), "data.std": (0.229, 0.224, 0.225)}
+IMAGENET = {"data.mean": (0.485, 0.456, 0.406), "data.std": (0.229, 0.224, 0.225)}
+CLIP = {
+    "data.mean": (0.48145466, 0.4578275, 0.40821073),
+    "data.std": (0.26862954, 0.26130258, 0.27577711),
+}
 SETTINGS = {
     "npz": {"model.gelu": "tanh", "model.norm_eps": 1e-6} | _HALVES,
     "timm": {"model.gelu": "erf", "model.norm_eps": 1e-6} | _HALVES,
+    "hf_dinov2": {"model.gelu": "erf", "model.norm_eps": 1e-6} | IMAGENET,
     "hf": {"model.gelu": "erf", "model.norm_eps": 1e-12} | _HALVES,
-    "torchvision": {"model.gelu": "erf", "model.norm_eps": 1e-6} | _IMAGENET,
-    "resnet18": _IMAGENET,
+    "hf_clip": {"model.gelu": "tanh", "model.norm_eps": 1e-6} | _HALVES,  # SigLIP's
+    "open_clip": {"model.gelu": "erf", "model.norm_eps": 1e-5} | CLIP,
+    "torchvision": {"model.gelu": "erf", "model.norm_eps": 1e-6} | IMAGENET,
+    "resnet18": IMAGENET,
 }

@@ -1,7 +1,6 @@
 """Load converted checkpoints and finished runs, and fit their weights to a model."""
 
 import dataclasses
-import functools
 import json
 import operator
 import pathlib
@@ -12,6 +11,7 @@ import numpy as np
 
 from vit_jax.config import PREPROCESSING, current_names, flatten, get_config, with_overrides
 from vit_jax.config.rules import validate
+from vit_jax.config.schema import SCHEMA
 from vit_jax.models import lora
 from vit_jax.pretrained import formats, resize, tables
 from vit_jax.pretrained.formats import Arrays, flat_weights, nested_weights
@@ -19,8 +19,11 @@ from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.files import write_atomically
 from vit_jax.storage import checkpoint, run_folder
 
-# Model parts that no other format has, by default off.
-PARTS = (*("mlp", "norm", "pre_norm", "layer_scale_init", "qk_norm", "head_dim", "num_registers"),)
+# Model parts that no export represents, by default off.
+PARTS = (
+    *("mlp", "norm", "pre_norm", "layer_scale_init", "qk_norm", "head_dim", "num_registers"),
+    *("class_token", "fc_norm"),
+)
 # Settings that a model must share with its weights.
 KEYS = {
     "vit": (
@@ -80,7 +83,10 @@ def describe(weights: Weights) -> str:
     info = weights.info
     count = sum(array.size for array in weights.arrays.values())
     lines = [f"{info['source']}: {info['format']} layout, {count:,} parameters"]
+    parts = {f"model.{key}": SCHEMA[f"model.{key}"].default for key in PARTS}
     for key, value in info["settings"].items():
+        if value == parts.get(key):
+            continue
         assumed = "  (assumed: not recorded in the files)" * (key in info.get("assumed", ()))
         lines.append(f"  {key} = {value}{assumed}")
     return "\n".join([*lines, f"  classes: {info['num_classes'] or 'no head'}"])
@@ -169,10 +175,6 @@ def load(folder: pathlib.Path) -> Weights:
     arrays = flat_weights(variables["params"], variables["batch_stats"])
     formats.check_finite(arrays, folder)
     return Weights(arrays, info)
-
-
-# For all variants of a sweep: initial weights, and those of a teacher.
-load_once = functools.lru_cache(maxsize=2)(load)
 
 
 def check_shapes(weights: Weights) -> None:

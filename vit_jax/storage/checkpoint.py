@@ -266,7 +266,7 @@ def load_arrays(folder: pathlib.Path, expected: int | None = None):
             # NumPy arrays, because they may not fit into device memory.
             target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), stored)
             tree = checkpointer.restore(folder.absolute(), target)
-        if expected is not None and _checksum_on_cpu(tree) != expected:
+        if expected is not None and checksum_on_cpu(tree) != expected:
             raise ValueError("its checksum does not match")
     return tree
 
@@ -286,7 +286,7 @@ def load_run(folder: pathlib.Path, step: int | Literal["last"]) -> tuple[dict, i
         raise UserError(f"the checkpoint in {folder} is damaged ({problem})")
     state = load_arrays(folder / "state")
     variables = state["ema"] or {key: state[key] for key in ("params", "batch_stats")}
-    found = _checksum_on_cpu(variables)
+    found = checksum_on_cpu(variables)
     with _reading(folder):
         notes = json.loads((folder / "notes" / "metadata").read_text())
         if found != notes.get("variables_checksum", found):
@@ -302,7 +302,7 @@ def recorded_checksum(folder: pathlib.Path, step: int) -> int | None:
     return read_json(folder / str(step) / "notes" / "metadata").get("variables_checksum")
 
 
-def _checksum_on_cpu(tree) -> int:
+def checksum_on_cpu(tree) -> int:
     """Compute the checksum of NumPy arrays on the CPU if that backend is available."""
     try:
         device = jax.default_device(jax.local_devices(backend="cpu")[0])

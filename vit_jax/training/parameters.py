@@ -23,6 +23,7 @@ _LABELS = {  # of what is not a block, in the order of the forward pass
     "encoder_norm": "final norm",
     "MAPHead_0": "attention pooling",
     "sequence_pool": "sequence pooling",
+    "fc_norm": "final norm",
     "pre_logits": "pre-logits",
     "head": "head",
 }

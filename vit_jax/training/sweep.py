@@ -84,7 +84,7 @@ def _read_info(key, folder):
         raise UserError(f"{key}={folder}: {error}") from None
     except (OSError, ValueError, RuntimeError):  # too long, with a null byte, of an unknown user
         path = truncate_repr(folder)
-        raise UserError(f"{key}={path} cannot be the path of a folder") from None
+        raise UserError(f"{key}={path} cannot be the path of weights") from None
 
 
 def _check_teacher(name, teacher, names):
