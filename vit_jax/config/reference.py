@@ -5,7 +5,8 @@ python -m vit_jax.config.reference > docs/settings.md
 
 import math
 
-from vit_jax.config.schema import COUNTABLE, SECTIONS, SMALLEST, Setting
+from vit_jax.config.schema import SECTIONS
+from vit_jax.config.setting import COUNTABLE, SMALLEST, Setting
 
 _PAGE = """# Settings
 

@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
-from vit_jax.config.schema import RENAMED, SCHEMA, SECTIONS, SMALLEST
+from vit_jax.config.schema import RENAMED, SCHEMA, SECTIONS
+from vit_jax.config.setting import SMALLEST
 from vit_jax.runtime.errors import UserError, suggest, truncate_repr
 
 Config: TypeAlias = Any  # a ConfigDict; type checkers cannot know its attributes

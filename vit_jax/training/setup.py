@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from vit_jax import models, pretrained
 from vit_jax.config import Config, flatten, steps_of, total_steps
 from vit_jax.config.rules import one_step_at_a_time, parse_freeze
-from vit_jax.config.schema import COUNTABLE
+from vit_jax.config.setting import COUNTABLE
 from vit_jax.data import Data
 from vit_jax.models import lora
 from vit_jax.runtime.errors import UserError
