@@ -17,6 +17,8 @@ MODE is one of
             torchvision's policy without the rest, in one process per core
   seeds     training step of four vectorised seeds and of one; images/s are per seed
   parts     training step of the plain ViT and with one part each; ratios are to its time
+  laptop    training step of configs/cifar_laptop.py on all patches, with crop, flip and Muon; peer:
+            the same in PyTorch, from timm's blocks and torch.optim.Muon
   calls     multi-step dispatch: 32 training steps in one call and in 32 calls
   resident  main-thread time of a training step on a device-resident dataset
   startup   seconds from the main command to the first step of configs/cifar_patch.py's patch_4, on
@@ -40,6 +42,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import benchmark_modes as modes  # noqa: E402
+from benchmark_overheads import measure_resident, measure_startup  # noqa: E402
 
 from vit_jax.runtime import memory, sharding  # noqa: E402
 
@@ -78,9 +81,9 @@ def main() -> None:
     if args.mode == "explain" and args.model == "resnet18":
         parser.error("resnet18 has no attention to explain")
     if args.mode == "startup":
-        results = modes.measure_startup(args.data)
+        results = measure_startup(args.data)
     elif args.mode == "resident":
-        results = modes.measure_resident(modes.make_spec(args))
+        results = measure_resident(modes.make_spec(args))
     else:
         spec = modes.make_spec(args)
         sides, count = modes.START[args.mode](spec, args)

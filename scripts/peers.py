@@ -80,6 +80,69 @@ def train(spec):
     return step, sum(p.numel() for p in model.parameters())
 
 
+def laptop(spec):
+    """Make a training step of a ViT with a convolutional stem: crop, flip, Muon and AdamW."""
+    import torch
+    from timm.models.vision_transformer import Block
+    from torch import nn
+
+    torch.manual_seed(0)
+    d, side, b = spec["hidden_size"], spec["image_size"], spec["batch_size"]
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layers, channels = [], 3
+            for width in (64, d):
+                layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.ReLU()]
+                layers += [nn.MaxPool2d(3, 2, 1)]
+                channels = width
+            ratio, blocks = spec["mlp_dim"] / d, range(spec["depth"])
+            self.stem = nn.Sequential(*layers)
+            self.register_buffer("positions", torch.randn(1, (side // 4) ** 2, d))
+            self.blocks = nn.Sequential(
+                *(Block(d, spec["num_heads"], ratio, qkv_bias=True) for _ in blocks)
+            )
+            self.norm, self.head = nn.LayerNorm(d, 1e-6), nn.Linear(d, spec["num_classes"])
+
+        def forward(self, x):
+            x = self.stem(x).flatten(2).transpose(1, 2) + self.positions
+            return self.head(self.norm(self.blocks(x)).mean(1))
+
+    model = Model().to(device())
+    pixels = torch.randint(0, 256, (b, 3, side, side), dtype=torch.uint8, device=device())
+    labels = torch.randint(0, spec["num_classes"], (b,), device=device())
+    kernels = [p for p in model.blocks.parameters() if p.ndim == 2]
+    ids = set(map(id, kernels))
+    rest = [p for p in model.parameters() if id(p) not in ids]
+    optimizers = (
+        torch.optim.Muon(kernels, 1e-3, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, 1e-3, weight_decay=0.05, fused=True),
+    )
+    forward = torch.compile(model) if spec["compile"] else model
+
+    def augment():
+        padded = nn.functional.pad(pixels, (4,) * 4)
+        windows = padded.unfold(2, side, 1).unfold(3, side, 1)  # [b, 3, 9, 9, side, side]
+        rows, columns = torch.randint(0, 9, (2, b), device=device())
+        images = windows[torch.arange(b, device=device()), :, rows, columns]
+        mirrored = torch.rand(b, device=device())[:, None, None, None] < 0.5
+        return torch.where(mirrored, images.flip(3), images).float() / 64 - 2
+
+    def step():
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        images = augment()
+        with precision(spec):
+            loss = nn.functional.cross_entropy(forward(images), labels, label_smoothing=0.1)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+
+    return step, sum(p.numel() for p in model.parameters())
+
+
 def infer(spec):
     """Make a forward pass."""
     import torch
@@ -169,7 +232,7 @@ def auto_augment(spec):
     return step, 0
 
 
-MODES = {f.__name__: f for f in (train, infer, explain, read_folder, auto_augment)}
+MODES = {f.__name__: f for f in (train, laptop, infer, explain, read_folder, auto_augment)}
 
 
 def main():
