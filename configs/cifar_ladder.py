@@ -21,7 +21,9 @@ def get_config(profile=""):
 
 def sweep(profile=""):
     """Name the variants: the teacher, then rungs that keep what the ones before them added."""
-    resnet18 = presets.as_resnet18(get_config(profile)) | {
+    resnet18 = {
+        "model.name": "resnet18",
+        "model.hidden_size": 64,
         "augment.kind": "baseline",
         "optim.name": "sgd",
         "optim.nesterov": True,

@@ -21,10 +21,10 @@ def sweep():
     """Name the variants: the teacher, and the ViT without and with it."""
     shift = {"augment.kind": "baseline", "augment.crop_padding": 1, "augment.flip": False}
     return {
-        "resnet18": presets.as_resnet18(get_config()) | {"model.hidden_size": 16} | shift,
+        "resnet18": {"model.name": "resnet18", "model.hidden_size": 16} | shift,
         "vit": {},
         # On the images that it was trained on, a teacher is nearly certain: a high temperature
-        # shows which other classes it considers.
+        # makes the other classes' probabilities count.
         "vit_distilled": {
             "train.teacher": "resnet18",
             "train.distill_temperature": 16.0,

@@ -30,5 +30,5 @@ def sweep():
         "patch_dropout": {"model.patch_drop_rate": 0.25, "train.patch_drop_percent": 80.0},
         "distilled": {"train.teacher": "resnet18"},
     }
-    resnet18 = presets.as_resnet18(get_config()) | {"model.hidden_size": 16} | shift
+    resnet18 = {"model.name": "resnet18", "model.hidden_size": 16} | shift
     return {"resnet18": resnet18} | presets.accumulate(rungs)

@@ -33,7 +33,7 @@ def run(workdir, variants, **overrides):
     config = vit_jax.get_config()
     config.data.update(name="digits", image_size=8, channels=1)
     config.augment.crop_padding = 1
-    config.train.update(epochs=1.0, **overrides)
+    config.train.update({"epochs": 1.0} | overrides)
     config.log.update(tensorboard=False, explain_images=0)
     config.optim.learning_rate = 3e-3
     return vit_jax.train(vit_jax.Experiment("distil", config, variants), workdir)
@@ -106,19 +106,41 @@ def test_a_changed_teacher_is_refused(sweep, tmp_path):
         run(tmp_path / "distil", {"student": student}, num_seeds=2)
 
 
+def test_a_finished_run_with_another_teacher_is_refused(sweep):
+    plain = run(sweep.workdir.parent / "finished", {"student": VIT}).workdir
+    for name in ("cnn", "student"):
+        teacher = {"train.teacher": str(sweep.workdir / name / "seed_0")}
+        with pytest.raises(UserError, match=r"weights of its teacher \(no train.teacher\)"):
+            run(plain, {"student": VIT | teacher})
+
+
+def test_a_distilled_run_is_not_lengthened(sweep):
+    student = VIT | {"train.teacher": "cnn", "train.distill_temperature": 4.0}
+    with pytest.raises(UserError, match="a run with train.teacher=.* cannot be lengthened"):
+        run(sweep.workdir, {"cnn": CNN, "student": student}, num_seeds=2, epochs=2.0)
+
+
+def test_a_variant_is_loaded_with_its_teacher():
+    loaded = vit_jax.load_config("digits_ladder", variant="distilled")
+    assert list(loaded.variants) == ["resnet18", "distilled"]
+    assert list(vit_jax.load_config("digits_ladder", variant="muon").variants) == ["muon"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ({"train.teacher": "nowhere"}, "train.teacher=nowhere: nowhere is neither"),
         ({"train.teacher": "student"}, "train.teacher=student of variant student must be an earl"),
         ({"train.distill_weight": 0.1}, "train.distill_weight=0.1 has no effect without"),
+        ({"train.distill_weight": 1.0, "train.label_smoothing": 0.1}, "label_smoothing=0.1 has no"),
+        ({"freeze": "none_trained"}, "has no effect with freeze=none_trained"),
         ({"data.image_size": 16}, "was trained with data.image_size=8, but data.image_size=16"),
-        ({"data.name": "folder"}, "does not know the classes a, b"),
+        ({"data.name": "folder"}, "lacks the classes a, b"),
     ],
 )
 def test_unusable_teachers_are_refused(sweep, tmp_path, overrides, message):
     teacher = {"train.teacher": str(sweep.workdir / "cnn" / "seed_0")}
-    if "train.distill_weight" in overrides:
+    if overrides.get("train.distill_weight") == 0.1:
         teacher = {}
     if "data.name" in overrides:
         for name in ("a", "b"):

@@ -82,6 +82,12 @@ def test_the_compute_is_that_of_both_parts(tmp_path):
     assert dropped["pflop"] < 0.65 * plain["pflop"]
 
 
+def test_a_run_with_a_change_is_not_lengthened(tmp_path):
+    run(tmp_path / "runs", train__num_seeds=1)
+    with pytest.raises(UserError, match="patch_drop_percent=75.0 cannot be lengthened"):
+        run(tmp_path / "runs", train__num_seeds=1, train__epochs=2.0)
+
+
 def test_a_change_without_patch_dropout_is_refused():
     with pytest.raises(UserError, match="patch_drop_percent=75.0 has no effect with model.patch_d"):
         make_config(train__patch_drop_percent=75.0)

@@ -9,6 +9,7 @@ from vit_jax.config.settings import (
     current_names,
     flatten,
     get_config,
+    reset_other_models,
     resized_side,
     resolve,
     steps_of,

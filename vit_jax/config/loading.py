@@ -53,7 +53,7 @@ def load_config(
     Args:
       path: of the file, or the name of a bundled config; ":PROFILE" may follow.
       overrides: {"section.key": value}, settings to change.
-      variant: select only this variant of the sweep.
+      variant: select only this variant of the sweep, and those that teach it.
       profile: passed to `get_config` as its only argument.
 
     Raises:
@@ -73,11 +73,19 @@ def load_config(
     return Experiment(
         name=re.sub(r"[^\w.+-]", "_", f"{path.stem}_{profile}") if profile else path.stem,
         config=settings.with_overrides(config, overrides, "the overrides"),
-        variants={k: v for k, v in variants.items() if variant in (None, k)},
+        variants=variants if variant is None else _with_teachers(variants, variant),
         published=published,
         given=frozenset(overrides),
         ladder=ladder,
     )
+
+
+def _with_teachers(variants, name):
+    """Select a variant and, before it, its `train.teacher` if that is a variant too."""
+    if name not in variants:  # "base", of a config without a sweep
+        return {}
+    teacher = variants[name].get("train.teacher")
+    return (_with_teachers(variants, teacher) if teacher else {}) | {name: variants[name]}
 
 
 def find_config(name: str | os.PathLike) -> pathlib.Path:

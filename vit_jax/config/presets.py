@@ -1,6 +1,6 @@
 """Base configs shared by several experiments."""
 
-from vit_jax.config import Config, get_config
+from vit_jax.config import get_config
 from vit_jax.runtime.errors import UserError
 
 
@@ -76,13 +76,6 @@ def finetune():
     config.train.batch_size = 128  # if memory is short: accumulation_steps, remat
     config.log.every_steps = 20
     return config
-
-
-def as_resnet18(config: Config) -> dict:
-    """Make the overrides that turn the ViT of a config into a ResNet18 of the default width."""
-    defaults = get_config().model
-    changed = {f"model.{k}": defaults[k] for k, v in config.model.items() if v != defaults[k]}
-    return changed | {"model.name": "resnet18"}
 
 
 def accumulate(rungs: dict[str, dict]) -> dict[str, dict]:

@@ -26,6 +26,7 @@ def validate(config: Config) -> None:
     if config.freeze == "lora":
         _validate_lora(config)
     _validate_train(config)
+    _validate_teacher(config)
     _validate_optim(config.optim)
     _validate_schedule(config.optim, config.train)
     if config.optim.name == "schedule_free_adamw":
@@ -285,15 +286,26 @@ def _validate_train(config):
             f"train.patch_drop_percent={train.patch_drop_percent} has no effect with "
             "model.patch_drop_rate=0"
         )
-    for key in ("distill_weight", "distill_temperature"):
-        if train[key] != SCHEMA[f"train.{key}"].default and not train.teacher:
-            raise UserError(f"train.{key}={train[key]} has no effect without train.teacher")
     for stem in ("optim.warmup", "train.eval_every", "log.every"):
         _only_one(config, *(f"{stem}_{unit}" for unit in ("steps", "epochs", "percent")))
     if train.accumulation_steps and train.batch_size % train.accumulation_steps:
         raise UserError(
             f"train.batch_size={train.batch_size} is not divisible by "
             f"train.accumulation_steps={train.accumulation_steps}"
+        )
+
+
+def _validate_teacher(config):
+    train = config.train
+    for key in ("distill_weight", "distill_temperature"):
+        if train[key] != SCHEMA[f"train.{key}"].default and not train.teacher:
+            raise UserError(f"train.{key}={train[key]} has no effect without train.teacher")
+    if train.teacher and config.freeze == "none_trained":
+        raise UserError(f"train.teacher={train.teacher} has no effect with freeze=none_trained")
+    if train.distill_weight == 1 and train.label_smoothing:
+        raise UserError(
+            f"train.label_smoothing={train.label_smoothing} has no effect with "
+            "train.distill_weight=1, which leaves the labels out"
         )
 
 

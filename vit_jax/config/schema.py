@@ -317,16 +317,18 @@ _TRAIN = dict(
         "BatchNorm normalises each separately; 0: the fastest number",
     ),
     label_smoothing=below_1(0.0, "fraction of the target spread evenly over all classes"),
-    patch_drop_percent=Setting(
+    patch_drop_percent=positive(
         100.0, "percent of the run with patch dropout; the rest sees all patches", high=100
     ),
     teacher=Setting(
         "",
-        "distillation: folder of a run or of a converted checkpoint whose predictions are learned, "
-        "or name of an earlier variant, of which the first seed teaches",
+        "distillation: folder of a run or of a converted checkpoint, or weight file, whose "
+        "predictions are learned; or name of an earlier variant, of which the first seed teaches",
         resume="moved",
     ),
-    distill_weight=Setting(0.5, "share of the teacher's loss; the labels have the rest", high=1),
+    distill_weight=positive(
+        0.5, "weight of the teacher's loss; that of the labels is the rest of 1", high=1
+    ),
     distill_temperature=positive(
         2.0, "temperature that softens both predictions of the teacher's loss", high=1000
     ),

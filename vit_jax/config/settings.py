@@ -90,6 +90,14 @@ def with_overrides(config: Config, overrides: Mapping[str, Any], what: str) -> C
     return config
 
 
+def reset_other_models(config: Config, given: Collection[str]) -> None:
+    """Reset the settings of other models than `config.model.name`, except for the keys `given`."""
+    for key, setting in SCHEMA.items():
+        other, values = setting.applies or ("", ())
+        if other == "model.name" and config.model.name not in values and key not in given:
+            config.update_from_flattened_dict({key: setting.default})
+
+
 def wrong_type(key: str, value, what: str) -> str:
     """Format the error for a value of the wrong type; `what` names its source."""
     kinds = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}

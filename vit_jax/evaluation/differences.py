@@ -31,13 +31,16 @@ def add_differences(rows: list[dict], ladder: bool = False) -> None:
     """Add to rows of results.json their "difference" from the best by validation accuracy.
 
     Its key "from" names the best variant, whose own row gets none. In a ladder, the difference is
-    that from the row above, and the first row gets none.
+    that from the variant before, and "ladder" is true; teachers of other variants are no rungs.
     """
     best = max(rows, key=lambda row: row["val_accuracy"]["mean"])
-    references = [rows[0], *rows[:-1]] if ladder else [best] * len(rows)
-    for row, other in zip(rows, references, strict=True):
+    teachers = {row["overrides"].get("train.teacher") for row in rows}
+    rungs = [row for row in rows if row["variant"] not in teachers]
+    pairs = zip(rungs[1:], rungs, strict=False) if ladder else ((row, best) for row in rows)
+    for row, other in pairs:
         if row is not other:
             row["difference"] = {"from": other["variant"]} | paired_difference(row, other)
+            row["difference"] |= {"ladder": True} if ladder else {}
 
 
 def contains_zero(difference: dict) -> bool:

@@ -2,8 +2,8 @@
 
 A kernel W [inputs, outputs] becomes W + scale A B, with A [inputs, rank] and B [rank, outputs]. The
 adapters "lora_a" and "lora_b" are parameters next to the "kernel" of query, key, value and out of
-every block. They are merged into the kernels before the model is applied, so the model itself does
-not know them.
+every block. They are merged into the kernels before the model, which has no code for them, is
+applied.
 """
 
 import dataclasses

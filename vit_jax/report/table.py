@@ -58,7 +58,7 @@ def legend(rows: list[dict], seeds: list[int], select: str) -> str:
 
 def _difference_legend(rows):
     """Describe the column of differences and the mark of those within noise."""
-    reference = "row above" if _is_ladder(rows) else "best variant by validation accuracy"
+    reference = "variant before" if _is_ladder(rows) else "best variant by validation accuracy"
     text = f"The difference is in test accuracy from the {reference}"
     if all(row["difference"]["low"] is None for row in rows if "difference" in row):
         return f"{text}; one seed: no interval."
@@ -69,8 +69,8 @@ def _difference_legend(rows):
 
 
 def _is_ladder(rows):
-    """Whether rows differ from the one above instead of from one and the same."""
-    return len({row["difference"]["from"] for row in rows if "difference" in row}) > 1
+    """Whether the differences of rows are those from the variant before."""
+    return any(row.get("difference", {}).get("ladder") for row in rows)
 
 
 def orders(rows: list[dict], published: dict[str, str]) -> dict[str, str]:
@@ -112,7 +112,7 @@ def columns(rows: list[dict]) -> dict[str, list[str]]:
     found = [row["difference"] for row in rows if "difference" in row]
     if found:
         unit = "points" if all(one["low"] is None for one in found) else "points, 95 % interval"
-        reference = "the row above" if _is_ladder(rows) else found[0]["from"]
+        reference = "the variant before" if _is_ladder(rows) else found[0]["from"]
         name = f"difference from {reference}, {unit}"
         table[name] = [_difference(row.get("difference")) for row in rows]
     table["val"] = [percent(row["val_accuracy"]) for row in rows]

@@ -49,6 +49,15 @@ def suggest_runs(path: pathlib.Path) -> str:
     return f"; {suggest(str(path), found, f'there is {join_names(found)}', 3)}" if found else ""
 
 
+# {setting: (its key in the fingerprint of a run, name)} of the weights that a run starts with.
+WEIGHTS = {
+    "init_from": ("weights", "weights"),
+    "train.teacher": ("teacher", "weights of its teacher"),
+}
+# Settings whose runs cannot be lengthened: the teacher, or the end of patch dropout, would change.
+_FIXED_LENGTH = ("train.teacher", "train.patch_drop_percent")
+
+
 def current_keys(record: dict) -> dict:
     """Rename old keys of config.json, summary.json or a row of results.json to current ones."""
     return {_RENAMED.get(key, key): value for key, value in record.items()}
@@ -91,23 +100,33 @@ def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None
             raise UserError(
                 f"{trained} and is not finished: finish it before lengthening it to {now[key]}"
             )
+        if unfit := [k for k in _FIXED_LENGTH if now[k] != SCHEMA[k].default]:
+            raise UserError(
+                f"{trained}: a run with {unfit[0]}={now[unfit[0]]} cannot be lengthened: choose "
+                "another --workdir"
+            )
     return None if changed else summary
 
 
-def check_weights(folder: pathlib.Path, config: Config, checksum: int | None) -> None:
-    """Raise UserError if a run has other initial weights than `init_from` now, at any path.
+def check_weights(folder: pathlib.Path, config: Config, key: str, checksum: int | None) -> None:
+    """Raise UserError if a run has other weights than `key` names now, at any path.
 
-    `checksum` is that of the present weights; None if there are none, or it is not recorded.
+    Args:
+      folder: of the run.
+      config: of the run, now.
+      key: "init_from" or "train.teacher".
+      checksum: of the present weights; None if there are none, or it is not recorded.
     """
     record = read_config(folder)
     if record is None:
         return
-    before, now = record["config"].get("init_from", ""), plain_settings(config, 0)["init_from"]
-    recorded = record.get("data", {}).get("weights", {}).get("checksum")
+    kind, what = WEIGHTS[key]
+    before, now = record["config"].get(key, ""), plain_settings(config, 0)[key]
+    recorded = record.get("data", {}).get(kind, {}).get("checksum")
     if recorded != checksum and (checksum is not None or before != now):
         raise UserError(
-            f"{folder} was started with other weights ({before or 'no init_from'}) than the "
-            f"present ones ({now or 'no init_from'}): restore those, or choose another --workdir"
+            f"{folder} was started with other {what} ({before or f'no {key}'}) than the "
+            f"present ones ({now or f'no {key}'}): restore those, or choose another --workdir"
         )
 
 
@@ -127,12 +146,12 @@ def discard_damage(folder: pathlib.Path) -> None:
 
 
 def check_data(folder: pathlib.Path, fingerprint: dict) -> None:
-    """Raise UserError if the run was started with other data or initial weights."""
+    """Raise UserError if the run was started with other data, initial weights or teacher."""
     record = read_config(folder)
     if record is not None and record.get("data") != fingerprint:
-        kinds = {"weights": "weights", "teacher": "weights of its teacher"}
-        changed = [k for k in kinds if record["data"].get(k) != fingerprint.get(k)]
-        what = kinds[changed[0]] if changed else "images"
+        kinds = WEIGHTS.values()
+        changed = [what for k, what in kinds if record["data"].get(k) != fingerprint.get(k)]
+        what = changed[0] if changed else "images"
         raise UserError(
             f"{folder} was started with other {what} than the present ones: restore those, or "
             "choose another --workdir"
@@ -173,7 +192,7 @@ def write_config(
     Args:
       folder: the run's folder.
       config: resolved config of the run.
-      fingerprint: fingerprint of the data and initial weights.
+      fingerprint: fingerprint of the data, the initial weights and the teacher.
       total_steps: length of the run.
       name: name of the variant.
       seed: seed of the run.

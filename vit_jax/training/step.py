@@ -95,7 +95,7 @@ def make_train_step(
       mesh: whose axis "data" splits the batch; None: the compiler splits it.
       teacher: predicts the same augmented images; its variables are a fourth argument of the step.
     """
-    gradients = _make_gradients(model, config, trained, micro_batches, mesh)
+    gradients = _make_gradients(model, config, trained, micro_batches, mesh, teacher)
 
     def train_step(state: TrainState, key: jax.Array, batch: dict, teacher_variables: Any = None):
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
@@ -106,10 +106,8 @@ def make_train_step(
                 augment_key, batch["image"], batch["label"], model.num_classes, config
             )
         keys = jax.random.split(dropout_key, len(images))
-        examples = [keys, images, targets]
-        if teacher is not None:
-            examples.append(teacher.logits(teacher_variables, images))
-        grads, batch_stats, sums = gradients(state.params, state.batch_stats, examples)
+        constants = state.batch_stats, teacher_variables
+        grads, batch_stats, sums = gradients(state.params, *constants, keys, images, targets)
         params, opt_state = _update(optimizer, trained, grads, state)
         grad_norm = optax.tree.norm(grads)
         bad = ~(jnp.isfinite(sums.loss.total) & jnp.isfinite(grad_norm))
@@ -161,8 +159,8 @@ def make_multi_step(train_step, split: NamedSharding):
     return multi_step
 
 
-def _loss(model, config, trained, params, batch_stats, keys, images, targets, *teacher_logits):
-    """Compute the mean loss, and (new statistics, sums)."""
+def _loss(model, config, trained, teacher, params, batch_stats, taught_by, keys, images, targets):
+    """Compute the mean loss, and (new statistics, sums); `taught_by`: variables of the teacher."""
     # Here, so that the backward pass ends at the lowest trained layer.
     if trained is not None:
         frozen = jax.lax.stop_gradient
@@ -177,22 +175,22 @@ def _loss(model, config, trained, params, batch_stats, keys, images, targets, *t
     # Smoothing the mixed targets is the same as mixing smoothed ones.
     smooth = optax.smooth_labels(targets, config.train.label_smoothing)
     losses = optax.softmax_cross_entropy(logits, smooth)  # [b]
-    if teacher_logits:
+    if teacher is not None:
         weight, temperature = config.train.distill_weight, config.train.distill_temperature
-        learned = distillation_loss(logits, teacher_logits[0], temperature)
+        learned = distillation_loss(logits, teacher.logits(taught_by, images), temperature)
         losses = (1 - weight) * losses + weight * learned
     sums = Sums.single_from_model_output(loss=losses, logits=logits, labels=targets.argmax(-1))
     return losses.mean(), (changed.get("batch_stats", {}), sums)
 
 
-def _make_gradients(model, config, trained, micro_batches, mesh):
-    """Make (params, batch_stats, examples) -> (gradients, statistics, sums).
+def _make_gradients(model, config, trained, micro_batches, mesh, teacher):
+    """Make (params, batch_stats, teacher's variables, *examples) -> (gradients, statistics, sums).
 
-    Examples are [keys, images, targets], and the teacher's logits where there is one.
+    The examples are keys, images and targets.
     """
     if mesh is not None and hasattr(model, "axis_name"):  # batch statistics are of all devices
         model = model.clone(axis_name="data")
-    grad = jax.grad(functools.partial(_loss, model, config, trained), has_aux=True)
+    grad = jax.grad(functools.partial(_loss, model, config, trained, teacher), has_aux=True)
     gradients = functools.partial(_of_batch, grad, micro_batches)
     if mesh is None:
         return gradients
@@ -202,20 +200,20 @@ def _make_gradients(model, config, trained, micro_batches, mesh):
     return jax.shard_map(
         functools.partial(_of_device, gradients),
         mesh=mesh,
-        in_specs=(whole, whole, split),
+        in_specs=(whole, whole, whole, split, split, split),
         out_specs=whole,
         check_vma=False,  # else the gradients would come summed already
     )
 
 
-def _of_batch(grad, micro_batches, params, batch_stats, examples):
+def _of_batch(grad, micro_batches, params, batch_stats, taught_by, *examples):
     """Compute the mean gradients of a batch in micro-batches, and the mean running statistics."""
     if micro_batches == 1:
-        grads, (batch_stats, sums) = grad(params, batch_stats, *examples)
+        grads, (batch_stats, sums) = grad(params, batch_stats, taught_by, *examples)
         return grads, batch_stats, sums
 
     def add(total, micro_batch):
-        grads, (stats, sums) = grad(params, batch_stats, *micro_batch)
+        grads, (stats, sums) = grad(params, batch_stats, taught_by, *micro_batch)
         return (jax.tree.map(jnp.add, total[0], grads), total[1].merge(sums)), stats
 
     # Micro-batch i takes examples i, i + n, ...: each device keeps the examples that it has.
@@ -228,9 +226,9 @@ def _of_batch(grad, micro_batches, params, batch_stats, examples):
     return jax.tree.map(lambda g: g / micro_batches, grads), batch_stats, sums
 
 
-def _of_device(gradients, params, batch_stats, examples):
+def _of_device(gradients, params, batch_stats, taught_by, *examples):
     """Average the gradients of each device's shard of a batch over the devices."""
-    grads, batch_stats, sums = gradients(params, batch_stats, examples)
+    grads, batch_stats, sums = gradients(params, batch_stats, taught_by, *examples)
     return jax.lax.pmean(grads, "data"), batch_stats, jax.lax.psum(sums, "data")
 
 

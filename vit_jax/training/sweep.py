@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vit_jax import pretrained
-from vit_jax.config import Config, resolve, with_overrides
+from vit_jax.config import Config, flatten, reset_other_models, resolve, with_overrides
 from vit_jax.config.rules import validate
 from vit_jax.data import load_data
 from vit_jax.evaluation.differences import add_differences
@@ -43,7 +43,8 @@ def make_variants(config: Config, sweep: dict[str, dict], given: set[str]) -> di
 
     Args:
       config: of the experiment, with the command line's overrides.
-      sweep: {variant: {"section.key": value}}; empty for a single variant called "base".
+      sweep: {variant: {"section.key": value}}; empty for a single variant called "base". A variant
+        with another model.name ignores the settings of the config's model.
       given: the keys that the command line overrides.
 
     Raises UserError if a variant is invalid, badly named, or overrides a key of the command line.
@@ -55,6 +56,8 @@ def make_variants(config: Config, sweep: dict[str, dict], given: set[str]) -> di
         if not isinstance(overrides, dict):
             raise UserError(f"variant {name!r} must be a dict of settings, not {overrides!r}")
         variant = with_overrides(config, overrides, f"variant {name}")
+        if "model.name" in overrides:
+            reset_other_models(variant, set(overrides))
         if variant.sharding != config.sharding:
             raise UserError(
                 f"variant {name} changes the sharding settings, but all variants share one set of "
@@ -101,7 +104,8 @@ def _with_teachers(workdir, configs):
     for name, config in configs.items():
         if (teacher := config.train.teacher) in configs:
             teachers[name] = run_folder.run_path(workdir, teacher, configs[teacher].seed)
-            overrides = {"train.teacher": str(teachers[name].resolve())}
+            teachers[name] = teachers[name].resolve()
+            overrides = {"train.teacher": str(teachers[name])}
             named[name] = with_overrides(config, overrides, f"variant {name}")
     return named, teachers
 
@@ -146,7 +150,13 @@ def run_sweep(
     _check_workdir(workdir, experiment)
     configs, teachers = _with_teachers(workdir, configs)
     chosen = {name: c for name, c in configs.items() if only in (None, name)}
-    _check_runs(workdir, chosen)
+    if only in teachers and not _is_finished(teachers[only]):
+        teacher = teachers[only].parent.name
+        raise UserError(
+            f"variant {only} learns from variant {teacher}, which is not finished: run "
+            f"--variant={teacher} first"
+        )
+    _check_runs(workdir, chosen, teachers)
     hooks = hooks or Hooks()
     summaries, runner = {}, _Runner(chosen, teachers, workdir, stop, hooks, reuse, began)
     if next(iter(configs.values())).sharding.distributed:
@@ -182,14 +192,21 @@ def _check_workdir(workdir, experiment):
         )
 
 
-def _check_runs(workdir, configs):
-    """Raise UserError for conflicting settings or initial weights, before hours of training."""
+def _check_runs(workdir, configs, teachers):
+    """Raise UserError for conflicting settings or weights, before hours of training."""
     for name, config in configs.items():
-        weights = pathlib.Path(config.init_from).expanduser()
-        checksum = pretrained.read_info(weights)["checksum"] if config.init_from else None
+        flat = flatten(config)
+        paths = {key: pathlib.Path(flat[key]).expanduser() for key in run_folder.WEIGHTS}
         for seed, folder in _folders(workdir, name, config).items():
-            run_folder.check_weights(folder, config, checksum)
+            for key, path in paths.items():
+                known = flat[key] and not (path in teachers.values() and not _is_finished(path))
+                checksum = pretrained.read_info(path)["checksum"] if known else None
+                run_folder.check_weights(folder, config, key, checksum)
             run_folder.read_summary(folder, config, seed)
+
+
+def _is_finished(folder):
+    return (folder / "summary.json").exists()
 
 
 def _folders(workdir, name, config):
@@ -336,7 +353,7 @@ class _Runner:
             # Report what does not fit the data before hours of training the first variant.
             for name, other in self._configs.items():
                 teacher = self._teachers.get(name)
-                taught = teacher is None or (teacher / "summary.json").exists()
+                taught = teacher is None or _is_finished(teacher)
                 if other.data == config.data and (taught or other is config):
                     setup = self._make_setup(other, self._data[key])
                     if other is config:  # which is trained next

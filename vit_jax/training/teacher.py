@@ -54,14 +54,17 @@ def load_teacher(config: Config, class_names: list[str]) -> Teacher | None:
     path = config.train.teacher
     if not path:
         return None
-    weights = pretrained.load_once(pathlib.Path(path).expanduser())
+    try:
+        weights = pretrained.load_once(pathlib.Path(path).expanduser())
+    except UserError as error:
+        raise UserError(f"train.teacher={path}: {error}") from None
     info = weights.info
     own = resolve(with_overrides(get_config(), info["settings"] | {"train.steps": 1}, path))
     for key in ("image_size", "channels"):
         if own.data[key] != config.data[key]:
             raise UserError(
                 f"train.teacher={path} was trained with data.{key}={own.data[key]}, but "
-                f"data.{key}={config.data[key]}: it must see the same images"
+                f"data.{key}={config.data[key]}: both need the same image size and channels"
             )
     names = info["class_names"]
     if not names:
@@ -69,7 +72,7 @@ def load_teacher(config: Config, class_names: list[str]) -> Teacher | None:
     order = match_names(class_names, names)
     if None in order:
         missing = [name for name, i in zip(class_names, order, strict=True) if i is None]
-        raise UserError(f"train.teacher={path} does not know the classes {join_names(missing)}")
+        raise UserError(f"train.teacher={path} lacks the classes {join_names(missing)}")
     pretrained.check_shapes(weights)
     student, teacher = (
         [np.broadcast_to(np.float32(one.data[key]), one.data.channels) for key in ("mean", "std")]
