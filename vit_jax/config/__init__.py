@@ -9,6 +9,8 @@ from vit_jax.config.settings import (
     current_names,
     flatten,
     get_config,
+    has_cls,
+    num_kept,
     reset_other_models,
     resized_side,
     resolve,

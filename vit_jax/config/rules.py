@@ -1,11 +1,18 @@
 """Rules across settings; the schema validates single settings."""
 
 import importlib.util
-import math
 import re
 
 from vit_jax.config.schema import SCHEMA
-from vit_jax.config.settings import DIMENSIONS, Config, check_values, flatten, resized_side
+from vit_jax.config.settings import (
+    DIMENSIONS,
+    Config,
+    check_values,
+    flatten,
+    has_cls,
+    num_kept,
+    resized_side,
+)
 from vit_jax.runtime.errors import UserError, truncate_repr
 
 FREEZES = ("none_trained", "head", "lora", "full")
@@ -199,7 +206,7 @@ def _validate_positions(model):
             f"model.pos_embed=rope_2d needs a width per attention map that 4 divides, not {width} "
             f"({given})"
         )
-    if model.init == "impulse" and (model.pos_embed != "learned_1d" or _has_cls(model)):
+    if model.init == "impulse" and (model.pos_embed != "learned_1d" or has_cls(model)):
         raise UserError(
             "model.init=impulse needs model.pos_embed=learned_1d and no class token, not "
             f"{model.pos_embed} and model.pool={model.pool}"
@@ -211,10 +218,6 @@ def _validate_positions(model):
         )
 
 
-def _has_cls(model):
-    return model.class_token or model.pool.startswith("cls")
-
-
 def _validate_parts(model, image_size):
     if model.pool == "cls_dist" and not model.num_registers:
         raise UserError(
@@ -223,9 +226,8 @@ def _validate_parts(model, image_size):
         )
     if model.mlp == "swiglu" and model.gelu != "tanh":
         raise UserError(f"model.gelu={model.gelu} has no effect with model.mlp=swiglu")
-    patches = (image_size // model.patch_size) ** 2
-    patches = max(1, math.floor(patches * (1 - model.patch_drop_rate) + 1e-9))
-    if model.attention == "lsa" and patches + model.num_registers + _has_cls(model) < 2:
+    patches = num_kept((image_size // model.patch_size) ** 2, model.patch_drop_rate)
+    if model.attention == "lsa" and patches + model.num_registers + has_cls(model) < 2:
         raise UserError(
             "model.attention=lsa needs at least two tokens, as no token attends to itself: lower "
             f"model.patch_size={model.patch_size} or model.patch_drop_rate={model.patch_drop_rate}"

@@ -210,6 +210,16 @@ def _resolve_augment(config, given):
             config.augment[key] = config.augment[key] or value
 
 
+def has_cls(model_config: Mapping[str, Any]) -> bool:
+    """Whether the first token of a ViT is the class token."""
+    return model_config["class_token"] or model_config["pool"].startswith("cls")
+
+
+def num_kept(patches: int, drop_rate: float) -> int:
+    """Compute how many patches of an image remain with this `model.patch_drop_rate`."""
+    return max(1, math.floor(patches * (1 - drop_rate) + 1e-9))
+
+
 def resized_side(data) -> int:
     """Compute the side in pixels of which `data.eval_crop` leaves `data.image_size`."""
     return math.floor(data.image_size / data.eval_crop + 1e-9)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
+from vit_jax.config import has_cls as has_cls
 from vit_jax.models.attention import differential_lambdas as differential_lambdas
-from vit_jax.models.layers import has_cls as has_cls
 from vit_jax.models.resnet import ResNet18
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.models.vit import attention_gradients as attention_gradients

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
 
-from vit_jax.models.layers import Dropout, Kernel, build_norm, has_cls
+from vit_jax.config import has_cls
+from vit_jax.models.layers import Dropout, Kernel, build_norm
 
 LAYER_NAMES = {
     "softmax": "MultiHeadDotProductAttention_0",

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
+from vit_jax.config import num_kept
 from vit_jax.models.layers import Kernel, build_norm
 from vit_jax.models.resnet import Conv
 
@@ -99,8 +100,3 @@ class PatchDropout(nn.Module):
 
         indices = jax.vmap(choose)(keys)[:, :, None]
         return jnp.take_along_axis(x, indices, 1, mode="promise_in_bounds")
-
-
-def num_kept(patches: int, rate: float) -> int:
-    """Compute how many patches `PatchDropout` keeps."""
-    return max(1, math.floor(patches * (1 - rate) + 1e-9))

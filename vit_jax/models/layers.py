@@ -66,11 +66,6 @@ class Kernel(nn.Module):
         return kernel.reshape(rows, columns), bias.reshape(columns)
 
 
-def has_cls(config: Mapping[str, Any]) -> bool:
-    """Whether the first token of a ViT is the class token."""
-    return config["class_token"] or config["pool"].startswith("cls")
-
-
 def build_norm(config: Mapping[str, Any], dtype: jnp.dtype, name: str | None = None) -> nn.Module:
     """Build the norm `config["norm"]`: LayerNorm, or RMSNorm (Zhang & Sennrich 2019)."""
     norm = nn.RMSNorm if config["norm"] == "rms" else nn.LayerNorm

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.config import has_cls
 from vit_jax.models.attention import LAYER_NAMES, Attention, head_width
 from vit_jax.models.embedding import PatchDropout, embed_patches
-from vit_jax.models.layers import Dropout, build_norm, gelu, has_cls
+from vit_jax.models.layers import Dropout, build_norm, gelu
 
 _KERNEL_INIT = nn.linear.default_kernel_init
 
