@@ -13,7 +13,7 @@ from tiny_stop import Stop
 import vit_jax
 from vit_jax import config as settings
 from vit_jax import models, pretrained
-from vit_jax.pretrained import architectures
+from vit_jax.pretrained import architectures, files
 from vit_jax.runtime.errors import UserError
 from vit_jax.training.sweep import make_variants, run_sweep
 
@@ -203,6 +203,22 @@ def test_heads_of_unnormalised_tokens_and_text_alone_are_refused(tmp_path):
     path = edited(tmp_path / "b", "transformers_CLIPModel", text)
     with pytest.raises(UserError, match="no array of an image model"):
         pretrained.convert(path, {})
+
+
+# {model_type of transformers: side of the patches in its default config}.
+PATCHES = dict.fromkeys(("vit", "deit", "vit_mae", "vit_msn", "ijepa", "siglip", "siglip2"), 16)
+PATCHES |= {"dinov2": 14, "dinov2_with_registers": 16, "clip": 32, "clip_vision_model": 32}
+
+
+@pytest.mark.parametrize("model_type", PATCHES)
+def test_a_config_without_defaults_has_those_of_its_class(tmp_path, model_type):
+    path = tmp_path / "model.safetensors"
+    content = {"model_type": model_type, "vision_config": {"model_type": model_type}}
+    path.with_name("config.json").write_text(json.dumps(content))
+    found, patch = files.read_side_settings(path), PATCHES[model_type]
+    keys = [f"model.{key}" for key in ("patch_size", "hidden_size", "depth", "num_heads")]
+    assert [found[key] for key in keys] == [patch, 768, 12, 12]
+    assert found["data.image_size"] == ((256, 256) if model_type == "siglip2" else (224, 224))
 
 
 @pytest.mark.parametrize(

@@ -32,18 +32,20 @@ _UNSUPPORTED = {
 # Models of transformers that are supported, {model_type: defaults of its config}.
 _VIT = {
     "hidden_act": "gelu",
+    "hidden_size": 768,
     "image_size": 224,
     "layer_norm_eps": 1e-12,
     "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "patch_size": 16,
     "pooler_act": "tanh",
 }
-_CLIP = _VIT | {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+_CLIP = _VIT | {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "patch_size": 32}
 _SIGLIP = _VIT | {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 MODEL_TYPES = {
     **dict.fromkeys(("vit", "deit", "vit_mae", "ijepa"), _VIT),
-    **dict.fromkeys(
-        ("vit_msn", "dinov2", "dinov2_with_registers"), _VIT | {"layer_norm_eps": 1e-6}
-    ),
+    "dinov2": _VIT | {"layer_norm_eps": 1e-6, "patch_size": 14},
+    **dict.fromkeys(("vit_msn", "dinov2_with_registers"), _VIT | {"layer_norm_eps": 1e-6}),
     **dict.fromkeys(("clip", "clip_vision_model"), _CLIP),
     **dict.fromkeys(("siglip", "siglip_vision_model"), _SIGLIP),
     **dict.fromkeys(("siglip2", "siglip2_vision_model"), _SIGLIP | {"num_patches": 256}),
