@@ -205,6 +205,22 @@ def test_heads_of_unnormalised_tokens_and_text_alone_are_refused(tmp_path):
         pretrained.convert(path, {})
 
 
+def test_image_towers_of_open_clip_with_other_pooling_are_refused(tmp_path):
+    for change, message in (
+        (lambda key: "ln_pre" not in key, "is CLIPA or NV-CLIP of open_clip"),
+        (lambda key: True, "is CoCa of open_clip"),
+    ):
+        arrays = safetensors.numpy.load_file(file_of("open_clip_ViT_B_16"))
+        kept = {key: x for key, x in arrays.items() if change(key)}
+        if "CoCa" in message:
+            kept["visual.attn_pool.query"] = np.ones((4, 16), np.float32)
+        path = tmp_path / "model.safetensors"
+        safetensors.numpy.save_file(kept, path)
+        with pytest.raises(UserError, match=message):
+            pretrained.convert(path, {"model.num_heads": 2, "model.gelu": "quick"})
+    assert "model.pool" in convert("open_clip_ViT_B_16").info["assumed"]
+
+
 # {model_type of transformers: side of the patches in its default config}.
 PATCHES = dict.fromkeys(("vit", "deit", "vit_mae", "vit_msn", "ijepa", "siglip", "siglip2"), 16)
 PATCHES |= {"dinov2": 14, "dinov2_with_registers": 16, "clip": 32, "clip_vision_model": 32}

@@ -24,6 +24,7 @@ _UNSUPPORTED = {
     r"\.(attns|ffns)\.\d": "a ViT with parallel branches",
     r"\.mlp\.fc1_[gx]\.": "a ViT whose gated MLP has two arrays, such as AIMv2",
     r"\.in_norm\.|\.(attn|mlp)\.(norm|ln)\.": "a ViT with further norms in its blocks",
+    r"^attn_pool\.(query$|attn\.|ln_[qk]\.)": "CoCa of open_clip, with another attention pooling",
     r"(^|\.)attn_pool\.(pos_embed|[qk]_norm)": "a ViT with another attention pooling than SigLIP",
     r"layer1\.0\.conv3\.": "a ResNet with bottleneck blocks, such as ResNet50",
     r"layer1\.2\.conv1\.": "a deeper ResNet than ResNet18",
@@ -117,6 +118,11 @@ def refuse_unsupported(keys: Iterable[str], source: pathlib.Path) -> None:
         raise UserError(
             f"{source} is CLIPForImageClassification, whose head sees tokens before their norm, "
             f"which is not supported: use {SUPPORTED}"
+        )
+    if {"conv1.weight", "class_embedding"} <= keys and "ln_pre.weight" not in keys:
+        raise UserError(
+            f"{source} is CLIPA or NV-CLIP of open_clip, which have no norm before the blocks and "
+            f"pool the average, which is not supported: use {SUPPORTED}"
         )
     for pattern, what in _UNSUPPORTED.items():
         if any(re.search(pattern, key) for key in keys):

@@ -241,7 +241,7 @@ SETTINGS = {
     "hf_dinov2": {"model.gelu": "erf", "model.norm_eps": 1e-6} | IMAGENET,
     "hf": {"model.gelu": "erf", "model.norm_eps": 1e-12} | _HALVES,
     "hf_clip": {"model.gelu": "tanh", "model.norm_eps": 1e-6} | _HALVES,  # SigLIP's
-    "open_clip": {"model.gelu": "erf", "model.norm_eps": 1e-5} | CLIP,
+    "open_clip": {"model.gelu": "erf", "model.norm_eps": 1e-5, "model.pool": "cls"} | CLIP,
     "torchvision": {"model.gelu": "erf", "model.norm_eps": 1e-6} | IMAGENET,
     "resnet18": IMAGENET,
 }
