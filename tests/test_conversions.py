@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from tiny_stop import Stop
+from tiny_weights import save_weights
 
 import vit_jax
 from vit_jax import config as settings
@@ -303,3 +304,27 @@ def test_a_file_that_needs_options_is_refused_as_initial_weights(tmp_path):
     path = edited(tmp_path, "timm_deit3_small_patch16_224")
     with pytest.raises(UserError, match="init_from=.* does not record its GELU: .*vit-jax convert"):
         fine_tune(tmp_path / "run", path)
+
+
+def test_files_next_to_the_weights_are_read_again_when_they_change(tmp_path):
+    path = edited(tmp_path, "transformers_CLIPModel")
+    assert pretrained.load_once(path).info["settings"]["data.mean"][0] == 0.48145466
+    processor = {"image_processor_type": "CLIPImageProcessor", "image_mean": [0.5, 0.4, 0.3]}
+    path.with_name("preprocessor_config.json").write_text(json.dumps(processor))
+    assert pretrained.read_info(path)["settings"]["data.mean"] == (0.5, 0.4, 0.3)
+    assert pretrained.load_once(path).info["settings"]["data.mean"] == (0.5, 0.4, 0.3)
+
+
+def test_weights_of_a_folder_are_loaded_again_when_they_change(tmp_path):
+    folder = save_weights(tmp_path / "w", model__depth=1)
+    first = pretrained.load_once(folder)
+    assert pretrained.load_once(folder) is first
+    arrays = {path: array + 1 for path, array in first.arrays.items()}
+    shutil.rmtree(folder)
+    pretrained.save(pretrained.Weights(arrays, first.info), folder)
+    second = pretrained.load_once(folder)
+    np.testing.assert_array_equal(second.arrays["cls"], first.arrays["cls"] + 1)
+    shutil.rmtree(folder)
+    named = first.info | {"class_names": ["a", "b", "c"]}
+    pretrained.save(pretrained.Weights(arrays, named), folder)
+    assert pretrained.load_once(folder).info["class_names"] == ["a", "b", "c"]

@@ -1,6 +1,7 @@
 """Convert weight files of other projects."""
 
 import functools
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -97,17 +98,26 @@ def load(source: pathlib.Path) -> Weights:
     return _convert_once(source) if source.is_file() else folders.load(source)
 
 
-# For all variants of a sweep: initial weights, and those of a teacher.
-load_once = functools.lru_cache(maxsize=2)(load)
+def load_once(source: pathlib.Path) -> Weights:
+    """Read weights as `load` does, once for all variants of a sweep while they do not change."""
+    return _load_version(source, json.dumps(read_info(source)))
+
+
+@functools.lru_cache(maxsize=2)  # initial weights, and those of a teacher
+def _load_version(source, _):
+    return load(source)
 
 
 def _convert_once(source):
-    stat = source.stat()
-    return _convert_version(source, stat.st_mtime_ns, stat.st_size)
+    paths = (source, *(source.with_name(name) for name in files.SIDE_FILES))
+    stats = [path.stat() if path.exists() else None for path in paths]
+    return _convert_version(
+        source, tuple(stat and (stat.st_mtime_ns, stat.st_size) for stat in stats)
+    )
 
 
 @functools.lru_cache(maxsize=2)  # read_info and load are called in turn
-def _convert_version(source, *_):
+def _convert_version(source, _):
     weights = convert(source, {})
     info = weights.info | {"checksum": checksum_on_cpu(weights.variables)}
     return Weights(weights.arrays, info)

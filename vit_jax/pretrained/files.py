@@ -48,6 +48,8 @@ _GELUS = {
 }
 _NORMS = {None: None, "layernorm": "layer", "rmsnorm": "rms"}
 
+# JSON files next to the weights: of the model and of its preprocessing.
+SIDE_FILES = ("config.json", "preprocessor_config.json")
 SIDE_BYTES = 2**24  # limit of a JSON file next to the weights, usually a few kB
 
 
