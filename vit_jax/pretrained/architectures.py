@@ -82,7 +82,31 @@ _SIZES = {
 }
 # What may follow the size in a name of timm.
 _FLAGS = r"(_(distilled|patch\d+|reg\d+|siglip|clip|quickgelu|dinov2|tipsv2|gap|map|in21k|\d+))*"
-_IMAGENET = r"^deit|_dinov2|\.(dino|mae|lvd142m|fb_|orig_)"  # names of models with its mean
+# {pattern of a name in timm: preprocessing of its weights}; the first match counts.
+_PREPROCESSING = {
+    r"large_patch14_clip_\d+\.laion2b": tables.HALVES,
+    r"\.bamboo": tables.CLIP | {"data.eval_crop": 1.0},
+    r"_clip_": tables.CLIP,
+    r"^deit.*\.fb_in22k": tables.IMAGENET | {"data.eval_crop": 1.0},
+    r"^deit|_dinov2|\.(dino|mae)|ijepa": tables.IMAGENET,
+    r"_tipsv2": {"data.mean": (0.0,), "data.std": (1.0,), "data.eval_crop": 1.0},
+    r"_so150m2_": {"data.eval_crop": 1.0},
+    r"^flexivit|_medium_patch16_gap_2|_plus_2|_2\d\d\.sbb": {"data.eval_crop": 0.95},
+}
+# {format: {pattern of a key: project that wrote the file, see `preprocessing.usual`}}.
+_PROJECTS = {
+    "npz": {r"^(params/|pos_embedding$)": "big_vision"},
+    "timm": {
+        r"^visual\.trunk\.": "open_clip",
+        r"(^|\.)(decoder_pos_embed|(mask|dist)_token|register_tokens)$|\.gamma_1$": "official",
+    },
+    "hf": {
+        r"^deit\.|(^|\.)distillation_token$": "deit",
+        r"^decoder\.": "vit_mae",
+        r"^ijepa\.": "ijepa",
+    },
+}
+_OFFICIAL = r"^(deit3?|dino|dinov2|ibot|ijepa|mae)_"  # names of official files
 # {format: {width: heads}} where a width has a single usual number of heads.
 HEADS = {
     "torchvision": {768: 12, 1024: 16, 1280: 16},
@@ -138,6 +162,21 @@ def refuse_model_type(model_type: str | None, source: pathlib.Path) -> None:
         )
 
 
+def project(
+    name: str, keys: Iterable[str], model_type: str | None, source: pathlib.Path
+) -> str | None:
+    """Find the project that wrote a file in the format `name` by its original keys.
+
+    Returns a `project` of `preprocessing.usual`; None if unknown.
+    """
+    if model_type:
+        return model_type
+    for pattern, found in _PROJECTS.get(name, {}).items():
+        if any(re.search(pattern, key) for key in keys):
+            return found
+    return "official" if name == "timm" and re.search(_OFFICIAL, source.stem) else None
+
+
 def facts(names: Iterable[str], width: int) -> dict[str, Any]:
     """Derive settings from the first of `names` that is that of a ViT in timm, as of this width.
 
@@ -168,8 +207,7 @@ def _facts(name, short, heads):
         found["model.gelu"] = "quick"
     if re.search("giant.*(dinov2|tipsv2)", short):
         found["model.mlp"] = "swiglu"
-    if re.search(_IMAGENET, name):
-        found |= tables.IMAGENET
+    found |= next((how for pattern, how in _PREPROCESSING.items() if re.search(pattern, name)), {})
     size = re.search(r"_(\d+)$", short)
     return found | {"data.image_size": int(size[1]) if size else None}
 

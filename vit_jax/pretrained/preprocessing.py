@@ -4,31 +4,67 @@ import math
 from typing import Any
 
 from vit_jax.config import resized_side
+from vit_jax.pretrained.tables import CLIP, HALVES, IMAGENET
 
 # Pillow's numbers, in preprocessor_config.json.
 RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 _TIMM_MODES = {"center": "shorter_side", "squash": "squash"}
+_CROP = 0.875  # 224 of 256 pixels
+# {model_type of transformers: class of its image processor, and the preprocessing of its published
+# weights: mean and std, fraction of the centre crop, resize mode and interpolation}.
+_MODEL_TYPES = {
+    "vit": ("ViT", HALVES, 1.0, "squash", "bilinear"),
+    **dict.fromkeys(("vit_mae", "vit_msn", "ijepa"), ("ViT", IMAGENET, 1.0, "squash", "bilinear")),
+    "deit": ("DeiT", IMAGENET, _CROP, "squash", "bicubic"),
+    **dict.fromkeys(
+        ("dinov2", "dinov2_with_registers"), ("Bit", IMAGENET, _CROP, "shorter_side", "bicubic")
+    ),
+    **dict.fromkeys(("clip", "clip_vision_model"), ("CLIP", CLIP, 1.0, "shorter_side", "bicubic")),
+    **dict.fromkeys(
+        ("siglip", "siglip_vision_model"), ("Siglip", HALVES, 1.0, "squash", "bicubic")
+    ),
+    **dict.fromkeys(
+        ("siglip2", "siglip2_vision_model"), ("Siglip2", HALVES, 1.0, "squash", "bilinear")
+    ),
+}
 
 
-def usual(name: str, settings: dict, is_big_vision: bool = False) -> dict:
-    """Look up the preprocessing of most models of a format, for files that do not record it."""
-    size = settings["data.image_size"]
+def usual(name: str, settings: dict, project: str | None = None) -> dict:
+    """Look up the preprocessing of most models, for files that do not record it.
+
+    Args:
+      name: the format.
+      settings: those that the arrays record.
+      project: "big_vision"; "official" for files of DeiT, DINO, DINOv2 or MAE in their own names;
+        "open_clip" for timm's names in a file of open_clip; or a model_type of transformers.
+    """
+    size, is_clip = settings["data.image_size"], settings.get("model.pre_norm")
+    types = {"hf": "vit", "hf_dinov2": "dinov2", "open_clip": "clip"}
+    model_type = project or types.get(name)
+    if name == "hf_clip" and not project:
+        model_type = "clip" if is_clip else "siglip"
+    if model_type in _MODEL_TYPES:
+        _, statistics, *how = _MODEL_TYPES[model_type]
+        return statistics | _settings(*how)
+    statistics = HALVES
     crop, mode, interpolation = 1.0, "shorter_side", "bicubic"
+    if name in ("torchvision", "resnet18") or project == "official":
+        statistics = IMAGENET
     if settings.get("model.stem") == "cifar":
         mode = "fit"
-    elif name == "hf" or (name == "npz" and not is_big_vision):
-        mode, interpolation = "squash", "bilinear"
-    elif name in ("hf_clip", "open_clip"):  # SigLIP squashes
-        mode = "shorter_side" if settings["model.pre_norm"] else "squash"
-    elif name == "hf_dinov2":
-        crop = crop_fraction(224, 256)
+    elif project == "official":
+        crop = _CROP
     elif name == "timm":
-        crop = 0.9 if size < 384 else 1.0
+        statistics = CLIP if is_clip else HALVES
+        mode = "squash" if project == "open_clip" and not is_clip else "shorter_side"  # SigLIP
+        crop = 0.9 if size < 384 and not is_clip and not project else 1.0
+    elif name == "npz" and (project != "big_vision" or settings["model.pool"] == "map"):
+        mode, interpolation = "squash", "bilinear"
     elif size < 384:  # of torchvision, whose larger ones are SWAG's, or of big_vision
         # ViT_L_16_Weights.IMAGENET1K_V1 resizes to 242 pixels, all others to 256.
         is_l16 = (settings.get("model.hidden_size"), settings.get("model.patch_size")) == (1024, 16)
         crop, interpolation = crop_fraction(224, 242 if is_l16 else 256), "bilinear"
-    return _settings(crop, mode, interpolation)
+    return statistics | _settings(crop, mode, interpolation)
 
 
 def _settings(crop, mode, interpolation):
