@@ -10,7 +10,8 @@ import safetensors.numpy
 import vit_jax
 from vit_jax import pretrained
 from vit_jax.config import PREPROCESSING
-from vit_jax.pretrained import architectures
+from vit_jax.pretrained import architectures, files
+from vit_jax.runtime.errors import UserError
 
 ZOO = pathlib.Path(__file__).parent / "golden" / "zoo"
 HALVES, IMAGENET, CLIP = (0.5,), (0.485, 0.456, 0.406), (0.48145466, 0.4578275, 0.40821073)
@@ -116,3 +117,59 @@ def test_assumed_settings_are_printed_once_where_a_file_is_read(tmp_path, capsys
     assert line.count("\n") == 1
     vit_jax.load_model(path)
     assert capsys.readouterr().out == line
+    processor = {"image_processor_type": "SiglipImageProcessor"}
+    path.with_name("preprocessor_config.json").write_text(json.dumps(processor))
+    vit_jax.load_model(path)
+    assert capsys.readouterr().out == ""
+
+
+# defaults of the classes of transformers
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ({"image_processor_type": "ViTImageProcessor"}, (HALVES, 1.0, "bilinear", "squash")),
+        ({"image_processor_type": "ViTImageProcessorFast"}, (HALVES, 1.0, "bilinear", "squash")),
+        ({"image_processor_type": "DeiTImageProcessor"}, (HALVES, 0.875, "bicubic", "squash")),
+        ({"feature_extractor_type": "DeiTFeatureExtractor"}, (HALVES, 0.875, "bicubic", "squash")),
+        ({"image_processor_type": "CLIPImageProcessor"}, (CLIP, 1.0, "bicubic", "shorter_side")),
+        ({"image_processor_type": "BitImageProcessor"}, (CLIP, 1.0, "bicubic", "shorter_side")),
+        ({"image_processor_type": "SiglipImageProcessor"}, (HALVES, 1.0, "bicubic", "squash")),
+        ({"image_processor_type": "Siglip2ImageProcessor"}, (HALVES, 1.0, "bilinear", "squash")),
+        (
+            {"image_processor_type": "BitImageProcessor", "size": 256, "resample": 2},
+            (CLIP, 0.875, "bilinear", "shorter_side"),
+        ),
+        (
+            {"image_processor_type": "CLIPImageProcessor", "size": 256, "do_center_crop": None},
+            (CLIP, 0.875, "bicubic", "shorter_side"),
+        ),
+        ({"size": 256, "do_normalize": True}, (CLIP, 0.875, "bicubic", "shorter_side")),
+    ],
+)
+def test_a_processor_has_the_defaults_of_its_class(tmp_path, entries, expected):
+    path = tmp_path / "model.safetensors"
+    path.with_name("config.json").write_text(json.dumps({"model_type": "dinov2"}))
+    path.with_name("preprocessor_config.json").write_text(json.dumps(entries))
+    assert preprocessing_of(files.read_side_settings(path)) == expected
+    # transformers 5 writes the processors of images and text to one file.
+    path.with_name("preprocessor_config.json").unlink()
+    both = {"image_processor": entries, "processor_class": "CLIPProcessor"}
+    path.with_name("processor_config.json").write_text(json.dumps(both))
+    assert preprocessing_of(files.read_side_settings(path)) == expected
+
+
+def test_a_processor_of_an_unknown_class_must_be_complete(tmp_path):
+    path = tmp_path / "model.safetensors"
+    pre = {"image_processor_type": "OtherImageProcessor", "size": {"height": 32, "width": 32}}
+    pre |= {"do_center_crop": False, "image_mean": [0.5], "image_std": [0.5]}
+    path.with_name("preprocessor_config.json").write_text(json.dumps(pre))
+    with pytest.raises(UserError, match="of OtherImageProcessor, whose defaults .* lacks resample"):
+        files.read_side_settings(path)
+    path.with_name("preprocessor_config.json").write_text(json.dumps(pre | {"resample": 3}))
+    found = files.read_side_settings(path)
+    assert preprocessing_of(found) == (HALVES, 1.0, "bicubic", "squash")
+    path.with_name("preprocessor_config.json").write_text(json.dumps({"size": 32}))
+    with pytest.raises(UserError, match="of a class that is not known, and lacks resample, do_cen"):
+        files.read_side_settings(path)
