@@ -202,11 +202,13 @@ def add_hf(zoo):
         return model.vision_model(x).pooler_output
 
     def flat(model, x):  # SigLIP 2 takes patches
+        tower = getattr(model, "vision_model", model)
+        side = tower.config.patch_size
         b, c, height, _ = x.shape
-        patches = x.reshape(b, c, height // 4, 4, height // 4, 4).permute(0, 2, 4, 3, 5, 1)
-        patches, count = patches.reshape(b, -1, 16 * c), height // 4
-        shapes = torch.tensor([[count, count]] * b)
-        return model(patches, torch.ones(b, count**2), shapes).pooler_output
+        count = height // side
+        patches = x.reshape(b, c, count, side, count, side).permute(0, 2, 4, 3, 5, 1)
+        patches, shapes = patches.reshape(b, -1, side**2 * c), torch.tensor([[count, count]] * b)
+        return tower(patches, torch.ones(b, count**2), shapes).pooler_output
 
     zoo.hf("ViTForImageClassification", t.ViTConfig(**HF, **LABELS), logits)
     zoo.hf("ViTModel", t.ViTConfig(**HF), pooled)
@@ -236,6 +238,9 @@ def add_hf(zoo):
     zoo.hf("SiglipForImageClassification", t.SiglipConfig(**towers, **LABELS), logits)
     patches = {key: value for key, value in HF.items() if key != "image_size"}
     zoo.hf("Siglip2VisionModel", t.Siglip2VisionConfig(**patches, num_patches=9), flat)
+    del patches["patch_size"]  # 16, the default, which transformers 4 does not write
+    towers["vision_config"] = patches | dict(num_patches=9)
+    zoo.hf("Siglip2Model", t.Siglip2Config(**towers), flat, side=48)
 
 
 def add_others(zoo):

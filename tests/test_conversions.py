@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from tiny_stop import Stop
+from tiny_weights import save_weights
 
 import vit_jax
 from vit_jax import config as settings
 from vit_jax import models, pretrained
-from vit_jax.pretrained import architectures
+from vit_jax.pretrained import architectures, files
 from vit_jax.runtime.errors import UserError
 from vit_jax.training.sweep import make_variants, run_sweep
 
@@ -205,6 +206,38 @@ def test_heads_of_unnormalised_tokens_and_text_alone_are_refused(tmp_path):
         pretrained.convert(path, {})
 
 
+def test_image_towers_of_open_clip_with_other_pooling_are_refused(tmp_path):
+    for change, message in (
+        (lambda key: "ln_pre" not in key, "is CLIPA or NV-CLIP of open_clip"),
+        (lambda key: True, "is CoCa of open_clip"),
+    ):
+        arrays = safetensors.numpy.load_file(file_of("open_clip_ViT_B_16"))
+        kept = {key: x for key, x in arrays.items() if change(key)}
+        if "CoCa" in message:
+            kept["visual.attn_pool.query"] = np.ones((4, 16), np.float32)
+        path = tmp_path / "model.safetensors"
+        safetensors.numpy.save_file(kept, path)
+        with pytest.raises(UserError, match=message):
+            pretrained.convert(path, {"model.num_heads": 2, "model.gelu": "quick"})
+    assert "model.pool" in convert("open_clip_ViT_B_16").info["assumed"]
+
+
+# {model_type of transformers: side of the patches in its default config}.
+PATCHES = dict.fromkeys(("vit", "deit", "vit_mae", "vit_msn", "ijepa", "siglip", "siglip2"), 16)
+PATCHES |= {"dinov2": 14, "dinov2_with_registers": 16, "clip": 32, "clip_vision_model": 32}
+
+
+@pytest.mark.parametrize("model_type", PATCHES)
+def test_a_config_without_defaults_has_those_of_its_class(tmp_path, model_type):
+    path = tmp_path / "model.safetensors"
+    content = {"model_type": model_type, "vision_config": {"model_type": model_type}}
+    path.with_name("config.json").write_text(json.dumps(content))
+    found, patch = files.read_side_settings(path), PATCHES[model_type]
+    keys = [f"model.{key}" for key in ("patch_size", "hidden_size", "depth", "num_heads")]
+    assert [found[key] for key in keys] == [patch, 768, 12, 12]
+    assert found["data.image_size"] == ((256, 256) if model_type == "siglip2" else (224, 224))
+
+
 @pytest.mark.parametrize(
     ("name", "what"),
     [
@@ -271,3 +304,27 @@ def test_a_file_that_needs_options_is_refused_as_initial_weights(tmp_path):
     path = edited(tmp_path, "timm_deit3_small_patch16_224")
     with pytest.raises(UserError, match="init_from=.* does not record its GELU: .*vit-jax convert"):
         fine_tune(tmp_path / "run", path)
+
+
+def test_files_next_to_the_weights_are_read_again_when_they_change(tmp_path):
+    path = edited(tmp_path, "transformers_CLIPModel")
+    assert pretrained.load_once(path).info["settings"]["data.mean"][0] == 0.48145466
+    processor = {"image_processor_type": "CLIPImageProcessor", "image_mean": [0.5, 0.4, 0.3]}
+    path.with_name("preprocessor_config.json").write_text(json.dumps(processor))
+    assert pretrained.read_info(path)["settings"]["data.mean"] == (0.5, 0.4, 0.3)
+    assert pretrained.load_once(path).info["settings"]["data.mean"] == (0.5, 0.4, 0.3)
+
+
+def test_weights_of_a_folder_are_loaded_again_when_they_change(tmp_path):
+    folder = save_weights(tmp_path / "w", model__depth=1)
+    first = pretrained.load_once(folder)
+    assert pretrained.load_once(folder) is first
+    arrays = {path: array + 1 for path, array in first.arrays.items()}
+    shutil.rmtree(folder)
+    pretrained.save(pretrained.Weights(arrays, first.info), folder)
+    second = pretrained.load_once(folder)
+    np.testing.assert_array_equal(second.arrays["cls"], first.arrays["cls"] + 1)
+    shutil.rmtree(folder)
+    named = first.info | {"class_names": ["a", "b", "c"]}
+    pretrained.save(pretrained.Weights(arrays, named), folder)
+    assert pretrained.load_once(folder).info["class_names"] == ["a", "b", "c"]

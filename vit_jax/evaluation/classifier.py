@@ -61,7 +61,8 @@ class Classifier:
           class_names: names of the classes, in the order of the head; None: those of the source.
         """
         self._source = path = pathlib.Path(source).expanduser()
-        self._weights = pretrained.convert(path, dict(options or {})) if path.is_file() else None
+        given = dict(options or {})
+        self._weights = pretrained.convert_with_note(path, given) if path.is_file() else None
         if options and self._weights is None:
             raise UserError(f"{min(options)} has no effect on {path}, which is not a weight file")
         info = self._weights.info if self._weights else pretrained.read_info(path)

@@ -2,6 +2,7 @@
 
 from vit_jax.pretrained.conversion import OPTIONS as OPTIONS
 from vit_jax.pretrained.conversion import convert as convert
+from vit_jax.pretrained.conversion import convert_with_note as convert_with_note
 from vit_jax.pretrained.conversion import load as load
 from vit_jax.pretrained.conversion import load_once as load_once
 from vit_jax.pretrained.conversion import read_info as read_info

@@ -24,6 +24,7 @@ _UNSUPPORTED = {
     r"\.(attns|ffns)\.\d": "a ViT with parallel branches",
     r"\.mlp\.fc1_[gx]\.": "a ViT whose gated MLP has two arrays, such as AIMv2",
     r"\.in_norm\.|\.(attn|mlp)\.(norm|ln)\.": "a ViT with further norms in its blocks",
+    r"^attn_pool\.(query$|attn\.|ln_[qk]\.)": "CoCa of open_clip, with another attention pooling",
     r"(^|\.)attn_pool\.(pos_embed|[qk]_norm)": "a ViT with another attention pooling than SigLIP",
     r"layer1\.0\.conv3\.": "a ResNet with bottleneck blocks, such as ResNet50",
     r"layer1\.2\.conv1\.": "a deeper ResNet than ResNet18",
@@ -32,18 +33,20 @@ _UNSUPPORTED = {
 # Models of transformers that are supported, {model_type: defaults of its config}.
 _VIT = {
     "hidden_act": "gelu",
+    "hidden_size": 768,
     "image_size": 224,
     "layer_norm_eps": 1e-12,
     "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "patch_size": 16,
     "pooler_act": "tanh",
 }
-_CLIP = _VIT | {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+_CLIP = _VIT | {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "patch_size": 32}
 _SIGLIP = _VIT | {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 MODEL_TYPES = {
     **dict.fromkeys(("vit", "deit", "vit_mae", "ijepa"), _VIT),
-    **dict.fromkeys(
-        ("vit_msn", "dinov2", "dinov2_with_registers"), _VIT | {"layer_norm_eps": 1e-6}
-    ),
+    "dinov2": _VIT | {"layer_norm_eps": 1e-6, "patch_size": 14},
+    **dict.fromkeys(("vit_msn", "dinov2_with_registers"), _VIT | {"layer_norm_eps": 1e-6}),
     **dict.fromkeys(("clip", "clip_vision_model"), _CLIP),
     **dict.fromkeys(("siglip", "siglip_vision_model"), _SIGLIP),
     **dict.fromkeys(("siglip2", "siglip2_vision_model"), _SIGLIP | {"num_patches": 256}),
@@ -79,7 +82,31 @@ _SIZES = {
 }
 # What may follow the size in a name of timm.
 _FLAGS = r"(_(distilled|patch\d+|reg\d+|siglip|clip|quickgelu|dinov2|tipsv2|gap|map|in21k|\d+))*"
-_IMAGENET = r"^deit|_dinov2|\.(dino|mae|lvd142m|fb_|orig_)"  # names of models with its mean
+# {pattern of a name in timm: preprocessing of its weights}; the first match counts.
+_PREPROCESSING = {
+    r"large_patch14_clip_\d+\.laion2b": tables.HALVES,
+    r"\.bamboo": tables.CLIP | {"data.eval_crop": 1.0},
+    r"_clip_": tables.CLIP,
+    r"^deit.*\.fb_in22k": tables.IMAGENET | {"data.eval_crop": 1.0},
+    r"^deit|_dinov2|\.(dino|mae)|ijepa": tables.IMAGENET,
+    r"_tipsv2": {"data.mean": (0.0,), "data.std": (1.0,), "data.eval_crop": 1.0},
+    r"_so150m2_": {"data.eval_crop": 1.0},
+    r"^flexivit|_medium_patch16_gap_2|_plus_2|_2\d\d\.sbb": {"data.eval_crop": 0.95},
+}
+# {format: {pattern of a key: project that wrote the file, see `preprocessing.usual`}}.
+_PROJECTS = {
+    "npz": {r"^(params/|pos_embedding$)": "big_vision"},
+    "timm": {
+        r"^visual\.trunk\.": "open_clip",
+        r"(^|\.)(decoder_pos_embed|(mask|dist)_token|register_tokens)$|\.gamma_1$": "official",
+    },
+    "hf": {
+        r"^deit\.|(^|\.)distillation_token$": "deit",
+        r"^decoder\.": "vit_mae",
+        r"^ijepa\.": "ijepa",
+    },
+}
+_OFFICIAL = r"^(deit3?|dino|dinov2|ibot|ijepa|mae)_"  # names of official files
 # {format: {width: heads}} where a width has a single usual number of heads.
 HEADS = {
     "torchvision": {768: 12, 1024: 16, 1280: 16},
@@ -116,6 +143,11 @@ def refuse_unsupported(keys: Iterable[str], source: pathlib.Path) -> None:
             f"{source} is CLIPForImageClassification, whose head sees tokens before their norm, "
             f"which is not supported: use {SUPPORTED}"
         )
+    if {"conv1.weight", "class_embedding"} <= keys and "ln_pre.weight" not in keys:
+        raise UserError(
+            f"{source} is CLIPA or NV-CLIP of open_clip, which have no norm before the blocks and "
+            f"pool the average, which is not supported: use {SUPPORTED}"
+        )
     for pattern, what in _UNSUPPORTED.items():
         if any(re.search(pattern, key) for key in keys):
             raise UserError(f"{source} is {what}, which is not supported: use {SUPPORTED}")
@@ -128,6 +160,21 @@ def refuse_model_type(model_type: str | None, source: pathlib.Path) -> None:
             f"{source} is of the model_type {truncate_repr(model_type)} of transformers, which is "
             f"not supported: use {SUPPORTED}"
         )
+
+
+def project(
+    name: str, keys: Iterable[str], model_type: str | None, source: pathlib.Path
+) -> str | None:
+    """Find the project that wrote a file in the format `name` by its original keys.
+
+    Returns a `project` of `preprocessing.usual`; None if unknown.
+    """
+    if model_type:
+        return model_type
+    for pattern, found in _PROJECTS.get(name, {}).items():
+        if any(re.search(pattern, key) for key in keys):
+            return found
+    return "official" if name == "timm" and re.search(_OFFICIAL, source.stem) else None
 
 
 def facts(names: Iterable[str], width: int) -> dict[str, Any]:
@@ -160,8 +207,7 @@ def _facts(name, short, heads):
         found["model.gelu"] = "quick"
     if re.search("giant.*(dinov2|tipsv2)", short):
         found["model.mlp"] = "swiglu"
-    if re.search(_IMAGENET, name):
-        found |= tables.IMAGENET
+    found |= next((how for pattern, how in _PREPROCESSING.items() if re.search(pattern, name)), {})
     size = re.search(r"_(\d+)$", short)
     return found | {"data.image_size": int(size[1]) if size else None}
 

@@ -1,6 +1,7 @@
 """Convert weight files of other projects."""
 
 import functools
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -46,7 +47,8 @@ def convert(source: pathlib.Path, given: Mapping[str, Any]) -> Weights:
     side = {} if is_npz else files.read_side_settings(source)
     architectures.refuse_model_type(side.get("model_type"), source)
     name = formats.detect(set(arrays), is_npz, source)
-    is_big_vision = any(key.startswith("params/") or key == "pos_embedding" for key in raw)
+    project = architectures.project(name, raw, side.get("model_type"), source)
+    is_big_vision = project == "big_vision"
     known = _known(name, arrays, side, given, source)
     if is_big_vision:  # has fixed positions if none are stored
         known = {"model.pos_embed": "sincos_2d"} | known
@@ -55,7 +57,7 @@ def convert(source: pathlib.Path, given: Mapping[str, Any]) -> Weights:
     needed = architectures.needed(name, settings, grid is None, is_big_vision)
     image_size = {"data.image_size": f"={settings['data.image_size']}"} if grid else {}
     architectures.ask([key for key in needed if key not in known], image_size, name, source)
-    usual = _usual(name, settings, is_big_vision)
+    usual = _usual(name, settings, project)
     settings |= {key: known.get(key, value) for key, value in usual.items()}
     effective = {"class_names", *needed, *settings, *(["architecture"] * (name in _NAMED))}
     if settings.get("model.mlp") == "swiglu":  # has no GELU: the default stands for it
@@ -97,18 +99,37 @@ def load(source: pathlib.Path) -> Weights:
     return _convert_once(source) if source.is_file() else folders.load(source)
 
 
-# For all variants of a sweep: initial weights, and those of a teacher.
-load_once = functools.lru_cache(maxsize=2)(load)
+def load_once(source: pathlib.Path) -> Weights:
+    """Read weights as `load` does, once for all variants of a sweep while they do not change."""
+    return _load_version(source, json.dumps(read_info(source)))
+
+
+@functools.lru_cache(maxsize=2)  # initial weights, and those of a teacher
+def _load_version(source, _):
+    return load(source)
+
+
+def convert_with_note(source: pathlib.Path, given: Mapping[str, Any]) -> Weights:
+    """Convert a file as `convert` does, and print the settings that are assumed."""
+    weights = convert(source, given)
+    settings = weights.info["settings"]
+    if assumed := [f"{key}={settings[key]}" for key in weights.info["assumed"]]:
+        note = f"note: {source} does not record all settings; assumed: {', '.join(assumed)}"
+        print(single_line(note), flush=True)
+    return weights
 
 
 def _convert_once(source):
-    stat = source.stat()
-    return _convert_version(source, stat.st_mtime_ns, stat.st_size)
+    paths = (source, *(source.with_name(name) for name in files.SIDE_FILES))
+    stats = [path.stat() if path.exists() else None for path in paths]
+    return _convert_version(
+        source, tuple(stat and (stat.st_mtime_ns, stat.st_size) for stat in stats)
+    )
 
 
 @functools.lru_cache(maxsize=2)  # read_info and load are called in turn
-def _convert_version(source, *_):
-    weights = convert(source, {})
+def _convert_version(source, _):
+    weights = convert_with_note(source, {})
     info = weights.info | {"checksum": checksum_on_cpu(weights.variables)}
     return Weights(weights.arrays, info)
 
@@ -121,11 +142,11 @@ def settings_of(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _usual(name, settings, is_big_vision):
+def _usual(name, settings, project):
     """Look up the settings of most models of a format, for files that do not record them."""
-    usual = tables.SETTINGS[name] | preprocessing.usual(name, settings, is_big_vision)
+    usual = tables.SETTINGS[name] | preprocessing.usual(name, settings, project)
     if settings.get("model.pre_norm"):
-        usual |= {"model.norm_eps": 1e-5} | tables.CLIP
+        usual |= {"model.norm_eps": 1e-5}
     if settings.get("model.mlp") == "swiglu":
         del usual["model.gelu"]
     return usual

@@ -48,6 +48,8 @@ _GELUS = {
 }
 _NORMS = {None: None, "layernorm": "layer", "rmsnorm": "rms"}
 
+# JSON files next to the weights: of the model and of its preprocessing.
+SIDE_FILES = ("config.json", "preprocessor_config.json", "processor_config.json")
 SIDE_BYTES = 2**24  # limit of a JSON file next to the weights, usually a few kB
 
 
@@ -128,23 +130,30 @@ def _parse_npy(content, name):
 def read_side_settings(path: pathlib.Path) -> dict[str, Any]:
     """Read settings such as "data.mean" from JSON next to a .safetensors file.
 
-    Reads config.json of transformers or timm, and preprocessor_config.json of transformers. Further
-    keys are "class_names"; "architecture" and "num_features" of timm; "model_type" and "pooler_act"
-    of transformers. "data.image_size" is (height, width).
+    Reads config.json of transformers or timm, and preprocessor_config.json or processor_config.json
+    of transformers. Further keys are "class_names"; "architecture" and "num_features" of timm;
+    "model_type" and "pooler_act" of transformers. "data.image_size" is (height, width).
 
     Raises UserError if a file is damaged or describes an unsupported model.
     """
-    config_path = path.with_name("config.json")
-    config, pre = _read_json(config_path), _read_json(path.with_name("preprocessor_config.json"))
+    config_path, pre_path, both_path = (path.with_name(name) for name in SIDE_FILES)
+    config, pre = _read_json(config_path), _read_json(pre_path)
+    if not pre:  # transformers 5 writes the processors of images and text to one file
+        pre, pre_path = _read_json(both_path).get("image_processor") or {}, both_path
+    found = _checked(_side_settings, config_path, config)
+    if config.get("pretrained_cfg"):  # of timm
+        return found
+    return _checked(preprocessing.read_processor, pre_path, pre, found.get("model_type")) | found
+
+
+def _checked(read, path, *args):
     try:
-        return _side_settings(config, pre, config_path)
+        return read(*args, path)
     except (TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
-        raise UserError(
-            f"{config_path} is not in the format of timm or transformers: {error}"
-        ) from None
+        raise UserError(f"{path} is not in the format of timm or transformers: {error}") from None
 
 
-def _side_settings(config, pre, config_path):
+def _side_settings(config, config_path):
     cfg, args = config.get("pretrained_cfg") or {}, config.get("model_args") or {}
     for key, value in args.items():
         if value and key not in _TIMM_ARGS:
@@ -187,9 +196,9 @@ def _side_settings(config, pre, config_path):
         "data.image_size": sides(
             config.get("image_size") or args.get("img_size") or cfg.get("input_size")
         ),
-        "data.mean": _floats(cfg.get("mean") or pre.get("image_mean")),
-        "data.std": _floats(cfg.get("std") or pre.get("image_std")),
-        **(preprocessing.read_timm(cfg) or preprocessing.read_processor(pre)),
+        "data.mean": _floats(cfg.get("mean")),
+        "data.std": _floats(cfg.get("std")),
+        **preprocessing.read_timm(cfg),
         "class_names": _class_names(cfg, config),
     }
     return {key: value for key, value in found.items() if value is not None}

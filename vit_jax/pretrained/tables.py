@@ -228,20 +228,21 @@ TYPICAL = {
     "resnet18": ("layer1.0.conv1.weight",),
 }
 
-# Settings of a format's models that the arrays do not record.
-_HALVES = {"data.mean": (0.5,), "data.std": (0.5,)}
+# Mean and standard deviation of the normalised pixels.
+HALVES = {"data.mean": (0.5,), "data.std": (0.5,)}
 IMAGENET = {"data.mean": (0.485, 0.456, 0.406), "data.std": (0.229, 0.224, 0.225)}
 CLIP = {
     "data.mean": (0.48145466, 0.4578275, 0.40821073),
     "data.std": (0.26862954, 0.26130258, 0.27577711),
 }
+# Settings of a format's models that the arrays do not record.
 SETTINGS = {
-    "npz": {"model.gelu": "tanh", "model.norm_eps": 1e-6} | _HALVES,
-    "timm": {"model.gelu": "erf", "model.norm_eps": 1e-6} | _HALVES,
-    "hf_dinov2": {"model.gelu": "erf", "model.norm_eps": 1e-6} | IMAGENET,
-    "hf": {"model.gelu": "erf", "model.norm_eps": 1e-12} | _HALVES,
-    "hf_clip": {"model.gelu": "tanh", "model.norm_eps": 1e-6} | _HALVES,  # SigLIP's
-    "open_clip": {"model.gelu": "erf", "model.norm_eps": 1e-5} | CLIP,
-    "torchvision": {"model.gelu": "erf", "model.norm_eps": 1e-6} | IMAGENET,
-    "resnet18": IMAGENET,
+    "npz": {"model.gelu": "tanh", "model.norm_eps": 1e-6},
+    "timm": {"model.gelu": "erf", "model.norm_eps": 1e-6},
+    "hf_dinov2": {"model.gelu": "erf", "model.norm_eps": 1e-6},
+    "hf": {"model.gelu": "erf", "model.norm_eps": 1e-12},
+    "hf_clip": {"model.gelu": "tanh", "model.norm_eps": 1e-6},  # SigLIP's
+    "open_clip": {"model.gelu": "erf", "model.norm_eps": 1e-5, "model.pool": "cls"},
+    "torchvision": {"model.gelu": "erf", "model.norm_eps": 1e-6},
+    "resnet18": {},
 }
