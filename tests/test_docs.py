@@ -32,6 +32,11 @@ TESTED = {
     "vit-jax launch -n 2 -- --config=configs/digits_patch.py": "test_processes.py",
     "vit-jax prepare-data cifar10 --archive cifar-10-binary.tar.gz": "test_data_prepare.py",
     "vit-jax convert timm_vit/model.safetensors weights/vit_b16": "test_foreign_weights.py",
+    "vit-jax explore weights/vit_b16 --images cat.jpg more_photos/ --out=explorer.html": (
+        "test_explorer.py"
+    ),
+    "vit-jax explore runs/cifar_patch/patch_2/seed_0 runs/cifar_patch/patch_4/seed_0 "
+    "--out=compared.html": "test_explained_run.py",
     "vit-jax visualize weights/vit_b16 attention_rollout --images cat.jpg dog.jpg --out=figures": (
         "test_visualize.py"
     ),

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("vit_jax", "scripts", "configs", "tests", "docs", "notebooks")
-ENDINGS = {".py", ".md", ".html", ".css", ".ipynb"}
+ENDINGS = {".py", ".md", ".html", ".css", ".js", ".ipynb"}
 PATTERNS = {
     r'"""Returns\b|\breturns? what\b': "open a docstring with an imperative or a noun phrase",
     r"\blikewise\b": "repeat what is meant",

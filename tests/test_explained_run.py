@@ -9,7 +9,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import vit_jax
-from vit_jax.cli import visualize
+from vit_jax.cli import explore, visualize
+from vit_jax.report.explorer import read_title
 
 CONFIG = """
 from vit_jax.config import presets
@@ -39,6 +40,7 @@ def test_report_follows_the_number_of_images(workdir, run, command, tmp_path):
     done = command("-m", "vit_jax.main", *arguments, "--config.log.explain_images=0")
     assert done.returncode == 0 and "already finished" in done.stdout
     assert "heat maps" not in (tmp_path / "runs" / "report.html").read_text()
+    assert not (tmp_path / "runs" / "explorer.html").exists()
     assert (run / "figures" / "explanation" / "scores.json").exists()
 
 
@@ -70,6 +72,13 @@ def test_report_has_the_scores(workdir, run):
     gain = read_scores(run / "figures" / "explanation")["methods"]["gradient rollout"]["deletion"]
     assert f"{gain['gain']:.3f}\N{NO-BREAK SPACE}±" in html.unescape(text)
     assert "heat maps of what base, seed 0 attends to" in text
+
+
+def test_report_links_the_explorer(workdir, run, tmp_path):
+    assert 'href="./explorer.html"' in (workdir / "report.html").read_text()
+    assert read_title(workdir / "explorer.html") == "digits: base seed 0"
+    assert explore.main([str(run), str(run), f"--out={tmp_path / 'explorer.html'}"]) == 0
+    assert read_title(tmp_path / "explorer.html") == "base/seed_0"
 
 
 def test_mistakes_are_the_test_images_of_the_report(workdir, run):

@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "evaluate a trained model on a dataset",
     "predict": "classify images with a trained model",
     "visualize": "draw a trained model's attention and features, or a config's augmentation",
+    "explore": "write an interactive page of what a ViT attends to",
     "launch": "train one run in several processes on this machine",
 }
 HELP = """Train, fine-tune and explain Vision Transformers in JAX/Flax.

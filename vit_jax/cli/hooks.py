@@ -8,6 +8,8 @@ from vit_jax.runtime.progress import print_line
 from vit_jax.storage.run_folder import run_name
 from vit_jax.training.hooks import Hooks
 
+_EXPLORED = 6  # test images in explorer.html
+
 
 class ReportHooks(Hooks):
     """Figures to TensorBoard, the figures of each run, and the report of the sweep.
@@ -59,7 +61,8 @@ class ReportHooks(Hooks):
         sweep = Sweep(workdir, results, summaries, published, select, arguments)
         table = write_report(sweep)
         try:
-            drawn = [_draw_mistakes(sweep, configs), _explain(sweep, configs)]
+            explained = _explain(sweep, configs)
+            drawn = [_draw_mistakes(sweep, configs), explained, _explore(sweep, configs, explained)]
         except UserError as error:  # such as data that are no longer there
             print_line(f"no figures of test images: {error}")
         else:
@@ -89,4 +92,29 @@ def _explain(sweep, configs):
         run = run_name(sweep.explained_folder)
         print_line(f"{run}: computing faithfulness scores on up to {count} test images")
     figures.explain_run(sweep.explained_folder, config.data, count, sweep.explanation)
+    return True
+
+
+def _explore(sweep, configs, explained):
+    """Write explorer.html if the run was just `explained` or is another; return whether it did."""
+    from vit_jax.explanation import explorer, figures
+    from vit_jax.explanation.model import Model
+    from vit_jax.report.explorer import read_title, write_explorer
+
+    config, page = configs[sweep.explained], sweep.workdir / "explorer.html"
+    experiment, before = sweep.results["experiment"], read_title(page)
+    if not config.log.explain_images or "attention_rollout" not in figures.kinds_of(config):
+        if before.startswith(f"{experiment}: "):
+            page.unlink()
+        return False
+    title = f"{experiment}: {run_name(sweep.explained_folder)}"
+    if not explained and before == title:
+        return False
+    model = Model(sweep.explained_folder)
+    images, names = model.random_images(_EXPLORED, config.data)
+    try:
+        write_explorer(page, title, explorer.collect([model], [list(images)], names))
+    except UserError as error:  # too many tokens for a page
+        print_line(f"no explorer.html: {error}")
+        return False
     return True

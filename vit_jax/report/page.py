@@ -172,6 +172,7 @@ def make_page(sweep: Sweep) -> str:
         sentences=run.findings(report) if report else [],
         mistakes=_mistakes(sweep, report),
         scores=read_json(sweep.explanation / "scores.json"),
+        explorer=(sweep.workdir / "explorer.html").exists(),
         differences=differences,
         differing_rows=list(zip(configs, *differences.values(), strict=True)),
         settings={k: _text(v) for k, v in shared.items() if k not in {"seed", *differences}},
