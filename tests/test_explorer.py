@@ -71,9 +71,13 @@ class Shown:
     def cell(self, index, number=0):
         return self.pane(number).locator(".grid button").nth(index)
 
+    def wait(self):
+        """Wait for the update that the last event has scheduled."""
+        self.page.evaluate("new Promise(done => requestAnimationFrame(() => done()))")
+
     def check(self, expected, number=0):
         """Compare the patches' labels, and the colours of the heat map, with an array."""
-        self.page.evaluate("new Promise(done => requestAnimationFrame(() => done()))")
+        self.wait()
         labels = self.pane(number).evaluate(CELLS)
         found = [float(re.search(r": ([\d.]+)\s%", label)[1]) for label in labels]
         expected = 100 * np.ravel(expected)
@@ -125,6 +129,7 @@ def test_classes_and_methods_in_a_browser(browser, pages, images):  # noqa: F811
         shown.check(expected)
     lens = explorer.lens_probabilities(model, images)[0]
     shown.page.locator("#block").press("Home")
+    shown.wait()
     bars = shown.pane().locator(".bars button").all_inner_texts()
     found = {name: float(text.split()[0]) for name, text in (bar.split("\n") for bar in bars)}
     expected = {name: 100 * lens[1, i] for i, name in enumerate(model.class_names)}
