@@ -48,14 +48,8 @@ def test_every_analysis_of_a_run(trained, tmp_path):
 
 def test_layers_of_two_runs_are_compared(trained, tmp_path):
     out = tmp_path / "f"
-    words = [
-        str(trained),
-        str(trained),
-        "layer_similarity",
-        f"--out={out}",
-        "--count=8",
-        "--split=val",
-    ]
+    pair = [str(trained), str(trained), "layer_similarity"]
+    words = [*pair, f"--out={out}", "--count=8", "--split=val"]
     assert visualize.main(words) == 0
     assert drawn(out) == {"similarity.png"}
     found = json.loads((out / "layer_similarity.json").read_text())
