@@ -15,8 +15,11 @@ runs, one figure per image compares their attention in every layer.
 --target CLASS explains why an image could be of this class, instead of the predicted one: gradient
 rollout, in the figure attention_rollout, depends on it.
 
-explanation_scores, drawn only if named, scores the explanations by deletion and insertion on 64
-test images or on --images.
+Drawn only if named, with a JSON file: explanation_scores, which scores the explanations by deletion
+and insertion on 64 test images; ablation of every head and MLP; logit_lens, the classes of every
+layer; token_norms; layer_similarity; and probes, the accuracy of every layer's features. They are
+of a random sample of --count images of --split, or of --images. For two runs, layer_similarity
+compares their layers.
 
 augment draws a contact sheet, CONFIG_augment.png or --out=FILE.png: images of several classes, each
 next to random draws of every variant of the config; --draws=N and --rows=N set how many of each.
@@ -48,22 +51,12 @@ def main(argv: Sequence[str]) -> None:
 
 def _draw_models(argv):
     """Draw figures of trained models; return their folders."""
-    parser = command.Parser(description=__doc__)
-    parser.add_argument("runs", nargs="+", help="run folders, then names of figures")
-    parser.add_argument(
-        "--images", type=pathlib.Path, nargs="+", help="image files, instead of test images"
-    )
-    parser.add_argument(
-        "--classes", nargs="+", default=[], help="classes of the test images; default: eight"
-    )
-    parser.add_argument("--target", help="class to explain; default: the predicted one")
-    parser.add_argument("--out", type=pathlib.Path, help="output folder; default: RUN/figures")
-    args = parser.parse_args(argv)
-    from vit_jax.explanation import figures
+    args = _model_parser().parse_args(argv)
+    from vit_jax.explanation import figures, inspection
     from vit_jax.explanation.model import Model
     from vit_jax.storage.run_folder import suggest_runs
 
-    known = ["curves", *figures.DRAW, "explanation_scores"]
+    known = ["curves", *figures.DRAW, "explanation_scores", *inspection.DRAW]
     kinds = [name for name in args.runs if name in known]
     folders = [pathlib.Path(name) for name in args.runs if name not in known]
     for folder in folders:
@@ -80,33 +73,78 @@ def _draw_models(argv):
     for folder, model in zip(folders, models, strict=True):
         if kinds != ["curves"] and not args.images and not model.has_data:
             raise UserError(f"{folder} has no dataset: give --images FILE...")
-    if args.classes and (args.images or {"curves", "explanation_scores"}.issuperset(kinds or "-")):
-        raise UserError("--classes has no effect with --images, curves and explanation_scores")
+    _check_sample(args, kinds, inspection.DRAW)
+    if args.classes and (args.images or (kinds and not set(kinds) & set(figures.DRAW))):
+        every = ", ".join(figures.DRAW)
+        raise UserError(f"--classes has no effect with --images, or without one of {every}")
     if args.out and args.out.exists() and not args.out.is_dir():
         raise UserError(f"--out={args.out} is not a folder")
     if len(folders) == 1:
         return _draw_model(folders[0], models[0], kinds, args)
-    if kinds or not args.out:
+    is_pair = len(folders) == 2 and kinds == ["layer_similarity"]
+    if (kinds and not is_pair) or not args.out:
         raise UserError(
-            "several runs are compared in one figure per image: give --out, and do not name figures"
+            "several runs are compared in one figure per image: give --out, and do not name "
+            "figures, except layer_similarity of two runs"
         )
     same = {json.dumps([m.class_names, *map(m.config.data.get, IMAGE_KEYS)]) for m in models}
     if not args.images and len(same) > 1:
         raise UserError("the runs were tested on different images: give --images FILE...")
     if args.target is not None:
         raise UserError("--target has no effect on the comparison of several runs")
+    if is_pair:
+        print("comparing the layers of 2 runs", flush=True)
+        return [inspection.draw_pair(_request(models[0], args), models[1], args.out)]
     print(f"drawing the attention of {len(models)} runs", flush=True)
     figures.draw_comparison([_view(model, args) for model in models], args.out)
     return [args.out]
 
 
+def _model_parser():
+    parser = command.Parser(description=__doc__)
+    parser.add_argument("runs", nargs="+", help="run folders, then names of figures")
+    parser.add_argument(
+        "--images", type=pathlib.Path, nargs="+", help="image files, instead of test images"
+    )
+    parser.add_argument(
+        "--classes", nargs="+", default=[], help="classes of the test images; default: eight"
+    )
+    parser.add_argument("--target", help="class to explain; default: the predicted one")
+    parser.add_argument("--out", type=pathlib.Path, help="output folder; default: RUN/figures")
+    parser.add_argument(
+        "--split", choices=("train", "val", "test"), help="split to analyse; default: test"
+    )
+    parser.add_argument("--count", type=int, help="number of images to analyse")
+    return parser
+
+
+def _check_sample(args, kinds, analyses):
+    """Refuse --split and --count where they have no effect; raises UserError."""
+    for name in ("split", "count"):
+        if getattr(args, name) is None:
+            continue
+        if args.images:
+            raise UserError(f"--{name} has no effect with --images")
+        if not set(kinds) & set(analyses):
+            raise UserError(f"--{name} has no effect without one of {', '.join(analyses)}")
+    if args.count is not None and args.count < 2:
+        raise UserError(f"--count={args.count} must be at least 2")
+
+
+def _request(model, args):
+    from vit_jax.explanation import inspection
+
+    return inspection.Request(model, args.images, args.split, args.count)
+
+
 def _draw_model(folder, model, kinds, args):
     """Draw figures of one model, all or only `kinds`; return their folders."""
     from vit_jax import report
-    from vit_jax.explanation import figures
+    from vit_jax.explanation import figures, inspection
 
     possible = figures.kinds_of(model.config)
     scored = ["explanation_scores"] if "attention_rollout" in possible else []
+    scored += inspection.kinds_of(model.config)
     curves = ["curves"] if model.has_data else []  # otherwise it was trained elsewhere
     for kind in kinds:
         if kind not in (every := [*curves, *possible, *scored]):
@@ -122,6 +160,8 @@ def _draw_model(folder, model, kinds, args):
     if "explanation_scores" in kinds:
         images = _read_images(model, args) or model.random_images(64)
         made.append(figures.draw_scores(model, images[0], out / "explanation_scores"))
+    for kind in [kind for kind in kinds if kind in inspection.DRAW]:
+        made.append(inspection.draw(_request(model, args), kind, out))
     return made
 
 

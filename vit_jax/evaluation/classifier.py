@@ -131,16 +131,17 @@ class Classifier:
     def apply(
         self,
         name: str,
-        function: Callable[..., jax.Array],
+        function: Callable[..., Any],
         images: Images,
         *arrays: np.ndarray,
         batch_size: int = BATCH_SIZE,
-    ) -> np.ndarray:
+    ) -> Any:
         """Apply a function of the model to images, batch by batch: float32 [n, ...].
 
         Args:
           name: key of the compiled function, which is jitted once per name and batch size.
-          function: (variables, normalised images [b, size, size, channels], *arrays) -> [b, ...].
+          function: (variables, normalised images [b, size, size, channels], *arrays) -> [b, ...],
+            or a pytree of such arrays, of which the result has the structure.
           images: as in `read_images`.
           *arrays: [n, ...] each, further arguments of the function.
           batch_size: images per call.
@@ -160,8 +161,10 @@ class Classifier:
             batch = (some_images, *(array[start : start + size] for array in arrays))
             batch = [np.pad(a, [(0, size - count)] + [(0, 0)] * (a.ndim - 1)) for a in batch]
             result = self._programs[name](self.variables, *batch)
-            outputs.append(np.asarray(result.astype(jnp.float32))[:count])
-        return np.concatenate(outputs)
+            outputs.append(
+                jax.tree.map(lambda a, n=count: np.asarray(a.astype(jnp.float32))[:n], result)
+            )
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
 
     def predict(self, images: Images) -> np.ndarray:
         """Compute class probabilities, float64 [n, classes]; images as in `read_images`."""
@@ -331,15 +334,21 @@ class Classifier:
             raise UserError(f"there is no test image of {', '.join(names)}")
         return _decode(splits, one_of_each(labels, numbers, data.split_seed), data)
 
-    def random_images(self, count: int, data=None) -> tuple[np.ndarray, list[str]]:
-        """Load a fixed random sample of test images; returns the same as `images_of_classes`.
+    def random_images(
+        self, count: int, data=None, split: str = "test"
+    ) -> tuple[np.ndarray, list[str]]:
+        """Load a fixed random sample of a split's images, as `images_of_classes` does.
 
-        `data` is a `config.data` to use instead of the run's own.
+        `data` is a `config.data` to use instead of the run's own; `split` is "train", "val" or
+        "test". Raises UserError if the split is empty.
         """
         data = data or self.config.data
         splits = make_splits(open_source(data), data)
-        order = np.random.default_rng(data.split_seed).permutation(len(splits.test.labels))
-        return _decode(splits, order[:count], data)
+        examples = getattr(splits, split)
+        if not len(examples.labels):
+            raise UserError(f"the {split} split is empty")
+        order = np.random.default_rng(data.split_seed).permutation(len(examples.labels))
+        return _decode(splits, order[:count], data, examples)
 
     def test_images(self, indices: Sequence[int], data=None) -> tuple[np.ndarray, list[str]]:
         """Load test images by their index; the result and `data` are those of `random_images`."""
@@ -350,6 +359,8 @@ class Classifier:
         return _decode(splits, np.asarray(indices), data)
 
 
-def _decode(splits, chosen, data):
-    images, labels = splits.test.take(chosen).decode_all(data.num_threads)
+def _decode(splits, chosen, data, examples=None):
+    images, labels = (
+        (splits.test if examples is None else examples).take(chosen).decode_all(data.num_threads)
+    )
     return images, [splits.class_names[label] for label in labels]

@@ -100,11 +100,12 @@ class Attention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x, keys, layer, added) -> tuple[jax.Array, dict]:
+    def __call__(self, x, keys, layer, added, edit=None) -> tuple[jax.Array, dict]:
         """Map tokens [b, n, d] to tokens and intermediates; for the arguments see `EncoderBlock`.
 
-        The intermediates are "attention", the weights [b, h, n, n] including `added`, and for
-        differential attention "softmax_maps" [b, h, 2, n, n], the two maps of each head.
+        The intermediates are "attention", the weights [b, h, n, n] including `added`; for
+        differential attention "softmax_maps" [b, h, 2, n, n], the two maps of each head; and with
+        `edit` "heads" [b, h, n, width], the heads' outputs before it.
         """
         (b, n, d), h = x.shape, self.config["num_heads"]
         is_differential = self.config["attention"] == "differential"
@@ -129,6 +130,8 @@ class Attention(nn.Module):
         if is_differential:
             x = nn.RMSNorm(epsilon=1e-5, dtype=self.dtype, name="head_norm")(x)
             x *= 1 - _initial_strength(layer)
+        if edit:
+            x, seen = jnp.where(edit[0], edit[1].astype(x.dtype), x), seen | {"heads": x}
         out = nn.DenseGeneral(
             d,
             axis=(-2, -1),

@@ -111,23 +111,27 @@ class EncoderBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x, keys, layer, added=None) -> tuple[jax.Array, dict]:
+    def __call__(self, x, keys, layer, added=None, edit=None) -> tuple[jax.Array, dict]:
         """Map tokens [b, n, d] to tokens and the intermediates of the attention.
 
         `keys` [b], None without dropout, are the block's own; `layer` is its index from 0; `added`
-        [b, h, n, n], or None, is added to the attention weights.
+        [b, h, n, n], or None, is added to the attention weights; `edit` has the block's own
+        entries of `VisionTransformer`'s, or is None.
         """
         config, dtype = self.config, self.dtype
         attend = Attention(config, self.grid, dtype, name=LAYER_NAMES[config["attention"]])
         norm = functools.partial(build_norm, config, dtype)
         drop_path = functools.partial(Dropout, self.drop_path_rate, whole=True)
-        y, attended = attend(norm()(x), keys, layer, added)
+        y, attended = attend(norm()(x), keys, layer, added, edit and edit["heads"])
         # Dropout's keys depend on the order in which its modules are made.
         x = x + drop_path()(
             _scaled(self, "layer_scale_0", Dropout(config["dropout_rate"])(y, keys)), keys
         )
-        y = _scaled(self, "layer_scale_1", MlpBlock(config, dtype)(norm()(x), keys))
-        return x + drop_path()(y, keys), attended
+        y = MlpBlock(config, dtype)(norm()(x), keys)
+        if edit:
+            mask, value = edit["mlp"]
+            y, attended = jnp.where(mask, value.astype(y.dtype), y), attended | {"mlp": y}
+        return x + drop_path()(_scaled(self, "layer_scale_1", y), keys), attended
 
 
 def _scaled(block, name, x):
@@ -159,9 +163,10 @@ class Encoder(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(self, x, keys, added: Sequence[jax.Array] | None) -> tuple[jax.Array, dict]:
+    def __call__(self, x, keys, added: Sequence[jax.Array] | None, edit=None):
         """Map tokens [b, n, d] to tokens [b, n, d] and the intermediates."""
         config, dtype, depth = self.config, self.dtype, self.config["depth"]
+        blocks = edit and edit.get("blocks")
         kind, first = config["pos_embed"], int(has_cls(config))
         if kind not in ("none", "rope_2d", "relative_bias"):  # these two act within attention
             x = PositionEmbedding(kind, self.grid, bool(first), name="posembed_input")(x)
@@ -183,9 +188,12 @@ class Encoder(nn.Module):
             drop_path_rate = config["drop_path_rate"] * i / max(1, depth - 1)
             block = EncoderBlock(config, self.grid, drop_path_rate, dtype, parent=None)
             own = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-            x, seen = apply(block, self.remat, params, x, own, i, added and added[i])
+            own_added, own_edit = added and added[i], blocks and blocks[i]
+            x, seen = apply(block, self.remat, params, x, own, i, own_added, own_edit)
             tokens.append(x)
             attended.append(seen)
+        if edit and "tokens" in edit:
+            x = edit["tokens"].astype(x.dtype)  # the compiler removes the blocks
         if not config["fc_norm"]:
             x = build_norm(config, dtype, "encoder_norm")(x)
         intermediates = {key: [seen[key] for seen in attended] for key in attended[0]}
@@ -281,18 +289,26 @@ class VisionTransformer(nn.Module):
         capture: bool = False,
         keys: jax.Array | None = None,
         added: Sequence[jax.Array] | None = None,
+        edit: Mapping[str, Any] | None = None,
     ):
         """Classify normalised images [b, height, width, channels].
 
         Dropout and drop path act with `train` and random `keys` of the images [b]. `added` are
         depth arrays [b, h, n, n] added to the attention weights, for gradients.
 
+        `edit` replaces activations. Its "blocks" are depth dicts {"heads": (mask, value), "mlp":
+        (mask, value)}: where the mask is True, the value replaces the heads' outputs [b, h, n,
+        width] before the output layer, or the MLP's output [b, n, d]; both broadcast. Its "tokens"
+        [m, k, d] replace the residual stream before the final norm: the logits are theirs, with
+        any m, and any k that the pooling accepts.
+
         Returns:
           float32 logits [b, num_classes]; with `capture` also a dict of "tokens" (depth + 1
           arrays [b, n, d]: after the embedding and after each block), "attention" (depth arrays
           [b, h, n, n], rows are queries) and "features" [b, d'], the head's input. Differential
           attention has negative weights too, and adds "softmax_maps" (depth arrays
-          [b, h, 2, n, n]): the two maps whose difference "attention" is.
+          [b, h, 2, n, n]): the two maps whose difference "attention" is. With edited "blocks",
+          also "heads" and "mlp": their outputs before the replacement.
         """
         # [b, rows, columns, d]
         x = embed_patches(self.config, images.astype(self.dtype), self.dtype)
@@ -303,7 +319,7 @@ class VisionTransformer(nn.Module):
             cls = self.param("cls", nn.initializers.zeros, (1, 1, d))
             x = jnp.concatenate([jnp.tile(cls.astype(x.dtype), (b, 1, 1)), x], 1)
         encoder = Encoder(config, (rows, columns), self.dtype, self.remat, name="Transformer")
-        x, intermediates = encoder(x, keys if train else None, added)
+        x, intermediates = encoder(x, keys if train else None, added, edit)
         x = pool_tokens(config, x, self.dtype)
         if config["fc_norm"]:
             x = build_norm(config, self.dtype, "fc_norm")(x)

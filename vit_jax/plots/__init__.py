@@ -1,5 +1,13 @@
 """Figures from arrays, with matplotlib."""
 
+from vit_jax.plots.analysis import (
+    save_ablation,
+    save_layer_similarity,
+    save_lens,
+    save_lens_classes,
+    save_probes,
+    save_token_norms,
+)
 from vit_jax.plots.inside import (
     dark_ground,
     save_attention_distances,

@@ -48,6 +48,7 @@ def save_heat_maps(
     names: Sequence[str],
     maps: np.ndarray,
     columns: Sequence[str],
+    top: float | None = None,
 ) -> None:
     """Draw maps over images, a row for each image.
 
@@ -60,8 +61,9 @@ def save_heat_maps(
       names: of the rows.
       maps: [b, k, rows, columns], not negative.
       columns: k names.
+      top: end of the only colour scale; None: the maximum.
     """
-    _save_maps(path, title, images, names, maps, columns, 1.25, 8)
+    _save_maps(path, title, images, names, maps, columns, 1.25, 8, top)
 
 
 def save_comparison(
@@ -86,11 +88,11 @@ def save_comparison(
     _save_maps(path, title, images, names, maps, columns, 1.0, 7)
 
 
-def _save_maps(path, title, images, names, maps, columns, size, fontsize):
+def _save_maps(path, title, images, names, maps, columns, size, fontsize, top=None):
     figure, axes = _panels(len(names), len(columns) + 1, size)
     peaks = [max(float(row[j].max()) for row in maps if j < len(row)) for j in range(len(columns))]
-    own = min(peaks) < max(peaks) / 4
-    tops = peaks if own else [max(peaks)] * len(columns)
+    own = top is None and min(peaks) < max(peaks) / 4
+    tops = peaks if own else [max(peaks) if top is None else top] * len(columns)
     scales = [matplotlib.colors.Normalize(0, max(1e-12, top)) for top in tops]
     for line, image, name, row in zip(axes, images, names, maps, strict=True):
         _show(line[0], image)

@@ -40,7 +40,7 @@ def make_figure(width: float, height: float, columns: int = 1, rows: int = 1, **
     axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(axis="y", color="#dddddd", linewidth=0.8)
+        axis.grid(axis="y", color="#888888", alpha=0.3, linewidth=0.8)  # on any ground
         axis.set_axisbelow(True)
     return figure, axes
 
