@@ -6,22 +6,16 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import FrozenDict
 from PIL import Image
 
 from vit_jax.augment import evaluation_crop
 from vit_jax.config import Config
 from vit_jax.explanation.model import METHODS, Model, has_relevance, token_layout
-from vit_jax.models import Head
-from vit_jax.models.layers import build_norm
-from vit_jax.models.vit import pool_tokens
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.progress import Progress
-from vit_jax.runtime.sharding import dtype_of
 
 LIMIT = 6_000_000  # bytes of the page
 PAGE = 50_000  # bytes of it without contents
@@ -181,44 +175,18 @@ def _rollouts(model, images, chosen, progress):
     return {name: array.reshape(*array.shape[:2], -1) for name, array in maps.items()}
 
 
-class _Tail(nn.Module):
-    """What a ViT computes after its blocks: final norm, pooling and head."""
-
-    config: Any
-    num_classes: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x):
-        """Map tokens [b, n, d] to logits [b, num_classes]."""
-        config, dtype = self.config, self.dtype
-        if not config["fc_norm"]:
-            x = build_norm(config, dtype, "encoder_norm")(x)
-        x = pool_tokens(config, x, dtype)
-        if config["fc_norm"]:
-            x = build_norm(config, dtype, "fc_norm")(x)
-        if size := config["representation_size"]:
-            x = jnp.tanh(nn.Dense(size, dtype=dtype, name="pre_logits")(x))
-        return Head(self.num_classes)(x)
-
-
 def lens_probabilities(model: Model, images: Any) -> np.ndarray:
     """Compute class probabilities from the tokens after the embedding and after each block.
 
     The logit lens (nostalgebraist 2020): final norm, pooling and head, applied to the tokens of
     every depth. Returns float32 [n, depth + 1, classes]; the last ones are the prediction.
     """
-    module, dtype = model.make_model(), dtype_of(model.config.train.dtype)
-    tail: Any = _Tail(FrozenDict(model.config.model), len(model.class_names), dtype)
+    module: Any = model.make_model()
 
     def lens(variables, inputs):
-        params = dict(variables["params"])
-        # The norm is a part of the encoder, the head of `Head` a submodule.
-        params["encoder_norm"] = params["Transformer"].get("encoder_norm", {})
-        params["Head_0"] = {"head": params["head"]}
         tokens = module.apply(variables, inputs, capture=True)[1]["tokens"]
-        logits = jnp.stack([tail.apply({"params": params}, x) for x in tokens], 1)
-        return jax.nn.softmax(logits)
+        logits = [module.apply(variables, inputs, edit={"tokens": x}) for x in tokens]
+        return jax.nn.softmax(jnp.stack(logits, 1))
 
     return model.apply("lens", lens, images, batch_size=_CHUNK)
 
