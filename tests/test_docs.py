@@ -36,9 +36,16 @@ TESTED = {
         "test_visualize.py"
     ),
     "vit-jax visualize runs/eurosat_finetune/*/seed_0 --out=compared": "test_visualize.py",
+    "vit-jax visualize runs/cifar_patch/patch_4/seed_0 explanations --methods chefer rise "
+    "--target=dog": "test_visualize.py",
+    "vit-jax predict runs/photos/base/seed_0 photo.jpg --overlay=annotated --explain=grad_cam": (
+        "test_api.py"
+    ),
 }
 
-ATTRIBUTES = ("model.class_names", "model.config", "model.grid")  # of `vit_jax.Model`, no settings
+# Of `vit_jax.Model`, no settings.
+ATTRIBUTES = ("model.class_names", "model.config", "model.grid", "model.methods")
+ATTRIBUTES += ("model.relevance_grid", "model.residual")
 
 
 def blocks(text):

@@ -165,8 +165,10 @@ def run_cells(variant: str, summary: dict) -> list[str]:
     return [f"{variant}, seed {summary['seed']}", *accuracies, epoch, minutes]
 
 
-SCORE_HEAD = ["explanation", "deletion area", "below chance by", "images below"]
-SCORE_HEAD += ["insertion area", "above chance by", "images above"]
+SCORE_HEAD = ["explanation"]
+for _score, _better in (("SaCo", "above"), ("deletion area", "below"), ("insertion area", "above")):
+    SCORE_HEAD += [_score, f"{_better} chance by", f"images {_better}"]
+SCORE_HEAD += ["correlation with random weights"]
 
 
 def score_cells(scores: dict) -> list[list[str]]:
@@ -174,23 +176,49 @@ def score_cells(scores: dict) -> list[list[str]]:
     lines = []
     for name, values in scores["methods"].items():
         lines.append([name])
-        for one in (values["deletion"], values["insertion"]):
-            spread = "" if one["gain_std"] is None else f" ± {one['gain_std']:.3f}"
+        for one in (values["saco"], values["deletion"], values["insertion"]):
+            spread = "" if one["gain_error"] is None else f" ± {one['gain_error']:.3f}"
             cells = [f"{one['gain']:.3f}{spread}", f"{100 * one['better']:.0f} %"]
             lines[-1] += [f"{one['auc']:.3f}", *(cells if name != "random" else ["-", "-"])]
+        lines[-1].append(f"{values['randomised']:.2f}" if "randomised" in values else "-")
     return lines
+
+
+def score_verdict(scores: dict) -> str:
+    """Name the explanation to trust, in a sentence."""
+    name = scores["trusted"]
+    if name is None:
+        return (
+            "No explanation is to be trusted: none has a SaCo above that of random orders by more "
+            "than two standard errors and changes with the weights."
+        )
+    saco = scores["methods"][name]["saco"]
+    return (
+        f"The explanation to trust is {name}: of those that change with the weights it has the "
+        f"highest SaCo, {saco['auc']:.2f}, which is {saco['gain']:.2f} ± {saco['gain_error']:.2f} "
+        f"above random orders and better in {100 * saco['better']:.0f} % of the images."
+    )
 
 
 def score_legend(scores: dict) -> str:
     """Describe the numbers of `score_cells` in a few sentences."""
     few = " With so few patches, the scores mean little." if scores["patches"] < 16 else ""
+    residual = ""
+    if "integrated gradients" in scores["methods"]:
+        residual = (
+            " Integrated gradients add up to the change of the logit, except for "
+            f"{100 * scores['residual']:.1f} % of it (median)."
+        )
     return (
-        f"On {scores['images']} test images of {scores['patches']} patches. Deletion: patches are "
-        "replaced by the image's mean colour, those that the explanation ranks highest first; the "
+        f"On {scores['images']} test images of {scores['patches']} patches. SaCo: groups of "
+        "patches are replaced by the image's mean colour, one at a time; 1 if those with more "
+        "relevance always lower the probability of the predicted class more, 0 for random orders. "
+        "Deletion: patches are replaced, those that the explanation ranks highest first; the "
         "area under the probability of the predicted class is small if the explanation is right. "
         "Insertion: patches are added to an image of the mean colour in that order; the area is "
         "large if the explanation is right. "
-        "Chance is the mean of four random orders; mean ± standard deviation over images of the "
-        "difference in area from it, and the fraction of images where the explanation is better."
-        f"{few}"
+        "Chance is the mean of four random orders; mean ± standard error of the difference from "
+        "it, paired by image, and the fraction of images where the explanation is better. "
+        "Correlation: of the ranks of the patches with those after all weights are shuffled; an "
+        f"explanation above 0.5 does not depend on what the model learned.{residual}{few}"
     )
