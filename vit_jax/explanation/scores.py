@@ -12,7 +12,7 @@ from vit_jax.runtime.progress import Progress
 
 STEPS = 10  # from no patch to all of them
 BATCH = 16  # images at a time
-CHANCE = 4  # random orders, whose scores are averaged
+CHANCE = 2  # random orders; with their reverses, whose SaCo is the negative, they are averaged
 RANDOMISED = 16  # images whose maps are compared with those of randomised weights
 OPTIONS = {
     "integrated_gradients": {"steps": 16},
@@ -47,9 +47,9 @@ def score(model: Model, images: np.ndarray) -> dict:
     for key in model.methods:
         maps[key] = _explain(model, images, key, target)
         progress.advance(1)
-    chance = np.random.default_rng(0).random((CHANCE, n, *grid), np.float32)
+    random = np.random.default_rng(0).random((CHANCE, n, *grid), np.float32)
     found = {METHODS[key]: evaluate(one) for key, one in maps.items()}
-    orders = [evaluate(one) for one in chance]
+    orders = [evaluate(one) for one in (*random, *-random)]
     found["random"] = {key: np.mean([one[key] for one in orders], 0) for key in orders[0]}
     scored = {name: _summarise(one, found["random"], counts) for name, one in found.items()}
     for name, correlation in _randomise(model, images, target, maps):
@@ -84,7 +84,7 @@ def _evaluator(model, images, fractions):
         saco = faithfulness.saco(logits_fn, inputs, relevance, baseline)
         return jnp.concatenate([saco[:, None], curves["deletion"], curves["insertion"]], 1)
 
-    total = 3 * len(model.methods) + CHANCE
+    total = 3 * len(model.methods) + 2 * CHANCE
     progress = Progress(f"{model.name}: scoring explanations,", 0, total, True, "map")
 
     def evaluate(relevance):

@@ -165,22 +165,24 @@ def run_cells(variant: str, summary: dict) -> list[str]:
     return [f"{variant}, seed {summary['seed']}", *accuracies, epoch, minutes]
 
 
-SCORE_HEAD = ["explanation"]
-for _score, _better in (("SaCo", "above"), ("deletion area", "below"), ("insertion area", "above")):
-    SCORE_HEAD += [_score, f"{_better} chance by", f"images {_better}"]
-SCORE_HEAD += ["correlation with random weights"]
+SCORE_HEAD = ["explanation", "SaCo", "images above chance", "correlation with random weights"]
+SCORE_HEAD += ["deletion, below chance by", "images below"]
+SCORE_HEAD += ["insertion, above chance by", "images above"]
 
 
 def score_cells(scores: dict) -> list[list[str]]:
     """Format the cells below SCORE_HEAD, explanation by explanation of `scores.score`."""
+
+    def gain(one):
+        spread = "" if one["gain_error"] is None else f" ± {one['gain_error']:.3f}"
+        return [f"{one['gain']:.3f}{spread}", f"{100 * one['better']:.0f} %"]
+
     lines = []
     for name, values in scores["methods"].items():
-        lines.append([name])
-        for one in (values["saco"], values["deletion"], values["insertion"]):
-            spread = "" if one["gain_error"] is None else f" ± {one['gain_error']:.3f}"
-            cells = [f"{one['gain']:.3f}{spread}", f"{100 * one['better']:.0f} %"]
-            lines[-1] += [f"{one['auc']:.3f}", *(cells if name != "random" else ["-", "-"])]
-        lines[-1].append(f"{values['randomised']:.2f}" if "randomised" in values else "-")
+        if name != "random":
+            fails = " (fails)" if values["randomised"] > 0.5 else ""
+            lines.append([name, *gain(values["saco"]), f"{values['randomised']:.2f}{fails}"])
+            lines[-1] += gain(values["deletion"]) + gain(values["insertion"])
     return lines
 
 
@@ -195,8 +197,8 @@ def score_verdict(scores: dict) -> str:
     saco = scores["methods"][name]["saco"]
     return (
         f"The explanation to trust is {name}: of those that change with the weights it has the "
-        f"highest SaCo, {saco['auc']:.2f}, which is {saco['gain']:.2f} ± {saco['gain_error']:.2f} "
-        f"above random orders and better in {100 * saco['better']:.0f} % of the images."
+        f"highest SaCo, {saco['gain']:.2f} ± {saco['gain_error']:.2f}, and is better than random "
+        f"orders in {100 * saco['better']:.0f} % of the images."
     )
 
 
@@ -217,8 +219,9 @@ def score_legend(scores: dict) -> str:
         "area under the probability of the predicted class is small if the explanation is right. "
         "Insertion: patches are added to an image of the mean colour in that order; the area is "
         "large if the explanation is right. "
-        "Chance is the mean of four random orders; mean ± standard error of the difference from "
-        "it, paired by image, and the fraction of images where the explanation is better. "
+        "Chance is the mean of two random orders and their reverses; mean ± standard error of the "
+        "difference from it, paired by image, and the fraction of images where the explanation is "
+        "better. "
         "Correlation: of the ranks of the patches with those after all weights are shuffled; an "
         f"explanation above 0.5 does not depend on what the model learned.{residual}{few}"
     )
