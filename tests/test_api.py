@@ -141,6 +141,25 @@ def test_arrays_files_and_pil_images_give_the_probabilities_of_the_command(
     assert sum(model.predict(PIXELS[:70, ..., None]).argmax(1) == LABELS[:70]) > 7
 
 
+def test_predict_adds_an_explanation(model, results, paths, tmp_path, capsys):
+    base = [str(results.best_run), str(paths[0])]
+    flags = ["--json", "--explain=grad_cam", "--target=3", f"--overlay={tmp_path / 'o'}"]
+    assert predict.main([*base, *flags]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    expected = model.explain(paths[0], "grad_cam", target="3")[0]
+    np.testing.assert_allclose(answer["relevance"], expected, rtol=1e-5)
+    with Image.open(tmp_path / "o" / f"0000_{paths[0].stem}.png") as image:
+        assert image.width > 2.5 * image.height
+    for flags, message in (
+        (["--explain=rise"], "--explain has no effect without --overlay or --json"),
+        (["--target=3"], "--target has no effect without --explain"),
+        (["--json", "--explain=rollout", "--target=3"], "target has no effect with"),
+        (["--json", "--explain=lime"], "method='lime' is unknown"),
+    ):
+        assert predict.main([*base, *flags]) == 1
+        assert message in capsys.readouterr().err
+
+
 def test_larger_images_are_resized_as_in_evaluation(model, tmp_path):
     large = np.random.default_rng(0).integers(0, 256, (20, 13, 1), np.uint8)
     Image.fromarray(large[..., 0]).save(tmp_path / "large.png")
@@ -216,8 +235,8 @@ def test_invalid_images_are_refused(model, images, words):
     ("call", "words"),
     [
         (
-            lambda m, run: m.explain(DIGITS, "grad_cam"),
-            "use one of gradient_rollout, rollout, last_lay",
+            lambda m, run: m.explain(DIGITS, "saliency"),
+            "use one of gradient_rollout, chefer, rollout, last_lay",
         ),
         (lambda m, run: m.explain(DIGITS, target=10), "target=10 is not a class: use 0 to 9"),
         (lambda m, run: m.explain(DIGITS, target="ten"), "target='ten' is not a class"),

@@ -46,9 +46,16 @@ TESTED = {
     ),
     "vit-jax visualize runs/first/base/seed_0 runs/second/base/seed_0 layer_similarity "
     "--out=compared": "test_inspection.py",
+    "vit-jax visualize runs/cifar_patch/patch_4/seed_0 explanations --methods chefer rise "
+    "--target=dog": "test_visualize.py",
+    "vit-jax predict runs/photos/base/seed_0 photo.jpg --overlay=annotated --explain=grad_cam": (
+        "test_api.py"
+    ),
 }
 
-ATTRIBUTES = ("model.class_names", "model.config", "model.grid")  # of `vit_jax.Model`, no settings
+# Of `vit_jax.Model`, no settings.
+ATTRIBUTES = ("model.class_names", "model.config", "model.grid", "model.methods")
+ATTRIBUTES += ("model.relevance_grid", "model.residual")
 
 
 def blocks(text):

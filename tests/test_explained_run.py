@@ -53,11 +53,21 @@ def read_scores(folder):
     return json.loads((folder / "scores.json").read_text())
 
 
-def test_explanations_beat_chance_by_more_than_the_std(run):
+def test_explanations_beat_chance_by_more_than_the_error(run):
     assert json.loads((run / "summary.json").read_text())["test_accuracy"] > 0.8
     scores = read_scores(run / "figures" / "explanation")
     assert scores["images"] == 64 and scores["patches"] == 16
     assert scores["fractions"][0] == 0 and scores["fractions"][-1] == 1
+    methods = scores["methods"]
+    for name in ("rollout", "gradient rollout", "Chefer", "integrated gradients", "RISE"):
+        saco = methods[name]["saco"]
+        assert saco["gain"] > 2 * saco["gain_error"] > 0 and saco["better"] > 0.7, name
+        assert saco["gain_error"] == pytest.approx(saco["gain_std"] / 8)
+        assert abs(methods[name]["randomised"]) < 0.5, name
+    assert methods["random"]["saco"]["gain"] == 0 and "randomised" not in methods["random"]
+    assert abs(methods["random"]["saco"]["auc"]) < 0.15
+    assert methods[scores["trusted"]]["saco"]["auc"] > methods["rollout"]["saco"]["auc"] - 1e-6
+    assert 0 < scores["residual"] < 0.2
     for name in ("rollout", "gradient rollout"):
         deletion, insertion = (scores["methods"][name][key] for key in ("deletion", "insertion"))
         assert deletion["gain"] > deletion["gain_std"] > 0 and deletion["better"] > 0.8
@@ -70,6 +80,10 @@ def test_explanations_beat_chance_by_more_than_the_std(run):
 def test_report_has_the_scores(workdir, run):
     text = (workdir / "report.html").read_text()
     gain = read_scores(run / "figures" / "explanation")["methods"]["gradient rollout"]["deletion"]
+    assert (
+        f"The explanation to trust is {read_scores(run / 'figures' / 'explanation')['trusted']}"
+        in text
+    )
     assert f"{gain['gain']:.3f}\N{NO-BREAK SPACE}±" in html.unescape(text)
     assert "heat maps of what base, seed 0 attends to" in text
 
@@ -108,6 +122,6 @@ def test_visualize_scores_and_draws_curves(run, tmp_path):
         read_scores(run / "figures" / "explanation")["methods"],
     )
     for name in before:  # same images, hence same scores
-        for key in ("deletion", "insertion"):
+        for key in ("saco", "deletion", "insertion"):
             np.testing.assert_allclose(again[name][key]["auc"], before[name][key]["auc"], atol=1e-4)
     assert (out / "curves" / "metrics.png").stat().st_size > 1000

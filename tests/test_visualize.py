@@ -97,6 +97,23 @@ def test_figures_of_a_vit(tmp_path, image_files, settings, more):
     assert drawn(tmp_path / "f") == OF_ANY_VIT | more
 
 
+@pytest.mark.parametrize("name", ["vit", "resnet18"])
+def test_methods_are_compared(name, tmp_path, image_files, capsys):
+    width = {"model__depth": 1} if name == "vit" else {"model__hidden_size": 4}
+    run = str(save_weights(tmp_path / "w", model__name=name, **width))
+    base = [run, "explanations", f"--out={tmp_path / 'f'}", "--images", *image_files]
+    found = []
+    for target in ("class 0", "class 1"):
+        assert visualize.main([*base, "--methods", "input_x_gradient", f"--target={target}"]) == 0
+        found.append((tmp_path / "f" / "explanations" / "explanations.png").read_bytes())
+    assert found[0] != found[1]
+    assert drawn(tmp_path / "f") == {"explanations/explanations.png"}
+    if name == "resnet18":
+        capsys.readouterr()
+        assert visualize.main([*base, "--methods", "chefer"]) == 1
+        assert "is a resnet18, which has no attention" in capsys.readouterr().err
+
+
 def test_figures_of_a_resnet(tmp_path, image_files):
     run = str(save_weights(tmp_path / "w", model__name="resnet18", model__hidden_size=4))
     assert visualize.main([run, f"--out={tmp_path / 'f'}", "--images", *image_files]) == 0
@@ -119,6 +136,7 @@ def test_mistakes_about_models_are_single_line_errors(tmp_path, image_files, cap
         ([vit], "has no dataset"),
         ([vit, "rollouts", *images], "rollouts is neither a folder nor one of"),
         ([vit, vit, *images], "give --out"),
+        ([vit, "kernels", *images, "--methods", "rise"], "--methods has no effect on kernels"),
         ([vit, "curves"], "vit has no curves: it has attention_rollout"),
         ([vit, "--classes", "a", *images], "--classes has no effect with --images"),
         ([vit, f"--out={image_files[0]}", *images], "is not a folder"),

@@ -68,12 +68,14 @@ def write_explanation(folder):
     folder.mkdir(parents=True)
     for name in ("attention_rollout.png", "attention_rollout_dark.png", "scores.png"):
         Image.new("RGB", (1500, 600), "white").save(folder / name)
-    one = {"curve": [0.9, 0.1], "auc": 0.5, "auc_std": 0.2, "gain": 0.125, "gain_std": 0.0625}
-    found = {"deletion": one | {"better": 0.75}, "insertion": one | {"better": 0.5}}
+    one = {"curve": [0.9, 0.1], "auc": 0.5, "auc_std": 0.2, "gain": 0.125, "gain_std": 0.5}
+    one |= {"gain_error": 0.0625, "better": 0.75}
+    found = {"saco": one, "deletion": one, "insertion": one | {"better": 0.5}, "randomised": 0.02}
     methods = dict.fromkeys(
         ("rollout", "gradient rollout", "last-layer attention", "random"), found
     )
     scores = {"images": 64, "patches": 16, "fractions": [0, 1], "methods": methods}
+    scores |= {"residual": 0.01, "trusted": "rollout"}
     (folder / "scores.json").write_text(json.dumps(scores))
 
 

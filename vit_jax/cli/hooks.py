@@ -3,7 +3,6 @@
 from vit_jax import models
 from vit_jax.runtime import processes, sharding
 from vit_jax.runtime.errors import UserError
-from vit_jax.runtime.files import read_json
 from vit_jax.runtime.progress import print_line
 from vit_jax.storage.run_folder import run_name
 from vit_jax.training.hooks import Hooks
@@ -81,7 +80,7 @@ def _draw_mistakes(sweep, configs):
 def _explain(sweep, configs):
     """Draw and score explanations, if their number of images changed; return whether it did."""
     config, count = configs[sweep.explained], configs[sweep.explained].log.explain_images
-    before = read_json(sweep.explanation / "scores.json").get("asked", 0)
+    before = sweep.scores().get("asked", 0)
     if config.model.name != "vit" or count == before:
         return False
     from vit_jax.explanation import figures

@@ -3,8 +3,11 @@
     vit-jax predict runs/sports_finetune/base/seed_0 photo.jpg more_photos/
     vit-jax predict runs/sports_finetune/base/seed_0 photo.jpg --json
     vit-jax predict runs/sports_finetune/base/seed_0 photo.jpg --overlay=annotated
+    vit-jax predict runs/sports_finetune/base/seed_0 photo.jpg --overlay=annotated --explain=rise
 
 Prints the five most probable classes of each image. For a folder, all images in it are classified.
+--explain=METHOD adds a heat map of what supports the predicted class, or --target=CLASS, to the
+annotated images, and its numbers as "relevance" to JSON; the methods are in docs/explaining.md.
 Images are preprocessed as in the evaluation of the run. If files cannot be read, the first of them
 is reported at the end, with status 1.
 """
@@ -19,6 +22,8 @@ from vit_jax.config import with_overrides
 from vit_jax.runtime.errors import UserError, single_line
 from vit_jax.runtime.files import warn
 
+EXPLAINED = 32  # images at a time
+
 
 @command.main
 def main(argv: Sequence[str]) -> None:
@@ -32,32 +37,34 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--overlay", type=pathlib.Path, help="folder for annotated images")
+    parser.add_argument("--explain", metavar="METHOD", help="explanation to add, such as grad_cam")
+    parser.add_argument("--target", help="class to explain; default: the predicted one")
     command.add_class_names(parser)
     parser.add_argument("--max_pixels", type=int, help="largest image that is read, in pixels")
     args = parser.parse_args(argv)
     from vit_jax import plots
-    from vit_jax.evaluation.classifier import Classifier
     from vit_jax.runtime.progress import Bar
 
     paths = list_images(args.images)
-    classifier = Classifier(args.run, class_names=args.class_names)
-    if args.max_pixels is not None:
-        overrides = {"data.max_pixels": args.max_pixels}
-        classifier.config = with_overrides(classifier.config, overrides, "--max_pixels")
+    classifier = _load(args)
     if args.overlay:
         args.overlay.mkdir(parents=True, exist_ok=True)
     answers, failed = [], []
     found = Bar(
-        classifier.predict_files(paths, failed), total=len(paths), unit="image", disable=None
+        _classify(classifier, paths, failed, args), total=len(paths), unit="image", disable=None
     )
-    for number, (path, image, probabilities) in enumerate(found):
+    for number, (path, image, probabilities, relevance) in enumerate(found):
         top = dict(classifier.best(probabilities))
         answers.append({"image": str(path), "top5": top})
+        if relevance is not None:
+            answers[-1]["relevance"] = relevance.tolist()
         if args.overlay:
             # With number and .png, within the 255 bytes of most file systems.
             name = os.fsencode(path.stem)[:200].decode(errors="ignore")
             out = args.overlay / f"{number:04d}_{name}.png"
-            plots.save_prediction(out, single_line(path.name), image, top)
+            of = args.target if args.target is not None else next(iter(top))
+            heat = None if relevance is None else (f"{args.explain} of {of}", relevance)
+            plots.save_prediction(out, single_line(path.name), image, top, heat)
         if not args.json:
             Bar.write(single_line(path))
             for name, probability in top.items():
@@ -67,6 +74,38 @@ def main(argv: Sequence[str]) -> None:
     if failed:
         more = f"; {len(failed)} of {len(paths)} files cannot" if len(failed) > 1 else ""
         raise UserError(f"{failed[0]}{more}")
+
+
+def _load(args):
+    """Load the model; with --explain, check that it has the explanation."""
+    if args.explain is not None:
+        from vit_jax.explanation.model import Model
+
+        if not args.overlay and not args.json:
+            raise UserError("--explain has no effect without --overlay or --json")
+        classifier = Model(args.run, class_names=args.class_names)
+        classifier.check_method(args.explain, args.target)
+    else:
+        from vit_jax.evaluation.classifier import Classifier
+
+        if args.target is not None:
+            raise UserError("--target has no effect without --explain")
+        classifier = Classifier(args.run, class_names=args.class_names)
+    if args.max_pixels is not None:
+        overrides = {"data.max_pixels": args.max_pixels}
+        classifier.config = with_overrides(classifier.config, overrides, "--max_pixels")
+    return classifier
+
+
+def _classify(classifier, paths, failed, args):
+    """Yield (path, image, probabilities, relevance or None), several images at a time."""
+    for start in range(0, len(paths), EXPLAINED):
+        rows = list(classifier.predict_files(paths[start : start + EXPLAINED], failed))
+        maps = [None] * len(rows)
+        if rows and args.explain is not None:
+            maps = classifier.explain([image for _, image, _ in rows], args.explain, args.target)
+        for row, relevance in zip(rows, maps, strict=True):
+            yield *row, relevance
 
 
 def list_images(given: list[pathlib.Path]) -> list[pathlib.Path]:

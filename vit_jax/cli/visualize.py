@@ -2,6 +2,7 @@
 
     vit-jax visualize runs/cifar_patch/patch_4/seed_0
     vit-jax visualize runs/cifar_patch/patch_4/seed_0 kernels attention_rollout
+    vit-jax visualize runs/cifar_patch/patch_4/seed_0 explanations --methods chefer rise
     vit-jax visualize weights/vit_b16 --images cat.jpg dog.jpg --out=figures
     vit-jax visualize runs/eurosat_finetune/*/seed_0 --out=compared
     vit-jax visualize augment --config=configs/cifar_augment.py
@@ -12,14 +13,17 @@ positional_embeddings, kernels, feature_maps; name some to draw only those. They
 image of each of eight classes, of the classes --classes NAME..., or --images FILE.... For several
 runs, one figure per image compares their attention in every layer.
 
---target CLASS explains why an image could be of this class, instead of the predicted one: gradient
-rollout, in the figure attention_rollout, depends on it.
+Drawn only if named: explanations compares methods of explanation, all or --methods NAME...;
+explanation_scores scores them on 64 test images or on --images.
 
-Drawn only if named, with a JSON file: explanation_scores, which scores the explanations by deletion
-and insertion on 64 test images; ablation of every head and MLP; logit_lens, the classes of every
-layer; token_norms; layer_similarity; and probes, the accuracy of every layer's features. They are
-of a random sample of --count images of --split, or of --images. For two runs, layer_similarity
-compares their layers.
+
+With a JSON file: ablation of every head and MLP; logit_lens, the classes of every layer;
+token_norms; layer_similarity; and probes, the accuracy of every layer's features. They are of a
+random sample of --count images of --split, or of --images. For two runs, layer_similarity compares
+their layers.
+
+--target CLASS explains why an image could be of this class, instead of the predicted one, in
+explanations and, by gradient rollout, in attention_rollout.
 
 augment draws a contact sheet, CONFIG_augment.png or --out=FILE.png: images of several classes, each
 next to random draws of every variant of the config; --draws=N and --rows=N set how many of each.
@@ -39,6 +43,7 @@ from vit_jax.runtime.errors import UserError, single_line
 
 IMAGE_KEYS = ("name", "dir", "train_split", "test_split", "test_size", "test_examples")
 IMAGE_KEYS += ("split_seed",)
+ONLY_NAMED = ("explanations", "explanation_scores")
 
 
 @command.main
@@ -56,7 +61,7 @@ def _draw_models(argv):
     from vit_jax.explanation.model import Model
     from vit_jax.storage.run_folder import suggest_runs
 
-    known = ["curves", *figures.DRAW, "explanation_scores", *inspection.DRAW]
+    known = ["curves", *figures.DRAW, *ONLY_NAMED, *inspection.DRAW]
     kinds = [name for name in args.runs if name in known]
     folders = [pathlib.Path(name) for name in args.runs if name not in known]
     for folder in folders:
@@ -74,8 +79,9 @@ def _draw_models(argv):
         if kinds != ["curves"] and not args.images and not model.has_data:
             raise UserError(f"{folder} has no dataset: give --images FILE...")
     _check_sample(args, kinds, inspection.DRAW)
-    if args.classes and (args.images or (kinds and not set(kinds) & set(figures.DRAW))):
-        every = ", ".join(figures.DRAW)
+    shown = {*figures.DRAW, "explanations"}
+    if args.classes and (args.images or (kinds and not set(kinds) & shown)):
+        every = ", ".join([*figures.DRAW, "explanations"])
         raise UserError(f"--classes has no effect with --images, or without one of {every}")
     if args.out and args.out.exists() and not args.out.is_dir():
         raise UserError(f"--out={args.out} is not a folder")
@@ -90,8 +96,9 @@ def _draw_models(argv):
     same = {json.dumps([m.class_names, *map(m.config.data.get, IMAGE_KEYS)]) for m in models}
     if not args.images and len(same) > 1:
         raise UserError("the runs were tested on different images: give --images FILE...")
-    if args.target is not None:
-        raise UserError("--target has no effect on the comparison of several runs")
+    for flag in ("target", "methods"):
+        if getattr(args, flag) is not None:
+            raise UserError(f"--{flag} has no effect on the comparison of several runs")
     if is_pair:
         print("comparing the layers of 2 runs", flush=True)
         return [inspection.draw_pair(_request(models[0], args), models[1], args.out)]
@@ -108,6 +115,9 @@ def _model_parser():
     )
     parser.add_argument(
         "--classes", nargs="+", default=[], help="classes of the test images; default: eight"
+    )
+    parser.add_argument(
+        "--methods", nargs="+", help="methods of the figure explanations; default: all"
     )
     parser.add_argument("--target", help="class to explain; default: the predicted one")
     parser.add_argument("--out", type=pathlib.Path, help="output folder; default: RUN/figures")
@@ -143,20 +153,32 @@ def _draw_model(folder, model, kinds, args):
     from vit_jax.explanation import figures, inspection
 
     possible = figures.kinds_of(model.config)
-    scored = ["explanation_scores"] if "attention_rollout" in possible else []
-    scored += inspection.kinds_of(model.config)
+    named = list(ONLY_NAMED) if model.class_names and model.methods else []
+    named += inspection.kinds_of(model.config)
     curves = ["curves"] if model.has_data else []  # otherwise it was trained elsewhere
     for kind in kinds:
-        if kind not in (every := [*curves, *possible, *scored]):
+        if kind not in (every := [*curves, *possible, *named]):
             raise UserError(f"{model.name} has no {kind}: it has {', '.join(every)}")
     kinds, out, made = kinds or [*curves, *possible], args.out or folder / "figures", []
-    if args.target is not None and "attention_rollout" not in kinds:
-        raise UserError(f"--target has no effect on {', '.join(kinds)}: draw attention_rollout")
+    if args.target is not None and {"attention_rollout", "explanations"}.isdisjoint(kinds):
+        raise UserError(f"--target has no effect on {', '.join(kinds)}: draw explanations")
+    if args.methods and "explanations" not in kinds:
+        raise UserError(f"--methods has no effect on {', '.join(kinds)}: draw explanations")
+    for method in args.methods or ():
+        model.check_method(method)
     print(f"drawing {', '.join(kinds)}", flush=True)
     if "curves" in kinds:
         made.append(report.draw_curves(folder, out / "curves"))
     if drawn := [kind for kind in kinds if kind in possible]:
         made += figures.draw_figures(_view(model, args), drawn, out)
+    if "explanations" in kinds:
+        images, names = _choose_images(model, args)
+        methods = args.methods or model.methods
+        made.append(
+            figures.draw_explanations(
+                model, images, names, methods, args.target, out / "explanations"
+            )
+        )
     if "explanation_scores" in kinds:
         images = _read_images(model, args) or model.random_images(64)
         made.append(figures.draw_scores(model, images[0], out / "explanation_scores"))
@@ -170,8 +192,12 @@ def _view(model, args):
     from vit_jax.explanation import figures
 
     target = None if args.target is None else int(model.class_indices(args.target, 1)[0])
-    images, names = _read_images(model, args) or model.images_of_classes(args.classes, 8)
+    images, names = _choose_images(model, args)
     return figures.Viewer.of(model).see(model.variables, images, names, target)
+
+
+def _choose_images(model, args):
+    return _read_images(model, args) or model.images_of_classes(args.classes, 8)
 
 
 def _read_images(model, args):

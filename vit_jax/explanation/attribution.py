@@ -63,12 +63,32 @@ def gradient_rollout(
     (arXiv:2103.15679); the rest is `rollout`. A product is positive where the weight, as it is,
     supports the class: that may be a negative weight of differential attention.
     """
+    return _chained(_supporting(attention, gradients), discard, has_cls)
+
+
+def chefer(
+    attention: Sequence[jax.Array] | jax.Array, gradients: Sequence[jax.Array] | jax.Array
+) -> jax.Array:
+    """Compute the relevance of Chefer et al. 2021, [b, n, n], as published (arXiv:2103.15679).
+
+    Equations 5 and 6 for self-attention: R = I, then R <- R + E R for each layer, first to last,
+    with E the mean over heads of max(A * d logit / d A, 0). In contrast to `gradient_rollout`, no
+    row is divided by its sum, so that layers with large gradients count more.
+    """
+    found = jnp.eye(attention[0].shape[-1])
+    for one in _supporting(attention, gradients):
+        found = found + jnp.matmul(one, found, precision=jax.lax.Precision.HIGHEST)
+    return found
+
+
+def _supporting(attention, gradients):
+    """Compute the mean over heads of max(A * d logit / d A, 0) of each layer, [b, n, n]."""
     # The products are taken in float32: bfloat16 would round them to 8 bits.
     products = (
         jnp.asarray(a, jnp.float32) * jnp.asarray(g, jnp.float32)
         for a, g in zip(attention, gradients, strict=True)
     )
-    return _chained([_positive(product).mean(1) for product in products], discard, has_cls)
+    return [_positive(product).mean(1) for product in products]
 
 
 def _chained(fused, discard, has_cls):
@@ -118,10 +138,14 @@ def explanation(
 ) -> jax.Array:
     """Compute the relevance of each patch, [b, rows, columns].
 
-    By name, it is "gradient rollout", which alone depends on `gradients`; "rollout"; or "last
-    layer", the mean of that layer's heads, with negative weights as 0.
+    By name, it is "gradient rollout" or "Chefer", which alone depend on `gradients`; "rollout"; or
+    "last layer", the mean of that layer's heads, with negative weights as 0. Of `chefer`, it is
+    R - I: what a token contributes to itself through the residual connections is left out.
     """
-    if name == "gradient rollout":
+    if name == "Chefer":
+        maps = chefer(attention, gradients)
+        maps = maps - jnp.eye(maps.shape[-1])
+    elif name == "gradient rollout":
         maps = gradient_rollout(attention, gradients, has_cls=has_cls)
     elif name == "rollout":
         maps = rollout(attention, has_cls=has_cls)

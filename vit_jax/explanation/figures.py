@@ -18,7 +18,8 @@ from vit_jax.augment import evaluation_crop, preprocess
 from vit_jax.config import Config
 from vit_jax.evaluation.evaluate import softmax
 from vit_jax.explanation import attribution, scores
-from vit_jax.explanation.model import Model, has_relevance, token_layout
+from vit_jax.explanation.methods import METHODS, has_relevance, token_layout
+from vit_jax.explanation.model import Model, Target
 from vit_jax.plots.results import short
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.files import naming_file, read_json, write_atomically
@@ -264,6 +265,39 @@ def training_figures(seen: Seen) -> dict[str, np.ndarray]:
         draw_figures(seen, kinds or ["kernels"], pathlib.Path(folder))
         paths = sorted(pathlib.Path(folder).rglob("*.png"))
         return {path.stem: np.asarray(Image.open(path).convert("RGB")) for path in paths}
+
+
+def draw_explanations(
+    model: Model,
+    images: np.ndarray,
+    names: Sequence[str],
+    methods: Sequence[str],
+    target: Target | None,
+    folder: pathlib.Path,
+) -> pathlib.Path:
+    """Draw the maps of several methods next to each other over stored images; return the folder.
+
+    Each map is divided by its maximum; negative entries, which count against the class, become 0.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = model.predict(images)
+    targets = rows.argmax(1) if target is None else model.class_indices(target, len(images))
+    maps, columns = [], []
+    for key in methods:
+        given = {"target": targets} if METHODS[key].of_class else {}
+        found = np.maximum(model.explain(images, key, **given), 0)
+        maps.append(found / np.maximum(found.max((1, 2), keepdims=True), 1e-12))
+        columns.append(METHODS[key].name.replace(" ", "\n", 1))
+    titles = [
+        f"{short(name)}\n{short(model.class_names[label])} {100 * row[label]:.0f} %"
+        for name, row, label in zip(names, rows, targets, strict=True)
+    ]
+    shown = np.asarray(evaluation_crop(jnp.asarray(images), model.config.data))
+    title = f"{model.name}: explanations of the class below each name, each map divided by its "
+    title += "maximum, negative entries as 0"
+    path = folder / "explanations.png"
+    plots.save_heat_maps(path, title, shown, titles, np.stack(maps, 1), columns)
+    return folder
 
 
 def explain_run(run: pathlib.Path, data, count: int, folder: pathlib.Path) -> None:

@@ -1,39 +1,25 @@
 """`Model`: a finished model that predicts, evaluates, and explains itself."""
 
+import copy
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import models, pretrained
-from vit_jax.config import Config
+from vit_jax import pretrained
 from vit_jax.evaluation.classifier import Classifier
 from vit_jax.evaluation.inputs import Images, Path, as_list
-from vit_jax.explanation import attribution
+from vit_jax.explanation import gradients, methods
+from vit_jax.explanation.methods import Method
+from vit_jax.explanation.methods import has_relevance as has_relevance
+from vit_jax.explanation.methods import token_layout as token_layout
 from vit_jax.runtime.errors import UserError, join_names
 
-METHODS = {name.replace(" ", "_"): name for name in ("gradient rollout", "rollout", "last layer")}
+METHODS = {key: method.name for key, method in methods.METHODS.items()}
 Target = int | str | Sequence[int | str] | np.ndarray
 _BATCH_SIZE = 8  # attention weights are large: 22 MB per image in a B/16 at 224 pixels
-
-
-def token_layout(config: Config) -> tuple[tuple[int, int], bool, int]:
-    """Compute the rows and columns of patches, whether the head sees a class token, and registers.
-
-    The class token is token 0. Registers are counted; they come before the patches. A class token
-    that the head does not see counts as one of them.
-    """
-    if config.model.name != "vit":
-        return (0, 0), False, 0
-    side = config.data.image_size // config.model.patch_size
-    has_cls, extra = models.has_cls(config.model), config.model.class_token
-    return (side, side), has_cls and not extra, config.model.num_registers + extra
-
-
-def has_relevance(config: Config) -> bool:
-    """Whether explanations are defined: the head uses the class token or the mean of patches."""
-    return config.model.name == "vit" and config.model.pool in ("cls", "mean")
 
 
 class Model(Classifier):
@@ -46,6 +32,11 @@ class Model(Classifier):
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches; (0, 0) for a ResNet."""
         return token_layout(self.config)[0]
+
+    @property
+    def relevance_grid(self) -> tuple[int, int]:
+        """Rows and columns of explanations: patches, or equal parts of the image for a ResNet."""
+        return methods.relevance_grid(self.config)
 
     def __repr__(self) -> str:
         num_classes = len(self.class_names)
@@ -68,49 +59,98 @@ class Model(Classifier):
 
         return self.apply("attention", attention, images, batch_size=_BATCH_SIZE)
 
+    @property
+    def methods(self) -> list[str]:
+        """The methods of `explain` that are defined for this model, the default first."""
+        return [
+            key
+            for key, method in methods.METHODS.items()
+            if not methods.refusal(self.config, key) and (self.class_names or not method.of_class)
+        ]
+
+    def with_variables(self, variables: dict) -> "Model":
+        """Make the model with other variables of the same shapes; compiled programs are shared."""
+        other = copy.copy(self)
+        other.__dict__["variables"] = variables
+        return other
+
     def explain(
-        self, images: Images, method: str = "gradient_rollout", target: Target | None = None
+        self,
+        images: Images,
+        method: str = "gradient_rollout",
+        target: Target | None = None,
+        **options: Any,
     ) -> np.ndarray:
         """Compute how much each patch contributes to the prediction.
 
         Args:
           images: as in `read_images`.
-          method: "gradient_rollout" (evidence for the target class), "rollout" or "last_layer"
-            (the mean of the last layer's heads).
+          method: "gradient_rollout", "chefer", "grad_cam", "input_x_gradient",
+            "integrated_gradients" or "rise": evidence for the target class; "rollout" or
+            "last_layer" (the mean of the last layer's heads): attention, for no class.
           target: index or name of a class, one for all images or one for each; None: the predicted
-            class of each. Only gradient_rollout depends on the class.
+            class of each.
+          **options: "steps" (32) and "baseline" ("mean", the image's mean colour, or "black") of
+            integrated_gradients; "masks" (512) and "seed" (0) of rise.
 
         Returns:
-          float32 [n, rows, columns], not normalised.
+          float32 [n, rows, columns], not normalised; of input_x_gradient, integrated_gradients and
+          rise with negative entries. For a ResNet18 rows and columns of equal parts of the image.
 
         Raises:
-          UserError: an image, method or target cannot be used, or the model is a ResNet.
+          UserError: an image, method, target or option cannot be used, or the model has no
+            attention, which the method needs.
         """
-        if method not in METHODS:
-            raise UserError(f"method={method!r} is unknown: use one of {', '.join(METHODS)}")
-        if method == "gradient_rollout":
+        chosen, options = self.check_method(method, target, **options)
+        module, config = self.make_model(), self.config
+
+        def relevance(variables, inputs, classes=None):
+            return chosen.compute(module, config, variables, inputs, classes, **options)
+
+        return self._apply_method(method, relevance, images, target, options)
+
+    def residual(self, images: Images, target: Target | None = None, **options: Any) -> np.ndarray:
+        """Compute the residual of integrated gradients, float32 [n].
+
+        It is the fraction of the logit's difference from the baseline that the sum of the map
+        misses: the error of the integral over `steps`. Arguments are those of `explain`.
+        """
+        method = "integrated_gradients"
+        maps = self.explain(images, method, target, **options)
+        _, options = self.check_method(method, **options)
+        module, config = self.make_model(), self.config
+
+        def residual(variables, inputs, maps, classes=None):
+            baseline = methods.baseline_of(options["baseline"], inputs, config)
+            logits_fn = functools.partial(module.apply, variables)
+            return gradients.residual(logits_fn, inputs, classes, baseline, maps)
+
+        return self._apply_method("residual", residual, images, target, options, maps)
+
+    def _apply_method(self, name, function, images, target, options, *arrays):
+        targets = () if target is None else (self.class_indices(target, len(as_list(images))),)
+        name = f"{name} {sorted(options.items())} of {len(targets)} targets"
+        return self.apply(name, function, images, *arrays, *targets, batch_size=_BATCH_SIZE)
+
+    def check_method(
+        self, key: str, target: Target | None = None, **options: Any
+    ) -> tuple[Method, dict[str, Any]]:
+        """Find a method and its options, with defaults; raises UserError."""
+        if key not in METHODS:
+            raise UserError(f"method={key!r} is unknown: use one of {', '.join(METHODS)}")
+        method = methods.METHODS[key]
+        if method.of_class:
             self.check_head()
         elif target is not None:
-            raise UserError(f"target has no effect with method={method!r}")
-        self._check_attention()
-        if not has_relevance(self.config):
-            raise UserError(
-                f"{self.name} has model.pool={self.config.model.pool}: explanations need cls or "
-                "mean"
-            )
-        targets = () if target is None else (self.class_indices(target, len(as_list(images))),)
-        model = self.make_model()
-
-        def relevance(variables, inputs, *classes):
-            if method == "gradient_rollout":
-                _, inside, grads = models.attention_gradients(model, variables, inputs, *classes)
-            else:
-                inside, grads = model.apply(variables, inputs, capture=True)[1], []
-            layout = token_layout(self.config)
-            return attribution.explanation(METHODS[method], inside["attention"], grads, *layout)
-
-        name = f"{method} of {'the target' if targets else 'the prediction'}"
-        return self.apply(name, relevance, images, *targets, batch_size=_BATCH_SIZE)
+            raise UserError(f"target has no effect with method={key!r}")
+        if reason := methods.refusal(self.config, key):
+            raise UserError(f"{self.name} {reason}: use one of {', '.join(self.methods)}")
+        for name, value in options.items():
+            if name not in method.options:
+                known = f"use {', '.join(method.options)}" if method.options else "it has none"
+                raise UserError(f"{name} is not an option of method={key!r}: {known}")
+            methods.check_option(name, value)
+        return method, dict(method.options) | options
 
     def _check_attention(self):
         if self.config.model.name != "vit":
@@ -196,6 +236,7 @@ def explain(
     images: Images,
     method: str = "gradient_rollout",
     target: Target | None = None,
+    **options: Any,
 ) -> np.ndarray:
     """Compute patch relevance with a model, or the model at a path: `Model.explain`."""
-    return _as_model(model).explain(images, method, target)
+    return _as_model(model).explain(images, method, target, **options)

@@ -1,74 +1,146 @@
-"""Scores of explanations: deletion and insertion, compared with chance."""
+"""Scores of explanations, compared with random orders."""
 
+import math
 import pathlib
 
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.explanation import attribution
+from vit_jax.explanation import attribution, faithfulness, methods
 from vit_jax.explanation.model import METHODS, Model
 from vit_jax.runtime.progress import Progress
 
 STEPS = 10  # from no patch to all of them
 BATCH = 16  # images at a time
-CHANCE = 4  # random orders, whose curves are averaged
+CHANCE = 2  # random orders; with their reverses, whose SaCo is the negative, they are averaged
+RANDOMISED = 16  # images whose maps are compared with those of randomised weights
+OPTIONS = {
+    "integrated_gradients": {"steps": 16},
+    "rise": {"masks": 128},
+}  # cheaper than the default
+MOST_CORRELATED = 0.5  # of a map that depends on the weights, with that of randomised weights
+SCORES = {"saco": 1, "deletion": -1, "insertion": 1}  # with the sign of what is better
 
 
 def score(model: Model, images: np.ndarray) -> dict:
-    """Score a ViT's explanations of stored images by deletion and insertion, against chance.
+    """Score all methods of a model on stored images, against random orders.
 
     A patch that is deleted, or not yet inserted, has the image's own mean colour.
 
     Returns:
-      {"images": n, "patches": int, "fractions": [k] of the patches, "methods": {name: {"deletion" |
-      "insertion": {"curve": [k] mean probabilities of the predicted class, "auc": mean over images,
-      "auc_std": over images, "gain": mean over images of how much better the area is than that of
-      random orders, "gain_std": over images, "better": fraction of images where it is}}}}. Standard
-      deviations have ddof 1 (null for one image). The last method, "random", has gains of 0.
+      {"images": n, "patches": int, "fractions": [k] of the patches, "methods": {name: scores},
+      "residual": median of `Model.residual`, "trusted": name of the method to trust or None}. The
+      scores are {"saco" | "deletion" | "insertion": values, "randomised": mean rank correlation of
+      the map with that of shuffled weights}. The values have "auc", the mean over images of the
+      coefficient or area; "gain", the mean over images of how much better it is than that of random
+      orders; "auc_std" and "gain_std", their standard deviations over images with ddof 1, and
+      "gain_error", the standard error of the mean gain (all null for one image); "better", the
+      fraction of images with a gain; and of the curves "curve", [k] mean probabilities of the
+      predicted class. The last method, "random", has gains of 0 and no "randomised".
     """
-    n, patches = len(images), model.grid[0] * model.grid[1]
-    fractions = attribution.replaced_counts(patches, min(STEPS, patches)) / patches
+    n, grid = len(images), model.relevance_grid
+    patches = grid[0] * grid[1]
+    counts = attribution.replaced_counts(patches, min(STEPS, patches))
+    evaluate, progress = _evaluator(model, images, counts / patches)
+    target = model.predict(images).argmax(-1)
+    maps = {}
+    for key in model.methods:
+        maps[key] = _explain(model, images, key, target)
+        progress.advance(1)
+    random = np.random.default_rng(0).random((CHANCE, n, *grid), np.float32)
+    found = {METHODS[key]: evaluate(one) for key, one in maps.items()}
+    orders = [evaluate(one) for one in (*random, *-random)]
+    found["random"] = {key: np.mean([one[key] for one in orders], 0) for key in orders[0]}
+    scored = {name: _summarise(one, found["random"], counts) for name, one in found.items()}
+    for name, correlation in _randomise(model, images, target, maps):
+        scored[name]["randomised"] = correlation
+        progress.advance(1)
+    some, options = slice(RANDOMISED), OPTIONS["integrated_gradients"]
+    residual = model.residual(images[some], target[some], **options)
+    progress.close()
+    return {
+        "images": n,
+        "patches": patches,
+        "fractions": (counts / patches).tolist(),
+        "methods": scored,
+        "residual": float(np.median(residual)),
+        "trusted": choose_method(scored),
+    }
+
+
+def _evaluator(model, images, fractions):
+    """Make a function from maps to {"saco": [n], "deletion" | "insertion": [n, k]}, and its bar."""
     module = model.make_model()
 
-    def curves_of(variables, inputs, relevance):
-        found = attribution.deletion_insertion(
-            lambda changed: jnp.asarray(module.apply(variables, changed)),
-            inputs,
-            relevance,
-            inputs.mean((1, 2), keepdims=True),
-            len(fractions) - 1,
+    def scores_of(variables, inputs, relevance):
+        baseline = inputs.mean((1, 2), keepdims=True)
+
+        def logits_fn(changed):
+            return jnp.asarray(module.apply(variables, changed))
+
+        curves = attribution.deletion_insertion(
+            logits_fn, inputs, relevance, baseline, len(fractions) - 1
         )
-        return jnp.stack([found["deletion"], found["insertion"]], 1)
+        saco = faithfulness.saco(logits_fn, inputs, relevance, baseline)
+        return jnp.concatenate([saco[:, None], curves["deletion"], curves["insertion"]], 1)
 
-    chance = np.random.default_rng(0).random((CHANCE, n, *model.grid), np.float32)
-    progress = Progress(
-        f"{model.name}: scoring explanations,", 0, len(METHODS) + CHANCE, True, "map"
-    )
+    total = 3 * len(model.methods) + 2 * CHANCE
+    progress = Progress(f"{model.name}: scoring explanations,", 0, total, True, "map")
 
-    def curves(relevance):  # [n, 2, k]
-        found = model.apply("curves", curves_of, images, relevance, batch_size=BATCH)
+    def evaluate(relevance):
+        found = model.apply("scores", scores_of, images, relevance, batch_size=BATCH)
         progress.advance(1)
-        return found
+        curves = found[:, 1:].reshape(len(found), 2, -1)
+        return {"saco": found[:, 0], "deletion": curves[:, 0], "insertion": curves[:, 1]}
 
-    found = {name: curves(model.explain(images, method)) for method, name in METHODS.items()}
-    found["random"] = np.mean([curves(one) for one in chance], 0)
-    progress.close()
-    methods = {name: _summary(each, found["random"], fractions) for name, each in found.items()}
-    return {"images": n, "patches": patches, "fractions": fractions.tolist(), "methods": methods}
+    return evaluate, progress
 
 
-def _summary(curves, chance, fractions):
-    # Curves are [n, 2, k], of deletion and insertion.
+def _explain(model, images, key, target):
+    given = {"target": target} if methods.METHODS[key].of_class else {}
+    return model.explain(images, key, **given, **OPTIONS.get(key, {}))
+
+
+def _randomise(model, images, target, maps):
+    """Yield the name of each method, and the mean rank correlation with maps of random weights."""
+    shuffled = model.with_variables(faithfulness.shuffle_weights(model.variables))
+    for key, before in maps.items():
+        after = _explain(shuffled, images[:RANDOMISED], key, target[:RANDOMISED])
+        correlation = faithfulness.rank_correlation(before[:RANDOMISED], after)
+        yield METHODS[key], float(correlation.mean())
+
+
+def _summarise(values, chance, counts):
     summary = {}
-    for i, (key, sign) in enumerate((("deletion", -1), ("insertion", 1))):
-        auc = np.trapezoid(curves[:, i], fractions)
-        gain = sign * (auc - np.trapezoid(chance[:, i], fractions))
-        summary[key] = {"curve": curves[:, i].mean(0).tolist()}
-        for name, values in (("auc", auc), ("gain", gain)):
-            std = float(values.std(ddof=1)) if len(values) > 1 else None
-            summary[key] |= {name: float(values.mean()), f"{name}_std": std}
+    for key, sign in SCORES.items():
+        summary[key] = {}
+        single, random = values[key], chance[key]
+        if key != "saco":
+            summary[key]["curve"] = single.mean(0).tolist()
+            single, random = (np.trapezoid(one, counts / counts[-1]) for one in (single, random))
+        gain = sign * (single - random)
+        for name, one in (("auc", single), ("gain", gain)):
+            std = float(one.std(ddof=1)) if len(one) > 1 else None
+            summary[key] |= {name: float(one.mean()), f"{name}_std": std}
+        std = summary[key]["gain_std"]
+        summary[key]["gain_error"] = None if std is None else std / math.sqrt(len(gain))
         summary[key]["better"] = float((gain > 0).mean())
     return summary
+
+
+def choose_method(scored: dict) -> str | None:
+    """Choose the method with the highest SaCo among those that pass both tests; None: none passes.
+
+    The tests: SaCo exceeds that of random orders by more than two standard errors of the paired
+    difference, and the rank correlation with the map of randomised weights is at most 0.5.
+    """
+    passed = [
+        (one["saco"]["auc"], name)
+        for name, one in scored.items()
+        if one["saco"]["gain"] > 2 * (one["saco"]["gain_error"] or math.inf)
+        and one.get("randomised", 1.0) <= MOST_CORRELATED
+    ]
+    return max(passed)[1] if passed else None
 
 
 def remove(folder: pathlib.Path) -> None:

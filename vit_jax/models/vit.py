@@ -163,7 +163,14 @@ class Encoder(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(self, x, keys, added: Sequence[jax.Array] | None, edit=None):
+    def __call__(
+        self,
+        x: jax.Array,
+        keys: jax.Array | None,
+        added: Sequence[jax.Array] | None,
+        added_tokens: Mapping[int, jax.Array],
+        edit: Any = None,
+    ) -> tuple[jax.Array, dict]:
         """Map tokens [b, n, d] to tokens [b, n, d] and the intermediates."""
         config, dtype, depth = self.config, self.dtype, self.config["depth"]
         blocks = edit and edit.get("blocks")
@@ -183,6 +190,7 @@ class Encoder(nn.Module):
         # Not in bfloat16: XLA would round at the boundaries of the shared function, and capturing
         # intermediates would change the logits.
         apply = _apply_shared if dtype == jnp.float32 else _apply
+        x = x + added_tokens[0] if 0 in added_tokens else x
         tokens, attended = [x], []
         for i, params in enumerate(self._params_of_blocks(x)):
             drop_path_rate = config["drop_path_rate"] * i / max(1, depth - 1)
@@ -190,6 +198,7 @@ class Encoder(nn.Module):
             own = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, i)
             own_added, own_edit = added and added[i], blocks and blocks[i]
             x, seen = apply(block, self.remat, params, x, own, i, own_added, own_edit)
+            x = x + added_tokens[i + 1] if i + 1 in added_tokens else x
             tokens.append(x)
             attended.append(seen)
         if edit and "tokens" in edit:
@@ -289,12 +298,14 @@ class VisionTransformer(nn.Module):
         capture: bool = False,
         keys: jax.Array | None = None,
         added: Sequence[jax.Array] | None = None,
+        added_tokens: Mapping[int, jax.Array] | None = None,
         edit: Mapping[str, Any] | None = None,
     ):
         """Classify normalised images [b, height, width, channels].
 
-        Dropout and drop path act with `train` and random `keys` of the images [b]. `added` are
-        depth arrays [b, h, n, n] added to the attention weights, for gradients.
+        Dropout and drop path act with `train` and random `keys` of the images [b]. For gradients,
+        `added` are depth arrays [b, h, n, n] added to the attention weights, and `added_tokens`
+        arrays [b, n, d] added to the tokens with these indices in "tokens".
 
         `edit` replaces activations. Its "blocks" are depth dicts {"heads": (mask, value), "mlp":
         (mask, value)}: where the mask is True, the value replaces the heads' outputs [b, h, n,
@@ -319,7 +330,8 @@ class VisionTransformer(nn.Module):
             cls = self.param("cls", nn.initializers.zeros, (1, 1, d))
             x = jnp.concatenate([jnp.tile(cls.astype(x.dtype), (b, 1, 1)), x], 1)
         encoder = Encoder(config, (rows, columns), self.dtype, self.remat, name="Transformer")
-        x, intermediates = encoder(x, keys if train else None, added, edit)
+        tokens = added_tokens or {}
+        x, intermediates = encoder(x, keys if train else None, added, tokens, edit)
         x = pool_tokens(config, x, self.dtype)
         if config["fc_norm"]:
             x = build_norm(config, self.dtype, "fc_norm")(x)

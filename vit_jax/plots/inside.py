@@ -13,9 +13,7 @@ import matplotlib.figure
 import matplotlib.style
 import numpy as np
 
-from vit_jax.plots.results import COLORS, STYLES, hide_frame, make_figure, save
-
-HEAT = "viridis"  # perceptually uniform, also in grey and with colour-blindness
+from vit_jax.plots.results import COLORS, HEAT, STYLES, hide_frame, make_figure, save
 
 
 def _panels(rows, columns, size, extra_height=0.6):
@@ -190,20 +188,25 @@ def save_feature_maps(
 
 def save_scores(path: pathlib.Path, title: str, scores: dict) -> None:
     """Draw the deletion and insertion curves of explanations, of `scores.score`."""
-    figure, axes = make_figure(8.5, 4.2, 2, sharey=True)
+    figure, axes = make_figure(8.5, 5.6, 2, sharey=True)
     hints = {
         "deletion": ("lower is better", "removed"),
         "insertion": ("higher is better", "shown"),
     }
+    *methods, chance = scores["methods"]
+    looks = {name: (COLORS[i % 6], STYLES[i // 6]) for i, name in enumerate(methods)}
+    looks[chance] = (COLORS[6], ":")
     for axis, (key, (better, done)) in zip(axes, hints.items(), strict=True):
-        methods = zip(scores["methods"].items(), (*COLORS[:3], COLORS[6]), STYLES, strict=True)
-        for (name, values), color, style in methods:
+        for name, values in scores["methods"].items():
             label, curve = f"{name}, area {values[key]['auc']:.3f}", values[key]["curve"]
+            color, style = looks[name]
             axis.plot(scores["fractions"], curve, style, color=color, label=label, linewidth=1.8)
         axis.set_title(f"{key}: {better}", fontsize=10)
         axis.set_xlabel(f"fraction of patches {done}")
         axis.set_ylim(0, 1.02)
-        axis.legend(frameon=False, fontsize="small")
+        axis.legend(
+            frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.17)
+        )
     axes[0].set_ylabel("probability of the predicted class")
     title = f"{title}: explanations scored on {scores['images']} images"
     save(figure, path, title, size=11, dpi=110)

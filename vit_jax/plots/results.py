@@ -20,6 +20,7 @@ from vit_jax.runtime.files import naming_file
 # Okabe & Ito 2008: distinct with any common form of colour-blindness.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
+HEAT = "viridis"  # perceptually uniform, also in grey and with colour-blindness
 
 
 def short(name: str, length: int = 24) -> str:
@@ -234,13 +235,32 @@ def save_confusion(
 
 
 def save_prediction(
-    path: pathlib.Path, title: str, image: np.ndarray, probabilities: dict[str, float]
+    path: pathlib.Path,
+    title: str,
+    image: np.ndarray,
+    probabilities: dict[str, float],
+    heat: tuple[str, np.ndarray] | None = None,
 ) -> None:
-    """Draw an image, uint8 [height, width, 3 or 1], next to bars of {class: probability}."""
-    figure = matplotlib.figure.Figure(figsize=(8, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.3))
+    """Draw an image, uint8 [height, width, 3 or 1], next to bars of {class: probability}.
+
+    `heat` is the title of a heat map over the image, and its values [rows, columns], of which
+    negative ones are drawn as 0.
+    """
+    figure = matplotlib.figure.Figure(figsize=(11 if heat else 8, 3.4), layout="constrained")
+    left, *middle, right = figure.subplots(
+        1, 3 if heat else 2, width_ratios=(1,) * (2 if heat else 1) + (1.3,)
+    )
     left.imshow(image, cmap="gray", vmin=0, vmax=255)
     left.axis("off")
+    if heat:
+        (axis,), (label, values) = middle, heat
+        height, width = image.shape[:2]
+        axis.imshow(image.mean(-1), cmap="gray", vmin=-128, vmax=383)
+        extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+        top = max(float(values.max()), 1e-12)
+        axis.imshow(np.maximum(values, 0), HEAT, alpha=0.65, vmin=0, vmax=top, extent=extent)
+        axis.set_title(short(label, 40), fontsize=10)
+        axis.axis("off")
     names = [short(name, 28) for name in probabilities]
     places, shares = range(len(names)), [100 * value for value in probabilities.values()]
     right.barh(places, shares, color=COLORS[0], alpha=0.75)

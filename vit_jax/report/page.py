@@ -97,6 +97,11 @@ class Sweep:
         """The folder of that run's explanations."""
         return self.explained_folder / "figures" / "explanation"
 
+    def scores(self) -> dict:
+        """Read that run's scores of explanations; {} if missing, or of an earlier version."""
+        scores = read_json(self.explanation / "scores.json")
+        return scores if "trusted" in scores else {}
+
     def _best_of(self, variant):
         return max(self.summaries[variant], key=lambda summary: summary["val_accuracy"])
 
@@ -171,7 +176,7 @@ def make_page(sweep: Sweep) -> str:
         report=report,
         sentences=run.findings(report) if report else [],
         mistakes=_mistakes(sweep, report),
-        scores=read_json(sweep.explanation / "scores.json"),
+        scores=sweep.scores(),
         explorer=(sweep.workdir / "explorer.html").exists(),
         differences=differences,
         differing_rows=list(zip(configs, *differences.values(), strict=True)),

@@ -165,32 +165,63 @@ def run_cells(variant: str, summary: dict) -> list[str]:
     return [f"{variant}, seed {summary['seed']}", *accuracies, epoch, minutes]
 
 
-SCORE_HEAD = ["explanation", "deletion area", "below chance by", "images below"]
-SCORE_HEAD += ["insertion area", "above chance by", "images above"]
+SCORE_HEAD = ["explanation", "SaCo", "images above chance", "correlation with random weights"]
+SCORE_HEAD += ["deletion, below chance by", "images below"]
+SCORE_HEAD += ["insertion, above chance by", "images above"]
 
 
 def score_cells(scores: dict) -> list[list[str]]:
     """Format the cells below SCORE_HEAD, explanation by explanation of `scores.score`."""
+
+    def gain(one):
+        spread = "" if one["gain_error"] is None else f" ± {one['gain_error']:.3f}"
+        return [f"{one['gain']:.3f}{spread}", f"{100 * one['better']:.0f} %"]
+
     lines = []
     for name, values in scores["methods"].items():
-        lines.append([name])
-        for one in (values["deletion"], values["insertion"]):
-            spread = "" if one["gain_std"] is None else f" ± {one['gain_std']:.3f}"
-            cells = [f"{one['gain']:.3f}{spread}", f"{100 * one['better']:.0f} %"]
-            lines[-1] += [f"{one['auc']:.3f}", *(cells if name != "random" else ["-", "-"])]
+        if name != "random":
+            fails = " (fails)" if values["randomised"] > 0.5 else ""
+            lines.append([name, *gain(values["saco"]), f"{values['randomised']:.2f}{fails}"])
+            lines[-1] += gain(values["deletion"]) + gain(values["insertion"])
     return lines
+
+
+def score_verdict(scores: dict) -> str:
+    """Name the explanation to trust, in a sentence."""
+    name = scores["trusted"]
+    if name is None:
+        return (
+            "No explanation is to be trusted: none has a SaCo above that of random orders by more "
+            "than two standard errors and changes with the weights."
+        )
+    saco = scores["methods"][name]["saco"]
+    return (
+        f"The explanation to trust is {name}: of those that change with the weights it has the "
+        f"highest SaCo, {saco['gain']:.2f} ± {saco['gain_error']:.2f}, and is better than random "
+        f"orders in {100 * saco['better']:.0f} % of the images."
+    )
 
 
 def score_legend(scores: dict) -> str:
     """Describe the numbers of `score_cells` in a few sentences."""
     few = " With so few patches, the scores mean little." if scores["patches"] < 16 else ""
+    residual = ""
+    if "integrated gradients" in scores["methods"]:
+        residual = (
+            " Integrated gradients add up to the change of the logit, except for "
+            f"{100 * scores['residual']:.1f} % of it (median)."
+        )
     return (
-        f"On {scores['images']} test images of {scores['patches']} patches. Deletion: patches are "
-        "replaced by the image's mean colour, those that the explanation ranks highest first; the "
+        f"On {scores['images']} test images of {scores['patches']} patches. SaCo: groups of "
+        "patches are replaced by the image's mean colour, one at a time; 1 if those with more "
+        "relevance always lower the probability of the predicted class more, 0 for random orders. "
+        "Deletion: patches are replaced, those that the explanation ranks highest first; the "
         "area under the probability of the predicted class is small if the explanation is right. "
         "Insertion: patches are added to an image of the mean colour in that order; the area is "
         "large if the explanation is right. "
-        "Chance is the mean of four random orders; mean ± standard deviation over images of the "
-        "difference in area from it, and the fraction of images where the explanation is better."
-        f"{few}"
+        "Chance is the mean of two random orders and their reverses; mean ± standard error of the "
+        "difference from it, paired by image, and the fraction of images where the explanation is "
+        "better. "
+        "Correlation: of the ranks of the patches with those after all weights are shuffled; an "
+        f"explanation above 0.5 does not depend on what the model learned.{residual}{few}"
     )
