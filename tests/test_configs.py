@@ -64,6 +64,9 @@ def shrunk(config):
         "train.epochs": 0.0,
         "train.steps": 2,
         "optim.warmup_epochs": 0.0,
+        "train.teacher": "",  # a finished run; see test_ladder.py
+        "train.distill_weight": 0.5,
+        "train.distill_temperature": 2.0,
     }
     return settings.with_overrides(config, keys, "a test")
 

@@ -77,11 +77,13 @@ def test_vectorised_seeds_learn_what_single_ones_do(sweep, tmp_path):
         assert abs(one["val/loss"] - other["val/loss"]) < 1e-3
 
 
-def test_a_student_that_equals_its_teacher_has_nothing_to_learn(sweep, tmp_path):
+def test_a_student_that_equals_its_teacher_has_nothing_to_learn(sweep, tmp_path, capsys):
     teacher = sweep.workdir / "student" / "seed_1"
     same = {"init_from": str(teacher), "keep_head": True, "train.teacher": str(teacher)}
     same |= {"train.distill_weight": 1.0, "optim.name": "sgd", "optim.learning_rate": 1.0}
     found = run(tmp_path / "runs", {"same": same})
+    line = f"train.teacher: vit of {teacher}; weight 1, temperature 2"
+    assert line in capsys.readouterr().out
     before, after = params(teacher), params(found.workdir / "same" / "seed_0")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), before, after)
 
@@ -129,7 +131,7 @@ def test_a_variant_is_loaded_with_its_teacher():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"train.teacher": "nowhere"}, "train.teacher=nowhere: nowhere is neither"),
+        ({"train.teacher": "nowhere"}, "train.teacher=nowhere: nowhere does not exist"),
         ({"train.teacher": "student"}, "train.teacher=student of variant student must be an earl"),
         ({"train.distill_weight": 0.1}, "train.distill_weight=0.1 has no effect without"),
         ({"train.distill_weight": 1.0, "train.label_smoothing": 0.1}, "label_smoothing=0.1 has no"),

@@ -289,8 +289,10 @@ def similarity(
     """Compute linear CKA between the layers of a model, or of two: [layers, layers of the other].
 
     The features are the means of patches, or of positions. For the other arguments see
-    `probes.linear_cka`.
+    `probes.linear_cka`. Raises UserError for fewer than 4 images, which the unbiased form needs.
     """
+    if unbiased and (count := len(as_list(images))) < 4:
+        raise UserError(f"{count} images: give at least 4, or unbiased=False")
     found = [layer_features(one, images) for one in (model, other) if one is not None]
     means = [next(a for kind, a in one.items() if kind.startswith("mean")) for one in found]
     return probes.cka_matrix(means[0], means[-1], unbiased)

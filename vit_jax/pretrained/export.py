@@ -35,7 +35,9 @@ def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
     if destination.exists():
         raise UserError(f"{destination} exists already: choose another destination")
     if lacking := _lacking(settings, kind):
-        raise UserError(f"{info['source']} cannot be written as {kind}, which has no {lacking}")
+        raise UserError(
+            f"{info['source']} cannot be exported to {kind}: that export does not write {lacking}"
+        )
     if kind == "npz":
         if destination.suffix != ".npz":
             raise UserError(f"{destination} must end in .npz")

@@ -122,6 +122,8 @@ def _are_strings(names):
 
 def _run_info(folder):
     record = run_folder.read_config(folder) if folder.is_dir() else None
+    if not folder.exists():
+        raise UserError(f"{folder} does not exist{run_folder.suggest_runs(folder)}")
     if record is None:
         raise UserError(
             f"{folder} is neither a converted checkpoint (with model.json) nor the folder of a "

@@ -8,6 +8,7 @@ from clu import parameter_overview
 
 from vit_jax import pretrained
 from vit_jax.runtime import sharding
+from vit_jax.runtime.errors import single_line
 from vit_jax.training.optim import block_depths
 from vit_jax.training.setup import Setup, num_params, num_trained
 
@@ -62,6 +63,10 @@ class ParameterTables:
             print(f"sharding.fsdp: {mib:.2f} MiB of weights and optimizer state per device")
         if setup.weights is not None:
             print(pretrained.table(setup.weights, setup.config.init_from))
+        if setup.teacher is not None:
+            train, model = setup.config.train, setup.teacher.config.model.name
+            loss = f"weight {train.distill_weight:g}, temperature {train.distill_temperature:g}"
+            print(single_line(f"train.teacher: {model} of {train.teacher}; {loss}"))
 
 
 def summarize_parameters(shapes: dict[str, tuple[int, ...]], trained: Collection[str]) -> str:
