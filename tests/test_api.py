@@ -246,7 +246,7 @@ def test_invalid_images_are_refused(model, images, words):
         (lambda m, run: m.evaluate("folder"), "data.name=folder needs data.dir"),
         (lambda m, run: m.evaluate(pathlib.Path("nowhere")), "data.dir=nowhere is not a folder"),
         (lambda m, run: m.evaluate(overrides={"optim.b1": 0.5}), "optim.b1 has no effect"),
-        (lambda m, run: vit_jax.load_model("nowhere"), "neither a converted checkpoint"),
+        (lambda m, run: vit_jax.load_model("nowhere"), "nowhere does not exist"),
         (lambda m, run: vit_jax.load_model(run, gelu="erf"), "model.gelu has no effect"),
         (lambda m, run: vit_jax.load_model(run.parents[1]), "did you mean .*patch_4/seed_0"),
         (lambda m, run: vit_jax.train("nowhere.py"), "nowhere.py is not a file"),
