@@ -32,15 +32,4 @@ def sweep(profile=""):
     }
     if profile == "cpu":  # half the width: a quarter of the time
         resnet18 |= {"model.hidden_size": 32, "train.num_seeds": 1}
-    rungs = {
-        "plain": {},
-        "crop_flip": {"augment.kind": "baseline"},
-        "conv_stem": {"model.patchify": "conv_stem"},
-        # Mimetic initialisation is made for these positions.
-        "mimetic": {"model.init": "mimetic", "model.pos_embed": "sincos_2d"},
-        "muon": {"optim.name": "muon"},
-        "norms": {"model.qk_norm": True, "model.norm": "rms"},
-        "patch_dropout": {"model.patch_drop_rate": 0.25, "train.patch_drop_percent": 80.0},
-        "distilled": {"train.teacher": "resnet18"},
-    }
-    return {"resnet18": resnet18} | presets.accumulate(rungs)
+    return {"resnet18": resnet18} | presets.ladder({"crop_flip": {"augment.kind": "baseline"}})

@@ -19,16 +19,5 @@ def get_config():
 def sweep():
     """Name the variants: the teacher, then rungs that keep what the ones before them added."""
     shift = {"augment.kind": "baseline", "augment.crop_padding": 1, "augment.flip": False}
-    rungs = {
-        "plain": {},
-        "shift": shift,
-        "conv_stem": {"model.patchify": "conv_stem"},
-        # Mimetic initialisation is made for these positions.
-        "mimetic": {"model.init": "mimetic", "model.pos_embed": "sincos_2d"},
-        "muon": {"optim.name": "muon"},
-        "norms": {"model.qk_norm": True, "model.norm": "rms"},
-        "patch_dropout": {"model.patch_drop_rate": 0.25, "train.patch_drop_percent": 80.0},
-        "distilled": {"train.teacher": "resnet18"},
-    }
     resnet18 = {"model.name": "resnet18", "model.hidden_size": 16} | shift
-    return {"resnet18": resnet18} | presets.accumulate(rungs)
+    return {"resnet18": resnet18} | presets.ladder({"shift": shift})

@@ -71,6 +71,16 @@ def one_device():
         yield
 
 
+@pytest.fixture(scope="module")
+def no_figures():
+    """Draw no figures after a run."""
+    from vit_jax import report
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "write_figures", lambda folder: None)
+        yield
+
+
 @pytest.fixture
 def server(monkeypatch):
     """A tiny_server.Server, without pauses between download attempts."""

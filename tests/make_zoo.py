@@ -198,18 +198,6 @@ def add_hf(zoo):
         noise = torch.arange(9.0)[None].repeat(len(x), 1)
         return getattr(model, "vit", model)(x, noise=noise).last_hidden_state[:, 0]
 
-    def tower(model, x):
-        return model.vision_model(x).pooler_output
-
-    def flat(model, x):  # SigLIP 2 takes patches
-        tower = getattr(model, "vision_model", model)
-        side = tower.config.patch_size
-        b, c, height, _ = x.shape
-        count = height // side
-        patches = x.reshape(b, c, count, side, count, side).permute(0, 2, 4, 3, 5, 1)
-        patches, shapes = patches.reshape(b, -1, side**2 * c), torch.tensor([[count, count]] * b)
-        return tower(patches, torch.ones(b, count**2), shapes).pooler_output
-
     zoo.hf("ViTForImageClassification", t.ViTConfig(**HF, **LABELS), logits)
     zoo.hf("ViTModel", t.ViTConfig(**HF), pooled)
     zoo.hf("DeiTForImageClassification", t.DeiTConfig(**HF, **LABELS), logits)
@@ -229,6 +217,30 @@ def add_hf(zoo):
     registers = t.Dinov2WithRegistersConfig(**small, **LABELS)
     zoo.hf("Dinov2WithRegistersModel", registers, pooled)
     zoo.hf("Dinov2WithRegistersForImageClassification", registers, logits)
+
+
+def add_hf_towers(zoo):
+    """Image towers of transformers: CLIP and SigLIP."""
+    t = transformers
+
+    def logits(model, x):
+        return model(x).logits
+
+    def pooled(model, x):
+        return model(x).pooler_output
+
+    def tower(model, x):
+        return model.vision_model(x).pooler_output
+
+    def flat(model, x):  # SigLIP 2 takes patches
+        tower = getattr(model, "vision_model", model)
+        side = tower.config.patch_size
+        b, c, height, _ = x.shape
+        count = height // side
+        patches = x.reshape(b, c, count, side, count, side).permute(0, 2, 4, 3, 5, 1)
+        patches, shapes = patches.reshape(b, -1, side**2 * c), torch.tensor([[count, count]] * b)
+        return tower(patches, torch.ones(b, count**2), shapes).pooler_output
+
     zoo.hf("CLIPVisionModel", t.CLIPVisionConfig(**HF), pooled)
     zoo.hf("CLIPVisionModelWithProjection", t.CLIPVisionConfig(**HF, projection_dim=8), tower)
     towers = dict(vision_config=HF, text_config=TEXT)
@@ -394,5 +406,5 @@ if __name__ == "__main__":
     args.folder.mkdir(parents=True, exist_ok=True)
     (args.folder / "versions.json").write_text(json.dumps(versions) + "\n")
     zoo = Zoo(args.folder, lambda title: not args.golden or title in GOLDEN)
-    for add in (add_full,) if args.full else (add_timm, add_hf, add_others):
+    for add in (add_full,) if args.full else (add_timm, add_hf, add_hf_towers, add_others):
         add(zoo)

@@ -9,18 +9,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from tiny_configs import make_config
-from tiny_runs import MESH, run
+from tiny_runs import MESH, last_state, run
 from tiny_steps import flat, make_steps, trained_state
 
-from vit_jax import models, pretrained, report
+from vit_jax import models, pretrained
 from vit_jax.cli import convert
 from vit_jax.data import load_data
 from vit_jax.data.sources import read_digits
 from vit_jax.evaluation.classifier import Classifier
 from vit_jax.models import lora
-from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
-from vit_jax.storage import checkpoint
 from vit_jax.training.optim import path_of
 from vit_jax.training.setup import make_setup, num_params, num_trained, one_image
 from vit_jax.training.step import make_init
@@ -30,14 +28,7 @@ VIT = dict(model__depth=2, augment__kind="none", train__batch_size=16)
 LORA = dict(freeze="lora", lora_rank=4, lora_alpha=8.0)
 digits = functools.cache(lambda: load_data(make_config().data, MESH))
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_device():
-    """Use one of the eight devices, which is faster here, and draw no figures."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda: MESH)
-        patch.setattr(report, "write_figures", lambda folder: None)
-        yield
+pytestmark = pytest.mark.usefixtures("one_device", "no_figures")
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +46,6 @@ def adapted(base, tmp_path_factory):
 def steps_of(base, **overrides):
     """Compile the steps of LoRA on the weights of a run."""
     return make_steps(make_config(init_from=str(base), **VIT | LORA | overrides), digits(), MESH)
-
-
-def state_of(folder):
-    """Read the last state of a run."""
-    paths = (folder / "checkpoints").glob("[0-9]*")
-    return checkpoint.load_arrays(max(paths, key=lambda path: int(path.name)) / "state")
 
 
 def adapter_paths(depth, attention="MultiHeadDotProductAttention_0"):
@@ -129,7 +114,7 @@ def test_merged_kernels_have_the_gradients_of_separate_products():
 
 def test_everything_else_has_the_merged_model(base, adapted, tmp_path):
     """Loading, prediction and export; the exported keys are those of a run without adapters."""
-    state = state_of(adapted)
+    state = last_state(adapted)
     arrays = pretrained.load(adapted).arrays
     assert arrays.keys() == pretrained.load(base).arrays.keys()
     layer = "Transformer/encoderblock_1/MultiHeadDotProductAttention_0/value"
@@ -167,7 +152,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(base, tmp_path):
     whole = run(tmp_path / "whole", train__epochs=2.0, **keys)
     run(tmp_path / "stages", train__epochs=1.0, **keys)
     folder = run(tmp_path / "stages", train__epochs=2.0, **keys)
-    one, other = (flat(state_of(f)["params"]) for f in (whole, folder))
+    one, other = (flat(last_state(f)["params"]) for f in (whole, folder))
     for path in one:
         np.testing.assert_array_equal(one[path], other[path], path)
 

@@ -5,35 +5,21 @@ import json
 import numpy as np
 import pytest
 from tiny_configs import make_config
-from tiny_runs import MESH, run
+from tiny_runs import last_state, run
 
-from vit_jax import pretrained, report
+from vit_jax import pretrained
 from vit_jax.evaluation.classifier import Classifier
-from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
-from vit_jax.storage import checkpoint
 from vit_jax.storage.writers import read_jsonl
 
 FREE = dict(optim__name="schedule_free_adamw", optim__schedule="constant", optim__warmup_steps=4)
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_device():
-    """Use one of the eight devices, which is faster here, and draw no figures."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda: MESH)
-        patch.setattr(report, "write_figures", lambda folder: None)
-        yield
+pytestmark = pytest.mark.usefixtures("one_device", "no_figures")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     return run(tmp_path_factory.mktemp("whole"), train__epochs=6.0, **FREE)
-
-
-def last_state(folder):
-    paths = (folder / "checkpoints").glob("[0-9]*")
-    return checkpoint.load_arrays(max(paths, key=lambda path: int(path.name)) / "state")
 
 
 def flat(params):

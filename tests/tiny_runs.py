@@ -6,6 +6,7 @@ from tiny_configs import make_config
 from tiny_stop import Stop
 
 from vit_jax.cli.hooks import ReportHooks
+from vit_jax.storage import checkpoint
 from vit_jax.training.sweep import make_variants, run_sweep
 
 MESH = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
@@ -31,3 +32,9 @@ def run(workdir, sweep=None, **overrides):
     variants = make_variants(config, sweep, set())
     run_sweep("demo", variants, sweep, {}, workdir, None, Stop(), hooks=ReportHooks())
     return workdir / next(iter(variants)) / "seed_0"
+
+
+def last_state(folder):
+    """Read the last state of a run."""
+    paths = (folder / "checkpoints").glob("[0-9]*")
+    return checkpoint.load_arrays(max(paths, key=lambda path: int(path.name)) / "state")

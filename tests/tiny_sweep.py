@@ -75,7 +75,7 @@ def write_explanation(folder):
         ("rollout", "gradient rollout", "last-layer attention", "random"), found
     )
     scores = {"images": 64, "patches": 16, "fractions": [0, 1], "methods": methods}
-    scores |= {"residual": 0.01, "trusted": "rollout"}
+    scores |= {"residual": 0.01, "most_correlated": 0.5, "trusted": "rollout"}
     (folder / "scores.json").write_text(json.dumps(scores))
 
 

@@ -78,6 +78,27 @@ def finetune():
     return config
 
 
+def ladder(augmented: dict[str, dict]) -> dict[str, dict]:
+    """Make the rungs from a plain ViT to a distilled one, each with what the ones before it added.
+
+    Args:
+      augmented: {name: overrides} of the rung that adds augmentation.
+    """
+    return accumulate(
+        {"plain": {}}
+        | augmented
+        | {
+            "conv_stem": {"model.patchify": "conv_stem"},
+            # Mimetic initialisation is made for these positions.
+            "mimetic": {"model.init": "mimetic", "model.pos_embed": "sincos_2d"},
+            "muon": {"optim.name": "muon"},
+            "norms": {"model.qk_norm": True, "model.norm": "rms"},
+            "patch_dropout": {"model.patch_drop_rate": 0.25, "train.patch_drop_percent": 80.0},
+            "distilled": {"train.teacher": "resnet18"},  # a variant of the sweep
+        }
+    )
+
+
 def accumulate(rungs: dict[str, dict]) -> dict[str, dict]:
     """Let every variant keep the overrides of the ones before it."""
     variants, kept = {}, {}

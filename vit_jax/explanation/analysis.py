@@ -127,33 +127,17 @@ def ablation(
     given = as_list(images)
     classes = None if labels is None else model.class_indices(labels, len(given))
     means = mean_outputs(model, given if reference is None else reference, batch_size)
-    module, config, depth = model.make_model(), model.config, model.config.model.depth
-
-    @jax.jit
-    def classify(variables, means, images, mask):
-        edit = _edit(mask, means)
-        return module.apply(variables, preprocess(images, config), edit=edit)
-
     # The first mask ablates nothing, then one for each head and, last in its block, the MLP.
-    columns = config.model.num_heads + 1
+    depth, columns = model.config.model.depth, model.config.model.num_heads + 1
     masks = np.eye(1 + depth * columns, depth * columns, -1, bool).reshape(-1, depth, columns)
-    progress = Progress(
-        f"{model.name}: ablating,", 0, len(masks) * -(-len(given) // batch_size), True, "batch"
-    )
     logits, hits = [], []
-    for start, (batch, _) in enumerate(_batches(model, given, batch_size)):
-        rows = slice(start * batch_size, (start + 1) * batch_size)
-        own = None if classes is None else classes[rows]
-        outputs = []
-        for mask in masks:
-            output = np.asarray(classify(model.variables, means, batch, mask))
-            outputs.append(output[: len(given[rows])])
-            progress.advance(1)
-        own = outputs[0].argmax(-1) if own is None else own
-        stacked = np.stack(outputs)  # [masks, b, classes]
-        logits.append(stacked[:, np.arange(len(own)), own])
-        hits.append(stacked.argmax(-1) == own)
-    progress.close()
+    for start, outputs in enumerate(_ablated_logits(model, given, means, masks, batch_size)):
+        if classes is None:
+            own = outputs[0].argmax(-1)
+        else:
+            own = classes[start * batch_size : (start + 1) * batch_size]
+        logits.append(outputs[:, np.arange(len(own)), own])
+        hits.append(outputs.argmax(-1) == own)
     logit, hit = np.concatenate(logits, 1), np.concatenate(hits, 1)
     found: dict[str, Any] = {"images": len(given), "accuracy": float(hit[0].mean())}
     changes = {"accuracy": _changes(hit), "logit": _changes(logit)}
@@ -163,6 +147,28 @@ def ablation(
             found[name][key] = mean.reshape(depth, columns)[part]
             found[name][f"{key}_error"] = error.reshape(depth, columns)[part]
     return found
+
+
+def _ablated_logits(model, given, means, masks, batch_size):
+    """Yield the logits [masks, b, classes] of every batch of images."""
+    module, config = model.make_model(), model.config
+
+    @jax.jit
+    def classify(variables, means, images, mask):
+        edit = _edit(mask, means)
+        return module.apply(variables, preprocess(images, config), edit=edit)
+
+    progress = Progress(
+        f"{model.name}: ablating,", 0, len(masks) * -(-len(given) // batch_size), True, "batch"
+    )
+    for batch, kept in _batches(model, given, batch_size):
+        outputs = []
+        for mask in masks:
+            logits = np.asarray(classify(model.variables, means, batch, mask))
+            outputs.append(logits[kept > 0])
+            progress.advance(1)
+        yield np.stack(outputs)
+    progress.close()
 
 
 def _changes(values):

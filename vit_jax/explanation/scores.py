@@ -29,7 +29,8 @@ def score(model: Model, images: np.ndarray) -> dict:
 
     Returns:
       {"images": n, "patches": int, "fractions": [k] of the patches, "methods": {name: scores},
-      "residual": median of `Model.residual`, "trusted": name of the method to trust or None}. The
+      "residual": median of `Model.residual`, "most_correlated": MOST_CORRELATED, "trusted": name of
+      the method to trust or None}. The
       scores are {"saco" | "deletion" | "insertion": values, "randomised": mean rank correlation of
       the map with that of shuffled weights}. The values have "auc", the mean over images of the
       coefficient or area; "gain", the mean over images of how much better it is than that of random
@@ -64,6 +65,7 @@ def score(model: Model, images: np.ndarray) -> dict:
         "fractions": (counts / patches).tolist(),
         "methods": scored,
         "residual": float(np.median(residual)),
+        "most_correlated": MOST_CORRELATED,
         "trusted": choose_method(scored),
     }
 

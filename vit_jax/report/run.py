@@ -180,7 +180,7 @@ def score_cells(scores: dict) -> list[list[str]]:
     lines = []
     for name, values in scores["methods"].items():
         if name != "random":
-            fails = " (fails)" if values["randomised"] > 0.5 else ""
+            fails = " (fails)" if values["randomised"] > scores["most_correlated"] else ""
             lines.append([name, *gain(values["saco"]), f"{values['randomised']:.2f}{fails}"])
             lines[-1] += gain(values["deletion"]) + gain(values["insertion"])
     return lines
@@ -223,5 +223,6 @@ def score_legend(scores: dict) -> str:
         "difference from it, paired by image, and the fraction of images where the explanation is "
         "better. "
         "Correlation: of the ranks of the patches with those after all weights are shuffled; an "
-        f"explanation above 0.5 does not depend on what the model learned.{residual}{few}"
+        f"explanation above {scores['most_correlated']:g} does not depend on what the model "
+        f"learned.{residual}{few}"
     )

@@ -150,12 +150,6 @@ def run_sweep(
     _check_workdir(workdir, experiment)
     configs, teachers = _with_teachers(workdir, configs)
     chosen = {name: c for name, c in configs.items() if only in (None, name)}
-    if only in teachers and not _is_finished(teachers[only]):
-        teacher = teachers[only].parent.name
-        raise UserError(
-            f"variant {only} learns from variant {teacher}, which is not finished: run "
-            f"--variant={teacher} first"
-        )
     _check_runs(workdir, chosen, teachers)
     hooks = hooks or Hooks()
     summaries, runner = {}, _Runner(chosen, teachers, workdir, stop, hooks, reuse, began)
@@ -167,15 +161,21 @@ def run_sweep(
         if only is None:
             rows = [make_row(name, sweep.get(name, {}), summaries[name]) for name in configs]
             add_differences(rows, ladder)
-            results = {"experiment": experiment, "rows": rows}
-            if arguments:
-                results["command"] = shlex.join(["python", "-m", "vit_jax.main", *arguments])
-            write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+            results = _write_results(workdir, experiment, rows, arguments)
             with stop.immediate():
                 hooks.on_sweep_end(workdir, results, summaries, published, configs, arguments)
         else:
             print(f"{only} is finished; run the command without --variant to write the report")
     processes.wait()  # while the first one draws
+
+
+def _write_results(workdir, experiment, rows, arguments):
+    """Write results.json, and return its contents."""
+    results = {"experiment": experiment, "rows": rows}
+    if arguments:
+        results["command"] = shlex.join(["python", "-m", "vit_jax.main", *arguments])
+    write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+    return results
 
 
 def _check_workdir(workdir, experiment):
@@ -195,6 +195,13 @@ def _check_workdir(workdir, experiment):
 def _check_runs(workdir, configs, teachers):
     """Raise UserError for conflicting settings or weights, before hours of training."""
     for name, config in configs.items():
+        teacher = teachers.get(name)
+        if teacher is not None and teacher.parent.name not in configs:  # of --variant
+            if not _is_finished(teacher):
+                raise UserError(
+                    f"variant {name} learns from variant {teacher.parent.name}, which is not "
+                    f"finished: run --variant={teacher.parent.name} first"
+                )
         flat = flatten(config)
         paths = {key: pathlib.Path(flat[key]).expanduser() for key in run_folder.WEIGHTS}
         for seed, folder in _folders(workdir, name, config).items():

@@ -49,7 +49,7 @@ class Teacher:
 def load_teacher(config: Config, class_names: list[str]) -> Teacher | None:
     """Load the model of `train.teacher`, for a dataset with these classes; None without one.
 
-    Raises UserError if there is no such model, or it has other classes or images.
+    Raises UserError if the path holds no model, or one for other classes, image sizes or channels.
     """
     path = config.train.teacher
     if not path:
