@@ -92,11 +92,10 @@ def laptop(spec):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
-            layers, channels = [], 3
-            for width in (64, d):
+            layers = []
+            for channels, width in ((3, 64), (64, d)):
                 layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.ReLU()]
                 layers += [nn.MaxPool2d(3, 2, 1)]
-                channels = width
             ratio, blocks = spec["mlp_dim"] / d, range(spec["depth"])
             self.stem = nn.Sequential(*layers)
             self.register_buffer("positions", torch.randn(1, (side // 4) ** 2, d))

@@ -178,21 +178,25 @@ def add_timm(zoo):
     zoo.timm("test_vit4", norm_layer="rmsnorm")
 
 
+def logits(model, x):
+    """Compute the logits of a model of transformers."""
+    return model(x).logits
+
+
+def pooled(model, x):
+    """Compute the pooled output of a model of transformers."""
+    return model(x).pooler_output
+
+
 def add_hf(zoo):
     """Models of transformers."""
     t = transformers
-
-    def logits(model, x):
-        return model(x).logits
 
     def cls(model, x):
         return model(x).last_hidden_state[:, 0]
 
     def mean(model, x):
         return model(x).last_hidden_state.mean(1)
-
-    def pooled(model, x):
-        return model(x).pooler_output
 
     def masked(model, x):  # ViTMAE, with all patches in their order
         noise = torch.arange(9.0)[None].repeat(len(x), 1)
@@ -222,12 +226,6 @@ def add_hf(zoo):
 def add_hf_towers(zoo):
     """Image towers of transformers: CLIP and SigLIP."""
     t = transformers
-
-    def logits(model, x):
-        return model(x).logits
-
-    def pooled(model, x):
-        return model(x).pooler_output
 
     def tower(model, x):
         return model.vision_model(x).pooler_output
