@@ -6,31 +6,9 @@ generated from it.
 
 import math
 
-from vit_jax.config.setting import (
-    BELOW_1,
-    DECAY,
-    DROP,
-    INTERPOLATIONS,
-    KINDS,
-    POLICY,
-    POSITIONS,
-    RANDAUGMENT,
-    SMALLEST,
-    STEP,
-    WHEN,
-    Setting,
-    adam,
-    below_1,
-    free,
-    lion,
-    lora,
-    muon,
-    plateau,
-    positive,
-    resnet,
-    sgd,
-    vit,
-)
+from vit_jax.config.schema_data import AUGMENT, DATA
+from vit_jax.config.schema_training import OPTIM, TRAIN
+from vit_jax.config.setting import POSITIONS, SMALLEST, Setting, free, lora, resnet, vit
 
 _RUN = dict(
     seed=Setting(0, "random seed of the first run; further runs count up from it", high=math.inf),
@@ -57,96 +35,6 @@ _RUN = dict(
     lora_alpha=lora(
         0.0, "LoRA adapters are scaled by lora_alpha / lora_rank; 0: lora_rank", high=10**6
     ),
-)
-
-_DATA = dict(
-    name=Setting("cifar10", "dataset: a TFDS name such as eurosat/rgb, folder or digits"),
-    dir=free(
-        "",
-        "image folder, or TFDS data directory (empty: TFDS_DATA_DIR, else ~/tensorflow_datasets)",
-    ),
-    train_split=Setting("train", "training split: TFDS split string or name of a subfolder"),
-    val_split=Setting(
-        "auto",
-        "validation split; auto: the dataset's own, else hold_out: held out from train",
-    ),
-    test_split=Setting(
-        "auto", "test split; auto: the dataset's own, else hold_out: held out from train"
-    ),
-    image_key=Setting("image", "name of the TFDS feature with the images"),
-    label_key=Setting("label", "name of the TFDS feature with the classes"),
-    val_size=positive(0.1, "held-out validation split: fraction or number of images"),
-    test_size=positive(0.2, "held-out test split: fraction or number of images"),
-    split_seed=Setting(0, "random seed of held-out splits and subsets", high=math.inf),
-    train_examples=Setting(0, "size of a stratified subset of the training split; 0: all"),
-    val_examples=Setting(0, "size of a stratified subset of the validation split; 0: all"),
-    test_examples=Setting(0, "size of a stratified subset of the test split; 0: all"),
-    examples_per_class=Setting(0, "training examples per class in a balanced subset; 0: all"),
-    image_size=Setting(32, "model input side in pixels; 0: that of init_from", high=10_000),
-    stored_size=Setting(
-        0,
-        "image side in pixels until the device resizes it to image_size; 0: image_size, or with "
-        "another resize_mode than fit, image_size / eval_crop",
-        high=10_000,
-    ),
-    resize_mode=Setting(
-        "fit",
-        "resizing of images; fit: of the central square; shorter_side: of the shorter side, then "
-        "a centre crop; squash: to a square, without a crop",
-        ("fit", "shorter_side", "squash"),
-    ),
-    interpolation=Setting("bicubic", "interpolation of resized images", INTERPOLATIONS),
-    eval_crop=positive(1.0, "side of the centre crop in evaluation, as a fraction", high=1),
-    channels=Setting(3, "3: RGB, 1: greyscale; images are converted", (1, 3)),
-    background=Setting((255,), "grey level or RGB behind transparent pixels", high=255),
-    level_range=Setting(
-        (),
-        "levels that become black and white, of images with more than 8 bits per channel; (): "
-        "decided by a sample of training images",
-        low=-math.inf,
-        high=math.inf,
-    ),
-    max_pixels=free(178_956_970, "largest image that is read, in pixels", low=1),
-    mean=Setting((0.5,), "mean of pixels in [0, 1]; one value, or one per channel", high=1),
-    std=Setting((0.5,), "std of pixels in [0, 1]; one value, or one per channel", low=1e-3, high=1),
-    device_resident=free("auto", "decode the dataset once and keep it on the device", WHEN),
-    device_resident_max_gib=free(
-        2.0, "largest dataset, in GiB of uint8 pixels, that data.device_resident=auto accepts"
-    ),
-    skip_corrupt=Setting(False, "skip and count the unreadable files of an image folder"),
-    num_threads=free(8, "threads that read and decode images", low=1, high=1000),
-    cache_decoded=free(True, "cache decoded images in ~/.cache/vit_jax"),
-    download=free(True, "download and prepare a missing dataset, if known"),
-)
-
-_AUGMENT = dict(
-    kind=Setting(
-        "baseline",
-        "recipe; none: normalisation only; baseline: random crop and flip; the others: baseline "
-        "and that policy; strong: AutoAugment, random erasing, mixup and CutMix",
-        KINDS,
-    ),
-    crop_padding=Setting(4, "padding in pixels on each side before the random crop"),
-    crop_min_area=Setting(
-        0.0, "smallest area fraction of a random resized crop; 0: padded crop", high=1
-    ),
-    flip=Setting(True, "mirror images horizontally with probability 0.5"),
-    fill=Setting(0, "grey level of padding and of areas uncovered by a transform", high=255),
-    policy=Setting("cifar10", "AutoAugment policy", ("cifar10", "imagenet"), applies=POLICY),
-    num_ops=Setting(2, "RandAugment operations per image", low=1, high=100, applies=RANDAUGMENT),
-    magnitude=Setting(9, "RandAugment magnitude", high=30, applies=RANDAUGMENT),
-    rotation_degrees=Setting(0.0, "largest random rotation in degrees; 0: off", high=180),
-    brightness=Setting(0.0, "brightness jitter: factor in [1 - this, 1 + this]; 0: off", high=1),
-    contrast=Setting(0.0, "contrast jitter: factor in [1 - this, 1 + this]; 0: off", high=1),
-    saturation=Setting(0.0, "saturation jitter: factor in [1 - this, 1 + this]; 0: off", high=1),
-    cutout_length=Setting(
-        0, "side of the cutout square in pixels; 0: half of image_size for kind=cutout, else off"
-    ),
-    erasing_rate=Setting(0.0, "fraction of images with random erasing; 0: off", high=1),
-    mixup_alpha=Setting(0.0, "mixup: weights from Beta(alpha, alpha); 0: off", high=1000),
-    cutmix_alpha=Setting(0.0, "CutMix: area fractions from Beta(alpha, alpha); 0: off", high=1000),
-    cutmix_rate=Setting(0.5, "fraction of CutMix where mixup and CutMix are both on", high=1),
-    mix_rate=Setting(0.5, "fraction of images that mixup or CutMix changes", high=1),
 )
 
 _MODEL = dict(
@@ -235,124 +123,6 @@ _MODEL = dict(
     zero_init_residual=resnet(False, "zero-initialise the last norm of each residual block"),
 )
 
-_OPTIM = dict(
-    name=Setting(
-        "adamw",
-        "optimizer; sgd: with momentum; muon: for block kernels, with AdamW for the rest; "
-        "schedule_free_adamw: averages weights for evaluation instead of decaying the learning "
-        "rate",
-        ("adamw", "adam", "sgd", "muon", "lion", "schedule_free_adamw"),
-    ),
-    learning_rate=Setting(1e-3, "peak learning rate", high=100),
-    schedule=Setting(
-        "cosine",
-        "learning rate schedule after warm-up; schedule_free_adamw needs constant",
-        ("constant", "cosine", "linear", "step", "reduce_on_plateau"),
-    ),
-    end_learning_rate=Setting(
-        0.0, "final learning rate; reduce_on_plateau: smallest", applies=DECAY
-    ),
-    warmup_steps=Setting(0, "linear warm-up in optimizer updates"),
-    warmup_epochs=Setting(0.0, "linear warm-up in epochs"),
-    warmup_percent=Setting(0.0, "linear warm-up in percent of the run"),
-    decay_at_percent=Setting(
-        (50.0, 75.0), "percent of the run at which the learning rate decays", applies=STEP
-    ),
-    decay_factor=Setting(0.1, "learning rate factor of each decay", high=1, applies=DROP),
-    plateau_patience=plateau(10, "evaluations without a lower validation loss before a decay"),
-    plateau_cooldown=plateau(0, "evaluations after a decay that are not counted"),
-    plateau_threshold=plateau(
-        1e-4, "relative decrease that counts as a lower validation loss", low=SMALLEST, high=BELOW_1
-    ),
-    weight_decay=Setting(
-        0.0,
-        "weight decay of kernels and LoRA adapters: L2 (adam, sgd) or decoupled (all others)",
-        high=1000,
-    ),
-    b1=adam(
-        0.9,
-        "decay of Adam's first moment; schedule_free_adamw: fraction of the averaged weights in "
-        "those of the gradient",
-        high=BELOW_1,
-    ),
-    b2=adam(0.999, "decay of Adam's second moment", high=BELOW_1),
-    eps=adam(1e-8, "epsilon of Adam", low=SMALLEST),
-    lion_b1=lion(0.9, "fraction of the momentum in Lion's update", high=BELOW_1),
-    lion_b2=lion(0.99, "decay of Lion's momentum", high=BELOW_1),
-    muon_momentum=muon(0.95, "Nesterov momentum of Muon", high=BELOW_1),
-    muon_rms=muon(
-        0.2, "RMS of a Muon update before the learning rate (AdamW: about 0.2)", high=100
-    ),
-    muon_iterations=muon(5, "Newton-Schulz iterations that orthogonalise a Muon update", high=100),
-    layer_decay=positive(
-        1.0, "layer-wise decay: learning rate factor from each block to the one below", high=1
-    ),
-    momentum=sgd(0.9, "momentum of SGD", high=BELOW_1),
-    nesterov=sgd(False, "Nesterov momentum of SGD"),
-    grad_clip_norm=Setting(0.0, "largest global gradient norm; 0: no clipping"),
-    ema_decay=below_1(0.0, "decay of the moving average of weights that evaluation uses; 0: off"),
-)
-
-_TRAIN = dict(
-    epochs=Setting(
-        0.0, "length of the run in epochs; or train.steps, train.budget_pflop", resume="longer"
-    ),
-    steps=Setting(
-        0,
-        "length of the run in optimizer updates; or train.epochs, train.budget_pflop",
-        resume="longer",
-    ),
-    budget_pflop=Setting(
-        0.0,
-        "length of the run in PFLOP of training (10^15 operations); or train.epochs, train.steps",
-        resume="longer",
-    ),
-    num_seeds=free(1, "runs per variant, with consecutive seeds", low=1, high=1000),
-    vmap_seeds=free("auto", "train all seeds in one vectorised program", WHEN),
-    multi_step=free("auto", "multi-step dispatch: several steps per call", WHEN),
-    batch_size=Setting(128, "examples per optimizer update, over all devices and processes", low=1),
-    accumulation_steps=Setting(
-        0,
-        "micro-batches per optimizer update, each of at least 8 images for resnet18, whose "
-        "BatchNorm normalises each separately; 0: the fastest number",
-    ),
-    label_smoothing=below_1(0.0, "fraction of the target spread evenly over all classes"),
-    patch_drop_percent=positive(
-        100.0, "percent of the run with patch dropout; the rest sees all patches", high=100
-    ),
-    teacher=Setting(
-        "",
-        "distillation: folder of a run or of a converted checkpoint, or weight file, whose "
-        "predictions are learned; or name of an earlier variant, of which the first seed teaches",
-        resume="moved",
-    ),
-    distill_weight=positive(
-        0.5, "weight of the teacher's loss; that of the labels is the rest of 1", high=1
-    ),
-    distill_temperature=positive(
-        2.0, "temperature that softens both predictions of the teacher's loss", high=1000
-    ),
-    dtype=Setting(
-        "auto",
-        "compute dtype; auto: bfloat16 on GPU and TPU, float32 on CPU",
-        ("auto", "float32", "bfloat16"),
-    ),
-    remat=Setting(False, "rematerialise each block in the backward pass: less memory, more time"),
-    cache_features=Setting(
-        True, "compute the features of a frozen trunk once, without augmentation"
-    ),
-    eval_every_steps=Setting(0, "optimizer updates between evaluations (each with a checkpoint)"),
-    eval_every_epochs=Setting(1.0, "epochs between evaluations (each with a checkpoint)"),
-    eval_every_percent=Setting(
-        0.0, "percent of the run between evaluations (each with a checkpoint)"
-    ),
-    save_every_minutes=free(10.0, "minutes between checkpoints without an evaluation; 0: off"),
-    eval_batch_size=free(256, "examples per evaluation step (no effect on results)", low=1),
-    select=Setting(
-        "best", "checkpoint for the test: best validation accuracy, or last", ("best", "last")
-    ),
-)
-
 _LOG = dict(
     every_steps=Setting(50, "optimizer updates between log entries"),
     every_epochs=Setting(0.0, "epochs between log entries"),
@@ -373,11 +143,11 @@ _SHARDING = dict(
 
 SECTIONS = {
     "": _RUN,
-    "data": _DATA,
-    "augment": _AUGMENT,
+    "data": DATA,
+    "augment": AUGMENT,
     "model": _MODEL,
-    "optim": _OPTIM,
-    "train": _TRAIN,
+    "optim": OPTIM,
+    "train": TRAIN,
     "log": _LOG,
     "sharding": _SHARDING,
 }

@@ -1,0 +1,65 @@
+"""Rules across the settings of the data and their augmentation."""
+
+from vit_jax.config.settings import Config, resized_side
+from vit_jax.runtime.errors import UserError
+
+
+def validate_data(config: Config) -> None:
+    """Raise UserError for the first invalid setting of the data."""
+    data = config.data
+    if not data.name:
+        raise UserError("data.name is empty: give a TFDS name, folder or digits")
+    if data.name == "folder" and not data.dir:
+        raise UserError("data.name=folder needs data.dir, the folder of images")
+    if not data.image_size:
+        problem = "does not define it" if config.init_from else "is not set"
+        raise UserError(f"data.image_size=0 takes the image size of init_from, which {problem}")
+    for key in ("mean", "std"):
+        if len(data[key]) not in (1, data.channels):
+            raise UserError(
+                f"data.{key}={tuple(data[key])} has {len(data[key])} values for "
+                f"{data.channels} channels: give one, or one per channel"
+            )
+    if data.resize_mode != "fit" and resized_side(data) > 10_000:
+        raise UserError(
+            f"data.eval_crop={data.eval_crop} of data.image_size={data.image_size} needs images "
+            f"of {resized_side(data)} pixels, more than 10,000"
+        )
+    if not data.train_split:
+        raise UserError("data.train_split is empty: give the name of a split")
+    if len(data.background) not in (1, 3):
+        raise UserError(f"data.background={data.background} must be a grey level, or RGB")
+    levels = tuple(data.level_range)
+    if levels and (len(levels) != 2 or levels[0] >= levels[1]):
+        raise UserError(f"data.level_range={levels} must be two rising levels, or ()")
+    for key in ("val_size", "test_size"):
+        if data[key] > 1 and data[key] != int(data[key]):
+            raise UserError(f"data.{key}={data[key]} must be a fraction below 1, or an integer")
+    if config.keep_head and not config.init_from:
+        raise UserError("keep_head=True has no effect without init_from")
+    if data.train_examples and data.examples_per_class:
+        raise UserError("give data.train_examples or data.examples_per_class, not both")
+
+
+def validate_augment(config: Config) -> None:
+    """Raise UserError for the first invalid setting of the augmentation."""
+    augment, size = config.augment, config.data.image_size
+    extras = ("rotation_degrees", "brightness", "contrast", "saturation", "cutout_length")
+    extras += ("crop_min_area", "erasing_rate", "mixup_alpha", "cutmix_alpha")
+    given = [key for key in extras if augment[key]]
+    if augment.kind == "none" and given:
+        raise UserError(
+            f"augment.kind=none contradicts augment.{given[0]}={augment[given[0]]}: use baseline, "
+            "with augment.crop_padding=0 and augment.flip=False if need be"
+        )
+    if augment.kind != "none" and augment.crop_padding >= size and not augment.crop_min_area:
+        raise UserError(
+            f"augment.crop_padding={augment.crop_padding} must be smaller than "
+            f"data.image_size={size}"
+        )
+    if augment.saturation and config.data.channels == 1:
+        raise UserError(f"augment.saturation={augment.saturation} needs data.channels=3 (colours)")
+    if augment.cutout_length > 2 * size:
+        raise UserError(
+            f"augment.cutout_length={augment.cutout_length} is above {2 * size}, twice the image"
+        )

@@ -1,0 +1,104 @@
+"""Settings of the data and their augmentation."""
+
+import math
+
+from vit_jax.config.setting import (
+    INTERPOLATIONS,
+    KINDS,
+    POLICY,
+    RANDAUGMENT,
+    WHEN,
+    Setting,
+    free,
+    positive,
+)
+
+DATA = dict(
+    name=Setting("cifar10", "dataset: a TFDS name such as eurosat/rgb, folder or digits"),
+    dir=free(
+        "",
+        "image folder, or TFDS data directory (empty: TFDS_DATA_DIR, else ~/tensorflow_datasets)",
+    ),
+    train_split=Setting("train", "training split: TFDS split string or name of a subfolder"),
+    val_split=Setting(
+        "auto",
+        "validation split; auto: the dataset's own, else hold_out: held out from train",
+    ),
+    test_split=Setting(
+        "auto", "test split; auto: the dataset's own, else hold_out: held out from train"
+    ),
+    image_key=Setting("image", "name of the TFDS feature with the images"),
+    label_key=Setting("label", "name of the TFDS feature with the classes"),
+    val_size=positive(0.1, "held-out validation split: fraction or number of images"),
+    test_size=positive(0.2, "held-out test split: fraction or number of images"),
+    split_seed=Setting(0, "random seed of held-out splits and subsets", high=math.inf),
+    train_examples=Setting(0, "size of a stratified subset of the training split; 0: all"),
+    val_examples=Setting(0, "size of a stratified subset of the validation split; 0: all"),
+    test_examples=Setting(0, "size of a stratified subset of the test split; 0: all"),
+    examples_per_class=Setting(0, "training examples per class in a balanced subset; 0: all"),
+    image_size=Setting(32, "model input side in pixels; 0: that of init_from", high=10_000),
+    stored_size=Setting(
+        0,
+        "image side in pixels until the device resizes it to image_size; 0: image_size, or with "
+        "another resize_mode than fit, image_size / eval_crop",
+        high=10_000,
+    ),
+    resize_mode=Setting(
+        "fit",
+        "resizing of images; fit: of the central square; shorter_side: of the shorter side, then "
+        "a centre crop; squash: to a square, without a crop",
+        ("fit", "shorter_side", "squash"),
+    ),
+    interpolation=Setting("bicubic", "interpolation of resized images", INTERPOLATIONS),
+    eval_crop=positive(1.0, "side of the centre crop in evaluation, as a fraction", high=1),
+    channels=Setting(3, "3: RGB, 1: greyscale; images are converted", (1, 3)),
+    background=Setting((255,), "grey level or RGB behind transparent pixels", high=255),
+    level_range=Setting(
+        (),
+        "levels that become black and white, of images with more than 8 bits per channel; (): "
+        "decided by a sample of training images",
+        low=-math.inf,
+        high=math.inf,
+    ),
+    max_pixels=free(178_956_970, "largest image that is read, in pixels", low=1),
+    mean=Setting((0.5,), "mean of pixels in [0, 1]; one value, or one per channel", high=1),
+    std=Setting((0.5,), "std of pixels in [0, 1]; one value, or one per channel", low=1e-3, high=1),
+    device_resident=free("auto", "decode the dataset once and keep it on the device", WHEN),
+    device_resident_max_gib=free(
+        2.0, "largest dataset, in GiB of uint8 pixels, that data.device_resident=auto accepts"
+    ),
+    skip_corrupt=Setting(False, "skip and count the unreadable files of an image folder"),
+    num_threads=free(8, "threads that read and decode images", low=1, high=1000),
+    cache_decoded=free(True, "cache decoded images in ~/.cache/vit_jax"),
+    download=free(True, "download and prepare a missing dataset, if known"),
+)
+
+AUGMENT = dict(
+    kind=Setting(
+        "baseline",
+        "recipe; none: normalisation only; baseline: random crop and flip; the others: baseline "
+        "and that policy; strong: AutoAugment, random erasing, mixup and CutMix",
+        KINDS,
+    ),
+    crop_padding=Setting(4, "padding in pixels on each side before the random crop"),
+    crop_min_area=Setting(
+        0.0, "smallest area fraction of a random resized crop; 0: padded crop", high=1
+    ),
+    flip=Setting(True, "mirror images horizontally with probability 0.5"),
+    fill=Setting(0, "grey level of padding and of areas uncovered by a transform", high=255),
+    policy=Setting("cifar10", "AutoAugment policy", ("cifar10", "imagenet"), applies=POLICY),
+    num_ops=Setting(2, "RandAugment operations per image", low=1, high=100, applies=RANDAUGMENT),
+    magnitude=Setting(9, "RandAugment magnitude", high=30, applies=RANDAUGMENT),
+    rotation_degrees=Setting(0.0, "largest random rotation in degrees; 0: off", high=180),
+    brightness=Setting(0.0, "brightness jitter: factor in [1 - this, 1 + this]; 0: off", high=1),
+    contrast=Setting(0.0, "contrast jitter: factor in [1 - this, 1 + this]; 0: off", high=1),
+    saturation=Setting(0.0, "saturation jitter: factor in [1 - this, 1 + this]; 0: off", high=1),
+    cutout_length=Setting(
+        0, "side of the cutout square in pixels; 0: half of image_size for kind=cutout, else off"
+    ),
+    erasing_rate=Setting(0.0, "fraction of images with random erasing; 0: off", high=1),
+    mixup_alpha=Setting(0.0, "mixup: weights from Beta(alpha, alpha); 0: off", high=1000),
+    cutmix_alpha=Setting(0.0, "CutMix: area fractions from Beta(alpha, alpha); 0: off", high=1000),
+    cutmix_rate=Setting(0.5, "fraction of CutMix where mixup and CutMix are both on", high=1),
+    mix_rate=Setting(0.5, "fraction of images that mixup or CutMix changes", high=1),
+)
