@@ -103,6 +103,22 @@ def test_text_towers_decoders_and_wrappers_change_nothing(tmp_path):
         np.testing.assert_array_equal(found.arrays[key], array, key)
 
 
+def test_weights_without_a_head_may_pool_patches_besides_the_class_token(tmp_path):
+    name, pooled = "transformers_Dinov2WithRegistersForImageClassification", {}
+
+    def change(arrays):
+        return {key: x for key, x in arrays.items() if not key.startswith("classifier")}
+
+    path = edited(tmp_path, name, change)
+    for pool in ("cls", "cls_mean"):
+        pooled[pool] = pretrained.convert(path, {"model.pool": pool})
+        assert pooled[pool].info["settings"]["model.pool"] == pool
+    for key, array in pooled["cls"].arrays.items():
+        np.testing.assert_array_equal(pooled["cls_mean"].arrays[key], array, key)
+    with pytest.raises(UserError, match="other pooling"):
+        pretrained.convert(path, {"model.pool": "mean"})
+
+
 def test_positions_of_registers_are_added_to_them(tmp_path):
     def change(arrays):
         table = np.ones((1, 5, 16), np.float32)

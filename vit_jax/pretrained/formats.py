@@ -136,6 +136,8 @@ def _pooling(name, found, known, width):
         pool = "map"
     elif classes and found.get("head/kernel", 2).size == 2 * width * classes:
         pool = "cls_mean" if name == "hf_dinov2" else "cls_dist"
+    elif has_cls and not has_fc_norm and not classes and known.get("model.pool") == "cls_mean":
+        pool = "cls_mean"  # without a head, the weights leave the choice
     elif has_cls and not has_fc_norm and known.get("model.fc_norm", True):
         pool = "cls"
     elif has_cls and not has_fc_norm and known.get("model.pool") in (None, "cls"):
