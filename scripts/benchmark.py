@@ -10,7 +10,9 @@ MODE is one of
             VisionTransformer or torchvision's ResNet18, eager and, with --compile, compiled
   infer     evaluation step; peer: the forward pass of the same model
   finetune  training step of the head only, with a forward pass through the frozen trunk
-  explain   attention rollout of a batch; peer: timm with hooks
+  explain   a --method of explaining a batch; peers: timm with hooks (rollout), captum
+            (input_x_gradient, integrated_gradients), pytorch-grad-cam (grad_cam), in the peer's
+            environment; the other methods have none
   input     one epoch over an image folder: decode, crop, flip, normalise; peer: torchvision's
             ImageFolder and a DataLoader with one worker per core
   augment   augment.kind=autoaugment (crop, flip, policy, normalise) on 32x32 images; peer:
@@ -62,6 +64,9 @@ def main() -> None:
         default="auto",
         help="compute dtype of step, finetune and infer (default auto: as train.dtype)",
     )
+    parser.add_argument(
+        "--method", default="rollout", help="explain: method of explanation (default rollout)"
+    )
     parser.add_argument("--peak", type=float, help="peak TFLOP/s of the device, for the MFU")
     parser.add_argument(
         "--rounds", type=int, default=9, help="timed runs of each implementation (default 9)"
@@ -78,8 +83,8 @@ def main() -> None:
         parser.error(f"--dtype has no effect on {args.mode}")
     if args.peak and args.mode not in modes.TRAINED:
         parser.error(f"--peak has no effect on {args.mode}")
-    if args.mode == "explain" and args.model == "resnet18":
-        parser.error("resnet18 has no attention to explain")
+    if args.mode == "explain":
+        check_method(parser, args)
     if args.mode == "startup":
         results = measure_startup(args.data)
     elif args.mode == "resident":
@@ -95,6 +100,16 @@ def main() -> None:
         line |= {"device": sharding.describe_devices()}
         with args.json.open("a") as file:
             file.write(json.dumps(line | results) + "\n")
+
+
+def check_method(parser, args) -> None:
+    """End the command if the model has no explanation by --method."""
+    from vit_jax.explanation.methods import METHODS
+
+    if args.method not in METHODS:
+        parser.error(f"--method={args.method}: use {', '.join(METHODS)}")
+    if args.model == "resnet18":
+        parser.error("resnet18 has no peer for the explanations: use a ViT")
 
 
 def take_turns(sides, rounds, count, flops=0, peak=None) -> dict:

@@ -70,6 +70,8 @@ def start_peer(python, mode, spec):
     return run
 
 
+# The methods of explanation that peers.py has.
+EXPLAINED_BY_PEERS = ("rollout", "input_x_gradient", "integrated_gradients", "grad_cam")
 # The trained parameters of modes whose FLOPs are counted; None: all.
 TRAINED = {"step": None, "finetune": ("head/kernel", "head/bias"), "infer": ()}
 
@@ -183,28 +185,28 @@ def start_infer(spec, args):
 
 
 def start_explain(spec, args):
-    """Prepare attention rollout in float32."""
+    """Prepare a method of explanation in float32."""
     import jax
 
     from vit_jax import models
     from vit_jax.augment import preprocess
-    from vit_jax.explanation import attribution
+    from vit_jax.explanation.methods import METHODS
 
-    config = make_config(spec)
+    config, method = make_config(spec), METHODS[args.method]
     steps, _, batch = make_steps(config)
     variables = first_state(steps).eval_variables
     model = models.build(config.model, 10, np.float32)
-    side = config.data.image_size // config.model.patch_size
 
     @jax.jit
     def explain(variables, images):
-        inside = model.apply(variables, preprocess(images, config), capture=True)[1]
-        return attribution.patch_relevance(
-            attribution.rollout(inside["attention"]), (side, side), True
-        )
+        images = preprocess(images, config)
+        return method.compute(model, config, variables, images, None, **method.options)
 
-    run = timed(lambda: explain(variables, batch["image"]))
-    return {"vit_jax": run} | peers("explain", spec, args, dtype="float32"), spec["batch_size"]
+    sides = {"vit_jax": timed(lambda: explain(variables, batch["image"]))}
+    if args.method in EXPLAINED_BY_PEERS:
+        options = {"method": args.method, **method.options}
+        sides |= peers("explain", spec, args, dtype="float32", **options)
+    return sides, spec["batch_size"]
 
 
 def start_input(spec, args):

@@ -157,10 +157,36 @@ def infer(spec):
 
 
 def explain(spec):
-    """Make attention rollout of a batch, with forward hooks on the attention weights."""
+    """Make an explanation of a batch by spec["method"]."""
     import torch
 
     model, images = make_model(spec).eval(), make_images(spec)
+    if spec["method"] == "rollout":
+        step = make_rollout(model, images)
+    elif spec["method"] == "grad_cam":
+        step = make_grad_cam(model, images, spec)
+    else:
+        from captum import attr
+
+        of_path = spec["method"] == "integrated_gradients"
+        method = (attr.IntegratedGradients if of_path else attr.InputXGradient)(model)
+        # All steps of the path at once would need the memory of 512 images.
+        options = {"n_steps": spec["steps"], "internal_batch_size": len(images)} if of_path else {}
+
+        with torch.no_grad():
+            classes = model(images).argmax(-1)
+
+        def step():
+            inputs = images.clone().requires_grad_()
+            return method.attribute(inputs, target=classes, **options)
+
+    return step, sum(p.numel() for p in model.parameters())
+
+
+def make_rollout(model, images):
+    """Make attention rollout, with forward hooks on the attention weights."""
+    import torch
+
     weights = []
     for block in model.blocks:
         block.attn.fused_attn = False  # the fused kernel does not return the weights
@@ -177,7 +203,20 @@ def explain(spec):
                 rollout = layer if rollout is None else layer @ rollout
             return rollout[:, 0, 1:]
 
-    return step, sum(p.numel() for p in model.parameters())
+    return step
+
+
+def make_grad_cam(model, images, spec):
+    """Make pytorch-grad-cam's Grad-CAM of the last block's input, as its documentation does."""
+    from pytorch_grad_cam import GradCAM
+
+    side = spec["image_size"] // spec["patch_size"]
+
+    def to_maps(tokens):
+        return tokens[:, 1:].reshape(len(tokens), side, side, -1).permute(0, 3, 1, 2)
+
+    cam = GradCAM(model, [model.blocks[-1].norm1], reshape_transform=to_maps)
+    return lambda: cam(input_tensor=images, targets=None)  # the predicted classes
 
 
 def read_folder(spec):
