@@ -4,6 +4,12 @@ from vit_jax.config import get_config
 from vit_jax.runtime.errors import UserError
 
 
+def check_profile(profile: str) -> None:
+    """Raise UserError if a profile is not "" (a GPU) or "cpu"."""
+    if profile not in ("", "cpu"):
+        raise UserError(f"unknown profile {profile!r}: use cpu, or none for a GPU")
+
+
 def digits_vit():
     """A tiny ViT for scikit-learn's 8x8 digits, which need no download."""
     config = get_config()
@@ -17,8 +23,7 @@ def digits_vit():
 
 def cifar10(profile: str = ""):
     """CIFAR-10 without a model; raises UserError if the profile is not "" or "cpu"."""
-    if profile not in ("", "cpu"):
-        raise UserError(f"unknown profile {profile!r}: use cpu, or none for a GPU")
+    check_profile(profile)
     config = get_config()
     config.data.update(name="cifar10", image_size=32)
     config.data.mean = (0.4914, 0.4822, 0.4465)
@@ -68,10 +73,15 @@ def mnist_vit():
     return config
 
 
-def finetune():
-    """Fine-tuning of a pretrained ViT, which defines the model's shape and the image size."""
+def finetune(profile: str = ""):
+    """Fine-tuning of a pretrained ViT, which defines the model's shape and the image size.
+
+    With the profile "cpu", images have 112 pixels, which patches of 14 and of 16 divide. Raises
+    UserError if the profile is unknown.
+    """
+    check_profile(profile)
     config = get_config()
-    config.data.image_size = 0  # from the weights
+    config.data.image_size = 112 if profile else 0  # 0: from the weights
     config.optim.update(warmup_percent=5.0, weight_decay=0.05, grad_clip_norm=1.0)
     config.train.batch_size = 128  # if memory is short: accumulation_steps, remat
     config.log.every_steps = 20
