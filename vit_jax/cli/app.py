@@ -12,6 +12,7 @@ COMMANDS = {
     "prepare-data": "prepare CIFAR-10, MNIST or EuroSAT as a TFDS array_record dataset",
     "convert": "convert pretrained weights to a checkpoint, or export a run to another project",
     "evaluate": "evaluate a trained model on a dataset",
+    "suspects": "rank the labels of a run's dataset by how wrong they look, for you to correct",
     "predict": "classify images with a trained model",
     "visualize": "draw a trained model's attention and features, or a config's augmentation",
     "explore": "write an interactive page of what a ViT attends to",
