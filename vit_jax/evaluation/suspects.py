@@ -134,7 +134,7 @@ def to_csv(ranking: Sequence[Suspect], data_config) -> str:
 
     Args:
       ranking: of `rank`.
-      data_config: `config.data` of the run. The corrections of its own `relabel` are in the file
+      data_config: `config.data` of the run. The corrections of the run's `relabel` are in the file
         too: those of examples that are not ranked come last.
     """
     source = open_source(data_config)
