@@ -122,7 +122,7 @@ def _measure(examples, index, config, options):
 
 
 def _measure_array(array):
-    image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+    image = Image.fromarray(array[..., :3] if array.shape[-1] >= 3 else array[..., 0])
     record = Record(format="array", mode=image.mode, size=image.size)
     return dataclasses.replace(record, digest=_digest(array.tobytes()), **_pixels(array, image))
 

@@ -62,7 +62,7 @@ def _describe(one, names):
 
 def thumbnail(image: np.ndarray) -> bytes:
     """Encode uint8 [h, w, c] as a PNG of at most `THUMBNAIL` pixels per side."""
-    small = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    small = Image.fromarray(image[..., :3] if image.shape[-1] >= 3 else image[..., 0])
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()
     small.save(file, "png")
