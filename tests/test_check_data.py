@@ -13,6 +13,7 @@ from tiny_images import encode, folder_config, noise, png16, save_noise, tfds_co
 from vit_jax.cli import check_data
 from vit_jax.data.doctor import COSTS, MISLEADS, NOTE, diagnose
 from vit_jax.data.duplicates import SIDE, near_pairs
+from vit_jax.data.sources import read_digits
 
 features = tfds.features
 
@@ -239,6 +240,12 @@ def test_near_duplicates_are_all_found():
     shifted = [np.clip(one + noise(i, one.shape, 4), 0, 255) for i, one in enumerate(originals)]
     pairs = near_pairs(np.array([*originals, *shifted], np.uint8))
     assert pairs.tolist() == [[i, i + 60] for i in range(60)]
+
+
+def test_enlarged_digits_are_no_near_duplicates():
+    images = [Image.fromarray(one) for one in read_digits()[0]]
+    thumbnails = [np.asarray(one.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for one in images]
+    assert not len(near_pairs(np.stack(thumbnails)))
 
 
 def test_page_and_status(tmp_path, capsys):

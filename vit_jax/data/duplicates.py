@@ -13,7 +13,11 @@ import numpy as np
 
 SIDE = 32  # of a thumbnail, in pixels; smaller images have too little detail to be compared
 MOST_BITS = 5  # of 64 in which the hashes of near duplicates differ
-LEAST_CORRELATION = 0.995  # of the thumbnails of near duplicates
+LEAST_CORRELATION = 0.97  # of the thumbnails of near duplicates
+# The same if most of either image is a plain background, or it is blurred: other strokes on the
+# same background, or other shapes of so few details, correlate highly.
+LEAST_ON_PLAIN = 0.995
+LEAST_DETAIL = 0.03  # fraction of the variance in frequencies that the hash leaves out
 LEAST_STD = 8.0  # levels; a flatter thumbnail, as of a blank page, resembles too many others
 _BANDS = MOST_BITS + 1  # hashes that differ in MOST_BITS bits agree in one band at least
 _CHUNK = 65_536  # images or pairs at a time
@@ -21,16 +25,22 @@ _CHUNK = 65_536  # images or pairs at a time
 
 def perceptual_hashes(thumbnails: np.ndarray) -> np.ndarray:
     """Hash thumbnails, uint8 [n, SIDE, SIDE], to 64 bits: uint64 [n]."""
-    angles = np.pi / SIDE * np.outer(np.arange(8), np.arange(SIDE) + 0.5)
-    cosines = np.cos(angles).astype(np.float32)  # of the discrete cosine transform
     hashes = np.empty(len(thumbnails), np.uint64)
     for start in range(0, len(thumbnails), 1024):
-        some = thumbnails[start : start + 1024].astype(np.float32)
-        lowest = (cosines @ some @ cosines.T).reshape(len(some), 64)
+        lowest = _lowest_frequencies(thumbnails[start : start + 1024])
         bits = lowest > np.median(lowest[:, 1:], axis=1, keepdims=True)
         packed = np.packbits(bits, axis=1)
         hashes[start : start + 1024] = packed.view(">u8")[:, 0]
     return hashes
+
+
+def _lowest_frequencies(thumbnails):
+    """Compute the lowest 64 coefficients of the orthonormal cosine transform, float32 [n, 64]."""
+    angles = np.pi / SIDE * np.outer(np.arange(8), np.arange(SIDE) + 0.5)
+    cosines = (np.cos(angles) * np.sqrt(2 / SIDE)).astype(np.float32)
+    cosines[0] /= np.sqrt(np.float32(2))
+    lowest = cosines @ thumbnails.astype(np.float32) @ cosines.T
+    return lowest.reshape(len(thumbnails), 64)
 
 
 def exact_pairs(digests: np.ndarray) -> np.ndarray:
@@ -49,7 +59,10 @@ def near_pairs(thumbnails: np.ndarray) -> np.ndarray:
     found = [np.empty((0, 2), int)]
     for pairs in _similar_pairs(hashes):
         pairs = rows[pairs]
-        found.append(pairs[_correlations(pixels, pairs) >= LEAST_CORRELATION])
+        plain = _are_plain(pixels[pairs[:, 0]]) | _are_plain(pixels[pairs[:, 1]])
+        blurred = _are_blurred(pixels[pairs[:, 0]]) | _are_blurred(pixels[pairs[:, 1]])
+        least = np.where(plain | blurred, LEAST_ON_PLAIN, LEAST_CORRELATION)
+        found.append(pairs[_correlations(pixels, pairs) >= least])
     return np.unique(np.concatenate(found), axis=0)
 
 
@@ -69,6 +82,19 @@ def _similar_pairs(hashes) -> Iterator[np.ndarray]:
             pairs = np.sort(np.stack([ones[near], others[near]], axis=1), axis=1)
             for start in range(0, len(pairs), _CHUNK):
                 yield pairs[start : start + _CHUNK]
+
+
+def _are_plain(pixels):
+    """Whether half of the pixels [m, SIDE * SIDE] or more are in one of 16 ranges of levels."""
+    ranges = [(pixels // 16 == i).mean(1) for i in range(16)]
+    return np.max(ranges, axis=0) >= 0.5
+
+
+def _are_blurred(pixels):
+    """Whether the lowest frequencies have nearly all of the variance of pixels [m, SIDE * SIDE]."""
+    lowest = _lowest_frequencies(pixels.reshape(-1, SIDE, SIDE))
+    explained = np.sum(lowest[:, 1:].astype(np.float64) ** 2, axis=1)
+    return explained >= (1 - LEAST_DETAIL) * SIDE**2 * pixels.astype(np.float64).var(axis=1)
 
 
 def _correlations(pixels, pairs):
