@@ -30,6 +30,10 @@ TESTED = {
     "python -m pytest -q tests/test_augment.py": "test_augment.py",
     "python -m pytest -q tests/test_docs.py": "test_docs.py",
     "vit-jax launch -n 2 -- --config=configs/digits_patch.py": "test_processes.py",
+    "vit-jax check-data photos": "test_check_data.py",
+    "vit-jax suspects runs/photos/base/seed_0 --cross-validate=5": "test_suspects.py",
+    "python -m vit_jax.main --config=configs/photos.py --config.data.relabel=corrected.csv "
+    "--workdir=runs/corrected": "test_suspects.py",
     "vit-jax prepare-data cifar10 --archive cifar-10-binary.tar.gz": "test_data_prepare.py",
     "vit-jax convert timm_vit/model.safetensors weights/vit_b16": "test_foreign_weights.py",
     "vit-jax explore weights/vit_b16 --images cat.jpg more_photos/ --out=explorer.html": (
@@ -203,7 +207,7 @@ def test_settings_exist(page):
     found = re.findall(r"--config\.([a-z_]+(?:\.\w+)?)", text)
     found += re.findall(rf"\bconfig\.((?:{sections})\.\w+)(?!\w*\()", text)
     quoted = rf"`((?:{sections})\.\w+)(=[^`]*)?`"
-    files = ("md", "py", "json", "safetensors")
+    files = ("md", "py", "json", "html", "safetensors")
     for key, value in re.findall(quoted, text):
         if key.split(".")[-1] not in files and key not in ATTRIBUTES:
             found.append(key)

@@ -1,10 +1,17 @@
 """report.html in a browser: no requests, no broken images, nothing wider than a phone screen."""
 
+import argparse
 import pathlib
 import shutil
 
 import pytest
+from tiny_images import folder_config, save_noise
 from tiny_sweep import NASTY, write_sweep
+
+from vit_jax.data.doctor import diagnose
+from vit_jax.evaluation.suspects import Suspect
+from vit_jax.report.data_page import write_data_page
+from vit_jax.report.suspects import write_suspects
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -65,6 +72,43 @@ def test_report_in_a_browser(browser, report, width, scheme):
     assert complaints == []
     assert requests[0] == report.as_uri()
     assert all(url.startswith("data:") for url in requests[1:])
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """data.html and suspects.html, with long names."""
+    root = tmp_path_factory.mktemp("pages")
+    names = [NASTY.replace("/", ""), "x" * 200]
+    save_noise(root / "photos", names, 10)
+    (root / "photos" / names[1] / f"{'y' * 200}.png").write_bytes(b"nothing")
+    shutil.copy(root / "photos" / names[0] / "1.png", root / "photos" / names[1] / "copy.png")
+    diagnosis = diagnose(folder_config(root / "photos"))
+    write_data_page(root / "data.html", "z" * 300, diagnosis)
+    source = diagnosis.survey.splits["test"]
+    suspects = [
+        Suspect("n" * 300, "test", 0, 1, 0.1, -0.5, True, source, i) for i in range(len(source) - 1)
+    ]
+    args = argparse.Namespace(cross_validate=0, rank_by="margin")
+    write_suspects(root / "suspects.html", "z" * 300, suspects, names, args)
+    return root
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("name", ["data", "suspects"])
+def test_pages_of_the_data_in_a_browser(browser, pages, name, width):
+    context = browser.new_context(viewport={"width": width, "height": 800})
+    page, complaints, requests = context.new_page(), [], []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("dialog", lambda dialog: complaints.append(dialog.message))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto((pages / f"{name}.html").as_uri())
+    loaded = page.evaluate(LOADED)
+    assert len(loaded) >= 3 and all(loaded)
+    assert page.evaluate("[...document.images].every(image => image.alt)")
+    assert page.evaluate(TOO_WIDE) == []
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+    assert complaints == [] and all(url.startswith("data:") for url in requests[1:])
     context.close()
 
 

@@ -10,8 +10,10 @@ from vit_jax.runtime.errors import suggest
 COMMANDS = {
     "train": "train every variant and seed of a config, then write its table and report",
     "prepare-data": "prepare CIFAR-10, MNIST or EuroSAT as a TFDS array_record dataset",
+    "check-data": "check a dataset for duplicates, unreadable images and more before training",
     "convert": "convert pretrained weights to a checkpoint, or export a run to another project",
     "evaluate": "evaluate a trained model on a dataset",
+    "suspects": "rank the labels of a run's dataset by how wrong they look, for you to correct",
     "predict": "classify images with a trained model",
     "visualize": "draw a trained model's attention and features, or a config's augmentation",
     "explore": "write an interactive page of what a ViT attends to",

@@ -22,7 +22,7 @@ _RESUME = {
     "same": "",
     "any": "any value",
     "longer": "a larger value, once finished",
-    "moved": "another path of the same weights",
+    "moved": "another path of the same contents",
 }
 
 

@@ -37,6 +37,14 @@ def validate_data(config: Config) -> None:
             raise UserError(f"data.{key}={data[key]} must be a fraction below 1, or an integer")
     if config.keep_head and not config.init_from:
         raise UserError("keep_head=True has no effect without init_from")
+    if data.num_folds == 1:
+        raise UserError("data.num_folds=1 leaves nothing to train on: give at least 2, or 0")
+    if data.fold >= max(1, data.num_folds):
+        raise UserError(
+            f"data.fold={data.fold} must be below data.num_folds={data.num_folds}"
+            if data.num_folds
+            else f"data.fold={data.fold} has no effect without data.num_folds"
+        )
     if data.train_examples and data.examples_per_class:
         raise UserError("give data.train_examples or data.examples_per_class, not both")
 

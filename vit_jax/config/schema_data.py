@@ -36,6 +36,18 @@ DATA = dict(
     val_examples=Setting(0, "size of a stratified subset of the validation split; 0: all"),
     test_examples=Setting(0, "size of a stratified subset of the test split; 0: all"),
     examples_per_class=Setting(0, "training examples per class in a balanced subset; 0: all"),
+    num_folds=Setting(
+        0,
+        "cross-validation: number of stratified folds of the training split, one of which is the "
+        "test split; 0: off",
+        high=1000,
+    ),
+    fold=Setting(0, "cross-validation: fold that is the test split, counted from 0", high=999),
+    relabel=Setting(
+        "",
+        "CSV file of corrected labels, which `vit-jax suspects` writes and you edit; empty: none",
+        resume="moved",
+    ),
     image_size=Setting(32, "model input side in pixels; 0: that of init_from", high=10_000),
     stored_size=Setting(
         0,

@@ -6,7 +6,7 @@ import zlib
 import jax
 from jax.sharding import Mesh
 
-from vit_jax.data import checks
+from vit_jax.data import checks, relabel
 from vit_jax.data.batches import ResidentBatches, StreamingBatches
 from vit_jax.data.examples import MOST_SAMPLED, spread
 from vit_jax.data.images import describe_transparency, stored_size
@@ -72,6 +72,11 @@ def load_data(config, mesh: Mesh, min_classes: int = 2) -> Data:
     processes.wait()  # machines may read at different speeds
     fingerprint = _fingerprint(splits.class_names, by_name)
     notes = list(_describe_images(splits.train, source.level_range, config))
+    if config.relabel:
+        corrections = relabel.read(config.relabel)
+        fingerprint["relabel"] = corrections.identity
+        count = len(corrections.changed)
+        notes.append(f"data.relabel={config.relabel} changes the labels of {count} images")
     warnings = [*source.warnings, *checks.describe_names(splits.class_names)]
     if not resident and processes.is_first():
         digests, some_labels = checks.digest_files(by_name)

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -31,6 +31,7 @@ class Examples:
         only before all images are decoded.
       read_encoded: indices -> the encoded images; empty if there are none.
       read_sizes: -> int [count], the sizes of the files in bytes; None if there are none.
+      read_names: indices -> names of the examples, distinct in their split: of files, the path.
     """
 
     count: int
@@ -39,6 +40,7 @@ class Examples:
     make_identity: Callable[[], str | None] = lambda: None
     read_encoded: Callable[[Sequence[int]], list[bytes]] = lambda indices: []
     read_sizes: Callable[[], np.ndarray | None] = lambda: None
+    read_names: Callable[[Sequence[int]], list[str]] = lambda indices: list(map(str, indices))
 
     def __len__(self):
         return self.count
@@ -66,7 +68,34 @@ class Examples:
             lambda: self._identity and decoded.identity(self._identity, indices.tolist()),
             lambda wanted: self.read_encoded(indices[wanted].tolist()),
             sizes,
+            lambda wanted: self.read_names(indices[wanted].tolist()),
         )
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """The names of all examples."""
+        return self.read_names(range(self.count))
+
+    def relabel(self, changed: Mapping[str, int]) -> "Examples":
+        """Replace the labels of the named examples."""
+        rows = {i: changed[name] for i, name in enumerate(self.names) if name in changed}
+
+        def read(indices):
+            return [
+                (image, rows.get(i, label))
+                for i, (image, label) in zip(indices, self.read(indices), strict=True)
+            ]
+
+        def labels():
+            found = self.labels.copy()
+            found[list(rows)] = list(rows.values())
+            return found
+
+        def identity():
+            return self._identity and decoded.identity(self._identity, sorted(rows.items()))
+
+        changes = {"read": read, "read_labels": labels, "make_identity": identity}
+        return dataclasses.replace(self, **changes) if rows else self
 
     def decode_all(self, num_threads: int) -> tuple[np.ndarray, np.ndarray]:
         """Decode all images, uint8 [n, height, width, channels], and labels, int32 [n]."""

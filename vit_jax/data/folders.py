@@ -262,6 +262,7 @@ class Folder:
             identity,
             lambda indices: [files[i].read_bytes() for i in indices],
             lambda: np.array([path.stat().st_size for path in files]),
+            lambda indices: [single_line(files[i].relative_to(root).as_posix()) for i in indices],
         )
 
     def overlap(self, one: str, other: str) -> bool:

@@ -2,7 +2,7 @@
 
 import io
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from PIL import Image, JpegImagePlugin
@@ -25,7 +25,11 @@ def describe_compression(files: Iterable[bytes]) -> str | None:
     States the estimated quality (1 to 100, as in the IJG library) and the chroma subsampling of
     most images; None if most are larger than 64 pixels or not JPEG.
     """
-    inspected = [_inspect(data) for data in files]
+    return describe_inspected([inspect_jpeg(data) for data in files])
+
+
+def describe_inspected(inspected: Sequence[tuple[int, str] | None]) -> str | None:
+    """Describe the results of `inspect_jpeg`, as `describe_compression` does."""
     found = [one for one in inspected if one]
     if len(found) * 2 <= len(inspected):
         return None
@@ -36,7 +40,7 @@ def describe_compression(files: Iterable[bytes]) -> str | None:
     return f"the small images are stored as JPEG of about quality {quality}{subsampled}{cost}"
 
 
-def _inspect(data):
+def inspect_jpeg(data: bytes) -> tuple[int, str] | None:
     """Estimate the quality and find the chroma subsampling of a small JPEG; else return None."""
     try:
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:

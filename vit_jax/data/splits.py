@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from vit_jax.data import relabel
 from vit_jax.data.examples import Examples
 from vit_jax.data.folders import find_split
 from vit_jax.data.sources import Source
@@ -14,7 +15,7 @@ from vit_jax.runtime.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """The three splits of a dataset."""
+    """The three splits of a dataset, with the labels of `data.relabel`."""
 
     class_names: list[str]
     train: Examples
@@ -60,14 +61,15 @@ def make_splits(source: Source, config) -> Splits:
     """Split a source into train, validation and test according to `config.data`.
 
     Test, then validation, are held out from the training examples where the dataset has no such
-    split. All splits and their subsets depend only on `split_seed`.
+    split. With `num_folds`, test is a fold of the training examples that remain. All splits and
+    their subsets depend only on `split_seed` and on the labels before `relabel`.
 
     Raises:
-      UserError: a split would be empty, or larger than the one it is held out from.
+      UserError: a split would be empty, or larger than the one it is held out from; or the file
+        of `relabel` does not fit the dataset.
     """
-    names = _split_names(source, config)
-    train = source.examples(names["train"])
-    val, test = (source.examples(names[key]) if names[key] else None for key in ("val", "test"))
+    opened = open_splits(source, config)
+    train, val, test = opened["train"], opened.get("val"), opened.get("test")
     if test is None:
         test, train = _hold_out(train, "test_size", config, 0)
     if val is None:
@@ -77,7 +79,26 @@ def make_splits(source: Source, config) -> Splits:
         train = train.take(_balanced_subset(train.labels, num_classes, per_class, seed))
     train = _subset(train, "train", config, 2)
     val, test = _subset(val, "val", config, 3), _subset(test, "test", config, 4)
+    if config.num_folds:
+        folds = assign_folds(train.labels, config.num_folds, (config.split_seed, 5))
+        chosen, rest = np.flatnonzero(folds == config.fold), np.flatnonzero(folds != config.fold)
+        test, train = train.take(chosen), train.take(rest)
+    changed = relabel.changed_labels(config, source.class_names, opened)
+    train, val, test = (examples.relabel(changed) for examples in (train, val, test))
     return Splits(source.class_names, train, val, test)
+
+
+def assign_folds(labels: np.ndarray, num_folds: int, seed) -> np.ndarray:
+    """Assign each example to a fold of 0 ... num_folds - 1, stratified by class: int [n]."""
+    if num_folds > len(labels):
+        raise UserError(
+            f"data.num_folds={num_folds} is larger than the training split of {len(labels)} "
+            "examples: lower it"
+        )
+    order = np.random.default_rng(seed).permutation(len(labels))
+    folds = np.empty(len(labels), int)
+    folds[order[np.argsort(labels[order], kind="stable")]] = np.arange(len(labels)) % num_folds
+    return folds
 
 
 def _subset(examples, split, config, stream):
@@ -93,13 +114,36 @@ def _subset(examples, split, config, stream):
 
 def holds_out_test(source: Source, config) -> bool:
     """Whether the test split is held out from the training examples."""
-    return not _split_names(source, config)["test"]
+    return not _split_names(source, config)["test"] or bool(config.num_folds)
 
 
 def all_splits(source: Source, config) -> list[Examples]:
     """Open all splits of `config.data`, with nothing held out or subsampled."""
+    opened = open_splits(source, config)
+    changed = relabel.changed_labels(config, source.class_names, opened)
+    return [examples.relabel(changed) for examples in opened.values()]
+
+
+def open_splits(source: Source, config) -> dict[str, Examples]:
+    """Open the splits that the dataset has itself, with distinct names and the original labels.
+
+    Returns {"train", "val" or "test": its examples}.
+    """
     names = _split_names(source, config)
-    return [source.examples(name) for split, name in names.items() if name or split == "train"]
+    return {
+        split: _with_prefix(source.examples(name), name)
+        for split, name in names.items()
+        if name or split == "train"
+    }
+
+
+def _with_prefix(examples, split):
+    """Put the name of the split before the names of its examples."""
+    if not split:
+        return examples
+    read = examples.read_names
+    names = {"read_names": lambda indices: [f"{split}/{name}" for name in read(indices)]}
+    return dataclasses.replace(examples, **names)
 
 
 def _split_names(source, config):

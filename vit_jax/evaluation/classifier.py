@@ -16,6 +16,7 @@ from vit_jax import models, pretrained
 from vit_jax.augment import preprocess
 from vit_jax.config import Config
 from vit_jax.config.rules import validate
+from vit_jax.config.schema import SCHEMA
 from vit_jax.data import StreamingBatches, load_data
 from vit_jax.data.checks import match_names
 from vit_jax.data.sources import open_source
@@ -251,10 +252,12 @@ class Classifier:
                 raise UserError(f"{key} has no effect on an evaluation")
         if not self.has_data and not any(key.startswith("data.") for key in overrides):
             raise UserError(f"{self._source} records no dataset: give data.name or data.dir")
-        if split != "train":
+        other_data = not {"data.name", "data.dir"}.isdisjoint(overrides)
+        for key in ("num_folds", "fold", "relabel") if other_data else ():
+            config.data[key] = overrides.get(f"data.{key}", SCHEMA[f"data.{key}"].default)
+        if split != "train" and not config.data.num_folds:
             # Training subsets, for which another dataset may be too small.
             config.data.update(train_examples=0, examples_per_class=0)
-        other_data = not {"data.name", "data.dir"}.isdisjoint(overrides)
         for key in ("val_examples", "test_examples") if other_data else ():
             config.data[key] = overrides.get(f"data.{key}", 0)
         validate(config)
@@ -268,6 +271,13 @@ class Classifier:
 
     def report(self, config: Config, split: str) -> dict:
         """Evaluate the config and split from `evaluation_of`; return the report of `evaluate`."""
+        return make_report(*self.logits(config, split), self.class_names)
+
+    def logits(self, config: Config, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Compute logits of the config and split from `evaluation_of`, in the split's order.
+
+        Returns float32 [n, classes], and the labels, int [n], as classes of the model.
+        """
         batch_size = config.train.eval_batch_size
         sharding.start(False, config.sharding.cpu_devices, batch_size)
         mesh = sharding.make_mesh()
@@ -294,7 +304,7 @@ class Classifier:
         bar = Bar(batches, "evaluating", -(-total // batch_size), disable=None)
         variables = sharding.replicate(mesh, self.variables)
         result: Any = evaluate(step, variables, bar, keep=True)
-        return make_report(result.logits, numbers[result.labels], self.class_names)
+        return result.logits, numbers[result.labels]
 
     def _match_classes(self, names):
         """Find the index of each class of a dataset among the model's; raises UserError."""

@@ -232,21 +232,21 @@ def _seeds(sweep):
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
-def _image(png, shrink):
-    """Encode a PNG for the page, where it may shrink to a fraction of its width."""
+def encode_png(png: bytes, shrink: float = 0.5) -> dict:
+    """Encode a PNG for a page, where it may shrink to a fraction of its width."""
     width, height = struct.unpack(">II", png[16:24])
     data = base64.b64encode(png).decode()
     return dict(data=data, width=width, height=height, min_width=round(shrink * width))
 
 
 def _image_of(path, shrink=0.5):
-    return _image(path.read_bytes(), shrink) if path.exists() else None
+    return encode_png(path.read_bytes(), shrink) if path.exists() else None
 
 
 def _draw(shrink, save, *args):
     file = io.BytesIO()
     save(file, *args)
-    return _image(file.getvalue(), shrink)
+    return encode_png(file.getvalue(), shrink)
 
 
 def _datasets(records):

@@ -53,7 +53,7 @@ def take_over(source: pathlib.Path, folder: pathlib.Path) -> dict:
     """
     copy = folder.with_name(f"{folder.name}.copy")
     shutil.rmtree(copy, ignore_errors=True)
-    ignore = shutil.ignore_patterns(".lock", "figures", "test_report.txt")
+    ignore = shutil.ignore_patterns(".lock", "figures", "suspects", "test_report.txt")
     shutil.copytree(source, copy, copy_function=_link_checkpoint, ignore=ignore)
     record = json.loads((copy / "config.json").read_text())
     record["variant"] = folder.parent.name

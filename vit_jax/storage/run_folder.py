@@ -49,10 +49,11 @@ def suggest_runs(path: pathlib.Path) -> str:
     return f"; {suggest(str(path), found, f'there is {join_names(found)}', 3)}" if found else ""
 
 
-# {setting: (its key in the fingerprint of a run, name)} of the weights that a run starts with.
-WEIGHTS = {
+# {setting: (its key in the fingerprint of a run, name)} of the files that a run starts with.
+INPUTS = {
     "init_from": ("weights", "weights"),
     "train.teacher": ("teacher", "weights of its teacher"),
+    "data.relabel": ("relabel", "corrected labels"),
 }
 # Settings whose runs cannot be lengthened: the teacher, or the end of patch dropout, would change.
 _FIXED_LENGTH = ("train.teacher", "train.patch_drop_percent")
@@ -66,9 +67,9 @@ def current_keys(record: dict) -> dict:
 def plain_settings(config: Config, seed: int) -> dict:
     """Flatten the settings of a run to {"section.key": JSON value}."""
     flat = {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(config).items()}
-    for key, path in (("init_from", config.init_from), ("train.teacher", config.train.teacher)):
-        if path:
-            flat[key] = str(pathlib.Path(path).expanduser().resolve())
+    for key in INPUTS:
+        if flat[key]:
+            flat[key] = str(pathlib.Path(str(flat[key])).expanduser().resolve())
     return flat | {"seed": seed}
 
 
@@ -108,19 +109,19 @@ def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None
     return None if changed else summary
 
 
-def check_weights(folder: pathlib.Path, config: Config, key: str, checksum: int | None) -> None:
-    """Raise UserError if a run has other weights than `key` names now, at any path.
+def check_input(folder: pathlib.Path, config: Config, key: str, checksum: int | None) -> None:
+    """Raise UserError if a run started with other contents than `key` names now, at any path.
 
     Args:
       folder: of the run.
       config: of the run, now.
-      key: "init_from" or "train.teacher".
-      checksum: of the present weights; None if there are none, or it is not recorded.
+      key: setting of `INPUTS`.
+      checksum: of the present contents; None if there are none, or it is not recorded.
     """
     record = read_config(folder)
     if record is None:
         return
-    kind, what = WEIGHTS[key]
+    kind, what = INPUTS[key]
     before, now = record["config"].get(key, ""), plain_settings(config, 0)[key]
     recorded = record.get("data", {}).get(kind, {}).get("checksum")
     if recorded != checksum and (checksum is not None or before != now):
@@ -146,10 +147,10 @@ def discard_damage(folder: pathlib.Path) -> None:
 
 
 def check_data(folder: pathlib.Path, fingerprint: dict) -> None:
-    """Raise UserError if the run was started with other data, initial weights or teacher."""
+    """Raise UserError if the run was started with other data, labels, weights or teacher."""
     record = read_config(folder)
     if record is not None and record.get("data") != fingerprint:
-        kinds = WEIGHTS.values()
+        kinds = INPUTS.values()
         changed = [what for k, what in kinds if record["data"].get(k) != fingerprint.get(k)]
         what = changed[0] if changed else "images"
         raise UserError(

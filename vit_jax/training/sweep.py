@@ -18,7 +18,7 @@ import numpy as np
 from vit_jax import pretrained
 from vit_jax.config import Config, flatten, reset_other_models, resolve, with_overrides
 from vit_jax.config.rules import validate
-from vit_jax.data import load_data
+from vit_jax.data import load_data, relabel
 from vit_jax.evaluation.differences import add_differences
 from vit_jax.runtime import processes, sharding
 from vit_jax.runtime.errors import UserError, single_line, truncate_repr
@@ -203,13 +203,19 @@ def _check_runs(workdir, configs, teachers):
                     f"finished: run --variant={teacher.parent.name} first"
                 )
         flat = flatten(config)
-        paths = {key: pathlib.Path(flat[key]).expanduser() for key in run_folder.WEIGHTS}
+        paths = {key: pathlib.Path(flat[key]).expanduser() for key in run_folder.INPUTS}
         for seed, folder in _folders(workdir, name, config).items():
             for key, path in paths.items():
                 known = flat[key] and not (path in teachers.values() and not _is_finished(path))
-                checksum = pretrained.read_info(path)["checksum"] if known else None
-                run_folder.check_weights(folder, config, key, checksum)
+                checksum = _checksum(key, path) if known else None
+                run_folder.check_input(folder, config, key, checksum)
             run_folder.read_summary(folder, config, seed)
+
+
+def _checksum(key, path):
+    if key == "data.relabel":
+        return relabel.read(path).identity["checksum"]
+    return pretrained.read_info(path)["checksum"]
 
 
 def _is_finished(folder):

@@ -1,0 +1,69 @@
+"""suspects.html: a gallery of the examples whose labels are most suspect."""
+
+import io
+import pathlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vit_jax.report.page import encode_png, make_environment
+from vit_jax.runtime.errors import single_line
+from vit_jax.runtime.files import write_atomically
+
+SHOWN = 60  # examples in the gallery
+MOST_PAIRS = 20  # rows of the table
+THUMBNAIL = 128  # pixels
+
+
+def write_suspects(
+    path: pathlib.Path, name: str, ranking: Sequence[Any], names: Sequence[str], args: Any
+) -> None:
+    """Write the page of a ranking of `evaluation.suspects.rank`.
+
+    Args:
+      path: of the page.
+      name: of the run.
+      ranking: the most suspect first.
+      names: of the classes.
+      args: of `vit-jax suspects`: `cross_validate` and `rank_by`.
+    """
+    wrong = [one for one in ranking if one.is_suspect]
+    pairs = Counter((one.label, one.predicted) for one in wrong)
+    page = (
+        make_environment()
+        .get_template("suspects.html")
+        .render(
+            name=single_line(name),
+            count=len(ranking),
+            wrong=len(wrong),
+            splits=Counter(one.split for one in ranking),
+            pairs=[
+                (f"{names[label]} → {names[predicted]}", n)
+                for (label, predicted), n in pairs.most_common(MOST_PAIRS)
+                if label != predicted
+            ],
+            images=[_describe(one, names) for one in ranking[:SHOWN]],
+            num_folds=args.cross_validate,
+            rank_by=args.rank_by.replace("_", "-"),
+        )
+    )
+    write_atomically(path, page.encode("ascii", "xmlcharrefreplace").decode())
+
+
+def _describe(one, names):
+    classes = f"{names[one.label]} → {names[one.predicted]}"
+    caption = f"{classes} ({100 * one.self_confidence:.0f} %): {one.name}"
+    alt = f"{one.split} image labelled {names[one.label]}"
+    return encode_png(thumbnail(one.source.read([one.index])[0][0])), alt, caption
+
+
+def thumbnail(image: np.ndarray) -> bytes:
+    """Encode uint8 [h, w, c] as a PNG of at most `THUMBNAIL` pixels per side."""
+    small = Image.fromarray(image[..., :3] if image.shape[-1] >= 3 else image[..., 0])
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = io.BytesIO()
+    small.save(file, "png")
+    return file.getvalue()
