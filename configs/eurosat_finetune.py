@@ -7,7 +7,6 @@ On a CPU, with few epochs of small images: --config=configs/eurosat_finetune.py:
 
 from vit_jax.config import presets
 
-
 LAYER_WISE = {"optim.learning_rate": 1e-3, "optim.layer_decay": 0.65}
 
 
