@@ -15,8 +15,7 @@ import numpy as np
 from vit_jax.data import Data
 from vit_jax.evaluation.evaluate import evaluate
 from vit_jax.evaluation.metrics import Sums, kernel_magnitudes
-from vit_jax.runtime import memory, processes, sharding
-from vit_jax.runtime.errors import UserError
+from vit_jax.runtime import processes, sharding
 from vit_jax.runtime.progress import Progress, StartTimes, print_line
 from vit_jax.runtime.sharding import dtype_of
 from vit_jax.runtime.signals import StopSignal
@@ -27,7 +26,7 @@ from vit_jax.training.clock import Clock
 from vit_jax.training.compiled import CompiledSteps, can_compile_ahead, compile_ahead
 from vit_jax.training.features import FeatureCache
 from vit_jax.training.hooks import Hooks
-from vit_jax.training.run_outputs import RunOutputs, summarize
+from vit_jax.training.run_outputs import RunOutputs, open_runs, summarize
 from vit_jax.training.seeds import list_seeds
 
 
@@ -58,7 +57,7 @@ def train(
         does not hold several seeds.
       SystemExit: stopped by a signal, after saving.
     """
-    with _opened(steps, folders, name, stop, data.notes) as runs:
+    with open_runs(steps.setup, folders, name, stop, data.notes) as runs:
         start = start or StartTimes("run")
         trainer = Trainer(steps, data, runs, name, stop, hooks or Hooks(), start)
         with contextlib.closing(trainer.clock):
@@ -81,32 +80,6 @@ def train(
             trainer.wait_for_saves()
             with stop.immediate():
                 return [trainer.finish(run) for run in runs]
-
-
-@contextlib.contextmanager
-def _opened(steps, folders, name, stop, notes):
-    """Lock the run folders, record what is trained there, and open their checkpoints."""
-    setup, runs = steps.setup, []
-    try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(stop.deferred())
-            for seed, folder in folders.items():
-                folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(run_folder.lock(folder))
-                run_folder.write_config(
-                    folder, setup.config, setup.fingerprint, setup.lengths.total, name, seed, notes
-                )
-                needs_best = setup.config.train.select == "best"
-                runs.append(RunOutputs(len(runs), seed, name, folder, needs_best))
-                stack.callback(runs[-1].close)
-            yield runs
-    except Exception as error:
-        if len(folders) == 1 or not memory.ran_out(error):
-            raise
-        raise UserError(
-            f"{name}: the memory is too small for {len(folders)} vectorised seeds: set "
-            "train.vmap_seeds=never"
-        ) from None
 
 
 class Trainer:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,8 +11,9 @@ import numpy as np
 
 from vit_jax.config import Config
 from vit_jax.evaluation.evaluate import make_report
-from vit_jax.runtime import processes, sharding
+from vit_jax.runtime import memory, processes, sharding
 from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.signals import StopSignal
 from vit_jax.storage import run_folder
 from vit_jax.storage.checkpoint import Checkpoints
 from vit_jax.storage.writers import make_writer
@@ -69,6 +71,48 @@ class RunOutputs:
             stack.callback(self.checkpoints.close)
             if self.writer is not None:
                 stack.callback(self.writer.close)
+
+
+@contextlib.contextmanager
+def open_runs(
+    setup: Setup,
+    folders: Mapping[int, pathlib.Path],
+    name: str,
+    stop: StopSignal,
+    notes: Sequence[str],
+) -> Iterator[list[RunOutputs]]:
+    """Lock the run folders, record what is trained there, and open their checkpoints.
+
+    Args:
+      setup: of the variant.
+      folders: {seed: folder of its run, made if missing}.
+      name: of the variant.
+      stop: signals are deferred while the folders are open.
+      notes: descriptions of defects of the data.
+
+    Raises UserError if a folder is in use, or the devices' memory does not hold several seeds.
+    """
+    runs = []
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(stop.deferred())
+            for seed, folder in folders.items():
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(run_folder.lock(folder))
+                run_folder.write_config(
+                    folder, setup.config, setup.fingerprint, setup.lengths.total, name, seed, notes
+                )
+                needs_best = setup.config.train.select == "best"
+                runs.append(RunOutputs(len(runs), seed, name, folder, needs_best))
+                stack.callback(runs[-1].close)
+            yield runs
+    except Exception as error:
+        if len(folders) == 1 or not memory.ran_out(error):
+            raise
+        raise UserError(
+            f"{name}: the memory is too small for {len(folders)} vectorised seeds: set "
+            "train.vmap_seeds=never"
+        ) from None
 
 
 def compute(setup: Setup) -> dict[str, float]:
