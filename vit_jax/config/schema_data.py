@@ -36,6 +36,13 @@ DATA = dict(
     val_examples=Setting(0, "size of a stratified subset of the validation split; 0: all"),
     test_examples=Setting(0, "size of a stratified subset of the test split; 0: all"),
     examples_per_class=Setting(0, "training examples per class in a balanced subset; 0: all"),
+    imbalance_ratio=Setting(
+        1.0,
+        "training subset whose class sizes fall exponentially from the first class to the last, by "
+        "this ratio; 1: all examples",
+        low=1,
+        high=10**6,
+    ),
     image_size=Setting(32, "model input side in pixels; 0: that of init_from", high=10_000),
     stored_size=Setting(
         0,

@@ -253,7 +253,7 @@ class Classifier:
             raise UserError(f"{self._source} records no dataset: give data.name or data.dir")
         if split != "train":
             # Training subsets, for which another dataset may be too small.
-            config.data.update(train_examples=0, examples_per_class=0)
+            config.data.update(train_examples=0, examples_per_class=0, imbalance_ratio=1.0)
         other_data = not {"data.name", "data.dir"}.isdisjoint(overrides)
         for key in ("val_examples", "test_examples") if other_data else ():
             config.data[key] = overrides.get(f"data.{key}", 0)
