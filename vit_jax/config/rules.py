@@ -43,6 +43,8 @@ def validate(config: Config) -> None:
 
 def one_seed_at_a_time(config: Config) -> str:
     """Name the setting that rules out vectorised seeds; "" if none does."""
+    if evaluations := config.train.stop_after_evaluations:  # each seed ends at its own step
+        return f"train.stop_after_evaluations={evaluations}"
     # Weights & Biases has one run per process; multi-process runs and FSDP are for large models.
     return "log.wandb=True" if config.log.wandb else one_step_at_a_time(config)
 
@@ -247,6 +249,13 @@ def _validate_train(config):
         )
     for stem in ("optim.warmup", "train.eval_every", "log.every"):
         _only_one(config, *(f"{stem}_{unit}" for unit in ("steps", "epochs", "percent")))
+    if train.stop_after_evaluations:
+        _needs_evaluations(train, f"train.stop_after_evaluations={train.stop_after_evaluations}")
+        if config.freeze == "none_trained":
+            raise UserError(
+                f"train.stop_after_evaluations={train.stop_after_evaluations} has no effect with "
+                "freeze=none_trained"
+            )
     if parse_class_weights(train.class_weights) == train.sampling == "balanced":
         raise UserError(
             "train.class_weights=balanced and train.sampling=balanced both balance the classes: "

@@ -146,6 +146,11 @@ TRAIN = dict(
     eval_every_percent=Setting(
         0.0, "percent of the run between evaluations (each with a checkpoint)"
     ),
+    stop_after_evaluations=Setting(
+        0,
+        "early stopping: evaluations in a row without a higher validation accuracy that end the "
+        "run; 0: off",
+    ),
     save_every_minutes=free(10.0, "minutes between checkpoints without an evaluation; 0: off"),
     eval_batch_size=free(256, "examples per evaluation step (no effect on results)", low=1),
     select=Setting(

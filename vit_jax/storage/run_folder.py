@@ -54,8 +54,9 @@ WEIGHTS = {
     "init_from": ("weights", "weights"),
     "train.teacher": ("teacher", "weights of its teacher"),
 }
-# Settings whose runs cannot be lengthened: the teacher, or the end of patch dropout, would change.
-_FIXED_LENGTH = ("train.teacher", "train.patch_drop_percent")
+# Settings whose runs cannot be lengthened: the teacher or the end of patch dropout would change, or
+# the run stopped early.
+_FIXED_LENGTH = ("train.teacher", "train.patch_drop_percent", "train.stop_after_evaluations")
 
 
 def current_keys(record: dict) -> dict:

@@ -66,9 +66,9 @@ def train(
                 split = trainer.train_split(cache or FeatureCache())
                 trainer.evaluate_if_due()
                 trainer.wait_for_compilation()
-            for count, batch in steps.batches(
-                split, [run.seed for run in runs], trainer.step, trainer.clock.max_steps
-            ):
+            seeds, max_steps = [run.seed for run in runs], trainer.clock.max_steps
+            batches = steps.batches(split, seeds, trainer.step, max_steps)
+            for count, batch in () if trainer.stopped_early else batches:
                 trainer.take_step(batch, count)
                 if steps.setup.lengths.is_logged(trainer.step):
                     trainer.log_metrics()
@@ -77,6 +77,8 @@ def train(
                     trainer.clock.restart_window(trainer.step)
                 trainer.save_if_due()
                 trainer.exit_if_stopped()
+                if trainer.stopped_early:
+                    break
             trainer.wait_for_saves()
             with stop.immediate():
                 return [trainer.finish(run) for run in runs]
@@ -104,6 +106,7 @@ class Trainer:
         self.schedule = self.setup.schedule()
         self.clock = Clock(self.title, self.setup.lengths, len(runs), start)
         self.eval_seconds = math.inf  # of the last evaluation
+        self.stopped_early = False
 
     def restore(self) -> None:
         """Restore the latest common checkpoint, or make the initial state."""
@@ -203,6 +206,8 @@ class Trainer:
         if self._due():
             self.evaluate_and_save()
             self.exit_if_stopped()
+        else:  # perhaps killed in the final evaluation
+            self._stop_early_if_due()
 
     def evaluate_and_save(self) -> None:
         """Validate, lower the learning rate on a plateau, and save."""
@@ -233,6 +238,17 @@ class Trainer:
             self.hooks.on_evaluation(run, self, functools.partial(self._host_variables, run), count)
         self.hooks.on_event("rows", self.step)
         self._save(due, results)
+        self._stop_early_if_due()
+
+    def _stop_early_if_due(self):
+        """End the run after `train.stop_after_evaluations` without a higher val accuracy."""
+        limit = self.setup.config.train.stop_after_evaluations
+        if limit and self.step < self.setup.lengths.total:
+            (run,) = self.runs  # seeds are not vectorised then
+            count, reason = run.evaluations_without_improvement()
+            if processes.from_first(count >= limit):
+                self.stopped_early = True
+                self._print(f"stopped early at step {self.step}: {reason}")
 
     def save_if_due(self) -> None:
         """Save `train.save_every_minutes` after the last save, without an evaluation."""
@@ -318,7 +334,10 @@ class Trainer:
         config = self.setup.config
         variables, step = self._select(run)
         results = self._evaluate_splits(run, variables, step)
-        summary = summarize(run, self.setup, self.name, results, step, self.clock.wall_seconds())
+        seconds = self.clock.wall_seconds()
+        summary = summarize(run, self.setup, self.name, results, self.step, step, seconds)
+        if self.stopped_early:
+            summary["stopped_early"] = run.evaluations_without_improvement()[1]
         if config.log.kernel_magnitudes:
             summary["kernel_magnitudes"] = {
                 "before": kernel_magnitudes(self.steps.initial_state(run.key).params),

@@ -59,6 +59,23 @@ class RunOutputs:
                 "optim.learning_rate, a longer warm-up or optim.grad_clip_norm"
             )
 
+    def evaluations_without_improvement(self) -> tuple[int, str]:
+        """Count the evaluations since the highest validation accuracy; describe that in a phrase.
+
+        The log decides, which every checkpoint contains: a resumed run counts the same.
+        """
+        entries = [json.loads(line) for line in self.writer.lines]
+        found = [(e["val/accuracy"], e["step"]) for e in entries if "val/accuracy" in e]
+        accuracies = [accuracy for accuracy, _ in found]
+        best = accuracies.index(max(accuracies)) if found else 0
+        count = len(found[best + 1 :])
+        if not count:
+            return 0, ""
+        return count, (
+            f"no val accuracy above {accuracies[best]:.4f}, that of step {found[best][1]}, in "
+            f"{count} evaluations"
+        )
+
     def write_results(self, summary: dict, test, class_names: list[str]) -> None:
         """Write summary.json and the test report of a finished run."""
         if processes.is_first():
@@ -115,23 +132,28 @@ def open_runs(
         ) from None
 
 
-def compute(setup: Setup) -> dict[str, float]:
-    """Compute the GFLOP of training per image, and the PFLOP of the whole run."""
-    flops, lengths = setup.flops, setup.lengths
-    whole_steps = lengths.total - lengths.patch_drop
-    in_steps = lengths.patch_drop * flops.step + whole_steps * flops.whole_step
-    images = max(1, lengths.total) * setup.config.train.batch_size
-    total = in_steps + flops.features if lengths.total else 0
+def compute(setup: Setup, steps: int) -> dict[str, float]:
+    """Compute the GFLOP of training per image, and the PFLOP of a run of so many steps."""
+    flops, patch_drop = setup.flops, min(steps, setup.lengths.patch_drop)
+    in_steps = patch_drop * flops.step + (steps - patch_drop) * flops.whole_step
+    images = max(1, steps) * setup.config.train.batch_size
+    total = in_steps + flops.features if steps else 0
     per_image = (in_steps or flops.step) / images
     return {"gflop_per_image": per_image / 1e9, "pflop": total / 1e15}
 
 
 def summarize(
-    run: RunOutputs, setup: Setup, name: str, results: dict, step: int, wall_seconds: float
+    run: RunOutputs,
+    setup: Setup,
+    name: str,
+    results: dict,
+    steps: int,
+    best_step: int,
+    wall_seconds: float,
 ) -> dict:
-    """Make the summary.json of a finished run of variant `name`.
+    """Make the summary.json of a finished run of variant `name`, of so many steps.
 
-    `results` are {"train", "val", "test": Result} of the checkpoint of `step`.
+    `results` are {"train", "val", "test": Result} of the checkpoint of `best_step`.
     """
     rows = [json.loads(line) for line in run.writer.lines]
     speeds = [row[k] for row in rows if (k := "train/images_per_second") in row]
@@ -141,12 +163,12 @@ def summarize(
         "seed": run.seed,
         "num_params": num_params(setup),
         "num_trainable_params": num_trained(setup),
-        "epochs": setup.lengths.total / setup.lengths.epoch,
-        "steps": setup.lengths.total,
-        **compute(setup),
+        "epochs": steps / setup.lengths.epoch,
+        "steps": steps,
+        **compute(setup, steps),
         **{f"{split}_accuracy": result.accuracy for split, result in results.items()},
         "test_loss": results["test"].loss,
-        "best_step": step,
+        "best_step": best_step,
         "wall_seconds": wall_seconds,
         "images_per_second": float(np.median(speeds)) if speeds else None,
         "device": sharding.describe_devices(),
