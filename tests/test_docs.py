@@ -55,6 +55,8 @@ TESTED = {
     "vit-jax predict runs/photos/base/seed_0 photo.jpg --overlay=annotated --explain=grad_cam": (
         "test_api.py"
     ),
+    "vit-jax predict runs/photos/base/seed_0 new_photos --csv=predictions.csv --sort-into=sorted "
+    "--below=0.6": "test_prediction_files.py",
 }
 
 # Of `vit_jax.Model`, no settings.

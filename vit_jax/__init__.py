@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vit_jax.cli.train import Results, train
-    from vit_jax.config.loading import Experiment, load_config
+    from vit_jax.config.loading import Experiment, load_config, sweep_learning_rate
     from vit_jax.config.settings import get_config
     from vit_jax.explanation.model import Model, evaluate, explain, load_model, predict
     from vit_jax.runtime.errors import UserError
@@ -29,6 +29,7 @@ _MODULES = {
     "load_config": "vit_jax.config.loading",
     "load_model": "vit_jax.explanation.model",
     "predict": "vit_jax.explanation.model",
+    "sweep_learning_rate": "vit_jax.config.loading",
     "train": "vit_jax.cli.train",
 }
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "load_config",
     "load_model",
     "predict",
+    "sweep_learning_rate",
     "train",
 ]
 

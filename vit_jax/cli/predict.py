@@ -4,17 +4,25 @@
     vit-jax predict runs/sports_finetune/base/seed_0 photo.jpg --json
     vit-jax predict runs/sports_finetune/base/seed_0 photo.jpg --overlay=annotated
     vit-jax predict runs/sports_finetune/base/seed_0 photo.jpg --overlay=annotated --explain=rise
+    vit-jax predict runs/sports_finetune/base/seed_0 photos/ --csv=predictions.csv
+    vit-jax predict runs/sports_finetune/base/seed_0 photos/ --sort-into=sorted --below=0.6
 
-Prints the five most probable classes of each image. For a folder, all images in it are classified.
+Prints the five most probable classes of each image. For a folder, all images in it are classified,
+those of its subfolders too.
 --explain=METHOD adds a heat map of what supports the predicted class, or --target=CLASS, to the
 annotated images, and its numbers as "relevance" to JSON; the methods are in docs/explaining.md.
+--csv=FILE writes the probabilities of all classes instead, and --sort-into=DIR copies the images
+into a folder for each predicted class, without overwriting files. With --below=P, images whose
+highest probability is lower are marked in the CSV, and copied into the folder "unsure".
 Images are preprocessed as in the evaluation of the run. If files cannot be read, the first of them
-is reported at the end, with status 1.
+is reported at the end, with status 1; with --csv or --sort-into, all are listed.
 """
 
+import contextlib
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Sequence
 
 from vit_jax.cli import command
@@ -28,6 +36,26 @@ EXPLAINED = 32  # images at a time
 @command.main
 def main(argv: Sequence[str]) -> None:
     """Classify images; raises UserError."""
+    args = _parse(argv)
+    paths = list_images(args.images)
+    classifier = _load(args)
+    failed: list[UserError] = []
+    if args.csv or args.sort_into:
+        count = _write_files(classifier, paths, failed, args)
+        print(f"{count:,} of {len(paths):,} images classified", flush=True)
+        for error in failed:
+            print(single_line(error), file=sys.stderr)
+        if failed:
+            raise UserError(f"{len(failed):,} of {len(paths):,} files, listed above, are left out")
+        return
+    _print(classifier, paths, failed, args)
+    if failed:
+        more = f"; {len(failed)} of {len(paths)} files cannot" if len(failed) > 1 else ""
+        raise UserError(f"{failed[0]}{more}")
+
+
+def _parse(argv):
+    """Parse the arguments; raises UserError for those without an effect."""
     parser = command.Parser(description=__doc__)
     parser.add_argument(
         "run", type=pathlib.Path, help="run folder RUN/VARIANT/seed_0, or a checkpoint"
@@ -41,15 +69,62 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--target", help="class to explain; default: the predicted one")
     command.add_class_names(parser)
     parser.add_argument("--max_pixels", type=int, help="largest image that is read, in pixels")
+    parser.add_argument("--csv", type=pathlib.Path, help="CSV file of all probabilities to write")
+    parser.add_argument(
+        "--sort-into",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="folder into which images are copied by predicted class",
+    )
+    parser.add_argument(
+        "--below",
+        type=float,
+        metavar="P",
+        help="images whose highest probability is below P are unsure",
+    )
     args = parser.parse_args(argv)
+    files = args.csv or args.sort_into
+    if files and (args.json or args.overlay or args.explain is not None):
+        raise UserError("--csv and --sort-into replace --json, --overlay and --explain: omit those")
+    if args.below is not None and not files:
+        raise UserError("--below has no effect without --csv or --sort-into")
+    if args.below is not None and not 0 < args.below <= 1:
+        raise UserError(f"--below={args.below:g} must be a probability above 0, at most 1")
+    return args
+
+
+def _write_files(classifier, paths, failed, args):
+    """Write the CSV, and copy the images, in one pass; return how many were classified."""
+    from vit_jax.cli.prediction_files import ClassFolders, CsvFile
+    from vit_jax.runtime.progress import Progress
+
+    count, names, outputs = 0, classifier.class_names, []
+    with contextlib.ExitStack() as stack:
+        if args.sort_into:
+            outputs.append(ClassFolders(args.sort_into, names, args.below, args.images))
+        if args.csv:
+            file = CsvFile(args.csv, names, args.below)
+            outputs.append(stack.enter_context(contextlib.closing(file)))
+        progress = Progress("predicting", 0, len(paths), True, "image")
+        stack.enter_context(contextlib.closing(progress))
+        for path, _, probabilities in classifier.predict_files(paths, failed):
+            for output in outputs:
+                output.add(path, probabilities)
+            count += 1
+            progress.update(count + len(failed), "classified")
+        if args.csv:
+            outputs[-1].finish()
+    return count
+
+
+def _print(classifier, paths, failed, args):
+    """Print the five most probable classes of each image, or JSON, and draw the overlays."""
     from vit_jax import plots
     from vit_jax.runtime.progress import Bar
 
-    paths = list_images(args.images)
-    classifier = _load(args)
     if args.overlay:
         args.overlay.mkdir(parents=True, exist_ok=True)
-    answers, failed = [], []
+    answers = []
     found = Bar(
         _classify(classifier, paths, failed, args), total=len(paths), unit="image", disable=None
     )
@@ -71,9 +146,6 @@ def main(argv: Sequence[str]) -> None:
                 Bar.write(f"  {100 * probability:6.2f} %  {name}")
     if args.json:
         print(json.dumps(answers, indent=2))
-    if failed:
-        more = f"; {len(failed)} of {len(paths)} files cannot" if len(failed) > 1 else ""
-        raise UserError(f"{failed[0]}{more}")
 
 
 def _load(args):

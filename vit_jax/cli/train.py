@@ -4,6 +4,7 @@
     python -m vit_jax.main --config=configs/cifar_patch.py --variant=patch_4
     python -m vit_jax.main --config=configs/cifar_patch.py --config.train.epochs=50
     python -m vit_jax.main --config=digits_patch
+    python -m vit_jax.main --config=configs/cifar_vit.py --sweep-learning-rate
 
 --config.SECTION.KEY=VALUE changes one setting. The same command run again resumes where it
 stopped; finished runs are skipped.
@@ -26,7 +27,7 @@ from absl import logging
 import vit_jax
 from vit_jax.cli import command
 from vit_jax.config import Config
-from vit_jax.config.loading import Experiment, load_config
+from vit_jax.config.loading import Experiment, load_config, sweep_learning_rate
 from vit_jax.config.reference import settings_help
 from vit_jax.runtime.errors import UserError, describe_error, suggest
 from vit_jax.runtime.files import read_json
@@ -219,6 +220,12 @@ def _run(arguments, hooks):
     parser.add_argument("--workdir", help="output folder; default: runs/<config's name>")
     parser.add_argument("--variant", help="train only this variant, and write no report")
     parser.add_argument(
+        "--sweep-learning-rate",
+        action="store_true",
+        help="compare the learning rate with a third and three times of it, for every variant or "
+        "for that of --variant, in runs/<config's name>_learning_rate",
+    )
+    parser.add_argument(
         "--no-reuse",
         action="store_true",
         help="train every run, even if an identical finished one lies next to the output folder",
@@ -230,16 +237,18 @@ def _run(arguments, hooks):
         raise UserError(f"--config=FILE is {problem}: give one, such as configs/cifar_patch.py")
     if options.workdir == "":
         raise UserError("--workdir is empty: give a folder, or omit --workdir for runs/NAME")
-    experiment = load_config(paths[0], overrides)
+    experiment, variant = _load(paths[0], overrides, options)
     logging.use_absl_handler()
     sys.unraisablehook = functools.partial(_print_unraisable, sys.unraisablehook)
     from vit_jax.runtime import processes
     from vit_jax.runtime.signals import StopSignal
 
     try:
-        workdir, variant, reuse = options.workdir, options.variant, not options.no_reuse
+        workdir, reuse = options.workdir, not options.no_reuse
         stop, began = StopSignal(), vit_jax.STARTED
-        _run_experiment(experiment, workdir, stop, reuse, variant, arguments, hooks, began)
+        folder = _run_experiment(experiment, workdir, stop, reuse, variant, arguments, hooks, began)
+        if options.sweep_learning_rate and variant is None and processes.is_first():
+            print("\n".join(_describe_choices(Results.read(folder).rows)))
     except Exception as error:
         if processes.count() == 1:
             raise
@@ -250,6 +259,37 @@ def _run(arguments, hooks):
             traceback.print_exc()
             message = "this process failed, see the traceback above"
         processes.leave(message)
+
+
+def _load(path, overrides, options):
+    """Load the experiment of the options; return it and the only variant to train, or None."""
+    experiment, variant = load_config(path, overrides), options.variant
+    if not options.sweep_learning_rate:
+        return experiment, variant
+    if variant in experiment.variants:  # else it is one of the sweep
+        experiment = load_config(path, overrides, variant)
+        experiment = dataclasses.replace(experiment, name=f"{experiment.name}_{variant}")
+        variant = None
+    return sweep_learning_rate(experiment), variant
+
+
+def _describe_choices(rows):
+    """Describe the learning rate with the best validation accuracy of each swept variant."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(row["variant"].rpartition("lr_")[0].rstrip("_"), []).append(row)
+    for name, group in groups.items():
+        best = max(group, key=lambda row: row["val_accuracy"]["mean"])
+        rates = [row["overrides"]["optim.learning_rate"] for row in group]
+        rate = best["overrides"]["optim.learning_rate"]
+        text = f"{name}: " * bool(name) + (
+            f"optim.learning_rate={rate:g} has the best validation accuracy, "
+            f"{best['val_accuracy']['mean']:.4f}"
+        )
+        if rate in (min(rates), max(rates)):
+            text += "; it is at the end of the range: sweep again from there, with "
+            text += f"--config.optim.learning_rate={rate:g}"
+        yield text
 
 
 def _print_unraisable(hook, failure):

@@ -88,6 +88,39 @@ def _with_teachers(variants, name):
     return (_with_teachers(variants, teacher) if teacher else {}) | {name: variants[name]}
 
 
+def sweep_learning_rate(experiment: Experiment, factor: float = 3.0) -> Experiment:
+    """Make three variants of each variant: its learning rate, divided and multiplied by `factor`.
+
+    A final learning rate changes with the peak. A variant that teaches another does so with each
+    learning rate. The table names the best by validation accuracy.
+    """
+    keys = ("optim.learning_rate", "optim.end_learning_rate")
+    before, variants = experiment.variants or {"": {}}, {}
+    base = settings.flatten(experiment.config)
+    for scale in (1 / factor, 1.0, factor):
+        names = {name: _point(name, base | changed, scale) for name, changed in before.items()}
+        for name, overrides in before.items():
+            flat = base | overrides
+            scaled = {key: float(f"{flat[key] * scale:.3g}") for key in keys if flat[key]}
+            teacher = names.get(flat["train.teacher"])
+            taught = {"train.teacher": teacher} if flat["train.teacher"] and teacher else {}
+            variants[names[name]] = overrides | scaled | taught
+    replaced = keys if not any(key in one for key in keys for one in before.values()) else ()
+    return dataclasses.replace(
+        experiment,
+        name=f"{experiment.name}_learning_rate",
+        variants=variants,
+        published={},
+        given=experiment.given.difference(replaced),
+        ladder=False,
+    )
+
+
+def _point(name, flat, scale):
+    """Name a variant at a scaled learning rate."""
+    return f"{name}_lr_{flat['optim.learning_rate'] * scale:.3g}".removeprefix("_")
+
+
 def find_config(name: str | os.PathLike) -> pathlib.Path:
     """Find a config file by its path, or a bundled config by its name; raises UserError."""
     path = pathlib.Path(name)

@@ -43,6 +43,8 @@ def validate(config: Config) -> None:
 
 def one_seed_at_a_time(config: Config) -> str:
     """Name the setting that rules out vectorised seeds; "" if none does."""
+    if evaluations := config.train.stop_after_evaluations:  # each seed ends at its own step
+        return f"train.stop_after_evaluations={evaluations}"
     # Weights & Biases has one run per process; multi-process runs and FSDP are for large models.
     return "log.wandb=True" if config.log.wandb else one_step_at_a_time(config)
 
@@ -82,6 +84,22 @@ def parse_freeze(freeze: str) -> str | int | list[tuple[re.Pattern, bool]]:
     if not rules:
         raise UserError(f"freeze is empty: give one of {', '.join(FREEZES)}")
     return rules
+
+
+def parse_class_weights(text: str) -> str | list[float] | None:
+    """Parse `train.class_weights`: "balanced", numbers, or None for ""; raises UserError."""
+    if text in ("", "balanced"):
+        return text or None
+    try:
+        weights = [float(number) for number in text.split(",")]
+    except ValueError:
+        weights = []
+    if not any(weights) or not all(0 <= weight <= 1e6 for weight in weights):
+        raise UserError(
+            f"train.class_weights={truncate_repr(text)} is neither balanced nor numbers from 0 to "
+            "1e6, such as 1,1,5"
+        )
+    return weights
 
 
 def _validate_vit(config):
@@ -231,6 +249,18 @@ def _validate_train(config):
         )
     for stem in ("optim.warmup", "train.eval_every", "log.every"):
         _only_one(config, *(f"{stem}_{unit}" for unit in ("steps", "epochs", "percent")))
+    if train.stop_after_evaluations:
+        _needs_evaluations(train, f"train.stop_after_evaluations={train.stop_after_evaluations}")
+        if config.freeze == "none_trained":
+            raise UserError(
+                f"train.stop_after_evaluations={train.stop_after_evaluations} has no effect with "
+                "freeze=none_trained"
+            )
+    if parse_class_weights(train.class_weights) == train.sampling == "balanced":
+        raise UserError(
+            "train.class_weights=balanced and train.sampling=balanced both balance the classes: "
+            "give one"
+        )
     if train.accumulation_steps and train.batch_size % train.accumulation_steps:
         raise UserError(
             f"train.batch_size={train.batch_size} is not divisible by "
@@ -245,11 +275,12 @@ def _validate_teacher(config):
             raise UserError(f"train.{key}={train[key]} has no effect without train.teacher")
     if train.teacher and config.freeze == "none_trained":
         raise UserError(f"train.teacher={train.teacher} has no effect with freeze=none_trained")
-    if train.distill_weight == 1 and train.label_smoothing:
-        raise UserError(
-            f"train.label_smoothing={train.label_smoothing} has no effect with "
-            "train.distill_weight=1, which leaves the labels out"
-        )
+    for key in ("label_smoothing", "focal_gamma", "class_weights"):
+        if train.distill_weight == 1 and train[key]:
+            raise UserError(
+                f"train.{key}={train[key]} has no effect with train.distill_weight=1, which leaves "
+                "the labels out"
+            )
 
 
 def _validate_optim(optim):
@@ -277,15 +308,18 @@ def _validate_schedule(optim, train):
                 f"optim.schedule=reduce_on_plateau needs an optim.learning_rate above "
                 f"optim.end_learning_rate={optim.end_learning_rate}, not {optim.learning_rate}"
             )
-        if not any(train[f"eval_every_{unit}"] for unit in ("steps", "epochs", "percent")):
-            raise UserError(
-                "optim.schedule=reduce_on_plateau needs evaluations: set train.eval_every_steps, "
-                "_epochs or _percent"
-            )
+        _needs_evaluations(train, "optim.schedule=reduce_on_plateau")
     if optim.schedule in ("cosine", "linear") and optim.end_learning_rate > optim.learning_rate:
         raise UserError(
             f"optim.end_learning_rate={optim.end_learning_rate} is above "
             f"optim.learning_rate={optim.learning_rate}"
+        )
+
+
+def _needs_evaluations(train, what):
+    if not any(train[f"eval_every_{unit}"] for unit in ("steps", "epochs", "percent")):
+        raise UserError(
+            f"{what} needs evaluations: set train.eval_every_steps, _epochs or _percent"
         )
 
 

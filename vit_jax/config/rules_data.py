@@ -47,6 +47,11 @@ def validate_data(config: Config) -> None:
         )
     if data.train_examples and data.examples_per_class:
         raise UserError("give data.train_examples or data.examples_per_class, not both")
+    if data.imbalance_ratio > 1 and data.examples_per_class:
+        raise UserError(
+            f"data.imbalance_ratio={data.imbalance_ratio} contradicts data.examples_per_class="
+            f"{data.examples_per_class}, which balances the classes: give one"
+        )
 
 
 def validate_augment(config: Config) -> None:

@@ -48,6 +48,13 @@ DATA = dict(
         "CSV file of corrected labels, which `vit-jax suspects` writes and you edit; empty: none",
         resume="moved",
     ),
+    imbalance_ratio=Setting(
+        1.0,
+        "training subset whose class sizes fall exponentially from the first class to the last, by "
+        "this ratio; 1: all examples",
+        low=1,
+        high=10**6,
+    ),
     image_size=Setting(32, "model input side in pixels; 0: that of init_from", high=10_000),
     stored_size=Setting(
         0,

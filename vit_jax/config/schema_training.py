@@ -100,6 +100,23 @@ TRAIN = dict(
         "BatchNorm normalises each separately; 0: the fastest number",
     ),
     label_smoothing=below_1(0.0, "fraction of the target spread evenly over all classes"),
+    class_weights=Setting(
+        "",
+        "weight of each class in the loss; balanced: inversely proportional to its training "
+        "examples; or numbers such as 1,1,5 in the order of the class names; empty: none",
+    ),
+    focal_gamma=Setting(
+        0.0,
+        "focal loss: exponent of (1 - probability of the class), which multiplies the "
+        "cross-entropy; 0: cross-entropy",
+        high=100,
+    ),
+    sampling=Setting(
+        "shuffled",
+        "training batches; shuffled: every example once per epoch; balanced: each example is drawn "
+        "by class, all with the same probability, then within the class",
+        ("shuffled", "balanced"),
+    ),
     patch_drop_percent=positive(
         100.0, "percent of the run with patch dropout; the rest sees all patches", high=100
     ),
@@ -128,6 +145,11 @@ TRAIN = dict(
     eval_every_epochs=Setting(1.0, "epochs between evaluations (each with a checkpoint)"),
     eval_every_percent=Setting(
         0.0, "percent of the run between evaluations (each with a checkpoint)"
+    ),
+    stop_after_evaluations=Setting(
+        0,
+        "early stopping: evaluations in a row without a higher validation accuracy that end the "
+        "run; 0: off",
     ),
     save_every_minutes=free(10.0, "minutes between checkpoints without an evaluation; 0: off"),
     eval_batch_size=free(256, "examples per evaluation step (no effect on results)", low=1),

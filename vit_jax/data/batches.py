@@ -35,6 +35,28 @@ def batch_indices(seed: Seed, step: int, count: int, batch_size: int) -> np.ndar
     return _order(seed, epoch, count)[..., position * batch_size : (position + 1) * batch_size]
 
 
+def balanced_indices(
+    seed: Seed, step: int, by_class: np.ndarray, sizes: np.ndarray, batch_size: int
+) -> np.ndarray:
+    """Draw the indices of a class-balanced training batch, of the shape of `batch_indices`.
+
+    Each one is drawn independently: a class, all with the same probability, then its example.
+
+    Args:
+      seed: of the run, or of each vectorised one.
+      step: of the batch.
+      by_class: indices of the examples, sorted by class.
+      sizes: number of examples of each class, none of which is empty.
+      batch_size: number of indices per seed.
+    """
+    if isinstance(seed, tuple):
+        return np.stack([balanced_indices(s, step, by_class, sizes, batch_size) for s in seed])
+    rng = np.random.default_rng((seed, step, 1))  # the order of an epoch has a key of two numbers
+    chosen = rng.integers(len(sizes), size=batch_size)
+    starts = np.cumsum(sizes) - sizes
+    return by_class[starts[chosen] + rng.integers(sizes[chosen])].astype(np.int32)
+
+
 def _padded_indices(start, count, batch_size):
     """Make evaluation indices [batch_size] from `start` on, and the mask of those below `count`."""
     indices = np.arange(start, start + batch_size, dtype=np.int32)
@@ -51,6 +73,24 @@ class _Batches:
 
     def __len__(self):
         return self._count
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels of the examples, int [n]."""
+        raise NotImplementedError
+
+    def _train_indices(self, seed, batch_size, balanced):
+        """Make the function from a step to the indices of its batch."""
+        if not balanced:
+            return lambda step: batch_indices(seed, step, self._count, batch_size)
+        by_class = np.argsort(self.labels, kind="stable")
+        sizes = np.unique(self.labels, return_counts=True)[1]
+
+        @functools.lru_cache(maxsize=64)  # streamed batches ask for every row
+        def indices(step):
+            return balanced_indices(seed, step, by_class, sizes, batch_size)
+
+        return indices
 
     def _layout(self, seed, batch_size):
         """Compute the shape and the sharding of training batches."""
@@ -72,23 +112,41 @@ class ResidentBatches(_Batches):
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, mesh: Mesh):
         super().__init__(len(labels), mesh)
-        self._arrays = sharding.replicate(mesh, (images, labels))
+        self._arrays, self._labels = sharding.replicate(mesh, (images, labels)), labels
 
-    def train(self, seed: Seed, start: int, stop: int, batch_size: int) -> Iterator[dict]:
-        """Yield the batches of steps start ... stop - 1, sharded over the devices."""
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels of the examples, int [n]."""
+        return self._labels
+
+    def train(
+        self, seed: Seed, start: int, stop: int, batch_size: int, balanced: bool = False
+    ) -> Iterator[dict]:
+        """Yield the batches of steps start ... stop - 1, sharded over the devices.
+
+        With `balanced`, they are those of `balanced_indices`, else those of `batch_indices`.
+        """
+        indices = self._train_indices(seed, batch_size, balanced)
         shape, split = self._layout(seed, batch_size)
         gather, mask = jax.jit(_gather, out_shardings=split), jnp.ones(shape, bool)
         for step in range(start, stop):
-            yield gather(self._arrays, batch_indices(seed, step, self._count, batch_size), mask)
+            yield gather(self._arrays, indices(step), mask)
 
     def train_at_once(
-        self, seed: Seed, start: int, stop: int, batch_size: int, most: Callable[[int], int]
+        self,
+        seed: Seed,
+        start: int,
+        stop: int,
+        batch_size: int,
+        most: Callable[[int], int],
+        balanced: bool = False,
     ) -> Iterator[tuple[int, dict]]:
         """Yield n and the batches of the next n steps, for multi-step dispatch.
 
         `most` maps a step to the largest number of steps from there that one call may take; values
-        below 1 count as 1.
+        below 1 count as 1. `balanced` as in `train`.
         """
+        indices = self._train_indices(seed, batch_size, balanced)
         (images, labels), (shape, _) = self._arrays, self._layout(seed, batch_size)
         step = start
         while step < stop:
@@ -96,7 +154,7 @@ class ResidentBatches(_Batches):
             # A fixed shape, so that one compiled program serves any number of steps.
             rows = np.zeros((MOST_STEPS, *shape), np.int32)
             for i in range(count):
-                rows[i] = batch_indices(seed, step + i, self._count, batch_size)
+                rows[i] = indices(step + i)
             batches = {"image": images, "label": labels, "rows": rows, "count": np.int32(count)}
             yield count, batches
             step += count
@@ -118,11 +176,22 @@ class StreamingBatches(_Batches):
         super().__init__(len(examples), mesh)
         self._examples, self._num_threads = examples, num_threads
 
-    def train(self, seed: Seed, start: int, stop: int, batch_size: int) -> Iterator[dict]:
-        """Yield the batches of steps start ... stop - 1, sharded over the devices."""
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels of the examples, int [n], read when they are first needed."""
+        return self._examples.labels
+
+    def train(
+        self, seed: Seed, start: int, stop: int, batch_size: int, balanced: bool = False
+    ) -> Iterator[dict]:
+        """Yield the batches of steps start ... stop - 1, sharded over the devices.
+
+        `balanced` as in `ResidentBatches.train`.
+        """
+        indices = self._train_indices(seed, batch_size, balanced)
 
         def example(step, row):
-            return int(batch_indices(seed, step, self._count, batch_size).flat[row]), True
+            return int(indices(step).flat[row]), True
 
         shape, split = self._layout(seed, batch_size)
         stream = self._stream(example, start, stop, math.prod(shape))

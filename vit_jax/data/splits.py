@@ -51,6 +51,24 @@ def _balanced_subset(labels, num_classes, per_class, seed):
     return np.sort(np.concatenate(chosen))
 
 
+def _long_tail(labels, num_classes, ratio, seed):
+    """Draw fewer and fewer examples per class (Cui et al. 2019, arXiv:1901.05555).
+
+    The first class keeps as many as the smallest one has, the last 1 / `ratio` of them. Returns
+    sorted indices.
+    """
+    smallest = np.bincount(labels, minlength=num_classes).min()
+    sizes = np.rint(smallest * ratio ** -np.linspace(0, 1, num_classes)).astype(int)
+    if not sizes[-1]:
+        raise UserError(
+            f"data.imbalance_ratio={ratio:g} leaves no training example of the last class: the "
+            f"smallest class has {smallest}, so use at most {smallest}"
+        )
+    order = np.random.default_rng(seed).permutation(len(labels))
+    chosen = [order[labels[order] == label][:size] for label, size in enumerate(sizes)]
+    return np.sort(np.concatenate(chosen))
+
+
 def one_of_each(labels: np.ndarray, classes: Iterable[int], seed) -> np.ndarray:
     """Draw the index of one example of each class in `classes`, none of which is empty."""
     rng = np.random.default_rng(seed)
@@ -77,6 +95,9 @@ def make_splits(source: Source, config) -> Splits:
     if per_class := config.examples_per_class:
         seed, num_classes = (config.split_seed, 2), len(source.class_names)
         train = train.take(_balanced_subset(train.labels, num_classes, per_class, seed))
+    if config.imbalance_ratio > 1:
+        seed, num_classes = (config.split_seed, 5), len(source.class_names)
+        train = train.take(_long_tail(train.labels, num_classes, config.imbalance_ratio, seed))
     train = _subset(train, "train", config, 2)
     val, test = _subset(val, "val", config, 3), _subset(test, "test", config, 4)
     if config.num_folds:

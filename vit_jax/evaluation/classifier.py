@@ -5,6 +5,7 @@ import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -195,18 +196,32 @@ class Classifier:
     ) -> Iterator[tuple[pathlib.Path, np.ndarray, np.ndarray]]:
         """Yield each path with its image, uint8 [side, side, channels], and probabilities [c].
 
-        A file that is not an image is skipped, and its error is appended to `failed`.
+        A file that is not an image is skipped, and its error is appended to `failed`. Batches are
+        those of `predict` with the other paths, so that the probabilities keep every bit.
         """
-        for start in range(0, len(paths), BATCH_SIZE):
-            good, images = [], []
-            for path in paths[start : start + BATCH_SIZE]:
-                try:
-                    images.append(inputs.read(path, self.config.data))
-                    good.append(path)
-                except UserError as error:
-                    failed.append(error)
-            if good:
-                yield from zip(good, images, self.predict(images), strict=True)
+        size = min(BATCH_SIZE, 1 << (len(paths) - 1).bit_length())
+        good, images = [], []
+
+        def read(path):
+            try:
+                return inputs.read(path, self.config.data)
+            except UserError as error:
+                return error
+
+        with ThreadPoolExecutor(self.config.data.num_threads) as pool:
+            for start in range(0, len(paths), size):
+                some = paths[start : start + size]
+                for path, image in zip(some, pool.map(read, some), strict=True):
+                    if isinstance(image, UserError):
+                        failed.append(image)
+                    else:
+                        good.append(path)
+                        images.append(image)
+                while len(good) >= size or (good and start + size >= len(paths)):
+                    batch = [*images[:size], *images[:1] * (size - len(images))]
+                    probabilities = self.predict(batch)[: len(images)]
+                    yield from zip(good[:size], images[:size], probabilities, strict=True)
+                    del good[:size], images[:size]
 
     def evaluate(
         self,
@@ -257,7 +272,7 @@ class Classifier:
             config.data[key] = overrides.get(f"data.{key}", SCHEMA[f"data.{key}"].default)
         if split != "train" and not config.data.num_folds:
             # Training subsets, for which another dataset may be too small.
-            config.data.update(train_examples=0, examples_per_class=0)
+            config.data.update(train_examples=0, examples_per_class=0, imbalance_ratio=1.0)
         for key in ("val_examples", "test_examples") if other_data else ():
             config.data[key] = overrides.get(f"data.{key}", 0)
         validate(config)

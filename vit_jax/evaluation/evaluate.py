@@ -88,12 +88,13 @@ def make_report(logits: np.ndarray, labels: np.ndarray, class_names: list[str]) 
 
     Returns:
       {"count", "accuracy", "accuracy_interval", "top5_accuracy", "top5_interval" (where c > 5),
-      "expected_calibration_error", "macro_f1", "classes": {name: {"precision", "recall", "f1",
-      "accuracy", "support"}}, "confusion": c x c counts, rows are the true classes, "calibration":
-      `calibration_bins`, "mistakes": [{"index", "label", "predicted", "probability"}] of the at
-      most 12 most confident mistakes}. Intervals are Wilson's at 95 %. The accuracy of a class is
-      its recall. Undefined values, such as the precision of a class that is never predicted, are 0;
-      those of classes without images are None.
+      "expected_calibration_error", "macro_recall", "macro_f1", "classes": {name: {"precision",
+      "recall", "f1", "accuracy", "support"}}, "confusion": c x c counts, rows are the true classes,
+      "calibration": `calibration_bins`, "mistakes": [{"index", "label", "predicted",
+      "probability"}] of the at most 12 most confident mistakes}. Intervals are Wilson's at 95 %.
+      Macro values are means over the classes with images. The accuracy of a class is its recall.
+      Undefined values, such as the precision of a class that is never predicted, are 0; those of
+      classes without images are None.
     """
     from sklearn import metrics  # takes a second to import
 
@@ -120,6 +121,7 @@ def make_report(logits: np.ndarray, labels: np.ndarray, class_names: list[str]) 
     probabilities = softmax(logits)
     return report | {
         "expected_calibration_error": calibration_error(probabilities, labels),
+        "macro_recall": float(recall[support > 0].mean()),
         "macro_f1": float(f1[support > 0].mean()),
         "classes": classes,
         "confusion": metrics.confusion_matrix(labels, predicted, labels=numbers).tolist(),

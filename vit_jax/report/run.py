@@ -69,6 +69,8 @@ def overall(report: dict) -> dict[str, str]:
     if "top5_accuracy" in report:
         texts["top-5 accuracy"] = fraction("top5_accuracy", "top5_interval")
     error = 100 * report["expected_calibration_error"]
+    if "macro_recall" in report:  # missing in reports of earlier versions
+        texts["macro recall"] = f"{100 * report['macro_recall']:.2f} %"
     return texts | {
         "macro F1": f"{100 * report['macro_f1']:.2f} %",
         "calibration": f"expected calibration error {error:.2f} points, 15 bins",

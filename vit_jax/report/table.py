@@ -30,6 +30,17 @@ def minutes(summaries: dict[str, list[dict]]) -> float:
     return sum(summary["wall_seconds"] for group in summaries.values() for summary in group) / 60
 
 
+def early_stops(summaries: dict[str, list[dict]]) -> list[str]:
+    """Describe each run that stopped early, and why, as a sentence."""
+    return [
+        f"{name}, seed {summary['seed']}, stopped early at step {summary['steps']:,} "
+        f"({summary['epochs']:g} epochs): {summary['stopped_early']}."
+        for name, group in summaries.items()
+        for summary in group
+        if "stopped_early" in summary
+    ]
+
+
 def legend(rows: list[dict], seeds: list[int], select: str) -> str:
     """Describe the numbers of the table in a few sentences."""
     if len(seeds) > 1:

@@ -55,8 +55,9 @@ INPUTS = {
     "train.teacher": ("teacher", "weights of its teacher"),
     "data.relabel": ("relabel", "corrected labels"),
 }
-# Settings whose runs cannot be lengthened: the teacher, or the end of patch dropout, would change.
-_FIXED_LENGTH = ("train.teacher", "train.patch_drop_percent")
+# Settings whose runs cannot be lengthened: the teacher or the end of patch dropout would change, or
+# the run stopped early.
+_FIXED_LENGTH = ("train.teacher", "train.patch_drop_percent", "train.stop_after_evaluations")
 
 
 def current_keys(record: dict) -> dict:

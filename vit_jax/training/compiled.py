@@ -51,8 +51,12 @@ class CompiledSteps:
         seed = seeds[0] if self.axis.num_seeds == 1 else tuple(seeds)
         total, size = self.setup.lengths.total, self.setup.config.train.batch_size
         if self.setup.multi_step:
-            return split.train_at_once(seed, start, total, size, max_steps)
-        return ((1, batch) for batch in split.train(seed, start, total, size))
+            return split.train_at_once(seed, start, total, size, max_steps, self._balanced)
+        return ((1, batch) for batch in split.train(seed, start, total, size, self._balanced))
+
+    @property
+    def _balanced(self):
+        return self.setup.config.train.sampling == "balanced"
 
     def train_at(self, step: int) -> Callable:
         """Choose the training step after `step` updates."""
@@ -144,6 +148,7 @@ def _train_step(setup, model, mesh):
         # Sharded weights are gathered layer by layer if the compiler sees the whole batch.
         None if config.sharding.fsdp else mesh,
         setup.teacher,
+        setup.class_weights,
     )
 
 

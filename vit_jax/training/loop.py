@@ -15,8 +15,7 @@ import numpy as np
 from vit_jax.data import Data
 from vit_jax.evaluation.evaluate import evaluate
 from vit_jax.evaluation.metrics import Sums, kernel_magnitudes
-from vit_jax.runtime import memory, processes, sharding
-from vit_jax.runtime.errors import UserError
+from vit_jax.runtime import processes, sharding
 from vit_jax.runtime.progress import Progress, StartTimes, print_line
 from vit_jax.runtime.sharding import dtype_of
 from vit_jax.runtime.signals import StopSignal
@@ -27,7 +26,7 @@ from vit_jax.training.clock import Clock
 from vit_jax.training.compiled import CompiledSteps, can_compile_ahead, compile_ahead
 from vit_jax.training.features import FeatureCache
 from vit_jax.training.hooks import Hooks
-from vit_jax.training.run_outputs import RunOutputs, summarize
+from vit_jax.training.run_outputs import RunOutputs, open_runs, summarize
 from vit_jax.training.seeds import list_seeds
 
 
@@ -58,7 +57,7 @@ def train(
         does not hold several seeds.
       SystemExit: stopped by a signal, after saving.
     """
-    with _opened(steps, folders, name, stop, data.notes) as runs:
+    with open_runs(steps.setup, folders, name, stop, data.notes) as runs:
         start = start or StartTimes("run")
         trainer = Trainer(steps, data, runs, name, stop, hooks or Hooks(), start)
         with contextlib.closing(trainer.clock):
@@ -67,9 +66,9 @@ def train(
                 split = trainer.train_split(cache or FeatureCache())
                 trainer.evaluate_if_due()
                 trainer.wait_for_compilation()
-            for count, batch in steps.batches(
-                split, [run.seed for run in runs], trainer.step, trainer.clock.max_steps
-            ):
+            seeds, max_steps = [run.seed for run in runs], trainer.clock.max_steps
+            batches = steps.batches(split, seeds, trainer.step, max_steps)
+            for count, batch in () if trainer.stopped_early else batches:
                 trainer.take_step(batch, count)
                 if steps.setup.lengths.is_logged(trainer.step):
                     trainer.log_metrics()
@@ -78,35 +77,11 @@ def train(
                     trainer.clock.restart_window(trainer.step)
                 trainer.save_if_due()
                 trainer.exit_if_stopped()
+                if trainer.stopped_early:
+                    break
             trainer.wait_for_saves()
             with stop.immediate():
                 return [trainer.finish(run) for run in runs]
-
-
-@contextlib.contextmanager
-def _opened(steps, folders, name, stop, notes):
-    """Lock the run folders, record what is trained there, and open their checkpoints."""
-    setup, runs = steps.setup, []
-    try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(stop.deferred())
-            for seed, folder in folders.items():
-                folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(run_folder.lock(folder))
-                run_folder.write_config(
-                    folder, setup.config, setup.fingerprint, setup.lengths.total, name, seed, notes
-                )
-                needs_best = setup.config.train.select == "best"
-                runs.append(RunOutputs(len(runs), seed, name, folder, needs_best))
-                stack.callback(runs[-1].close)
-            yield runs
-    except Exception as error:
-        if len(folders) == 1 or not memory.ran_out(error):
-            raise
-        raise UserError(
-            f"{name}: the memory is too small for {len(folders)} vectorised seeds: set "
-            "train.vmap_seeds=never"
-        ) from None
 
 
 class Trainer:
@@ -131,6 +106,7 @@ class Trainer:
         self.schedule = self.setup.schedule()
         self.clock = Clock(self.title, self.setup.lengths, len(runs), start)
         self.eval_seconds = math.inf  # of the last evaluation
+        self.stopped_early = False
 
     def restore(self) -> None:
         """Restore the latest common checkpoint, or make the initial state."""
@@ -230,6 +206,8 @@ class Trainer:
         if self._due():
             self.evaluate_and_save()
             self.exit_if_stopped()
+        else:  # perhaps killed in the final evaluation
+            self._stop_early_if_due()
 
     def evaluate_and_save(self) -> None:
         """Validate, lower the learning rate on a plateau, and save."""
@@ -260,6 +238,17 @@ class Trainer:
             self.hooks.on_evaluation(run, self, functools.partial(self._host_variables, run), count)
         self.hooks.on_event("rows", self.step)
         self._save(due, results)
+        self._stop_early_if_due()
+
+    def _stop_early_if_due(self):
+        """End the run after `train.stop_after_evaluations` without a higher val accuracy."""
+        limit = self.setup.config.train.stop_after_evaluations
+        if limit and self.step < self.setup.lengths.total:
+            (run,) = self.runs  # seeds are not vectorised then
+            count, reason = run.evaluations_without_improvement()
+            if processes.from_first(count >= limit):
+                self.stopped_early = True
+                self._print(f"stopped early at step {self.step}: {reason}")
 
     def save_if_due(self) -> None:
         """Save `train.save_every_minutes` after the last save, without an evaluation."""
@@ -345,7 +334,10 @@ class Trainer:
         config = self.setup.config
         variables, step = self._select(run)
         results = self._evaluate_splits(run, variables, step)
-        summary = summarize(run, self.setup, self.name, results, step, self.clock.wall_seconds())
+        seconds = self.clock.wall_seconds()
+        summary = summarize(run, self.setup, self.name, results, self.step, step, seconds)
+        if self.stopped_early:
+            summary["stopped_early"] = run.evaluations_without_improvement()[1]
         if config.log.kernel_magnitudes:
             summary["kernel_magnitudes"] = {
                 "before": kernel_magnitudes(self.steps.initial_state(run.key).params),

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,8 +11,9 @@ import numpy as np
 
 from vit_jax.config import Config
 from vit_jax.evaluation.evaluate import make_report
-from vit_jax.runtime import processes, sharding
+from vit_jax.runtime import memory, processes, sharding
 from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.signals import StopSignal
 from vit_jax.storage import run_folder
 from vit_jax.storage.checkpoint import Checkpoints
 from vit_jax.storage.writers import make_writer
@@ -57,6 +59,23 @@ class RunOutputs:
                 "optim.learning_rate, a longer warm-up or optim.grad_clip_norm"
             )
 
+    def evaluations_without_improvement(self) -> tuple[int, str]:
+        """Count the evaluations since the highest validation accuracy; describe that in a phrase.
+
+        The log decides, which every checkpoint contains: a resumed run counts the same.
+        """
+        entries = [json.loads(line) for line in self.writer.lines]
+        found = [(e["val/accuracy"], e["step"]) for e in entries if "val/accuracy" in e]
+        accuracies = [accuracy for accuracy, _ in found]
+        best = accuracies.index(max(accuracies)) if found else 0
+        count = len(found[best + 1 :])
+        if not count:
+            return 0, ""
+        return count, (
+            f"no val accuracy above {accuracies[best]:.4f}, that of step {found[best][1]}, in "
+            f"{count} evaluations"
+        )
+
     def write_results(self, summary: dict, test, class_names: list[str]) -> None:
         """Write summary.json and the test report of a finished run."""
         if processes.is_first():
@@ -71,23 +90,70 @@ class RunOutputs:
                 stack.callback(self.writer.close)
 
 
-def compute(setup: Setup) -> dict[str, float]:
-    """Compute the GFLOP of training per image, and the PFLOP of the whole run."""
-    flops, lengths = setup.flops, setup.lengths
-    whole_steps = lengths.total - lengths.patch_drop
-    in_steps = lengths.patch_drop * flops.step + whole_steps * flops.whole_step
-    images = max(1, lengths.total) * setup.config.train.batch_size
-    total = in_steps + flops.features if lengths.total else 0
+@contextlib.contextmanager
+def open_runs(
+    setup: Setup,
+    folders: Mapping[int, pathlib.Path],
+    name: str,
+    stop: StopSignal,
+    notes: Sequence[str],
+) -> Iterator[list[RunOutputs]]:
+    """Lock the run folders, record what is trained there, and open their checkpoints.
+
+    Args:
+      setup: of the variant.
+      folders: {seed: folder of its run, made if missing}.
+      name: of the variant.
+      stop: signals are deferred while the folders are open.
+      notes: descriptions of defects of the data.
+
+    Raises UserError if a folder is in use, or the devices' memory does not hold several seeds.
+    """
+    runs = []
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(stop.deferred())
+            for seed, folder in folders.items():
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(run_folder.lock(folder))
+                run_folder.write_config(
+                    folder, setup.config, setup.fingerprint, setup.lengths.total, name, seed, notes
+                )
+                needs_best = setup.config.train.select == "best"
+                runs.append(RunOutputs(len(runs), seed, name, folder, needs_best))
+                stack.callback(runs[-1].close)
+            yield runs
+    except Exception as error:
+        if len(folders) == 1 or not memory.ran_out(error):
+            raise
+        raise UserError(
+            f"{name}: the memory is too small for {len(folders)} vectorised seeds: set "
+            "train.vmap_seeds=never"
+        ) from None
+
+
+def compute(setup: Setup, steps: int) -> dict[str, float]:
+    """Compute the GFLOP of training per image, and the PFLOP of a run of so many steps."""
+    flops, patch_drop = setup.flops, min(steps, setup.lengths.patch_drop)
+    in_steps = patch_drop * flops.step + (steps - patch_drop) * flops.whole_step
+    images = max(1, steps) * setup.config.train.batch_size
+    total = in_steps + flops.features if steps else 0
     per_image = (in_steps or flops.step) / images
     return {"gflop_per_image": per_image / 1e9, "pflop": total / 1e15}
 
 
 def summarize(
-    run: RunOutputs, setup: Setup, name: str, results: dict, step: int, wall_seconds: float
+    run: RunOutputs,
+    setup: Setup,
+    name: str,
+    results: dict,
+    steps: int,
+    best_step: int,
+    wall_seconds: float,
 ) -> dict:
-    """Make the summary.json of a finished run of variant `name`.
+    """Make the summary.json of a finished run of variant `name`, of so many steps.
 
-    `results` are {"train", "val", "test": Result} of the checkpoint of `step`.
+    `results` are {"train", "val", "test": Result} of the checkpoint of `best_step`.
     """
     rows = [json.loads(line) for line in run.writer.lines]
     speeds = [row[k] for row in rows if (k := "train/images_per_second") in row]
@@ -97,12 +163,12 @@ def summarize(
         "seed": run.seed,
         "num_params": num_params(setup),
         "num_trainable_params": num_trained(setup),
-        "epochs": setup.lengths.total / setup.lengths.epoch,
-        "steps": setup.lengths.total,
-        **compute(setup),
+        "epochs": steps / setup.lengths.epoch,
+        "steps": steps,
+        **compute(setup, steps),
         **{f"{split}_accuracy": result.accuracy for split, result in results.items()},
         "test_loss": results["test"].loss,
-        "best_step": step,
+        "best_step": best_step,
         "wall_seconds": wall_seconds,
         "images_per_second": float(np.median(speeds)) if speeds else None,
         "device": sharding.describe_devices(),

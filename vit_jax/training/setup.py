@@ -20,6 +20,7 @@ from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.sharding import dtype_of
 from vit_jax.training import optim, step
 from vit_jax.training.flops import Flops, training_flops
+from vit_jax.training.loss import find_class_weights
 from vit_jax.training.teacher import Teacher, load_teacher
 
 # Images per BatchNorm. ResNet-50's ImageNet error is 1.2 points higher with 8 images than with 32,
@@ -63,6 +64,7 @@ class Setup:
     trained: frozenset[str]  # paths of the trained parameters
     weights: pretrained.Fitted | None  # initial weights of `init_from`
     teacher: Teacher | None  # whose predictions are learned
+    class_weights: np.ndarray | None  # of the loss, [classes]
     fingerprint: dict  # of the data, the initial weights and the teacher
     on_features: bool  # whether the head is trained on cached features instead of images
     multi_step: bool  # whether one call of the training step takes several steps
@@ -133,6 +135,7 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
     on_features = head_only and _caches_features(config)
     weights = _initial_weights(config, shapes, trained, data.class_names)
     teacher = load_teacher(config, data.class_names)
+    class_weights = find_class_weights(config, lambda: data.train.labels, num_classes)
     fingerprint = dict(data.fingerprint)
     if weights:
         fingerprint["weights"] = weights.identity
@@ -148,6 +151,7 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
         trained=trained,
         weights=weights,
         teacher=teacher,
+        class_weights=class_weights,
         fingerprint=fingerprint,
         on_features=on_features,
         multi_step=_uses_multi_step(config, on_features or data.train.resident),

@@ -7,11 +7,13 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
 from vit_jax.augment import augment
 from vit_jax.evaluation.metrics import Sums
+from vit_jax.training.loss import make_loss
 from vit_jax.training.optim import averaged_params, averages_weights, map_paths
 from vit_jax.training.teacher import Teacher, distillation_loss
 
@@ -78,6 +80,7 @@ def make_train_step(
     micro_batches: int = 1,
     mesh: Mesh | None = None,
     teacher: Teacher | None = None,
+    class_weights: np.ndarray | None = None,
 ):
     """Make the training step, (state, key, batch) -> state: one optimizer update.
 
@@ -94,8 +97,10 @@ def make_train_step(
       micro_batches: into which the batch is split.
       mesh: whose axis "data" splits the batch; None: the compiler splits it.
       teacher: predicts the same augmented images; its variables are a fourth argument of the step.
+      class_weights: of the loss, [classes]; None: all 1.
     """
-    gradients = _make_gradients(model, config, trained, micro_batches, mesh, teacher)
+    loss = functools.partial(_loss, make_loss(config.train, class_weights))
+    gradients = _make_gradients(model, config, trained, micro_batches, mesh, teacher, loss)
 
     def train_step(state: TrainState, key: jax.Array, batch: dict, teacher_variables: Any = None):
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
@@ -159,7 +164,9 @@ def make_multi_step(train_step, split: NamedSharding):
     return multi_step
 
 
-def _loss(model, config, trained, teacher, params, batch_stats, taught_by, keys, images, targets):
+def _loss(
+    loss, model, config, trained, teacher, params, batch_stats, taught_by, keys, images, targets
+):
     """Compute the mean loss, and (new statistics, sums); `taught_by`: variables of the teacher."""
     # Here, so that the backward pass ends at the lowest trained layer.
     if trained is not None:
@@ -172,9 +179,7 @@ def _loss(model, config, trained, teacher, params, batch_stats, taught_by, keys,
         keys=keys,
         mutable=["batch_stats"],
     )
-    # Smoothing the mixed targets is the same as mixing smoothed ones.
-    smooth = optax.smooth_labels(targets, config.train.label_smoothing)
-    losses = optax.softmax_cross_entropy(logits, smooth)  # [b]
+    losses = loss(logits, targets)  # [b]
     if teacher is not None:
         weight, temperature = config.train.distill_weight, config.train.distill_temperature
         learned = distillation_loss(logits, teacher.logits(taught_by, images), temperature)
@@ -183,14 +188,14 @@ def _loss(model, config, trained, teacher, params, batch_stats, taught_by, keys,
     return losses.mean(), (changed.get("batch_stats", {}), sums)
 
 
-def _make_gradients(model, config, trained, micro_batches, mesh, teacher):
+def _make_gradients(model, config, trained, micro_batches, mesh, teacher, loss):
     """Make (params, batch_stats, teacher's variables, *examples) -> (gradients, statistics, sums).
 
     The examples are keys, images and targets.
     """
     if mesh is not None and hasattr(model, "axis_name"):  # batch statistics are of all devices
         model = model.clone(axis_name="data")
-    grad = jax.grad(functools.partial(_loss, model, config, trained, teacher), has_aux=True)
+    grad = jax.grad(functools.partial(loss, model, config, trained, teacher), has_aux=True)
     gradients = functools.partial(_of_batch, grad, micro_batches)
     if mesh is None:
         return gradients

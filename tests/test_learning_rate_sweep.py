@@ -1,0 +1,83 @@
+"""The learning-rate sweep of a config."""
+
+import json
+
+import pytest
+
+import vit_jax
+from vit_jax.cli import train
+from vit_jax.config.loading import load_config
+from vit_jax.training.sweep import make_variants
+
+CONFIG = """
+from vit_jax import config as defaults
+
+def get_config():
+    config = defaults.get_config()
+    config.data.update(name="digits", image_size=8, channels=1)
+    config.augment.kind = "none"
+    config.model.update(patch_size=4, hidden_size=16, depth=1, num_heads=2, mlp_dim=32)
+    config.optim.update(learning_rate=1e-3, end_learning_rate=1e-4)
+    config.train.update(steps=20, batch_size=64, eval_every_epochs=0.0)
+    config.log.update(tensorboard=False, explain_images=0, every_steps=0)
+    return config
+"""
+VARIANTS = """
+def sweep():
+    return {"teacher": {}, "deep": {"optim.learning_rate": 0.3, "train.teacher": "teacher"}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    (tmp_path / "one.py").write_text(CONFIG)
+    (tmp_path / "two.py").write_text(CONFIG + VARIANTS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_three_points_around_the_learning_rate(config):
+    experiment = vit_jax.sweep_learning_rate(load_config("one.py"))
+    rates = {
+        name: (changed["optim.learning_rate"], changed["optim.end_learning_rate"])
+        for name, changed in experiment.variants.items()
+    }
+    assert experiment.name == "one_learning_rate" and rates == {
+        "lr_0.000333": (0.000333, 3.33e-5),
+        "lr_0.001": (0.001, 0.0001),
+        "lr_0.003": (0.003, 0.0003),
+    }
+    given = vit_jax.sweep_learning_rate(load_config("one.py", {"optim.learning_rate": 0.01}))
+    assert list(given.variants) == ["lr_0.00333", "lr_0.01", "lr_0.03"]
+    assert (
+        make_variants(given.config, given.variants, set(given.given)).keys()
+        == given.variants.keys()
+    )
+
+
+def test_variants_and_their_teachers_are_swept(config):
+    experiment = vit_jax.sweep_learning_rate(load_config("two.py"), factor=10)
+    found = {
+        name: (changed["optim.learning_rate"], changed.get("train.teacher"))
+        for name, changed in experiment.variants.items()
+    }
+    assert found == {
+        "teacher_lr_0.0001": (0.0001, None),
+        "deep_lr_0.03": (0.03, "teacher_lr_0.0001"),
+        "teacher_lr_0.001": (0.001, None),
+        "deep_lr_0.3": (0.3, "teacher_lr_0.001"),
+        "teacher_lr_0.01": (0.01, None),
+        "deep_lr_3": (3.0, "teacher_lr_0.01"),
+    }
+    make_variants(experiment.config, experiment.variants, set(experiment.given))
+
+
+def test_the_command_names_the_best_by_validation_accuracy(config, one_device, capsys):
+    train.main(["--config=two.py", "--variant=teacher", "--sweep-learning-rate"])
+    folder = config / "runs" / "two_teacher_learning_rate"
+    rows = json.loads((folder / "results.json").read_text())["rows"]
+    best = max(rows, key=lambda row: row["val_accuracy"]["mean"])
+    rate, accuracy = best["overrides"]["optim.learning_rate"], best["val_accuracy"]["mean"]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert f"teacher: optim.learning_rate={rate:g} has the best validation accuracy" in last
+    assert f"{accuracy:.4f}" in last and ("end of the range" in last) == (rate != 0.001)
