@@ -111,11 +111,15 @@ def to_array(
 
 
 def read_image(
-    path: pathlib.Path, *args, max_pixels: int = MAX_PIXELS, **options: Any
+    file: Any, *args, max_pixels: int = MAX_PIXELS, where: Any = "", **options: Any
 ) -> np.ndarray:
-    """Read a file with `to_array` and its arguments; raises UserError if it cannot be read."""
+    """Read a path or binary file with `to_array` and its arguments.
+
+    Raises:
+      UserError: it cannot be read; the message names `where`, by default the path.
+    """
     try:
-        with open_image(path, max_pixels) as image:
+        with open_image(file, max_pixels) as image:
             return to_array(image, *args, **options)
     except MemoryError:
         raise
@@ -123,7 +127,7 @@ def read_image(
         hint = ""
         if isinstance(error, Image.DecompressionBombError):
             hint = "; if the file is trusted, raise data.max_pixels"
-        raise UserError(f"{path} cannot be read as an image ({error}{hint})") from None
+        raise UserError(f"{where or file} cannot be read as an image ({error}{hint})") from None
 
 
 def open_image(file: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
