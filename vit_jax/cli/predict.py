@@ -6,6 +6,8 @@
     vit-jax predict runs/sports_finetune/base/seed_0 photo.jpg --overlay=annotated --explain=rise
 
 Prints the five most probable classes of each image. For a folder, all images in it are classified.
+A model of several labels per image prints all labels that apply, marked by *, and adds them as
+"labels" to JSON: those above the thresholds that the validation split chose.
 --explain=METHOD adds a heat map of what supports the predicted class, or --target=CLASS, to the
 annotated images, and its numbers as "relevance" to JSON; the methods are in docs/explaining.md.
 Images are preprocessed as in the evaluation of the run. If files cannot be read, the first of them
@@ -55,7 +57,9 @@ def main(argv: Sequence[str]) -> None:
     )
     for number, (path, image, probabilities, relevance) in enumerate(found):
         top = dict(classifier.best(probabilities))
-        answers.append({"image": str(path), "top5": top})
+        labels = dict(classifier.labels_of(probabilities))
+        several = {"labels": labels} if classifier.config.data.multi_label else {}
+        answers.append({"image": str(path), **several, "top5": top})
         if relevance is not None:
             answers[-1]["relevance"] = relevance.tolist()
         if args.overlay:
@@ -67,8 +71,9 @@ def main(argv: Sequence[str]) -> None:
             plots.save_prediction(out, single_line(path.name), image, top, heat)
         if not args.json:
             Bar.write(single_line(path))
-            for name, probability in top.items():
-                Bar.write(f"  {100 * probability:6.2f} %  {name}")
+            for name, probability in (several.get("labels", {}) | top).items():
+                mark = "*" if several and name in labels else " "
+                Bar.write(f"{mark} {100 * probability:6.2f} %  {name}")
     if args.json:
         print(json.dumps(answers, indent=2))
     if failed:

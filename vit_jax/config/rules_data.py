@@ -37,8 +37,29 @@ def validate_data(config: Config) -> None:
             raise UserError(f"data.{key}={data[key]} must be a fraction below 1, or an integer")
     if config.keep_head and not config.init_from:
         raise UserError("keep_head=True has no effect without init_from")
+    if data.multi_label:
+        _validate_multi_label(config)
     if data.train_examples and data.examples_per_class:
         raise UserError("give data.train_examples or data.examples_per_class, not both")
+
+
+def _validate_multi_label(config):
+    data = config.data
+    if data.name in ("digits", "folder"):
+        raise UserError(
+            f"data.multi_label=True needs several labels per image, but data.name={data.name} has "
+            "one class per image"
+        )
+    if data.examples_per_class:
+        raise UserError(
+            f"data.examples_per_class={data.examples_per_class} cannot be combined with "
+            "data.multi_label=True, whose images have several classes: use data.train_examples"
+        )
+    if config.train.teacher:
+        raise UserError(
+            f"train.teacher={config.train.teacher} cannot be combined with data.multi_label=True: "
+            "the distillation loss compares one distribution over the classes"
+        )
 
 
 def validate_augment(config: Config) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import zlib
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from vit_jax.data import checks
@@ -108,6 +109,7 @@ def _fingerprint(class_names, by_name):
     checksum = 0
     for split in by_name.values():
         for image, label in split.read(spread(len(split), 8)):
-            checksum = zlib.crc32(image.tobytes(), zlib.crc32(bytes([label % 256]), checksum))
+            content = bytes([label % 256]) if np.ndim(label) == 0 else label.tobytes()
+            checksum = zlib.crc32(image.tobytes(), zlib.crc32(content, checksum))
     sizes = {name: len(split) for name, split in by_name.items()}
     return {"classes": class_names, "examples": sizes, "checksum": checksum}

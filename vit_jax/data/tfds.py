@@ -51,15 +51,21 @@ class Tfds:
         if isinstance(features, dict) or hasattr(features, "items"):
             described = (f"{key} ({truncate_repr(one)})" for key, one in sorted(features.items()))
             listed = ", ".join(described)
-        for key, is_supported in (("image_key", _is_image), ("label_key", _is_label)):
+        is_label, what_each = _is_label, "one class each"
+        if config.multi_label:
+            is_label, what_each = _is_label_sequence, "several labels each (data.multi_label=True)"
+        for key, is_supported in (("image_key", _is_image), ("label_key", is_label)):
             name, found = config[key], None
             with contextlib.suppress(KeyError, TypeError):
                 found = features[name]
             if found is None or not is_supported(found):
                 what = f"is {truncate_repr(found)}" if found is not None else "is missing"
+                hint = ""
+                if found is not None and not config.multi_label and _is_label_sequence(found):
+                    hint = "; for several labels per image, set data.multi_label=True"
                 raise UserError(
-                    f"data.name={config.name} cannot be read as images with one class each: "
-                    f"data.{key}={name!r} {what}; its features are {listed}"
+                    f"data.name={config.name} cannot be read as images with {what_each}: "
+                    f"data.{key}={name!r} {what}{hint}; its features are {listed}"
                 )
         return features[config.image_key], features[config.label_key]
 
@@ -67,12 +73,17 @@ class Tfds:
     def class_names(self) -> list[str]:
         """The names of the classes, or else the distinct labels of all splits."""
         if self._is_named:
-            return [single_line(name) for name in self._label.names]
+            return [single_line(name) for name in self._classes.names]
         return [single_line(value) for value in self._values.tolist()]
 
     @property
     def _is_named(self):
-        return bool(getattr(self._label, "num_classes", None))
+        return bool(getattr(self._classes, "num_classes", None))
+
+    @property
+    def _classes(self):
+        """The feature of a single label."""
+        return self._label.feature if self._config.multi_label else self._label
 
     @functools.cached_property
     def _values(self):
@@ -160,10 +171,21 @@ class Tfds:
             chunks = [range(i, min(i + 4096, len(records))) for i in range(0, len(records), 4096)]
             with self._reading(split):
                 values = [_plain(e[key]) for c in chunks for e in records.__getitems__(c)]
-            return (np.array(values),)
+                return (self._multi_hot(values) if several else np.array(values),)
 
-        name = files and decoded.identity("labels", split, key, files)
+        several = self._config.multi_label
+        name = files and decoded.identity("labels" + " per image" * several, split, key, files)
         return decoded.cached(name, read)[0]
+
+    def _multi_hot(self, values):
+        """Mark the classes of sequences of labels: uint8 [n, classes]."""
+        found = np.zeros((len(values), self._classes.num_classes), np.uint8)
+        for row, labels in zip(found, values, strict=True):
+            numbers = np.asarray(labels, np.int64)
+            if (numbers < 0).any():
+                raise UserError(f"an image of {self._config.name} has the label {numbers.min()}")
+            row[numbers] = 1
+        return found
 
     def examples(self, split: str) -> Examples:
         """Open a TFDS split string such as "train[:90%]"."""
@@ -179,6 +201,8 @@ class Tfds:
                 return records.__getitems__(indices)
 
         def numbers(values):
+            if config.multi_label:
+                return values if isinstance(values, np.ndarray) else self._multi_hot(values)
             labels = np.asarray(values)
             if not self._is_named:
                 labels = np.searchsorted(self._values, labels)
@@ -193,7 +217,7 @@ class Tfds:
             labels = numbers([_plain(example[config.label_key]) for example in examples])
             with self._reading(split):
                 images = [self._decode(e[config.image_key], options) for e in examples]
-            return list(zip(images, labels.tolist(), strict=True))
+            return list(zip(images, labels if config.multi_label else labels.tolist(), strict=True))
 
         def read_encoded(indices):
             if self._image.np_dtype == np.float32:  # which look like RGBA
@@ -259,6 +283,11 @@ def _is_label(feature):
         return True
     is_scalar = kind in ("Tensor", "Scalar") and feature.shape == ()
     return is_scalar and np.dtype(feature.np_dtype).kind in "uib"
+
+
+def _is_label_sequence(feature):
+    one: Any = getattr(feature, "feature", None)
+    return type(one).__name__ == "ClassLabel" and bool(one.num_classes)
 
 
 def _plain(label):

@@ -18,11 +18,14 @@ from vit_jax.config import Config
 from vit_jax.config.rules import validate
 from vit_jax.data import StreamingBatches, load_data
 from vit_jax.data.checks import match_names
+from vit_jax.data.examples import describe_label
 from vit_jax.data.sources import open_source
 from vit_jax.data.splits import all_splits, holds_out_test, make_splits, one_of_each
 from vit_jax.evaluation import inputs
-from vit_jax.evaluation.evaluate import evaluate, make_report, softmax
+from vit_jax.evaluation.evaluate import evaluate, make_report
 from vit_jax.evaluation.inputs import Images, Path
+from vit_jax.evaluation.labels import make_label_report, probabilities
+from vit_jax.evaluation.metrics import reorder_labels
 from vit_jax.evaluation.steps import make_eval_step
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError, join_names, single_line
@@ -43,6 +46,7 @@ class Classifier:
       class_names: names of the classes; "class 0", ... if the weights have none.
       has_data: whether `config` records the dataset that the model was trained on.
       name: name of the run, such as "head/seed_0", or of the checkpoint.
+      thresholds: probability from which each label applies, with several labels per image; else [].
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class Classifier:
             overrides = info["settings"] | {"train.steps": 1}
             self.config = settings.with_overrides(settings.get_config(), overrides, str(path))
         self.has_data = record is not None
+        self.thresholds = info.get("thresholds") or []
         self._fingerprint = (record or {}).get("data")
         self._names = info["class_names"] if class_names is None else list(class_names)
         if class_names is not None:
@@ -167,17 +172,34 @@ class Classifier:
         return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
 
     def predict(self, images: Images) -> np.ndarray:
-        """Compute class probabilities, float64 [n, classes]; images as in `read_images`."""
+        """Compute class probabilities, float64 [n, classes]; images as in `read_images`.
+
+        With several labels per image, they are independent and do not sum to 1; `labels_of` applies
+        the thresholds.
+        """
         self.check_head()
-        return softmax(self.apply("logits", self.make_model().apply, images))
+        logits = self.apply("logits", self.make_model().apply, images)
+        return probabilities(logits, self.config.data.multi_label)
+
+    def labels_of(self, probabilities: np.ndarray) -> list[tuple[str, float]]:
+        """List (class, probability) of the labels that apply, of probabilities [classes].
+
+        Those of at least the class's threshold, the most probable first; with one class per image,
+        the most probable class.
+        """
+        best = self.best(probabilities, len(self.class_names))
+        if not self.config.data.multi_label:
+            return best[:1]
+        least = dict(zip(self.class_names, self.thresholds, strict=True))
+        return [(name, value) for name, value in best if value >= least[name]]
 
     def top5(self, images: Images) -> list[list[tuple[str, float]]]:
         """List the five most probable classes of each image: (class, probability), best first."""
         return [self.best(row) for row in self.predict(images)]
 
-    def best(self, probabilities: np.ndarray) -> list[tuple[str, float]]:
-        """List (class, probability) of the five largest entries of probabilities [classes]."""
-        order = np.argsort(-probabilities, kind="stable")[:5]
+    def best(self, probabilities: np.ndarray, count: int = 5) -> list[tuple[str, float]]:
+        """List (class, probability) of the largest entries of probabilities [classes]."""
+        order = np.argsort(-probabilities, kind="stable")[:count]
         return [(self.class_names[i], float(probabilities[i])) for i in order]
 
     def features(self, images: Images) -> np.ndarray:
@@ -293,7 +315,13 @@ class Classifier:
         total = sum(map(len, splits))
         bar = Bar(batches, "evaluating", -(-total // batch_size), disable=None)
         variables = sharding.replicate(mesh, self.variables)
-        result: Any = evaluate(step, variables, bar, keep=True)
+        reordered = reorder_labels(bar, numbers, len(self.class_names))
+        found = reordered if config.data.multi_label else bar
+        result: Any = evaluate(step, variables, found, keep=True)
+        if config.data.multi_label:
+            return make_label_report(
+                result.logits, result.labels, self.class_names, self.thresholds
+            )
         return make_report(result.logits, numbers[result.labels], self.class_names)
 
     def _match_classes(self, names):
@@ -329,7 +357,8 @@ class Classifier:
                 )
         names = list(names) or splits.class_names[:count]
         labels = splits.test.labels
-        numbers = [n for name in names if (n := splits.class_names.index(name)) in labels]
+        present = np.flatnonzero(labels.any(0)) if labels.ndim == 2 else np.unique(labels)
+        numbers = [n for name in names if (n := splits.class_names.index(name)) in present]
         if not numbers:
             raise UserError(f"there is no test image of {', '.join(names)}")
         return _decode(splits, one_of_each(labels, numbers, data.split_seed), data)
@@ -363,4 +392,4 @@ def _decode(splits, chosen, data, examples=None):
     images, labels = (
         (splits.test if examples is None else examples).take(chosen).decode_all(data.num_threads)
     )
-    return images, [splits.class_names[label] for label in labels]
+    return images, [describe_label(label, splits.class_names) for label in labels]

@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from vit_jax.augment import evaluation_crop
 from vit_jax.config import Config
+from vit_jax.explanation.methods import probabilities_of
 from vit_jax.explanation.model import METHODS, Model, has_relevance, token_layout
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.progress import Progress
@@ -186,7 +186,7 @@ def lens_probabilities(model: Model, images: Any) -> np.ndarray:
     def lens(variables, inputs):
         tokens = module.apply(variables, inputs, capture=True)[1]["tokens"]
         logits = [module.apply(variables, inputs, edit={"tokens": x}) for x in tokens]
-        return jax.nn.softmax(jnp.stack(logits, 1))
+        return probabilities_of(model.config)(jnp.stack(logits, 1))
 
     return model.apply("lens", lens, images, batch_size=_CHUNK)
 

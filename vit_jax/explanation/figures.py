@@ -16,7 +16,7 @@ from PIL import Image
 from vit_jax import models, plots
 from vit_jax.augment import evaluation_crop, preprocess
 from vit_jax.config import Config
-from vit_jax.evaluation.evaluate import softmax
+from vit_jax.evaluation.labels import probabilities
 from vit_jax.explanation import attribution, scores
 from vit_jax.explanation.methods import METHODS, has_relevance, token_layout
 from vit_jax.explanation.model import Model, Target
@@ -59,7 +59,8 @@ class Viewer:
         def describe(row, label: int):
             return f"{short(self.class_names[label])} {100 * row[label]:.0f} %"
 
-        rows, explained = softmax(logits), "" if target is None else self.class_names[target]
+        rows = probabilities(logits, self.config.data.multi_label)
+        explained = "" if target is None else self.class_names[target]
         predictions = [f"→ {describe(row, int(row.argmax()))}" for row in rows]
         if target is not None:
             pairs = zip(predictions, rows, strict=True)

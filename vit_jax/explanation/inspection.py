@@ -10,7 +10,7 @@ import numpy as np
 
 from vit_jax import plots
 from vit_jax.config import Config
-from vit_jax.evaluation.evaluate import softmax
+from vit_jax.evaluation.labels import softmax
 from vit_jax.explanation import analysis
 from vit_jax.explanation.model import Model
 from vit_jax.plots.results import short
@@ -44,6 +44,8 @@ class Request:
         count, split = self.count or DEFAULT_COUNTS[kind], split or self.split or "test"
         images, names = self.model.random_images(times * count, split=split)
         names = [single_line(name) for name in names]
+        if self.model.config.data.multi_label:
+            return Sample(images, names, None, split)
         return Sample(images, names, self.model.class_indices(names, len(names)), split)
 
 
@@ -59,7 +61,7 @@ class Sample:
     @property
     def described(self) -> str:
         """Number and origin of the images, for titles."""
-        kind = "image files" if self.labels is None else f"{self.origin} images"
+        kind = "image files" if self.origin == "files" else f"{self.origin} images"
         return f"{len(self.images)} {kind}"
 
 
@@ -205,6 +207,8 @@ def kinds_of(config: Config) -> list[str]:
 
 def draw(request: Request, kind: str, folder: pathlib.Path) -> pathlib.Path:
     """Draw an analysis, a key of DRAW, into a subfolder with KIND.json; return the subfolder."""
+    if request.model.config.data.multi_label and kind in ("ablation", "logit_lens", "probes"):
+        raise UserError(f"{kind} needs one class per image: {request.model.name} has several")
     return _write(lambda path: DRAW[kind](request, path), kind, folder / kind)
 
 

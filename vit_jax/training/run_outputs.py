@@ -10,6 +10,7 @@ import numpy as np
 
 from vit_jax.config import Config
 from vit_jax.evaluation.evaluate import make_report
+from vit_jax.evaluation.labels import choose_thresholds, make_label_report, sigmoid
 from vit_jax.runtime import processes, sharding
 from vit_jax.runtime.errors import UserError
 from vit_jax.storage import run_folder
@@ -57,10 +58,19 @@ class RunOutputs:
                 "optim.learning_rate, a longer warm-up or optim.grad_clip_norm"
             )
 
-    def write_results(self, summary: dict, test, class_names: list[str]) -> None:
-        """Write summary.json and the test report of a finished run."""
+    def write_results(self, summary: dict, results: dict, class_names: list[str]) -> None:
+        """Write summary.json and the test report of a finished run.
+
+        For several labels per image, the summary gets "thresholds", chosen on the validation split.
+        """
         if processes.is_first():
-            report = make_report(test.logits, test.labels, class_names)
+            test, val = results["test"], results["val"]
+            if test.labels.ndim == 2:
+                chosen = choose_thresholds(sigmoid(val.logits), val.labels)
+                summary["thresholds"] = chosen
+                report = make_label_report(test.logits, test.labels, class_names, chosen)
+            else:
+                report = make_report(test.logits, test.labels, class_names)
             run_folder.write_results(self.folder, report, summary)
 
     def close(self) -> None:
@@ -90,6 +100,7 @@ def summarize(
     `results` are {"train", "val", "test": Result} of the checkpoint of `step`.
     """
     rows = [json.loads(line) for line in run.writer.lines]
+    metric = "map" if setup.config.data.multi_label else "accuracy"
     speeds = [row[k] for row in rows if (k := "train/images_per_second") in row]
     stages = (run_folder.read_config(run.folder) or {}).get("stages", [])
     return {
@@ -100,7 +111,7 @@ def summarize(
         "epochs": setup.lengths.total / setup.lengths.epoch,
         "steps": setup.lengths.total,
         **compute(setup),
-        **{f"{split}_accuracy": result.accuracy for split, result in results.items()},
+        **{f"{split}_{metric}": result.score for split, result in results.items()},
         "test_loss": results["test"].loss,
         "best_step": step,
         "wall_seconds": wall_seconds,

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from vit_jax.augment import augment
-from vit_jax.evaluation.metrics import Sums
+from vit_jax.augment import augment, to_targets
+from vit_jax.evaluation.metrics import Sums, binary_losses, binary_sums
 from vit_jax.training.optim import averaged_params, averages_weights, map_paths
 from vit_jax.training.teacher import Teacher, distillation_loss
 
@@ -82,8 +82,8 @@ def make_train_step(
     """Make the training step, (state, key, batch) -> state: one optimizer update.
 
     `key` is the run's; the step's own is folded from it. `batch` holds uint8 "image" [b, h, w, c]
-    and int32 "label" [b]. The training accuracy of mixed images counts the class with the larger
-    share.
+    and int32 "label" [b], or uint8 [b, classes] of several labels per image. The training accuracy
+    of mixed images counts the class with the larger share.
 
     Args:
       model: maps images to logits.
@@ -100,7 +100,7 @@ def make_train_step(
     def train_step(state: TrainState, key: jax.Array, batch: dict, teacher_variables: Any = None):
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
         if on_features:
-            images, targets = batch["image"], jax.nn.one_hot(batch["label"], model.num_classes)
+            images, targets = batch["image"], to_targets(batch["label"], model.num_classes)
         else:
             images, targets = augment(
                 augment_key, batch["image"], batch["label"], model.num_classes, config
@@ -172,6 +172,10 @@ def _loss(model, config, trained, teacher, params, batch_stats, taught_by, keys,
         keys=keys,
         mutable=["batch_stats"],
     )
+    if config.data.multi_label:
+        losses = binary_losses(logits, targets, config.train.label_smoothing)
+        sums = binary_sums(losses, logits, targets)
+        return losses.mean(), (changed.get("batch_stats", {}), sums)
     # Smoothing the mixed targets is the same as mixing smoothed ones.
     smooth = optax.smooth_labels(targets, config.train.label_smoothing)
     losses = optax.softmax_cross_entropy(logits, smooth)  # [b]
