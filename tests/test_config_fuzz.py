@@ -105,6 +105,8 @@ FITTING = {
     "data.image_key": st.just("image"),
     "data.label_key": st.just("label"),
     "data.background": st.sampled_from([(0,), (255,), (9.5, 0, 200)]),
+    "data.rgb_bands": st.sampled_from([(), (3, 2, 1)]),
+    "data.channels": st.sampled_from([1, 3, 4]),
     "data.level_range": st.sampled_from([(), (0, 255), (-1024.0, 3000.0)]),
     "data.mean": CHANNELS,
     "data.std": CHANNELS,

@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--max_pixels", type=int, help="largest image that is read, in pixels")
     args = parser.parse_args(argv)
     from vit_jax import plots
+    from vit_jax.data.bands import show
     from vit_jax.runtime.progress import Bar
 
     paths = list_images(args.images)
@@ -68,7 +69,8 @@ def main(argv: Sequence[str]) -> None:
             out = args.overlay / f"{number:04d}_{name}.png"
             of = args.target if args.target is not None else next(iter(top))
             heat = None if relevance is None else (f"{args.explain} of {of}", relevance)
-            plots.save_prediction(out, single_line(path.name), image, top, heat)
+            shown = show(image, classifier.config.data)
+            plots.save_prediction(out, single_line(path.name), shown, top, heat)
         if not args.json:
             Bar.write(single_line(path))
             for name, probability in (several.get("labels", {}) | top).items():

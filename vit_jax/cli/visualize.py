@@ -241,6 +241,7 @@ def _draw_sheet(variants, rows, draws, out):
     import jax
 
     from vit_jax.augment import augment, center_crop
+    from vit_jax.data.bands import show
     from vit_jax.data.examples import describe_label
     from vit_jax.data.sources import open_source
     from vit_jax.data.splits import make_splits, one_of_each
@@ -268,4 +269,5 @@ def _draw_sheet(variants, rows, draws, out):
         pixels = drawn * np.array(config.data.std) + np.array(config.data.mean)
         title = name if len(distinct) > 1 else config.augment.kind
         groups[title] = np.rint(255 * pixels).clip(0, 255).astype(np.uint8)
+    groups = {title: show(images, config.data) for title, images in groups.items()}
     plots.save_contact_sheet(out, names, groups)

@@ -29,9 +29,8 @@ def validate_data(config: Config) -> None:
         raise UserError("data.train_split is empty: give the name of a split")
     if len(data.background) not in (1, 3):
         raise UserError(f"data.background={data.background} must be a grey level, or RGB")
-    levels = tuple(data.level_range)
-    if levels and (len(levels) != 2 or levels[0] >= levels[1]):
-        raise UserError(f"data.level_range={levels} must be two rising levels, or ()")
+    _validate_levels(data)
+    _validate_bands(config)
     for key in ("val_size", "test_size"):
         if data[key] > 1 and data[key] != int(data[key]):
             raise UserError(f"data.{key}={data[key]} must be a fraction below 1, or an integer")
@@ -41,6 +40,38 @@ def validate_data(config: Config) -> None:
         _validate_multi_label(config)
     if data.train_examples and data.examples_per_class:
         raise UserError("give data.train_examples or data.examples_per_class, not both")
+
+
+def _validate_levels(data):
+    levels = tuple(data.level_range)
+    pairs = (1,) if data.channels in (1, 3) else (1, data.channels)
+    rising = all(low < high for low, high in zip(levels[::2], levels[1::2], strict=False))
+    if levels and (len(levels) not in [2 * n for n in pairs] or not rising):
+        each = f", two for each of {data.channels} channels" * (len(pairs) > 1)
+        raise UserError(f"data.level_range={levels} must be two rising levels{each}, or ()")
+
+
+def _validate_bands(config):
+    """Raise UserError for settings that images of bands, neither RGB nor grey, contradict."""
+    data, augment = config.data, config.augment
+    bands, needs = tuple(data.rgb_bands), "needs RGB or grey images, not data.channels="
+    if data.channels in (1, 3):
+        if bands:
+            raise UserError(
+                f"data.rgb_bands={bands} has no effect with data.channels={data.channels}"
+            )
+        return
+    if bands and (len(bands) != 3 or max(bands) > data.channels):
+        raise UserError(
+            f"data.rgb_bands={bands} must be three of the bands 1 to {data.channels}, or ()"
+        )
+    if data.name == "digits":
+        raise UserError(f"data.name=digits {needs}{data.channels}")
+    if augment.kind in ("autoaugment", "randaugment", "trivialaugment", "strong"):
+        raise UserError(f"augment.kind={augment.kind} {needs}{data.channels}: use baseline")
+    for key in ("contrast", "saturation"):
+        if augment[key]:
+            raise UserError(f"augment.{key}={augment[key]} {needs}{data.channels}")
 
 
 def _validate_multi_label(config):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vit_jax.data import checks
+from vit_jax.data import bands, checks
 from vit_jax.data.batches import ResidentBatches, StreamingBatches
 from vit_jax.data.examples import MOST_SAMPLED, spread
 from vit_jax.data.images import describe_transparency, stored_size
@@ -92,11 +92,21 @@ def load_data(config, mesh: Mesh, min_classes: int = 2) -> Data:
 
 def _describe_images(train, level_range, config):
     """Describe what a sample of the training images has in common."""
-    files = train.read_encoded(sorted(set(spread(len(train), MOST_SAMPLED))))
-    yield from filter(
-        None, (describe_compression(files), describe_transparency(files, config.background))
-    )
-    if level_range:
+    if not bands.uses_bands(config.channels):
+        files = train.read_encoded(sorted(set(spread(len(train), MOST_SAMPLED))))
+        yield from filter(
+            None, (describe_compression(files), describe_transparency(files, config.background))
+        )
+    else:
+        shown = [i + 1 for i in bands.shown_bands(config.channels, config.rgb_bands)]
+        names = f"the bands {', '.join(map(str, shown))} as RGB" if shown[1:] else "band 1 as grey"
+        yield f"images have {config.channels} channels: figures show {names} (data.rgb_bands)"
+    if len(level_range) > 2:
+        yield (
+            "images have more than 8 bits per channel: each band has its own levels that become "
+            "black and white (data.level_range), levels outside are clipped"
+        )
+    elif level_range:
         low, high = level_range
         yield (
             f"images have more than 8 bits per channel: the levels {low:g} to {high:g} become "

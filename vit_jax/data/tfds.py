@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vit_jax.data import decoded, prepare
+from vit_jax.data import bands, decoded, prepare
 from vit_jax.data.examples import MOST_SAMPLED, Examples, spread
 from vit_jax.data.images import (
-    decide_range,
+    decide_levels,
     identity_of,
     open_image,
     options_of,
@@ -54,7 +54,8 @@ class Tfds:
         is_label, what_each = _is_label, "one class each"
         if config.multi_label:
             is_label, what_each = _is_label_sequence, "several labels each (data.multi_label=True)"
-        for key, is_supported in (("image_key", _is_image), ("label_key", is_label)):
+        is_image = functools.partial(_is_image, channels=config.channels)
+        for key, is_supported in (("image_key", is_image), ("label_key", is_label)):
             name, found = config[key], None
             with contextlib.suppress(KeyError, TypeError):
                 found = features[name]
@@ -99,7 +100,8 @@ class Tfds:
     @functools.cached_property
     def level_range(self) -> tuple[float, ...]:
         """The level range of images with more than 8 bits; () if no training image has more."""
-        return self._config.level_range or decide_range(self._sample_levels())
+        config = self._config
+        return config.level_range or decide_levels(self._sample_levels(), config.channels)
 
     def _sample_levels(self):
         split, key = self.train_split, self._config.image_key
@@ -113,8 +115,11 @@ class Tfds:
 
     def _open(self, value):
         """Open an image: a Pillow image, or an array of levels if it is stored as one."""
+        several = bands.uses_bands(self._config.channels)
         if isinstance(value, np.ndarray):
-            return value
+            return bands.arrange(value, self._config.channels) if several else value
+        if several:
+            return bands.read(value, self._config.channels, self._config.max_pixels)
         image = open_image(io.BytesIO(value), self._config.max_pixels)
         if self._image.np_dtype == np.float32:  # the bits of a float are those of a pixel in RGBA
             return np.ascontiguousarray(image).view(np.float32)
@@ -122,7 +127,7 @@ class Tfds:
 
     def _decode(self, value, options):
         image = self._open(value)
-        if isinstance(image, np.ndarray):
+        if isinstance(image, np.ndarray) and not bands.uses_bands(options["channels"]):
             if image.dtype != np.uint8:
                 image = scale_levels(image, options["level_range"])
             image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
@@ -269,11 +274,11 @@ class _Deserialised:
         ]
 
 
-def _is_image(feature):
+def _is_image(feature, channels):
     if type(feature).__name__ not in ("Image", "Tensor"):  # e.g. Video, Sequence, LabeledImage
         return False
     shape = feature.shape
-    is_plane = len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3, 4))
+    is_plane = len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3, 4, channels))
     return is_plane and np.dtype(feature.np_dtype).kind in "uifb"
 
 

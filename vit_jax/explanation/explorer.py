@@ -12,6 +12,7 @@ from PIL import Image
 
 from vit_jax.augment import evaluation_crop
 from vit_jax.config import Config
+from vit_jax.data.bands import show
 from vit_jax.explanation.methods import probabilities_of
 from vit_jax.explanation.model import METHODS, Model, has_relevance, token_layout
 from vit_jax.runtime.errors import UserError
@@ -56,8 +57,8 @@ def collect(models: Sequence[Model], images: Sequence[Any], names: Sequence[str]
     pixels = [model.read_images(some) for model, some in zip(models, images, strict=True)]
     data_uris = [
         [
-            _data_uri(image)
-            for image in np.asarray(evaluation_crop(jnp.asarray(some), model.config.data))
+            _data_uri(show(np.asarray(image), model.config.data))
+            for image in evaluation_crop(jnp.asarray(some), model.config.data)
         ]
         for model, some in zip(models, pixels, strict=True)
     ]

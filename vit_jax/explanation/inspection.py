@@ -10,6 +10,7 @@ import numpy as np
 
 from vit_jax import plots
 from vit_jax.config import Config
+from vit_jax.data.bands import show
 from vit_jax.evaluation.labels import softmax
 from vit_jax.explanation import analysis
 from vit_jax.explanation.model import Model
@@ -100,7 +101,7 @@ def _draw_logit_lens(request, folder):
     }
     heading, titles = f"{model.name}: logit lens", _titles(model, sample)
     plots.save_lens(folder / "layers.png", f"{heading}, {sample.described}", layers, summary)
-    shown = model.read_images(sample.images[:NUM_SHOWN])
+    shown = show(model.read_images(sample.images[:NUM_SHOWN]), model.config.data)
     plots.save_lens_classes(
         folder / "classes.png",
         f"{heading} of the pooled token",
@@ -135,7 +136,7 @@ def _draw_token_norms(request, folder):
     plots.save_heat_maps(
         folder / "maps.png",
         f"{model.name}: norms of patch tokens",
-        model.read_images(sample.images[:NUM_SHOWN]),
+        show(model.read_images(sample.images[:NUM_SHOWN]), model.config.data),
         _titles(model, sample),
         patches[:NUM_SHOWN],
         layers,
