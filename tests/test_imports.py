@@ -23,6 +23,8 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 HOMES = {
     "orbax": {"storage"},
     "tensorflow_datasets": {"data"},
+    "pyarrow": {"data"},
+    "datasets": {"data"},
     "grain": {"data"},
     "tensorboard": {"storage"},
     "wandb": {"storage"},

@@ -1,16 +1,19 @@
 """Rules across the settings of the data and their augmentation."""
 
+import re
+
 from vit_jax.config.settings import Config, resized_side
-from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.errors import UserError, truncate_repr
 
 
 def validate_data(config: Config) -> None:
     """Raise UserError for the first invalid setting of the data."""
     data = config.data
     if not data.name:
-        raise UserError("data.name is empty: give a TFDS name, folder or digits")
+        raise UserError("data.name is empty: give a TFDS name, hf:NAME, folder or digits")
     if data.name == "folder" and not data.dir:
         raise UserError("data.name=folder needs data.dir, the folder of images")
+    _validate_labels(data)
     if not data.image_size:
         problem = "does not define it" if config.init_from else "is not set"
         raise UserError(f"data.image_size=0 takes the image size of init_from, which {problem}")
@@ -91,6 +94,46 @@ def _validate_multi_label(config):
             f"train.teacher={config.train.teacher} cannot be combined with data.multi_label=True: "
             "the distillation loss compares one distribution over the classes"
         )
+
+
+def _validate_labels(data):
+    is_hub = data.name.startswith("hf:")
+    if data.name == "hf:":
+        raise UserError("data.name=hf: needs a name or folder, as hf:mnist")
+    for key in ("labels", "label_pattern"):
+        if data[key] and data.name != "folder":
+            raise UserError(
+                f"data.{key}={truncate_repr(data[key])} has no effect with data.name={data.name}: "
+                "it labels the images of data.name=folder"
+            )
+    if data.labels and data.label_pattern:
+        raise UserError("give data.labels or data.label_pattern, not both")
+    if data.label_pattern:
+        parse_pattern(data.label_pattern)
+    for key in ("image_column", "label_column", "split_column"):
+        if data[key] and not data.labels and (key == "split_column" or not is_hub):
+            hint = "" if key == "split_column" else " or a Hugging Face dataset (data.name=hf:NAME)"
+            raise UserError(f"data.{key}={data[key]} has no effect without data.labels{hint}")
+
+
+def parse_pattern(text: str) -> re.Pattern:
+    """Compile `config.data.label_pattern`, whose group "label", else the first, is the label.
+
+    Raises:
+      UserError: it is not a regular expression, or has no group.
+    """
+    try:
+        pattern = re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UserError(
+            f"data.label_pattern={truncate_repr(text)} is not a regular expression: {error}"
+        ) from None
+    if not pattern.groups:
+        raise UserError(
+            f"data.label_pattern={truncate_repr(text)} has no group: put the part that is the "
+            "label in parentheses"
+        )
+    return pattern
 
 
 def validate_augment(config: Config) -> None:

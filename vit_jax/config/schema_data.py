@@ -14,10 +14,35 @@ from vit_jax.config.setting import (
 )
 
 DATA = dict(
-    name=Setting("cifar10", "dataset: a TFDS name such as eurosat/rgb, folder or digits"),
+    name=Setting(
+        "cifar10",
+        "dataset: a TFDS name such as eurosat/rgb, hf:NAME_OR_FOLDER of a Hugging Face dataset, "
+        "folder or digits",
+    ),
     dir=free(
         "",
-        "image folder, or TFDS data directory (empty: TFDS_DATA_DIR, else ~/tensorflow_datasets)",
+        "image folder, folder of Hugging Face datasets, or TFDS data directory (empty: "
+        "TFDS_DATA_DIR, else ~/tensorflow_datasets)",
+    ),
+    labels=Setting(
+        "",
+        "CSV or TSV file of file names and labels of an image folder; a relative path starts at "
+        "the current directory or at data.dir; empty: classes are folders",
+    ),
+    label_pattern=Setting(
+        "",
+        "regular expression whose group, the first or the one named label, is the label in the "
+        "file names of an image folder; a group named split is the split; empty: classes are "
+        "folders",
+    ),
+    image_column=Setting(
+        "", "column of the images in a Hugging Face dataset, or of file names; empty: found"
+    ),
+    label_column=Setting(
+        "", "column of the labels in a Hugging Face dataset or in data.labels; empty: found"
+    ),
+    split_column=Setting(
+        "", "column of the splits in data.labels; empty: found, if there is one; none: ignored"
     ),
     train_split=Setting("train", "training split: TFDS split string or name of a subfolder"),
     val_split=Setting(
@@ -85,7 +110,9 @@ DATA = dict(
     device_resident_max_gib=free(
         2.0, "largest dataset, in GiB of uint8 pixels, that data.device_resident=auto accepts"
     ),
-    skip_corrupt=Setting(False, "skip and count the unreadable files of an image folder"),
+    skip_corrupt=Setting(
+        False, "skip and count the unreadable images of a folder or Hugging Face dataset"
+    ),
     num_threads=free(8, "threads that read and decode images", low=1, high=1000),
     cache_decoded=free(True, "cache decoded images in ~/.cache/vit_jax"),
     download=free(True, "download and prepare a missing dataset, if known"),

@@ -5,7 +5,7 @@ import functools
 import os
 import pathlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -247,7 +247,8 @@ class Folder:
         """List the images of `split`, "" for a flat folder."""
         (files, labels), root = self._list(split), self._root / split
         if self._config.skip_corrupt:
-            files, labels = self._skip_corrupt(root, files, labels)
+            good = find_readable(self._read, files, labels, root, self._config, self.class_names)
+            files, labels = [files[i] for i in good], labels[good]
 
         def identity():
             if not self._config.cache_decoded:
@@ -277,24 +278,31 @@ class Folder:
             hint = "repair or remove it, or set data.skip_corrupt=True"
             raise UserError(f"{error}: {hint}") from None
 
-    def _skip_corrupt(self, root, files, labels):
-        def readable(path):
-            with contextlib.suppress(UserError):
-                self._read(path)
-                return True
-            return False
 
-        with ThreadPoolExecutor(self._config.num_threads) as pool:
-            good = np.array(list(pool.map(readable, files)))
-        if not good.all():
-            skipped = [str(files[i]) for i in np.flatnonzero(~good)]
-            text = f"{root}: skipped {len(skipped)} unreadable of {len(files)} files: "
-            print(single_line(text + join_names(skipped)))
-        for label in np.setdiff1d(labels, labels[good]):
-            raise UserError(
-                f"class folder {root / self.class_names[label]} contains no readable image"
-            )
-        return [files[i] for i in np.flatnonzero(good)], labels[good]
+def find_readable(
+    read: Callable, files: Sequence, labels: np.ndarray, where: object, config, class_names: list
+) -> np.ndarray:
+    """Find the indices of the images that `read` accepts, and print which others are skipped.
+
+    Raises:
+      UserError: a class has no other images.
+    """
+
+    def readable(file):
+        with contextlib.suppress(UserError):
+            read(file)
+            return True
+        return False
+
+    with ThreadPoolExecutor(config.num_threads) as pool:
+        good = np.array(list(pool.map(readable, files)))
+    if not good.all():
+        skipped = [str(files[i]) for i in np.flatnonzero(~good).tolist()]
+        text = f"{where}: skipped {len(skipped)} unreadable of {len(files)} files: "
+        print(single_line(text + join_names(skipped)))
+    for label in np.setdiff1d(labels, labels[good]):
+        raise UserError(f"{where}: class {class_names[label]} contains no readable image")
+    return np.flatnonzero(good)
 
 
 def _kinds():
@@ -318,6 +326,11 @@ def _folders(root):
 
 def _has_images(folder):
     return any(is_file and is_image(path) for path, is_file in walk(folder))
+
+
+def has_class_folders(folder: pathlib.Path) -> bool:
+    """Whether a folder has subfolders with images."""
+    return any(_has_images(folder / name) for name in _folders(folder))
 
 
 def _has_direct_images(folder):

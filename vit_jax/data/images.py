@@ -115,14 +115,23 @@ def to_array(
 
 
 def read_image(
-    path: pathlib.Path, size: int, channels: int, max_pixels: int = MAX_PIXELS, **options: Any
+    file: Any,
+    size: int,
+    channels: int,
+    max_pixels: int = MAX_PIXELS,
+    where: Any = "",
+    **options: Any,
 ) -> np.ndarray:
-    """Read a file with `to_array` and its arguments; raises UserError if it cannot be read."""
+    """Read a path or binary file with `to_array` and its arguments.
+
+    Raises:
+      UserError: it cannot be read; the message names `where`, by default the path.
+    """
     try:
-        if bands.uses_bands(channels, path):
-            array = bands.read(path, channels, max_pixels)
+        if bands.uses_bands(channels, file):
+            array = bands.read(file, channels, max_pixels)
             return to_array(array, size, channels, **options)
-        with open_image(path, max_pixels) as image:
+        with open_image(file, max_pixels) as image:
             return to_array(image, size, channels, **options)
     except MemoryError:
         raise
@@ -130,7 +139,7 @@ def read_image(
         hint = ""
         if isinstance(error, Image.DecompressionBombError):
             hint = "; if the file is trusted, raise data.max_pixels"
-        raise UserError(f"{path} cannot be read as an image ({error}{hint})") from None
+        raise UserError(f"{where or file} cannot be read as an image ({error}{hint})") from None
 
 
 def open_image(file: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Sources of labelled images: TFDS datasets, image folders, embedded digits."""
+"""Sources of labelled images: TFDS and Hugging Face datasets, image folders, embedded digits."""
 
 import importlib.util
 import pathlib
@@ -9,7 +9,9 @@ from PIL import Image
 
 from vit_jax.data.examples import Examples
 from vit_jax.data.folders import Folder
+from vit_jax.data.huggingface import HuggingFace
 from vit_jax.data.images import options_of, to_array
+from vit_jax.data.labelled import open_labelled
 from vit_jax.data.tfds import Tfds
 
 
@@ -49,7 +51,7 @@ def read_digits() -> tuple[np.ndarray, np.ndarray]:
     return pixels.astype(np.uint8), rows[:, -1].astype(np.int32)
 
 
-Source = Digits | Folder | Tfds
+Source = Digits | Folder | HuggingFace | Tfds
 
 
 def open_source(config, min_classes: int = 2) -> Source:
@@ -58,5 +60,8 @@ def open_source(config, min_classes: int = 2) -> Source:
     `min_classes` is the smallest number of class folders: 1 for an evaluation.
     """
     if config.name == "folder":
-        return Folder(config, min_classes)
+        has_labels = config.labels or config.label_pattern
+        return (open_labelled if has_labels else Folder)(config, min_classes)
+    if config.name.startswith("hf:"):
+        return HuggingFace(config, min_classes)
     return Digits(config) if config.name == "digits" else Tfds(config)

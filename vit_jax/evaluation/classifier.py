@@ -35,6 +35,10 @@ from vit_jax.storage import run_folder
 
 BATCH_SIZE = 32
 SPLITS = ("train", "val", "test", "all")
+_LABEL_KEYS = [
+    *("data.labels", "data.label_pattern"),
+    *(f"data.{kind}_column" for kind in ("image", "label", "split")),
+]
 _EFFECTIVE = ("sharding.cpu_devices", "train.dtype", "train.eval_batch_size")  # allowed overrides
 
 
@@ -238,7 +242,7 @@ class Classifier:
         """Evaluate on a dataset.
 
         Args:
-          data: an image folder or the name of a dataset; None: the dataset of the run.
+          data: a folder of class folders or the name of a dataset; None: the dataset of the run.
           split: "train", "val" or "test" as split by the run's settings; or "all" images. None is
             "test", and an error for another dataset without a test split.
           overrides: {"data.key": value}, further overrides of data settings.
@@ -252,12 +256,12 @@ class Classifier:
         """
         given = dict(overrides or {})
         if data is not None:
-            text = os.fspath(data)
+            text, own = os.fspath(data), dict.fromkeys(_LABEL_KEYS, "")
             if isinstance(data, os.PathLike) or os.path.isdir(os.path.expanduser(text)):
-                given = {"data.name": "folder", "data.dir": text} | given
+                given = own | {"data.name": "folder", "data.dir": text} | given
             else:
                 folder = {"data.dir": ""} if self.config.data.name == "folder" else {}
-                given = {"data.name": text} | folder | given
+                given = own | {"data.name": text} | folder | given
         return self.report(*self.evaluation_of(given, split))
 
     def evaluation_of(self, overrides: Mapping[str, Any], split: str | None) -> tuple[Config, str]:

@@ -1,0 +1,341 @@
+"""Image folders whose labels are in a CSV or TSV file, or in the names of the files."""
+
+import csv
+import dataclasses
+import io
+import os
+import pathlib
+import posixpath
+from collections import defaultdict
+
+import numpy as np
+
+from vit_jax.config.rules_data import parse_pattern
+from vit_jax.data.folders import SPLIT_NAMES, Folder, find_split, has_class_folders, list_images
+from vit_jax.data.images import IMAGE_SUFFIXES
+from vit_jax.data.labels import (
+    choose_splits,
+    class_of,
+    describe_unused,
+    find_column,
+    sort_classes,
+)
+from vit_jax.runtime.errors import UserError, join_names, single_line, truncate_repr
+
+NO_COLUMN = "none"  # as data.split_column
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A labelled image: where it is named (as "line 3 of labels.csv"), its file, class and split.
+
+    The split is "" where none is given.
+    """
+
+    where: str
+    file: pathlib.Path
+    label: str
+    split: str
+
+
+def read_table(path: pathlib.Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Read a CSV or TSV file: names of the columns, and (line number, cells) of each row.
+
+    The delimiter is a tab, comma or semicolon. If the first line names an image, it is a row, and
+    the columns are called 1, 2, ... Raises UserError.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"data.labels={path} is not UTF-8 text (byte {error.start}): save it as UTF-8"
+        ) from None
+    if "\0" in text:
+        raise UserError(f"data.labels={path} is not text: it contains a zero byte")
+    first = text.partition("\n")[0]
+    delimiter = "\t" if path.suffix.lower() in (".tsv", ".tab") else max(",;\t", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows = []
+    try:
+        for cells in reader:
+            if any(cells := [cell.strip() for cell in cells]):
+                rows.append((reader.line_num, cells))
+    except csv.Error as error:
+        raise UserError(f"line {reader.line_num} of data.labels={path}: {error}") from None
+    if not rows:
+        raise UserError(f"data.labels={path} is empty")
+    names = rows[0][1]
+    if any(map(_is_image_name, names)):
+        names = [str(number) for number in range(1, len(names) + 1)]
+    else:
+        rows = rows[1:]
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise UserError(f"data.labels={path} has several columns {truncate_repr(twice[0])}")
+    for line, cells in rows:
+        if len(cells) != len(names):
+            raise UserError(
+                f"line {line} of data.labels={path} has {len(cells)} cells, the first line has "
+                f"{len(names)}: quote cells that contain {truncate_repr(delimiter)}"
+            )
+    if not rows:
+        raise UserError(f"data.labels={path} has no line below the names of its columns")
+    return names, rows
+
+
+def _is_image_name(cell):
+    return cell.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _find_columns(names, rows, config, path):
+    """Find the columns of file names, labels and splits; the last is "" if there is none."""
+    where = f"data.labels={path}"
+    split = ""
+    if config.split_column != NO_COLUMN:
+        split = find_column("split", names, config, where)
+    image = find_column("image", names, config, where)
+    if not image:
+        like = [n for n, cell in zip(names, rows[0][1], strict=True) if _is_image_name(cell)]
+        image = like[0] if len(like) == 1 else ""
+    label = find_column("label", names, config, where)
+    if not label:
+        others = [name for name in names if name not in (image, split)]
+        label = others[0] if image and len(others) == 1 else ""
+    for kind, found, what in (("image", image, "file names"), ("label", label, "labels")):
+        if not found:
+            raise UserError(
+                f"{where} has no column that is known to hold {what}: set data.{kind}_column to "
+                f"one of {', '.join(names)}"
+            )
+    if len({image, label, split}) < 3:
+        raise UserError(f"{where}: column {image if image == label else split} is used twice")
+    shown = f"file names in column {image}, labels in {label}"
+    print(single_line(f"{path}: {shown}{f', splits in {split}' if split else ''}"), flush=True)
+    return image, label, split
+
+
+class _Index:
+    """The images below a folder, by their path relative to it, with and without suffix."""
+
+    def __init__(self, root):
+        self.root, self.paths = root, {}
+        self._stems = defaultdict(list)
+        for path in list_images(root)[0]:
+            name = path.relative_to(root).as_posix()
+            self.paths[name] = path
+            self._stems[name.removesuffix(path.suffix)].append(path)
+        tops = {name.partition("/")[0] for name in self.paths if "/" in name}
+        # In which a table may leave out the folder.
+        self.splits = [name for split in SPLIT_NAMES if (name := find_split(split, tops))]
+
+    def find(self, name: str, split: str, start: pathlib.Path) -> list[pathlib.Path]:
+        """Find the images that a table may mean by a name; `start` is the folder of the table."""
+        for text in (name, name.replace("\\", "/")):
+            if found := self._below(text):
+                return found
+            if inside := self._below(f"{split}/{text}") if split else []:
+                return inside
+            folders = self.splits if not split else ()
+            if inside := [path for one in folders for path in self._below(f"{one}/{text}")]:
+                return inside
+            for path in (self.root / text, start / text):
+                if os.path.isfile(path):
+                    return [path]
+        return []
+
+    def _below(self, text):
+        relative = posixpath.normpath(text)
+        if relative in self.paths:
+            return [self.paths[relative]]
+        return self._stems.get(relative, [])
+
+
+def _read_rows(config, index):
+    """Read the rows of `data.labels`; raises UserError for the first that is invalid."""
+    path = pathlib.Path(os.path.expanduser(config.labels))
+    path = next((p for p in (path, index.root / path) if os.path.isfile(p)), None)
+    if path is None:
+        raise UserError(f"data.labels={config.labels} is not a file, nor one in {index.root}")
+    names, lines = read_table(path)
+    image, label, split = _find_columns(names, lines, config, path)
+    columns = [names.index(name) if name else None for name in (image, label, split)]
+    rows = []
+    for line, cells in lines:
+        file, value, part = ("" if i is None else cells[i] for i in columns)
+        where, label_name = f"line {line} of data.labels={path}", class_of(value)
+        for kind, cell, name in (
+            ("file name", file, image),
+            ("label", label_name, label),
+            ("split", part or not split, split),
+        ):
+            if not cell:
+                raise UserError(f"{where} has no {kind} in column {name}: add it")
+        found = index.find(file, part, path.parent)
+        if len(found) != 1:
+            several = f"is any of {join_names(list(map(str, found)))}: give the folder and suffix"
+            none = f"is not in {index.root}: data.dir is the folder that file names start from"
+            text = several if found else none
+            raise UserError(f"{where} names the file {truncate_repr(file)}, which {text}")
+        rows.append(Row(where, found[0], label_name, part))
+    return rows
+
+
+def _match_names(config, index):
+    """Make a row of each image, whose label and split are in its name; raises UserError."""
+    pattern = parse_pattern(config.label_pattern)
+    groups, rows, unmatched = pattern.groupindex, [], []
+    whole = "/" in config.label_pattern
+    for name, path in index.paths.items():
+        match = pattern.search(name if whole else path.name)
+        label = class_of(match["label" if "label" in groups else 1]) if match else ""
+        split = (match["split"] or "" if "split" in groups else "") if match else ""
+        if not label or ("split" in groups and not split):
+            unmatched.append(name)
+        rows.append(Row(str(path), path, label, split))
+    if unmatched:
+        raise UserError(
+            f"data.label_pattern={truncate_repr(config.label_pattern)} finds no label in the names "
+            f"of {len(unmatched)} of {len(rows)} images: {join_names(unmatched)}"
+        )
+    if not rows:
+        raise UserError(f"data.dir={config.dir} contains no images")
+    return rows
+
+
+def _check_rows(rows):
+    """Raise UserError for a file that is named twice, or a class whose name cannot be printed."""
+    seen = {}
+    for row in rows:
+        if single_line(row.label) != row.label:
+            raise UserError(
+                f"{row.where} has a label with a control character: {truncate_repr(row.label)}"
+            )
+        first = seen.setdefault(row.file, row)
+        if first is row:
+            continue
+        what = "twice: remove one of the lines"
+        if first.split != row.split:
+            what = f"in two splits, {first.split} and {row.split}"
+        if first.label != row.label:
+            what = f"with two labels, {first.label} and {row.label}: remove the wrong one"
+        raise UserError(f"{first.where} and {row.where} name {row.file} {what}")
+
+
+def _split_by_folder(rows, index):
+    """Take the folders of the images for splits, if they are named so and no splits are given."""
+    if not index.splits or any(row.split for row in rows):
+        return rows
+    tops = [row.file.relative_to(index.root).parts[0] for row in rows if _is_below(row, index)]
+    if len(tops) < len(rows) or not set(tops) <= set(index.splits):
+        return rows
+    return [dataclasses.replace(row, split=top) for row, top in zip(rows, tops, strict=True)]
+
+
+def _is_below(row, index):
+    return row.file.is_relative_to(index.root)
+
+
+class Labelled(Folder):
+    """Image files with labels, and perhaps splits, in a table or in their names."""
+
+    def __init__(self, config, index, rows: list[Row], min_classes: int = 2):
+        """Find the splits and the classes; raises UserError if rows contradict each other."""
+        self._config, self._root, self._lists = config, index.root, {}
+        source = "labels" if config.labels else "label_pattern"
+        self._where = f"data.{source}={config[source]}"
+        self._rows = defaultdict(list)
+        for row in rows:
+            self._rows[row.split].append(row)
+        names = sorted(self._rows)
+        self._check_splits(names)
+        self.split_names, self.train_split = choose_splits(names, config, self._where)
+        if not self.split_names:
+            self._rows = {"": rows}
+        self.class_names = sort_classes(row.label for row in self._rows[self.train_split])
+        if len(self.class_names) < min_classes:
+            raise UserError(
+                f"{self._where} has a single class of training images, {self.class_names[0]}: "
+                "give at least two"
+            )
+        self.warnings = []
+        if self.split_names:
+            found = describe_unused(self.split_names, self.train_split, config, self._where)
+            self.warnings += found
+        named = {row.file for row in rows}
+        if left := [path for path in index.paths.values() if path not in named]:
+            self.warnings.append(
+                f"{self._root}: {self._where} does not name {len(left)} images, such as {left[0]}, "
+                "which are not used"
+            )
+
+    def _check_splits(self, names):
+        config = self._config
+        known = {find_split(split, names) for split in SPLIT_NAMES} | {""}
+        known |= {config[f"{split}_split"] for split in SPLIT_NAMES}
+        if unknown := [name for name in names if name not in known]:
+            row = self._rows[unknown[0]][0]
+            raise UserError(
+                f"{row.where} has the split {truncate_repr(row.split)}, which is not known: use "
+                "train, validation or test, name it in data.train_split, data.val_split or "
+                "data.test_split, or set data.split_column=none to ignore the column"
+            )
+
+    def _find(self, split):
+        if split not in self._rows:
+            listed = ", ".join(self.split_names) or "no splits"
+            raise UserError(f"{self._where} has no split {truncate_repr(split)}: it has {listed}")
+        return number_labels(self._rows[split], self.class_names)
+
+    def overlap(self, one: str, other: str) -> bool:
+        """Whether two splits share images."""
+        return one == other
+
+
+class LabelledSplits(Folder):
+    """Class folders of training images, next to splits whose labels are in a table."""
+
+    def __init__(self, config, rows: list[Row], min_classes: int = 2):
+        """Find the splits and the classes; raises UserError if the layout is invalid."""
+        super().__init__(config, min_classes)
+        self._rows = defaultdict(list)
+        for row in rows:
+            self._rows[row.split].append(row)
+
+    def _find(self, split):
+        if split not in self._rows:
+            return super()._find(split)
+        return number_labels(self._rows[split], self.class_names)
+
+
+def number_labels(rows: list[Row], class_names: list[str]) -> tuple[list, np.ndarray]:
+    """List the files of rows and their int32 labels; raises UserError for an unknown class."""
+    numbers = {name: number for number, name in enumerate(class_names)}
+    for row in rows:
+        if row.label not in numbers:
+            raise UserError(
+                f"{row.where} has the class {truncate_repr(row.label)}, which no training image "
+                f"has: the classes are {join_names(class_names)}"
+            )
+    return [row.file for row in rows], np.array([numbers[row.label] for row in rows], np.int32)
+
+
+def open_labelled(config, min_classes: int = 2) -> Folder:
+    """Open the image folder of `config.data` with the labels of a table or of a pattern.
+
+    Raises:
+      UserError: the folder or the table is missing or invalid.
+    """
+    root = pathlib.Path(os.path.expanduser(config.dir))
+    if not os.path.isdir(root):
+        raise UserError(f"data.dir={config.dir} is not a folder")
+    index = _Index(root)
+    rows = _read_rows(config, index) if config.labels else _match_names(config, index)
+    _check_rows(rows)
+    has_column = any(row.split for row in rows)
+    rows = _split_by_folder(rows, index)
+    splits = {row.split for row in rows}
+    train = config.train_split
+    train = find_split("train", index.splits) if train == "train" else train
+    if not has_column and train and "" not in splits and train not in splits:
+        if has_class_folders(root / train):
+            return LabelledSplits(config, rows, min_classes)
+    return Labelled(config, index, rows, min_classes)
