@@ -103,6 +103,7 @@ FITTING = {
     "data.image_size": st.sampled_from([0, 1, 4, 8, 12]),
     "data.stored_size": st.sampled_from([0, 1, 5, 16]),
     "data.labels": st.sampled_from(["", "", "labels.csv"]),
+    "data.label_separator": st.sampled_from([";", ";", ","]),
     "data.label_pattern": st.sampled_from(["", "", "(.)"]),
     "data.image_column": st.just(""),
     "data.label_column": st.just(""),

@@ -5,9 +5,11 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn import metrics
 from tiny_configs import make_config
-from tiny_images import tfds_config
+from tiny_datasets import settings
+from tiny_images import encode, folder_config, tfds_config
 from tiny_labels import CLASSES, stripes, write_stripes
 from tiny_runs import MESH, last_state, run
 
@@ -179,8 +181,6 @@ def test_the_best_checkpoint_has_the_highest_validation_map(trained, stored):
 
 
 def test_prediction_applies_the_thresholds(trained, tmp_path, capsys):
-    from PIL import Image
-
     image = np.zeros((8, 8, 3), np.uint8)
     image[..., (0, 2)] = 170
     image[..., 1] = 50
@@ -214,6 +214,7 @@ def test_a_run_resumes_exactly(stored, tmp_path):
     ("keys", "message"),
     [
         ({"data__name": "digits"}, "has one class per image"),
+        ({"data__name": "folder", "data__dir": "x"}, "set data.labels, a table of them"),
         ({"data__examples_per_class": 3}, "use data.train_examples"),
         ({"train__teacher": "run"}, "the distillation loss compares one distribution"),
     ],
@@ -228,3 +229,79 @@ def test_sequences_without_the_setting_are_refused_with_a_hint(stored):
         open_source(tfds_config(stored, label_key="labels"))
     with pytest.raises(UserError, match="several labels each"):
         open_source(tfds_config(stored, label_key="image", multi_label=True))
+
+
+def write_images(root, count=40):
+    root.mkdir()
+    images, labels = stripes(count)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(root / f"{i}.png")
+    return labels
+
+
+def read_folder(root, **keys):
+    config = folder_config(root, labels="labels.csv", multi_label=True, **keys)
+    source = open_source(config)
+    return source.class_names, source.examples("").labels
+
+
+@pytest.mark.parametrize(("separator", "text"), [("|", "|"), (" ", " "), (";", " ; ")])
+def test_a_column_of_separated_labels_is_read(tmp_path, separator, text):
+    labels = write_images(tmp_path / "x")
+    lines = ["file,tags"]
+    for i, row in enumerate(labels):
+        lines.append(f"{i}.png,{text.join(CLASSES[j] for j in np.flatnonzero(row))}")
+    (tmp_path / "x" / "labels.csv").write_text("\n".join(lines))
+    names, found = read_folder(tmp_path / "x", label_column="tags", label_separator=separator)
+    assert names == sorted(CLASSES) and found.dtype == np.uint8
+    np.testing.assert_array_equal(found, labels[:, [2, 1, 0]])
+
+
+def test_columns_of_0_and_1_are_classes(tmp_path, capsys):
+    labels = write_images(tmp_path / "x")
+    lines = ["file,red,green,blue,remark"]
+    lines += [f"{i}.png,{','.join(map(str, row))},day {i}" for i, row in enumerate(labels)]
+    (tmp_path / "x" / "labels.csv").write_text("\n".join(lines))
+    names, found = read_folder(tmp_path / "x")
+    assert names == sorted(CLASSES)
+    np.testing.assert_array_equal(found, labels[:, [2, 1, 0]])
+    assert "labels in red, green, blue" in capsys.readouterr().out
+
+
+def test_a_model_learns_from_a_table(tmp_path):
+    labels = write_images(tmp_path / "x", 80)
+    lines = ["file,red,green,blue"]
+    lines += [f"{i}.png,{','.join(map(str, row))}" for i, row in enumerate(labels)]
+    (tmp_path / "x" / "labels.csv").write_text("\n".join(lines))
+    keys = dict(data__name="folder", data__dir=str(tmp_path / "x"), data__labels="labels.csv")
+    keys |= dict(data__channels=3, data__multi_label=True, train__batch_size=16)
+    folder = run(tmp_path / "runs", **keys, train__epochs=8.0)
+    assert json.loads((folder / "summary.json").read_text())["test_map"] > 0.9
+
+
+@pytest.mark.parametrize("form", ["Sequence", "List", "list", "names"])
+def test_lists_of_a_hugging_face_dataset_are_read(tmp_path, form):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    images, labels = stripes(20)
+    rows = [np.flatnonzero(row).tolist() for row in labels]
+    one = {"names": CLASSES, "_type": "ClassLabel"}
+    feature = [one] if form == "list" else {"feature": one, "_type": form}
+    if form == "names":
+        rows, feature = [[CLASSES[i] for i in row] for row in rows], {"_type": "Sequence"}
+    cells = [{"bytes": encode(image), "path": None} for image in images]
+    table = arrow.table({"image": cells, "tags": rows})
+    info = {"info": {"features": {"image": {"_type": "Image"}, "tags": feature}}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
+    parquet.write_table(table, tmp_path / "train.parquet")
+    config = settings(name=f"hf:{tmp_path}", multi_label=True)
+    source = open_source(config)
+    found = source.examples("")
+    order = [2, 1, 0] if form == "names" else [0, 1, 2]
+    assert source.class_names == [CLASSES[i] for i in order]
+    np.testing.assert_array_equal(found.labels, labels[:, order])
+    image, label = found.read([3])[0]
+    np.testing.assert_array_equal(image, images[3])
+    np.testing.assert_array_equal(label, labels[3, order])
+    config.multi_label = False
+    with pytest.raises(UserError, match="set data.multi_label=True"):
+        open_source(config)

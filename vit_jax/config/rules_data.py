@@ -2,6 +2,7 @@
 
 import re
 
+from vit_jax.config.schema import SCHEMA
 from vit_jax.config.settings import Config, resized_side
 from vit_jax.runtime.errors import UserError, truncate_repr
 
@@ -41,6 +42,11 @@ def validate_data(config: Config) -> None:
         raise UserError("keep_head=True has no effect without init_from")
     if data.multi_label:
         _validate_multi_label(config)
+    elif data.label_separator != SCHEMA["data.label_separator"].default:
+        raise UserError(
+            f"data.label_separator={data.label_separator!r} has no effect with "
+            "data.multi_label=False"
+        )
     if data.train_examples and data.examples_per_class:
         raise UserError("give data.train_examples or data.examples_per_class, not both")
 
@@ -79,11 +85,14 @@ def _validate_bands(config):
 
 def _validate_multi_label(config):
     data = config.data
-    if data.name in ("digits", "folder"):
+    if data.name == "digits" or (data.name == "folder" and not data.labels):
+        hint = ": set data.labels, a table of them" if data.name == "folder" else ""
         raise UserError(
             f"data.multi_label=True needs several labels per image, but data.name={data.name} has "
-            "one class per image"
+            f"one class per image{hint}"
         )
+    if not data.label_separator:
+        raise UserError("data.label_separator is empty: give what is between labels, such as ;")
     if data.examples_per_class:
         raise UserError(
             f"data.examples_per_class={data.examples_per_class} cannot be combined with "

@@ -56,9 +56,10 @@ DATA = dict(
     label_key=Setting("label", "name of the TFDS feature with the classes"),
     multi_label=Setting(
         False,
-        "several labels per image: sigmoid loss, and mAP instead of accuracy; needs a TFDS feature "
-        "Sequence(ClassLabel)",
+        "several labels per image: sigmoid loss, and mAP instead of accuracy; of data.labels, a "
+        "Hugging Face column of lists, or a TFDS feature Sequence(ClassLabel)",
     ),
+    label_separator=Setting(";", "with multi_label, what is between labels in data.labels"),
     val_size=positive(0.1, "held-out validation split: fraction or number of images"),
     test_size=positive(0.2, "held-out test split: fraction or number of images"),
     split_seed=Setting(0, "random seed of held-out splits and subsets", high=math.inf),
