@@ -274,7 +274,7 @@ def test_page_and_status(tmp_path, capsys):
         (["photos", "--out=data.txt"], "ending in .html"),
         (["photos", "--out=nowhere/data.html"], "nowhere is not a folder"),
         (["nowhere"], "data.dir=nowhere is not a folder"),
-        (["photos", "--config.data.channels=2"], "not one of"),
+        (["photos", "--config.data.resize_mode=crop"], "not one of"),
     ],
 )
 def test_wrong_arguments(arguments, message, capsys, tmp_path, monkeypatch):

@@ -81,7 +81,7 @@ def test_valid_config_passes():
         ({"optim__decay_at_percent": (50.0,)}, "has no effect with optim.schedule=cosine"),
         ({"data__mean": (0.5, 0.5)}, "data.mean=(0.5, 0.5) has 2 values for 3 channels"),
         ({"data__std": (0.0,)}, "data.std=(0.0,) must be at least 0.001"),
-        ({"data__channels": 4}, "data.channels=4 is not one of 1, 3"),
+        ({"data__channels": 0}, "data.channels=0 must be at least 1"),
         ({"data__mean": ("a",)}, "data.mean=('a',) contains a value that is not a number"),
         ({"seed": 2**33}, "is too large"),
         ({"data__val_size": 1.5}, "data.val_size=1.5 must be a fraction below 1, or an integer"),

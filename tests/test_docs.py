@@ -52,6 +52,7 @@ TESTED = {
     "--out=compared": "test_inspection.py",
     "vit-jax visualize runs/cifar_patch/patch_4/seed_0 explanations --methods chefer rise "
     "--target=dog": "test_visualize.py",
+    "python -m vit_jax.main --config=configs/tags.py": "test_multi_label.py",
     "vit-jax predict runs/photos/base/seed_0 photo.jpg --overlay=annotated --explain=grad_cam": (
         "test_api.py"
     ),

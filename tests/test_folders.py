@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny_datasets import CLASSES, levels, make_folder, settings
+from tiny_images import save_image
 
 from vit_jax.data import load_data
 from vit_jax.data.images import IMAGE_SUFFIXES
@@ -62,7 +63,7 @@ def test_a_folder_one_level_above_the_dataset_is_a_warning(tmp_path, capsys, mes
 def test_every_format_is_read(tmp_path, suffix):
     make_folder(tmp_path)
     path = tmp_path / f"ant/x{suffix.upper()}"
-    Image.new("RGB", (20, 12), (250, 130, 10)).save(path)
+    save_image(np.full((12, 20, 3), (250, 130, 10), np.uint8), path)
     (tmp_path / "ant/notes.txt").write_text("not an image")
     examples = open_source(settings(name="folder", dir=str(tmp_path))).examples("")
     assert len(examples) == 13

@@ -14,6 +14,7 @@ from tiny_images import (
     noise,
     png16,
     read,
+    save_image,
     save_noise,
     tfds_config,
     tiny_training,
@@ -191,7 +192,7 @@ def test_every_format_is_read_for_training_and_prediction(run, tmp_path, suffix)
     for name in ("ant", "bee"):
         (tmp_path / name).mkdir()
         for i in range(3):
-            Image.fromarray(grey(100 + i)).save(tmp_path / name / f"{i}{suffix}", kind)
+            save_image(grey(100 + i), tmp_path / name / f"{i}{suffix}", kind)
     assert abs(read(tmp_path).astype(int) - 101).max() <= 5
     assert len(predict.list_images([tmp_path])) == 6
     assert Classifier(run).evaluate(tmp_path, split="all")["count"] == 6

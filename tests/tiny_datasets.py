@@ -113,7 +113,9 @@ def write_tfds(root, features, splits, name="shapes", version="1.0.0"):
                 feature = message.features.feature[key]
                 values = value if isinstance(value, list) else [value]
                 kind = {bytes: "bytes_list", int: "int64_list", float: "float_list"}
-                getattr(feature, kind[type(values[0])]).value.extend(values)
+                stored = getattr(feature, kind[type(values[0])] if values else "int64_list")
+                stored.value.extend(values)
+                stored.SetInParent()  # without values too
             content = message.SerializeToString()
             length = struct.pack("<Q", len(content))
             sums = [struct.pack("<I", masked_crc32c(data)) for data in (length, content)]

@@ -22,6 +22,14 @@ def encode(array, kind="png", **options):
     return file.getvalue()
 
 
+def save_image(array, path, kind=None):
+    """Write an image in the format of its suffix, .npy too."""
+    if path.suffix.lower() == ".npy":
+        with path.open("wb") as file:  # np.save would append .npy to .NPY
+            return np.save(file, array)
+    Image.fromarray(array).save(path, kind)
+
+
 def grey(level):
     return np.full((8, 8, 3), level, np.uint8)
 

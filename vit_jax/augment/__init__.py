@@ -36,16 +36,16 @@ def augment(
     Args:
       key: random key of the step.
       images: uint8 [b, side, side, channels], of any side.
-      labels: int [b].
+      labels: int [b]; for several per image, 0 and 1 [b, num_classes].
       num_classes: length of a target.
       config: resolved.
 
     Returns:
       Images, float32 [b, size, size, channels] of `config.data.image_size`, and targets, float32
-      [b, num_classes], which sum to 1.
+      [b, num_classes], which sum to 1 for one label per image.
     """
     aug, size = config.augment, config.data.image_size
-    targets = jax.nn.one_hot(labels, num_classes)
+    targets = to_targets(labels, num_classes)
     whole = config.data.resize_mode == "fit"
     if not aug.crop_min_area:
         images = center_crop(images, size) if whole else evaluation_crop(images, config.data)
@@ -72,6 +72,13 @@ def augment(
     if any(alphas):
         return mix(mixing, images, targets, *alphas, aug.cutmix_rate, aug.mix_rate)
     return images, targets
+
+
+def to_targets(labels: Array, num_classes: int) -> Array:
+    """Convert labels [b], or several per image as 0 and 1 [b, classes], to float32 [b, classes]."""
+    if labels.ndim == 2:
+        return labels.astype(jnp.float32)
+    return jax.nn.one_hot(labels, num_classes)
 
 
 def _make_policy(aug, size):

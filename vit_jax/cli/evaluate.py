@@ -51,5 +51,6 @@ def main(argv: Sequence[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "test_report.json", json.dumps(report) + "\n")
     write_test_report(out / "test_report.txt", name, report, [])
-    draw_confusion(out / "confusion.png", str(args.run), report, split)
+    if "confusion" in report:  # not of several labels per image
+        draw_confusion(out / "confusion.png", str(args.run), report, split)
     print(f"\n{(out / 'test_report.txt').read_text()}\nwrote {out}")

@@ -1,6 +1,7 @@
 """Figures and reports during and after training, as callbacks of the training loop."""
 
 from vit_jax import models
+from vit_jax.data.examples import describe_label
 from vit_jax.runtime import processes, sharding
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.progress import print_line
@@ -36,7 +37,9 @@ class ReportHooks(Hooks):
                 model = models.build(config.model, len(names), dtype)
                 self._viewers[run.folder] = figures.Viewer(run.title, config, model, names)
             viewer = self._viewers[run.folder]
-            seen = viewer.see(host_variables, images, [names[label] for label in labels])
+            seen = viewer.see(
+                host_variables, images, [describe_label(label, names) for label in labels]
+            )
             run.writer.write_images(trainer.step, figures.training_figures(seen))
         processes.wait()
 

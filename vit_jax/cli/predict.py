@@ -9,6 +9,8 @@
 
 Prints the five most probable classes of each image. For a folder, all images in it are classified,
 those of its subfolders too.
+A model of several labels per image prints all labels that apply, marked by *, and adds them as
+"labels" to JSON: those above the thresholds that the validation split chose.
 --explain=METHOD adds a heat map of what supports the predicted class, or --target=CLASS, to the
 annotated images, and its numbers as "relevance" to JSON; the methods are in docs/explaining.md.
 --csv=FILE writes the probabilities of all classes instead, and --sort-into=DIR copies the images
@@ -98,12 +100,16 @@ def _write_files(classifier, paths, failed, args):
     from vit_jax.cli.prediction_files import ClassFolders, CsvFile
     from vit_jax.runtime.progress import Progress
 
+    if args.sort_into and classifier.config.data.multi_label:
+        raise UserError(
+            "--sort-into needs a model of one class per image, this one has several: use --csv"
+        )
     count, names, outputs = 0, classifier.class_names, []
     with contextlib.ExitStack() as stack:
         if args.sort_into:
             outputs.append(ClassFolders(args.sort_into, names, args.below, args.images))
         if args.csv:
-            file = CsvFile(args.csv, names, args.below)
+            file = CsvFile(args.csv, names, args.below, classifier.labels_of)
             outputs.append(stack.enter_context(contextlib.closing(file)))
         progress = Progress("predicting", 0, len(paths), True, "image")
         stack.enter_context(contextlib.closing(progress))
@@ -120,6 +126,7 @@ def _write_files(classifier, paths, failed, args):
 def _print(classifier, paths, failed, args):
     """Print the five most probable classes of each image, or JSON, and draw the overlays."""
     from vit_jax import plots
+    from vit_jax.data.bands import show
     from vit_jax.runtime.progress import Bar
 
     if args.overlay:
@@ -130,7 +137,9 @@ def _print(classifier, paths, failed, args):
     )
     for number, (path, image, probabilities, relevance) in enumerate(found):
         top = dict(classifier.best(probabilities))
-        answers.append({"image": str(path), "top5": top})
+        labels = dict(classifier.labels_of(probabilities))
+        several = {"labels": labels} if classifier.config.data.multi_label else {}
+        answers.append({"image": str(path), **several, "top5": top})
         if relevance is not None:
             answers[-1]["relevance"] = relevance.tolist()
         if args.overlay:
@@ -139,11 +148,13 @@ def _print(classifier, paths, failed, args):
             out = args.overlay / f"{number:04d}_{name}.png"
             of = args.target if args.target is not None else next(iter(top))
             heat = None if relevance is None else (f"{args.explain} of {of}", relevance)
-            plots.save_prediction(out, single_line(path.name), image, top, heat)
+            shown = show(image, classifier.config.data)
+            plots.save_prediction(out, single_line(path.name), shown, top, heat)
         if not args.json:
             Bar.write(single_line(path))
-            for name, probability in top.items():
-                Bar.write(f"  {100 * probability:6.2f} %  {name}")
+            for name, probability in (several.get("labels", {}) | top).items():
+                mark = "*" if several and name in labels else " "
+                Bar.write(f"{mark} {100 * probability:6.2f} %  {name}")
     if args.json:
         print(json.dumps(answers, indent=2))
 

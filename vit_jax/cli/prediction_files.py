@@ -6,7 +6,7 @@ import itertools
 import pathlib
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -21,9 +21,23 @@ class CsvFile:
     Its columns are "image", "predicted", "probability" and the classes; with a limit, "unsure" too.
     """
 
-    def __init__(self, path: pathlib.Path, class_names: Sequence[str], below: float | None):
-        """Open a temporary file next to `path`; raises OSError."""
-        self._path, self._names, self._below = path, class_names, below
+    def __init__(
+        self,
+        path: pathlib.Path,
+        class_names: Sequence[str],
+        below: float | None,
+        labels_of: Callable[[np.ndarray], list[tuple[str, float]]],
+    ):
+        """Open a temporary file next to `path`; raises OSError.
+
+        Args:
+          path: of the CSV file.
+          class_names: in the order of the probabilities.
+          below: images whose highest probability is lower are unsure; None: no column for that.
+          labels_of: probabilities [classes] -> the (label, probability) that apply; several are
+            separated by semicolons.
+        """
+        self._path, self._below, self._labels_of = path, below, labels_of
         self._part = path.with_name(path.name + ".part")
         # File names need not be UTF-8.
         self._file = self._part.open("w", encoding="utf-8", errors="surrogateescape", newline="")
@@ -33,12 +47,11 @@ class CsvFile:
 
     def add(self, path: pathlib.Path, probabilities: np.ndarray) -> None:
         """Write the row of an image; probabilities [classes] keep every bit."""
-        best = int(probabilities.argmax())
-        unsure = []
+        numbers, unsure = probabilities.tolist(), []
         if self._below is not None:
-            unsure = ["yes" if probabilities[best] < self._below else "no"]
-        numbers = probabilities.tolist()
-        self._writer.writerow([path, self._names[best], numbers[best], *unsure, *numbers])
+            unsure = ["yes" if max(numbers) < self._below else "no"]
+        predicted = ";".join(name for name, _ in self._labels_of(probabilities))
+        self._writer.writerow([path, predicted, max(numbers), *unsure, *numbers])
 
     def finish(self) -> None:
         """Give the file its name."""

@@ -52,6 +52,8 @@ def main(argv: Sequence[str]) -> None:
     run = Classifier(args.run)
     if not run.has_data:
         raise UserError(f"{args.run} records no dataset: give the folder of a run")
+    if run.config.data.multi_label:
+        raise UserError(f"{args.run} has several labels per image: suspects ranks one per image")
     out = args.out or args.run / "suspects"
     table = out / "suspects.csv"
     if edits := suspects.count_edits(table, run.config.data):

@@ -47,7 +47,8 @@ class Results:
       experiment: its name.
       rows: of results.json, a dict per variant: "variant", "overrides", "num_params",
         "train_accuracy", "val_accuracy" and "test_accuracy" (each {"mean", "std", "values"},
-        fractions), "gflop_per_image", "pflop", "wall_seconds", "images_per_second"; all but the
+        fractions; with data.multi_label, "train_map", "val_map" and "test_map" instead),
+        "gflop_per_image", "pflop", "wall_seconds", "images_per_second"; all but the
         best have "difference" ({"from", "mean", "low", "high", "pairs"}).
     """
 
@@ -76,9 +77,11 @@ class Results:
 
     @property
     def best_run(self) -> pathlib.Path:
-        """The folder of the run with the best validation accuracy, for `load_model`."""
+        """The folder of the run with the best validation accuracy or mAP, for `load_model`."""
+        from vit_jax.evaluation.labels import score_of  # NumPy
+
         found = [run for row in self.rows for run in self._runs(row)]
-        return max(found, key=lambda run: read_json(run / "summary.json")["val_accuracy"])
+        return max(found, key=lambda run: score_of(read_json(run / "summary.json"), "val"))
 
     def curves(self, metric: str) -> "dict[str, tuple[np.ndarray, np.ndarray]]":
         """Read the curves of a metric, to plot their mean and standard deviation over seeds.

@@ -241,6 +241,8 @@ def _draw_sheet(variants, rows, draws, out):
     import jax
 
     from vit_jax.augment import augment, center_crop
+    from vit_jax.data.bands import show
+    from vit_jax.data.examples import describe_label
     from vit_jax.data.sources import open_source
     from vit_jax.data.splits import make_splits, one_of_each
 
@@ -250,10 +252,14 @@ def _draw_sheet(variants, rows, draws, out):
     config = next(iter(variants.values()))
     splits = make_splits(open_source(config.data), config.data)
     labels = splits.train.labels
-    classes = np.unique(labels)  # of which `rows` are chosen, evenly
+    several = labels.ndim == 2
+    classes = (
+        np.flatnonzero(labels.any(0)) if several else np.unique(labels)
+    )  # of which `rows` are chosen, evenly
     classes = classes[np.unique(np.linspace(0, len(classes) - 1, rows).round().astype(int))]
     chosen = one_of_each(labels, classes, config.seed)
     images, labels = splits.train.take(chosen).decode_all(1)
+    names = [describe_label(label, splits.class_names) for label in labels]
     size, num_classes = config.data.image_size, len(splits.class_names)
     groups = {"original": np.asarray(center_crop(jax.numpy.asarray(images), size))[:, None]}
     for name, config in distinct.values():
@@ -263,4 +269,5 @@ def _draw_sheet(variants, rows, draws, out):
         pixels = drawn * np.array(config.data.std) + np.array(config.data.mean)
         title = name if len(distinct) > 1 else config.augment.kind
         groups[title] = np.rint(255 * pixels).clip(0, 255).astype(np.uint8)
-    plots.save_contact_sheet(out, [splits.class_names[label] for label in labels], groups)
+    groups = {title: show(images, config.data) for title, images in groups.items()}
+    plots.save_contact_sheet(out, names, groups)

@@ -46,7 +46,9 @@ def one_seed_at_a_time(config: Config) -> str:
     if evaluations := config.train.stop_after_evaluations:  # each seed ends at its own step
         return f"train.stop_after_evaluations={evaluations}"
     # Weights & Biases has one run per process; multi-process runs and FSDP are for large models.
-    return "log.wandb=True" if config.log.wandb else one_step_at_a_time(config)
+    # The mAP needs the logits of each seed.
+    others = {"log.wandb=True": config.log.wandb, "data.multi_label=True": config.data.multi_label}
+    return next(filter(others.get, others), one_step_at_a_time(config))
 
 
 def one_step_at_a_time(config: Config) -> str:

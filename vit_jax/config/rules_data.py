@@ -2,6 +2,7 @@
 
 import re
 
+from vit_jax.config.schema import SCHEMA
 from vit_jax.config.settings import Config, resized_side
 from vit_jax.runtime.errors import UserError, truncate_repr
 
@@ -32,9 +33,8 @@ def validate_data(config: Config) -> None:
         raise UserError("data.train_split is empty: give the name of a split")
     if len(data.background) not in (1, 3):
         raise UserError(f"data.background={data.background} must be a grey level, or RGB")
-    levels = tuple(data.level_range)
-    if levels and (len(levels) != 2 or levels[0] >= levels[1]):
-        raise UserError(f"data.level_range={levels} must be two rising levels, or ()")
+    _validate_levels(data)
+    _validate_bands(config)
     for key in ("val_size", "test_size"):
         if data[key] > 1 and data[key] != int(data[key]):
             raise UserError(f"data.{key}={data[key]} must be a fraction below 1, or an integer")
@@ -48,12 +48,82 @@ def validate_data(config: Config) -> None:
             if data.num_folds
             else f"data.fold={data.fold} has no effect without data.num_folds"
         )
+    if data.multi_label:
+        _validate_multi_label(config)
+    elif data.label_separator != SCHEMA["data.label_separator"].default:
+        raise UserError(
+            f"data.label_separator={data.label_separator!r} has no effect with "
+            "data.multi_label=False"
+        )
     if data.train_examples and data.examples_per_class:
         raise UserError("give data.train_examples or data.examples_per_class, not both")
     if data.imbalance_ratio > 1 and data.examples_per_class:
         raise UserError(
             f"data.imbalance_ratio={data.imbalance_ratio} contradicts data.examples_per_class="
             f"{data.examples_per_class}, which balances the classes: give one"
+        )
+
+
+def _validate_levels(data):
+    levels = tuple(data.level_range)
+    pairs = (1,) if data.channels in (1, 3) else (1, data.channels)
+    rising = all(low < high for low, high in zip(levels[::2], levels[1::2], strict=False))
+    if levels and (len(levels) not in [2 * n for n in pairs] or not rising):
+        each = f", two for each of {data.channels} channels" * (len(pairs) > 1)
+        raise UserError(f"data.level_range={levels} must be two rising levels{each}, or ()")
+
+
+def _validate_bands(config):
+    """Raise UserError for settings that images of bands, neither RGB nor grey, contradict."""
+    data, augment = config.data, config.augment
+    bands, needs = tuple(data.rgb_bands), "needs RGB or grey images, not data.channels="
+    if data.channels in (1, 3):
+        if bands:
+            raise UserError(
+                f"data.rgb_bands={bands} has no effect with data.channels={data.channels}"
+            )
+        return
+    if bands and (len(bands) != 3 or max(bands) > data.channels):
+        raise UserError(
+            f"data.rgb_bands={bands} must be three of the bands 1 to {data.channels}, or ()"
+        )
+    if data.name == "digits":
+        raise UserError(f"data.name=digits {needs}{data.channels}")
+    if augment.kind in ("autoaugment", "randaugment", "trivialaugment", "strong"):
+        raise UserError(f"augment.kind={augment.kind} {needs}{data.channels}: use baseline")
+    for key in ("contrast", "saturation"):
+        if augment[key]:
+            raise UserError(f"augment.{key}={augment[key]} {needs}{data.channels}")
+
+
+def _validate_multi_label(config):
+    data = config.data
+    if data.name == "digits" or (data.name == "folder" and not data.labels):
+        hint = ": set data.labels, a table of them" if data.name == "folder" else ""
+        raise UserError(
+            f"data.multi_label=True needs several labels per image, but data.name={data.name} has "
+            f"one class per image{hint}"
+        )
+    if not data.label_separator:
+        raise UserError("data.label_separator is empty: give what is between labels, such as ;")
+    if data.examples_per_class:
+        raise UserError(
+            f"data.examples_per_class={data.examples_per_class} cannot be combined with "
+            "data.multi_label=True, whose images have several classes: use data.train_examples"
+        )
+    one_class = ("data.imbalance_ratio", "data.num_folds", "data.relabel")
+    one_class += ("train.class_weights", "train.focal_gamma", "train.sampling")
+    for key in one_class:
+        section, name = key.split(".")
+        if config[section][name] != SCHEMA[key].default:
+            raise UserError(
+                f"{key}={config[section][name]} needs one class per image, not "
+                "data.multi_label=True: remove it"
+            )
+    if config.train.teacher:
+        raise UserError(
+            f"train.teacher={config.train.teacher} cannot be combined with data.multi_label=True: "
+            "the distillation loss compares one distribution over the classes"
         )
 
 

@@ -54,6 +54,12 @@ DATA = dict(
     ),
     image_key=Setting("image", "name of the TFDS feature with the images"),
     label_key=Setting("label", "name of the TFDS feature with the classes"),
+    multi_label=Setting(
+        False,
+        "several labels per image: sigmoid loss, and mAP instead of accuracy; of data.labels, a "
+        "Hugging Face column of lists, or a TFDS feature Sequence(ClassLabel)",
+    ),
+    label_separator=Setting(";", "with multi_label, what is between labels in data.labels"),
     val_size=positive(0.1, "held-out validation split: fraction or number of images"),
     test_size=positive(0.2, "held-out test split: fraction or number of images"),
     split_seed=Setting(0, "random seed of held-out splits and subsets", high=math.inf),
@@ -95,12 +101,25 @@ DATA = dict(
     ),
     interpolation=Setting("bicubic", "interpolation of resized images", INTERPOLATIONS),
     eval_crop=positive(1.0, "side of the centre crop in evaluation, as a fraction", high=1),
-    channels=Setting(3, "3: RGB, 1: greyscale; images are converted", (1, 3)),
+    channels=Setting(
+        3,
+        "3: RGB, 1: greyscale; images are converted; any other number: bands of a TIFF file, of "
+        "its pages or of a .npy array",
+        low=1,
+        high=1000,
+    ),
+    rgb_bands=free(
+        (),
+        "with other channels than 1 or 3: bands that figures show as red, green and blue, counted "
+        "from 1; (): the first three",
+        low=1,
+        high=1000,
+    ),
     background=Setting((255,), "grey level or RGB behind transparent pixels", high=255),
     level_range=Setting(
         (),
-        "levels that become black and white, of images with more than 8 bits per channel; (): "
-        "decided by a sample of training images",
+        "levels that become black and white, of images with more than 8 bits per channel; of "
+        "bands, two levels for all or for each; (): decided by a sample of training images",
         low=-math.inf,
         high=math.inf,
     ),

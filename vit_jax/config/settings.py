@@ -188,6 +188,12 @@ def _adopt(config, weights, given):
         if key in PREPROCESSING and (default or key in given or old != SCHEMA[key].default):
             continue
         resized = key in ("data.image_size", "model.patch_size") and old
+        # RGB patch kernels are adapted to bands, and so are the constants of the normalisation.
+        bands = now["data.channels"] not in (1, 3) and weights.get("data.channels") == 3
+        if bands and key == "data.channels":
+            continue
+        if bands and key in ("data.mean", "data.std"):
+            value = tuple(value[i % len(value)] for i in range(now["data.channels"]))
         # The tanh layer before the head is adopted on request only, as in the official code.
         if old == value or resized or key == "model.representation_size":
             continue

@@ -4,9 +4,10 @@ import dataclasses
 import zlib
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
-from vit_jax.data import checks, relabel
+from vit_jax.data import bands, checks, relabel
 from vit_jax.data.batches import ResidentBatches, StreamingBatches
 from vit_jax.data.examples import MOST_SAMPLED, spread
 from vit_jax.data.images import describe_transparency, stored_size
@@ -96,11 +97,21 @@ def load_data(config, mesh: Mesh, min_classes: int = 2) -> Data:
 
 def _describe_images(train, level_range, config):
     """Describe what a sample of the training images has in common."""
-    files = train.read_encoded(sorted(set(spread(len(train), MOST_SAMPLED))))
-    yield from filter(
-        None, (describe_compression(files), describe_transparency(files, config.background))
-    )
-    if level_range:
+    if not bands.uses_bands(config.channels):
+        files = train.read_encoded(sorted(set(spread(len(train), MOST_SAMPLED))))
+        yield from filter(
+            None, (describe_compression(files), describe_transparency(files, config.background))
+        )
+    else:
+        shown = [i + 1 for i in bands.shown_bands(config.channels, config.rgb_bands)]
+        names = f"the bands {', '.join(map(str, shown))} as RGB" if shown[1:] else "band 1 as grey"
+        yield f"images have {config.channels} channels: figures show {names} (data.rgb_bands)"
+    if len(level_range) > 2:
+        yield (
+            "images have more than 8 bits per channel: each band has its own levels that become "
+            "black and white (data.level_range), levels outside are clipped"
+        )
+    elif level_range:
         low, high = level_range
         yield (
             f"images have more than 8 bits per channel: the levels {low:g} to {high:g} become "
@@ -113,6 +124,7 @@ def _fingerprint(class_names, by_name):
     checksum = 0
     for split in by_name.values():
         for image, label in split.read(spread(len(split), 8)):
-            checksum = zlib.crc32(image.tobytes(), zlib.crc32(bytes([label % 256]), checksum))
+            content = bytes([label % 256]) if np.ndim(label) == 0 else label.tobytes()
+            checksum = zlib.crc32(image.tobytes(), zlib.crc32(content, checksum))
     sizes = {name: len(split) for name, split in by_name.items()}
     return {"classes": class_names, "examples": sizes, "checksum": checksum}

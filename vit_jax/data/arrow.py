@@ -125,8 +125,11 @@ def read_features(schema: Any, path: pathlib.Path) -> dict[str, dict]:
     with contextlib.suppress(ValueError, KeyError, TypeError):
         found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     found = found or read_json(path.parent / "dataset_info.json").get("features")
-    known = found.items() if isinstance(found, dict) else ()
-    return {name: feature for name, feature in known if isinstance(feature, dict)}
+    known = dict(found) if isinstance(found, dict) else {}
+    for name, feature in known.items():
+        if isinstance(feature, list) and len(feature) == 1:  # how some versions write sequences
+            known[name] = {"_type": "Sequence", "feature": feature[0]}
+    return {name: feature for name, feature in known.items() if isinstance(feature, dict)}
 
 
 def open_table(files: Sequence[pathlib.Path], columns: Sequence[str]) -> Any:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vit_jax.data.examples import Examples
+from vit_jax.data.examples import Examples, as_label
 from vit_jax.runtime import sharding
 
 MOST_STEPS = 64  # per call, in multi-step dispatch
@@ -225,7 +225,7 @@ class StreamingBatches(_Batches):
             step, row = divmod(position, rows)
             index, mask = example(step, first + row)
             image, label = self._examples.read([index])[0]
-            return {"image": image, "label": np.int32(label), "mask": np.bool_(mask)}
+            return {"image": image, "label": as_label(label), "mask": np.bool_(mask)}
 
         options = grain.ReadOptions(
             num_threads=self._num_threads, prefetch_buffer_size=max(64, 2 * rows)

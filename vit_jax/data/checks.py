@@ -42,10 +42,15 @@ def match_names(names: Sequence[str], known: Sequence[str]) -> list[int | None]:
     return found
 
 
+def count_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Count the examples of each class, of labels int [n], or of several per image [n, classes]."""
+    return labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=num_classes)
+
+
 def describe_missing(class_names: Sequence[str], labels: Mapping[str, np.ndarray]) -> Iterator[str]:
     """Describe the classes without an example in a split; `labels` are those of each split."""
     for split, found in labels.items():
-        counts = np.bincount(found, minlength=len(class_names))
+        counts = count_labels(found, len(class_names))
         if missing := [class_names[i] for i in np.flatnonzero(counts == 0).tolist()]:
             what = f"class {missing[0]} has"
             if len(missing) > 1:
@@ -71,10 +76,14 @@ def describe_duplicates(
                 "the accuracy is too high; remove the copies"
             )
     every = np.concatenate([np.empty(0, np.int64), *digests.values()])
-    numbers = np.concatenate([np.empty(0, np.int32), *(labels[split] for split in digests)])
+    found = [labels[split] for split in digests]
+    several = any(one.ndim == 2 for one in found)
+    found = [digest(one) for one in found] if several else found
+    numbers = np.concatenate([np.empty(0, np.int32), *found])
     distinct = np.unique(np.stack([every, numbers]), axis=1)[0]
     if count := int((np.unique(distinct, return_counts=True)[1] > 1).sum()):
-        yield f"images that occur in several classes: {count}; remove the wrong copies"
+        what = "with different labels" if several else "in several classes"
+        yield f"images that occur {what}: {count}; remove the wrong copies"
 
 
 def digest(images: np.ndarray) -> np.ndarray:

@@ -96,7 +96,7 @@ def diagnose(config) -> Diagnosis:
         names,
         found,
         sorted(findings, key=lambda one: kinds.index(one.kind)),
-        {k: np.bincount(v, minlength=len(names)).tolist() for k, v in labels.items()},
+        {k: checks.count_labels(v, len(names)).tolist() for k, v in labels.items()},
         *_constants(found),
         len(large),
     )
@@ -129,7 +129,7 @@ def _classes(found, names) -> Iterator[Finding]:
         kind = MISLEADS if split == "train" else COSTS
         labels = {split: found.labels[found.split == split]}
         yield from (Finding(kind, text) for text in checks.describe_missing(names, labels))
-    counts = np.bincount(found.labels[found.split == "train"], minlength=len(names))
+    counts = checks.count_labels(found.labels[found.split == "train"], len(names))
     if counts.min() and counts.max() >= IMBALANCED * counts.min():
         most, least = int(counts.argmax()), int(counts.argmin())
         yield Finding(
@@ -153,7 +153,7 @@ def _duplicates(found, large) -> Iterator[Finding]:
         yield from _across(found, what, pairs)
         yield from _contradictory(found, what, pairs)
         same = found.split[pairs[:, 0]] == found.split[pairs[:, 1]]
-        agree = found.labels[pairs[:, 0]] == found.labels[pairs[:, 1]]
+        agree = _agree(found, pairs)
         for split in found.splits:
             inside = pairs[same & agree & (found.split[pairs[:, 0]] == split)]
             if len(inside):
@@ -164,6 +164,12 @@ def _duplicates(found, large) -> Iterator[Finding]:
                     "other images",
                     inside.tolist(),
                 )
+
+
+def _agree(found, pairs):
+    """Whether the images of each pair have the same label, or labels."""
+    same = found.labels[pairs[:, 0]] == found.labels[pairs[:, 1]]
+    return same if same.ndim == 1 else same.all(1)
 
 
 def _across(found, what, pairs):
@@ -184,7 +190,7 @@ def _across(found, what, pairs):
 
 
 def _contradictory(found, what, pairs):
-    wrong = pairs[found.labels[pairs[:, 0]] != found.labels[pairs[:, 1]]]
+    wrong = pairs[~_agree(found, pairs)]
     if len(wrong):
         yield Finding(
             MISLEADS,

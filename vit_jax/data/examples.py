@@ -5,6 +5,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -19,14 +20,28 @@ def spread(count: int, wanted: int) -> list[int]:
     return np.linspace(0, count - 1, wanted).astype(int).tolist()
 
 
+def as_label(label: Any) -> Any:
+    """Convert a label to int32, or several labels of an image to uint8 [classes]."""
+    return np.int32(label) if np.ndim(label) == 0 else np.asarray(label, np.uint8)
+
+
+def describe_label(label: Any, class_names: Sequence[str]) -> str:
+    """Name the class of an image, or the classes of one with several labels."""
+    if np.ndim(label) == 0:
+        return class_names[int(label)]
+    return ", ".join(class_names[i] for i in np.flatnonzero(label).tolist()) or "no class"
+
+
 @dataclasses.dataclass(frozen=True)
 class Examples:
     """Random access to labelled images.
 
     Attributes:
       count: number of examples.
-      read: decodes examples: indices -> (uint8 [height, width, channels], label) each.
-      read_labels: -> int32 [count]; called only if the labels are needed without the images.
+      read: decodes examples: indices -> (uint8 [height, width, channels], label) each. The label is
+        an integer; of several labels per image, uint8 [classes] of 0 and 1.
+      read_labels: -> int32 [count], or uint8 [count, classes]; called only if the labels are needed
+        without the images.
       make_identity: -> a string that identifies the images and labels, None for no caching; called
         only before all images are decoded.
       read_encoded: indices -> the encoded images; empty if there are none.
@@ -35,7 +50,7 @@ class Examples:
     """
 
     count: int
-    read: Callable[[Sequence[int]], list[tuple[np.ndarray, int]]]
+    read: Callable[[Sequence[int]], list[tuple[np.ndarray, Any]]]
     read_labels: Callable[[], np.ndarray]
     make_identity: Callable[[], str | None] = lambda: None
     read_encoded: Callable[[Sequence[int]], list[bytes]] = lambda indices: []
@@ -47,7 +62,7 @@ class Examples:
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
-        """The labels, int32 [n]."""
+        """The labels, int32 [n], or uint8 [n, classes] of several per image."""
         return self.read_labels()
 
     @functools.cached_property
@@ -98,11 +113,12 @@ class Examples:
         return dataclasses.replace(self, **changes) if rows else self
 
     def decode_all(self, num_threads: int) -> tuple[np.ndarray, np.ndarray]:
-        """Decode all images, uint8 [n, height, width, channels], and labels, int32 [n]."""
+        """Decode all images, uint8 [n, height, width, channels], and `labels`."""
         chunks = [range(i, min(i + 256, len(self))) for i in range(0, len(self), 256)]
         # Preallocated: stacking at the end would need twice the memory.
-        images = np.empty((len(self), *self.read([0])[0][0].shape), np.uint8)
-        labels = np.empty(len(self), np.int32)
+        first, label = self.read([0])[0]
+        images = np.empty((len(self), *first.shape), np.uint8)
+        labels = np.empty((len(self), *np.shape(label)), as_label(label).dtype)
         progress = Progress("decoding", 0, len(self), True, "image")
         with ThreadPoolExecutor(num_threads) as pool, contextlib.closing(progress):
             for chunk, examples in zip(chunks, pool.map(self.read, chunks), strict=True):

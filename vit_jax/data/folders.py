@@ -7,6 +7,7 @@ import pathlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -15,13 +16,12 @@ from vit_jax.data.checks import match_names
 from vit_jax.data.examples import MOST_SAMPLED, Examples, spread
 from vit_jax.data.images import (
     IMAGE_SUFFIXES,
-    decide_range,
+    decide_levels,
     identity_of,
     is_image,
-    open_image,
     options_of,
     read_image,
-    read_levels,
+    sample_levels,
 )
 from vit_jax.runtime.errors import UserError, join_names, single_line, truncate_repr
 from vit_jax.runtime.files import warn
@@ -232,13 +232,14 @@ class Folder:
     @functools.cached_property
     def level_range(self) -> tuple[float, ...]:
         """The level range of images with more than 8 bits; () if no training image has more."""
-        return self._config.level_range or decide_range(self._sample_levels())
+        config = self._config
+        return config.level_range or decide_levels(self._sample_levels(), config.channels)
 
     def _sample_levels(self):
         files, _ = self._list(self.train_split)
         for i in sorted(set(spread(len(files), MOST_SAMPLED))):
-            with contextlib.suppress(Exception), open_image(files[i]) as image:  # of many types
-                levels = read_levels(image)
+            with contextlib.suppress(Exception):  # of many types
+                levels = sample_levels(files[i], self._config)
                 if levels is not None:
                     yield levels
 
@@ -253,9 +254,10 @@ class Folder:
             if not self._config.cache_decoded:
                 return None
             state = decoded.state_of(files)
-            place = str(root.resolve())
-            return identity_of(self._config, self.level_range, place, state, labels.tolist())
+            where = str(root.resolve())
+            return identity_of(self._config, self.level_range, where, state, labels.tolist())
 
+        place = root if root.is_dir() else self._root  # splits of a table need no folder
         return Examples(
             len(files),
             lambda indices: [(self._read(files[i]), labels[i]) for i in indices],
@@ -263,7 +265,7 @@ class Folder:
             identity,
             lambda indices: [files[i].read_bytes() for i in indices],
             lambda: np.array([path.stat().st_size for path in files]),
-            lambda indices: [single_line(files[i].relative_to(root).as_posix()) for i in indices],
+            lambda indices: [single_line(os.path.relpath(files[i], place)) for i in indices],
         )
 
     def overlap(self, one: str, other: str) -> bool:
@@ -271,7 +273,7 @@ class Folder:
         return (self._root / one).resolve() == (self._root / other).resolve()
 
     def _read(self, path):
-        options = options_of(self._config) | {"level_range": self.level_range}
+        options: Any = options_of(self._config) | {"level_range": self.level_range}
         try:
             return read_image(path, max_pixels=self._config.max_pixels, **options)
         except UserError as error:

@@ -4,21 +4,22 @@ import contextlib
 import functools
 import io
 import os
+from typing import Any
 
 import numpy as np
 
 from vit_jax.data import arrow, decoded
-from vit_jax.data.examples import MOST_SAMPLED, Examples, spread
+from vit_jax.data.examples import MOST_SAMPLED, Examples, as_label, spread
 from vit_jax.data.folders import find_readable, find_split
 from vit_jax.data.hub import locate
 from vit_jax.data.images import (
-    decide_range,
+    decide_levels,
     identity_of,
-    open_image,
     options_of,
     read_image,
-    read_levels,
+    sample_levels,
 )
+from vit_jax.data.label_sets import number_sets
 from vit_jax.data.labels import choose_splits, class_of, describe_unused, find_column, sort_classes
 from vit_jax.runtime.errors import UserError, join_names, single_line, truncate_repr
 
@@ -44,6 +45,8 @@ class HuggingFace:
         self._image = self._find_images(schema, features)
         self._label = self._find_labels(schema, features)
         known = features.get(self._label, {})
+        if config.multi_label:
+            known = known.get("feature", known)
         named = known.get("names") if known.get("_type") == "ClassLabel" else None
         self._names = [str(name) for name in named or ()]
         self.warnings = []
@@ -62,7 +65,11 @@ class HuggingFace:
         return self._choose("image", schema, fit, features, "Image", "encoded images")
 
     def _find_labels(self, schema, features):
-        """Find the column of one label per image; raises UserError."""
+        """Find the column of one label, or several, per image; raises UserError."""
+        if self._config.multi_label:
+            fit = [field.name for field in schema if _holds_label_lists(field.type)]
+            what = "a list of labels per image"
+            return self._choose("label", schema, fit, features, "Sequence", what)
         fit = [field.name for field in schema if _holds_labels(field.type)]
         return self._choose("label", schema, fit, features, "ClassLabel", "one label per image")
 
@@ -85,6 +92,8 @@ class HuggingFace:
         problem = f"several columns may hold {what} ({', '.join(fit)}): set data.{kind}_column"
         if not fit:
             problem = f"no column holds {what}"
+            if kind == "label" and any(_holds_label_lists(field.type) for field in schema):
+                problem += " (for several labels per image, set data.multi_label=True)"
         raise UserError(f"{self._where}: {problem}; the columns are {listed}")
 
     def _table(self, split):
@@ -113,7 +122,10 @@ class HuggingFace:
         """The names of the classes, or else the distinct labels of the training examples."""
         if self._names:
             return list(map(single_line, self._names))
-        values = self._table(self.train_split)[self._label].unique().to_pylist()
+        column = self._table(self.train_split)[self._label]
+        if self._config.multi_label:
+            column = arrow.require("pyarrow.compute").list_flatten(column)
+        values = column.unique().to_pylist()
         if len(values) > MOST_CLASSES:
             raise UserError(
                 f"column {self._label} of {self._where} has {len(values):,} distinct values, more "
@@ -122,8 +134,10 @@ class HuggingFace:
         return list(map(single_line, sort_classes(filter(None, map(class_of, values)))))
 
     def _labels(self, split):
-        """Number the labels of a split, int32 [n]; raises UserError."""
+        """Number the labels of a split, int32 [n]; of several, uint8 [n, classes]; UserError."""
         column = self._table(split)[self._label]
+        if self._config.multi_label:
+            return self._label_sets(split, column.to_pylist())
         distinct = column.unique()
         values = distinct.to_pylist()
         numbers = {name: number for number, name in enumerate(self.class_names)}
@@ -146,19 +160,31 @@ class HuggingFace:
         rows = compute.index_in(column, value_set=distinct).to_numpy()
         return np.array([numbers[name] for name in names], np.int32)[rows]
 
+    def _label_sets(self, split, rows):
+        """Mark the classes of each row, uint8 [n, classes]; raises UserError."""
+
+        def name(value):
+            is_number = self._names and isinstance(value, int) and 0 <= value < len(self._names)
+            return self.class_names[value] if is_number else single_line(class_of(value))
+
+        sets = [[name(value) for value in row or ()] for row in rows]
+        places = [f"row {i} of {self._in(split)}" for i in range(len(rows))]
+        return number_sets(sets, self.class_names, places)
+
     def _in(self, split):
         return f"split {split!r} of {self._where}" if split else self._where
 
     @functools.cached_property
     def level_range(self) -> tuple[float, ...]:
         """The level range of images with more than 8 bits; () if no training image has more."""
-        return self._config.level_range or decide_range(self._sample_levels())
+        config = self._config
+        return config.level_range or decide_levels(self._sample_levels(), config.channels)
 
     def _sample_levels(self):
         fetch, count = self._fetcher(self.train_split), len(self._table(self.train_split))
         for i in sorted(set(spread(count, MOST_SAMPLED))):
-            with contextlib.suppress(Exception), open_image(io.BytesIO(fetch(i))) as image:
-                levels = read_levels(image)
+            with contextlib.suppress(Exception):
+                levels = sample_levels(io.BytesIO(fetch(i)), self._config)
                 if levels is not None:
                     yield levels
 
@@ -194,7 +220,7 @@ class HuggingFace:
     def examples(self, split: str) -> Examples:
         """Open the rows of a split, "" for the only one."""
         labels, fetch, config = self._labels(split), self._fetcher(split), self._config
-        options = options_of(config) | {"level_range": self.level_range}
+        options: Any = options_of(config) | {"level_range": self.level_range}
 
         def decode(row):
             where = f"row {row} of {self._in(split)}"
@@ -220,7 +246,7 @@ class HuggingFace:
 
         examples = Examples(
             len(labels),
-            lambda rows: [(decode(i), int(labels[i])) for i in rows],
+            lambda rows: [(decode(i), as_label(labels[i])) for i in rows],
             lambda: labels,
             identity,
             lambda rows: [fetch(i) for i in rows],
@@ -253,3 +279,9 @@ def _holds_labels(kind):
         kind = kind.value_type
     is_text = types.is_string(kind) or types.is_large_string(kind)
     return is_text or types.is_integer(kind) or types.is_boolean(kind)
+
+
+def _holds_label_lists(kind):
+    types = arrow.require("pyarrow.types")
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return is_list and _holds_labels(kind.value_type)

@@ -12,7 +12,7 @@ import PIL
 from PIL import Image, ImageOps, features
 
 from vit_jax.config import resized_side
-from vit_jax.data import decoded
+from vit_jax.data import bands, decoded
 from vit_jax.data.resizing import Resize, make_resize
 from vit_jax.runtime.errors import UserError
 
@@ -30,6 +30,7 @@ _KINDS = {
     "AVIF": (".avif",),
     "HEIF": (".heic", ".heif"),
 }
+_ARRAYS = (".npy",)
 if not features.check("avif"):
     del _KINDS["AVIF"]
 if not features.check("jpg_2000"):
@@ -41,7 +42,7 @@ else:
 
     pillow_heif.register_heif_opener()
 FORMATS = tuple(_KINDS)
-IMAGE_SUFFIXES = tuple(suffix for suffixes in _KINDS.values() for suffix in suffixes)
+IMAGE_SUFFIXES = tuple(suffix for suffixes in _KINDS.values() for suffix in suffixes) + _ARRAYS
 PIXELS = 2  # increase when `to_array` changes its result: invalidates cached images
 
 FULL_RANGE = (0.0, 65535.0)
@@ -70,7 +71,7 @@ def identity_of(config, *what) -> str:
 
 
 def to_array(
-    image: Image.Image,
+    image: Image.Image | np.ndarray,
     size: int,
     channels: int,
     background: tuple[float, ...] = WHITE,
@@ -80,9 +81,10 @@ def to_array(
     """Orient (in place), convert and resize to uint8 [size, size, channels].
 
     Args:
-      image: of any mode.
+      image: of any mode; or an array [height, width, channels], of which each channel is scaled and
+        resized on its own.
       size: side of the result in pixels.
-      channels: 1 or 3.
+      channels: 1 or 3, of an array any number.
       background: grey level or RGB behind transparent pixels.
       level_range: levels that become 0 and 255, of images with more than 8 bits; (): `FULL_RANGE`.
       resize: rule of resizing.
@@ -90,6 +92,8 @@ def to_array(
     Raises:
       UserError: without `level_range`, the levels end below a sixteenth of `FULL_RANGE`.
     """
+    if isinstance(image, np.ndarray):
+        return bands.to_array(bands.arrange(image, channels), size, level_range, resize)
     deep = _read_deep_colours(image)
     if deep is not None:
         image.paste(Image.fromarray(scale_levels(deep, level_range)))
@@ -111,7 +115,12 @@ def to_array(
 
 
 def read_image(
-    file: Any, *args, max_pixels: int = MAX_PIXELS, where: Any = "", **options: Any
+    file: Any,
+    size: int,
+    channels: int,
+    max_pixels: int = MAX_PIXELS,
+    where: Any = "",
+    **options: Any,
 ) -> np.ndarray:
     """Read a path or binary file with `to_array` and its arguments.
 
@@ -119,8 +128,11 @@ def read_image(
       UserError: it cannot be read; the message names `where`, by default the path.
     """
     try:
+        if bands.uses_bands(channels, file):
+            array = bands.read(file, channels, max_pixels)
+            return to_array(array, size, channels, **options)
         with open_image(file, max_pixels) as image:
-            return to_array(image, *args, **options)
+            return to_array(image, size, channels, **options)
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises many types for a broken file
@@ -222,6 +234,14 @@ def read_levels(image: Image.Image) -> np.ndarray | None:
     return np.asarray(image) if _is_deep_grey(image) else _read_deep_colours(image)
 
 
+def sample_levels(file: Any, config) -> np.ndarray | None:
+    """Read the levels of an image of `config.data` beyond 8 bits; None for 8 bits."""
+    if bands.uses_bands(config.channels, file):
+        return bands.read(file, config.channels, config.max_pixels)
+    with open_image(file, config.max_pixels) as image:
+        return read_levels(image)
+
+
 def scale_levels(levels: np.ndarray, level_range: tuple[float, ...]) -> np.ndarray:
     """Scale levels to uint8, as `to_array` does; raises UserError."""
     low, high = level_range or FULL_RANGE
@@ -236,6 +256,11 @@ def scale_levels(levels: np.ndarray, level_range: tuple[float, ...]) -> np.ndarr
     if levels.ndim == 3 and levels.shape[-1] == 4 and levels.dtype == np.uint16:
         scaled[..., 3] = levels[..., 3] // 256  # alpha
     return scaled
+
+
+def decide_levels(samples: Iterable[np.ndarray], channels: int) -> tuple[float, ...]:
+    """Choose the level range of a dataset by `decide_range`, of bands by `bands.decide_ranges`."""
+    return (bands.decide_ranges if bands.uses_bands(channels) else decide_range)(samples)
 
 
 def decide_range(samples: Iterable[np.ndarray]) -> tuple[float, ...]:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import itertools
 import os
 import pathlib
 import posixpath
@@ -13,6 +14,7 @@ import numpy as np
 from vit_jax.config.rules_data import parse_pattern
 from vit_jax.data.folders import SPLIT_NAMES, Folder, find_split, has_class_folders, list_images
 from vit_jax.data.images import IMAGE_SUFFIXES
+from vit_jax.data.label_sets import indicator_columns, marked, number_sets, split_cell
 from vit_jax.data.labels import (
     choose_splits,
     class_of,
@@ -29,13 +31,15 @@ NO_COLUMN = "none"  # as data.split_column
 class Row:
     """A labelled image: where it is named (as "line 3 of labels.csv"), its file, class and split.
 
-    The split is "" where none is given.
+    The split is "" where none is given. With several labels per image, `labels` are all of them,
+    and `label` describes them.
     """
 
     where: str
     file: pathlib.Path
     label: str
     split: str
+    labels: tuple[str, ...] = ()
 
 
 def read_table(path: pathlib.Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -87,7 +91,10 @@ def _is_image_name(cell):
 
 
 def _find_columns(names, rows, config, path):
-    """Find the columns of file names, labels and splits; the last is "" if there is none."""
+    """Find the columns of file names, labels and splits; the last is "" if there is none.
+
+    The columns of labels are one, or with several labels per image, one of 0 and 1 for each class.
+    """
     where = f"data.labels={path}"
     split = ""
     if config.split_column != NO_COLUMN:
@@ -96,7 +103,10 @@ def _find_columns(names, rows, config, path):
     if not image:
         like = [n for n, cell in zip(names, rows[0][1], strict=True) if _is_image_name(cell)]
         image = like[0] if len(like) == 1 else ""
-    label = find_column("label", names, config, where)
+    several = []
+    if config.multi_label and not config.label_column:
+        several = indicator_columns(names, [cells for _, cells in rows], (image, split))
+    label = several[0] if several[1:] else find_column("label", names, config, where)
     if not label:
         others = [name for name in names if name not in (image, split)]
         label = others[0] if image and len(others) == 1 else ""
@@ -108,9 +118,10 @@ def _find_columns(names, rows, config, path):
             )
     if len({image, label, split}) < 3:
         raise UserError(f"{where}: column {image if image == label else split} is used twice")
-    shown = f"file names in column {image}, labels in {label}"
+    labels = several if several[1:] else [label]
+    shown = f"file names in column {image}, labels in {join_names(labels)}"
     print(single_line(f"{path}: {shown}{f', splits in {split}' if split else ''}"), flush=True)
-    return image, label, split
+    return image, labels, split
 
 
 class _Index:
@@ -156,26 +167,31 @@ def _read_rows(config, index):
     if path is None:
         raise UserError(f"data.labels={config.labels} is not a file, nor one in {index.root}")
     names, lines = read_table(path)
-    image, label, split = _find_columns(names, lines, config, path)
-    columns = [names.index(name) if name else None for name in (image, label, split)]
+    image, labels, split = _find_columns(names, lines, config, path)
+    columns = [names.index(name) if name else None for name in (image, labels[0], split)]
     rows = []
     for line, cells in lines:
         file, value, part = ("" if i is None else cells[i] for i in columns)
-        where, label_name = f"line {line} of data.labels={path}", class_of(value)
+        where, label_name, found = f"line {line} of data.labels={path}", class_of(value), ()
+        if config.multi_label:
+            found = split_cell(value, config.label_separator)
+            if labels[1:]:
+                found = marked(labels, [cells[names.index(name)] for name in labels])
+            label_name = ", ".join(found) or "no class"
         for kind, cell, name in (
             ("file name", file, image),
-            ("label", label_name, label),
+            ("label", label_name, labels[0]),
             ("split", part or not split, split),
         ):
             if not cell:
                 raise UserError(f"{where} has no {kind} in column {name}: add it")
-        found = index.find(file, part, path.parent)
-        if len(found) != 1:
-            several = f"is any of {join_names(list(map(str, found)))}: give the folder and suffix"
+        files = index.find(file, part, path.parent)
+        if len(files) != 1:
+            several = f"is any of {join_names(list(map(str, files)))}: give the folder and suffix"
             none = f"is not in {index.root}: data.dir is the folder that file names start from"
-            text = several if found else none
+            text = several if files else none
             raise UserError(f"{where} names the file {truncate_repr(file)}, which {text}")
-        rows.append(Row(where, found[0], label_name, part))
+        rows.append(Row(where, files[0], label_name, part, found))
     return rows
 
 
@@ -250,11 +266,13 @@ class Labelled(Folder):
         self.split_names, self.train_split = choose_splits(names, config, self._where)
         if not self.split_names:
             self._rows = {"": rows}
-        self.class_names = sort_classes(row.label for row in self._rows[self.train_split])
+        train = self._rows[self.train_split]
+        named = (row.labels if config.multi_label else (row.label,) for row in train)
+        self.class_names = sort_classes(itertools.chain.from_iterable(named))
         if len(self.class_names) < min_classes:
             raise UserError(
-                f"{self._where} has a single class of training images, {self.class_names[0]}: "
-                "give at least two"
+                f"{self._where} has a single class of training images, "
+                f"{''.join(self.class_names) or 'none'}: give at least two"
             )
         self.warnings = []
         if self.split_names:
@@ -283,6 +301,10 @@ class Labelled(Folder):
         if split not in self._rows:
             listed = ", ".join(self.split_names) or "no splits"
             raise UserError(f"{self._where} has no split {truncate_repr(split)}: it has {listed}")
+        if self._config.multi_label:
+            rows = self._rows[split]
+            sets, places = [row.labels for row in rows], [row.where for row in rows]
+            return [row.file for row in rows], number_sets(sets, self.class_names, places)
         return number_labels(self._rows[split], self.class_names)
 
     def overlap(self, one: str, other: str) -> bool:
@@ -336,6 +358,6 @@ def open_labelled(config, min_classes: int = 2) -> Folder:
     train = config.train_split
     train = find_split("train", index.splits) if train == "train" else train
     if not has_column and train and "" not in splits and train not in splits:
-        if has_class_folders(root / train):
+        if has_class_folders(root / train) and not config.multi_label:
             return LabelledSplits(config, rows, min_classes)
     return Labelled(config, index, rows, min_classes)

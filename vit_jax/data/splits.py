@@ -24,10 +24,12 @@ class Splits:
 
 
 def stratified(labels: np.ndarray, count: int, seed) -> tuple[np.ndarray, np.ndarray]:
-    """Draw `count` examples, stratified by class.
+    """Draw `count` examples, stratified by class; several labels per image: by each of them.
 
     Returns the sorted indices of the chosen [count] and of the rest [n - count].
     """
+    if labels.ndim == 2:
+        return _stratified_by_labels(labels, count, seed)
     order = np.random.default_rng(seed).permutation(len(labels))
     sizes = np.bincount(labels)
     by_class = order[np.argsort(labels[order], kind="stable")]  # grouped; shuffled in each class
@@ -37,6 +39,25 @@ def stratified(labels: np.ndarray, count: int, seed) -> tuple[np.ndarray, np.nda
     position[by_class] = (np.arange(len(labels)) - first + 0.5) / np.repeat(sizes, sizes)
     ranked = order[np.argsort(position[order], kind="stable")]
     return np.sort(ranked[:count]), np.sort(ranked[count:])
+
+
+def _stratified_by_labels(labels, count, seed):
+    """Stratify iteratively, the rarest label first (Sechidis et al. 2011, algorithm 1)."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    rows = labels[order].astype(bool)
+    room = np.array([count, len(rows) - count])
+    # How many examples the chosen and the rest still need of each label, and in total.
+    wanted = np.outer(room / max(1, len(rows)), rows.sum(0))  # [2, classes]
+    taken, left = np.full(len(rows), -1), rows.sum(0)
+    while left.any():
+        label = int(np.where(left > 0, left, len(rows) + 1).argmin())
+        for i in np.flatnonzero(rows[:, label] & (taken < 0)):
+            side = max((0, 1), key=lambda s: (room[s] > 0, wanted[s, label], room[s]))
+            taken[i], room[side] = side, room[side] - 1
+            wanted[side] -= rows[i]
+            left -= rows[i]
+    taken[np.flatnonzero(taken < 0)] = np.repeat((0, 1), room)  # examples without a label
+    return np.sort(order[taken == 0]), np.sort(order[taken == 1])
 
 
 def _balanced_subset(labels, num_classes, per_class, seed):
@@ -72,7 +93,8 @@ def _long_tail(labels, num_classes, ratio, seed):
 def one_of_each(labels: np.ndarray, classes: Iterable[int], seed) -> np.ndarray:
     """Draw the index of one example of each class in `classes`, none of which is empty."""
     rng = np.random.default_rng(seed)
-    return np.array([rng.choice(np.flatnonzero(labels == c)) for c in classes])
+    has = (labels[:, c] if labels.ndim == 2 else labels == c for c in classes)
+    return np.array([rng.choice(np.flatnonzero(one)) for one in has])
 
 
 def make_splits(source: Source, config) -> Splits:

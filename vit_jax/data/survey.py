@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vit_jax.data.bands import is_array, show
 from vit_jax.data.duplicates import SIDE
 from vit_jax.data.examples import Examples
 from vit_jax.data.images import has_alpha, open_image, options_of, read_levels, to_array
@@ -64,7 +65,7 @@ class Survey:
       splits: {"train", "val", "test": examples}.
       records: of all images.
       split: the split of each, str [n].
-      labels: the class of each, int [n].
+      labels: the class of each, int [n], or the several of each, [n, classes].
       names: the name of each.
     """
 
@@ -112,17 +113,18 @@ def survey(splits: Mapping[str, Examples], config, level_range: tuple[float, ...
 def _measure(examples, index, config, options):
     try:
         encoded = examples.read_encoded([index])
-        if encoded:
+        if encoded and not is_array(encoded[0], config.channels):
             return _measure_file(encoded[0], config, options)
-        return _measure_array(examples.read([index])[0][0])
+        return _measure_array(examples.read([index])[0][0], config)
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises many types for a broken file
         return Record(problem=str(error) if isinstance(error, UserError) else first_line(error))
 
 
-def _measure_array(array):
-    image = Image.fromarray(array[..., :3] if array.shape[-1] >= 3 else array[..., 0])
+def _measure_array(array, config):
+    shown = show(array, config)
+    image = Image.fromarray(shown if shown.shape[-1] == 3 else shown[..., 0])
     record = Record(format="array", mode=image.mode, size=image.size)
     return dataclasses.replace(record, digest=_digest(array.tobytes()), **_pixels(array, image))
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vit_jax.data import decoded, prepare
+from vit_jax.data import bands, decoded, prepare
 from vit_jax.data.examples import MOST_SAMPLED, Examples, spread
 from vit_jax.data.images import (
-    decide_range,
+    decide_levels,
     identity_of,
     open_image,
     options_of,
@@ -51,15 +51,22 @@ class Tfds:
         if isinstance(features, dict) or hasattr(features, "items"):
             described = (f"{key} ({truncate_repr(one)})" for key, one in sorted(features.items()))
             listed = ", ".join(described)
-        for key, is_supported in (("image_key", _is_image), ("label_key", _is_label)):
+        is_label, what_each = _is_label, "one class each"
+        if config.multi_label:
+            is_label, what_each = _is_label_sequence, "several labels each (data.multi_label=True)"
+        is_image = functools.partial(_is_image, channels=config.channels)
+        for key, is_supported in (("image_key", is_image), ("label_key", is_label)):
             name, found = config[key], None
             with contextlib.suppress(KeyError, TypeError):
                 found = features[name]
             if found is None or not is_supported(found):
                 what = f"is {truncate_repr(found)}" if found is not None else "is missing"
+                hint = ""
+                if found is not None and not config.multi_label and _is_label_sequence(found):
+                    hint = "; for several labels per image, set data.multi_label=True"
                 raise UserError(
-                    f"data.name={config.name} cannot be read as images with one class each: "
-                    f"data.{key}={name!r} {what}; its features are {listed}"
+                    f"data.name={config.name} cannot be read as images with {what_each}: "
+                    f"data.{key}={name!r} {what}{hint}; its features are {listed}"
                 )
         return features[config.image_key], features[config.label_key]
 
@@ -67,12 +74,17 @@ class Tfds:
     def class_names(self) -> list[str]:
         """The names of the classes, or else the distinct labels of all splits."""
         if self._is_named:
-            return [single_line(name) for name in self._label.names]
+            return [single_line(name) for name in self._classes.names]
         return [single_line(value) for value in self._values.tolist()]
 
     @property
     def _is_named(self):
-        return bool(getattr(self._label, "num_classes", None))
+        return bool(getattr(self._classes, "num_classes", None))
+
+    @property
+    def _classes(self):
+        """The feature of a single label."""
+        return self._label.feature if self._config.multi_label else self._label
 
     @functools.cached_property
     def _values(self):
@@ -88,7 +100,8 @@ class Tfds:
     @functools.cached_property
     def level_range(self) -> tuple[float, ...]:
         """The level range of images with more than 8 bits; () if no training image has more."""
-        return self._config.level_range or decide_range(self._sample_levels())
+        config = self._config
+        return config.level_range or decide_levels(self._sample_levels(), config.channels)
 
     def _sample_levels(self):
         split, key = self.train_split, self._config.image_key
@@ -102,8 +115,11 @@ class Tfds:
 
     def _open(self, value):
         """Open an image: a Pillow image, or an array of levels if it is stored as one."""
+        several = bands.uses_bands(self._config.channels)
         if isinstance(value, np.ndarray):
-            return value
+            return bands.arrange(value, self._config.channels) if several else value
+        if several:
+            return bands.read(value, self._config.channels, self._config.max_pixels)
         image = open_image(io.BytesIO(value), self._config.max_pixels)
         if self._image.np_dtype == np.float32:  # the bits of a float are those of a pixel in RGBA
             return np.ascontiguousarray(image).view(np.float32)
@@ -111,7 +127,7 @@ class Tfds:
 
     def _decode(self, value, options):
         image = self._open(value)
-        if isinstance(image, np.ndarray):
+        if isinstance(image, np.ndarray) and not bands.uses_bands(options["channels"]):
             if image.dtype != np.uint8:
                 image = scale_levels(image, options["level_range"])
             image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
@@ -160,10 +176,21 @@ class Tfds:
             chunks = [range(i, min(i + 4096, len(records))) for i in range(0, len(records), 4096)]
             with self._reading(split):
                 values = [_plain(e[key]) for c in chunks for e in records.__getitems__(c)]
-            return (np.array(values),)
+                return (self._multi_hot(values) if several else np.array(values),)
 
-        name = files and decoded.identity("labels", split, key, files)
+        several = self._config.multi_label
+        name = files and decoded.identity("labels" + " per image" * several, split, key, files)
         return decoded.cached(name, read)[0]
+
+    def _multi_hot(self, values):
+        """Mark the classes of sequences of labels: uint8 [n, classes]."""
+        found = np.zeros((len(values), self._classes.num_classes), np.uint8)
+        for row, labels in zip(found, values, strict=True):
+            numbers = np.asarray(labels, np.int64)
+            if (numbers < 0).any():
+                raise UserError(f"an image of {self._config.name} has the label {numbers.min()}")
+            row[numbers] = 1
+        return found
 
     def examples(self, split: str) -> Examples:
         """Open a TFDS split string such as "train[:90%]"."""
@@ -179,6 +206,8 @@ class Tfds:
                 return records.__getitems__(indices)
 
         def numbers(values):
+            if config.multi_label:
+                return values if isinstance(values, np.ndarray) else self._multi_hot(values)
             labels = np.asarray(values)
             if not self._is_named:
                 labels = np.searchsorted(self._values, labels)
@@ -193,7 +222,7 @@ class Tfds:
             labels = numbers([_plain(example[config.label_key]) for example in examples])
             with self._reading(split):
                 images = [self._decode(e[config.image_key], options) for e in examples]
-            return list(zip(images, labels.tolist(), strict=True))
+            return list(zip(images, labels if config.multi_label else labels.tolist(), strict=True))
 
         def read_encoded(indices):
             if self._image.np_dtype == np.float32:  # which look like RGBA
@@ -245,11 +274,11 @@ class _Deserialised:
         ]
 
 
-def _is_image(feature):
+def _is_image(feature, channels):
     if type(feature).__name__ not in ("Image", "Tensor"):  # e.g. Video, Sequence, LabeledImage
         return False
     shape = feature.shape
-    is_plane = len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3, 4))
+    is_plane = len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3, 4, channels))
     return is_plane and np.dtype(feature.np_dtype).kind in "uifb"
 
 
@@ -259,6 +288,11 @@ def _is_label(feature):
         return True
     is_scalar = kind in ("Tensor", "Scalar") and feature.shape == ()
     return is_scalar and np.dtype(feature.np_dtype).kind in "uib"
+
+
+def _is_label_sequence(feature):
+    one: Any = getattr(feature, "feature", None)
+    return type(one).__name__ == "ClassLabel" and bool(one.num_classes)
 
 
 def _plain(label):

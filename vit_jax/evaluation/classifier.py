@@ -21,10 +21,12 @@ from vit_jax.config.schema import SCHEMA
 from vit_jax.data import StreamingBatches, load_data
 from vit_jax.data.checks import match_names
 from vit_jax.data.sources import open_source
-from vit_jax.data.splits import all_splits, holds_out_test, make_splits, one_of_each
-from vit_jax.evaluation import inputs
-from vit_jax.evaluation.evaluate import evaluate, make_report, softmax
+from vit_jax.data.splits import all_splits, holds_out_test
+from vit_jax.evaluation import inputs, samples
+from vit_jax.evaluation.evaluate import evaluate, make_report
 from vit_jax.evaluation.inputs import Images, Path
+from vit_jax.evaluation.labels import make_label_report, probabilities
+from vit_jax.evaluation.metrics import reorder_labels
 from vit_jax.evaluation.steps import make_eval_step
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError, join_names, single_line
@@ -49,6 +51,7 @@ class Classifier:
       class_names: names of the classes; "class 0", ... if the weights have none.
       has_data: whether `config` records the dataset that the model was trained on.
       name: name of the run, such as "head/seed_0", or of the checkpoint.
+      thresholds: probability from which each label applies, with several labels per image; else [].
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Classifier:
             overrides = info["settings"] | {"train.steps": 1}
             self.config = settings.with_overrides(settings.get_config(), overrides, str(path))
         self.has_data = record is not None
+        self.thresholds = info.get("thresholds") or []
         self._fingerprint = (record or {}).get("data")
         self._names = info["class_names"] if class_names is None else list(class_names)
         if class_names is not None:
@@ -173,17 +177,34 @@ class Classifier:
         return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
 
     def predict(self, images: Images) -> np.ndarray:
-        """Compute class probabilities, float64 [n, classes]; images as in `read_images`."""
+        """Compute class probabilities, float64 [n, classes]; images as in `read_images`.
+
+        With several labels per image, they are independent and do not sum to 1; `labels_of` applies
+        the thresholds.
+        """
         self.check_head()
-        return softmax(self.apply("logits", self.make_model().apply, images))
+        logits = self.apply("logits", self.make_model().apply, images)
+        return probabilities(logits, self.config.data.multi_label)
+
+    def labels_of(self, probabilities: np.ndarray) -> list[tuple[str, float]]:
+        """List (class, probability) of the labels that apply, of probabilities [classes].
+
+        Those of at least the class's threshold, the most probable first; with one class per image,
+        the most probable class.
+        """
+        best = self.best(probabilities, len(self.class_names))
+        if not self.config.data.multi_label:
+            return best[:1]
+        least = dict(zip(self.class_names, self.thresholds, strict=True))
+        return [(name, value) for name, value in best if value >= least[name]]
 
     def top5(self, images: Images) -> list[list[tuple[str, float]]]:
         """List the five most probable classes of each image: (class, probability), best first."""
         return [self.best(row) for row in self.predict(images)]
 
-    def best(self, probabilities: np.ndarray) -> list[tuple[str, float]]:
-        """List (class, probability) of the five largest entries of probabilities [classes]."""
-        order = np.argsort(-probabilities, kind="stable")[:5]
+    def best(self, probabilities: np.ndarray, count: int = 5) -> list[tuple[str, float]]:
+        """List (class, probability) of the largest entries of probabilities [classes]."""
+        order = np.argsort(-probabilities, kind="stable")[:count]
         return [(self.class_names[i], float(probabilities[i])) for i in order]
 
     def features(self, images: Images) -> np.ndarray:
@@ -290,13 +311,18 @@ class Classifier:
 
     def report(self, config: Config, split: str) -> dict:
         """Evaluate the config and split from `evaluation_of`; return the report of `evaluate`."""
-        return make_report(*self.logits(config, split), self.class_names)
+        found = *self.logits(config, split), self.class_names
+        if config.data.multi_label:
+            return make_label_report(*found, self.thresholds)
+        return make_report(*found)
 
     def logits(self, config: Config, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Compute logits of the config and split from `evaluation_of`, in the split's order.
 
-        Returns float32 [n, classes], and the labels, int [n], as classes of the model.
+        Returns float32 [n, classes], and the labels as classes of the model, int [n], or of several
+        per image [n, classes].
         """
+        multi_label = config.data.multi_label
         batch_size = config.train.eval_batch_size
         sharding.start(False, config.sharding.cpu_devices, batch_size)
         mesh = sharding.make_mesh()
@@ -322,8 +348,9 @@ class Classifier:
         total = sum(map(len, splits))
         bar = Bar(batches, "evaluating", -(-total // batch_size), disable=None)
         variables = sharding.replicate(mesh, self.variables)
-        result: Any = evaluate(step, variables, bar, keep=True)
-        return result.logits, numbers[result.labels]
+        found = reorder_labels(bar, numbers, len(self.class_names)) if multi_label else bar
+        result: Any = evaluate(step, variables, found, keep=True)
+        return result.logits, result.labels if multi_label else numbers[result.labels]
 
     def _match_classes(self, names):
         """Find the index of each class of a dataset among the model's; raises UserError."""
@@ -349,19 +376,7 @@ class Classifier:
 
         Returns uint8 [n, side, side, channels], as stored, and the n names of their classes.
         """
-        data = self.config.data
-        splits = make_splits(open_source(data), data)
-        for name in names:
-            if name not in splits.class_names:
-                raise UserError(
-                    f"{name!r} is not a class: use one of {', '.join(splits.class_names)}"
-                )
-        names = list(names) or splits.class_names[:count]
-        labels = splits.test.labels
-        numbers = [n for name in names if (n := splits.class_names.index(name)) in labels]
-        if not numbers:
-            raise UserError(f"there is no test image of {', '.join(names)}")
-        return _decode(splits, one_of_each(labels, numbers, data.split_seed), data)
+        return samples.images_of_classes(self.config.data, names, count)
 
     def random_images(
         self, count: int, data=None, split: str = "test"
@@ -371,25 +386,8 @@ class Classifier:
         `data` is a `config.data` to use instead of the run's own; `split` is "train", "val" or
         "test". Raises UserError if the split is empty.
         """
-        data = data or self.config.data
-        splits = make_splits(open_source(data), data)
-        examples = getattr(splits, split)
-        if not len(examples.labels):
-            raise UserError(f"the {split} split is empty")
-        order = np.random.default_rng(data.split_seed).permutation(len(examples.labels))
-        return _decode(splits, order[:count], data, examples)
+        return samples.random_images(data or self.config.data, count, split)
 
     def test_images(self, indices: Sequence[int], data=None) -> tuple[np.ndarray, list[str]]:
         """Load test images by their index; the result and `data` are those of `random_images`."""
-        data = data or self.config.data
-        splits = make_splits(open_source(data), data)
-        if any(index >= len(splits.test.labels) for index in indices):
-            raise UserError(f"there are only {len(splits.test.labels)} test images")
-        return _decode(splits, np.asarray(indices), data)
-
-
-def _decode(splits, chosen, data, examples=None):
-    images, labels = (
-        (splits.test if examples is None else examples).take(chosen).decode_all(data.num_threads)
-    )
-    return images, [splits.class_names[label] for label in labels]
+        return samples.test_images(data or self.config.data, indices)

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from vit_jax.evaluation.labels import score_of
+
 
 def paired_difference(row: dict, other: dict) -> dict:
     """Compute the difference in test accuracy of two rows of results.json, over common seeds.
@@ -33,7 +35,7 @@ def add_differences(rows: list[dict], ladder: bool = False) -> None:
     Its key "from" names the best variant, whose own row gets none. In a ladder, the difference is
     that from the variant before, and "ladder" is true; teachers of other variants are no rungs.
     """
-    best = max(rows, key=lambda row: row["val_accuracy"]["mean"])
+    best = max(rows, key=lambda row: score_of(row, "val")["mean"])
     teachers = {row["overrides"].get("train.teacher") for row in rows}
     rungs = [row for row in rows if row["variant"] not in teachers]
     pairs = zip(rungs[1:], rungs, strict=False) if ladder else ((row, best) for row in rows)
@@ -50,5 +52,5 @@ def contains_zero(difference: dict) -> bool:
 
 def _by_seed(row):
     """Map the seeds of a row to test accuracies; rows of earlier versions do not list them."""
-    values = row["test_accuracy"]["values"]
+    values = score_of(row, "test")["values"]
     return dict(zip(row.get("seeds", range(len(values))), values, strict=True))

@@ -1,6 +1,7 @@
 """Evaluation over a whole dataset and the per-class report."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from vit_jax.evaluation.labels import mean_average_precision, softmax
 from vit_jax.evaluation.metrics import Sums
 from vit_jax.runtime import sharding
 
@@ -17,10 +19,23 @@ class Result:
     """Result of an evaluation; logits and labels are None unless requested."""
 
     loss: float  # mean over examples
-    accuracy: float
+    accuracy: float  # of several labels per image: fraction that a threshold of 1/2 gets right
     count: int  # number of examples
     logits: np.ndarray | None = None  # float32 [count, classes]
-    labels: np.ndarray | None = None  # int [count]
+    labels: np.ndarray | None = None  # int [count], or [count, classes]
+
+    @functools.cached_property
+    def metrics(self) -> dict[str, float]:
+        """The loss, and the accuracy; of several labels per image, "label_accuracy" and "map"."""
+        if self.labels is None or self.logits is None or self.labels.ndim == 1:
+            return {"loss": self.loss, "accuracy": self.accuracy}
+        found = mean_average_precision(self.logits, self.labels)
+        return {"loss": self.loss, "label_accuracy": self.accuracy, "map": found}
+
+    @property
+    def score(self) -> float:
+        """The metric that selects a checkpoint: the accuracy, or the mAP."""
+        return self.metrics.get("map", self.accuracy)
 
 
 def evaluate(
@@ -149,12 +164,6 @@ def wilson_interval(successes: int, count: int) -> tuple[float, float]:
     middle = (fraction + z**2 / (2 * count)) / scale
     half = z / scale * math.sqrt(fraction * (1 - fraction) / count + z**2 / (4 * count**2))
     return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Compute the probabilities [n, c] of logits [n, c], float64."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    return shifted / shifted.sum(1, keepdims=True)
 
 
 def calibration_bins(

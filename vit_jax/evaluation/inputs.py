@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from vit_jax.data import bands
 from vit_jax.data.images import FORMATS, open_image, options_of, read_image, to_array
 from vit_jax.runtime.errors import UserError
 
@@ -39,6 +40,11 @@ def read(image: ImageLike, data_config) -> np.ndarray:
     if isinstance(image, str | os.PathLike):
         path = pathlib.Path(image).expanduser()
         return read_image(path, max_pixels=data_config.max_pixels, **options)
+    if bands.uses_bands(channels):
+        array = np.asarray(image)
+        if array.ndim != 3 or array.shape[-1] != channels or not array.size:
+            raise UserError(_wrong_shape(array, channels))
+        return to_array(array, **options)
     if isinstance(image, Image.Image):
         return to_array(_copy(image, data_config.max_pixels), **options)
     array = np.asarray(image)
@@ -47,11 +53,14 @@ def read(image: ImageLike, data_config) -> np.ndarray:
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[-1] != channels or not array.size:
-        shape = list(array.shape)
-        raise UserError(f"an image has the shape {shape}: give [height, width, {channels}]")
+        raise UserError(_wrong_shape(array, channels))
     if array.shape[:2] == (size, size):
         return array
     return to_array(Image.fromarray(array[..., 0] if channels == 1 else array), **options)
+
+
+def _wrong_shape(array, channels):
+    return f"an image has the shape {list(array.shape)}: give [height, width, {channels}]"
 
 
 def _copy(image, max_pixels):

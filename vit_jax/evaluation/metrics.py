@@ -1,10 +1,13 @@
 """Metrics as sums over examples, divided once; kernel magnitudes."""
 
 import re
+from collections.abc import Iterable, Iterator
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from clu import metrics as clu_metrics
 
 
@@ -14,6 +17,37 @@ class Sums(clu_metrics.Collection):
 
     loss: clu_metrics.Average.from_output("loss")  # pyright: ignore[reportInvalidTypeForm]
     accuracy: clu_metrics.Accuracy
+
+
+def binary_losses(logits: jax.Array, targets: jax.Array, smoothing: float = 0.0) -> jax.Array:
+    """Compute the sigmoid cross-entropy of each example [b], the mean over classes.
+
+    Smoothing moves every target towards 1/2, by that fraction of the distance.
+    """
+    targets = (1 - smoothing) * targets + smoothing / 2
+    return optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
+
+
+def binary_sums(losses: jax.Array, logits: jax.Array, targets: jax.Array, mask=None) -> Sums:
+    """Sum the losses [b] and how many labels of `targets` [b, classes] a threshold of 1/2 meets."""
+    return Sums.single_from_model_output(
+        loss=losses,
+        logits=jnp.stack([jnp.zeros_like(logits), logits], -1),
+        labels=(targets > 0.5).astype(jnp.int32),
+        mask=mask,
+    )
+
+
+def reorder_labels(
+    batches: Iterable[dict], numbers: np.ndarray, num_classes: int
+) -> Iterator[dict]:
+    """Yield batches with the several labels of an image in the order of the head.
+
+    Class i of the dataset is class numbers[i] of the head.
+    """
+    for batch in batches:
+        labels = jnp.zeros((len(batch["label"]), num_classes), batch["label"].dtype)
+        yield batch | {"label": labels.at[:, numbers].set(batch["label"])}
 
 
 # Layers that alphabetical order would misplace; others have rank 0.

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from vit_jax.augment import preprocess
-from vit_jax.evaluation.metrics import Sums
+from vit_jax.evaluation.metrics import Sums, binary_losses, binary_sums
 
 
 def make_eval_step(model, config, on_features: bool = False):
@@ -18,6 +18,10 @@ def make_eval_step(model, config, on_features: bool = False):
     def eval_step(variables: dict, sums: Sums, batch: dict) -> tuple[Sums, jax.Array]:
         images = batch["image"] if on_features else preprocess(batch["image"], config)
         logits = model.apply(variables, images)
+        if config.data.multi_label:
+            losses = binary_losses(logits, batch["label"])
+            added = binary_sums(losses, logits, batch["label"], batch["mask"])
+            return sums.merge(added), logits
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         added = Sums.single_from_model_output(
             loss=losses, logits=logits, labels=batch["label"], mask=batch["mask"]

@@ -250,6 +250,7 @@ def deletion_insertion(
     relevance: jax.Array,
     baseline: jax.Array,
     steps: int,
+    probabilities_of: Callable[[jax.Array], jax.Array] = jax.nn.softmax,
 ) -> dict[str, jax.Array]:
     """Score a relevance map by deletion and insertion (Petsiuk et al. 2018, arXiv:1806.07421).
 
@@ -265,6 +266,7 @@ def deletion_insertion(
         entries the first, in reading order, counts as the most relevant.
       baseline: uninformative pixels, such as the mean colour, which broadcast to the images' shape.
       steps: number of steps from none to all parts; after step k, round(k / steps * parts) parts.
+      probabilities_of: maps logits to probabilities.
 
     Returns:
       "fractions" [steps + 1] of parts replaced; "deletion" and "insertion" [b, steps + 1], the
@@ -281,7 +283,8 @@ def deletion_insertion(
         raise ValueError(f"steps is {steps}, not at least 1")
     parts = rows * columns
     counts = replaced_counts(parts, steps)
-    deletion, insertion = _curves(logits_fn, images, relevance, baseline, counts)
+    options = counts, probabilities_of
+    deletion, insertion = _curves(logits_fn, images, relevance, baseline, *options)
     fractions = jnp.asarray(counts / parts, jnp.float32)
     return {
         "fractions": fractions,
@@ -297,7 +300,7 @@ def replaced_counts(parts: int, steps: int) -> np.ndarray:
     return (2 * np.arange(steps + 1) * parts + steps) // (2 * steps)
 
 
-def _curves(logits_fn, images, relevance, baseline, counts):
+def _curves(logits_fn, images, relevance, baseline, counts, probabilities_of):
     """Compute the probabilities [2, b, len(counts)] with that many parts deleted, or inserted."""
     (_, height, width, _), (b, rows, columns) = images.shape, relevance.shape
     order = jnp.argsort(-relevance.reshape(b, rows * columns), stable=True)
@@ -309,7 +312,7 @@ def _curves(logits_fn, images, relevance, baseline, counts):
         replaced = ((ranks < count) != inserted).reshape(b, rows, columns, 1)
         replaced = replaced.repeat(height // rows, 1).repeat(width // columns, 2)
         logits = logits_fn(jnp.where(replaced, baseline, images))
-        probabilities = jax.nn.softmax(logits.astype(jnp.float32))
+        probabilities = probabilities_of(logits.astype(jnp.float32))
         return jnp.take_along_axis(probabilities, classes, 1)[:, 0]
 
     # A loop within the program: at any time there is one batch of changed images.

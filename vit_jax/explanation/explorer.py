@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from vit_jax.augment import evaluation_crop
 from vit_jax.config import Config
+from vit_jax.data.bands import show
+from vit_jax.explanation.methods import probabilities_of
 from vit_jax.explanation.model import METHODS, Model, has_relevance, token_layout
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.progress import Progress
@@ -56,8 +57,8 @@ def collect(models: Sequence[Model], images: Sequence[Any], names: Sequence[str]
     pixels = [model.read_images(some) for model, some in zip(models, images, strict=True)]
     data_uris = [
         [
-            _data_uri(image)
-            for image in np.asarray(evaluation_crop(jnp.asarray(some), model.config.data))
+            _data_uri(show(np.asarray(image), model.config.data))
+            for image in evaluation_crop(jnp.asarray(some), model.config.data)
         ]
         for model, some in zip(models, pixels, strict=True)
     ]
@@ -186,7 +187,7 @@ def lens_probabilities(model: Model, images: Any) -> np.ndarray:
     def lens(variables, inputs):
         tokens = module.apply(variables, inputs, capture=True)[1]["tokens"]
         logits = [module.apply(variables, inputs, edit={"tokens": x}) for x in tokens]
-        return jax.nn.softmax(jnp.stack(logits, 1))
+        return probabilities_of(model.config)(jnp.stack(logits, 1))
 
     return model.apply("lens", lens, images, batch_size=_CHUNK)
 

@@ -17,6 +17,7 @@ def saco(
     relevance: jax.Array,
     baseline: jax.Array | float,
     groups: int | None = None,
+    probabilities_of: Callable[[jax.Array], jax.Array] = jax.nn.softmax,
 ) -> jax.Array:
     """Compute the salience-guided faithfulness coefficient, [b] (Wu et al. 2024, arXiv:2404.01415).
 
@@ -33,6 +34,7 @@ def saco(
       baseline: uninformative pixels, such as the mean colour, which broadcast to the images' shape.
       groups: number of groups; None: as in `number_of_groups`. If it does not divide the parts,
         the remaining ones in the middle of the order are left out.
+      probabilities_of: maps logits to probabilities.
 
     Raises:
       ValueError: parts that do not divide the image, or fewer than two groups.
@@ -54,7 +56,7 @@ def saco(
         replaced = (group == index).reshape(b, rows, columns, 1)
         replaced = replaced.repeat(height // rows, 1).repeat(width // columns, 2)
         changed = logits_fn(jnp.where(replaced, baseline, images)).astype(jnp.float32)
-        return pick(jax.nn.softmax(changed), classes), (values * (group == index)).sum(1)
+        return pick(probabilities_of(changed), classes), (values * (group == index)).sum(1)
 
     left, sums = jax.lax.map(of_group, jnp.arange(groups))  # [groups, b] each
     first, second = np.triu_indices(groups, 1)

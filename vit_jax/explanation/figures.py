@@ -16,7 +16,8 @@ from PIL import Image
 from vit_jax import models, plots
 from vit_jax.augment import evaluation_crop, preprocess
 from vit_jax.config import Config
-from vit_jax.evaluation.evaluate import softmax
+from vit_jax.data.bands import show
+from vit_jax.evaluation.labels import probabilities
 from vit_jax.explanation import attribution, scores
 from vit_jax.explanation.methods import METHODS, has_relevance, token_layout
 from vit_jax.explanation.model import Model, Target
@@ -59,13 +60,14 @@ class Viewer:
         def describe(row, label: int):
             return f"{short(self.class_names[label])} {100 * row[label]:.0f} %"
 
-        rows, explained = softmax(logits), "" if target is None else self.class_names[target]
+        rows = probabilities(logits, self.config.data.multi_label)
+        explained = "" if target is None else self.class_names[target]
         predictions = [f"→ {describe(row, int(row.argmax()))}" for row in rows]
         if target is not None:
             pairs = zip(predictions, rows, strict=True)
             predictions = [f"{one}\n{describe(row, target)}" for one, row in pairs]
         data, params = self.config.data, variables["params"]
-        images = np.asarray(evaluation_crop(jnp.asarray(images), data))
+        images = show(np.asarray(evaluation_crop(jnp.asarray(images), data)), data)
         return Seen(self, params, images, list(names), predictions, inside, gradients, explained)
 
 
@@ -76,7 +78,7 @@ class Seen:
     Attributes:
       viewer: of the model.
       params: of the model.
-      images: uint8 [b, size, size, channels], as the model sees them.
+      images: uint8 [b, size, size, channels], as the model sees them; of bands, three.
       names: class or file name of each image.
       predictions: predicted class of each image, with its probability, and that of the target.
       inside: intermediates of the model, called with `capture`.
@@ -197,7 +199,8 @@ def _draw_kernels(seen, folder):
         images = attribution.filter_images(kernel)[:64]
         name = "kernels of the first convolution"
     title = f"{seen.viewer.name}: {name}{_describe_noise(attribution.smoothness(kernel))}"
-    plots.save_filters(folder / "first_layer.png", title, np.asarray(images))
+    images = show(np.asarray(images), config.data)
+    plots.save_filters(folder / "first_layer.png", title, images)
 
 
 def _describe_noise(correlation):
@@ -292,7 +295,8 @@ def draw_explanations(
         f"{short(name)}\n{short(model.class_names[label])} {100 * row[label]:.0f} %"
         for name, row, label in zip(names, rows, targets, strict=True)
     ]
-    shown = np.asarray(evaluation_crop(jnp.asarray(images), model.config.data))
+    data = model.config.data
+    shown = show(np.asarray(evaluation_crop(jnp.asarray(images), data)), data)
     title = f"{model.name}: explanations of the class below each name, each map divided by its "
     title += "maximum, negative entries as 0"
     path = folder / "explanations.png"
@@ -343,7 +347,7 @@ def save_mistakes(run: pathlib.Path, data) -> bool:
     images, names = Model(run).test_images([mistake["index"] for mistake in mistakes], data)
     if names != [list(report["classes"])[mistake["label"]] for mistake in mistakes]:
         raise UserError(f"the test images are not those of {run}")
-    images = np.asarray(evaluation_crop(jnp.asarray(images), data))
+    images = show(np.asarray(evaluation_crop(jnp.asarray(images), data)), data)
     folder.mkdir(parents=True, exist_ok=True)
     for path, image in zip(paths, images, strict=True):
         small = Image.fromarray(image.squeeze())

@@ -141,6 +141,7 @@ def rise(
     baseline: jax.Array | float = 0.0,
     masks: int = 512,
     seed: int = 0,
+    probabilities_of: Callable[[jax.Array], jax.Array] = jax.nn.softmax,
 ) -> jax.Array:
     """Compute RISE (Petsiuk et al. 2018, arXiv:1806.07421), [b, *grid], without gradients.
 
@@ -148,7 +149,7 @@ def rise(
     parts, each shown with probability 1/2, enlarged bilinearly and shifted at random. An entry is
     the mean probability of the class, weighted by how much of the part the mask shows, minus the
     unweighted mean: by how much it rises where the part is shown. All images have the same masks,
-    of `seed`.
+    of `seed`. `probabilities_of` maps logits to probabilities.
     """
     classes = logits_fn(images).argmax(-1) if classes is None else classes
     _, height, width, _ = images.shape
@@ -162,7 +163,7 @@ def rise(
         shift = jax.random.randint(key_shift, (2,), 0, jnp.array([tall, wide]))
         mask = jax.lax.dynamic_slice(large, shift, (height, width))[None, :, :, None]
         logits = logits_fn(baseline + mask * (images - baseline)).astype(jnp.float32)
-        return pick(jax.nn.softmax(logits), classes), sum_parts(mask, grid)[0]
+        return pick(probabilities_of(logits), classes), sum_parts(mask, grid)[0]
 
     keys = jax.random.split(jax.random.key(seed), masks)
     probabilities, shown = jax.lax.map(try_mask, keys, batch_size=min(_MASKS_PER_CALL, masks))

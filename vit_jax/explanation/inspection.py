@@ -10,7 +10,8 @@ import numpy as np
 
 from vit_jax import plots
 from vit_jax.config import Config
-from vit_jax.evaluation.evaluate import softmax
+from vit_jax.data.bands import show
+from vit_jax.evaluation.labels import softmax
 from vit_jax.explanation import analysis
 from vit_jax.explanation.model import Model
 from vit_jax.plots.results import short
@@ -44,6 +45,8 @@ class Request:
         count, split = self.count or DEFAULT_COUNTS[kind], split or self.split or "test"
         images, names = self.model.random_images(times * count, split=split)
         names = [single_line(name) for name in names]
+        if self.model.config.data.multi_label:
+            return Sample(images, names, None, split)
         return Sample(images, names, self.model.class_indices(names, len(names)), split)
 
 
@@ -59,7 +62,7 @@ class Sample:
     @property
     def described(self) -> str:
         """Number and origin of the images, for titles."""
-        kind = "image files" if self.labels is None else f"{self.origin} images"
+        kind = "image files" if self.origin == "files" else f"{self.origin} images"
         return f"{len(self.images)} {kind}"
 
 
@@ -98,7 +101,7 @@ def _draw_logit_lens(request, folder):
     }
     heading, titles = f"{model.name}: logit lens", _titles(model, sample)
     plots.save_lens(folder / "layers.png", f"{heading}, {sample.described}", layers, summary)
-    shown = model.read_images(sample.images[:NUM_SHOWN])
+    shown = show(model.read_images(sample.images[:NUM_SHOWN]), model.config.data)
     plots.save_lens_classes(
         folder / "classes.png",
         f"{heading} of the pooled token",
@@ -133,7 +136,7 @@ def _draw_token_norms(request, folder):
     plots.save_heat_maps(
         folder / "maps.png",
         f"{model.name}: norms of patch tokens",
-        model.read_images(sample.images[:NUM_SHOWN]),
+        show(model.read_images(sample.images[:NUM_SHOWN]), model.config.data),
         _titles(model, sample),
         patches[:NUM_SHOWN],
         layers,
@@ -205,6 +208,8 @@ def kinds_of(config: Config) -> list[str]:
 
 def draw(request: Request, kind: str, folder: pathlib.Path) -> pathlib.Path:
     """Draw an analysis, a key of DRAW, into a subfolder with KIND.json; return the subfolder."""
+    if request.model.config.data.multi_label and kind in ("ablation", "logit_lens", "probes"):
+        raise UserError(f"{kind} needs one class per image: {request.model.name} has several")
     return _write(lambda path: DRAW[kind](request, path), kind, folder / kind)
 
 

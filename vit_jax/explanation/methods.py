@@ -131,7 +131,13 @@ def _rise(module, config, variables, images, classes, masks, seed):
         baseline_of("mean", images, config),
         masks,
         seed,
+        probabilities_of(config),
     )
+
+
+def probabilities_of(config: Config) -> Callable[[jax.Array], jax.Array]:
+    """The function that maps a model's logits to probabilities."""
+    return jax.nn.sigmoid if config.data.multi_label else jax.nn.softmax
 
 
 METHODS = {

@@ -80,10 +80,13 @@ def _evaluator(model, images, fractions):
         def logits_fn(changed):
             return jnp.asarray(module.apply(variables, changed))
 
+        probabilities_of = methods.probabilities_of(model.config)
         curves = attribution.deletion_insertion(
-            logits_fn, inputs, relevance, baseline, len(fractions) - 1
+            logits_fn, inputs, relevance, baseline, len(fractions) - 1, probabilities_of
         )
-        saco = faithfulness.saco(logits_fn, inputs, relevance, baseline)
+        saco = faithfulness.saco(
+            logits_fn, inputs, relevance, baseline, probabilities_of=probabilities_of
+        )
         return jnp.concatenate([saco[:, None], curves["deletion"], curves["insertion"]], 1)
 
     total = 3 * len(model.methods) + 2 * CHANCE

@@ -64,6 +64,7 @@ def save(
 
 QUANTITIES = {
     "accuracy": "accuracy",
+    "map": "mAP",
     "loss": "loss",
     "learning_rate": "learning rate",
     "grad_norm": "norm of the gradient",
@@ -80,7 +81,9 @@ def save_curves(path: pathlib.Path, title: str, runs: Runs) -> None:
     A single run may have the name "".
     """
     figure, axes = make_figure(11, 7.2, 2, 2)
-    for axis, quantity in zip(axes, QUANTITIES, strict=True):
+    several = any("val/map" in row for seeds in runs.values() for rows in seeds for row in rows)
+    quantities = [name for name in QUANTITIES if name != ("accuracy" if several else "map")]
+    for axis, quantity in zip(axes, quantities, strict=True):
         _draw_curves(axis, quantity, runs)
     handles = [_handle(*pair) for pair in _styles(runs).items() if pair[0]]
     handles += _line_handles([line for axis in axes[:2] for line in axis.lines], _has_bands(runs))
@@ -96,7 +99,7 @@ def save_narrow_curves(file: BinaryIO, quantity: str, runs: Runs) -> None:
     figure, (axis,) = make_figure(5.6, 4.2 + 0.2 * -(-len(names) // columns))
     _draw_curves(axis, quantity, runs)
     handles = [_handle(*pair) for pair in _styles(runs).items() if pair[0] in names]
-    if quantity in ("accuracy", "loss"):
+    if quantity in ("accuracy", "map", "loss"):
         handles += _line_handles(axis.lines, _has_bands(runs))
     if handles:
         options: dict[str, Any] = dict(loc="outside lower center", frameon=False, fontsize="small")
@@ -159,7 +162,7 @@ def _draw_curves(axis, quantity, runs):
         axis.set_title("the same for all variants", fontsize=10)
     for name, seeds in runs.items():
         color, style = styles[name]
-        thin = _THIN if quantity in ("accuracy", "loss") else _PLAIN
+        thin = _THIN if quantity in ("accuracy", "map", "loss") else _PLAIN
         for split, options in (("train", thin), ("val", _THICK)):
             points = _over_seeds(seeds, f"{split}/{quantity}")
             if not points:
@@ -170,7 +173,7 @@ def _draw_curves(axis, quantity, runs):
                 axis.fill_between(epochs, low, high, color=color, alpha=0.25, linewidth=0)
     axis.set_xlabel("epoch")
     axis.set_ylabel(QUANTITIES[quantity])
-    if quantity == "accuracy":
+    if quantity in ("accuracy", "map"):
         axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
     elif quantity != "loss":
         axis.set_ylim(0, None)
@@ -277,11 +280,12 @@ def save_prediction(
 
 
 def save_accuracies(path: pathlib.Path | BinaryIO, title: str, rows: list[dict]) -> None:
-    """Draw the test accuracy of rows of results.json: mean, standard deviation and each seed."""
+    """Draw the test accuracy, or mAP, of rows of results.json: mean, std and each seed."""
+    key, name = ("test_map", "mAP") if "test_map" in rows[0] else ("test_accuracy", "accuracy")
     names = [short(row["variant"]) for row in rows]
     figure, (axis,) = make_figure(4.3 + 0.08 * max(map(len, names)), 1.5 + 0.5 * len(rows))
     several = False
-    for i, test in enumerate(row["test_accuracy"] for row in rows):
+    for i, test in enumerate(row[key] for row in rows):
         values, std = test["values"], test["std"]
         axis.errorbar(test["mean"], i, xerr=std, fmt="o", markersize=8, capsize=5, color=COLORS[0])
         if len(values) > 1:
@@ -299,7 +303,7 @@ def save_accuracies(path: pathlib.Path | BinaryIO, title: str, rows: list[dict])
     ticks = matplotlib.ticker.MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high)
     ticks = [tick for tick in ticks if max(0, low) <= tick <= min(1.001, high)]
     axis.set_xticks(ticks, [f"{round(100 * tick, 6):g}%" for tick in ticks])
-    axis.set_xlabel("test accuracy")
+    axis.set_xlabel(f"test {name}")
     if several:
         dot: dict[str, Any] = dict(marker="o", linestyle="")
         handles = [

@@ -79,3 +79,13 @@ def resize_patches(kernel: np.ndarray, patch: int) -> np.ndarray:
     # The pseudo-inverse of a Kronecker product is that of its factors.
     matrix = np.linalg.pinv(resize_matrix("timm", patch, len(kernel)).T)  # [patch, old]
     return np.einsum("ij,kl,jlcd->ikcd", matrix, matrix, kernel, optimize=True).astype(np.float32)
+
+
+def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """Adapt the RGB kernel [p, p, 3, d] of the first layer to [p, p, channels, d].
+
+    Channel i has the weights of channel i mod 3, times 3 / channels, as `adapt_input_conv` of timm:
+    the activations of an image whose channels are alike keep about their size.
+    """
+    repeated = kernel[:, :, np.arange(channels) % kernel.shape[2]]
+    return (repeated * (kernel.shape[2] / channels)).astype(np.float32)

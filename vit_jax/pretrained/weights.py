@@ -148,6 +148,7 @@ def _run_info(folder):
         "resize": data.get("weights", {}).get("resize", "official"),
         "step": summary["best_step"],
         "stored_size": config["data.stored_size"],
+        "thresholds": summary.get("thresholds"),  # of several labels per image
         "checksum": checkpoint.recorded_checksum(folder / "checkpoints", summary["best_step"]),
     }
 
@@ -276,8 +277,17 @@ def _resized(path, array, shape, has_cls, rule):
     elif re.search(r"posembed_input/(row|column)_embedding$", path):
         matrix = resize.resize_matrix(rule, shape[0], len(array))
         new = (matrix @ array).astype(np.float32)
-    elif path == "embedding/kernel" and len(shape) == 4 and array.shape[2] == shape[2]:
-        new, how = resize.resize_patches(array, shape[0]), "pseudo-inverse, FlexiViT"
+    elif path in ("embedding/kernel", "conv1/kernel") and array.ndim == 4:
+        new, rules = array, []
+        if array.shape[2] == 3 != shape[2]:
+            new = resize.adapt_channels(array, shape[2])
+            rules.append("RGB repeated over the channels, times 3 / channels, timm's rule")
+        if path == "embedding/kernel" and len(array) != shape[0]:
+            new = resize.resize_patches(new, shape[0])
+            rules.append("pseudo-inverse, FlexiViT")
+        if new.shape != shape:
+            return None
+        how = ", ".join(rules)
     else:
         return None
     before, after = ("x".join(map(str, a.shape)) for a in (array, new))

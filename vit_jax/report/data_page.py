@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.data.bands import show
+from vit_jax.data.examples import describe_label
 from vit_jax.report.page import encode_png, make_environment
 from vit_jax.report.suspects import thumbnail
 from vit_jax.runtime.files import write_atomically
@@ -53,9 +55,9 @@ def _numbers(values):
 
 def _draw(diagnosis, row, caption):
     found = diagnosis.survey
-    label = diagnosis.class_names[found.labels[row]]
+    label = describe_label(found.labels[row], diagnosis.class_names)
     alt = f"{found.split[row]} image of {label}"
-    return encode_png(thumbnail(found.read(row))), alt, caption
+    return encode_png(thumbnail(show(found.read(row), diagnosis.config))), alt, caption
 
 
 def _draw_groups(finding, diagnosis):
@@ -63,7 +65,8 @@ def _draw_groups(finding, diagnosis):
     found, rows = diagnosis.survey, []
     for group in finding.groups[:MOST_GROUPS]:
         rows += group
-    captions = [f"{diagnosis.class_names[found.labels[i]]}: {found.names[i]}" for i in rows]
+    names = diagnosis.class_names
+    captions = [f"{describe_label(found.labels[i], names)}: {found.names[i]}" for i in rows]
     return [_draw(diagnosis, i, text) for i, text in zip(rows, captions, strict=True)]
 
 
@@ -75,7 +78,8 @@ def _contact_sheet(diagnosis):
     per_class = min(MOST_PER_CLASS, max(1, SHEET // len(names)))
     rng, images = np.random.default_rng(0), []
     for label, name in enumerate(names[:SHEET]):
-        own = rows[found.labels[rows] == label]
+        labels = found.labels[rows]
+        own = rows[labels[:, label] > 0 if labels.ndim == 2 else labels == label]
         for row in rng.permutation(own)[:per_class].tolist():
             images.append(_draw(diagnosis, row, name))
     return images

@@ -16,6 +16,7 @@ import jinja2
 
 from vit_jax import plots
 from vit_jax.config import current_names, flatten, get_config
+from vit_jax.evaluation.labels import METRICS, metric_of, score_of
 from vit_jax.report import run
 from vit_jax.report import table as tables
 from vit_jax.runtime.files import read_json
@@ -48,13 +49,13 @@ class Sweep:
     @property
     def ranking(self) -> list[dict]:
         """The rows of results.json, without earlier lengths, sorted by test accuracy."""
-        return sorted(self.results["rows"], key=lambda row: -row["test_accuracy"]["mean"])
+        return sorted(self.results["rows"], key=lambda row: -score_of(row, "test")["mean"])
 
     @property
     def chosen(self) -> str:
         """The variant with the best validation accuracy."""
         # Choosing by test accuracy would bias the reported accuracy upwards.
-        return max(self.results["rows"], key=lambda row: row["val_accuracy"]["mean"])["variant"]
+        return max(self.results["rows"], key=lambda row: score_of(row, "val")["mean"])["variant"]
 
     @property
     def best(self) -> dict:
@@ -83,7 +84,7 @@ class Sweep:
 
         def rank(row):
             patches = self.num_patches[row["variant"]]
-            return min(patches, ENOUGH_PATCHES), row["val_accuracy"]["mean"]
+            return min(patches, ENOUGH_PATCHES), score_of(row, "val")["mean"]
 
         return max(self.results["rows"], key=rank)["variant"]
 
@@ -103,7 +104,7 @@ class Sweep:
         return scores if "trusted" in scores else {}
 
     def _best_of(self, variant):
-        return max(self.summaries[variant], key=lambda summary: summary["val_accuracy"])
+        return max(self.summaries[variant], key=lambda summary: score_of(summary, "val"))
 
     def metrics(self) -> dict[str, list[list[dict]]]:
         """Read metrics.jsonl of each variant and seed."""
@@ -168,6 +169,8 @@ def make_page(sweep: Sweep) -> str:
         seeds=_seeds(sweep),
         datasets=_datasets(records),
         runs=list(_runs(sweep)),
+        metric=METRICS[metric_of(rows[0])],
+        score_of=score_of,
         accuracies=_draw(0.43, plots.save_accuracies, sweep.results["experiment"], rows)
         if len(rows) > 1
         else None,

@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 
 from vit_jax import plots
+from vit_jax.evaluation.labels import METRICS, score_of
 from vit_jax.runtime.files import write_atomically
 from vit_jax.storage.run_folder import run_name
 from vit_jax.storage.writers import read_jsonl
@@ -25,7 +26,8 @@ def write_figures(run: pathlib.Path) -> None:
     folder, name = run / "figures", run_name(run)
     draw_curves(run, folder / "curves")
     report = json.loads((run / "test_report.json").read_text())
-    draw_confusion(folder / "confusion.png", name, report)
+    if "confusion" in report:  # not of several labels per image
+        draw_confusion(folder / "confusion.png", name, report)
     if "calibration" in report:  # missing in reports of earlier versions
         error = 100 * report["expected_calibration_error"]
         title = f"{name}: expected calibration error {error:.2f} points"
@@ -50,11 +52,12 @@ def write_test_report(path: pathlib.Path, name: str, report: dict, rows: list[di
     lines = [f"Test report of {name}", ""]
     lines += [f"{label:16}{text}" for label, text in overall(report).items()]
     width = max(len("class"), *map(len, report["classes"]))
-    lines += ["", f"{'class':{width}}  precision  recall      f1  images"]
-    for label, *texts, count in class_cells(report):
-        cells = "  ".join(f"{text:>{size}}" for text, size in zip(texts, (9, 6, 6), strict=True))
-        lines.append(f"{label:{width}}  {cells}  {count:>6}")
-    lines += ["", CLASS_NOTE, "", *findings(report), *describe_training(rows)]
+    _, *columns = class_head(report)
+    sizes = [max(6, len(column)) for column in columns]
+    for label, *texts in (class_head(report), *class_cells(report)):
+        cells = "  ".join(f"{text:>{size}}" for text, size in zip(texts, sizes, strict=True))
+        lines += [f"{label:{width}}  {cells}"]
+    lines += ["", class_note(report), "", *findings(report), *describe_training(rows)]
     write_atomically(path, "\n".join(lines) + "\n")
 
 
@@ -65,6 +68,11 @@ def overall(report: dict) -> dict[str, str]:
         low, high = report[interval]
         return f"{100 * report[key]:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f})"
 
+    if "map" in report:
+        names = {"map": "mAP", "micro_f1": "micro F1", "macro_f1": "macro F1"}
+        names |= {"label_accuracy": "label accuracy", "exact_match": "exact match"}
+        texts = {name: f"{100 * report[key]:.2f} %" for key, name in names.items()}
+        return texts | {"images": f"{report['count']:,}"}
     texts = {"accuracy": fraction("accuracy", "accuracy_interval")}
     if "top5_accuracy" in report:
         texts["top-5 accuracy"] = fraction("top5_accuracy", "top5_interval")
@@ -79,15 +87,32 @@ def overall(report: dict) -> dict[str, str]:
 
 
 CLASS_HEAD = ("class", "precision", "recall", "f1", "images")
-CLASS_NOTE = "Precision, recall and F1 are in %. Recall is the accuracy on the images of a class."
+LABEL_HEAD = ("class", "AP", "precision", "recall", "f1", "threshold", "images")
+_KEYS = {"AP": "average_precision", "images": "support"}
+
+
+def class_head(report: dict) -> tuple[str, ...]:
+    """List the heads of the columns of `class_cells`."""
+    return LABEL_HEAD if "map" in report else CLASS_HEAD
+
+
+def class_note(report: dict) -> str:
+    """Describe the columns of `class_cells`."""
+    if "map" not in report:
+        return "Precision, recall and F1 are in %. Recall is the accuracy on the images of a class."
+    return (
+        "All but the number of images are in %. AP: average precision, which needs no threshold. "
+        "Thresholds have the highest F1 on the validation split."
+    )
 
 
 def class_cells(report: dict) -> list[list[str]]:
-    """Format the cells below CLASS_HEAD, class by class: percentages and the number of images."""
+    """Format the cells below `class_head`, class by class: percentages and the number of images."""
+    keys = [_KEYS.get(key, key) for key in class_head(report)[1:-1]]
     return [
         [
             label,
-            *("-" if values[k] is None else f"{100 * values[k]:.2f}" for k in CLASS_HEAD[1:-1]),
+            *("-" if values[key] is None else f"{100 * values[key]:.2f}" for key in keys),
             f"{values['support']:,}",
         ]
         for label, values in report["classes"].items()
@@ -97,8 +122,11 @@ def class_cells(report: dict) -> list[list[str]]:
 def findings(report: dict) -> list[str]:
     """List the best and worst classes, and those most often confused, as sentences.
 
-    A single image does not make two classes confused.
+    A single image does not make two classes confused. Several labels per image: the classes with
+    the highest and the lowest average precision.
     """
+    if "map" in report:
+        return _label_findings(report)
     recalls = {n: v["recall"] for n, v in report["classes"].items() if v["support"]}
     missing = [name for name, values in report["classes"].items() if not values["support"]]
     lines = [f"Classes without images, not in macro F1: {', '.join(missing)}."] if missing else []
@@ -117,20 +145,33 @@ def findings(report: dict) -> list[str]:
     return lines
 
 
+def _label_findings(report):
+    found = {n: v["average_precision"] for n, v in report["classes"].items() if v["support"]}
+    missing = [name for name in report["classes"] if name not in found]
+    lines = [f"Classes without images, not in the mAP: {', '.join(missing)}."] if missing else []
+    ranked = sorted(found, key=lambda name: -found[name])
+    for what, names in (("Highest", ranked[:3]), ("Lowest", ranked[::-1][:3])):
+        listed = ", ".join(f"{name} ({100 * found[name]:.1f} %)" for name in names)
+        lines.append(f"{what} average precision: {listed or 'none'}.")
+    return lines
+
+
 def describe_training(rows: list[dict]) -> list[str]:
-    """Describe validation accuracy and learning rate during training as sentences."""
-    val = [(row["epoch"], row["val/accuracy"]) for row in rows if "val/accuracy" in row]
+    """Describe validation accuracy, or mAP, and learning rate during training as sentences."""
+    key = "map" if any("val/map" in row for row in rows) else "accuracy"
+    metric = METRICS[key]
+    val = [(row["epoch"], row[f"val/{key}"]) for row in rows if f"val/{key}" in row]
     rates = [row["train/learning_rate"] for row in rows if "train/learning_rate" in row]
     if not val:
         return []
     best = max(val, key=lambda point: (point[1], point[0]))
     lines = [
-        f"Best validation accuracy: {100 * best[1]:.2f} % at epoch {best[0]:g}; after the first "
+        f"Best validation {metric}: {100 * best[1]:.2f} % at epoch {best[0]:g}; after the first "
         f"evaluation (epoch {val[0][0]:g}) it was {100 * val[0][1]:.2f} %."
     ]
     plateaus = [f"{start:g} to {end:g}" for start, end in find_plateaus(val)]
     if plateaus:
-        lines.append(f"No higher validation accuracy during epochs {', '.join(plateaus)}.")
+        lines.append(f"No higher validation {metric} during epochs {', '.join(plateaus)}.")
     if rates:
         lines.append(f"Learning rate: {min(rates):.3g} to {max(rates):.3g}.")
     return lines
@@ -159,12 +200,12 @@ RUN_HEAD = ("run", "test", "val", "train", "epoch", "minutes")
 
 def run_cells(variant: str, summary: dict) -> list[str]:
     """Format the cells below RUN_HEAD of a summary.json; the epoch is the checkpoint's."""
-    accuracies = (f"{100 * summary[f'{split}_accuracy']:.2f}" for split in ("test", "val", "train"))
+    scores = (f"{100 * score_of(summary, split):.2f}" for split in ("test", "val", "train"))
     epoch = "-"
     if summary["steps"]:
         epoch = f"{round(summary['best_step'] * summary['epochs'] / summary['steps'], 2):g}"
     minutes = f"{summary['wall_seconds'] / 60:.1f}"
-    return [f"{variant}, seed {summary['seed']}", *accuracies, epoch, minutes]
+    return [f"{variant}, seed {summary['seed']}", *scores, epoch, minutes]
 
 
 SCORE_HEAD = ["explanation", "SaCo", "images above chance", "correlation with random weights"]

@@ -1,8 +1,10 @@
 """The table of a sweep: its rows in order, their comparison, and their text."""
 
 from vit_jax.evaluation.differences import contains_zero, paired_difference
+from vit_jax.evaluation.labels import METRICS, metric_of, score_of
 
 PUBLISHED_HEAD = ("source", "test accuracy, %, neighbours compared")
+_PLURALS = {"accuracy": "Accuracies", "map": "mAPs"}
 
 
 def sorted_rows(results: dict) -> list[dict]:
@@ -17,7 +19,7 @@ def sorted_rows(results: dict) -> list[dict]:
         rows += [] if stages else [row]
     if _is_ladder(rows):
         return rows
-    return sorted(rows, key=lambda row: -row["test_accuracy"]["mean"])
+    return sorted(rows, key=lambda row: -score_of(row, "test")["mean"])
 
 
 def collect(summaries: dict[str, list[dict]], key: str) -> list:
@@ -43,19 +45,20 @@ def early_stops(summaries: dict[str, list[dict]]) -> list[str]:
 
 def legend(rows: list[dict], seeds: list[int], select: str) -> str:
     """Describe the numbers of the table in a few sentences."""
+    score = metric(rows)
     if len(seeds) > 1:
         spread = f"mean ± standard deviation over seeds {', '.join(map(str, seeds))} (ddof 1)"
     else:
         spread = f"of one run, seed {seeds[0]}"
     if len(rows) > 1:
         chance = ", too few to distinguish a difference from chance" if len(seeds) == 1 else ""
-        spread += f"{chance}{'' if _is_ladder(rows) else '; sorted by test accuracy'}"
+        spread += f"{chance}{'' if _is_ladder(rows) else f'; sorted by test {score}'}"
     unit = "length of a run" if any("epochs" in row for row in rows) else "run"
-    best = "checkpoint with the best validation accuracy"
+    best = f"checkpoint with the best validation {score}"
     checkpoint = {"best": best, "last": "last checkpoint"}[select]
     text = (
-        f"Accuracies in %, {spread}. Test is evaluated once per {unit}, from the "
-        f"{checkpoint}; train is that checkpoint without augmentation."
+        f"{_PLURALS[metric_of(rows[0])]} in %, {spread}. Test is evaluated once per {unit}, from "
+        f"the {checkpoint}; train is that checkpoint without augmentation."
     )
     if any("difference" in row for row in rows):
         text += " " + _difference_legend(rows)
@@ -69,14 +72,20 @@ def legend(rows: list[dict], seeds: list[int], select: str) -> str:
 
 def _difference_legend(rows):
     """Describe the column of differences and the mark of those within noise."""
-    reference = "variant before" if _is_ladder(rows) else "best variant by validation accuracy"
-    text = f"The difference is in test accuracy from the {reference}"
+    score = metric(rows)
+    reference = "variant before" if _is_ladder(rows) else f"best variant by validation {score}"
+    text = f"The difference is in test {score} from the {reference}"
     if all(row["difference"]["low"] is None for row in rows if "difference" in row):
         return f"{text}; one seed: no interval."
     return (
         f"{text}, mean and 95 % interval of the differences paired by seed (Student's t). ≈ marks "
         "variants whose interval contains 0, which cannot be distinguished from it."
     )
+
+
+def metric(rows: list[dict]) -> str:
+    """Name the metric of rows of results.json, in prose."""
+    return METRICS[metric_of(rows[0])]
 
 
 def _is_ladder(rows):
@@ -119,15 +128,15 @@ def markdown(table: dict[str, list[str]]) -> str:
 def columns(rows: list[dict]) -> dict[str, list[str]]:
     """Format the table as {head: cells}; columns that no row has a value for are left out."""
     table = {"variant": [row["variant"] for row in rows]}
-    table["test"] = [percent(row["test_accuracy"]) for row in rows]
+    table["test"] = [percent(score_of(row, "test")) for row in rows]
     found = [row["difference"] for row in rows if "difference" in row]
     if found:
         unit = "points" if all(one["low"] is None for one in found) else "points, 95 % interval"
         reference = "the variant before" if _is_ladder(rows) else found[0]["from"]
         name = f"difference from {reference}, {unit}"
         table[name] = [_difference(row.get("difference")) for row in rows]
-    table["val"] = [percent(row["val_accuracy"]) for row in rows]
-    table["train"] = [percent(row["train_accuracy"]) for row in rows]
+    table["val"] = [percent(score_of(row, "val")) for row in rows]
+    table["train"] = [percent(score_of(row, "train")) for row in rows]
     table["parameters"] = [_parameters(row) for row in rows]
     if any(row.get("pflop") is not None for row in rows):
         table["GFLOP/image"] = [_number(row.get("gflop_per_image")) for row in rows]

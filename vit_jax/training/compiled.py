@@ -67,7 +67,8 @@ class CompiledSteps:
     def evaluate(self, variables, batches, stop: Callable[[], bool]) -> list[Result] | None:
         """Evaluate all seeds; None if stopped."""
         if self.eval_sums is None:
-            result = evaluate(self.eval_step, variables, batches, stop)
+            keep = self.setup.config.data.multi_label  # for the mAP
+            result = evaluate(self.eval_step, variables, batches, stop, keep)
             return None if result is None else [result]
         return evaluate_together(self.eval_sums, variables, self.axis.num_seeds, batches, stop)
 
@@ -261,9 +262,11 @@ def compile_ahead(steps: CompiledSteps, split: Any, step: int) -> Future:
     else:
         data, place = setup.config.data, sharding.split(setup.mesh)
         image = (size, stored_size(data), stored_size(data), data.channels)
+        several = data.multi_label
+        label = ((size, setup.num_classes), np.uint8) if several else ((size,), np.int32)
         batch = {
             "image": jax.ShapeDtypeStruct(image, np.uint8, sharding=place),
-            "label": jax.ShapeDtypeStruct((size,), np.int32, sharding=place),
+            "label": jax.ShapeDtypeStruct(*label, sharding=place),
             "mask": jax.ShapeDtypeStruct((size,), bool, sharding=place),
         }
     # Python traces and lowers; in a thread it would wait for the Python that makes the state.

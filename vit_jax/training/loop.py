@@ -175,7 +175,7 @@ class Trainer:
 
     def log_metrics(self) -> None:
         """Log the training metrics since the last entry."""
-        state, count, means = self.state, len(self.runs), []
+        state, count, means, names = self.state, len(self.runs), [], self.setup.metric_names
         values = (state.sums, state.grad_norm, state.bad_step, state.plateau)
         values = self.axis.to_host((*values, self.axis.lambdas(state.params)))
         speed = self.clock.images_per_second(self.step, self.setup.config.train.batch_size)
@@ -184,7 +184,7 @@ class Trainer:
             sums, grad_norm, bad_step, plateau, lambdas = value
             run.check_finite(int(bad_step))
             means.append({key: float(mean) for key, mean in sums.compute().items()})
-            entry = {f"train/{key}": mean for key, mean in means[-1].items()}
+            entry = {f"train/{names.get(key, key)}": mean for key, mean in means[-1].items()}
             entry["train/grad_norm"] = float(grad_norm)
             entry["train/learning_rate"] = float(rate * (plateau.scale if plateau else 1))
             entry |= self._time()
@@ -195,7 +195,8 @@ class Trainer:
                 entry["train/images_per_second"] = speed
             run.writer.write_scalars(self.step, entry)
         loss, accuracy = (np.mean([mean[key] for mean in means]) for key in ("loss", "accuracy"))
-        text = f"loss {loss:.3f}, accuracy {accuracy:.3f}"
+        name = names.get("accuracy", "accuracy").replace("_", " ")
+        text = f"loss {loss:.3f}, {name} {accuracy:.3f}"
         if speed is not None:
             text += f", {speed * count:,.0f} images/s"
         self.clock.show(self.step, text)
@@ -227,10 +228,10 @@ class Trainer:
             result = results[run.index]
             if not math.isfinite(result.loss):
                 run.check_finite(self.step)
-            entry = {"val/loss": result.loss, "val/accuracy": result.accuracy}
+            entry = {f"val/{key}": value for key, value in result.metrics.items()}
             run.writer.write_scalars(self.step, entry | self._time())
-        loss, accuracy = (np.mean([getattr(r, k) for r in results]) for k in ("loss", "accuracy"))
-        text = f"val loss {loss:.3f}, val accuracy {accuracy:.3f}"
+        loss, score = (np.mean([getattr(r, k) for r in results]) for k in ("loss", "score"))
+        text = f"val loss {loss:.3f}, val {self.setup.metric} {score:.3f}"
         self.clock.show(self.step, text, line=True)
         self._update_plateau(due, results)
         count = -(-self.step // self.setup.lengths.eval_every)
@@ -303,8 +304,8 @@ class Trainer:
                 "dtype": self._dtype(),
                 "variables_checksum": int(checksum(state.eval_variables)),
             }
-            accuracy = results[run.index].accuracy if results else None
-            run.checkpoints.save(self.step, state, notes, accuracy, run.writer.lines)
+            score = results[run.index].score if results else None
+            run.checkpoints.save(self.step, state, notes, score, run.writer.lines)
             if evaluated:
                 run.evaluated_step = self.step
         self.saved_step, self._save_time = self.step, time.monotonic()
@@ -343,7 +344,7 @@ class Trainer:
                 "before": kernel_magnitudes(self.steps.initial_state(run.key).params),
                 "after": kernel_magnitudes(self.setup.merged(variables["params"])),
             }
-        run.write_results(summary, results["test"], self.data.class_names)
+        run.write_results(summary, results, self.data.class_names)
         return summary
 
     def _evaluate_splits(self, run, variables, step):
@@ -364,7 +365,8 @@ class Trainer:
         with contextlib.closing(progress):
             for name, split in splits.items():
                 batches, stop = advancing(split), self.stop.asked
-                keep, eval_step = name == "test", self.steps.eval_step
+                eval_step = self.steps.eval_step
+                keep = name == "test" or self.setup.config.data.multi_label
                 results[name] = evaluate(eval_step, variables, batches, stop, keep)
                 self.exit_if_stopped()
         return results

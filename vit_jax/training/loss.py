@@ -1,5 +1,6 @@
 """The loss of the labels."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,23 +10,28 @@ import numpy as np
 import optax
 
 from vit_jax.config.rules import parse_class_weights
+from vit_jax.evaluation.metrics import binary_losses
 from vit_jax.runtime.errors import UserError
 
 _SMALLEST = 1e-7  # of 1 - p, whose powers below 1 have an infinite gradient at 0
 
 
 def make_loss(config: Any, class_weights: np.ndarray | None = None) -> Callable:
-    """Make (logits [b, c], targets [b, c]) -> losses [b], of `config.train`.
+    """Make (logits [b, c], targets [b, c]) -> losses [b], of the config.
 
     The targets are distributions over the classes, one-hot or mixed. The loss of an example is
-    multiplied by the mean of `class_weights` [c] under its target.
+    multiplied by the mean of `class_weights` [c] under its target. For several labels per image,
+    targets are in [0, 1], and the loss is the sigmoid cross-entropy, the mean over classes.
     """
+    smoothing, gamma = config.train.label_smoothing, config.train.focal_gamma
+    if config.data.multi_label:
+        return functools.partial(binary_losses, smoothing=smoothing)
 
     def loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
         # Smoothing the mixed targets is the same as mixing smoothed ones.
-        smooth = optax.smooth_labels(targets, config.label_smoothing)
-        if config.focal_gamma:
-            losses = focal_loss(logits, smooth, config.focal_gamma)
+        smooth = optax.smooth_labels(targets, smoothing)
+        if gamma:
+            losses = focal_loss(logits, smooth, gamma)
         else:
             losses = optax.softmax_cross_entropy(logits, smooth)
         return losses if class_weights is None else losses * (targets @ class_weights)

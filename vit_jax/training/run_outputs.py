@@ -11,6 +11,7 @@ import numpy as np
 
 from vit_jax.config import Config
 from vit_jax.evaluation.evaluate import make_report
+from vit_jax.evaluation.labels import choose_thresholds, make_label_report, sigmoid
 from vit_jax.runtime import memory, processes, sharding
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.signals import StopSignal
@@ -60,26 +61,36 @@ class RunOutputs:
             )
 
     def evaluations_without_improvement(self) -> tuple[int, str]:
-        """Count the evaluations since the highest validation accuracy; describe that in a phrase.
+        """Count the evaluations since the best on validation; describe that in a phrase.
 
         The log decides, which every checkpoint contains: a resumed run counts the same.
         """
         entries = [json.loads(line) for line in self.writer.lines]
-        found = [(e["val/accuracy"], e["step"]) for e in entries if "val/accuracy" in e]
-        accuracies = [accuracy for accuracy, _ in found]
-        best = accuracies.index(max(accuracies)) if found else 0
+        key = "val/map" if any("val/map" in entry for entry in entries) else "val/accuracy"
+        found = [(entry[key], entry["step"]) for entry in entries if key in entry]
+        scores = [score for score, _ in found]
+        best = scores.index(max(scores)) if found else 0
         count = len(found[best + 1 :])
         if not count:
             return 0, ""
         return count, (
-            f"no val accuracy above {accuracies[best]:.4f}, that of step {found[best][1]}, in "
-            f"{count} evaluations"
+            f"no {key.replace('/', ' ')} above {scores[best]:.4f}, that of step {found[best][1]}, "
+            f"in {count} evaluations"
         )
 
-    def write_results(self, summary: dict, test, class_names: list[str]) -> None:
-        """Write summary.json and the test report of a finished run."""
+    def write_results(self, summary: dict, results: dict, class_names: list[str]) -> None:
+        """Write summary.json and the test report of a finished run.
+
+        For several labels per image, the summary gets "thresholds", chosen on the validation split.
+        """
         if processes.is_first():
-            report = make_report(test.logits, test.labels, class_names)
+            test, val = results["test"], results["val"]
+            if test.labels.ndim == 2:
+                chosen = choose_thresholds(sigmoid(val.logits), val.labels)
+                summary["thresholds"] = chosen
+                report = make_label_report(test.logits, test.labels, class_names, chosen)
+            else:
+                report = make_report(test.logits, test.labels, class_names)
             run_folder.write_results(self.folder, report, summary)
 
     def close(self) -> None:
@@ -156,6 +167,7 @@ def summarize(
     `results` are {"train", "val", "test": Result} of the checkpoint of `best_step`.
     """
     rows = [json.loads(line) for line in run.writer.lines]
+    metric = "map" if setup.config.data.multi_label else "accuracy"
     speeds = [row[k] for row in rows if (k := "train/images_per_second") in row]
     stages = (run_folder.read_config(run.folder) or {}).get("stages", [])
     return {
@@ -166,7 +178,7 @@ def summarize(
         "epochs": steps / setup.lengths.epoch,
         "steps": steps,
         **compute(setup, steps),
-        **{f"{split}_accuracy": result.accuracy for split, result in results.items()},
+        **{f"{split}_{metric}": result.score for split, result in results.items()},
         "test_loss": results["test"].loss,
         "best_step": best_step,
         "wall_seconds": wall_seconds,

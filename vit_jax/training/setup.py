@@ -15,6 +15,7 @@ from vit_jax.config import Config, flatten, steps_of, total_steps
 from vit_jax.config.rules import one_step_at_a_time, parse_freeze
 from vit_jax.config.setting import COUNTABLE
 from vit_jax.data import Data
+from vit_jax.evaluation.labels import METRICS
 from vit_jax.models import lora
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.sharding import dtype_of
@@ -68,6 +69,16 @@ class Setup:
     fingerprint: dict  # of the data, the initial weights and the teacher
     on_features: bool  # whether the head is trained on cached features instead of images
     multi_step: bool  # whether one call of the training step takes several steps
+
+    @property
+    def metric(self) -> str:
+        """The metric that selects a checkpoint, in prose."""
+        return METRICS["map" if self.config.data.multi_label else "accuracy"]
+
+    @property
+    def metric_names(self) -> dict[str, str]:
+        """The names of the sums in metrics.jsonl, where they are others."""
+        return {"accuracy": "label_accuracy"} if self.config.data.multi_label else {}
 
     @functools.cached_property
     def flops(self) -> Flops:

@@ -11,8 +11,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from vit_jax.augment import augment
-from vit_jax.evaluation.metrics import Sums
+from vit_jax.augment import augment, to_targets
+from vit_jax.evaluation.metrics import Sums, binary_sums
 from vit_jax.training.loss import make_loss
 from vit_jax.training.optim import averaged_params, averages_weights, map_paths
 from vit_jax.training.teacher import Teacher, distillation_loss
@@ -85,8 +85,8 @@ def make_train_step(
     """Make the training step, (state, key, batch) -> state: one optimizer update.
 
     `key` is the run's; the step's own is folded from it. `batch` holds uint8 "image" [b, h, w, c]
-    and int32 "label" [b]. The training accuracy of mixed images counts the class with the larger
-    share.
+    and int32 "label" [b], or uint8 [b, classes] of several labels per image. The training accuracy
+    of mixed images counts the class with the larger share.
 
     Args:
       model: maps images to logits.
@@ -99,13 +99,13 @@ def make_train_step(
       teacher: predicts the same augmented images; its variables are a fourth argument of the step.
       class_weights: of the loss, [classes]; None: all 1.
     """
-    loss = functools.partial(_loss, make_loss(config.train, class_weights))
+    loss = functools.partial(_loss, make_loss(config, class_weights))
     gradients = _make_gradients(model, config, trained, micro_batches, mesh, teacher, loss)
 
     def train_step(state: TrainState, key: jax.Array, batch: dict, teacher_variables: Any = None):
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
         if on_features:
-            images, targets = batch["image"], jax.nn.one_hot(batch["label"], model.num_classes)
+            images, targets = batch["image"], to_targets(batch["label"], model.num_classes)
         else:
             images, targets = augment(
                 augment_key, batch["image"], batch["label"], model.num_classes, config
@@ -184,7 +184,10 @@ def _loss(
         weight, temperature = config.train.distill_weight, config.train.distill_temperature
         learned = distillation_loss(logits, teacher.logits(taught_by, images), temperature)
         losses = (1 - weight) * losses + weight * learned
-    sums = Sums.single_from_model_output(loss=losses, logits=logits, labels=targets.argmax(-1))
+    if config.data.multi_label:
+        sums = binary_sums(losses, logits, targets)
+    else:
+        sums = Sums.single_from_model_output(loss=losses, logits=logits, labels=targets.argmax(-1))
     return losses.mean(), (changed.get("batch_stats", {}), sums)
 
 

@@ -20,6 +20,7 @@ from vit_jax.config import Config, flatten, reset_other_models, resolve, with_ov
 from vit_jax.config.rules import validate
 from vit_jax.data import load_data, relabel
 from vit_jax.evaluation.differences import add_differences
+from vit_jax.evaluation.labels import METRICS, metric_of, score_of
 from vit_jax.runtime import processes, sharding
 from vit_jax.runtime.errors import UserError, single_line, truncate_repr
 from vit_jax.runtime.files import read_json, write_atomically
@@ -34,8 +35,6 @@ from vit_jax.training.loop import train
 from vit_jax.training.parameters import ParameterTables
 from vit_jax.training.seeds import seed_groups
 from vit_jax.training.setup import make_setup
-
-ACCURACIES = ("train_accuracy", "val_accuracy", "test_accuracy")
 
 
 def make_variants(config: Config, sweep: dict[str, dict], given: set[str]) -> dict:
@@ -232,7 +231,7 @@ def make_row(name: str, overrides: dict, summaries: list[dict]) -> dict:
     """Make a variant's row of results.json from its seeds' summaries."""
     row = {"variant": name, "overrides": overrides, "seeds": [s["seed"] for s in summaries]}
     row |= {key: summaries[0][key] for key in ("num_params", "num_trainable_params")}
-    for key in ACCURACIES:
+    for key in (f"{split}_{metric_of(summaries[0])}" for split in ("train", "val", "test")):
         values = [summary[key] for summary in summaries]
         std = float(np.std(values, ddof=1)) if len(values) > 1 else None
         row[key] = {"mean": float(np.mean(values)), "std": std, "values": values}
@@ -385,7 +384,8 @@ class _Runner:
 
 def _describe_run(summary):
     """Describe the result of a finished run in a line."""
-    parts = [f"{split} accuracy {summary[f'{split}_accuracy']:.4f}" for split in ("val", "test")]
+    metric = METRICS[metric_of(summary)]
+    parts = [f"{split} {metric} {score_of(summary, split):.4f}" for split in ("val", "test")]
     parts.append(f"wall time {datetime.timedelta(seconds=round(summary['wall_seconds']))}")
     if summary["images_per_second"] is not None:
         parts.append(f"{summary['images_per_second']:,.0f} images/s")
@@ -395,6 +395,6 @@ def _describe_run(summary):
 def _describe_seeds(summaries):
     """Describe the accuracies of a variant's seeds in a line."""
     row = make_row("", {}, summaries)
-    found = {split: row[f"{split}_accuracy"] for split in ("val", "test")}
-    parts = (f"{k} accuracy {one['mean']:.4f} ± {one['std']:.4f}" for k, one in found.items())
+    found = {f"{k} {METRICS[metric_of(row)]}": score_of(row, k) for k in ("val", "test")}
+    parts = (f"{k} {one['mean']:.4f} ± {one['std']:.4f}" for k, one in found.items())
     return f"{len(summaries)} seeds finished, {', '.join(parts)} (mean ± std)"

@@ -59,6 +59,8 @@ def load_teacher(config: Config, class_names: list[str]) -> Teacher | None:
     except UserError as error:
         raise UserError(f"train.teacher={path}: {error}") from None
     info = weights.info
+    if info.get("thresholds"):
+        raise UserError(f"train.teacher={path} predicts several labels per image: use another")
     own = resolve(with_overrides(get_config(), info["settings"] | {"train.steps": 1}, path))
     for key in ("image_size", "channels"):
         if own.data[key] != config.data[key]:

@@ -1,0 +1,55 @@
+"""Images of a dataset that figures show: of given classes, at random, or by index."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vit_jax.data.examples import describe_label
+from vit_jax.data.sources import open_source
+from vit_jax.data.splits import make_splits, one_of_each
+from vit_jax.runtime.errors import UserError
+
+
+def images_of_classes(data, names: Sequence[str], count: int) -> tuple[np.ndarray, list[str]]:
+    """Load a fixed test image of each named class, or of the first `count`, of `config.data`.
+
+    Returns uint8 [n, side, side, channels], as stored, and the n names of their classes. Raises
+    UserError if a class is unknown, or none of them has a test image.
+    """
+    splits = make_splits(open_source(data), data)
+    for name in names:
+        if name not in splits.class_names:
+            raise UserError(f"{name!r} is not a class: use one of {', '.join(splits.class_names)}")
+    names = list(names) or splits.class_names[:count]
+    labels = splits.test.labels
+    present = np.flatnonzero(labels.any(0)) if labels.ndim == 2 else np.unique(labels)
+    numbers = [n for name in names if (n := splits.class_names.index(name)) in present]
+    if not numbers:
+        raise UserError(f"there is no test image of {', '.join(names)}")
+    return _decode(splits.test, one_of_each(labels, numbers, data.split_seed), data, splits)
+
+
+def random_images(data, count: int, split: str) -> tuple[np.ndarray, list[str]]:
+    """Load a fixed random sample of "train", "val" or "test", as `images_of_classes` does.
+
+    Raises UserError if the split is empty.
+    """
+    splits = make_splits(open_source(data), data)
+    examples = getattr(splits, split)
+    if not len(examples.labels):
+        raise UserError(f"the {split} split is empty")
+    order = np.random.default_rng(data.split_seed).permutation(len(examples.labels))
+    return _decode(examples, order[:count], data, splits)
+
+
+def test_images(data, indices: Sequence[int]) -> tuple[np.ndarray, list[str]]:
+    """Load test images by their index, as `images_of_classes` does; raises UserError."""
+    splits = make_splits(open_source(data), data)
+    if any(index >= len(splits.test.labels) for index in indices):
+        raise UserError(f"there are only {len(splits.test.labels)} test images")
+    return _decode(splits.test, np.asarray(indices), data, splits)
+
+
+def _decode(examples, chosen, data, splits):
+    images, labels = examples.take(chosen).decode_all(data.num_threads)
+    return images, [describe_label(label, splits.class_names) for label in labels]
