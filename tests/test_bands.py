@@ -16,10 +16,12 @@ import vit_jax
 from vit_jax.augment import augment
 from vit_jax.cli.visualize import main as visualize
 from vit_jax.data.bands import decide_ranges, read, scale_bands, shown_bands
+from vit_jax.data.doctor import diagnose
 from vit_jax.data.images import read_image
 from vit_jax.data.sources import open_source
 from vit_jax.data.tiff import read_tiff
 from vit_jax.pretrained.resize import adapt_channels
+from vit_jax.report.data_page import write_data_page
 from vit_jax.runtime.errors import UserError
 
 MANY = 10**9
@@ -123,6 +125,14 @@ def test_a_folder_of_bands_is_read(scenes):
     assert images.shape == (24, 8, 8, 13) and images.dtype == np.uint8
     np.testing.assert_array_equal(images[0], scale_bands(scene(0), source.level_range))
     assert images[12:, ..., 4].mean() > images[:12, ..., 4].mean() + 100
+
+
+def test_images_of_bands_are_checked(scenes, tmp_path):
+    diagnosis = diagnose(folder_config(scenes, channels=13))
+    assert not any("unreadable" in finding.text for finding in diagnosis.findings)
+    assert len(diagnosis.mean) == len(diagnosis.std) == 13
+    write_data_page(tmp_path / "data.html", "scenes", diagnosis)
+    assert (tmp_path / "data.html").read_text().count("<img") >= 8
 
 
 def test_bands_of_a_tfds_tensor_are_read(tmp_path):

@@ -1,5 +1,6 @@
 """Several labels per image: metrics, thresholds, splits, training and prediction."""
 
+import csv
 import json
 
 import jax
@@ -16,7 +17,10 @@ from tiny_runs import MESH, last_state, run
 import vit_jax
 from vit_jax.augment import augment
 from vit_jax.cli.predict import main as predict
+from vit_jax.cli.suspects import main as suspects
 from vit_jax.data import load_data
+from vit_jax.data.doctor import diagnose
+from vit_jax.data.examples import describe_label
 from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits, stratified
 from vit_jax.evaluation.labels import (
@@ -26,6 +30,7 @@ from vit_jax.evaluation.labels import (
     mean_average_precision,
 )
 from vit_jax.evaluation.metrics import binary_losses
+from vit_jax.report.data_page import write_data_page
 from vit_jax.runtime.errors import UserError
 
 VALUES = dict(
@@ -193,6 +198,25 @@ def test_prediction_applies_the_thresholds(trained, tmp_path, capsys):
     assert sorted(line.split()[-1] for line in lines if line.startswith("*")) == ["blue", "red"]
 
 
+def test_predictions_of_several_labels_are_written_and_not_sorted(trained, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    images, labels = stripes(12, 5)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "images" / f"{i:02d}.png")
+    table = tmp_path / "out.csv"
+    arguments = [str(trained), str(tmp_path / "images")]
+    assert not predict([*arguments, f"--csv={table}"])
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    expected = [{name for name, on in zip(CLASSES, row, strict=True) if on} for row in labels]
+    found = [set(filter(None, row["predicted"].split(";"))) for row in rows]
+    right = [one == other for one, other in zip(found, expected, strict=True)]
+    assert np.mean(right) > 0.8
+    assert predict([*arguments, f"--sort-into={tmp_path / 'sorted'}"]) == 1
+    assert "use --csv" in capsys.readouterr().err
+    assert suspects([str(trained)]) == 1
+    assert "several labels per image" in capsys.readouterr().err
+
+
 def test_explanations_are_drawn(trained):
     model = vit_jax.load_model(trained)
     images, _ = stripes(2, 5)
@@ -217,6 +241,11 @@ def test_a_run_resumes_exactly(stored, tmp_path):
         ({"data__name": "folder", "data__dir": "x"}, "set data.labels, a table of them"),
         ({"data__examples_per_class": 3}, "use data.train_examples"),
         ({"train__teacher": "run"}, "the distillation loss compares one distribution"),
+        ({"train__class_weights": "balanced"}, "class_weights=balanced needs one class per image"),
+        ({"train__focal_gamma": 2.0}, "focal_gamma=2.0 needs one class per image"),
+        ({"train__sampling": "balanced"}, "sampling=balanced needs one class per image"),
+        ({"data__relabel": "suspects.csv"}, "relabel=suspects.csv needs one class per image"),
+        ({"data__num_folds": 4}, "num_folds=4 needs one class per image"),
     ],
 )
 def test_contradictions_are_refused(keys, message):
@@ -277,6 +306,26 @@ def test_a_model_learns_from_a_table(tmp_path):
     keys |= dict(data__channels=3, data__multi_label=True, train__batch_size=16)
     folder = run(tmp_path / "runs", **keys, train__epochs=8.0)
     assert json.loads((folder / "summary.json").read_text())["test_map"] > 0.9
+
+
+def test_a_table_of_several_labels_is_checked(tmp_path):
+    labels = write_images(tmp_path / "x", 60)
+    lines = ["file,red,green,blue"]
+    lines += [f"{i}.png,{','.join(map(str, row))}" for i, row in enumerate(labels)]
+    other = np.flatnonzero((labels != labels[0]).any(1))[0]
+    (tmp_path / "x" / "copy.png").write_bytes((tmp_path / "x" / "0.png").read_bytes())
+    lines.append(f"copy.png,{','.join(map(str, labels[other]))}")
+    (tmp_path / "x" / "labels.csv").write_text("\n".join(lines))
+    config = folder_config(tmp_path / "x", labels="labels.csv", multi_label=True, channels=3)
+    diagnosis = diagnose(config)
+    texts = [finding.text for finding in diagnosis.findings]
+    assert any("different labels: 1" in text for text in texts), texts
+    order = [diagnosis.class_names.index(name) for name in CLASSES]
+    total = sum(np.array(counts)[order] for counts in diagnosis.counts.values())
+    np.testing.assert_array_equal(total, labels.sum(0) + labels[other])
+    write_data_page(tmp_path / "data.html", "x", diagnosis)
+    named = describe_label(labels[other][[2, 1, 0]], sorted(CLASSES))
+    assert f"{named}: copy.png" in (tmp_path / "data.html").read_text()
 
 
 @pytest.mark.parametrize("form", ["Sequence", "List", "list", "names"])
