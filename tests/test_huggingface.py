@@ -95,7 +95,10 @@ def test_a_folder_of_save_to_disk_is_read(tmp_path):
     save_to_disk(tmp_path / "saved", both())
     assert_both(settings(name=f"hf:{tmp_path / 'saved'}"))
     assert_both(settings(name="hf:saved", dir=str(tmp_path)))
-    assert_both(settings(name="hf:any", dir=str(tmp_path / "saved")))
+    assert_both(settings(name="hf:owner/saved", dir=str(tmp_path / "saved")))
+    for folder in (tmp_path, tmp_path / "saved"):  # of another dataset
+        with pytest.raises(UserError, match="contains no folder any"):
+            open_source(settings(name="hf:any", dir=str(folder)))
     single = read(settings(name=f"hf:{tmp_path / 'saved' / 'train'}"))
     assert [len(single[split]) for split in ("train", "val", "test")] == [14, 2, 4]
 

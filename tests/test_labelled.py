@@ -1,7 +1,9 @@
 """Image folders whose labels are in a CSV or TSV file, or in the names of the files."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 from tiny_configs import make_config
@@ -311,3 +313,35 @@ def test_a_model_is_trained_and_evaluated_on_a_table(tmp_path):
     on_table = json.loads((out / "test_report.json").read_text())
     assert on_table["confusion"] == on_folder["confusion"]
     assert not app.main(["predict", str(run), str(tmp_path / "new" / "ant")])
+
+
+def test_a_changed_table_is_noticed_and_a_moved_one_is_not(tmp_path, capsys):
+    classes = {"ant": 40, "bee": 200}
+    save_noise(tmp_path / "photos", classes, 20, 0)
+    lines = ["file,label", *(f"{c}/{i}.png,{c}" for c in classes for i in range(20))]
+    write(tmp_path / "photos", lines)
+    keys = {"data.labels": "labels.csv"}
+    run = vit_jax.train(tiny_training(tmp_path / "photos", **keys), tmp_path / "runs").best_run
+    moved = tmp_path / "moved"
+    (tmp_path / "photos").rename(moved)
+    assert vit_jax.train(tiny_training(moved, **keys), tmp_path / "runs").best_run == run
+    write(moved, [*lines[:-1], "bee/19.png,ant"])
+    with pytest.raises(UserError, match="started with other labels"):
+        vit_jax.train(tiny_training(moved, **keys), tmp_path / "runs")
+
+
+def test_a_table_of_labels_belongs_to_its_dataset(tmp_path):
+    classes = {"ant": 40, "bee": 200}
+    for name in ("photos", "new"):
+        save_noise(tmp_path / name, classes, 20, 0)
+    paths = [tmp_path / "photos" / c / f"{i}.png" for c in classes for i in range(20)]
+    write(tmp_path / "photos", ["file,label", *(f"{path},{path.parent.name}" for path in paths)])
+    config = tiny_training(tmp_path / "photos", **{"data.labels": "labels.csv"})
+    run = vit_jax.train(config, workdir=tmp_path / "runs").best_run
+    shutil.rmtree(tmp_path / "new" / "bee")
+    out = tmp_path / "out"
+    arguments = [f"--config.data.dir={tmp_path / 'new'}", "--split=all", f"--out={out}"]
+    assert not app.main(["evaluate", str(run), *arguments])
+    assert np.sum(json.loads((out / "test_report.json").read_text())["confusion"]) == 20
+    arguments[0] = "--config.data.multi_label=True"
+    assert app.main(["evaluate", str(run), *arguments]) == 1

@@ -3,8 +3,10 @@
 import argparse
 import pathlib
 import shutil
+import types
 
 import pytest
+from tiny_configs import make_config
 from tiny_images import folder_config, save_noise
 from tiny_sweep import NASTY, write_sweep
 
@@ -90,7 +92,8 @@ def pages(tmp_path_factory):
         Suspect("n" * 300, "test", 0, 1, 0.1, -0.5, True, source, i) for i in range(len(source) - 1)
     ]
     args = argparse.Namespace(cross_validate=0, rank_by="margin")
-    write_suspects(root / "suspects.html", "z" * 300, suspects, names, args)
+    run = types.SimpleNamespace(name="z" * 300, class_names=names, config=make_config())
+    write_suspects(root / "suspects.html", run, suspects, args)
     return root
 
 

@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
     ranking = suspects.rank(predictions, args.rank_by)
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(table, suspects.to_csv(ranking, run.config.data))
-    write_suspects(out / "suspects.html", str(args.run), ranking, run.class_names, args)
+    write_suspects(out / "suspects.html", run, ranking, args)
     for one in ranking[:10]:
         classes = f"{run.class_names[one.label]} -> {run.class_names[one.predicted]}"
         score = f"{one.self_confidence:7.4f} {one.margin:7.4f}"
@@ -89,7 +89,15 @@ def _cross_validate(run, config, num_folds):
 
     if config.data.num_folds:
         raise UserError(f"{run} is itself trained on folds: give a run without data.num_folds")
+    if config.train.teacher:
+        raise UserError(
+            f"{run} has learned from a teacher, which may have seen the labels of every fold: give "
+            "a run without train.teacher"
+        )
+    if config.init_from:
+        print("note: init_from must not have been trained on this dataset", flush=True)
     shared = {"train.num_seeds": 1, "train.vmap_seeds": "auto", "data.num_folds": num_folds}
+    shared |= {"data.test_examples": 0}
     sweep = {f"fold_{k}": shared | {"data.fold": k} for k in range(num_folds)}
     configs = {name: settings.with_overrides(config, one, name) for name, one in sweep.items()}
     for one in configs.values():

@@ -278,16 +278,18 @@ def _load(path, overrides, options):
 
 def _describe_choices(rows):
     """Describe the learning rate with the best validation accuracy of each swept variant."""
+    from vit_jax.evaluation.labels import METRICS, metric_of, score_of  # NumPy
+
     groups = {}
     for row in rows:
         groups.setdefault(row["variant"].rpartition("lr_")[0].rstrip("_"), []).append(row)
     for name, group in groups.items():
-        best = max(group, key=lambda row: row["val_accuracy"]["mean"])
+        best = max(group, key=lambda row: score_of(row, "val")["mean"])
         rates = [row["overrides"]["optim.learning_rate"] for row in group]
         rate = best["overrides"]["optim.learning_rate"]
         text = f"{name}: " * bool(name) + (
-            f"optim.learning_rate={rate:g} has the best validation accuracy, "
-            f"{best['val_accuracy']['mean']:.4f}"
+            f"optim.learning_rate={rate:g} has the best validation {METRICS[metric_of(best)]}, "
+            f"{score_of(best, 'val')['mean']:.4f}"
         )
         if rate in (min(rates), max(rates)):
             text += "; it is at the end of the range: sweep again from there, with "

@@ -42,7 +42,8 @@ from vit_jax.cli import command
 from vit_jax.runtime.errors import UserError, single_line
 
 IMAGE_KEYS = ("name", "dir", "train_split", "test_split", "test_size", "test_examples")
-IMAGE_KEYS += ("split_seed",)
+IMAGE_KEYS += ("split_seed", "num_folds", "fold", "labels", "label_pattern", "image_column")
+IMAGE_KEYS += ("label_column", "split_column", "skip_corrupt", "relabel", "multi_label")
 ONLY_NAMED = ("explanations", "explanation_scores")
 
 
@@ -241,6 +242,7 @@ def _draw_sheet(variants, rows, draws, out):
     import jax
 
     from vit_jax.augment import augment, center_crop
+    from vit_jax.data import checks
     from vit_jax.data.bands import show
     from vit_jax.data.examples import describe_label
     from vit_jax.data.sources import open_source
@@ -252,10 +254,7 @@ def _draw_sheet(variants, rows, draws, out):
     config = next(iter(variants.values()))
     splits = make_splits(open_source(config.data), config.data)
     labels = splits.train.labels
-    several = labels.ndim == 2
-    classes = (
-        np.flatnonzero(labels.any(0)) if several else np.unique(labels)
-    )  # of which `rows` are chosen, evenly
+    classes = checks.present(labels)  # of which `rows` are chosen, evenly
     classes = classes[np.unique(np.linspace(0, len(classes) - 1, rows).round().astype(int))]
     chosen = one_of_each(labels, classes, config.seed)
     images, labels = splits.train.take(chosen).decode_all(1)

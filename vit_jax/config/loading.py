@@ -101,7 +101,11 @@ def sweep_learning_rate(experiment: Experiment, factor: float = 3.0) -> Experime
         names = {name: _point(name, base | changed, scale) for name, changed in before.items()}
         for name, overrides in before.items():
             flat = base | overrides
-            scaled = {key: float(f"{flat[key] * scale:.3g}") for key in keys if flat[key]}
+            scaled = {
+                key: flat[key] if scale == 1 else float(f"{flat[key] * scale:.3g}")
+                for key in keys
+                if flat[key]
+            }
             teacher = names.get(flat["train.teacher"])
             taught = {"train.teacher": teacher} if flat["train.teacher"] and teacher else {}
             variants[names[name]] = overrides | scaled | taught

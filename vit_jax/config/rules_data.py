@@ -42,6 +42,8 @@ def validate_data(config: Config) -> None:
         raise UserError("keep_head=True has no effect without init_from")
     if data.num_folds == 1:
         raise UserError("data.num_folds=1 leaves nothing to train on: give at least 2, or 0")
+    if data.num_folds and data.test_examples:
+        raise UserError("data.test_examples has no effect with data.num_folds: remove it")
     if data.fold >= max(1, data.num_folds):
         raise UserError(
             f"data.fold={data.fold} must be below data.num_folds={data.num_folds}"

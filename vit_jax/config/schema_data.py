@@ -28,6 +28,7 @@ DATA = dict(
         "",
         "CSV or TSV file of file names and labels of an image folder; a relative path starts at "
         "the current directory or at data.dir; empty: classes are folders",
+        resume="moved",
     ),
     label_pattern=Setting(
         "",

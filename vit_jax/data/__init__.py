@@ -12,6 +12,7 @@ from vit_jax.data.batches import ResidentBatches, StreamingBatches
 from vit_jax.data.examples import MOST_SAMPLED, spread
 from vit_jax.data.images import describe_transparency, stored_size
 from vit_jax.data.jpeg import describe_compression
+from vit_jax.data.labels import table_identity, table_path
 from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits
 from vit_jax.runtime import processes
@@ -73,6 +74,8 @@ def load_data(config, mesh: Mesh, min_classes: int = 2) -> Data:
     processes.wait()  # machines may read at different speeds
     fingerprint = _fingerprint(splits.class_names, by_name)
     notes = list(_describe_images(splits.train, source.level_range, config))
+    if config.name == "folder" and config.labels:
+        fingerprint["labels"] = table_identity(table_path(config))
     if config.relabel:
         corrections = relabel.read(config.relabel)
         fingerprint["relabel"] = corrections.identity

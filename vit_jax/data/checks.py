@@ -47,6 +47,11 @@ def count_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=num_classes)
 
 
+def present(labels: np.ndarray) -> np.ndarray:
+    """List the classes that have examples, of labels as in `count_labels`."""
+    return np.flatnonzero(labels.any(0)) if labels.ndim == 2 else np.unique(labels)
+
+
 def describe_missing(class_names: Sequence[str], labels: Mapping[str, np.ndarray]) -> Iterator[str]:
     """Describe the classes without an example in a split; `labels` are those of each split."""
     for split, found in labels.items():

@@ -10,6 +10,7 @@ import numpy as np
 
 from vit_jax.data import checks
 from vit_jax.data.duplicates import SIDE, exact_pairs, near_pairs
+from vit_jax.data.images import FULL_RANGE
 from vit_jax.data.jpeg import describe_inspected
 from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits
@@ -75,7 +76,8 @@ def diagnose(config) -> Diagnosis:
     be read are found, not skipped. Raises UserError if the dataset has no valid layout.
     """
     config = config.copy_and_resolve_references()
-    config.skip_corrupt = False
+    if not config.relabel:  # whose file lists the examples of the training
+        config.skip_corrupt = False
     source = open_source(config)
     splits = make_splits(source, config)
     by_name = {"train": splits.train, "val": splits.val, "test": splits.test}
@@ -208,7 +210,7 @@ def _images(found, config, level_range) -> Iterator[Finding]:
     deep = [i for i, record in records.items() if record.levels]
     if deep:
         lows, highs = zip(*(records[i].levels or (0, 0) for i in deep), strict=True)
-        low, high = level_range or (0, 0)
+        low, high = level_range or FULL_RANGE
         yield Finding(
             NOTE,
             f"images with more than 8 bits per channel: {len(deep):,}, with levels from "

@@ -93,6 +93,8 @@ class Examples:
 
     def relabel(self, changed: Mapping[str, int]) -> "Examples":
         """Replace the labels of the named examples."""
+        if not changed:
+            return self
         rows = {i: changed[name] for i, name in enumerate(self.names) if name in changed}
 
         def read(indices):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.data import decoded
-from vit_jax.data.checks import match_names
+from vit_jax.data.checks import match_names, present
 from vit_jax.data.examples import MOST_SAMPLED, Examples, spread
 from vit_jax.data.images import (
     IMAGE_SUFFIXES,
@@ -302,7 +302,7 @@ def find_readable(
         skipped = [str(files[i]) for i in np.flatnonzero(~good).tolist()]
         text = f"{where}: skipped {len(skipped)} unreadable of {len(files)} files: "
         print(single_line(text + join_names(skipped)))
-    for label in np.setdiff1d(labels, labels[good]):
+    for label in np.setdiff1d(present(labels), present(labels[good])):
         raise UserError(f"{where}: class {class_names[label]} contains no readable image")
     return np.flatnonzero(good)
 

@@ -21,7 +21,8 @@ REPOSITORIES = {
 def locate(config) -> Files:
     """Find the files of each split of the dataset `hf:NAME_OR_FOLDER`, or download them.
 
-    `data.dir`, if set, is a folder of local copies, or the copy itself. Otherwise NAME is a folder,
+    `data.dir`, if set, is a folder of local copies, or the copy itself, if it has the name of the
+    dataset. Otherwise NAME is a folder,
     a dataset in the cache of Hugging Face's packages, or one on the Hub, in this order.
 
     Raises:
@@ -31,7 +32,9 @@ def locate(config) -> Files:
     name, _, variant = text.partition(":")
     if config.dir:
         base = pathlib.Path(os.path.expanduser(config.dir))
-        tried = [base / text, base / name, base]
+        tried = [base / text, base / name]
+        if base.name in (text, pathlib.PurePath(name).name):
+            tried.append(base)
     else:
         tried = [pathlib.Path(os.path.expanduser(one)) for one in (text, name)]
     for folder in tried:
@@ -43,7 +46,8 @@ def locate(config) -> Files:
                 "folder that save_to_disk wrote, or one of Parquet files"
             )
     if config.dir:
-        raise UserError(f"data.dir={config.dir} is not a folder")
+        missing = f"contains no folder {name}" if os.path.isdir(base) else "is not a folder"
+        raise UserError(f"data.dir={config.dir} {missing}")
     if name.startswith(("/", ".", "~")):
         raise UserError(f"data.name={config.name}: {tried[0]} is not a folder")
     repository = REPOSITORIES.get(name, name)

@@ -237,7 +237,8 @@ def read_levels(image: Image.Image) -> np.ndarray | None:
 def sample_levels(file: Any, config) -> np.ndarray | None:
     """Read the levels of an image of `config.data` beyond 8 bits; None for 8 bits."""
     if bands.uses_bands(config.channels, file):
-        return bands.read(file, config.channels, config.max_pixels)
+        levels = bands.read(file, config.channels, config.max_pixels)
+        return None if levels.dtype == np.uint8 else levels
     with open_image(file, config.max_pixels) as image:
         return read_levels(image)
 

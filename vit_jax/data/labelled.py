@@ -21,6 +21,7 @@ from vit_jax.data.labels import (
     describe_unused,
     find_column,
     sort_classes,
+    table_path,
 )
 from vit_jax.runtime.errors import UserError, join_names, single_line, truncate_repr
 
@@ -106,6 +107,12 @@ def _find_columns(names, rows, config, path):
     several = []
     if config.multi_label and not config.label_column:
         several = indicator_columns(names, [cells for _, cells in rows], (image, split))
+        usual = find_column("label", names, config, where)
+        if several[1:] and usual and usual not in several:
+            raise UserError(
+                f"{where} has labels in column {usual}, and columns of 0 and 1 "
+                f"({join_names(several)}): set data.label_column={usual}, or remove the other kind"
+            )
     label = several[0] if several[1:] else find_column("label", names, config, where)
     if not label:
         others = [name for name in names if name not in (image, split)]
@@ -162,10 +169,7 @@ class _Index:
 
 def _read_rows(config, index):
     """Read the rows of `data.labels`; raises UserError for the first that is invalid."""
-    path = pathlib.Path(os.path.expanduser(config.labels))
-    path = next((p for p in (path, index.root / path) if os.path.isfile(p)), None)
-    if path is None:
-        raise UserError(f"data.labels={config.labels} is not a file, nor one in {index.root}")
+    path = table_path(config)
     names, lines = read_table(path)
     image, labels, split = _find_columns(names, lines, config, path)
     columns = [names.index(name) if name else None for name in (image, labels[0], split)]

@@ -1,6 +1,9 @@
 """Columns, classes and splits of labelled images, whatever the form of the labels."""
 
+import os
+import pathlib
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 
 from vit_jax.data.folders import find_split
@@ -18,6 +21,21 @@ COLUMNS = {
     ),
     "split": ("split", "splits", "dataset", "subset", "partition", "set"),
 }
+
+
+def table_identity(path: pathlib.Path) -> dict[str, int]:
+    """The checksum of a table of labels, for the fingerprint of a run."""
+    return {"checksum": zlib.crc32(path.read_bytes())}
+
+
+def table_path(data_config) -> pathlib.Path:
+    """Find the table `data.labels` of `config.data`; raises UserError if it is not a file."""
+    root = pathlib.Path(os.path.expanduser(data_config.dir))
+    path = pathlib.Path(os.path.expanduser(data_config.labels))
+    found = next((p for p in (path, root / path) if os.path.isfile(p)), None)
+    if found is None:
+        raise UserError(f"data.labels={data_config.labels} is not a file, nor one in {root}")
+    return found
 
 
 def class_of(value: object) -> str:

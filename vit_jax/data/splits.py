@@ -123,7 +123,7 @@ def make_splits(source: Source, config) -> Splits:
     train = _subset(train, "train", config, 2)
     val, test = _subset(val, "val", config, 3), _subset(test, "test", config, 4)
     if config.num_folds:
-        folds = assign_folds(train.labels, config.num_folds, (config.split_seed, 5))
+        folds = assign_folds(train.labels, config.num_folds, (config.split_seed, 6))
         chosen, rest = np.flatnonzero(folds == config.fold), np.flatnonzero(folds != config.fold)
         test, train = train.take(chosen), train.take(rest)
     changed = relabel.changed_labels(config, source.class_names, opened)

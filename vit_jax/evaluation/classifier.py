@@ -36,10 +36,9 @@ from vit_jax.storage import run_folder
 
 BATCH_SIZE = 32
 SPLITS = ("train", "val", "test", "all")
-_LABEL_KEYS = [
-    *("data.labels", "data.label_pattern"),
-    *(f"data.{kind}_column" for kind in ("image", "label", "split")),
-]
+# Settings that describe one dataset only.
+_OF_DATASET = ("labels", "label_pattern", "image_column", "label_column", "split_column")
+_OF_DATASET += ("num_folds", "fold", "relabel")
 _EFFECTIVE = ("sharding.cpu_devices", "train.dtype", "train.eval_batch_size")  # allowed overrides
 
 
@@ -264,19 +263,19 @@ class Classifier:
 
         Returns:
           The report of `evaluate.make_report`: accuracy with its interval, calibration error,
-          precision, recall and F1 of every class, and the confusion matrix.
+          precision, recall and F1 of every class, and the confusion matrix; that of
+          `labels.make_label_report` with several labels per image.
 
         Raises:
           UserError: the dataset cannot be read or has other classes, or a setting has no effect.
         """
         given = dict(overrides or {})
         if data is not None:
-            text, own = os.fspath(data), dict.fromkeys(_LABEL_KEYS, "")
+            text = os.fspath(data)
             if isinstance(data, os.PathLike) or os.path.isdir(os.path.expanduser(text)):
-                given = own | {"data.name": "folder", "data.dir": text} | given
+                given = {"data.name": "folder", "data.dir": text} | given
             else:
-                folder = {"data.dir": ""} if self.config.data.name == "folder" else {}
-                given = own | {"data.name": text} | folder | given
+                given = {"data.name": text} | given
         return self.report(*self.evaluation_of(given, split))
 
     def evaluation_of(self, overrides: Mapping[str, Any], split: str | None) -> tuple[Config, str]:
@@ -286,14 +285,17 @@ class Classifier:
         self.check_head()
         config = settings.with_overrides(self.config, overrides, "the overrides")
         for key in sorted(overrides):
-            if key in pretrained.DATA_KEYS:
+            if key in (*pretrained.DATA_KEYS, "data.multi_label"):
                 raise UserError(f"{key} belongs to the model and cannot be changed")
             if not key.startswith("data.") and key not in _EFFECTIVE:
                 raise UserError(f"{key} has no effect on an evaluation")
         if not self.has_data and not any(key.startswith("data.") for key in overrides):
             raise UserError(f"{self._source} records no dataset: give data.name or data.dir")
         other_data = not {"data.name", "data.dir"}.isdisjoint(overrides)
-        for key in ("num_folds", "fold", "relabel") if other_data else ():
+        own = list(_OF_DATASET if other_data else ())
+        if self.config.data.name == "folder" or self.config.data.name.startswith("hf:"):
+            own += ["dir"] * (overrides.get("data.name") is not None)
+        for key in own:
             config.data[key] = overrides.get(f"data.{key}", SCHEMA[f"data.{key}"].default)
         if split != "train" and not config.data.num_folds:
             # Training subsets, for which another dataset may be too small.

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vit_jax.data import checks
 from vit_jax.data.examples import describe_label
 from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits, one_of_each
@@ -22,8 +23,8 @@ def images_of_classes(data, names: Sequence[str], count: int) -> tuple[np.ndarra
             raise UserError(f"{name!r} is not a class: use one of {', '.join(splits.class_names)}")
     names = list(names) or splits.class_names[:count]
     labels = splits.test.labels
-    present = np.flatnonzero(labels.any(0)) if labels.ndim == 2 else np.unique(labels)
-    numbers = [n for name in names if (n := splits.class_names.index(name)) in present]
+    shown = checks.present(labels)
+    numbers = [n for name in names if (n := splits.class_names.index(name)) in shown]
     if not numbers:
         raise UserError(f"there is no test image of {', '.join(names)}")
     return _decode(splits.test, one_of_each(labels, numbers, data.split_seed), data, splits)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vit_jax.data.bands import show
 from vit_jax.report.page import encode_png, make_environment
 from vit_jax.runtime.errors import single_line
 from vit_jax.runtime.files import write_atomically
@@ -18,25 +19,23 @@ MOST_PAIRS = 20  # rows of the table
 THUMBNAIL = 128  # pixels
 
 
-def write_suspects(
-    path: pathlib.Path, name: str, ranking: Sequence[Any], names: Sequence[str], args: Any
-) -> None:
+def write_suspects(path: pathlib.Path, run: Any, ranking: Sequence[Any], args: Any) -> None:
     """Write the page of a ranking of `evaluation.suspects.rank`.
 
     Args:
       path: of the page.
-      name: of the run.
+      run: the `Classifier` of the run.
       ranking: the most suspect first.
-      names: of the classes.
       args: of `vit-jax suspects`: `cross_validate` and `rank_by`.
     """
+    names, data = run.class_names, run.config.data
     wrong = [one for one in ranking if one.is_suspect]
     pairs = Counter((one.label, one.predicted) for one in wrong)
     page = (
         make_environment()
         .get_template("suspects.html")
         .render(
-            name=single_line(name),
+            name=single_line(run.name),
             count=len(ranking),
             wrong=len(wrong),
             splits=Counter(one.split for one in ranking),
@@ -45,7 +44,7 @@ def write_suspects(
                 for (label, predicted), n in pairs.most_common(MOST_PAIRS)
                 if label != predicted
             ],
-            images=[_describe(one, names) for one in ranking[:SHOWN]],
+            images=[_describe(one, names, data) for one in ranking[:SHOWN]],
             num_folds=args.cross_validate,
             rank_by=args.rank_by.replace("_", "-"),
         )
@@ -53,11 +52,11 @@ def write_suspects(
     write_atomically(path, page.encode("ascii", "xmlcharrefreplace").decode())
 
 
-def _describe(one, names):
+def _describe(one, names, data):
     classes = f"{names[one.label]} → {names[one.predicted]}"
     caption = f"{classes} ({100 * one.self_confidence:.0f} %): {one.name}"
     alt = f"{one.split} image labelled {names[one.label]}"
-    return encode_png(thumbnail(one.source.read([one.index])[0][0])), alt, caption
+    return encode_png(thumbnail(show(one.source.read([one.index])[0][0], data))), alt, caption
 
 
 def thumbnail(image: np.ndarray) -> bytes:

@@ -7,7 +7,7 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vit_jax.config import Config, current_names, flatten, get_config, with_overrides
 from vit_jax.config.schema import SCHEMA
@@ -54,6 +54,7 @@ INPUTS = {
     "init_from": ("weights", "weights"),
     "train.teacher": ("teacher", "weights of its teacher"),
     "data.relabel": ("relabel", "corrected labels"),
+    "data.labels": ("labels", "labels"),
 }
 # Settings whose runs cannot be lengthened: the teacher or the end of patch dropout would change, or
 # the run stopped early.
@@ -65,12 +66,20 @@ def current_keys(record: dict) -> dict:
     return {_RENAMED.get(key, key): value for key, value in record.items()}
 
 
+def input_path(flat: Mapping, key: str) -> pathlib.Path:
+    """Find the file of a setting of `INPUTS` in flattened settings; it need not exist."""
+    path = pathlib.Path(str(flat[key])).expanduser()
+    if key == "data.labels" and not path.is_file():
+        path = pathlib.Path(str(flat["data.dir"])).expanduser() / path
+    return path
+
+
 def plain_settings(config: Config, seed: int) -> dict:
     """Flatten the settings of a run to {"section.key": JSON value}."""
     flat = {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(config).items()}
     for key in INPUTS:
         if flat[key]:
-            flat[key] = str(pathlib.Path(str(flat[key])).expanduser().resolve())
+            flat[key] = str(input_path(flat, key).resolve())
     return flat | {"seed": seed}
 
 

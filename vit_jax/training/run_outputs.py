@@ -69,14 +69,12 @@ class RunOutputs:
         key = "val/map" if any("val/map" in entry for entry in entries) else "val/accuracy"
         found = [(entry[key], entry["step"]) for entry in entries if key in entry]
         scores = [score for score, _ in found]
-        best = scores.index(max(scores)) if found else 0
-        count = len(found[best + 1 :])
+        count = len(found) - 1 - scores.index(max(scores)) if found else 0
         if not count:
             return 0, ""
-        return count, (
-            f"no {key.replace('/', ' ')} above {scores[best]:.4f}, that of step {found[best][1]}, "
-            f"in {count} evaluations"
-        )
+        score, step = found[-1 - count]
+        what = f"{key.replace('/', ' ')} above {score:.4f}"
+        return count, f"no {what}, that of step {step}, in {count} evaluations"
 
     def write_results(self, summary: dict, results: dict, class_names: list[str]) -> None:
         """Write summary.json and the test report of a finished run.

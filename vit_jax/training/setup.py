@@ -14,7 +14,8 @@ from vit_jax import models, pretrained
 from vit_jax.config import Config, flatten, steps_of, total_steps
 from vit_jax.config.rules import one_step_at_a_time, parse_freeze
 from vit_jax.config.setting import COUNTABLE
-from vit_jax.data import Data
+from vit_jax.data import Data, relabel
+from vit_jax.data.labels import table_identity
 from vit_jax.evaluation.labels import METRICS
 from vit_jax.models import lora
 from vit_jax.runtime.errors import UserError
@@ -291,3 +292,15 @@ def num_trained(setup: Setup) -> int:
 def num_params(setup: Setup) -> int:
     """Count the parameters."""
     return sum(math.prod(x) for path, x in setup.shapes.items() if "batch_stats/" not in path)
+
+
+def input_checksum(key: str, path: pathlib.Path) -> int | None:
+    """Compute the checksum of a file that a run starts with, of `run_folder.INPUTS`.
+
+    None for a missing table of labels. Raises UserError for others.
+    """
+    if key == "data.relabel":
+        return relabel.read(path).identity["checksum"]
+    if key == "data.labels":
+        return table_identity(path)["checksum"] if path.is_file() else None
+    return pretrained.read_info(path)["checksum"]

@@ -18,7 +18,7 @@ import numpy as np
 from vit_jax import pretrained
 from vit_jax.config import Config, flatten, reset_other_models, resolve, with_overrides
 from vit_jax.config.rules import validate
-from vit_jax.data import load_data, relabel
+from vit_jax.data import load_data
 from vit_jax.evaluation.differences import add_differences
 from vit_jax.evaluation.labels import METRICS, metric_of, score_of
 from vit_jax.runtime import processes, sharding
@@ -34,7 +34,7 @@ from vit_jax.training.hooks import Hooks
 from vit_jax.training.loop import train
 from vit_jax.training.parameters import ParameterTables
 from vit_jax.training.seeds import seed_groups
-from vit_jax.training.setup import make_setup
+from vit_jax.training.setup import input_checksum, make_setup
 
 
 def make_variants(config: Config, sweep: dict[str, dict], given: set[str]) -> dict:
@@ -202,19 +202,13 @@ def _check_runs(workdir, configs, teachers):
                     f"finished: run --variant={teacher.parent.name} first"
                 )
         flat = flatten(config)
-        paths = {key: pathlib.Path(flat[key]).expanduser() for key in run_folder.INPUTS}
+        paths = {key: run_folder.input_path(flat, key) for key in run_folder.INPUTS}
         for seed, folder in _folders(workdir, name, config).items():
             for key, path in paths.items():
                 known = flat[key] and not (path in teachers.values() and not _is_finished(path))
-                checksum = _checksum(key, path) if known else None
+                checksum = input_checksum(key, path) if known else None
                 run_folder.check_input(folder, config, key, checksum)
             run_folder.read_summary(folder, config, seed)
-
-
-def _checksum(key, path):
-    if key == "data.relabel":
-        return relabel.read(path).identity["checksum"]
-    return pretrained.read_info(path)["checksum"]
 
 
 def _is_finished(folder):
