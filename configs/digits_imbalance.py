@@ -1,4 +1,4 @@
-"""Remedies for classes of unequal size, on scikit-learn's 8x8 digits with 1 example in 20 left.
+"""Remedies for class imbalance, on scikit-learn's 8x8 digits with 1 example in 20 left.
 
 python -m vit_jax.main --config=configs/digits_imbalance.py
 """

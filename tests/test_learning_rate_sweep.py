@@ -7,6 +7,7 @@ import pytest
 import vit_jax
 from vit_jax.cli import train
 from vit_jax.config.loading import load_config
+from vit_jax.runtime.errors import UserError
 from vit_jax.training.sweep import make_variants
 
 CONFIG = """
@@ -81,3 +82,9 @@ def test_the_command_names_the_best_by_validation_accuracy(config, one_device, c
     last = capsys.readouterr().out.splitlines()[-1]
     assert f"teacher: optim.learning_rate={rate:g} has the best validation accuracy" in last
     assert f"{accuracy:.4f}" in last and ("end of the range" in last) == (rate != 0.001)
+
+
+def test_a_learning_rate_of_0_is_refused():
+    experiment = vit_jax.load_config("digits_patch", {"optim.learning_rate": 0.0})
+    with pytest.raises(UserError, match="cannot be swept"):
+        vit_jax.sweep_learning_rate(experiment)

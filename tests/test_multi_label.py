@@ -286,6 +286,15 @@ def test_a_column_of_separated_labels_is_read(tmp_path, separator, text):
     np.testing.assert_array_equal(found, labels[:, [2, 1, 0]])
 
 
+def test_another_separator_in_the_labels_is_a_warning(tmp_path, capsys):
+    write_images(tmp_path / "x", 4)
+    lines = ["file,tags", "0.png,red", *(f'{i}.png,"red,blue"' for i in range(1, 4))]
+    (tmp_path / "x" / "labels.csv").write_text("\n".join(lines))
+    names, _ = read_folder(tmp_path / "x", label_column="tags")
+    assert names == ["red", "red,blue"]
+    assert "set data.label_separator=','" in capsys.readouterr().err
+
+
 def test_columns_of_0_and_1_are_classes(tmp_path, capsys):
     labels = write_images(tmp_path / "x")
     lines = ["file,red,green,blue,remark"]

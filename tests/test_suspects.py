@@ -112,7 +112,7 @@ def test_cross_validation_resumes_and_edits_are_not_overwritten(ranked, capsys, 
     table.write_text(text.replace(old[0], f"{example},{(int(old[1]) + 1) % 10},"))
     edited = table.read_text()
     assert suspects.main([str(run)]) == 1
-    assert "1 labels that you edited: rename it" in capsys.readouterr().err
+    assert "labels that you edited (1): rename it" in capsys.readouterr().err
     assert table.read_text() == edited
     table.write_text(text)
     assert suspects.main([str(run), f"--out={tmp_path}"]) == 0  # validation and test images only
@@ -188,7 +188,7 @@ def test_fingerprint_and_images_of_relabelled_data(tmp_path, resident, capsys):
     data = load_data(config, mesh)
     assert before.fingerprint != data.fingerprint and "relabel" not in before.fingerprint
     assert data.fingerprint["relabel"]["changed"] == 10
-    assert "changes the labels of 10 images" in capsys.readouterr().out
+    assert "corrects labels of images: 10" in capsys.readouterr().out
     found = [
         batch["label"]
         for split in (data.train, data.val, data.test)
@@ -212,9 +212,9 @@ def test_fingerprint_and_images_of_relabelled_data(tmp_path, resident, capsys):
         (lambda text: text.replace("bee/1.png,bee,bee", "bee/1.png,bee,ant"), "the class in the"),
         (lambda text: re.sub("[0-9a-f]{16}", "0" * 16, text), "written for another dataset"),
         (lambda text: re.sub("[0-9a-f]{16}", "0" * 16, text, count=1), "of different datasets"),
-        (lambda text: text.replace("label,", "class,", 1), "has no column label"),
+        (lambda text: text.replace("label,", "class,", 1), "lacks columns .label.: it needs"),
         (lambda text: text + text.splitlines()[-1].replace(",bee", ",ant", 1) + "\n", "two labels"),
-        (lambda text: "\0", "has no column"),
+        (lambda text: "\0", "lacks columns"),
     ],
 )
 def test_file_that_does_not_fit_is_refused(tmp_path, change, message):

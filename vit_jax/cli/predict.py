@@ -88,6 +88,8 @@ def _parse(argv):
     files = args.csv or args.sort_into
     if files and (args.json or args.overlay or args.explain is not None):
         raise UserError("--csv and --sort-into replace --json, --overlay and --explain: omit those")
+    if args.csv and not args.csv.parent.is_dir():
+        raise UserError(f"--csv={args.csv}: {args.csv.parent} is not a folder")
     if args.below is not None and not files:
         raise UserError("--below has no effect without --csv or --sort-into")
     if args.below is not None and not 0 < args.below <= 1:

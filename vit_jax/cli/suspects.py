@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     table = out / "suspects.csv"
     if edits := suspects.count_edits(table, run.config.data):
         raise UserError(
-            f"{table} has {edits} labels that you edited: rename it, or give another --out"
+            f"{table} contains labels that you edited ({edits}): rename it, or give another --out"
         )
     folds = _cross_validate(args.run, run.config, args.cross_validate)
     predictions = suspects.predict_held_out(run, [Classifier(folder) for folder in folds])

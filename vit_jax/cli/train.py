@@ -284,9 +284,12 @@ def _describe_choices(rows):
     for row in rows:
         groups.setdefault(row["variant"].rpartition("lr_")[0].rstrip("_"), []).append(row)
     for name, group in groups.items():
-        best = max(group, key=lambda row: score_of(row, "val")["mean"])
-        rates = [row["overrides"]["optim.learning_rate"] for row in group]
-        rate = best["overrides"]["optim.learning_rate"]
+        rates = sorted(row["overrides"]["optim.learning_rate"] for row in group)
+        middle = rates[len(rates) // 2]  # the config's own, which is kept if none is better
+        rate, best = max(
+            ((row["overrides"]["optim.learning_rate"], row) for row in group),
+            key=lambda found: (score_of(found[1], "val")["mean"], found[0] == middle),
+        )
         text = f"{name}: " * bool(name) + (
             f"optim.learning_rate={rate:g} has the best validation {METRICS[metric_of(best)]}, "
             f"{score_of(best, 'val')['mean']:.4f}"

@@ -97,6 +97,8 @@ def sweep_learning_rate(experiment: Experiment, factor: float = 3.0) -> Experime
     keys = ("optim.learning_rate", "optim.end_learning_rate")
     before, variants = experiment.variants or {"": {}}, {}
     base = settings.flatten(experiment.config)
+    if not all((base | overrides)[keys[0]] for overrides in before.values()):
+        raise UserError("optim.learning_rate=0 cannot be swept: set it above 0")
     for scale in (1 / factor, 1.0, factor):
         names = {name: _point(name, base | changed, scale) for name, changed in before.items()}
         for name, overrides in before.items():

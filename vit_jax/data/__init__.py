@@ -80,7 +80,7 @@ def load_data(config, mesh: Mesh, min_classes: int = 2) -> Data:
         corrections = relabel.read(config.relabel)
         fingerprint["relabel"] = corrections.identity
         count = len(corrections.changed)
-        notes.append(f"data.relabel={config.relabel} changes the labels of {count} images")
+        notes.append(f"data.relabel={config.relabel} corrects labels of images: {count}")
     warnings = [*source.warnings, *checks.describe_names(splits.class_names)]
     if not resident and processes.is_first():
         digests, some_labels = checks.digest_files(by_name)

@@ -55,7 +55,10 @@ def arrange(array: np.ndarray, channels: int) -> np.ndarray:
     if array.ndim == 3 and array.shape[-1] != channels == array.shape[0]:
         array = array.transpose(1, 2, 0)
     if array.ndim != 3 or array.shape[-1] != channels or not array.size:
-        raise UserError(f"it has the shape {given}, but data.channels={channels}")
+        raise UserError(
+            f"it has the shape {given}, but data.channels={channels}: set data.channels if all "
+            "images have this shape"
+        )
     if array.dtype.kind not in "uifb":
         raise UserError(f"it holds {array.dtype}, not numbers")
     return array

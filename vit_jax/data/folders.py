@@ -116,7 +116,7 @@ class Folder:
             names, least = ", ".join(self.class_names) or "none", ("one", "two")[min_classes - 1]
             raise UserError(
                 f"{first} contains fewer than {least} class folders ({names}): give each class a "
-                "folder of images"
+                "folder of images, or set data.labels or data.label_pattern"
             )
         for name in self.class_names:
             if single_line(name) != name:  # would break tables, or cannot be printed

@@ -24,6 +24,7 @@ from vit_jax.data.labels import (
     table_path,
 )
 from vit_jax.runtime.errors import UserError, join_names, single_line, truncate_repr
+from vit_jax.runtime.files import warn
 
 NO_COLUMN = "none"  # as data.split_column
 
@@ -119,9 +120,10 @@ def _find_columns(names, rows, config, path):
         label = others[0] if image and len(others) == 1 else ""
     for kind, found, what in (("image", image, "file names"), ("label", label, "labels")):
         if not found:
+            hint = "; for a column per class, set data.multi_label=True" * (kind == "label")
             raise UserError(
                 f"{where} has no column that is known to hold {what}: set data.{kind}_column to "
-                f"one of {', '.join(names)}"
+                f"one of {', '.join(names)}{hint}"
             )
     if len({image, label, split}) < 3:
         raise UserError(f"{where}: column {image if image == label else split} is used twice")
@@ -196,7 +198,19 @@ def _read_rows(config, index):
             text = several if files else none
             raise UserError(f"{where} names the file {truncate_repr(file)}, which {text}")
         rows.append(Row(where, files[0], label_name, part, found))
+    if config.multi_label and not labels[1:]:
+        _check_separator({name for row in rows for name in row.labels}, config, path)
     return rows
+
+
+def _check_separator(names, config, path):
+    """Warn if the labels still contain what usually separates them."""
+    for separator in ";,|":
+        if separator != config.label_separator and any(separator in name for name in names):
+            warn(
+                f"data.labels={path}: labels contain {separator!r}: if it separates them, set "
+                f"data.label_separator={separator!r}"
+            )
 
 
 def _match_names(config, index):

@@ -56,7 +56,7 @@ def read(path: str | os.PathLike) -> Corrections:
     table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     if missing := [name for name in COLUMNS if name not in (table.fieldnames or ())]:
         raise UserError(
-            f"data.relabel={path} has no column {join_names(missing)}: it needs "
+            f"data.relabel={path} lacks columns ({join_names(missing)}): it needs "
             f"{', '.join(COLUMNS)}, which `vit-jax suspects` writes"
         )
     labels, classes, changed, datasets = {}, {}, {}, {}

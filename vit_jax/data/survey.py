@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vit_jax.data.bands import is_array, show
 from vit_jax.data.duplicates import SIDE
@@ -119,6 +119,8 @@ def _measure(examples, index, config, options):
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises many types for a broken file
+        if isinstance(error, UnidentifiedImageError):  # whose text has an address in memory
+            return Record(problem="it is empty, or not an image")
         return Record(problem=str(error) if isinstance(error, UserError) else first_line(error))
 
 
