@@ -6,6 +6,8 @@ import pathlib
 
 import pytest
 
+from vit_jax.explanation.methods import METHODS
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -23,9 +25,19 @@ def test_multi_step_benchmark_prints_and_appends_its_results(command, tmp_path):
     assert line["32 calls"]["seconds"] > 0
 
 
-def test_explain_of_resnet18_is_an_error(command):
-    done = command(str(ROOT / "scripts" / "benchmark.py"), "explain", "--model=resnet18")
-    assert done.returncode == 2 and "no attention to explain" in done.stderr
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [("--model=resnet18", "use a ViT"), ("--method=saliency", "use gradient_rollout, chefer")],
+)
+def test_what_explain_cannot_measure_is_an_error(command, argument, message):
+    done = command(str(ROOT / "scripts" / "benchmark.py"), "explain", argument)
+    assert done.returncode == 2 and message in done.stderr
+
+
+def test_methods_with_a_peer_are_methods(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    modes = importlib.import_module("benchmark_modes")
+    assert set(modes.EXPLAINED_BY_PEERS) < set(METHODS)
 
 
 def test_flops_per_image_agree_with_the_literature(monkeypatch):
