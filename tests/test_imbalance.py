@@ -27,8 +27,8 @@ LABELS = np.repeat([0, 1, 3], [60, 30, 10])  # class 2 has no examples
 
 
 def loss_of(weights=None, **settings):
-    train = make_config(**{f"train__{key}": value for key, value in settings.items()}).train
-    return make_loss(train, weights)
+    config = make_config(**{f"train__{key}": value for key, value in settings.items()})
+    return make_loss(config, weights)
 
 
 def test_class_weights_multiply_the_losses():
