@@ -292,10 +292,9 @@ class Classifier:
         if not self.has_data and not any(key.startswith("data.") for key in overrides):
             raise UserError(f"{self._source} records no dataset: give data.name or data.dir")
         other_data = not {"data.name", "data.dir"}.isdisjoint(overrides)
-        own = list(_OF_DATASET if other_data else ())
-        if self.config.data.name == "folder" or self.config.data.name.startswith("hf:"):
-            own += ["dir"] * (overrides.get("data.name") is not None)
-        for key in own:
+        before = self.config.data.name  # whose data.dir holds one dataset, unlike that of TFDS
+        one = "data.name" in overrides and (before == "folder" or before.startswith("hf:"))
+        for key in (*_OF_DATASET, *(["dir"] if one else [])) if other_data else ():
             config.data[key] = overrides.get(f"data.{key}", SCHEMA[f"data.{key}"].default)
         if split != "train" and not config.data.num_folds:
             # Training subsets, for which another dataset may be too small.
