@@ -116,11 +116,10 @@ def test_figures_during_training_are_in_tensorboard(run):
 
 def test_visualize_scores_and_draws_curves(run, tmp_path):
     out = tmp_path / "figures"
-    assert visualize.main([str(run), "explanation_scores", "curves", f"--out={out}"]) == 0
-    again, before = (
-        read_scores(out / "explanation_scores")["methods"],
-        read_scores(run / "figures" / "explanation")["methods"],
-    )
+    before = read_scores(run / "figures" / "explanation")
+    count = f"--count={before['images']}"
+    assert visualize.main([str(run), "explanation_scores", "curves", f"--out={out}", count]) == 0
+    again, before = read_scores(out / "explanation_scores")["methods"], before["methods"]
     for name in before:  # same images, hence same scores
         for key in ("saco", "deletion", "insertion"):
             np.testing.assert_allclose(again[name][key]["auc"], before[name][key]["auc"], atol=1e-4)

@@ -79,7 +79,10 @@ def test_mistakes_are_single_line_errors(trained, tmp_path, capsys):
         ([str(resnet), "probes", *image], "r has no dataset, whose labels the probes need"),
         ([one, "probes", *image], "--images has no effect on probes"),
         ([one, "probes", "--split=val"], "--split has no effect on probes"),
-        ([one, "kernels", "--count=9"], "--count has no effect without one of ablation"),
+        (
+            [one, "kernels", "--count=9"],
+            "--count has no effect without one of explanation_scores, ablation",
+        ),
         ([one, "ablation", "--count=9", *image], "--count has no effect with --images"),
         ([one, "ablation", "--count=1"], "--count=1 must be at least 2"),
         ([one, "layer_similarity", "--count=3"], "layer_similarity needs 4 images, not 3"),

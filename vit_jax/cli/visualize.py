@@ -14,13 +14,13 @@ image of each of eight classes, of the classes --classes NAME..., or --images FI
 runs, one figure per image compares their attention in every layer.
 
 Drawn only if named: explanations compares methods of explanation, all or --methods NAME...;
-explanation_scores scores them on 64 test images or on --images.
-
+explanation_scores scores them, on 64 images unless --count says otherwise.
 
 With a JSON file: ablation of every head and MLP; logit_lens, the classes of every layer;
-token_norms; layer_similarity; and probes, the accuracy of every layer's features. They are of a
-random sample of --count images of --split, or of --images. For two runs, layer_similarity compares
-their layers.
+token_norms; layer_similarity; and probes, the accuracy of every layer's features. For two runs,
+layer_similarity compares their layers.
+
+These and explanation_scores are of a random sample of --count images of --split, or of --images.
 
 --target CLASS explains why an image could be of this class, instead of the predicted one, in
 explanations and, by gradient rollout, in attention_rollout.
@@ -79,7 +79,7 @@ def _draw_models(argv):
     for folder, model in zip(folders, models, strict=True):
         if kinds != ["curves"] and not args.images and not model.has_data:
             raise UserError(f"{folder} has no dataset: give --images FILE...")
-    _check_sample(args, kinds, inspection.DRAW)
+    _check_sample(args, kinds, ["explanation_scores", *inspection.DRAW])
     shown = {*figures.DRAW, "explanations"}
     if args.classes and (args.images or (kinds and not set(kinds) & shown)):
         every = ", ".join([*figures.DRAW, "explanations"])
@@ -129,15 +129,15 @@ def _model_parser():
     return parser
 
 
-def _check_sample(args, kinds, analyses):
-    """Refuse --split and --count where they have no effect; raises UserError."""
+def _check_sample(args, kinds, sampled):
+    """Refuse --split and --count unless a figure of `sampled` is named; raises UserError."""
     for name in ("split", "count"):
         if getattr(args, name) is None:
             continue
         if args.images:
             raise UserError(f"--{name} has no effect with --images")
-        if not set(kinds) & set(analyses):
-            raise UserError(f"--{name} has no effect without one of {', '.join(analyses)}")
+        if not set(kinds) & set(sampled):
+            raise UserError(f"--{name} has no effect without one of {', '.join(sampled)}")
     if args.count is not None and args.count < 2:
         raise UserError(f"--count={args.count} must be at least 2")
 
@@ -181,7 +181,9 @@ def _draw_model(folder, model, kinds, args):
             )
         )
     if "explanation_scores" in kinds:
-        images = _read_images(model, args) or model.random_images(64)
+        images = _read_images(model, args) or model.random_images(
+            args.count or 64, split=args.split or "test"
+        )
         made.append(figures.draw_scores(model, images[0], out / "explanation_scores"))
     for kind in [kind for kind in kinds if kind in inspection.DRAW]:
         made.append(inspection.draw(_request(model, args), kind, out))
