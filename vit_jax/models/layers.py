@@ -26,16 +26,16 @@ class Dropout(nn.Module):
         if keys is None or not self.rate:
             return x
         own = zlib.crc32("/".join(self.path).encode())  # unlike hash(), the same in every process
-        shape = (1,) * (x.ndim - 1) if self.whole else x.shape[1:]
-        size = math.prod(shape)
+        n, *rest = (1,) * (x.ndim - 1) if self.whole else x.shape[1:]
 
         def draw(key):
-            # 16 random bits per value: drawing them dominates the cost of dropout.
-            words = jax.random.bits(jax.random.fold_in(key, own), (-(-size // 2),), jnp.uint32)
-            halves = jax.lax.bitcast_convert_type(words, jnp.uint16)
-            return halves.reshape(-1)[:size].reshape(shape)
+            # Drawing bits dominates the cost of dropout: `random.bits` would combine the two words
+            # of each key. No bitcast to narrower words, which TPUs pad to 128 lanes.
+            keys = jax.random.split(jax.random.fold_in(key, own), (-(-n // 2), *rest))
+            words = jax.random.key_data(keys)
+            return jnp.concatenate([words[..., 0], words[..., 1]])[:n]
 
-        mask = jax.vmap(draw)(keys) >= round(self.rate * 2**16)
+        mask = jax.vmap(draw)(keys) >= jnp.uint32(int(self.rate * 2**32))
         return jnp.where(mask, x / (1 - self.rate), 0).astype(x.dtype)
 
 
