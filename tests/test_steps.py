@@ -202,6 +202,14 @@ def test_normalisation():
     config = sgd(data__mean=(0.5,), data__std=(0.25,))
     pixels = np.array([0, 255], np.uint8).reshape(1, 1, 2, 1)
     np.testing.assert_allclose(normalize(pixels, config).reshape(-1), [-2, 2])
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    config = sgd(data__channels=3, data__mean=mean, data__std=std)
+    expected = (levels.astype(np.float64) / 255 - mean) / std
+    found = normalize(levels, config)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    compiled = jax.jit(lambda images: 3 * normalize(images, config) + 1)(levels)
+    np.testing.assert_array_equal(compiled, jax.jit(lambda x: 3 * x + 1)(found))
 
 
 def test_sums_ignore_masked_examples():
