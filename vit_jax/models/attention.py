@@ -7,10 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.linen.dtypes import promote_dtype
 
 from vit_jax.config import has_cls
-from vit_jax.models.layers import Dropout, Kernel, build_norm
+from vit_jax.models.layers import Dropout, Kernel, build_norm, dense
 
 LAYER_NAMES = {
     "softmax": "MultiHeadDotProductAttention_0",
@@ -132,17 +131,10 @@ class Attention(nn.Module):
             x *= 1 - _initial_strength(layer)
         if edit:
             x, seen = jnp.where(edit[0], edit[1].astype(x.dtype), x), seen | {"heads": x}
-        out = nn.DenseGeneral(
-            d,
-            axis=(-2, -1),
-            use_bias=self.config["qkv_bias"] or not is_differential,
-            kernel_init=nn.initializers.xavier_uniform(),
-            dtype=self.dtype,
-            name="out",
-        )
-        return out(x.swapaxes(1, 2).reshape(b * n, h, width)).reshape(b, n, d), seen | {
-            "attention": weights
-        }
+        use_bias = self.config["qkv_bias"] or not is_differential
+        out = Kernel((h, width), (d,), use_bias, name="out")()
+        x = dense(x.swapaxes(1, 2).reshape(b * n, h * width), *out, self.dtype)
+        return x.reshape(b, n, d), seen | {"attention": weights}
 
     def _heads(self, x, **heads):
         """Project tokens [b, n, d] to [b, heads, n, width] for each name=(heads, width)."""
@@ -155,8 +147,7 @@ class Attention(nn.Module):
         # gradients of 3-D dense layers. Heads before tokens: batched products then need no
         # transposition.
         kernel, bias = (jnp.concatenate(a, -1) for a in zip(*layers, strict=True))
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        projected = jnp.split(x.reshape(b * n, d) @ kernel + bias, len(heads), -1)
+        projected = jnp.split(dense(x.reshape(b * n, d), kernel, bias, self.dtype), len(heads), -1)
         return [
             y.reshape(b, n, *shape).swapaxes(1, 2)
             for y, shape in zip(projected, heads.values(), strict=True)

@@ -8,10 +8,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen.dtypes import promote_dtype
 
 from vit_jax.config import num_kept
-from vit_jax.models.layers import Kernel, build_norm
+from vit_jax.models.layers import Kernel, build_norm, dense
 from vit_jax.models.resnet import Conv
 
 PADDING: Any = ((1, 1), (1, 1))  # Flax annotates it as a string
@@ -41,8 +40,7 @@ def embed_patches(config: Mapping[str, Any], images: jax.Array, dtype: jnp.dtype
     x = x.swapaxes(2, 3).reshape(b * height * width // p**2, p * p * channels)
     if kind == "spt":
         x = build_norm(config, dtype, "embedding_norm")(x)
-    x, kernel, bias = promote_dtype(x, *layer(), dtype=dtype)
-    return (x @ kernel + bias).reshape(b, height // p, width // p, -1)
+    return dense(x, *layer(), dtype).reshape(b, height // p, width // p, -1)
 
 
 def _with_shifted(images, s):

@@ -40,16 +40,17 @@ class Dropout(nn.Module):
 
 
 class Kernel(nn.Module):
-    """Parameters of a dense layer whose matrix product is fused with others.
+    """Parameters of a dense layer.
 
     `inputs` and `features` are the shapes of an input, such as (patch, patch, channels), and of an
-    output, such as (heads, width); `kernel_init` initialises the kernel as a matrix.
+    output, such as (heads, width); `kernel_init` initialises the kernel as a matrix. See `dense`.
     """
 
     inputs: Sequence[int]
     features: Sequence[int]
     use_bias: bool = True
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(self) -> tuple[jax.Array, jax.Array]:
@@ -62,8 +63,35 @@ class Kernel(nn.Module):
         kernel = self.param("kernel", init, (*self.inputs, *self.features))
         bias = jnp.zeros(columns)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, tuple(self.features))
+            bias = self.param("bias", self.bias_init, tuple(self.features))
         return kernel.reshape(rows, columns), bias.reshape(columns)
+
+
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Compute x @ kernel + bias of x [n, inputs] in `dtype`.
+
+    The gradients of kernel and bias are summed and returned in float32, over devices too.
+    """
+    x = x.astype(dtype)
+    product = x @ kernel if dtype == jnp.float32 else _product_in_dtype(x, kernel)
+    # Broadcast first: the gradient is then summed after its conversion to float32.
+    return product + jnp.broadcast_to(bias, product.shape).astype(dtype)
+
+
+@jax.custom_vjp
+def _product_in_dtype(x, kernel):
+    return x @ kernel.astype(x.dtype)
+
+
+def _product_backward(inputs, dy):
+    x, kernel = inputs
+    gradient = jnp.matmul(x.T, dy, preferred_element_type=jnp.float32)
+    return dy @ kernel.astype(x.dtype).T, gradient.astype(kernel.dtype)
+
+
+_product_in_dtype.defvjp(
+    lambda x, kernel: (_product_in_dtype(x, kernel), (x, kernel)), _product_backward
+)
 
 
 def build_norm(config: Mapping[str, Any], dtype: jnp.dtype, name: str | None = None) -> nn.Module:

@@ -12,7 +12,7 @@ import numpy as np
 from vit_jax.config import has_cls
 from vit_jax.models.attention import LAYER_NAMES, Attention, head_width
 from vit_jax.models.embedding import PatchDropout, embed_patches
-from vit_jax.models.layers import Dropout, build_norm, gelu
+from vit_jax.models.layers import Dropout, Kernel, build_norm, dense, gelu
 
 _KERNEL_INIT = nn.linear.default_kernel_init
 
@@ -64,7 +64,8 @@ class PositionEmbedding(nn.Module):
             else:
                 table = sincos_2d(rows, columns, d)
             table = jnp.pad(table, ((int(self.has_cls), 0), (0, 0)))
-        return x + jnp.asarray(table, x.dtype)
+        # Broadcast first, as in `dense`.
+        return x + jnp.broadcast_to(jnp.asarray(table, jnp.float32), x.shape).astype(x.dtype)
 
 
 class MlpBlock(nn.Module):
@@ -80,21 +81,21 @@ class MlpBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
         """Map tokens [b, n, d] to tokens [b, n, d]."""
-        dense = functools.partial(
-            nn.Dense,
-            kernel_init=nn.initializers.xavier_uniform(),
-            bias_init=nn.initializers.normal(1e-6),
-            dtype=self.dtype,
-        )
         (b, n, d), rate = x.shape, self.config["dropout_rate"]
+
+        def layer(x, features, name):
+            init = nn.initializers.normal(1e-6)
+            kernel = Kernel(x.shape[1:], (features,), bias_init=init, name=name)
+            return dense(x, *kernel(), self.dtype)
+
         x = x.reshape(b * n, d)
-        hidden = dense(self.config["mlp_dim"])(x)
+        hidden = layer(x, self.config["mlp_dim"], "Dense_0")
         if self.config["mlp"] == "swiglu":
-            x = nn.silu(dense(self.config["mlp_dim"], name="gate")(x)) * hidden
+            x = nn.silu(layer(x, self.config["mlp_dim"], "gate")) * hidden
         else:
             x = gelu(hidden, self.config["gelu"])
         x = Dropout(rate)(x.reshape(b, n, -1), keys)
-        x = dense(d)(x.reshape(b * n, -1)).reshape(b, n, d)
+        x = layer(x.reshape(b * n, -1), d, "Dense_1").reshape(b, n, d)
         return Dropout(rate)(x, keys)
 
 
@@ -179,8 +180,8 @@ class Encoder(nn.Module):
             x = PositionEmbedding(kind, self.grid, bool(first), name="posembed_input")(x)
         if count := config["num_registers"]:
             init = nn.initializers.normal(0.02)
-            registers = self.param("registers", init, (1, count, x.shape[-1])).astype(x.dtype)
-            registers = jnp.tile(registers, (len(x), 1, 1))
+            registers = self.param("registers", init, (1, count, x.shape[-1]))
+            registers = jnp.tile(registers, (len(x), 1, 1)).astype(x.dtype)
             x = jnp.concatenate([x[:, :first], registers, x[:, first:]], 1)
         x = Dropout(config["dropout_rate"])(x, keys)
         first += config["num_registers"]
@@ -328,7 +329,7 @@ class VisionTransformer(nn.Module):
         config = self.config
         if has_cls(config):
             cls = self.param("cls", nn.initializers.zeros, (1, 1, d))
-            x = jnp.concatenate([jnp.tile(cls.astype(x.dtype), (b, 1, 1)), x], 1)
+            x = jnp.concatenate([jnp.tile(cls, (b, 1, 1)).astype(x.dtype), x], 1)
         encoder = Encoder(config, (rows, columns), self.dtype, self.remat, name="Transformer")
         tokens = added_tokens or {}
         x, intermediates = encoder(x, keys if train else None, added, tokens, edit)
