@@ -10,7 +10,14 @@ from tiny_configs import make_config
 
 from vit_jax import models
 from vit_jax.augment import augment, normalize, policies, preprocess
-from vit_jax.augment.geometry import center_crop, crop_and_flip, random_resized_crop, rotate
+from vit_jax.augment.geometry import (
+    center_crop,
+    crop_and_flip,
+    gather_pixels,
+    random_resized_crop,
+    rotate,
+    select_pixels,
+)
 from vit_jax.augment.mixing import cutout, erase, mix
 from vit_jax.augment.ops import GEOMETRIC, apply_ops, color_jitter, make_ops
 from vit_jax.data.sources import open_source
@@ -60,6 +67,17 @@ def test_every_image_is_a_crop_of_itself(fill):
     rows, columns, flips = zip(*(options[0] for options in found), strict=True)
     assert set(rows) == set(columns) == set(range(5))
     assert 16 < sum(flips) < 48
+
+
+def test_crops_for_tpus_are_products_with_the_same_pixels():
+    """A TPU loops over the pixels of a gather."""
+    traced = jax.jit(crop_and_flip, static_argnums=(2, 3)).trace(jax.random.key(0), IMAGES, 2, True)
+    text = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "tpu")}
+    assert "stablehlo.gather" in text["cpu"] and "stablehlo.gather" not in text["tpu"]
+    images = np.arange(256, dtype=np.uint8).reshape(2, 8, 16, 1)
+    rows, columns = RNG.integers(0, 8, (2, 5)), RNG.integers(0, 16, (2, 6))
+    expected = run(gather_pixels, images, rows, columns)
+    np.testing.assert_array_equal(run(select_pixels, images, rows, columns), expected)
 
 
 def test_without_flip_nothing_is_flipped():

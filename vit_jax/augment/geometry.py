@@ -1,5 +1,7 @@
 """Crops, flips, resizing and small rotations of uint8 batches."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,8 +27,30 @@ def crop_and_flip(key: Array, images: Array, padding: int, flip: bool, fill: int
         columns = jnp.where(flipped, columns[:, ::-1], columns)
     sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     padded = jnp.pad(images, sides, constant_values=fill)
-    # One gather for crop and flip; measured faster than a dynamic slice per image.
-    return jax.vmap(lambda image, y, x: image[y[:, None], x])(padded, rows, columns)
+    # XLA's loop over a gather's pixels takes a TPU longer than the rest of a step.
+    return jax.lax.platform_dependent(
+        padded, rows, columns, tpu=select_pixels, default=gather_pixels
+    )
+
+
+def gather_pixels(images: Array, rows: Array, columns: Array) -> Array:
+    """Take rows [b, n] and columns [b, m] of each image.
+
+    One gather is measured faster on a CPU than a dynamic slice per image.
+    """
+    return jax.vmap(lambda image, y, x: image[y[:, None], x])(images, rows, columns)
+
+
+def select_pixels(images: Array, rows: Array, columns: Array) -> Array:
+    """Take the pixels of `gather_pixels` by products with one-hot matrices.
+
+    They are exact: bfloat16 holds the integers up to 256.
+    """
+    pixels = images.astype(jnp.bfloat16)
+    one_hot = functools.partial(jax.nn.one_hot, dtype=jnp.bfloat16)
+    pixels = jnp.einsum("bts,bswc->btwc", one_hot(rows, images.shape[1]), pixels)
+    pixels = jnp.einsum("bts,bhsc->bhtc", one_hot(columns, images.shape[2]), pixels)
+    return pixels.astype(jnp.uint8)
 
 
 def random_resized_crop(key: Array, images: Array, size: int, min_area: float, flip: bool) -> Array:
