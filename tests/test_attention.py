@@ -1,15 +1,23 @@
 """Differential attention, rotary and relative positions agree with their papers."""
 
+import functools
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import FrozenDict
 
 from vit_jax import models
 from vit_jax.config import get_config
-from vit_jax.models.attention import Attention, relative_indices, rotary_angles, rotate
+from vit_jax.models.attention import (
+    Attention,
+    fused_attention,
+    relative_indices,
+    rotary_angles,
+    rotate,
+)
 
 RNG = np.random.default_rng(0)
 GRID, B, D = (2, 3), 2, 16
@@ -168,3 +176,53 @@ def test_rotary_positions_act_in_attention(kind):
     _, before, params = run(kind)
     _, after, _ = run(kind, params, pos_embed="rope_2d")
     assert not np.allclose(before, after, atol=1e-3)
+
+
+@pytest.mark.parametrize("tokens", [6, 7])
+def test_fused_attention_agrees_with_the_product_of_softmax_and_values(tokens):
+    rng = np.random.default_rng(2)
+    query, key, value, factor = rng.normal(size=(4, B, 3, tokens, 8)).astype(np.float32)
+
+    def plain(query, key, value):
+        return jax.nn.softmax(query @ key.swapaxes(2, 3) / 8**0.5) @ value
+
+    def both(function):
+        def loss(*inputs):
+            return (factor * function(*inputs)).sum()
+
+        found = jax.value_and_grad(loss, (0, 1, 2))(query, key, value)
+        return [function(query, key, value), *jax.tree.leaves(found)]
+
+    fused = functools.partial(fused_attention, implementation="xla")
+    for found, expected in zip(both(fused), both(plain), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+FUSED = dict(patch_size=4, hidden_size=16, depth=1, num_heads=2, mlp_dim=16, pos_embed="none")
+UNFUSED = [
+    dict(attention="lsa"),
+    dict(attention="differential"),
+    dict(pos_embed="relative_bias"),
+    dict(head_dim=6),
+    dict(attention_dropout_rate=0.1),
+]
+
+
+@pytest.mark.parametrize("options", [{}, *UNFUSED], ids=str)
+def test_attention_is_fused_only_where_nobody_reads_its_weights(options, monkeypatch):
+    fused = []
+
+    def note(query, key, value):
+        fused.append(query.shape)
+        return fused_attention(query, key, value, "xla")
+
+    monkeypatch.setattr("vit_jax.models.attention.fused_attention", note)
+    config = get_config().model.to_dict() | FUSED | options
+    images, keys = np.zeros((2, 8, 8, 3), np.float32), jax.random.split(jax.random.key(0), 2)
+    model = models.build(config, 3, jnp.bfloat16, fused_attention=True)
+    variables = jax.eval_shape(models.build(config, 3, jnp.bfloat16).init, keys[0], images)
+    train = functools.partial(model.apply, train=True, keys=keys)
+    jax.eval_shape(train, variables, images)
+    assert fused == ([] if options else [(2, 2, 5, 8)])
+    seen = jax.eval_shape(functools.partial(train, capture=True), variables, images)[1]
+    assert len(fused) == (not options) and seen["attention"][0].shape == (2, 2, 5, 5)

@@ -65,6 +65,38 @@ def relative_indices(rows: int, columns: int, has_cls: bool) -> np.ndarray:
     return indices
 
 
+def fused_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, implementation: Any = "cudnn"
+) -> jax.Array:
+    """Compute softmax(query key' / sqrt(width)) value of arrays [b, h, n, width] in one kernel.
+
+    The kernel does not write the attention weights to memory. It needs an even number of tokens for
+    its gradient: one more is appended and masked. `implementation` is that of
+    `jax.nn.dot_product_attention`.
+    """
+    n = query.shape[2]
+    sides = ((0, 0), (0, n % 2), (0, 0), (0, 0))
+    query, key, value = (jnp.pad(x.swapaxes(1, 2), sides) for x in (query, key, value))
+    # Of an input: `jax.vmap` of the kernel needs lengths that are vectorised like the inputs.
+    lengths = n + 0 * key[:, 0, 0, 0].astype(jnp.int32) if n % 2 else None
+    x = jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation=implementation,
+    )
+    return x[:, :n].swapaxes(1, 2)
+
+
+def can_fuse(config: Mapping[str, Any], dtype: jnp.dtype) -> bool:
+    """Whether cuDNN's fused attention computes the attention of a model's config in `dtype`."""
+    width = head_width(config)
+    plain = config["attention"] == "softmax" and config["pos_embed"] != "relative_bias"
+    return plain and jnp.dtype(dtype).itemsize == 2 and width % 8 == 0 and width <= 128
+
+
 class RelativeBias(nn.Module):
     """A learned bias per attention map and offset, added to the attention scores."""
 
@@ -92,11 +124,15 @@ class Attention(nn.Module):
     self-attention (Lee et al. 2021, arXiv:2112.13492): no token attends to itself, and scores have
     a learned scale per head in place of 1 / sqrt(w). With `qk_norm`, queries and keys are
     normalised over the width of a head. The softmax is computed in float32.
+
+    With `fused`, `fused_attention` computes softmax attention without dropout, and no weights are
+    returned.
     """
 
     config: Mapping[str, Any]
     grid: tuple[int, int]
     dtype: jnp.dtype
+    fused: bool = False
 
     @nn.compact
     def __call__(self, x, keys, layer, added, edit=None) -> tuple[jax.Array, dict]:
@@ -115,17 +151,18 @@ class Attention(nn.Module):
         if self.config["qk_norm"]:
             query = build_norm(self.config, self.dtype, "query_norm")(query)
             key = build_norm(self.config, self.dtype, "key_norm")(key)
-        if is_differential:
-            init = nn.initializers.normal(0.1)
-            vectors = {name: self.param(name, init, (width // 2,)) for name in _LAMBDAS}
-            strength = _strength(vectors, layer).astype(self.dtype)
-            maps = self._maps(query, key).reshape(b, h, 2, n, n)
-            weights, seen = maps[:, :, 0] - strength * maps[:, :, 1], {"softmax_maps": maps}
+        if self.config["pos_embed"] == "rope_2d":
+            angles = rotary_angles(*self.grid, query.shape[-1])
+            query, key = rotate(query, angles), rotate(key, angles)
+        has_dropout = keys is not None and self.config["attention_dropout_rate"]
+        if self.fused and can_fuse(self.config, self.dtype) and not has_dropout:
+            x, seen = fused_attention(query, key, value), {}
         else:
-            weights, seen = self._maps(query, key), {}
-        if added is not None:
-            weights += added
-        x = Dropout(self.config["attention_dropout_rate"])(weights, keys) @ value
+            weights, seen = self._weights(query, key, layer)
+            if added is not None:
+                weights += added
+            x = Dropout(self.config["attention_dropout_rate"])(weights, keys) @ value
+            seen["attention"] = weights
         if is_differential:
             x = nn.RMSNorm(epsilon=1e-5, dtype=self.dtype, name="head_norm")(x)
             x *= 1 - _initial_strength(layer)
@@ -134,7 +171,19 @@ class Attention(nn.Module):
         use_bias = self.config["qkv_bias"] or not is_differential
         out = Kernel((h, width), (d,), use_bias, name="out")()
         x = dense(x.swapaxes(1, 2).reshape(b * n, h * width), *out, self.dtype)
-        return x.reshape(b, n, d), seen | {"attention": weights}
+        return x.reshape(b, n, d), seen
+
+    def _weights(self, query, key, layer):
+        """Compute the weights [b, h, n, n] of queries and keys, and the intermediates."""
+        if self.config["attention"] != "differential":
+            return self._maps(query, key), {}
+        maps = self._maps(query, key)
+        b, _, n, _ = maps.shape
+        maps = maps.reshape(b, -1, 2, n, n)
+        init = nn.initializers.normal(0.1)
+        vectors = {name: self.param(name, init, (query.shape[-1],)) for name in _LAMBDAS}
+        strength = _strength(vectors, layer).astype(self.dtype)
+        return maps[:, :, 0] - strength * maps[:, :, 1], {"softmax_maps": maps}
 
     def _heads(self, x, **heads):
         """Project tokens [b, n, d] to [b, heads, n, width] for each name=(heads, width)."""
@@ -155,11 +204,7 @@ class Attention(nn.Module):
 
     def _maps(self, query, key):
         """Compute the softmax [b, h, n, n] of the scores of queries and keys [b, h, n, width]."""
-        width, pos_embed = query.shape[-1], self.config["pos_embed"]
-        if pos_embed == "rope_2d":
-            angles = rotary_angles(*self.grid, width)
-            query, key = rotate(query, angles), rotate(key, angles)
-        scale, is_lsa = width**-0.5, self.config["attention"] == "lsa"
+        scale, is_lsa = query.shape[-1] ** -0.5, self.config["attention"] == "lsa"
         if is_lsa:
             initial = nn.initializers.constant(scale)
             scale = self.param("scale", initial, query.shape[1:2]).astype(query.dtype)
@@ -168,7 +213,7 @@ class Attention(nn.Module):
         scores = scores.astype(jnp.float32)
         if is_lsa:
             scores = jnp.where(jnp.eye(scores.shape[-1], dtype=bool), -jnp.inf, scores)
-        if pos_embed == "relative_bias":
+        if self.config["pos_embed"] == "relative_bias":
             table = RelativeBias(
                 query.shape[1], self.grid, has_cls(self.config), name="relative_position_bias"
             )

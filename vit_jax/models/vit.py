@@ -110,6 +110,7 @@ class EncoderBlock(nn.Module):
     grid: tuple[int, int]
     drop_path_rate: float
     dtype: jnp.dtype
+    fused_attention: bool = False
 
     @nn.compact
     def __call__(self, x, keys, layer, added=None, edit=None) -> tuple[jax.Array, dict]:
@@ -120,7 +121,8 @@ class EncoderBlock(nn.Module):
         entries of `VisionTransformer`'s, or is None.
         """
         config, dtype = self.config, self.dtype
-        attend = Attention(config, self.grid, dtype, name=LAYER_NAMES[config["attention"]])
+        name, fused = LAYER_NAMES[config["attention"]], self.fused_attention
+        attend = Attention(config, self.grid, dtype, fused, name=name)
         norm = functools.partial(build_norm, config, dtype)
         drop_path = functools.partial(Dropout, self.drop_path_rate, whole=True)
         y, attended = attend(norm()(x), keys, layer, added, edit and edit["heads"])
@@ -162,6 +164,7 @@ class Encoder(nn.Module):
     grid: tuple[int, int]
     dtype: jnp.dtype
     remat: bool
+    fused_attention: bool
 
     @nn.compact
     def __call__(
@@ -195,7 +198,8 @@ class Encoder(nn.Module):
         tokens, attended = [x], []
         for i, params in enumerate(self._params_of_blocks(x)):
             drop_path_rate = config["drop_path_rate"] * i / max(1, depth - 1)
-            block = EncoderBlock(config, self.grid, drop_path_rate, dtype, parent=None)
+            rates = drop_path_rate, dtype, self.fused_attention
+            block = EncoderBlock(config, self.grid, *rates, parent=None)
             own = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, i)
             own_added, own_edit = added and added[i], blocks and blocks[i]
             x, seen = apply(block, self.remat, params, x, own, i, own_added, own_edit)
@@ -290,6 +294,7 @@ class VisionTransformer(nn.Module):
     num_classes: int
     dtype: jnp.dtype
     remat: bool
+    fused_attention: bool = False
 
     @nn.compact
     def __call__(
@@ -330,7 +335,9 @@ class VisionTransformer(nn.Module):
         if has_cls(config):
             cls = self.param("cls", nn.initializers.zeros, (1, 1, d))
             x = jnp.concatenate([jnp.tile(cls, (b, 1, 1)).astype(x.dtype), x], 1)
-        encoder = Encoder(config, (rows, columns), self.dtype, self.remat, name="Transformer")
+        fused = self.fused_attention and not capture and added is None and edit is None
+        options = self.dtype, self.remat, fused
+        encoder = Encoder(config, (rows, columns), *options, name="Transformer")
         tokens = added_tokens or {}
         x, intermediates = encoder(x, keys if train else None, added, tokens, edit)
         x = pool_tokens(config, x, self.dtype)

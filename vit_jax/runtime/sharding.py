@@ -1,6 +1,7 @@
 """Devices: start-up, the mesh, and the sharding of arrays."""
 
 import contextlib
+import ctypes
 import math
 import os
 import pathlib
@@ -72,6 +73,20 @@ def make_mesh() -> Mesh:
     sharding at every tile and concatenation of the model.
     """
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def has_fused_attention(mesh: Mesh) -> bool:
+    """Whether the devices have cuDNN's fused attention: NVIDIA GPUs from Ampere on, with cuDNN 9.
+
+    Every installation of JAX for GPUs has cuDNN; ahead-of-time compilation works without it.
+    """
+    device = mesh.devices.flat[0]
+    if device.platform != "gpu" or not device.device_kind.startswith("NVIDIA"):
+        return False
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libcudnn.so.9")
+        return float(device.compute_capability) >= 8
+    return False
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

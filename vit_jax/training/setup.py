@@ -19,7 +19,7 @@ from vit_jax.data.labels import table_identity
 from vit_jax.evaluation.labels import METRICS
 from vit_jax.models import lora
 from vit_jax.runtime.errors import UserError
-from vit_jax.runtime.sharding import dtype_of
+from vit_jax.runtime.sharding import dtype_of, has_fused_attention
 from vit_jax.training import optim, step
 from vit_jax.training.flops import Flops, training_flops
 from vit_jax.training.loss import find_class_weights
@@ -101,9 +101,9 @@ class Setup:
         config = self.config.model.to_dict()
         config["patch_drop_rate"] *= patch_dropout
         frozen_norms = {norm for norm in norms if f"{norm}/scale" not in self.trained}
-        model = models.build(
-            config, self.num_classes, dtype_of(train.dtype), frozen_norms, train.remat
-        )
+        fused = has_fused_attention(self.mesh)
+        options = dtype_of(train.dtype), frozen_norms, train.remat, fused
+        model = models.build(config, self.num_classes, *options)
         return lora.adapt(model, self.config)
 
     def merged(self, params: dict) -> dict:
