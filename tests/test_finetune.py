@@ -179,19 +179,27 @@ def test_features_are_cached_only_if_the_trunk_is_deterministic_and_frozen():
         assert not make_setup(config, digits(), MESH).on_features
 
 
-@pytest.mark.parametrize("model", [VIT, RESNET], ids=["vit", "resnet18"])
-def test_remat_does_not_rename_parameters(model):
-    image, names = np.ones((2, 8, 8, 1), np.float32), []
-    for remat in (False, True):
+@pytest.mark.parametrize(
+    ("model", "remats"),
+    [(VIT, (False, "dense", True)), (RESNET, (False, True))],
+    ids=["vit", "resnet18"],
+)
+def test_remat_recomputes_and_does_not_rename_parameters(model, remats):
+    image, names, products = np.ones((2, 8, 8, 1), np.float32), [], []
+    for remat in remats:
         module = models.build(make_config(**model).model, 10, remat=remat)
         variables = jax.eval_shape(module.init, KEY, image)
 
         def loss(variables, module=module):
             return module.apply(variables, image).sum()
 
-        assert ("remat" in str(jax.make_jaxpr(jax.grad(loss))(variables))) == remat
+        text = str(jax.make_jaxpr(jax.grad(loss))(variables))
+        assert ("remat" in text) == bool(remat)
         names.append({optim.path_of(path) for path, _ in jax.tree.leaves_with_path(variables)})
-    assert names[0] == names[1]
+        products.append(text.count("dot_general["))
+    assert all(own == names[0] for own in names)
+    # "dense" recomputes the two products of attention, True those of the dense layers too.
+    assert model is RESNET or products[0] < products[1] < products[2]
 
 
 def test_frozen_random_parameters_are_logged(capsys):

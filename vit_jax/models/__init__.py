@@ -19,7 +19,7 @@ def build(
     num_classes: int,
     dtype: jnp.dtype = jnp.float32,
     frozen_norms: Set[str] = frozenset(),
-    remat: bool = False,
+    remat: bool | str = False,
     fused_attention: bool = False,
 ) -> VisionTransformer | ResNet18:
     """Build the module that a resolved `config.model` describes.
@@ -30,13 +30,14 @@ def build(
       dtype: compute dtype.
       frozen_norms: norms of a ResNet18, such as "layer1_0/bn1", that use their running statistics
         during training, without updating them.
-      remat: recompute the activations of each block in the backward pass.
+      remat: recompute the activations of each block in the backward pass; "dense": those of a ViT
+        other than the outputs of dense layers.
       fused_attention: compute attention in one kernel where its weights are not returned and the
         kernel supports it. It needs an NVIDIA GPU.
     """
     config = FrozenDict(model_config)
     if config["name"] == "resnet18":
-        return ResNet18(config, num_classes, frozenset(frozen_norms), dtype, remat)
+        return ResNet18(config, num_classes, frozenset(frozen_norms), dtype, remat is True)
     return VisionTransformer(config, num_classes, dtype, remat, fused_attention)
 
 

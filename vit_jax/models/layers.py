@@ -83,15 +83,18 @@ def _product_in_dtype(x, kernel):
     return x @ kernel.astype(x.dtype)
 
 
+def _product_forward(x, kernel):
+    # Not by `_product_in_dtype`, in which policies of `jax.checkpoint` would not see the product.
+    return x @ kernel.astype(x.dtype), (x, kernel)
+
+
 def _product_backward(inputs, dy):
     x, kernel = inputs
     gradient = jnp.matmul(x.T, dy, preferred_element_type=jnp.float32)
     return dy @ kernel.astype(x.dtype).T, gradient.astype(kernel.dtype)
 
 
-_product_in_dtype.defvjp(
-    lambda x, kernel: (_product_in_dtype(x, kernel), (x, kernel)), _product_backward
-)
+_product_in_dtype.defvjp(_product_forward, _product_backward)
 
 
 def build_norm(config: Mapping[str, Any], dtype: jnp.dtype, name: str | None = None) -> nn.Module:

@@ -145,7 +145,10 @@ def _scaled(block, name, x):
 
 
 def _apply(block, remat, params, *inputs):
-    apply = jax.checkpoint(block.apply) if remat else block.apply
+    apply = block.apply
+    if remat:
+        dense = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        apply = jax.checkpoint(apply, policy=dense if remat == "dense" else None)
     return apply({"params": params}, *inputs)
 
 
@@ -163,7 +166,7 @@ class Encoder(nn.Module):
     config: Mapping[str, Any]
     grid: tuple[int, int]
     dtype: jnp.dtype
-    remat: bool
+    remat: bool | str
     fused_attention: bool
 
     @nn.compact
@@ -293,7 +296,7 @@ class VisionTransformer(nn.Module):
     config: Mapping[str, Any]
     num_classes: int
     dtype: jnp.dtype
-    remat: bool
+    remat: bool | str
     fused_attention: bool = False
 
     @nn.compact

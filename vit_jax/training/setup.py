@@ -102,7 +102,9 @@ class Setup:
         config["patch_drop_rate"] *= patch_dropout
         frozen_norms = {norm for norm in norms if f"{norm}/scale" not in self.trained}
         fused = has_fused_attention(self.mesh)
-        options = dtype_of(train.dtype), frozen_norms, train.remat, fused
+        # Without recomputation, activations are most of the memory, and FSDP saves little of it.
+        remat = train.remat or ("dense" if self.config.sharding.fsdp else False)
+        options = dtype_of(train.dtype), frozen_norms, remat, fused
         model = models.build(config, self.num_classes, *options)
         return lora.adapt(model, self.config)
 
