@@ -276,8 +276,8 @@ def _uses_multi_step(config, resident):
     if choice != "auto":
         return choice == "always"
     # Measured on a CPU: steps of a few milliseconds become a third shorter, those of a second stay
-    # as they are. GPUs were not measured.
-    return jax.default_backend() == "cpu" and resident and not one_step_at_a_time(config)
+    # as they are. Accelerators were not measured; short steps leave them waiting for the host.
+    return resident and not one_step_at_a_time(config)
 
 
 def one_image(config: Config) -> np.ndarray:
