@@ -3,6 +3,8 @@
 import re
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AxisType
 from tiny_configs import make_config
@@ -10,6 +12,7 @@ from tiny_steps import make_steps
 
 from vit_jax.data import load_data
 from vit_jax.evaluation.metrics import Sums
+from vit_jax.models.layers import Dropout, dense
 
 OPERANDS = re.compile(r"stablehlo\.(?:dot_general|convolution).*: \((\S+), (\S+)\) ->")
 
@@ -41,3 +44,23 @@ def test_all_products_except_those_of_the_head_are_bfloat16(model, monkeypatch):
         wide = [pair for pair in products if "bf16" not in "".join(pair)]
         assert len(products) > 5 and len(wide) == heads
         assert all(any("x10xf32>" in operand for operand in pair) for pair in wide)
+
+
+def test_dropout_draws_no_narrow_words():
+    """TPUs pad a bitcast to 16 bits to 128 lanes, which took ten times as long as the rest."""
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 4))
+    x = jax.ShapeDtypeStruct((4, 5, 32), jnp.bfloat16)
+    draw = jax.jit(lambda x, keys: Dropout(0.1).apply({}, x, keys)).trace(x, keys)
+    text = draw.lower(lowering_platforms=("tpu",)).as_text()
+    assert "xbf16>" in text and "bitcast" not in text and "i16>" not in text
+
+
+def test_gradients_of_dense_layers_are_summed_in_float32():
+    x, kernel, bias = jnp.ones((4097, 1)), jnp.ones((1, 1)), jnp.zeros(1)
+
+    def total(kernel, bias):
+        return dense(x, kernel, bias, jnp.bfloat16).astype(jnp.float32).sum()
+
+    for gradient in jax.grad(total, (0, 1))(kernel, bias):
+        assert gradient.dtype == jnp.float32
+        np.testing.assert_array_equal(gradient.reshape(-1), 4097)  # 4096 in bfloat16
