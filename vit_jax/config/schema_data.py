@@ -101,6 +101,11 @@ DATA = dict(
         ("fit", "shorter_side", "squash"),
     ),
     interpolation=Setting("bicubic", "interpolation of resized images", INTERPOLATIONS),
+    scaled_decoding=Setting(
+        False,
+        "decode a JPEG file at 1/2, 1/4 or 1/8 of its size if it is then still as large as the "
+        "stored image: faster, with slightly different pixels",
+    ),
     eval_crop=positive(1.0, "side of the centre crop in evaluation, as a fraction", high=1),
     channels=Setting(
         3,

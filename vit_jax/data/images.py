@@ -59,7 +59,7 @@ def stored_size(config) -> int:
 
 def options_of(config) -> dict[str, Any]:
     """Collect the arguments of `to_array` and `read_image` from the settings `config.data`."""
-    keys = ("channels", "background", "level_range")
+    keys = ("channels", "background", "level_range", "scaled_decoding")
     options = {"size": stored_size(config), "resize": make_resize(config)}
     return options | {key: config[key] for key in keys}
 
@@ -77,6 +77,7 @@ def to_array(
     background: tuple[float, ...] = WHITE,
     level_range: tuple[float, ...] = (),
     resize: Resize = FIT,
+    scaled_decoding: bool = False,
 ) -> np.ndarray:
     """Orient (in place), convert and resize to uint8 [size, size, channels].
 
@@ -88,12 +89,16 @@ def to_array(
       background: grey level or RGB behind transparent pixels.
       level_range: levels that become 0 and 255, of images with more than 8 bits; (): `FULL_RANGE`.
       resize: rule of resizing.
+      scaled_decoding: decode a JPEG file, not loaded yet, at the smallest of the scales 1, 1/2, 1/4
+        and 1/8 at which both sides have at least `size` pixels.
 
     Raises:
       UserError: without `level_range`, the levels end below a sixteenth of `FULL_RANGE`.
     """
     if isinstance(image, np.ndarray):
         return bands.to_array(bands.arrange(image, channels), size, level_range, resize)
+    if scaled_decoding:
+        image.draft(None, (size, size))
     deep = _read_deep_colours(image)
     if deep is not None:
         image.paste(Image.fromarray(scale_levels(deep, level_range)))
