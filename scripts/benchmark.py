@@ -13,8 +13,9 @@ MODE is one of
   explain   a --method of explaining a batch; peers: timm with hooks (rollout), captum
             (input_x_gradient, integrated_gradients), pytorch-grad-cam (grad_cam), in the peer's
             environment; the other methods have none
-  input     one epoch over an image folder: decode, crop, flip, normalise; peer: torchvision's
-            ImageFolder and a DataLoader with one worker per core
+  input     one epoch over an image folder: decode, crop, flip, normalise; the same without the
+            part on the device (crop, flip, normalise); decoding alone, by Pillow in one thread per
+            core; peer: torchvision's ImageFolder and a DataLoader with one worker per core
   augment   augment.kind=autoaugment (crop, flip, policy, normalise) on 32x32 images; peer:
             torchvision's policy without the rest, in one process per core
   seeds     training step of four vectorised seeds and of one; images/s are per seed
@@ -44,6 +45,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import benchmark_modes as modes  # noqa: E402
+from benchmark_input import num_cores, start_input, with_images  # noqa: E402
 from benchmark_overheads import measure_resident, measure_startup  # noqa: E402
 
 from vit_jax.runtime import memory, sharding  # noqa: E402
@@ -72,7 +74,7 @@ def main() -> None:
         "--rounds", type=int, default=9, help="timed runs of each implementation (default 9)"
     )
     parser.add_argument("--compile", action="store_true", help="add torch.compile as a peer")
-    parser.add_argument("--folder", help="input: image folder, <class>/*")
+    add_input_options(parser)
     parser.add_argument("--data", default="digits", help="startup: data.name (default digits)")
     parser.add_argument("--json", type=pathlib.Path, help="append a JSON line to this file")
     args = parser.parse_args()
@@ -85,21 +87,47 @@ def main() -> None:
         parser.error(f"--peak has no effect on {args.mode}")
     if args.mode == "explain":
         check_method(parser, args)
-    if args.mode == "startup":
-        results = measure_startup(args.data)
-    elif args.mode == "resident":
-        results = measure_resident(modes.make_spec(args))
-    else:
-        spec = modes.make_spec(args)
-        sides, count = modes.START[args.mode](spec, args)
-        results = take_turns(
-            sides, args.rounds, count, modes.flops_per_image(args.mode, spec), args.peak
-        )
+    if args.mode == "input" and bool(args.folder) == bool(args.make_images):
+        parser.error("input needs --folder or --make-images")
+    results = with_images(args, lambda: measure(args))
     if args.json:
         line = {"mode": args.mode, "model": args.model, "dtype": args.dtype}
         line |= {"device": sharding.describe_devices()}
         with args.json.open("a") as file:
             file.write(json.dumps(line | results) + "\n")
+
+
+def measure(args) -> dict:
+    """Measure a mode; return the results of `take_turns`."""
+    if args.mode == "startup":
+        return measure_startup(args.data)
+    if args.mode == "resident":
+        return measure_resident(modes.make_spec(args))
+    spec = modes.make_spec(args)
+    if args.mode == "input":
+        sides, count = start_input(spec, args)
+        return take_turns(sides, args.rounds, count, cores=num_cores())
+    sides, count = modes.START[args.mode](spec, args)
+    return take_turns(sides, args.rounds, count, modes.flops_per_image(args.mode, spec), args.peak)
+
+
+def add_input_options(parser) -> None:
+    """Add the options of the mode `input`."""
+    parser.add_argument("--folder", help="input: image folder, <class>/*")
+    parser.add_argument(
+        "--make-images",
+        metavar="WIDTHxHEIGHT",
+        help="input: instead of --folder, make 1,024 JPEG files of this size in a temporary folder",
+    )
+    parser.add_argument(
+        "--crop-min-area",
+        type=float,
+        default=0.0,
+        help="input: smallest area fraction of a random resized crop (default 0: padded crop)",
+    )
+    parser.add_argument(
+        "--scaled-decoding", action="store_true", help="input: set data.scaled_decoding"
+    )
 
 
 def check_method(parser, args) -> None:
@@ -112,7 +140,7 @@ def check_method(parser, args) -> None:
         parser.error("resnet18 has no peer for the explanations: use a ViT")
 
 
-def take_turns(sides, rounds, count, flops=0, peak=None) -> dict:
+def take_turns(sides, rounds, count, flops=0, peak=None, cores=0) -> dict:
     """Time the implementations in alternation and print their speeds.
 
     Args:
@@ -121,6 +149,7 @@ def take_turns(sides, rounds, count, flops=0, peak=None) -> dict:
       count: images per run.
       flops: floating-point operations per image, if known.
       peak: peak TFLOP/s of the device, if known.
+      cores: number of cores, to print images/s per core; 0: not printed.
 
     Returns:
       {name: {"seconds": median, "ratio": median divided by that of vit_jax}}.
@@ -139,6 +168,7 @@ def take_turns(sides, rounds, count, flops=0, peak=None) -> dict:
             f"{name:15s} {1000 * medians[name]:9.2f} ms "
             f"({1000 * min(values):.2f} to {1000 * max(values):.2f}), "
             f"{count / medians[name]:,.0f} images/s, ratio {medians[name] / ours:.2f}"
+            + (f", {count / medians[name] / cores:,.0f} images/s per core" if cores else "")
             + (f", {speed:,.2f} TFLOP/s" if flops else "")
             + (f", MFU {speed / peak:.1%}" if flops and peak else "")
         )

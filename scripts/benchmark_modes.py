@@ -209,44 +209,6 @@ def start_explain(spec, args):
     return sides, spec["batch_size"]
 
 
-def start_input(spec, args):
-    """Prepare epochs over an image folder."""
-    import jax
-
-    from vit_jax.augment import augment
-    from vit_jax.data import load_data
-
-    if not args.folder:
-        sys.exit("error: input needs --folder, an image folder with <class>/*")
-    spec = spec | {"workers": len(os.sched_getaffinity(0))}
-    config = make_config(
-        spec,
-        data__name="folder",
-        data__dir=args.folder,
-        data__device_resident="never",
-        data__val_size=1,
-        data__test_size=1,
-        augment__kind="baseline",
-    )
-    sharding.start(False, 0, spec["batch_size"])
-    mesh = sharding.make_mesh()
-    data = load_data(config.data, mesh)
-    steps = len(data.train) // spec["batch_size"]
-    program = jax.jit(
-        lambda key, images, labels: augment(key, images, labels, len(data.class_names), config),
-        out_shardings=sharding.split(mesh),
-    )
-    key = jax.random.key(0)
-
-    def epoch():
-        for batch in data.train.train(0, 0, steps, spec["batch_size"]):
-            result = sharding.block_on_cpu(program(key, batch["image"], batch["label"]))
-        return result
-
-    sides = {"vit_jax": timed(epoch)} | peers("read_folder", spec, args)
-    return sides, steps * spec["batch_size"]
-
-
 def start_augment(spec, args):
     """Prepare augmentation."""
     import jax
@@ -367,7 +329,6 @@ START = {
     "finetune": start_finetune,
     "infer": start_infer,
     "explain": start_explain,
-    "input": start_input,
     "augment": start_augment,
     "seeds": start_seeds,
     "parts": start_parts,
@@ -376,4 +337,4 @@ START = {
 }
 
 
-MODES = (*START, "resident", "startup")
+MODES = (*START, "input", "resident", "startup")

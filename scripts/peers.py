@@ -225,11 +225,16 @@ def read_folder(spec):
     from torchvision import datasets, transforms
 
     size = spec["image_size"]
+    crops = [
+        transforms.Resize(size),
+        transforms.CenterCrop(size),
+        transforms.RandomCrop(size, padding=4),
+    ]
+    if spec["crop_min_area"]:
+        crops = [transforms.RandomResizedCrop(size, (spec["crop_min_area"], 1))]
     pipeline = transforms.Compose(
         [
-            transforms.Resize(size),
-            transforms.CenterCrop(size),
-            transforms.RandomCrop(size, padding=4),
+            *crops,
             transforms.RandomHorizontalFlip(),
             transforms.ToTensor(),
             transforms.Normalize([0.5] * 3, [0.5] * 3),
