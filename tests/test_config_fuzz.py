@@ -117,6 +117,7 @@ FITTING = {
     "data.rgb_bands": st.sampled_from([(), (3, 2, 1)]),
     "data.channels": st.sampled_from([1, 3, 4]),
     "data.level_range": st.sampled_from([(), (0, 255), (-1024.0, 3000.0)]),
+    "data.num_workers": st.just(0),  # processes take seconds to start
     "data.relabel": st.sampled_from(["", "", "", str(FIXTURES / "nothing.csv")]),
     "data.mean": CHANNELS,
     "data.std": CHANNELS,

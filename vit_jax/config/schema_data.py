@@ -140,6 +140,12 @@ DATA = dict(
         False, "skip and count the unreadable images of a folder or Hugging Face dataset"
     ),
     num_threads=free(8, "threads that read and decode images", low=1, high=1000),
+    num_workers=free(
+        0,
+        "worker processes that read and decode streamed training images, one thread each, instead "
+        "of data.num_threads threads; 0: none",
+        high=1000,
+    ),
     cache_decoded=free(True, "cache decoded images in ~/.cache/vit_jax"),
     download=free(True, "download and prepare a missing dataset, if known"),
 )

@@ -70,7 +70,7 @@ def load_data(config, mesh: Mesh, min_classes: int = 2) -> Data:
             batches[name] = ResidentBatches(images, labels[name], mesh)
             del images  # before the next split takes memory
         else:
-            batches[name] = StreamingBatches(split, mesh, config.num_threads)
+            batches[name] = StreamingBatches(split, mesh, config.num_threads, config.num_workers)
     processes.wait()  # machines may read at different speeds
     fingerprint = _fingerprint(splits.class_names, by_name)
     notes = list(_describe_images(splits.train, source.level_range, config))

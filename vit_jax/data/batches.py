@@ -3,9 +3,15 @@
 For vectorised seeds, `seed` is a tuple of s seeds and a batch has the shape [s, batch_size, ...].
 """
 
+import contextlib
 import functools
 import math
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,15 +88,11 @@ class _Batches:
     def _train_indices(self, seed, batch_size, balanced):
         """Make the function from a step to the indices of its batch."""
         if not balanced:
-            return lambda step: batch_indices(seed, step, self._count, batch_size)
+            count = self._count  # worker processes get this function, but not the mesh
+            return lambda step: batch_indices(seed, step, count, batch_size)
         by_class = np.argsort(self.labels, kind="stable")
         sizes = np.unique(self.labels, return_counts=True)[1]
-
-        @functools.lru_cache(maxsize=64)  # streamed batches ask for every row
-        def indices(step):
-            return balanced_indices(seed, step, by_class, sizes, batch_size)
-
-        return indices
+        return lambda step: balanced_indices(seed, step, by_class, sizes, batch_size)
 
     def _layout(self, seed, batch_size):
         """Compute the shape and the sharding of training batches."""
@@ -168,13 +170,17 @@ class ResidentBatches(_Batches):
 
 
 class StreamingBatches(_Batches):
-    """Batches of a dataset that Grain reads and decodes on the fly, in threads."""
+    """Batches of a dataset that Grain reads and decodes on the fly.
+
+    `num_threads` threads decode, or for training `num_workers` processes if that is not 0. One
+    batch is transferred to the devices ahead of its use.
+    """
 
     resident = False
 
-    def __init__(self, examples: Examples, mesh: Mesh, num_threads: int):
+    def __init__(self, examples: Examples, mesh: Mesh, num_threads: int, num_workers: int = 0):
         super().__init__(len(examples), mesh)
-        self._examples, self._num_threads = examples, num_threads
+        self._examples, self._num_threads, self._num_workers = examples, num_threads, num_workers
 
     @property
     def labels(self) -> np.ndarray:
@@ -189,15 +195,14 @@ class StreamingBatches(_Batches):
         `balanced` as in `ResidentBatches.train`.
         """
         indices = self._train_indices(seed, batch_size, balanced)
-
-        def example(step, row):
-            return int(indices(step).flat[row]), True
-
         shape, split = self._layout(seed, batch_size)
-        stream = self._stream(example, start, stop, math.prod(shape))
+        size = math.prod(shape)
+        mask = np.ones(size, bool)
+        loader = _Loader(self._examples, lambda step: (indices(step).reshape(-1), mask), size)
+        stream = loader.stream(start, stop, self._num_threads, self._num_workers)
         if not isinstance(seed, tuple):
             return self._put(stream)
-        return (
+        return _ahead(
             jax.device_put({k: v.reshape(*shape, *v.shape[1:]) for k, v in batch.items()}, split)
             for batch in stream
         )
@@ -205,30 +210,79 @@ class StreamingBatches(_Batches):
     def evaluate(self, batch_size: int) -> Iterator[dict]:
         """Yield every example once; the last batch is padded, its mask False there."""
         batch_size, starts = self._eval_starts(batch_size)
+        count = self._count
 
-        def example(step, row):
-            indices, mask = _padded_indices(step * batch_size, self._count, batch_size)
-            return int(indices[row]), mask[row]
+        def indices(step):
+            return _padded_indices(step * batch_size, count, batch_size)
 
-        return self._put(self._stream(example, 0, len(starts), batch_size))
+        loader = _Loader(self._examples, indices, batch_size)
+        # Worker processes would take seconds to start at each evaluation.
+        return self._put(loader.stream(0, len(starts), self._num_threads, 0))
 
     def _put(self, stream):
-        return (sharding.shard_batch(self._mesh, batch) for batch in stream)
+        return _ahead(sharding.shard_batch(self._mesh, batch) for batch in stream)
 
-    def _stream(self, example, start, stop, batch_size):
+
+def _ahead(batches: Iterator[dict]) -> Iterator[dict]:
+    """Yield batches, each after the next one has been requested."""
+    waiting = []
+    for batch in batches:
+        yield from waiting
+        waiting = [batch]
+    yield from waiting
+
+
+class _Loader:
+    """Reader of the examples of each batch that belong to this process; it can be pickled."""
+
+    def __init__(self, examples, indices, batch_size):
+        """`indices` maps a step to the indices of its batch and their mask, [batch_size] each."""
+        self._examples, self._indices = examples, indices
+        self._latest: tuple[int, Any] = -1, None  # a step and its result
+        self._rows = batch_size // jax.process_count()
+        self._first = jax.process_index() * self._rows
+
+    def _batch(self, step):
+        latest, found = self._latest
+        if latest != step:  # computed once per batch, not per example
+            found = self._indices(step)
+            self._latest = step, found
+        return found
+
+    def read(self, position):
+        """Read an example: `position` counts the rows of this process over all steps."""
+        step, row = divmod(position, self._rows)
+        indices, mask = self._batch(step)
+        image, label = self._examples.read([int(indices[self._first + row])])[0]
+        return {
+            "image": image,
+            "label": as_label(label),
+            "mask": np.bool_(mask[self._first + row]),
+        }
+
+    def stream(self, start, stop, num_threads, num_workers):
+        """Yield the batches of steps start ... stop - 1, as arrays of this process."""
         import grain  # costs a second
 
-        rows = batch_size // jax.process_count()  # that this process reads
-        first = jax.process_index() * rows
+        rows = self._rows
+        dataset = grain.MapDataset.range(start * rows, stop * rows).map(self.read)
+        if num_workers:  # each element is a batch, so that their number does not change batches
+            from absl import flags
 
-        def load(position):
-            step, row = divmod(position, rows)
-            index, mask = example(step, first + row)
-            image, label = self._examples.read([index])[0]
-            return {"image": image, "label": as_label(label), "mask": np.bool_(mask)}
+            flags.FLAGS.mark_as_parsed()  # Grain reads its own ones
+            one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+            several = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
+            stream = dataset.batch(rows).to_iter_dataset(one).mp_prefetch(several, _follow_parent)
+        else:
+            options = grain.ReadOptions(num_threads, prefetch_buffer_size=max(64, 2 * rows))
+            stream = dataset.to_iter_dataset(options).batch(rows)
+        with contextlib.closing(iter(stream)) as batches:
+            yield from batches
 
-        options = grain.ReadOptions(
-            num_threads=self._num_threads, prefetch_buffer_size=max(64, 2 * rows)
-        )
-        stream = grain.MapDataset.range(start * rows, stop * rows).map(load)
-        yield from stream.to_iter_dataset(options).batch(rows)
+
+def _follow_parent(*_):
+    """Leave signals, which may reach all processes of a run, to the parent, and end with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    parent: Any = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

@@ -33,6 +33,7 @@ class HuggingFace:
         """Find the files, splits and columns; raises UserError if they are missing or invalid."""
         self._config, self._where = config, f"data.name={config.name}"
         self._tables = {}  # {split: its columns of images and labels}
+        self._images = {}  # {split: result of `_columns`}
         arrow.require("pyarrow")
         self._files = locate(config)
         names = sorted(self._files)
@@ -58,6 +59,10 @@ class HuggingFace:
             raise UserError(
                 f"{self._where} has fewer than two classes ({listed}) in its column {self._label}"
             )
+
+    def __getstate__(self):
+        # Worker processes open the files again: the tables would be copied.
+        return self.__dict__ | {"_tables": {}, "_images": {}}
 
     def _find_images(self, schema, features):
         """Find the column of encoded images; raises UserError."""
@@ -190,6 +195,11 @@ class HuggingFace:
 
     def _columns(self, split):
         """Get the encoded images of a split, and the paths of those outside of it, or None."""
+        if split not in self._images:
+            self._images[split] = self._open_columns(split)
+        return self._images[split]
+
+    def _open_columns(self, split):
         column = self._table(split)[self._image]
         if not _is_struct(column.type):
             return column, None
@@ -200,10 +210,10 @@ class HuggingFace:
 
     def _fetcher(self, split):
         """Make a function that reads the encoded image of a row; it raises UserError."""
-        contents, paths = self._columns(split)
         folder = self._files[split][0].parent
 
         def fetch(row):
+            contents, paths = self._columns(split)
             if (content := contents[row].as_py()) is not None:
                 return content
             path = paths[row].as_py() if paths is not None else None

@@ -23,7 +23,7 @@ class Records:
 
     def __init__(self, pieces: Sequence[tuple[str, int, int]]):
         """Open (path, first record, number of records) of each file; raises UserError."""
-        paths = [path for path, _, _ in pieces]
+        self._pieces, paths = pieces, [path for path, _, _ in pieces]
         name = decoded.identity("tfrecord", decoded.state_of(paths))
         tables = decoded.cached(name, lambda: tuple(map(_index, paths)))
         self._files, rows = [_map(path) for path in paths], []
@@ -34,6 +34,9 @@ class Records:
         self._rows = np.concatenate(
             [np.empty((0, 3), int), *rows]
         )  # file, start and length of each record
+
+    def __reduce__(self):  # worker processes map the files again
+        return Records, (self._pieces,)
 
     def __len__(self):
         return len(self._rows)

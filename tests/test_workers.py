@@ -1,0 +1,84 @@
+"""Streamed batches do not depend on worker processes; each process reads its own examples only."""
+
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from test_huggingface import make_table, save_parquet
+from tiny_datasets import make_folder, settings, write_tfds
+from tiny_images import encode, noise, tfds_config
+
+from vit_jax.data import StreamingBatches, load_data
+from vit_jax.data.examples import Examples
+from vit_jax.runtime import sharding
+from vit_jax.runtime.errors import UserError
+
+
+def make_config(kind, root):
+    if kind == "folder":
+        make_folder(root, per_class=20)
+        return settings(name="folder", dir=str(root))
+    if kind == "tfrecord":
+        names = tfds.features.ClassLabel(names=["a", "b"])
+        features = {"image": tfds.features.Image(shape=(8, 8, 3)), "label": names}
+        rows = [{"image": encode(noise(i)), "label": i % 2} for i in range(60)]
+        write_tfds(root, features, {"train": rows})
+        return tfds_config(root)
+    save_parquet(root / "train.parquet", make_table(count=60))
+    return settings(name=f"hf:{root}")
+
+
+def fetched(batches):
+    return [{name: np.asarray(array) for name, array in batch.items()} for batch in batches]
+
+
+@pytest.mark.parametrize(
+    ("kind", "seed", "balanced"),
+    [("folder", 3, False), ("tfrecord", (3, 4), False), ("parquet", 3, True)],
+)
+def test_worker_processes_do_not_change_batches(tmp_path, monkeypatch, kind, seed, balanced):
+    monkeypatch.setenv("PYTHONPATH", "tests")
+    config = make_config(kind, tmp_path)
+    config.update(device_resident="never", val_size=4, test_size=4)
+    found = []
+    for workers in (0, 2):
+        config.num_workers = workers
+        train = load_data(config, sharding.make_mesh()).train
+        found.append(fetched(train.train(seed, 2, 7, 16, balanced)))
+    assert len(found[0]) == 5
+    jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+def test_an_error_in_a_worker_process_is_raised_here(tmp_path):
+    config = make_config("folder", tmp_path)
+    config.update(device_resident="never", val_size=4, test_size=4, num_workers=1)
+    train = load_data(config, sharding.make_mesh()).train
+    for path in tmp_path.rglob("*.png"):
+        path.write_bytes(b"damaged")
+    with pytest.raises(UserError, match="cannot be read as an image"):
+        list(train.train(0, 0, 2, 16))
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_each_process_reads_its_own_examples_only(monkeypatch, balanced):
+    images = noise(0, (64, 4, 4, 3))
+    labels = np.arange(64, dtype=np.int32) % 4
+    parts = {}
+    for count, rank in ((1, 0), (2, 0), (2, 1)):
+        read = []
+
+        def example(indices, read=read):
+            read.extend(indices)
+            return [(images[i], labels[i]) for i in indices]
+
+        monkeypatch.setattr(jax, "process_count", lambda count=count: count)
+        monkeypatch.setattr(jax, "process_index", lambda rank=rank: rank)
+        monkeypatch.setattr(sharding, "shard_batch", lambda mesh, batch: batch)
+        examples = Examples(64, example, lambda: labels)
+        split = StreamingBatches(examples, sharding.make_mesh(), num_threads=2)
+        batches = list(split.train(1, 0, 3, 16, balanced)) + list(split.evaluate(16))
+        parts[count, rank] = [batch["image"] for batch in batches], sorted(read)
+    whole, one, two = parts.values()
+    for batch, first, second in zip(whole[0], one[0], two[0], strict=True):
+        np.testing.assert_array_equal(batch, np.concatenate([first, second]))
+    assert sorted(one[1] + two[1]) == whole[1] and len(one[1]) == len(two[1])
