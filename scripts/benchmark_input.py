@@ -72,8 +72,8 @@ def start_input(spec, args):
         lambda key, images, labels: augment(key, images, labels, len(data.class_names), config),
         out_shardings=sharding.split(mesh),
     )
-    key, files = jax.random.key(0), sorted(pathlib.Path(spec["folder"]).glob("*/*"))
-    files = files[: steps * spec["batch_size"]]
+    key, count = jax.random.key(0), steps * spec["batch_size"]
+    files = sorted(pathlib.Path(spec["folder"]).glob("*/*"))[:count]
 
     def epoch(use):
         for batch in data.train.train(0, 0, steps, spec["batch_size"]):
@@ -89,7 +89,7 @@ def start_input(spec, args):
         "without augment": timed(lambda: epoch(lambda batch: batch)),
         "decoding alone": timed(decode),
     }
-    return sides | peers("read_folder", spec, args), steps * spec["batch_size"]
+    return sides | peers("read_folder", spec, args, count=count), count
 
 
 def with_images(args, measure):

@@ -240,8 +240,9 @@ def read_folder(spec):
             transforms.Normalize([0.5] * 3, [0.5] * 3),
         ]
     )
+    images = datasets.ImageFolder(spec["folder"], pipeline)
     loader = torch.utils.data.DataLoader(
-        datasets.ImageFolder(spec["folder"], pipeline),
+        torch.utils.data.Subset(images, range(spec["count"])),
         batch_size=spec["batch_size"],
         shuffle=True,
         drop_last=True,

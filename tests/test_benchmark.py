@@ -25,6 +25,17 @@ def test_multi_step_benchmark_prints_and_appends_its_results(command, tmp_path):
     assert line["32 calls"]["seconds"] > 0
 
 
+def test_input_benchmark_streams_the_images_that_it_makes(command):
+    options = ("--model=digits_vit", "--make-images=40x30", "--scaled-decoding", "--rounds=1")
+    done = command(str(ROOT / "scripts" / "benchmark.py"), "input", *options)
+    assert done.returncode == 0, done.stderr
+    assert "1,022 train, 1 val, 1 test examples, streamed" in done.stdout
+    names = ["vit_jax", "without augment", "decoding alone"]
+    lines = done.stdout.splitlines()[-3:]
+    assert [line[:15].strip() for line in lines] == names
+    assert all(line.endswith(" images/s per core") for line in lines)
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [("--model=resnet18", "use a ViT"), ("--method=saliency", "use gradient_rollout, chefer")],
