@@ -13,6 +13,7 @@ from tiny_steps import make_steps
 from vit_jax.data import load_data
 from vit_jax.evaluation.metrics import Sums
 from vit_jax.models.layers import Dropout, dense
+from vit_jax.runtime import sharding
 
 OPERANDS = re.compile(r"stablehlo\.(?:dot_general|convolution).*: \((\S+), (\S+)\) ->")
 
@@ -32,7 +33,7 @@ def test_all_products_except_those_of_the_head_are_bfloat16(model, monkeypatch):
     config = make_config(augment__kind="strong", **model)
     data = load_data(config.data, mesh)
     batch = next(data.train.train(0, 0, 1, config.train.batch_size))
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(sharding, "on_cpu", lambda mesh: False)
     steps = make_steps(config, data, mesh)
     state = steps.shapes
     train = steps.train.trace(state, jax.random.key(0), batch)

@@ -76,7 +76,7 @@ def test_resuming_with_another_dtype_is_logged(mesh, tmp_path, capsys, monkeypat
 
     assert "resuming" not in restart()
     assert "resuming from step 2\n" in restart()
-    monkeypatch.setattr(loop, "dtype_of", lambda name: jnp.dtype("bfloat16"))
+    monkeypatch.setattr(loop, "dtype_of", lambda name, mesh: jnp.dtype("bfloat16"))
     assert "resuming from step 2, computing in bfloat16 instead of float32\n" in restart()
 
 

@@ -33,7 +33,7 @@ class ReportHooks(Hooks):
             from vit_jax.explanation import figures
 
             if run.folder not in self._viewers:
-                dtype = sharding.dtype_of(config.train.dtype)
+                dtype = sharding.dtype_of(config.train.dtype, trainer.setup.mesh)
                 model = models.build(config.model, len(names), dtype)
                 self._viewers[run.folder] = figures.Viewer(run.title, config, model, names)
             viewer = self._viewers[run.folder]

@@ -3,7 +3,6 @@
 import dataclasses
 import zlib
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -18,6 +17,7 @@ from vit_jax.data.splits import make_splits
 from vit_jax.runtime import processes
 from vit_jax.runtime.errors import join_names, single_line
 from vit_jax.runtime.files import warn
+from vit_jax.runtime.sharding import on_cpu
 
 __all__ = ["Data", "ResidentBatches", "StreamingBatches", "load_data"]
 
@@ -51,11 +51,7 @@ def load_data(config, mesh: Mesh, min_classes: int = 2) -> Data:
         source = open_source(config, min_classes)
         splits = make_splits(source, config)
     by_name = {"train": splits.train, "val": splits.val, "test": splits.test}
-    num_bytes = sum(map(len, by_name.values())) * stored_size(config) ** 2 * config.channels
-    if jax.default_backend() == "cpu":
-        num_bytes *= mesh.size  # the copies share one memory
-    fits = num_bytes <= config.device_resident_max_gib * 2**30
-    resident = config.device_resident == "always" or (config.device_resident == "auto" and fits)
+    resident = is_resident(config, sum(map(len, by_name.values())), mesh)
     print(
         f"{config.name}: {len(splits.class_names)} classes ({join_names(splits.class_names)}), "
         + ", ".join(f"{len(split):,} {name}" for name, split in by_name.items())
@@ -96,6 +92,16 @@ def load_data(config, mesh: Mesh, min_classes: int = 2) -> Data:
     return Data(
         splits.class_names, fingerprint, **batches, notes=(*notes, *warnings), decided=decided
     )
+
+
+def is_resident(config, num_images: int, mesh: Mesh) -> bool:
+    """Whether `num_images` images of all splits are device-resident with the settings `config`."""
+    if config.device_resident != "auto":
+        return config.device_resident == "always"
+    num_bytes = num_images * stored_size(config) ** 2 * config.channels
+    if on_cpu(mesh):
+        num_bytes *= mesh.size  # the copies share one memory
+    return num_bytes <= config.device_resident_max_gib * 2**30
 
 
 def _describe_images(train, level_range, config):

@@ -136,9 +136,19 @@ def _convolution(x, kernel, stride, padding):
 
 
 def _convolve_backward(stride, padding, inputs, dy):
-    x, kernel = inputs
-    if jax.default_backend() != "cpu":
-        return jax.vjp(lambda x, k: _convolution(x, k, stride, padding), x, kernel)[1](dy)
+    sizes = dict(stride=stride, padding=padding)
+    by_products = functools.partial(_gradients_by_products, **sizes)
+    # Of the devices that the program is lowered for.
+    return jax.lax.platform_dependent(
+        *inputs, dy, cpu=by_products, default=functools.partial(_gradients_by_xla, **sizes)
+    )
+
+
+def _gradients_by_xla(x, kernel, dy, stride, padding):
+    return jax.vjp(lambda x, k: _convolution(x, k, stride, padding), x, kernel)[1](dy)
+
+
+def _gradients_by_products(x, kernel, dy, stride, padding):
     # Flipping the kernel is not worth it for few outputs, and with a stride the transposed
     # convolution multiplies by zeros.
     if math.prod(dy.shape[1:3]) < 64 or stride > 1:

@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 import zlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -66,13 +67,20 @@ def compiled_folder() -> pathlib.Path | None:
     return base and base / f"compiled_{platform.machine()}_{kind:08x}"
 
 
-def make_mesh() -> Mesh:
-    """Make a mesh of all devices with one axis, `data`.
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Make a mesh with one axis, `data`, of these devices; None: all of them.
 
     Auto axes: the compiler chooses intermediate shardings. JAX's default, explicit axes, needs a
     sharding at every tile and concatenation of the model.
     """
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    devices = jax.devices() if devices is None else devices
+    auto = (AxisType.Auto,)
+    return jax.make_mesh((len(devices),), ("data",), axis_types=auto, devices=devices)
+
+
+def on_cpu(mesh: Mesh) -> bool:
+    """Whether the devices of a mesh, which this machine need not have, are CPUs."""
+    return mesh.devices.flat[0].platform == "cpu"
 
 
 def has_fused_attention(mesh: Mesh) -> bool:
@@ -200,8 +208,8 @@ def _cpu_lines(*keys):
     return [value.strip() for key, _, value in pairs if key.strip() in keys]
 
 
-def dtype_of(name: str) -> jnp.dtype:
-    """Resolve `config.train.dtype`, whose "auto" depends on the devices."""
+def dtype_of(name: str, mesh: Mesh | None = None) -> jnp.dtype:
+    """Resolve `config.train.dtype`; "auto" depends on the devices of `mesh`, None: of all."""
     if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        name = "float32" if on_cpu(mesh or make_mesh()) else "bfloat16"
     return jnp.dtype(name)

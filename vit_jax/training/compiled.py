@@ -1,6 +1,7 @@
 """Compiled steps of a variant, for one seed or several vectorised ones."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import models, pretrained
+from vit_jax.data.batches import MOST_STEPS
 from vit_jax.data.images import stored_size
 from vit_jax.evaluation.evaluate import Result, evaluate, evaluate_together
 from vit_jax.evaluation.steps import make_eval_step, make_feature_step
@@ -32,10 +34,15 @@ class CompiledSteps:
     init: Callable  # (key, images) -> TrainState of one seed, at random weights
     train: Callable  # (state, keys, batch, *constants) -> state, of all seeds; donates the state
     train_whole: Callable | None  # as `train`, after the steps with patch dropout
-    constants: tuple  # (variables of the teacher,) on the device, or ()
     eval_step: Callable  # (variables, sums, batch) -> (sums, logits) of one seed
     eval_sums: Callable | None  # (variables, sums, batch) -> sums of all seeds; None for one seed
     feature_step: Callable  # (variables, batch) -> features of one seed
+
+    @functools.cached_property
+    def constants(self) -> tuple:
+        """The constant arguments of `train`: (variables of the teacher,) on the devices, or ()."""
+        teacher, mesh = self.setup.teacher, self.setup.mesh
+        return () if teacher is None else (sharding.replicate(mesh, teacher.variables),)
 
     def batches(
         self, split: Any, seeds: Sequence[int], start: int, max_steps: Callable[[int], int]
@@ -117,7 +124,6 @@ def compile_steps(setup: Setup, num_seeds: int = 1) -> CompiledSteps:
 
     changes = setup.lengths.patch_drop < setup.lengths.total
     whole, split = sharding.replicated(mesh), sharding.split(mesh)
-    teacher = setup.teacher
     return CompiledSteps(
         setup=setup,
         axis=SeedAxis(mesh, num_seeds),
@@ -125,7 +131,6 @@ def compile_steps(setup: Setup, num_seeds: int = 1) -> CompiledSteps:
         init=jax.jit(init, out_shardings=layout),
         train=jit_train(trained_model),
         train_whole=jit_train(setup.model(patch_dropout=False)) if changes else None,
-        constants=() if teacher is None else (sharding.replicate(mesh, teacher.variables),),
         eval_step=_jit(eval_step, (layout.variables, whole, split), whole),
         eval_sums=_vectorize_eval(setup, eval_step, num_seeds) if num_seeds > 1 else None,
         feature_step=_jit(make_feature_step(model, config), (layout.variables, split), whole),
@@ -145,7 +150,7 @@ def _train_step(setup, model, mesh):
         config,
         setup.trained,
         setup.on_features,
-        _micro_batches(config, mesh.size if mesh else 1),
+        _micro_batches(setup, mesh.size if mesh else 1),
         # Sharded weights are gathered layer by layer if the compiler sees the whole batch.
         None if config.sharding.fsdp else mesh,
         setup.teacher,
@@ -229,10 +234,10 @@ def _shard_seeds(function, mesh, in_specs):
     return jax.shard_map(function, in_specs=in_specs, **options)
 
 
-def _micro_batches(config, devices):
+def _micro_batches(setup, devices):
     """Choose the number of micro-batches of a batch: the config's, or the fastest."""
-    model, train = config.model, config.train
-    if train.accumulation_steps or jax.default_backend() != "cpu" or model.name != "vit":
+    config, model, train = setup.config, setup.config.model, setup.config.train
+    if train.accumulation_steps or not sharding.on_cpu(setup.mesh) or model.name != "vit":
         return train.accumulation_steps or 1
     # Measured on a CPU: a micro-batch is fastest if its tokens stay in the cache between layers.
     image = model.hidden_size * (config.data.image_size // model.patch_size) ** 2
@@ -255,23 +260,50 @@ def compile_ahead(steps: CompiledSteps, split: Any, step: int) -> Future:
 
     Wait for the compilation that is returned before the first step; see `can_compile_ahead`.
     """
-    setup = steps.setup
-    size = setup.config.train.batch_size
-    if setup.multi_step:
-        _, batch = next(split.train_at_once(0, 0, 1, size, lambda step: 1))
-    else:
-        data, place = setup.config.data, sharding.split(setup.mesh)
-        image = (size, stored_size(data), stored_size(data), data.channels)
-        several = data.multi_label
-        label = ((size, setup.num_classes), np.uint8) if several else ((size,), np.int32)
-        batch = {
-            "image": jax.ShapeDtypeStruct(image, np.uint8, sharding=place),
-            "label": jax.ShapeDtypeStruct(*label, sharding=place),
-            "mask": jax.ShapeDtypeStruct((size,), bool, sharding=place),
-        }
     # Python traces and lowers; in a thread it would wait for the Python that makes the state.
-    lowered = steps.train_at(step).lower(steps.shapes, jax.random.key(0), batch, *steps.constants)
+    lowered = lower_train(steps, steps.train_at(step), len(split))
     pool = ThreadPoolExecutor(1)
     compiled = pool.submit(lowered.compile)
     pool.shutdown(wait=False)
     return compiled
+
+
+def lower_train(steps: CompiledSteps, train: Any, num_images: int) -> Any:
+    """Lower a training step on images, with nothing on the devices, which need not be there.
+
+    Args:
+      steps: of a variant.
+      train: `steps.train` or `steps.train_whole`.
+      num_images: of the training split.
+    """
+    setup, axis = steps.setup, steps.axis
+    key = axis.stack_shapes(jax.eval_shape(lambda: jax.random.key(0)))
+    batch = _batch_shapes(setup, axis.num_seeds, num_images)
+    constants = () if setup.teacher is None else (setup.teacher.variables,)
+    whole = sharding.replicated(setup.mesh)
+    constants = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), constants
+    )
+    return train.lower(axis.stack_shapes(steps.shapes), key, batch, *constants)
+
+
+def _batch_shapes(setup, num_seeds, num_images):
+    """Make the shapes, dtypes and shardings of the images and labels that a call takes."""
+    config, mesh = setup.config, setup.mesh
+    side, size = stored_size(config.data), config.train.batch_size
+    place, indices = sharding.split(mesh), {}
+    shape: tuple[int, ...] = (size,)
+    if num_seeds > 1:
+        shape, place = (num_seeds, size), sharding.seeds_sharding(mesh, num_seeds).batch
+    arrays: dict[str, Any] = {"mask": (shape, bool)}
+    if setup.multi_step:  # the indices come from the host
+        indices = {
+            "rows": jax.ShapeDtypeStruct((MOST_STEPS, *shape), np.int32),
+            "count": jax.ShapeDtypeStruct((), np.int32),
+        }
+        shape, place, arrays = (num_images,), sharding.replicated(mesh), {}
+    arrays["image"] = (*shape, side, side, config.data.channels), np.uint8
+    several = config.data.multi_label
+    arrays["label"] = ((*shape, setup.num_classes), np.uint8) if several else (shape, np.int32)
+    structs = {k: jax.ShapeDtypeStruct(*array, sharding=place) for k, array in arrays.items()}
+    return structs | indices

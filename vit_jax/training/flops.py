@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from vit_jax import models
 from vit_jax.config import Config, with_overrides
 from vit_jax.models import lora
-from vit_jax.runtime.sharding import dtype_of
 from vit_jax.training.optim import map_paths
 from vit_jax.training.step import init
 
@@ -92,7 +91,7 @@ def model_flops(config: Config, num_classes: int, trained: Collection[str] | Non
 
 def _variables(config, num_classes):
     """Build a model; return it with the shapes of its variables and of a batch of one image."""
-    model = models.build(config.model, num_classes, dtype_of(config.train.dtype))
+    model = models.build(config.model, num_classes, jnp.dtype(jnp.float32))  # any has the same
     side, channels = config.data.image_size, config.data.channels
     images = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
     return model, init.eval_shape(model, jax.random.key(0), images), images

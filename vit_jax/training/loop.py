@@ -386,4 +386,4 @@ class Trainer:
 
     def _dtype(self):
         """Name the compute dtype, which depends on the devices for "auto"."""
-        return dtype_of(self.setup.config.train.dtype).name
+        return dtype_of(self.setup.config.train.dtype, self.setup.mesh).name

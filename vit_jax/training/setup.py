@@ -18,8 +18,8 @@ from vit_jax.data import Data, relabel
 from vit_jax.data.labels import table_identity
 from vit_jax.evaluation.labels import METRICS
 from vit_jax.models import lora
+from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
-from vit_jax.runtime.sharding import dtype_of, has_fused_attention
 from vit_jax.training import optim, step
 from vit_jax.training.flops import Flops, training_flops
 from vit_jax.training.loss import find_class_weights
@@ -101,11 +101,16 @@ class Setup:
         config = self.config.model.to_dict()
         config["patch_drop_rate"] *= patch_dropout
         frozen_norms = {norm for norm in norms if f"{norm}/scale" not in self.trained}
-        fused = has_fused_attention(self.mesh)
         # Without recomputation, activations are most of the memory, and FSDP saves little of it.
         remat = train.remat or ("dense" if self.config.sharding.fsdp else False)
-        options = dtype_of(train.dtype), frozen_norms, remat, fused
-        model = models.build(config, self.num_classes, *options)
+        model = models.build(
+            config,
+            self.num_classes,
+            sharding.dtype_of(train.dtype, self.mesh),
+            frozen_norms,
+            remat,
+            sharding.has_fused_attention(self.mesh),
+        )
         return lora.adapt(model, self.config)
 
     def merged(self, params: dict) -> dict:
@@ -134,7 +139,8 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
             f"split evenly over {mesh.size} devices"
         )
     freeze = parse_freeze(config.freeze)
-    model = lora.adapt(models.build(config.model, num_classes, dtype_of(train.dtype)), config)
+    dtype = sharding.dtype_of(train.dtype, mesh)
+    model = lora.adapt(models.build(config.model, num_classes, dtype), config)
     tree = step.init.eval_shape(model, jax.random.key(0), one_image(config))
     flat = pretrained.flat_weights(tree["params"], tree.get("batch_stats", {}))
     shapes = {path: leaf.shape for path, leaf in flat.items()}
@@ -148,7 +154,7 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
         )
     on_features = head_only and _caches_features(config)
     weights = _initial_weights(config, shapes, trained, data.class_names)
-    teacher = load_teacher(config, data.class_names)
+    teacher = load_teacher(config, data.class_names, mesh)
     class_weights = find_class_weights(config, lambda: data.train.labels, num_classes)
     fingerprint = dict(data.fingerprint)
     if weights:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from vit_jax import models, pretrained
 from vit_jax.config import Config, get_config, resolve, with_overrides
@@ -46,8 +47,10 @@ class Teacher:
         return jax.lax.stop_gradient(logits)
 
 
-def load_teacher(config: Config, class_names: list[str]) -> Teacher | None:
+def load_teacher(config: Config, class_names: list[str], mesh: Mesh) -> Teacher | None:
     """Load the model of `train.teacher`, for a dataset with these classes; None without one.
+
+    The devices of `mesh` decide its compute dtype, as that of the trained model.
 
     Raises UserError if the path holds no model, or one for other classes, image sizes or channels.
     """
@@ -82,7 +85,7 @@ def load_teacher(config: Config, class_names: list[str]) -> Teacher | None:
     )
     return Teacher(
         config=own,
-        model=models.build(own.model, len(names), dtype_of(config.train.dtype)),
+        model=models.build(own.model, len(names), dtype_of(config.train.dtype, mesh)),
         variables=weights.variables,
         order=[i for i in order if i is not None],
         scale=student[1] / teacher[1],
