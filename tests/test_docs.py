@@ -31,6 +31,9 @@ TESTED = {
     "python -m pytest -q tests/test_docs.py": "test_docs.py",
     "vit-jax launch -n 2 -- --config=configs/digits_patch.py": "test_processes.py",
     "vit-jax check-data photos": "test_check_data.py",
+    "vit-jax compile cifar_patch --variant=patch_4 --target=v5e:2x2 --target=h100": (
+        "test_compile.py"
+    ),
     "vit-jax suspects runs/photos/base/seed_0 --cross-validate=5": "test_suspects.py",
     "python -m vit_jax.main --config=configs/photos.py --config.data.relabel=corrected.csv "
     "--workdir=runs/corrected": "test_suspects.py",

@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": "classify images with a trained model",
     "visualize": "draw a trained model's attention and features, or a config's augmentation",
     "explore": "write an interactive page of what a ViT attends to",
+    "compile": "compile a config for TPUs or GPUs without having them: memory, FLOPs, collectives",
     "launch": "train one run in several processes on this machine",
 }
 HELP = """Train, fine-tune and explain Vision Transformers in JAX/Flax.

@@ -8,7 +8,7 @@ import pathlib
 import platform
 import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,7 @@ def compiled_folder() -> pathlib.Path | None:
     return base and base / f"compiled_{platform.machine()}_{kind:08x}"
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """Make a mesh with one axis, `data`, of these devices; None: all of them.
 
     Auto axes: the compiler chooses intermediate shardings. JAX's default, explicit axes, needs a
