@@ -86,9 +86,17 @@ def _load(args, overrides):
 def _compile(config, target, args):
     """Compile a config for a target, or find the largest batch."""
     from vit_jax.data.described import describe_data
+    from vit_jax.runtime import sharding
+    from vit_jax.runtime.files import warn
     from vit_jax.training.ahead import compile_for, find_batch
 
-    data = describe_data(config, target.make_mesh(), args.num_classes, args.num_images)
+    mesh = target.make_mesh()
+    if target.is_gpu and not sharding.has_fused_attention(mesh):
+        warn(
+            "libcudnn.so.9 was not found: attention, one kernel on these GPUs, is compiled as "
+            'separate products: pip install "jax[cuda12]"'
+        )
+    data = describe_data(config, mesh, args.num_classes, args.num_images)
 
     def compile_one(config):
         return compile_for(config, data, target)
@@ -122,7 +130,7 @@ def _describe(report, target):
             "results {other:.2f}, other images {dataset:.2f} GiB".format(**parts)
             + f"; {memory['live'] / 2**30:.2f} of the step alive at a time"
         )
-    lines.append(f"FLOPs        {report['flops'] / 1e12:,.3f} TFLOP per step on all devices")
+    lines.append(f"FLOPs        {report['flops'] / 1e9:,.1f} GFLOP per step on all devices")
     if "kernels" in report:
         lines += _describe_program(report)
     return "\n".join(lines)

@@ -1,8 +1,10 @@
 """Accelerators that programs are compiled for without having one."""
 
+import ctypes
 import dataclasses
 import importlib.util
 import os
+import pathlib
 import re
 from typing import Any
 
@@ -135,6 +137,8 @@ def find_target(name: str) -> Target:
             raise UserError(f"--target={name}: use up to 8 GPUs or a multiple of 8")
         # Without a GPU, XLA cannot measure which variant of a matrix product is the fastest.
         options = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+        if assembler := _folder_of("cuda_nvcc"):
+            options["xla_gpu_cuda_data_dir"] = assembler
         return Target(name, CHIPS[gpus[1]], _gpu_devices(gpus[1], count), options)
     raise UserError(f"--target={name} is unknown: use v5e:1x1, v5e:2x2, v5e:4x4, h100, h100x8, ...")
 
@@ -158,6 +162,8 @@ def _gpu_devices(chip, count):
             f"--target={chip} needs JAX's CUDA plugin, but no GPU: "
             'pip install "jax[cuda12]", or --no-deps jax-cuda12-plugin jax-cuda12-pjrt'
         )
+    if cudnn := _folder_of("cudnn"):  # which JAX loads for a GPU only
+        ctypes.CDLL(f"{cudnn}/lib/libcudnn.so.9", ctypes.RTLD_GLOBAL)
     figures = CHIPS[chip]
     described = _HOPPER.format(
         bandwidth=figures.bandwidth, memory=figures.memory, name=chip.upper()
@@ -166,3 +172,14 @@ def _gpu_devices(chip, count):
     shape = f"1x{hosts}x{count // hosts}"
     found = topologies.get_topology_desc(chip, "cuda", target_config=described, topology=shape)
     return found.devices
+
+
+def _folder_of(library):
+    """Find the folder of one of NVIDIA's wheels; "" if it is not installed."""
+    found = importlib.util.find_spec("nvidia")
+    folders = (
+        [pathlib.Path(path, library) for path in found.submodule_search_locations or ()]
+        if found
+        else []
+    )
+    return next((str(path) for path in folders if path.is_dir()), "")
