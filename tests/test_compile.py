@@ -104,7 +104,7 @@ def test_a_loop_counts_as_often_as_it_runs_and_a_slice_as_what_it_reads(trips):
     largest = program.largest_buffers(2)
     assert [(str(b.array), b.nbytes) for b in largest][0] == ("f32[64,8]", whole)
     assert largest[1].source == "jit(f)/slice"
-    assert program.collectives == [] and program.opcodes["dynamic-slice"] == 1
+    assert program.collectives == []
 
 
 @pytest.mark.parametrize("is_sync", [True, False])
@@ -179,9 +179,12 @@ def test_the_largest_batch_is_found_in_few_compilations(limit, largest):
     assert found.fits and largest * 0.94 <= found.batch <= largest and len(tried) <= 6
     few = find_batch(make_config(), target, 200, compile_one, tried.append)
     assert few.batch == min(200, found.batch)
+    tried.clear()
     limit = 100
-    with pytest.raises(UserError, match="no batch of 128 or fewer images fits"):
+    with pytest.raises(UserError) as raised:
         find_batch(make_config(), target, 20_000, compile_one, tried.append)
+    least = min(one.batch for one in tried)
+    assert str(raised.value) == f"a batch of {least} image(s) does not fit: set train.remat=True"
 
 
 @pytest.mark.parametrize(

@@ -166,9 +166,10 @@ def _describe_program(report):
 
 
 def _verdict(report, target):
-    """Say whether the step fits, in the memory that JAX takes by default."""
+    """Format whether the step fits, and what it needs if JAX takes too little memory for it."""
     if not report["fits"]:
         return "does not fit"
     if report["memory"]["peak"] > target.pool:
-        return "fits with XLA_PYTHON_CLIENT_MEM_FRACTION=0.98"
+        fraction = target.chip.usable / target.chip.memory
+        return f"fits with XLA_PYTHON_CLIENT_MEM_FRACTION={fraction:.3f}"
     return "fits"

@@ -97,15 +97,14 @@ def _find_source(config, num_classes, num_images):
         raise UserError("--num-classes and --num-images need each other: give both or neither")
     if num_images:
         return _Described(config.data, num_classes, {"": num_images})
-    local, problem = with_overrides(config, {"data.download": False}, "the command"), None
+    local = with_overrides(config, {"data.download": False}, "the command")
     try:
         return open_source(local.data)
     except UserError as error:
-        problem = error
-    name = config.data.name.partition("/")[0].partition(":")[0]
-    if name not in KNOWN:
+        name = config.data.name.partition("/")[0].partition(":")[0]
+        if name in KNOWN:
+            return _Described(config.data, *KNOWN[name])
         raise UserError(
-            f"{config.data.name} is not on this machine ({problem}): describe it with "
+            f"{config.data.name} is not on this machine ({error}): describe it with "
             "--num-classes and --num-images"
-        )
-    return _Described(config.data, *KNOWN[name])
+        ) from None

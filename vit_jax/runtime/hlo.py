@@ -170,12 +170,6 @@ class Program:
         return round(sum(times for one, _, times in found if one.opcode == "fusion"))
 
     @property
-    def opcodes(self) -> dict[str, int]:
-        """How many instructions of each opcode there are, within fusions too."""
-        every = (one for block in self._computations.values() for one in block.values())
-        return dict(collections.Counter(one.opcode for one in every))
-
-    @property
     def library_calls(self) -> dict[str, int]:
         """How often each library function runs, such as "__cublas$lt$matmul"."""
         found = collections.Counter()

@@ -21,12 +21,10 @@ GIB = 2**30
 class Chip:
     """The published figures of a TPU chip or GPU."""
 
-    memory: int  # bytes, of which `usable` can hold arrays
-    usable: int
+    memory: int  # bytes
+    usable: int  # bytes of the memory that can hold arrays
     bandwidth: float  # of the memory, in bytes/s
-    flops: dict[
-        str, float
-    ]  # per second, by dtype: dense matrix products of JAX's default precision
+    flops: dict[str, float]  # per second, by dtype: dense products of JAX's default precision
     clock: float = 0.0  # in Hz, of the cycles that XLA estimates for a TPU
 
 
@@ -177,9 +175,6 @@ def _gpu_devices(chip, count):
 def _folder_of(library):
     """Find the folder of one of NVIDIA's wheels; "" if it is not installed."""
     found = importlib.util.find_spec("nvidia")
-    folders = (
-        [pathlib.Path(path, library) for path in found.submodule_search_locations or ()]
-        if found
-        else []
-    )
-    return next((str(path) for path in folders if path.is_dir()), "")
+    places = (found and found.submodule_search_locations) or ()
+    folders = (pathlib.Path(place, library) for place in places)
+    return next((str(folder) for folder in folders if folder.is_dir()), "")

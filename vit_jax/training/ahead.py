@@ -31,8 +31,8 @@ class Memory:
     arguments: int  # state and batch
     temporary: int
     other: int  # results that replace no argument, and the code
-    dataset: int  # of the device-resident dataset, what is no argument
-    live: int = 0  # of the step's arrays, the most at a time; gaps between them need more
+    dataset: int  # the part of the device-resident dataset that is no argument
+    live: int = 0  # peak of the step's arrays, without the gaps between them
 
     @property
     def peak(self) -> int:
@@ -55,8 +55,9 @@ class Compiled:
 
     @property
     def batch_per_device(self) -> int:
-        """Images of one optimizer update of one seed per device."""
-        return self.steps.setup.config.train.batch_size // len(self.target.devices)
+        """Images of one optimizer update of all vectorised seeds, per device."""
+        images = self.steps.setup.config.train.batch_size * self.steps.axis.num_seeds
+        return images // len(self.target.devices)
 
     @property
     def fits(self) -> bool:
@@ -192,7 +193,7 @@ def find_batch(
       on_try: called with each compilation.
 
     Raises:
-      UserError: no batch fits.
+      UserError: no batch that was tried fits.
     """
     devices, pieces = len(target.devices), config.train.accumulation_steps or 1
     unit, tried = devices * pieces, {}
@@ -213,7 +214,8 @@ def find_batch(
         attempt(units)
     fitting = [units for units, one in tried.items() if one.fits]
     if not fitting:
-        raise UserError(f"no batch of {config.train.batch_size} or fewer images fits: set remat")
+        least = min(tried) * unit
+        raise UserError(f"a batch of {least} image(s) does not fit: set train.remat=True")
     return tried[max(fitting)]
 
 
