@@ -208,7 +208,6 @@ def test_multi_step_dispatch_equals_single_steps(run, vectorised, tmp_path):
 
         patches = [(clock, "CALL_SECONDS", seconds)]
         patches.append((ResidentBatches, "train_at_once", counted))
-        patches.append((loop, "compile_ahead", lambda *args: None))  # it consumes a batch
         folders = run(tmp_path / str(seconds), vectorised, patches=patches)
         found[seconds] = [calls, *map(log_entries, folders)]
     (single, *rows), (multi, *same) = found.values()

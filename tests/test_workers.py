@@ -82,3 +82,12 @@ def test_each_process_reads_its_own_examples_only(monkeypatch, balanced):
     for batch, first, second in zip(whole[0], one[0], two[0], strict=True):
         np.testing.assert_array_equal(batch, np.concatenate([first, second]))
     assert sorted(one[1] + two[1]) == whole[1] and len(one[1]) == len(two[1])
+
+
+def test_a_batch_is_transferred_before_it_is_needed(monkeypatch):
+    images, labels, transferred = noise(0, (64, 4, 4, 3)), np.zeros(64, np.int32), []
+    monkeypatch.setattr(sharding, "shard_batch", lambda mesh, batch: transferred.append(batch))
+    examples = Examples(64, lambda indices: [(images[i], 0) for i in indices], lambda: labels)
+    batches = StreamingBatches(examples, sharding.make_mesh(), num_threads=1).train(1, 0, 3, 16)
+    counts = [len(transferred) for _ in batches]
+    assert counts == [2, 3, 3]

@@ -147,8 +147,8 @@ def _scaled(block, name, x):
 def _apply(block, remat, params, *inputs):
     apply = block.apply
     if remat:
-        dense = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        apply = jax.checkpoint(apply, policy=dense if remat == "dense" else None)
+        keep_dense = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        apply = jax.checkpoint(apply, policy=keep_dense if remat == "dense" else None)
     return apply({"params": params}, *inputs)
 
 

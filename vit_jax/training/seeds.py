@@ -76,9 +76,11 @@ class SeedAxis:
         """Add the axis of the seeds to a tree of shapes of one seed."""
         if self.num_seeds == 1:
             return shapes
-        first, sharding = (self.num_seeds,), self._state
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(first + x.shape, x.dtype, sharding=sharding), shapes
+            lambda x: jax.ShapeDtypeStruct(
+                (self.num_seeds, *x.shape), x.dtype, sharding=self._state
+            ),
+            shapes,
         )
 
     def device_put(self, trees: list) -> Any:
