@@ -45,7 +45,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import benchmark_modes as modes  # noqa: E402
-from benchmark_input import num_cores, start_input, with_images  # noqa: E402
+from benchmark_input import num_cores, parse_size, start_input, with_images  # noqa: E402
 from benchmark_overheads import measure_resident, measure_startup  # noqa: E402
 
 from vit_jax.runtime import memory, sharding  # noqa: E402
@@ -88,7 +88,9 @@ def main() -> None:
     if args.mode == "explain":
         check_method(parser, args)
     if args.mode == "input" and bool(args.folder) == bool(args.make_images):
-        parser.error("input needs --folder or --make-images")
+        parser.error("input needs either --folder or --make-images")
+    if args.mode != "input" and args.make_images:
+        parser.error(f"--make-images has no effect on {args.mode}")
     results = with_images(args, lambda: measure(args))
     if args.json:
         line = {"mode": args.mode, "model": args.model, "dtype": args.dtype}
@@ -117,6 +119,7 @@ def add_input_options(parser) -> None:
     parser.add_argument(
         "--make-images",
         metavar="WIDTHxHEIGHT",
+        type=parse_size,
         help="input: instead of --folder, make 1,024 JPEG files of this size in a temporary folder",
     )
     parser.add_argument(

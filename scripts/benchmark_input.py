@@ -92,11 +92,19 @@ def start_input(spec, args):
     return sides | peers("read_folder", spec, args, count=count), count
 
 
+def parse_size(text):
+    """Parse WIDTHxHEIGHT; raises ValueError."""
+    width, height = map(int, text.split("x"))
+    if min(width, height) < 1:
+        raise ValueError(f"{text} has no pixels")
+    return width, height
+
+
 def with_images(args, measure):
     """Call `measure` with --folder, or with --make-images in a temporary folder."""
     if not args.make_images:
         return measure()
     with tempfile.TemporaryDirectory() as folder:
-        make_images(pathlib.Path(folder), *map(int, args.make_images.split("x")))
+        make_images(pathlib.Path(folder), *args.make_images)
         args.folder = folder
         return measure()
