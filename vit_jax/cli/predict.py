@@ -1,11 +1,11 @@
 """Classify images with a finished run, or a converted checkpoint with a head.
 
-    vit-jax predict runs/sports_finetune/base/seed_0 photo.jpg more_photos/
-    vit-jax predict runs/sports_finetune/base/seed_0 photo.jpg --json
-    vit-jax predict runs/sports_finetune/base/seed_0 photo.jpg --overlay=annotated
-    vit-jax predict runs/sports_finetune/base/seed_0 photo.jpg --overlay=annotated --explain=rise
-    vit-jax predict runs/sports_finetune/base/seed_0 photos/ --csv=predictions.csv
-    vit-jax predict runs/sports_finetune/base/seed_0 photos/ --sort-into=sorted --below=0.6
+    vit-jax predict runs/sports_finetune/full/seed_0 photo.jpg more_photos/
+    vit-jax predict runs/sports_finetune/full/seed_0 photo.jpg --json
+    vit-jax predict runs/sports_finetune/full/seed_0 photo.jpg --overlay=annotated
+    vit-jax predict runs/sports_finetune/full/seed_0 photo.jpg --overlay=annotated --explain=rise
+    vit-jax predict runs/sports_finetune/full/seed_0 photos/ --csv=predictions.csv
+    vit-jax predict runs/sports_finetune/full/seed_0 photos/ --sort-into=sorted --below=0.6
 
 Prints the five most probable classes of each image. For a folder, all images in it are classified,
 those of its subfolders too.
