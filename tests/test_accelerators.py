@@ -14,6 +14,7 @@ from vit_jax.data import load_data
 from vit_jax.evaluation.metrics import Sums
 from vit_jax.models.layers import Dropout, dense
 from vit_jax.runtime import sharding
+from vit_jax.training.compiled import lower_train
 
 OPERANDS = re.compile(r"stablehlo\.(?:dot_general|convolution).*: \((\S+), (\S+)\) ->")
 
@@ -65,3 +66,15 @@ def test_gradients_of_dense_layers_are_summed_in_float32():
     for gradient in jax.grad(total, (0, 1))(kernel, bias):
         assert gradient.dtype == jnp.float32
         np.testing.assert_array_equal(gradient.reshape(-1), 4097)  # 4096 in bfloat16
+
+
+def test_fsdp_gathers_weights_and_leaves_images_on_their_device():
+    mesh = sharding.make_mesh(jax.devices()[:8])
+    width = dict(model__hidden_size=128, model__mlp_dim=256, model__depth=1)
+    config = make_config(
+        sharding__fsdp=True, augment__kind="none", train__batch_size=16, **width
+    )  # so few images that moving their features would be less work
+    data = load_data(config.data, mesh)
+    steps = make_steps(config, data, mesh)
+    program = lower_train(steps, steps.train, len(data.train)).compile().as_text()
+    assert " all-gather(" in program and " all-to-all(" not in program

@@ -73,9 +73,22 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: jnp.dtype) ->
     The gradients of kernel and bias are summed and returned in float32, over devices too.
     """
     x = x.astype(dtype)
+    x = _on_own_device(x)
     product = x @ kernel if dtype == jnp.float32 else _product_in_dtype(x, kernel)
+    product = _on_own_device(product)
     # Broadcast first: the gradient is then summed after its conversion to float32.
     return product + jnp.broadcast_to(bias, product.shape).astype(dtype)
+
+
+def _on_own_device(x):
+    """Keep the rows of a batch [n, ...] on their device, if the compiler shards the computation.
+
+    Else, for small batches, it leaves the weights where they are and shards the features: the
+    all-to-alls cannot overlap with computation, and sums over devices are in bfloat16.
+    """
+    if "data" not in jax.sharding.get_abstract_mesh().auto_axes:
+        return x
+    return jax.lax.with_sharding_constraint(x, jax.P("data"))
 
 
 @jax.custom_vjp

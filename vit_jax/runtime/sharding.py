@@ -2,12 +2,13 @@
 
 import contextlib
 import ctypes
+import functools
 import math
 import os
 import pathlib
 import platform
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -95,6 +96,17 @@ def has_fused_attention(mesh: Mesh) -> bool:
         ctypes.CDLL("libcudnn.so.9")
         return float(device.compute_capability) >= 8
     return False
+
+
+def in_mesh(mesh: Mesh, function: Callable) -> Callable:
+    """Let constraints in a function that is traced name the axes of a mesh."""
+
+    @functools.wraps(function)
+    def traced(*inputs):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*inputs)
+
+    return traced
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -144,7 +144,7 @@ def _jit(function, inputs, outputs, **options):
 def _train_step(setup, model, mesh):
     """Build the training step of one seed, whose batch the devices of `mesh` share."""
     config = setup.config
-    return make_train_step(
+    train_step = make_train_step(
         model,
         setup.optimizer(mesh),
         config,
@@ -156,6 +156,7 @@ def _train_step(setup, model, mesh):
         setup.teacher,
         setup.class_weights,
     )
+    return sharding.in_mesh(setup.mesh, train_step) if config.sharding.fsdp else train_step
 
 
 def _jit_step(setup, train_step, state):
