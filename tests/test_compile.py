@@ -191,6 +191,7 @@ def test_the_largest_batch_is_found_in_few_compilations(limit, largest):
     "arguments, message",
     [
         (["--target=v4:9"], "--target=v4:9 is unknown: use v5e:1x1"),
+        (["--target=v5e:3x3"], "--target=v5e:3x3 is unknown: use v5e:1x1"),
         (["--target=h100x12"], "--target=h100x12: use up to 8 GPUs or a multiple of 8"),
         (["--target=v5e:2x2"], 'needs libtpu, but no TPU: pip install "jax[tpu]"'),
         (["--target=h100"], "needs JAX's CUDA plugin, but no GPU: pip install"),

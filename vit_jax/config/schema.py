@@ -138,7 +138,10 @@ _LOG = dict(
 _SHARDING = dict(
     distributed=free(False, "this is one of several processes of a run (SLURM, TPU pod)"),
     cpu_devices=free(0, "CPU devices per process; 0: one per core", high=1000),
-    fsdp=free(False, "shard parameters, EMA and optimizer state over devices"),
+    fsdp=free(
+        False,
+        "shard parameters, EMA and optimizer state over devices, and recompute activations",
+    ),
 )
 
 SECTIONS = {

@@ -12,6 +12,7 @@ from vit_jax.data.examples import Examples
 from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits
 from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.files import warn
 
 # Number of classes and of the images of each labelled split: https://www.tensorflow.org/datasets.
 KNOWN = {
@@ -103,6 +104,7 @@ def _find_source(config, num_classes, num_images):
     except UserError as error:
         name = config.data.name.partition("/")[0].partition(":")[0]
         if name in KNOWN:
+            warn(f"{error}; the published sizes of {name} are taken")
             return _Described(config.data, *KNOWN[name])
         raise UserError(
             f"{config.data.name} is not on this machine ({error}): describe it with "

@@ -155,7 +155,8 @@ class Attention(nn.Module):
             angles = rotary_angles(*self.grid, query.shape[-1])
             query, key = rotate(query, angles), rotate(key, angles)
         has_dropout = keys is not None and self.config["attention_dropout_rate"]
-        if self.fused and can_fuse(self.config, self.dtype) and not has_dropout:
+        fused = self.fused and added is None and not has_dropout
+        if fused and can_fuse(self.config, self.dtype):
             x, seen = fused_attention(query, key, value), {}
         else:
             weights, seen = self._weights(query, key, layer)

@@ -32,6 +32,8 @@ def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
     notes = []
     if stored != resized_side(data):
         notes = [f"the file cannot record data.stored_size={stored}, the first of two resizings"]
+    if info.get("scaled_decoding"):
+        notes.append("the file cannot record data.scaled_decoding=True")
     if destination.exists():
         raise UserError(f"{destination} exists already: choose another destination")
     if lacking := _lacking(settings, kind):

@@ -148,6 +148,7 @@ def _run_info(folder):
         "resize": data.get("weights", {}).get("resize", "official"),
         "step": summary["best_step"],
         "stored_size": config["data.stored_size"],
+        "scaled_decoding": config["data.scaled_decoding"],
         "thresholds": summary.get("thresholds"),  # of several labels per image
         "checksum": checkpoint.recorded_checksum(folder / "checkpoints", summary["best_step"]),
     }

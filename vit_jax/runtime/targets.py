@@ -124,10 +124,11 @@ def find_target(name: str) -> Target:
 
     Raises UserError if the name is unknown or JAX's plugin for these devices is not installed.
     """
-    slice_ = re.fullmatch(r"(v5e):(\d+)x(\d+)", name)
+    # A host has 2 x 2 chips; a smaller slice is a part of one.
+    slice_ = re.fullmatch(r"(v5e):(1x1|1x2|\d*[02468]x\d*[02468])", name)
     gpus = re.fullmatch(r"(h100|h200)(?:x([1-9]\d*))?", name)
     if slice_:
-        devices = _tpu_devices(name, [int(side) for side in slice_.groups()[1:]])
+        devices = _tpu_devices(name, [int(side) for side in slice_[2].split("x")])
         return Target(name, CHIPS[slice_[1]], devices, {})
     if gpus:
         count = int(gpus[2] or 1)
@@ -146,7 +147,6 @@ def _tpu_devices(name, sides):
         raise UserError(f'--target={name} needs libtpu, but no TPU: pip install "jax[tpu]"')
     for key, value in _TPU_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    # A host has 2 x 2 chips; smaller slices are a part of one.
     bounds = {} if not any(n % 2 for n in sides) else {"chips_per_host_bounds": (*sides, 1)}
     try:
         return topologies.get_topology_desc(name, "tpu", **bounds).devices

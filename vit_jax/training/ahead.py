@@ -206,8 +206,8 @@ def find_batch(
 
     start = max(1, config.train.batch_size // unit)
     attempt(start)
-    attempt(max(1, start // 2) if start > 1 else 2)
-    while len(tried) < _MOST_TRIES:
+    attempt(start // 2 if start > 1 else min(2, most // unit))
+    while 1 < len(tried) < _MOST_TRIES:
         units = _next_size(tried, target.chip.usable, most // unit)
         if units is None:
             break

@@ -15,7 +15,7 @@ from vit_jax import models, pretrained
 from vit_jax.config import Config, get_config, resolve, with_overrides
 from vit_jax.data.checks import match_names
 from vit_jax.runtime.errors import UserError, join_names
-from vit_jax.runtime.sharding import dtype_of
+from vit_jax.runtime.sharding import dtype_of, has_fused_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +83,10 @@ def load_teacher(config: Config, class_names: list[str], mesh: Mesh) -> Teacher 
         [np.broadcast_to(np.float32(one.data[key]), one.data.channels) for key in ("mean", "std")]
         for one in (config, own)
     )
+    dtype, fused = dtype_of(config.train.dtype, mesh), has_fused_attention(mesh)
     return Teacher(
         config=own,
-        model=models.build(own.model, len(names), dtype_of(config.train.dtype, mesh)),
+        model=models.build(own.model, len(names), dtype, fused_attention=fused),
         variables=weights.variables,
         order=[i for i in order if i is not None],
         scale=student[1] / teacher[1],
