@@ -6,14 +6,18 @@
 
 Nothing is trained: XLA compiles the step that `vit-jax train` would run there, which takes minutes
 for a large model. Printed are the memory per device and whether it fits, FLOPs, memory traffic,
-kernels, collectives, the largest buffers, and a lower bound of the time of a step from the FLOPs
+kernels, collectives, the largest arrays, and a lower bound of the time of a step from the FLOPs
 and the traffic at the device's published peaks.
 
 --config.SECTION.KEY=VALUE changes a setting. TPUs need libtpu (pip install "jax[tpu]"), NVIDIA GPUs
 JAX's CUDA plugin (pip install "jax[cuda12]"); neither needs a device.
 """
 
+import contextlib
 import json
+import os
+import sys
+import threading
 from collections.abc import Sequence
 
 from vit_jax.cli import command
@@ -51,6 +55,12 @@ def main(argv: Sequence[str]) -> int:
     args, overrides = parser.parse_with_overrides(argv)
     if min(args.num_classes, args.num_images) < 0:
         raise UserError("--num-classes and --num-images must be positive")
+    with _without_driver_notes():
+        return _compile_all(args, overrides)
+
+
+def _compile_all(args, overrides):
+    """Compile for every target and print the reports; return 1 if a step does not fit."""
     name, config = _load(args, overrides)
     import jax
 
@@ -60,8 +70,9 @@ def main(argv: Sequence[str]) -> int:
     from vit_jax.runtime.targets import find_target
 
     reports = []
-    for target in map(find_target, args.target):
+    for one in args.target:
         with quiet_libraries():
+            target = find_target(one)
             compiled = _compile(config, target, args)
         reports.append({"config": name} | compiled.report())
         if not args.json:
@@ -91,14 +102,20 @@ def _compile(config, target, args):
     from vit_jax.training.ahead import compile_for, find_batch
 
     mesh = target.make_mesh()
+    data = describe_data(config, mesh, args.num_classes, args.num_images)
     if target.is_gpu and not sharding.has_fused_attention(mesh):
         warn(
-            "libcudnn.so.9 was not found: attention, one kernel on these GPUs, is compiled as "
-            'separate products: pip install "jax[cuda12]"'
+            "cuDNN was not found, with which these GPUs compute attention in one kernel: the step "
+            'will take less memory and traffic than printed; pip install "jax[cuda12]"'
         )
-    data = describe_data(config, mesh, args.num_classes, args.num_images)
 
     def compile_one(config):
+        size = config.train.batch_size
+        print(
+            f"compiling for {target.name}, batch {size:,}: minutes for a large model",
+            file=sys.stderr,
+            flush=True,
+        )
         return compile_for(config, data, target)
 
     def on_try(compiled):
@@ -109,7 +126,10 @@ def _compile(config, target, args):
 
     if not args.find_batch:
         return compile_one(config)
-    return find_batch(config, target, len(data.train), compile_one, on_try)
+    found = find_batch(config, target, len(data.train), compile_one, on_try)
+    if found.steps.setup.config.train.batch_size > len(data.train) // 2 and not args.json:
+        print(f"no larger batch was tried: there are {len(data.train):,} training images")
+    return found
 
 
 def _describe(report, target):
@@ -126,11 +146,10 @@ def _describe(report, target):
     ]
     if memory["arguments"]:
         lines.append(
-            "             state and batch {arguments:.2f}, temporary {temporary:.2f}, other "
-            "results {other:.2f}, other images {dataset:.2f} GiB".format(**parts)
-            + f"; {memory['live'] / 2**30:.2f} of the step alive at a time"
+            "             state and batches {arguments:.2f}, temporary {temporary:.2f}, other "
+            "results {other:.2f}, val and test images {dataset:.2f} GiB".format(**parts)
         )
-    lines.append(f"FLOPs        {report['flops'] / 1e9:,.1f} GFLOP per step on all devices")
+    lines.append(f"FLOPs        {_quantity(report['flops'])}FLOP per step on all devices")
     if "kernels" in report:
         lines += _describe_program(report)
     return "\n".join(lines)
@@ -138,31 +157,38 @@ def _describe(report, target):
 
 def _describe_program(report):
     """Format the figures of the compiled program."""
-    yield f"traffic      {report['bytes_moved'] / 1e9:,.2f} GB per step and device"
+    yield f"traffic      {_quantity(report['bytes_moved'])}B per step and device"
     yield f"kernels      {report['kernels']:,}, of which {report['fusions']:,} fusions"
     for one in report["collectives"]:
         kind = "asynchronous" if one["is_async"] else "synchronous"
         yield (
             f"collectives  {one['count']} x {one['kind']} {one['dtype']}, "
-            f"{one['nbytes'] / 2**20:,.1f} MiB, {kind}"
+            f"{_quantity(one['nbytes'])}B, {kind}"
         )
-    times = (report[f"{key}_seconds"] * 1e3 for key in ("bound", "flops", "bytes"))
+    bound, flops, traffic = (
+        _quantity(report[f"{key}_seconds"]) for key in ("bound", "flops", "bytes")
+    )
     yield (
-        "lower bound  {:.2f} ms per step (FLOPs {:.2f} ms, traffic {:.2f} ms): at most ".format(
-            *times
-        )
-        + f"{report['bound_images_per_second']:,.0f} images/s"
+        f"lower bound  {bound}s per step (FLOPs {flops}s, traffic {traffic}s): at most "
+        f"{float(format(report['bound_images_per_second'], '.2g')):,.0f} images/s"
     )
     if report["estimated_seconds"]:
         yield (
-            f"XLA estimate {report['estimated_seconds'] * 1e3:.2f} ms for the kernels "
-            f"({report['estimated_cycles'] / 1e6:.2f} M cycles), without gathers and collectives"
+            f"XLA estimate {_quantity(report['estimated_seconds'])}s for the kernels "
+            f"({_quantity(report['estimated_cycles'])}cycles), without gathers and collectives"
         )
-    yield "largest buffers"
+    yield "largest arrays of the step"
     for one in report["largest_buffers"]:
         size = f"{one['bytes'] / 2**20:,.1f} MiB"
         source = "/".join(one["source"].split("/")[-3:])
         yield f"{size:>14}  {one['count']} x {one['type']}  {source}"
+
+
+def _quantity(value):
+    """Format a number with three digits and the prefix of its unit."""
+    prefixes = {1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k", 1: "", 1e-3: "m", 1e-6: "µ"}
+    scale = next((scale for scale in prefixes if value >= scale), 1e-6 if value else 1)
+    return f"{value / scale:.3g} {prefixes[scale]}"
 
 
 def _verdict(report, target):
@@ -173,3 +199,29 @@ def _verdict(report, target):
         fraction = target.chip.usable / target.chip.memory
         return f"fits with XLA_PYTHON_CLIENT_MEM_FRACTION={fraction:.3f}"
     return "fits"
+
+
+@contextlib.contextmanager
+def _without_driver_notes():
+    """Drop what JAX's plugins write to standard error about drivers that are not needed here."""
+    notes = (b"cudart_stub", b"before absl::InitializeLog")
+    sys.stderr.flush()
+    stderr, (output, own) = os.dup(2), os.pipe()
+    os.dup2(own, 2)
+    os.close(own)
+
+    def forward():
+        with open(output, "rb") as lines:
+            for line in lines:
+                if not any(note in line for note in notes):
+                    os.write(stderr, line)
+
+    thread = threading.Thread(target=forward)
+    thread.start()
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(stderr, 2)
+        thread.join()
+        os.close(stderr)

@@ -108,7 +108,10 @@ def _validate_vit(config):
     model, image_size = config.model, config.data.image_size
     for key in (*DIMENSIONS, "patch_size"):
         if model[key] == 0:
-            raise UserError(f"model.{key} must be set, or a named size in model.size")
+            raise UserError(
+                f"model.{key} must be set, or a named size in model.size; to fine-tune, set "
+                "init_from, whose weights define the model"
+            )
     if image_size % model.patch_size:
         divisors = [n for n in range(1, image_size + 1) if image_size % n == 0]
         raise UserError(

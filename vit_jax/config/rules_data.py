@@ -16,7 +16,7 @@ def validate_data(config: Config) -> None:
         raise UserError("data.name=folder needs data.dir, the folder of images")
     _validate_labels(data)
     if not data.image_size:
-        problem = "does not define it" if config.init_from else "is not set"
+        problem = "does not define it" if config.init_from else "is not set: name the weights"
         raise UserError(f"data.image_size=0 takes the image size of init_from, which {problem}")
     for key in ("mean", "std"):
         if len(data[key]) not in (1, data.channels):

@@ -96,7 +96,7 @@ class Instruction:
     def source(self) -> str:
         """The traced operation that it comes from, such as "jit(train_step)/dot_general"."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
-        return found[1] if found else self.opcode
+        return found[1].replace("\\'", "'") if found else self.opcode
 
 
 @dataclasses.dataclass(frozen=True)

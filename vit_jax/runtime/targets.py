@@ -44,6 +44,10 @@ CHIPS = {
     "h100": Chip(84942979072, 84942979072 - GIB, 3.35e12, _H100_FLOPS),
     "h200": Chip(150754820096, 150754820096 - GIB, 4.8e12, _H100_FLOPS),
 }
+# Of TPU v5e, that can be rented: https://cloud.google.com/tpu/docs/v5e.
+SLICES = tuple(
+    f"v5e:{size}" for size in ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+)
 # XLA's description of a GPU of compute capability 9.0 (H100 SXM5: 132 multiprocessors).
 _HOPPER = """
 gpu_device_info {{
@@ -124,12 +128,9 @@ def find_target(name: str) -> Target:
 
     Raises UserError if the name is unknown or JAX's plugin for these devices is not installed.
     """
-    # A host has 2 x 2 chips; a smaller slice is a part of one.
-    slice_ = re.fullmatch(r"(v5e):(1x1|1x2|\d*[02468]x\d*[02468])", name)
     gpus = re.fullmatch(r"(h100|h200)(?:x([1-9]\d*))?", name)
-    if slice_:
-        devices = _tpu_devices(name, [int(side) for side in slice_[2].split("x")])
-        return Target(name, CHIPS[slice_[1]], devices, {})
+    if name in SLICES:
+        return Target(name, CHIPS["v5e"], _tpu_devices(name), {})
     if gpus:
         count = int(gpus[2] or 1)
         if count > 8 and count % 8:
@@ -139,19 +140,17 @@ def find_target(name: str) -> Target:
         if assembler := _folder_of("cuda_nvcc"):
             options["xla_gpu_cuda_data_dir"] = assembler
         return Target(name, CHIPS[gpus[1]], _gpu_devices(gpus[1], count), options)
-    raise UserError(f"--target={name} is unknown: use v5e:1x1, v5e:2x2, v5e:4x4, h100, h100x8, ...")
+    raise UserError(f"--target={name} is unknown: use {', '.join(SLICES)}, h100xN or h200xN")
 
 
-def _tpu_devices(name, sides):
+def _tpu_devices(name):
     if not importlib.util.find_spec("libtpu"):
         raise UserError(f'--target={name} needs libtpu, but no TPU: pip install "jax[tpu]"')
     for key, value in _TPU_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    bounds = {} if not any(n % 2 for n in sides) else {"chips_per_host_bounds": (*sides, 1)}
-    try:
-        return topologies.get_topology_desc(name, "tpu", **bounds).devices
-    except Exception as error:  # of several types
-        raise UserError(f"--target={name} is not a slice of TPUs: {error}") from None
+    # A host has 2 x 2 chips, of which the smallest slice is a part.
+    bounds = {"chips_per_host_bounds": (1, 1, 1)} if name == SLICES[0] else {}
+    return topologies.get_topology_desc(name, "tpu", **bounds).devices
 
 
 def _gpu_devices(chip, count):
