@@ -91,3 +91,8 @@ def test_a_batch_is_transferred_before_it_is_needed(monkeypatch):
     batches = StreamingBatches(examples, sharding.make_mesh(), num_threads=1).train(1, 0, 3, 16)
     counts = [len(transferred) for _ in batches]
     assert counts == [2, 3, 3]
+
+
+def test_workers_without_effect_are_a_warning(capsys):
+    load_data(settings(name="digits", num_workers=2), sharding.make_mesh())
+    assert "data.num_workers=2 has no effect on device-resident data" in capsys.readouterr().err

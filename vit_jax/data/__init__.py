@@ -58,6 +58,8 @@ def load_data(config, mesh: Mesh, min_classes: int = 2) -> Data:
         + f" examples, {'device-resident' if resident else 'streamed'}",
         flush=True,
     )
+    if resident and config.num_workers:
+        warn(f"data.num_workers={config.num_workers} has no effect on device-resident data")
     labels, digests, some_labels, batches = {}, {}, {}, {}
     for name, split in by_name.items():
         if resident:
