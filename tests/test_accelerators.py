@@ -12,7 +12,7 @@ from tiny_steps import make_steps
 
 from vit_jax.data import load_data
 from vit_jax.evaluation.metrics import Sums
-from vit_jax.models.layers import Dropout, dense
+from vit_jax.models.layers import Dropout, dense, gelu
 from vit_jax.runtime import sharding
 from vit_jax.training.compiled import lower_train
 
@@ -78,3 +78,18 @@ def test_fsdp_gathers_weights_and_leaves_images_on_their_device():
     steps = make_steps(config, data, mesh)
     program = lower_train(steps, steps.train, len(data.train)).compile().as_text()
     assert " all-gather(" in program and " all-to-all(" not in program
+
+
+def saved_bytes(gradient):
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("kind", ["tanh", "erf", "quick"])
+def test_the_gradient_of_gelu_in_bfloat16_needs_only_its_input(kind):
+    x = jnp.linspace(-6, 6, 4001).astype(jnp.bfloat16)
+    y, gradient = jax.vjp(lambda x: gelu(x, kind), x)
+    assert saved_bytes(gradient) == x.nbytes
+    exact, exact_gradient = jax.vjp(lambda x: gelu(x, kind), x.astype(jnp.float32))
+    (dx,), (exact_dx,) = gradient(jnp.ones_like(y)), exact_gradient(jnp.ones_like(exact))
+    assert y.dtype == dx.dtype == jnp.bfloat16
+    np.testing.assert_allclose(dx.astype(jnp.float32), exact_dx, rtol=2**-8, atol=1e-6)

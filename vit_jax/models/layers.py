@@ -117,10 +117,33 @@ def build_norm(config: Mapping[str, Any], dtype: jnp.dtype, name: str | None = N
 
 
 def gelu(x: jax.Array, kind: str) -> jax.Array:
-    """Apply GELU: "tanh" and "quick" (x * sigmoid(1.702 x)) approximate "erf"."""
+    """Apply GELU: "tanh" and "quick" (x * sigmoid(1.702 x)) approximate "erf".
+
+    The gradient in other dtypes than float32 is computed in float32 from x alone.
+    """
+    return _gelu(x, kind) if x.dtype == jnp.float32 else _gelu_recomputed(x, kind)
+
+
+def _gelu(x, kind):
     if kind == "quick":
         return x * jax.nn.sigmoid(1.702 * x)
     return gelu_exact(x) if kind == "erf" else nn.gelu(x)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gelu_recomputed(x, kind):
+    return _gelu(x, kind)
+
+
+def _gelu_backward(kind, x, dy):
+    # The barriers keep XLA from storing values of the forward pass, and a float32 gradient.
+    x, dy = jax.lax.optimization_barrier((x, dy))
+    _, gradient = jax.vjp(lambda x: _gelu(x, kind), x.astype(jnp.float32))
+    (dx,) = gradient(dy.astype(jnp.float32))
+    return (jax.lax.optimization_barrier(dx.astype(x.dtype)),)
+
+
+_gelu_recomputed.defvjp(lambda x, kind: (_gelu(x, kind), x), _gelu_backward)
 
 
 def gelu_exact(x: jax.Array) -> jax.Array:
