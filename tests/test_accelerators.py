@@ -1,7 +1,9 @@
 """Programs lowered for GPUs and TPUs, on a machine without one."""
 
+import functools
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ from tiny_steps import make_steps
 
 from vit_jax.data import load_data
 from vit_jax.evaluation.metrics import Sums
-from vit_jax.models.layers import Dropout, dense, gelu
+from vit_jax.models.layers import Dropout, build_norm, dense, gelu
 from vit_jax.runtime import sharding
 from vit_jax.training.compiled import lower_train
 
@@ -93,3 +95,38 @@ def test_the_gradient_of_gelu_in_bfloat16_needs_only_its_input(kind):
     (dx,), (exact_dx,) = gradient(jnp.ones_like(y)), exact_gradient(jnp.ones_like(exact))
     assert y.dtype == dx.dtype == jnp.bfloat16
     np.testing.assert_allclose(dx.astype(jnp.float32), exact_dx, rtol=2**-8, atol=1e-6)
+
+
+def test_the_gradient_of_layer_norm_in_bfloat16_needs_only_its_input_and_statistics():
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = (3 * jax.random.normal(keys[0], (5, 7, 256)) + 1).astype(jnp.bfloat16)
+    dy = jax.random.normal(keys[1], x.shape).astype(jnp.bfloat16)
+    params = {"scale": 1 + jax.random.normal(keys[2], (256,)), "bias": jnp.ones(256)}
+    config = {"norm": "layer", "norm_eps": 1e-6}
+
+    def apply(dtype, params, x):
+        return build_norm(config, dtype).apply({"params": params}, x)
+
+    y, gradient = jax.vjp(functools.partial(apply, jnp.bfloat16), params, x)
+    statistics = 2 * 4 * x[..., 0].size
+    assert saved_bytes(gradient) == x.nbytes + statistics + params["scale"].nbytes
+    assert y.dtype == jnp.bfloat16
+    exact, exact_gradient = jax.vjp(
+        functools.partial(apply, jnp.float32), params, x.astype(jnp.float32)
+    )
+    np.testing.assert_allclose(y.astype(jnp.float32), exact, rtol=2**-8, atol=1e-6)
+    (got, dx), (want, exact_dx) = gradient(dy), exact_gradient(dy.astype(jnp.float32))
+    assert dx.dtype == jnp.bfloat16
+    np.testing.assert_allclose(dx.astype(jnp.float32), exact_dx, rtol=2**-8, atol=1e-5)
+    for name in params:  # sums over the tokens, in float32
+        assert got[name].dtype == jnp.float32
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-5, atol=1e-5)
+
+
+def test_layer_norm_in_float32_is_that_of_flax():
+    x = jax.random.normal(jax.random.key(0), (5, 7, 16))
+    ours = build_norm({"norm": "layer", "norm_eps": 1e-6}, jnp.float32)
+    flax = nn.LayerNorm(epsilon=1e-6)
+    variables = flax.init(jax.random.key(1), x)
+    assert jax.tree.structure(ours.init(jax.random.key(1), x)) == jax.tree.structure(variables)
+    np.testing.assert_array_equal(ours.apply(variables, x), flax.apply(variables, x))
