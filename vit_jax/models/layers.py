@@ -181,11 +181,17 @@ def _gelu_recomputed(x, kind):
 
 
 def _gelu_backward(kind, x, dy):
-    # The barriers keep XLA from storing values of the forward pass, and a float32 gradient.
-    x, dy = jax.lax.optimization_barrier((x, dy))
-    _, gradient = jax.vjp(lambda x: _gelu(x, kind), x.astype(jnp.float32))
-    (dx,) = gradient(dy.astype(jnp.float32))
-    return (jax.lax.optimization_barrier(dx.astype(x.dtype)),)
+    def gradient_at(x, dy):
+        _, gradient = jax.vjp(lambda x: _gelu(x, kind), x.astype(jnp.float32))
+        return gradient(dy.astype(jnp.float32))[0].astype(x.dtype)
+
+    def apart(x, dy):
+        barrier = jax.lax.optimization_barrier
+        return barrier(gradient_at(*barrier((x, dy))))
+
+    # Barriers keep XLA:GPU from storing values of the forward pass, and a float32 gradient; on a
+    # TPU they would keep it from fusing the gradient with products.
+    return (jax.lax.platform_dependent(x, dy, cuda=apart, default=gradient_at),)
 
 
 _gelu_recomputed.defvjp(lambda x, kind: (_gelu(x, kind), x), _gelu_backward)
