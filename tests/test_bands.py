@@ -11,8 +11,10 @@ from tiny_bands import save_scenes, scene, tiff
 from tiny_configs import make_config
 from tiny_images import folder_config, tfds_config
 from tiny_runs import last_state, run
+from tiny_weights import save_weights
 
 import vit_jax
+from vit_jax import pretrained
 from vit_jax.augment import augment
 from vit_jax.cli.visualize import main as visualize
 from vit_jax.data.bands import decide_ranges, read, scale_bands, shown_bands
@@ -154,7 +156,8 @@ def test_bands_of_a_tfds_tensor_are_read(tmp_path):
 
 def test_a_vit_trains_on_thirteen_bands(scenes, tmp_path, capsys):
     keys = BANDS | dict(data__dir=str(scenes), data__rgb_bands=(4, 3, 2), data__test_size=6)
-    keys |= dict(train__batch_size=8, train__epochs=20.0, log__explain_images=2)
+    keys |= dict(train__batch_size=8, train__epochs=20.0, train__eval_every_epochs=10.0)
+    keys |= dict(log__explain_images=2)
     folder = run(tmp_path / "runs", **keys)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["test_accuracy"] == 1.0
@@ -220,14 +223,15 @@ def test_rgb_kernels_are_adapted_as_by_timm():
 @pytest.mark.parametrize("name", ["vit", "resnet18"])
 def test_pretrained_rgb_weights_are_fine_tuned_on_bands(scenes, tmp_path, name):
     """The first activations have 0.5 to 2 times the size of those of the RGB model."""
-    rgb = dict(data__channels=3, train__epochs=1.0, train__batch_size=256, model__name=name)
-    before = run(tmp_path / "rgb", **rgb)
+    size = dict(model__depth=1) if name == "vit" else dict(model__hidden_size=4)
+    before = save_weights(tmp_path / "rgb", model__name=name, data__channels=3, **size)
     keys = BANDS | dict(data__dir=str(scenes), init_from=str(before), train__batch_size=8)
     if name == "resnet18":
         keys |= dict(model__name=name)
     after = run(tmp_path / "bands", **keys, train__steps=1, train__epochs=0.0)
     first = "embedding" if name == "vit" else "conv1"
-    old, new = (last_state(folder)["params"][first]["kernel"] for folder in (before, after))
+    old = pretrained.load(before).arrays[f"{first}/kernel"]
+    new = last_state(after)["params"][first]["kernel"]
     np.testing.assert_allclose(new, adapt_channels(np.asarray(old), 13), atol=0.05)
     grey = np.random.default_rng(0).normal(size=(64, *old.shape[:2], 1))
     sizes = [np.tensordot(np.repeat(grey, k.shape[2], 3), k, 3).std() for k in (old, new)]

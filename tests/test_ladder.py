@@ -8,6 +8,7 @@ from vit_jax.training.sweep import make_variants
 
 SHORT = {
     "data.train_examples": 256,
+    "model.depth": 1,
     "train.epochs": 2.0,
     "train.num_seeds": 1,
     "train.eval_every_epochs": 1.0,

@@ -70,7 +70,7 @@ def ranked(tmp_path_factory):
     root = tmp_path_factory.mktemp("suspects")
     config = presets.digits_vit()
     config.model.update(patch_size=4, depth=2)
-    config.train.update(num_seeds=1, epochs=30.0, eval_every_epochs=30.0)
+    config.train.update(num_seeds=1, epochs=15.0, eval_every_epochs=15.0)
     config.log.update(explain_images=0, tensorboard=False)
     flipped = flip(root / "flipped.csv", config.data, 0.05)
     config.data.relabel = str(root / "flipped.csv")
