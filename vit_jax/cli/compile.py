@@ -97,13 +97,17 @@ def _load(args, overrides):
 def _compile(config, target, args):
     """Compile a config for a target, or find the largest batch."""
     from vit_jax.data.described import describe_data
+    from vit_jax.models import attention
     from vit_jax.runtime import sharding
     from vit_jax.runtime.files import warn
     from vit_jax.training.ahead import compile_for, find_batch
 
     mesh = target.make_mesh()
     data = describe_data(config, mesh, args.num_classes, args.num_images)
-    if target.is_gpu and not sharding.has_fused_attention(mesh):
+    can_fuse = config.model.name == "vit" and attention.can_fuse(
+        config.model, sharding.dtype_of(config.train.dtype, mesh)
+    )
+    if target.is_gpu and can_fuse and not sharding.has_fused_attention(mesh):
         warn(
             "cuDNN was not found, with which these GPUs compute attention in one kernel: the step "
             'will take less memory and traffic than printed; pip install "jax[cuda12]"'
@@ -127,8 +131,10 @@ def _compile(config, target, args):
     if not args.find_batch:
         return compile_one(config)
     found = find_batch(config, target, len(data.train), compile_one, on_try)
-    if found.steps.setup.config.train.batch_size > len(data.train) // 2 and not args.json:
-        print(f"no larger batch was tried: there are {len(data.train):,} training images")
+    unit = len(target.devices) * (config.train.accumulation_steps or 1)
+    rest = len(data.train) - found.steps.setup.config.train.batch_size
+    if rest < unit and not args.json:
+        print(f"no larger batch is possible with {len(data.train):,} training images")
     return found
 
 

@@ -31,7 +31,7 @@ class Memory:
     arguments: int  # state and batch
     temporary: int
     other: int  # results that replace no argument, and the code
-    dataset: int  # the part of the device-resident dataset that is no argument
+    dataset: int  # images of the device-resident dataset that the step does not take
     live: int = 0  # peak of the step's arrays, without the gaps between them
 
     @property
