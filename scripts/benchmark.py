@@ -7,7 +7,8 @@
 MODE is one of
 
   step      training step with AdamW, without dropout, clipping or augmentation; peer: timm's
-            VisionTransformer or torchvision's ResNet18, eager and, with --compile, compiled
+            VisionTransformer or torchvision's ResNet18, eager and, with --compile, compiled; on an
+            H100, H200 or TPU v5e also the lower bound of its time from FLOPs and memory traffic
   infer     evaluation step; peer: the forward pass of the same model
   finetune  training step of the head only, with a forward pass through the frozen trunk
   explain   a --method of explaining a batch; peers: timm with hooks (rollout), captum
@@ -28,11 +29,11 @@ MODE is one of
             the digits or another --data, with cold and with warm caches
 
 on one of the models cifar_vit (configs/cifar_patch.py with patch size 4), small_vit (the same with
-width 128 and depth 6), digits_vit (configs/digits_patch.py with patch size 2), vit_ti and vit_b
-(patch size 16 at 224 pixels) or resnet18 (at 32 pixels). Peers get prepared float32 batches, except
-in `input`. Prints one line per implementation with the ratio of medians; --json=FILE appends them
-as JSON lines. For `step`, `finetune` and `infer`, also prints the TFLOP/s of matrix products and,
-with --peak=989 (an H100 in bfloat16), the model FLOPs utilisation (MFU).
+width 128 and depth 6), digits_vit (configs/digits_patch.py with patch size 2), vit_ti, vit_b and
+vit_l (patch size 16 at 224 pixels) or resnet18 (at 32 pixels). Peers get prepared float32 batches,
+except in `input`. Prints one line per implementation with the ratio of medians; --json=FILE appends
+them as JSON lines. For `step`, `finetune` and `infer`, also prints the TFLOP/s of matrix products
+and, with --peak=989 (an H100 in bfloat16), the model FLOPs utilisation (MFU).
 """
 
 import argparse

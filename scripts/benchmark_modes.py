@@ -24,6 +24,7 @@ MODELS = {
     "digits_vit": (8, 2, 64, 2, 4, 128, 64),
     "vit_ti": (224, 16, 192, 12, 3, 768, 16),
     "vit_b": (224, 16, 768, 12, 12, 3072, 8),
+    "vit_l": (224, 16, 1024, 24, 16, 4096, 8),
     "resnet18": (32, 0, 64, 0, 0, 0, 64),
 }
 
@@ -157,13 +158,32 @@ def timed_step(step, state, *inputs):
     return timed(take)
 
 
+def print_bound(steps, num_images):
+    """Print the lower bound of a step's time, if the figures of this machine's devices are known.
+
+    It is that of `vit-jax compile`, of the program that XLA tuned on these devices.
+    """
+    from vit_jax.runtime import targets
+    from vit_jax.training.ahead import compile_step
+
+    if (target := targets.this_machine()) is None:
+        return
+    found = compile_step(steps, num_images, target).report()
+    compute, traffic = 1000 * found["flops_seconds"], 1000 * found["bytes_seconds"]
+    print(
+        f"lower bound on {target.name}: {max(compute, traffic):.2f} ms (FLOPs {compute:.2f} ms, "
+        f"traffic {traffic:.2f} ms); memory {found['memory']['peak'] / 2**30:.2f} GiB"
+    )
+
+
 def start_step(spec, args, **overrides):
     """Prepare training steps; return the implementations and the images per run."""
     import jax
 
     head_only = overrides.get("freeze") == "head"
     options = dict(train__dtype=args.dtype, train__multi_step="never")
-    steps, _, batch = make_steps(make_config(spec, **options, **overrides))
+    steps, images, batch = make_steps(make_config(spec, **options, **overrides))
+    print_bound(steps, len(images))
     run = timed_step(steps.train, first_state(steps), jax.random.key(0), batch)
     return {"vit_jax": run} | peers("train", spec, args, head_only=head_only), spec["batch_size"]
 

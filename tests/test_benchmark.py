@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import os
 import pathlib
+import subprocess
 
 import pytest
 
@@ -62,3 +64,15 @@ def test_flops_per_image_agree_with_the_literature(monkeypatch):
     forward = modes.flops_per_image("infer", spec)
     assert modes.flops_per_image("step", spec) == 3 * forward - embedding
     assert modes.flops_per_image("explain", spec) == 0
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_parts_of_the_gpu_measurement_that_fail_are_reported(tmp_path, works):
+    """Without a peer's environment; the Python here only succeeds or fails."""
+    command = [ROOT / "scripts" / "measure_gpu.sh", tmp_path / "found"]
+    environment = os.environ | {"PYTHON": "true" if works else "false"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == (not works)
+    lines = done.stdout.splitlines()
+    assert sum(" failed, or took more than " in line for line in lines) == (0 if works else 6)
+    assert sum(line.endswith(" s") for line in lines) == 6

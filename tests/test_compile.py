@@ -11,16 +11,17 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 from tiny_configs import make_config
 
 from vit_jax.cli import app
 from vit_jax.data import load_data
 from vit_jax.data.described import describe_data
-from vit_jax.runtime import sharding
+from vit_jax.runtime import sharding, targets
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.hlo import Array, Collective, Program
-from vit_jax.training.ahead import Memory, find_batch
+from vit_jax.training.ahead import Memory, compile_for, find_batch
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("digits_patch", "--variant=patch_4", "--config.model.depth=1", "--config.train.num_seeds=1")
@@ -155,6 +156,26 @@ def test_descriptions_have_the_classes_and_splits_of_the_dataset():
         describe_data(other, mesh)
     with pytest.raises(UserError, match="give both or neither"):
         describe_data(other, mesh, num_classes=7)
+
+
+@pytest.mark.parametrize(
+    "kind, name",
+    [("NVIDIA H100 80GB HBM3", "2 x h100"), ("TPU v5 lite", "2 x v5e"), ("NVIDIA A100", None)],
+)
+def test_the_step_of_this_machine_has_a_lower_bound(kind, name, monkeypatch):
+    """The published figures of its devices are found by what JAX calls them."""
+    devices = jax.devices()[:2]
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind=kind)] * 2)
+    target = targets.this_machine()
+    assert (target and target.name) == name
+    if kind != "TPU v5 lite":
+        return
+    target = dataclasses.replace(target, devices=devices)
+    config = make_config()
+    found = compile_for(config, load_data(config.data, target.make_mesh()), target).report()
+    assert found["fits"] and found["batch_per_device"] == config.train.batch_size // 2
+    assert found["flops_seconds"] == found["flops"] / 2 / 197e12
+    assert 0 < found["flops_seconds"] < found["bytes_seconds"] == found["bound_seconds"]
 
 
 @dataclasses.dataclass(frozen=True)

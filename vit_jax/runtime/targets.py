@@ -8,6 +8,8 @@ import pathlib
 import re
 from typing import Any
 
+import jax
+import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -91,9 +93,9 @@ class Target:
     """Devices to compile for.
 
     Attributes:
-      name: "v5e:2x2", a TPU slice, or "h100x8", GPUs.
+      name: "v5e:2x2", a TPU slice, "h100x8", GPUs, or "1 x h100", those of this machine.
       chip: each device.
-      devices: of JAX, which can only be compiled for.
+      devices: of JAX, which can only be compiled for unless they are this machine's.
       options: of the compiler.
     """
 
@@ -121,6 +123,16 @@ class Target:
         """Bytes that JAX takes from a device's memory."""
         fraction = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or 0.75)
         return int(self.chip.memory * fraction) if self.is_gpu else self.chip.usable
+
+
+def this_machine() -> Target | None:
+    """Describe the devices of this process; None if their published figures are not known."""
+    devices = np.asarray(jax.devices())
+    kind = devices[0].device_kind.lower()  # "nvidia h100 80gb hbm3", "tpu v5 lite"
+    for name, chip in CHIPS.items():
+        if name in kind.replace("v5 lite", "v5e").split():
+            return Target(f"{len(devices)} x {name}", chip, devices, {})
+    return None
 
 
 def find_target(name: str) -> Target:

@@ -143,14 +143,27 @@ def compile_for(config: Config, data: Data, target: Target) -> Compiled:
         )
     num_seeds = config.train.num_seeds
     steps = compile_steps(setup, num_seeds if vectorizes(setup, num_seeds) else 1)
-    train = steps.train_whole or steps.train
-    started = time.monotonic()
-    lowered = lower_train(steps, train, len(data.train))
     splits = [data.train, data.val, data.test]
     if setup.multi_step:
         splits = splits[1:]  # the training images are arguments
     images = sum(len(split) for split in splits if split.resident)
     dataset = images * stored_size(config.data) ** 2 * config.data.channels
+    return compile_step(steps, len(data.train), target, dataset)
+
+
+def compile_step(
+    steps: CompiledSteps, num_images: int, target: Target, dataset: int = 0
+) -> Compiled:
+    """Compile a training step for the target whose mesh it was built for.
+
+    Args:
+      steps: of a variant.
+      num_images: of the training split.
+      target: what the step is compiled for.
+      dataset: bytes of the device-resident splits that the step does not take.
+    """
+    started = time.monotonic()
+    lowered = lower_train(steps, steps.train_whole or steps.train, num_images)
     try:
         compiled = lowered.compile(compiler_options=target.options)
     except jax.errors.JaxRuntimeError as error:
