@@ -32,7 +32,7 @@ class FeatureCache:
         `exit_if_stopped` is called before every batch.
         """
         trunk = {key: value for key, value in variables["params"].items() if key != "head"}
-        key = int(checksum((trunk, variables["batch_stats"])))
+        key = checksum((trunk, variables["batch_stats"]))
         if self._data is not None and key == self._key:
             return self._data
         self._data = None  # before the new ones take its memory

@@ -302,7 +302,7 @@ class Trainer:
                 "evaluated": evaluated,
                 "wall_seconds": self.clock.wall_seconds(),
                 "dtype": self._dtype(),
-                "variables_checksum": int(checksum(state.eval_variables)),
+                "variables_checksum": checksum(state.eval_variables),
             }
             score = results[run.index].score if results else None
             run.checkpoints.save(self.step, state, notes, score, run.writer.lines)
