@@ -37,7 +37,8 @@ def collect(workdir: pathlib.Path) -> dict:
     """
     try:
         results = json.loads((workdir / "results.json").read_text())
-        command = results["command"]
+        # Absolute paths mean nothing elsewhere: their last two parts remain.
+        command = re.sub(r"=/\S*?([^/\s]+/[^/\s]+)(?=\s|$)", r"=\1", results["command"])
     except (OSError, ValueError, KeyError):
         raise UserError(f"{workdir} holds no results.json with the command of a run") from None
     rows, records, devices = [], [], set()
@@ -85,7 +86,7 @@ def write_experiment(name: str) -> list[str]:
     examples = measured["examples"]
     text = tables.legend(rows, seeds, measured["select"])
     lines += ["", *textwrap.wrap(text, 100), ""]
-    notes = "".join(f" {note}" for note in measured["notes"])
+    notes = "".join(f" {note[0].upper()}{note[1:].rstrip('.')}." for note in measured["notes"])
     facts = [
         f"Data: {examples['train']:,} training, {examples['val']:,} validation and "
         f"{examples['test']:,} test images.{notes}",

@@ -42,22 +42,25 @@ def score(model: Model, images: np.ndarray) -> dict:
     n, grid = len(images), model.relevance_grid
     patches = grid[0] * grid[1]
     counts = attribution.replaced_counts(patches, min(STEPS, patches))
-    evaluate, progress = _evaluator(model, images, counts / patches)
+    randomised = slice(RANDOMISED)
+    total = (2 * len(model.methods) + 2 * CHANCE) * n
+    total += len(model.methods) * len(images[randomised])
+    progress = Progress(f"{model.name}: scoring explanations,", 0, total, True, "image")
+    evaluate = _evaluator(model, images, counts / patches, progress)
     target = model.predict(images).argmax(-1)
-    maps = {}
-    for key in model.methods:
-        maps[key] = _explain(model, images, key, target)
-        progress.advance(1)
+    maps = {key: _explain(model, images, key, target, progress) for key in model.methods}
     random = np.random.default_rng(0).random((CHANCE, n, *grid), np.float32)
     found = {METHODS[key]: evaluate(one) for key, one in maps.items()}
     orders = [evaluate(one) for one in (*random, *-random)]
     found["random"] = {key: np.mean([one[key] for one in orders], 0) for key in orders[0]}
     scored = {name: _summarise(one, found["random"], counts) for name, one in found.items()}
-    for name, correlation in _randomise(model, images, target, maps):
-        scored[name]["randomised"] = correlation
-        progress.advance(1)
-    some, options = slice(RANDOMISED), OPTIONS["integrated_gradients"]
-    residual = model.residual(images[some], target[some], **options)
+    shuffled = model.with_variables(faithfulness.shuffle_weights(model.variables))
+    for key, before in maps.items():
+        after = _explain(shuffled, images[randomised], key, target[randomised], progress)
+        correlation = faithfulness.rank_correlation(before[randomised], after)
+        scored[METHODS[key]]["randomised"] = float(correlation.mean())
+    options = OPTIONS["integrated_gradients"]
+    residual = model.residual(images[randomised], target[randomised], **options)
     progress.close()
     return {
         "images": n,
@@ -70,8 +73,8 @@ def score(model: Model, images: np.ndarray) -> dict:
     }
 
 
-def _evaluator(model, images, fractions):
-    """Make a function from maps to {"saco": [n], "deletion" | "insertion": [n, k]}, and its bar."""
+def _evaluator(model, images, fractions, progress):
+    """Make a function from maps to {"saco": [n], "deletion" | "insertion": [n, k]}."""
     module = model.make_model()
 
     def scores_of(variables, inputs, relevance):
@@ -89,30 +92,32 @@ def _evaluator(model, images, fractions):
         )
         return jnp.concatenate([saco[:, None], curves["deletion"], curves["insertion"]], 1)
 
-    total = 3 * len(model.methods) + 2 * CHANCE
-    progress = Progress(f"{model.name}: scoring explanations,", 0, total, True, "map")
+    def apply(some, relevance):
+        return model.apply("scores", scores_of, some, relevance, batch_size=BATCH)
 
     def evaluate(relevance):
-        found = model.apply("scores", scores_of, images, relevance, batch_size=BATCH)
-        progress.advance(1)
+        found = _in_batches(apply, progress, images, relevance)
         curves = found[:, 1:].reshape(len(found), 2, -1)
         return {"saco": found[:, 0], "deletion": curves[:, 0], "insertion": curves[:, 1]}
 
-    return evaluate, progress
+    return evaluate
 
 
-def _explain(model, images, key, target):
-    given = {"target": target} if methods.METHODS[key].of_class else {}
-    return model.explain(images, key, **given, **OPTIONS.get(key, {}))
+def _explain(model, images, key, target, progress):
+    def explain(some, target):
+        given = {"target": target} if methods.METHODS[key].of_class else {}
+        return model.explain(some, key, **given, **OPTIONS.get(key, {}))
+
+    return _in_batches(explain, progress, images, target)
 
 
-def _randomise(model, images, target, maps):
-    """Yield the name of each method, and the mean rank correlation with maps of random weights."""
-    shuffled = model.with_variables(faithfulness.shuffle_weights(model.variables))
-    for key, before in maps.items():
-        after = _explain(shuffled, images[:RANDOMISED], key, target[:RANDOMISED])
-        correlation = faithfulness.rank_correlation(before[:RANDOMISED], after)
-        yield METHODS[key], float(correlation.mean())
+def _in_batches(call, progress, *arrays):
+    """Call with BATCH entries of the arrays at a time; concatenate the results."""
+    found = []
+    for start in range(0, len(arrays[0]), BATCH):
+        found.append(call(*(array[start : start + BATCH] for array in arrays)))
+        progress.advance(len(found[-1]))
+    return np.concatenate(found)
 
 
 def _summarise(values, chance, counts):
