@@ -22,6 +22,7 @@ from vit_jax.data.examples import Examples, as_label
 from vit_jax.runtime import sharding
 
 MOST_STEPS = 64  # per call, in multi-step dispatch
+_MOST_TOGETHER = 16  # streamed images that a thread decodes in turn
 Seed = int | tuple[int, ...]
 
 
@@ -241,43 +242,52 @@ class _Loader:
         self._latest: tuple[int, Any] = -1, None  # a step and its result
         self._rows = batch_size // jax.process_count()
         self._first = jax.process_index() * self._rows
+        # Grain's own work is per element: parts of several images cost it less than single ones.
+        self._size = max(n for n in range(1, _MOST_TOGETHER + 1) if self._rows % n == 0)
+        self._parts = self._rows // self._size  # of a batch
 
     def _batch(self, step):
         latest, found = self._latest
-        if latest != step:  # computed once per batch, not per example
+        if latest != step:  # computed once per batch, not per part
             found = self._indices(step)
             self._latest = step, found
         return found
 
     def read(self, position):
-        """Read an example: `position` counts the rows of this process over all steps."""
-        step, row = divmod(position, self._rows)
+        """Read a part of a batch: `position` counts those of this process over all steps."""
+        step, part = divmod(position, self._parts)
         indices, mask = self._batch(step)
-        image, label = self._examples.read([int(indices[self._first + row])])[0]
-        return {
-            "image": image,
-            "label": as_label(label),
-            "mask": np.bool_(mask[self._first + row]),
-        }
+        start = self._first + part * self._size
+        rows = slice(start, start + self._size)
+        images, labels = zip(*self._examples.read(indices[rows].tolist()), strict=True)
+        return {"image": images, "label": [as_label(one) for one in labels], "mask": mask[rows]}
 
     def stream(self, start, stop, num_threads, num_workers):
         """Yield the batches of steps start ... stop - 1, as arrays of this process."""
         import grain  # costs a second
 
-        rows = self._rows
-        dataset = grain.MapDataset.range(start * rows, stop * rows).map(self.read)
+        parts = self._parts
+        dataset = grain.MapDataset.range(start * parts, stop * parts).map(self.read)
         if num_workers:  # each element is a batch, so that their number does not change batches
             from absl import flags
 
             flags.FLAGS.mark_as_parsed()  # Grain reads its own ones
             one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
             several = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
-            stream = dataset.batch(rows).to_iter_dataset(one).mp_prefetch(several, _follow_parent)
+            batches = dataset.batch(parts, batch_fn=_join).to_iter_dataset(one)
+            stream = batches.mp_prefetch(several, _follow_parent)
         else:
-            options = grain.ReadOptions(num_threads, prefetch_buffer_size=max(64, 2 * rows))
-            stream = dataset.to_iter_dataset(options).batch(rows)
+            ahead = max(-(-64 // self._size), 2 * parts, 2 * num_threads)
+            options = grain.ReadOptions(num_threads, prefetch_buffer_size=ahead)
+            stream = dataset.to_iter_dataset(options).batch(parts, batch_fn=_join)
         with contextlib.closing(iter(stream)) as batches:
             yield from batches
+
+
+def _join(parts):
+    """Join the parts of a batch."""
+    found = {key: [one for part in parts for one in part[key]] for key in parts[0]}
+    return {key: np.stack(values) for key, values in found.items()}
 
 
 def _follow_parent(*_):
