@@ -21,6 +21,7 @@ from vit_jax.data.described import describe_data
 from vit_jax.runtime import sharding, targets
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.hlo import Array, Collective, Program
+from vit_jax.training import ahead
 from vit_jax.training.ahead import Memory, compile_for, find_batch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -229,6 +230,42 @@ def test_mistakes_are_single_line_errors(arguments, message, monkeypatch, capsys
     assert app.main(["compile", *TINY, *arguments]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and message in error
+
+
+@pytest.fixture
+def stubbed(monkeypatch):
+    """Describe an H100 by a CPU device without cuDNN, on which any batch fits."""
+    target = targets.Target("h100", targets.CHIPS["h100"], jax.devices()[:1], {})
+    monkeypatch.setattr(targets, "find_target", lambda name: target)
+
+    def compile_for(config, data, target):
+        def report():
+            raise UserError("that is all")
+
+        setup = SimpleNamespace(config=config)
+        return SimpleNamespace(
+            memory=Memory(0, config.train.batch_size, 0, 0),
+            fits=True,
+            batch_per_device=config.train.batch_size,
+            steps=SimpleNamespace(setup=setup),
+            report=report,
+        )
+
+    monkeypatch.setattr(ahead, "compile_for", compile_for)
+
+
+@pytest.mark.parametrize("overrides, warned", [((), True), (("--config.model.attention=lsa",), False)])
+def test_missing_cudnn_is_a_warning_where_attention_could_be_fused(
+    stubbed, capsys, overrides, warned
+):
+    app.main(["compile", *TINY, "--target=h100", "--config.train.dtype=bfloat16", *overrides])
+    error = capsys.readouterr().err
+    assert ("cuDNN was not found" in error) == warned and error.endswith("that is all\n")
+
+
+def test_a_search_that_ends_at_the_training_set_says_so(stubbed, capsys):
+    app.main(["compile", *TINY, "--target=h100", "--find-batch"])
+    assert "no larger batch is possible with 1,294 training images" in capsys.readouterr().out
 
 
 @functools.cache
