@@ -8,9 +8,7 @@ from vit_jax.config import presets
 
 def get_config():
     """Build the base config of all variants."""
-    config = presets.mnist_vit()
-    config.train.num_seeds = 3
-    return config
+    return presets.mnist_vit()
 
 
 def sweep():

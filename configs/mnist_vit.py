@@ -8,4 +8,6 @@ from vit_jax.config import presets
 
 def get_config():
     """Build the base config of all variants."""
-    return presets.mnist_vit()
+    config = presets.mnist_vit()
+    config.model.patchify = "conv_stem"  # overlapping patches
+    return config

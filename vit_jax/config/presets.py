@@ -60,16 +60,17 @@ def cifar10_vit(profile: str = ""):
 
 
 def mnist_vit():
-    """A ViT of about 140,000 parameters on MNIST."""
+    """A ViT of 0.8 M parameters on MNIST, with the recipe of `cifar10_vit` for few epochs."""
     config = get_config()
     config.data.update(name="mnist", image_size=28, channels=1, mean=(0.1307,), std=(0.3081,))
-    config.augment.update(kind="baseline", crop_padding=2)
+    config.augment.update(kind="baseline", crop_padding=2, rotation_degrees=10.0)
     config.augment.flip = False  # a mirrored digit is another character
-    config.model.update(patch_size=4, hidden_size=64, depth=4, num_heads=4, mlp_dim=128)
-    config.model.update(pos_embed="rope_2d", pool="mean")
-    config.optim.update(learning_rate=1.5e-3, warmup_epochs=1.0)
+    config.model.update(patch_size=4, hidden_size=128, depth=6, num_heads=4, mlp_dim=256)
+    config.model.update(init="mimetic", pos_embed="sincos_2d", pool="mean")
+    config.optim.update(name="muon", learning_rate=1e-3, warmup_epochs=0.5)
     config.optim.update(weight_decay=0.05, grad_clip_norm=1.0)
-    config.train.update(epochs=10.0, batch_size=64)
+    config.train.update(epochs=8.0, batch_size=64, num_seeds=3, label_smoothing=0.1)
+    config.log.every_steps = 100
     return config
 
 
