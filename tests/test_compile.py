@@ -254,7 +254,9 @@ def stubbed(monkeypatch):
     monkeypatch.setattr(ahead, "compile_for", compile_for)
 
 
-@pytest.mark.parametrize("overrides, warned", [((), True), (("--config.model.attention=lsa",), False)])
+@pytest.mark.parametrize(
+    "overrides, warned", [((), True), (("--config.model.attention=lsa",), False)]
+)
 def test_missing_cudnn_is_a_warning_where_attention_could_be_fused(
     stubbed, capsys, overrides, warned
 ):
