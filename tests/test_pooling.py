@@ -8,6 +8,7 @@ from tiny_configs import make_config
 from vit_jax import config as settings
 from vit_jax import models
 from vit_jax.explanation import attribution
+from vit_jax.explanation.methods import attention_relevance
 from vit_jax.explanation.model import token_layout
 from vit_jax.runtime.errors import UserError
 
@@ -62,3 +63,15 @@ def test_a_class_token_outside_the_pooling_is_no_row_of_explanations():
     map_ = attribution.explanation("last layer", seen["attention"], [], grid, has_cls, others)
     expected = np.asarray(seen["attention"][-1]).mean(1)[:, 1:, 1:].mean(1)
     np.testing.assert_allclose(np.reshape(map_, (3, 6)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("registers", [0, 2])
+def test_class_token_and_mean_of_patches_both_count_in_explanations(registers):
+    config = settings.get_config()
+    config.model.update(SMALL | dict(pool="cls_mean", num_registers=registers))
+    config.data.image_size = 8  # 2 x 2 patches
+    attention = np.random.default_rng(0).random((2, 3, 2, 5 + registers, 5 + registers))
+    found = attention_relevance("last layer", attention, [], config)
+    mean, first = attention[-1].mean(1), 1 + registers
+    expected = (mean[:, 0, first:] + mean[:, first:, first:].mean(1)) / 2
+    np.testing.assert_allclose(np.reshape(found, (3, 4)), expected, rtol=1e-5)

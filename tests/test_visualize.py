@@ -83,7 +83,11 @@ SIMILARITY = "positional_embeddings/similarity.png"
         ({}, {SIMILARITY}),
         ({"model__pool": "mean", "model__pos_embed": "rope_2d", "model__hidden_size": 24}, set()),
         (
-            {"model__attention": "differential", "model__pos_embed": "learned_2d"},
+            {
+                "model__attention": "differential",
+                "model__pos_embed": "learned_2d",
+                "model__pool": "cls_mean",
+            },
             {SIMILARITY, "last_layer_attention/differential_maps.png"},
         ),
     ],

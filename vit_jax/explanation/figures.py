@@ -19,7 +19,7 @@ from vit_jax.config import Config
 from vit_jax.data.bands import show
 from vit_jax.evaluation.labels import probabilities
 from vit_jax.explanation import attribution, scores
-from vit_jax.explanation.methods import METHODS, has_relevance, token_layout
+from vit_jax.explanation.methods import METHODS, attention_relevance, has_relevance, token_layout
 from vit_jax.explanation.model import Model, Target
 from vit_jax.plots.results import short
 from vit_jax.runtime.errors import UserError
@@ -130,7 +130,7 @@ def _draw_rollout(seen, folder, file="attention_rollout.png"):
     attention, viewer, columns = seen.inside["attention"], seen.viewer, []
     names = ["rollout", "gradient rollout"]
     for name in names:
-        maps = attribution.explanation(name, attention, seen.gradients, *viewer.layout)
+        maps = np.asarray(attention_relevance(name, attention, seen.gradients, viewer.config))
         columns.append(maps / np.maximum(maps.max((-2, -1), keepdims=True), 1e-12))
     if seen.target:
         names[1] += f"\nof {short(seen.target)}"

@@ -1,7 +1,7 @@
 """The methods of explanation by name, for models of a config."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,8 @@ def token_layout(config: Config) -> tuple[tuple[int, int], bool, int]:
 
 
 def has_relevance(config: Config) -> bool:
-    """Whether attention explains: the head uses the class token or the mean of patches."""
-    return config.model.name == "vit" and config.model.pool in ("cls", "mean")
+    """Whether attention explains: the head sees the class token, the mean of patches, or both."""
+    return config.model.name == "vit" and config.model.pool in ("cls", "mean", "cls_mean")
 
 
 def relevance_grid(config: Config) -> tuple[int, int]:
@@ -77,13 +77,28 @@ def baseline_of(kind: str, images: jax.Array, config: Config) -> jax.Array:
     return -jnp.array(config.data.mean, jnp.float32) / jnp.array(config.data.std, jnp.float32)
 
 
+def attention_relevance(
+    name: str, attention: Sequence[jax.Array], gradients: Sequence[jax.Array], config: Config
+) -> jax.Array:
+    """Compute `attribution.explanation` for what the head of a model sees.
+
+    Of a class token and the mean of patches, it is the mean of their relevances.
+    """
+    grid, has_cls, registers = token_layout(config)
+    found = attribution.explanation(name, attention, gradients, grid, has_cls, registers)
+    if config.model.pool == "cls_mean":  # the rows of the patches, as if there were no class token
+        other = attribution.explanation(name, attention, gradients, grid, False, registers + 1)
+        found = (found + other) / 2
+    return found
+
+
 def _of_attention(name, by_gradients):
     def compute(module, config, variables, images, classes):
         if by_gradients:
             _, seen, found = models.attention_gradients(module, variables, images, classes)
         else:
             seen, found = module.apply(variables, images, capture=True)[1], []
-        return attribution.explanation(name, seen["attention"], found, *token_layout(config))
+        return attention_relevance(name, seen["attention"], found, config)
 
     return Method(name, compute, of_class=by_gradients, of_attention=True)
 
@@ -163,7 +178,7 @@ def refusal(config: Config, key: str) -> str:
     if method.of_attention and model.name != "vit":
         return f"is a {model.name}, which has no attention, as method={key!r} needs"
     if method.of_attention and not has_relevance(config):
-        return f"has model.pool={model.pool}, but method={key!r} needs cls or mean"
+        return f"has model.pool={model.pool}, but method={key!r} needs cls, mean or cls_mean"
     if model.name == "vit":
         return ""
     size, stride = config.data.image_size, 8 if model.stem == "cifar" else 32

@@ -113,9 +113,12 @@ def _explain(model, images, key, target, progress):
 
 def _in_batches(call, progress, *arrays):
     """Call with BATCH entries of the arrays at a time; concatenate the results."""
-    found = []
-    for start in range(0, len(arrays[0]), BATCH):
-        found.append(call(*(array[start : start + BATCH] for array in arrays)))
+    found, count = [], len(arrays[0])
+    for start in range(0, count, BATCH):
+        # The last batch overlaps the one before it: another size would be compiled again.
+        first = max(0, min(start, count - BATCH))
+        batch = call(*(array[first : first + BATCH] for array in arrays))
+        found.append(batch[start - first :])
         progress.advance(len(found[-1]))
     return np.concatenate(found)
 
