@@ -186,6 +186,8 @@ def test_command_line_cannot_set_what_the_sweep_sets():
     variants = {"small": {"model.depth": 1}}
     with pytest.raises(UserError, match="--config.model.depth has no effect"):
         sweep.make_variants(make(), variants, {"model.depth"})
+    other = variants | {"large": {}}  # is trained alone
+    assert sweep.make_variants(make(), other, {"model.depth"}, "large").keys() == other.keys()
     with pytest.raises(UserError, match="variant 'a/b'"):
         sweep.make_variants(make(), {"a/b": {}}, set())
 

@@ -178,7 +178,7 @@ def _run_experiment(
     folder = pathlib.Path(workdir or pathlib.Path("runs") / experiment.name).expanduser()
     sweep.run_sweep(
         experiment.name,
-        sweep.make_variants(experiment.config, experiment.variants, set(experiment.given)),
+        sweep.make_variants(experiment.config, experiment.variants, set(experiment.given), variant),
         experiment.variants,
         experiment.published,
         folder,

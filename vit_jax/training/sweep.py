@@ -37,7 +37,9 @@ from vit_jax.training.seeds import seed_groups
 from vit_jax.training.setup import input_checksum, make_setup
 
 
-def make_variants(config: Config, sweep: dict[str, dict], given: set[str]) -> dict:
+def make_variants(
+    config: Config, sweep: dict[str, dict], given: set[str], trained: str | None = None
+) -> dict:
     """Make {variant: resolved, valid config}.
 
     Args:
@@ -45,8 +47,10 @@ def make_variants(config: Config, sweep: dict[str, dict], given: set[str]) -> di
       sweep: {variant: {"section.key": value}}; empty for a single variant called "base". A variant
         with another model.name ignores the settings of the config's model.
       given: the keys that the command line overrides.
+      trained: the only variant that is trained; None: all are.
 
-    Raises UserError if a variant is invalid, badly named, or overrides a key of the command line.
+    Raises UserError if a variant is invalid or badly named, or one that is trained overrides a key
+    of the command line.
     """
     configs = {}
     for name, overrides in (sweep or {"base": {}}).items():
@@ -64,7 +68,7 @@ def make_variants(config: Config, sweep: dict[str, dict], given: set[str]) -> di
             )
         configs[name] = _resolve(variant, given | set(overrides))
         validate(configs[name])
-        if clash := given & set(overrides):
+        if trained in (None, name) and (clash := given & set(overrides)):
             validate(_resolve(config, given))  # the message on a wrong value is more helpful
             key = min(clash)
             what = f"variant {name} sets {key} itself"
