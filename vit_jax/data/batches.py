@@ -22,7 +22,7 @@ from vit_jax.data.examples import Examples, as_label
 from vit_jax.runtime import sharding
 
 MOST_STEPS = 64  # per call, in multi-step dispatch
-_MOST_TOGETHER = 16  # streamed images that a thread decodes in turn
+_MAX_CHUNK = 16  # streamed images that a thread decodes in turn
 Seed = int | tuple[int, ...]
 
 
@@ -242,23 +242,21 @@ class _Loader:
         self._latest: tuple[int, Any] = -1, None  # a step and its result
         self._rows = batch_size // jax.process_count()
         self._first = jax.process_index() * self._rows
-        # Grain's own work is per element: parts of several images cost it less than single ones.
-        self._size = max(n for n in range(1, _MOST_TOGETHER + 1) if self._rows % n == 0)
-        self._parts = self._rows // self._size  # of a batch
+        self._chunk = 1  # rows that are read together
 
     def _batch(self, step):
         latest, found = self._latest
-        if latest != step:  # computed once per batch, not per part
+        if latest != step:  # computed once per batch, not per chunk
             found = self._indices(step)
             self._latest = step, found
         return found
 
     def read(self, position):
-        """Read a part of a batch: `position` counts those of this process over all steps."""
-        step, part = divmod(position, self._parts)
+        """Read a chunk of a batch: `position` counts those of this process over all steps."""
+        step, chunk = divmod(position, self._rows // self._chunk)
         indices, mask = self._batch(step)
-        start = self._first + part * self._size
-        rows = slice(start, start + self._size)
+        start = self._first + chunk * self._chunk
+        rows = slice(start, start + self._chunk)
         images, labels = zip(*self._examples.read(indices[rows].tolist()), strict=True)
         return {"image": images, "label": [as_label(one) for one in labels], "mask": mask[rows]}
 
@@ -266,27 +264,31 @@ class _Loader:
         """Yield the batches of steps start ... stop - 1, as arrays of this process."""
         import grain  # costs a second
 
-        parts = self._parts
-        dataset = grain.MapDataset.range(start * parts, stop * parts).map(self.read)
+        # Grain's own work is per element: chunks of images cost it less than single ones. All
+        # threads have some of each batch.
+        most = min(_MAX_CHUNK, -(-self._rows // num_threads))
+        self._chunk = max(n for n in range(1, most + 1) if self._rows % n == 0)
+        chunks = self._rows // self._chunk
+        dataset = grain.MapDataset.range(start * chunks, stop * chunks).map(self.read)
         if num_workers:  # each element is a batch, so that their number does not change batches
             from absl import flags
 
             flags.FLAGS.mark_as_parsed()  # Grain reads its own ones
             one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
             several = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
-            batches = dataset.batch(parts, batch_fn=_join).to_iter_dataset(one)
+            batches = dataset.batch(chunks, batch_fn=_join).to_iter_dataset(one)
             stream = batches.mp_prefetch(several, _follow_parent)
         else:
-            ahead = max(-(-64 // self._size), 2 * parts, 2 * num_threads)
+            ahead = -(-max(64, 2 * self._rows) // self._chunk)
             options = grain.ReadOptions(num_threads, prefetch_buffer_size=ahead)
-            stream = dataset.to_iter_dataset(options).batch(parts, batch_fn=_join)
+            stream = dataset.to_iter_dataset(options).batch(chunks, batch_fn=_join)
         with contextlib.closing(iter(stream)) as batches:
             yield from batches
 
 
-def _join(parts):
-    """Join the parts of a batch."""
-    found = {key: [one for part in parts for one in part[key]] for key in parts[0]}
+def _join(chunks):
+    """Join the chunks of a batch."""
+    found = {key: [one for chunk in chunks for one in chunk[key]] for key in chunks[0]}
     return {key: np.stack(values) for key, values in found.items()}
 
 
