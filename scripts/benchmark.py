@@ -8,7 +8,8 @@ MODE is one of
 
   step      training step with AdamW, without dropout, clipping or augmentation; peer: timm's
             VisionTransformer or torchvision's ResNet18, eager and, with --compile, compiled; on an
-            H100, H200 or TPU v5e also the lower bound of its time from FLOPs and memory traffic
+            H100, H200 or TPU v5e also the lower bound of its time from FLOPs and memory traffic,
+            which `finetune` prints too
   infer     evaluation step; peer: the forward pass of the same model
   finetune  training step of the head only, with a forward pass through the frozen trunk
   explain   a --method of explaining a batch; peers: timm with hooks (rollout), captum

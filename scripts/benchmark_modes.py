@@ -158,22 +158,26 @@ def timed_step(step, state, *inputs):
     return timed(take)
 
 
-def print_bound(steps, num_images):
-    """Print the lower bound of a step's time, if the figures of this machine's devices are known.
+def lower_bound(steps, num_images) -> dict:
+    """Compute and print the lower bound of a step's time: {"bound_seconds": s}.
 
-    It is that of `vit-jax compile`, of the program that XLA tuned on these devices.
+    It is that of `vit-jax compile`, of the program that XLA tuned on these devices; {} if their
+    published figures are not known, or the step does not fit.
     """
     from vit_jax.runtime import targets
     from vit_jax.training.ahead import compile_step
 
     if (target := targets.this_machine()) is None:
-        return
+        return {}
     found = compile_step(steps, num_images, target).report()
-    compute, traffic = 1000 * found["flops_seconds"], 1000 * found["bytes_seconds"]
+    if "bound_seconds" not in found:
+        return {}
+    bound, compute, traffic = (1000 * found[f"{x}_seconds"] for x in ("bound", "flops", "bytes"))
     print(
-        f"lower bound on {target.name}: {max(compute, traffic):.2f} ms (FLOPs {compute:.2f} ms, "
-        f"traffic {traffic:.2f} ms); memory {found['memory']['peak'] / 2**30:.2f} GiB"
+        f"lower bound on {target.name}: {bound:.2f} ms (FLOPs {compute:.2f} ms, traffic "
+        f"{traffic:.2f} ms); memory {found['memory']['peak'] / 2**30:.2f} GiB"
     )
+    return {"bound_seconds": found["bound_seconds"]}
 
 
 def start_step(spec, args, **overrides):
@@ -183,7 +187,7 @@ def start_step(spec, args, **overrides):
     head_only = overrides.get("freeze") == "head"
     options = dict(train__dtype=args.dtype, train__multi_step="never")
     steps, images, batch = make_steps(make_config(spec, **options, **overrides))
-    print_bound(steps, len(images))
+    spec |= lower_bound(steps, len(images))
     run = timed_step(steps.train, first_state(steps), jax.random.key(0), batch)
     return {"vit_jax": run} | peers("train", spec, args, head_only=head_only), spec["batch_size"]
 

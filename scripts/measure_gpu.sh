@@ -8,10 +8,16 @@
 # timm and torchvision; without it there is no peer. CIFAR-10 is read from $TFDS_DATA_DIR or
 # downloaded. A part that fails or takes too long is reported, and the next one starts.
 set -uo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd)
-out=$(mkdir -p "${1:?usage: scripts/measure_gpu.sh FOLDER [PEER_PYTHON]}" && cd "$1" && pwd)
-cd "$root"
-python=${PYTHON:-python}
+: "${1:?usage: scripts/measure_gpu.sh FOLDER [PEER_PYTHON]}"
+out=$(mkdir -p "$1" && realpath "$1") || exit
+python=$(command -v "${PYTHON:-python}") || exit
+peer=()
+if [ $# -gt 1 ]; then
+  interpreter=$(command -v "$2") || { echo "error: $2 is no Python interpreter"; exit 1; }
+  peer=(--compile --peer-python="$(realpath -s "$interpreter")")
+fi
+python=$(realpath -s "$python")
+cd "$(dirname "$0")/.." || exit
 failed=0
 
 # part NAME SECONDS COMMAND...
@@ -32,7 +38,6 @@ benchmark() {
   part "$name" "$seconds" "$python" -u scripts/benchmark.py "$@" --json="$out/results.jsonl"
 }
 
-peer=(${2:+--peer-python="$2" --compile})
 benchmark vit_b 200 step --model=vit_b --batch-size=128 --rounds=20 "${peer[@]}"
 benchmark vit_l 80 step --model=vit_l --batch-size=32 --rounds=20
 benchmark cifar_vit 60 step --model=cifar_vit --rounds=50

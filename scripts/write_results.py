@@ -37,8 +37,7 @@ def collect(workdir: pathlib.Path) -> dict:
     """
     try:
         results = json.loads((workdir / "results.json").read_text())
-        # Absolute paths mean nothing elsewhere: their last two parts remain.
-        command = re.sub(r"=/\S*?([^/\s]+/[^/\s]+)(?=\s|$)", r"=\1", results["command"])
+        command = shlex.join(map(shorten, shlex.split(results["command"])))
     except (OSError, ValueError, KeyError):
         raise UserError(f"{workdir} holds no results.json with the command of a run") from None
     rows, records, devices = [], [], set()
@@ -64,6 +63,16 @@ def collect(workdir: pathlib.Path) -> dict:
         "examples": records[0]["data"]["examples"],
         "notes": records[0].get("notes", []),
     }
+
+
+def shorten(word: str) -> str:
+    """Reduce the absolute paths of `--flag=PATH,PATH` to their last two parts."""
+    flag, equals, value = word.partition("=")
+    paths = [
+        "/".join(pathlib.PurePath(path).parts[1:][-2:]) if path.startswith("/") else path
+        for path in value.split(",")
+    ]
+    return flag + equals + ",".join(paths)
 
 
 def write_experiment(name: str) -> list[str]:

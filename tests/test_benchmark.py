@@ -4,11 +4,15 @@ import importlib
 import json
 import os
 import pathlib
+import re
+import shutil
 import subprocess
 
+import jax
 import pytest
 
 from vit_jax.explanation.methods import METHODS
+from vit_jax.runtime import sharding
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -67,12 +71,39 @@ def test_flops_per_image_agree_with_the_literature(monkeypatch):
 
 
 @pytest.mark.parametrize("works", [True, False])
-def test_parts_of_the_gpu_measurement_that_fail_are_reported(tmp_path, works):
+def test_parts_of_the_gpu_measurement_that_fail_are_reported(tmp_path, works, monkeypatch):
     """Without a peer's environment; the Python here only succeeds or fails."""
     command = [ROOT / "scripts" / "measure_gpu.sh", tmp_path / "found"]
-    environment = os.environ | {"PYTHON": "true" if works else "false"}
+    environment = os.environ | {"PYTHON": shutil.which("true" if works else "false")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == (not works)
     lines = done.stdout.splitlines()
     assert sum(" failed, or took more than " in line for line in lines) == (0 if works else 6)
     assert sum(line.endswith(" s") for line in lines) == 6
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    modes = importlib.import_module("benchmark_modes")
+    called = re.findall(r"benchmark\.py (\w+) --model=(\w+)", done.stdout)
+    assert len(called) == 5
+    assert {mode for mode, _ in called} < set(modes.MODES)
+    assert {model for _, model in called} < set(modes.MODELS)
+
+
+def test_the_gpu_measurement_needs_a_folder():
+    done = subprocess.run([ROOT / "scripts" / "measure_gpu.sh"], capture_output=True, text=True)
+    assert done.returncode and "usage: scripts/measure_gpu.sh FOLDER" in done.stderr
+    assert not done.stdout
+
+
+def test_a_step_has_a_lower_bound_on_known_devices(one_device, monkeypatch, capsys):
+    from vit_jax.runtime import targets
+
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    modes = importlib.import_module("benchmark_modes")
+    monkeypatch.setattr(sharding, "start", lambda *arguments: None)
+    spec = dict(zip(modes.KEYS, modes.MODELS["digits_vit"], strict=True), model="digits_vit")
+    steps, images, _ = modes.make_steps(modes.make_config(spec | {"batch_size": 8}))
+    assert modes.lower_bound(steps, len(images)) == {}  # unknown devices
+    target = targets.Target("1 x h100", targets.CHIPS["h100"], jax.devices()[:1], {})
+    monkeypatch.setattr(targets, "this_machine", lambda: target)
+    found = 1000 * modes.lower_bound(steps, len(images))["bound_seconds"]
+    assert f"lower bound on 1 x h100: {found:.2f} ms (FLOPs" in capsys.readouterr().out

@@ -161,10 +161,15 @@ def test_descriptions_have_the_classes_and_splits_of_the_dataset():
 
 @pytest.mark.parametrize(
     "kind, name",
-    [("NVIDIA H100 80GB HBM3", "2 x h100"), ("TPU v5 lite", "2 x v5e"), ("NVIDIA A100", None)],
+    [
+        ("NVIDIA H100 80GB HBM3", "2 x h100"),
+        ("TPU v5 lite", "2 x v5e"),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H200 MIG 1g.18gb", None),
+    ],
 )
 def test_the_step_of_this_machine_has_a_lower_bound(kind, name, monkeypatch):
-    """The published figures of its devices are found by what JAX calls them."""
+    """The published figures of its devices are found by `device_kind`."""
     devices = jax.devices()[:2]
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind=kind)] * 2)
     target = targets.this_machine()
@@ -265,7 +270,7 @@ def test_missing_cudnn_is_a_warning_where_attention_could_be_fused(
     assert ("cuDNN was not found" in error) == warned and error.endswith("that is all\n")
 
 
-def test_a_search_that_ends_at_the_training_set_says_so(stubbed, capsys):
+def test_a_search_that_ends_at_the_training_split_reports_it(stubbed, capsys):
     app.main(["compile", *TINY, "--target=h100", "--find-batch"])
     assert "no larger batch is possible with 1,294 training images" in capsys.readouterr().out
 

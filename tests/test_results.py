@@ -44,10 +44,10 @@ def workdir(tmp_path):
                 "versions": {"jax": "1.2"},
                 "git_commit": "0123456789",
                 "data": {"examples": {"train": 80, "val": 10, "test": 10}},
-                "notes": ["Small."],
+                "notes": ["small"],
             }
             (folder / "config.json").write_text(json.dumps(record))
-    command = "python --config=configs/widths.py --config.init_from=/home/me/weights/vit_s"
+    command = "python --config=configs/widths.py --config.init_from=/home/me/weights/vit_s,/a/b"
     results = {"experiment": "widths", "command": command, "rows": rows}
     (tmp_path / "results.json").write_text(json.dumps(results))
     return tmp_path
@@ -58,7 +58,7 @@ def test_a_work_folder_becomes_a_table(tool, workdir, monkeypatch):
     assert tool.config_name(measured["command"]) == "widths"
     monkeypatch.setattr(tool, "read_measured", lambda name: measured)
     lines = tool.write_experiment("widths")
-    assert lines[0] == "    python --config=configs/widths.py --config.init_from=weights/vit_s"
+    assert lines[0] == "    python --config=configs/widths.py --config.init_from=weights/vit_s,a/b"
     wide, narrow = (line for line in lines if line.startswith(("| wide", "| narrow")))
     assert wide == "| wide | 62.50 ± 1.00 | 62.50 ± 1.00 | 62.50 ± 1.00 | 9 | 3 | 1 | 4 min |"
     assert narrow.endswith("| 3 | 2 | 4 min |")

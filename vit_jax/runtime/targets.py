@@ -46,6 +46,8 @@ CHIPS = {
     "h100": Chip(84942979072, 84942979072 - GIB, 3.35e12, _H100_FLOPS),
     "h200": Chip(150754820096, 150754820096 - GIB, 4.8e12, _H100_FLOPS),
 }
+# What JAX calls them; PCIe cards and slices of a GPU have other figures.
+_KINDS = {"TPU v5 lite": "v5e", "NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200"}
 # Of TPU v5e, that can be rented: https://cloud.google.com/tpu/docs/v5e.
 SLICES = tuple(
     f"v5e:{size}" for size in ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -128,11 +130,8 @@ class Target:
 def this_machine() -> Target | None:
     """Describe the devices of this process; None if their published figures are not known."""
     devices = np.asarray(jax.devices())
-    kind = devices[0].device_kind.lower()  # "nvidia h100 80gb hbm3", "tpu v5 lite"
-    for name, chip in CHIPS.items():
-        if name in kind.replace("v5 lite", "v5e").split():
-            return Target(f"{len(devices)} x {name}", chip, devices, {})
-    return None
+    name = _KINDS.get(devices[0].device_kind)
+    return Target(f"{len(devices)} x {name}", CHIPS[name], devices, {}) if name else None
 
 
 def find_target(name: str) -> Target:
