@@ -167,7 +167,7 @@ def test_a_vit_trains_on_thirteen_bands(scenes, tmp_path, capsys):
     assert model.predict(file).argmax() == 1
     array = model.read_images(file)
     np.testing.assert_array_equal(array, model.read_images(scene(1000) + _brighter()))
-    visualize([str(folder), "kernels", f"--out={tmp_path / 'drawn'}"])
+    visualize([str(folder), "kernels", "attention_rollout", f"--out={tmp_path / 'drawn'}"])
     assert (tmp_path / "drawn" / "kernels" / "first_layer.png").exists()
     with pytest.raises(UserError, match="give .height, width, 13."):
         model.predict(np.zeros((8, 8, 3), np.uint8))
