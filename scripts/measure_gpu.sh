@@ -8,15 +8,26 @@
 # timm and torchvision; without it there is no peer. CIFAR-10 is read from $TFDS_DATA_DIR or
 # downloaded. A part that fails or takes too long is reported, and the next one starts.
 set -uo pipefail
-: "${1:?usage: scripts/measure_gpu.sh FOLDER [PEER_PYTHON]}"
+fail() {
+  echo "error: $1" >&2
+  exit 1
+}
+
+# find_python NAME: print its absolute path; links, which lead out of an environment, stay
+find_python() {
+  local found
+  found=$(command -v "$1") || fail "$1 is no Python interpreter"
+  realpath -s "$found"
+}
+
+[ $# -gt 0 ] || fail "usage: scripts/measure_gpu.sh FOLDER [PEER_PYTHON]"
 out=$(mkdir -p "$1" && realpath "$1") || exit
-python=$(command -v "${PYTHON:-python}") || exit
+python=$(find_python "${PYTHON:-python}") || exit
 peer=()
 if [ $# -gt 1 ]; then
-  interpreter=$(command -v "$2") || { echo "error: $2 is no Python interpreter"; exit 1; }
-  peer=(--compile --peer-python="$(realpath -s "$interpreter")")
+  other=$(find_python "$2") || exit
+  peer=(--compile --peer-python="$other")
 fi
-python=$(realpath -s "$python")
 cd "$(dirname "$0")/.." || exit
 failed=0
 
