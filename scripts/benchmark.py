@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def measure(args) -> dict:
-    """Measure a mode; return the results of `take_turns`."""
+    """Measure a mode; return the results of `take_turns`, batch size and lower bound."""
     if args.mode == "startup":
         return measure_startup(args.data)
     if args.mode == "resident":
@@ -112,7 +112,9 @@ def measure(args) -> dict:
         sides, count = start_input(spec, args)
         return take_turns(sides, args.rounds, count, cores=num_cores())
     sides, count = modes.START[args.mode](spec, args)
-    return take_turns(sides, args.rounds, count, modes.flops_per_image(args.mode, spec), args.peak)
+    flops = modes.flops_per_image(args.mode, spec)
+    known = {key: spec[key] for key in ("batch_size", "bound_seconds") if key in spec}
+    return take_turns(sides, args.rounds, count, flops, args.peak) | known
 
 
 def add_input_options(parser) -> None:

@@ -187,7 +187,7 @@ def start_step(spec, args, **overrides):
     head_only = overrides.get("freeze") == "head"
     options = dict(train__dtype=args.dtype, train__multi_step="never")
     steps, images, batch = make_steps(make_config(spec, **options, **overrides))
-    spec |= lower_bound(steps, len(images))
+    spec.update(lower_bound(steps, len(images)))
     run = timed_step(steps.train, first_state(steps), jax.random.key(0), batch)
     return {"vit_jax": run} | peers("train", spec, args, head_only=head_only), spec["batch_size"]
 

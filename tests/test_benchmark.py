@@ -28,7 +28,7 @@ def test_multi_step_benchmark_prints_and_appends_its_results(command, tmp_path):
     ]
     line = json.loads(found.read_text())
     assert (line["mode"], line["model"], line["one call"]["ratio"]) == ("calls", "digits_vit", 1)
-    assert line["32 calls"]["seconds"] > 0
+    assert line["32 calls"]["seconds"] > 0 and line["batch_size"] == 4
 
 
 def test_input_benchmark_streams_the_images_that_it_makes(command):
