@@ -34,7 +34,8 @@ width 128 and depth 6), digits_vit (configs/digits_patch.py with patch size 2), 
 vit_l (patch size 16 at 224 pixels) or resnet18 (at 32 pixels). Peers get prepared float32 batches,
 except in `input`. Prints one line per implementation with the ratio of medians; --json=FILE appends
 them as JSON lines. For `step`, `finetune` and `infer`, also prints the TFLOP/s of matrix products
-and, with --peak=989 (an H100 in bfloat16), the model FLOPs utilisation (MFU).
+and, where the lower bound is known or with --peak=989 (an H100 in bfloat16), the model FLOPs
+utilisation (MFU).
 """
 
 import argparse
@@ -114,7 +115,7 @@ def measure(args) -> dict:
     sides, count = modes.START[args.mode](spec, args)
     flops = modes.flops_per_image(args.mode, spec)
     known = {key: spec[key] for key in ("batch_size", "bound_seconds") if key in spec}
-    return take_turns(sides, args.rounds, count, flops, args.peak) | known
+    return take_turns(sides, args.rounds, count, flops, args.peak or spec.get("peak")) | known
 
 
 def add_input_options(parser) -> None:

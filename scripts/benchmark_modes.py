@@ -159,10 +159,13 @@ def timed_step(step, state, *inputs):
 
 
 def lower_bound(steps, num_images) -> dict:
-    """Compute and print the lower bound of a step's time: {"bound_seconds": s}.
+    """Compute and print the lower bound of a step's time.
 
-    It is that of `vit-jax compile`, of the program that XLA tuned on these devices; {} if their
-    published figures are not known, or the step does not fit.
+    It is that of `vit-jax compile`, of the program that XLA tuned on these devices.
+
+    Returns:
+      {"bound_seconds": s, "peak": TFLOP/s of the devices}; {} if their published figures are not
+      known, or the step does not fit.
     """
     from vit_jax.runtime import targets
     from vit_jax.training.ahead import compile_step
@@ -177,7 +180,8 @@ def lower_bound(steps, num_images) -> dict:
         f"lower bound on {target.name}: {bound:.2f} ms (FLOPs {compute:.2f} ms, traffic "
         f"{traffic:.2f} ms); memory {found['memory']['peak'] / 2**30:.2f} GiB"
     )
-    return {"bound_seconds": found["bound_seconds"]}
+    peak = found["flops"] / found["flops_seconds"] / 1e12
+    return {"bound_seconds": found["bound_seconds"], "peak": peak}
 
 
 def start_step(spec, args, **overrides):

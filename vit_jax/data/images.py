@@ -150,7 +150,7 @@ def read_image(
 def open_image(file: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open a path or binary file of a known format and of at most `max_pixels` pixels."""
     # Pillow's limit is one of the process, for all that reads images there: it is never lowered.
-    Image.MAX_IMAGE_PIXELS = max(MAX_PIXELS // 2, -(-max_pixels // 2))  # twice as many: an error
+    Image.MAX_IMAGE_PIXELS = -(-max(MAX_PIXELS, max_pixels) // 2)  # twice as many are an error
     image = Image.open(file, formats=FORMATS)
     if (pixels := image.width * image.height) > max_pixels:
         image.close()
