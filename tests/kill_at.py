@@ -5,10 +5,12 @@ python tests/kill_at.py SIGNAL MOMENT STEP ARGS...: MOMENT is "step" (after trai
 STEP) or "eval" (in the validation at STEP).
 
 In a multi-process run, it also prints "wrote PATH" for every file opened for writing, and sleeps
-after SIGTERM, which JAX propagates within a second.
+after SIGTERM, which JAX propagates within a second. SIGKILL waits for a save in the background: JAX
+aborts processes that wait for a killed one there, after 100 seconds.
 """
 
 import os
+import pathlib
 import signal
 import sys
 import time
@@ -18,6 +20,7 @@ from vit_jax.cli.hooks import ReportHooks
 
 NUMBER, MOMENT, STEP = signal.Signals[sys.argv[1]], sys.argv[2], int(sys.argv[3])
 SEVERAL = "JAX_NUM_PROCESSES" in os.environ
+WORKDIR = pathlib.Path(next(a for a in sys.argv if a.startswith("--workdir="))[10:])
 EVENTS = {"step": "step", "rows": "row", "saving": "save", "evaluate": "eval"}
 
 
@@ -33,6 +36,8 @@ class Killer(ReportHooks):
     def on_event(self, event, step):
         """Send the signal."""
         if EVENTS.get(event) == MOMENT and step == STEP:
+            while SEVERAL and NUMBER == signal.SIGKILL and any(WORKDIR.rglob("*checkpoint-tmp")):
+                time.sleep(0.05)
             os.kill(os.getpid(), NUMBER)
         if SEVERAL and event == "step" and step >= STEP:
             time.sleep(0.1)

@@ -107,8 +107,7 @@ def test_killed_stopped_and_resumed_processes_train_like_one(command, tmp_path):
         statuses, _, errors = killed.result()
         assert statuses[victim] == -9
         for rank in set(range(COUNT)) - {victim}:
-            # JAX aborts those that lose the first process, or wait for another one in a save.
-            if statuses[rank] == -6:
+            if victim == 0 and statuses[rank] == -6:  # JAX aborts processes that lose the first one
                 assert "another task died" in errors[rank]
                 continue
             assert statuses[rank] == 1, errors
