@@ -14,7 +14,7 @@ def get_config():
     # Half of the tokens is half of the time; the last epochs see all.
     config.model.patch_drop_rate = 0.5
     config.train.patch_drop_percent = 60.0
-    config.train.update(epochs=6.0, num_seeds=3, select="last")
+    config.train.update(epochs=5.0, num_seeds=3, select="last")
     config.train.eval_every_epochs = 1.0
     config.log.explain_images = 0
     return config
