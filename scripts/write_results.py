@@ -22,8 +22,10 @@ import textwrap
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from vit_jax import plots  # noqa: E402
 from vit_jax.report import table as tables  # noqa: E402
 from vit_jax.runtime.errors import UserError  # noqa: E402
+from vit_jax.storage.writers import read_jsonl  # noqa: E402
 
 BLOCK = re.compile(r"(<!-- results: ([\w]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 INDEX_HEAD = "| config | what it compares | best test accuracy, % | time per run | hardware |"
@@ -196,6 +198,20 @@ def config_name(command: str) -> str:
     return pathlib.Path(value.removeprefix("--config=").partition(":")[0]).stem
 
 
+def draw_over_minutes(workdir: pathlib.Path, rows: list[dict], path: pathlib.Path) -> None:
+    """Draw the accuracy over minutes of training, if a document shows this figure."""
+    if not any(path.name in document.read_text() for document in documents()):
+        return
+    runs = {
+        row["variant"]: [
+            read_jsonl(workdir / row["variant"] / f"seed_{seed}" / "metrics.jsonl")
+            for seed in row["seeds"]
+        ]
+        for row in rows
+    }
+    plots.save_narrow_curves(path, "accuracy", runs, "minutes")
+
+
 def main() -> None:
     """Collect the given work folders, then write all blocks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -207,6 +223,7 @@ def main() -> None:
             folder = ROOT / "docs" / "results"
             (folder / f"{name}.json").write_text(json.dumps(measured, indent=1) + "\n")
             shutil.copy(workdir / "curves.png", folder / f"{name}_curves.png")
+            draw_over_minutes(workdir, measured["rows"], folder / f"{name}_minutes.png")
         for path in documents():
             if (text := render(path)) != path.read_text():
                 path.write_text(text)

@@ -72,6 +72,20 @@ def test_curves_show_the_range_over_seeds(tmp_path):
     assert near(read(tmp_path / "1.png"), blue_band) < 200  # at the edges of lines
 
 
+def test_slower_variants_reach_further_over_minutes_alone(tmp_path):
+    slow = [row | {"wall_seconds": 60.0 * row["epoch"]} for row in metrics(1)]
+    fast = [row | {"wall_seconds": 15.0 * row["epoch"]} for row in metrics(2)]
+    ends = {}
+    for over in ("epochs", "minutes"):
+        path = tmp_path / f"{over}.png"
+        plots.save_narrow_curves(path, "loss", {"slow": [slow], "fast": [fast]}, over)
+        curves = read(path)[: read(path).shape[0] * 3 // 4]  # without the legend
+        for name, color in (("slow", (0, 114, 178)), ("fast", (213, 94, 0))):
+            ends[over, name] = np.nonzero((np.abs(curves - color).max(-1) <= 3).any(0))[0].max()
+    assert abs(ends["epochs", "slow"] - ends["epochs", "fast"]) < 20
+    assert ends["minutes", "fast"] < 0.5 * ends["minutes", "slow"]
+
+
 def test_weak_columns_have_their_own_colour_scale(tmp_path):
     pattern = np.indices((4, 4)).sum(0) % 2
     yellow = {}

@@ -5,6 +5,7 @@ Each function writes a PNG to `path`, with `title` above the figure.
 
 import pathlib
 import re
+import statistics
 import textwrap
 from typing import Any, BinaryIO
 
@@ -92,12 +93,18 @@ def save_curves(path: pathlib.Path, title: str, runs: Runs) -> None:
     save(figure, path, title)
 
 
-def save_narrow_curves(file: BinaryIO, quantity: str, runs: Runs) -> None:
-    """Draw one of QUANTITIES as `save_curves` does, narrow enough to be read on a telephone."""
+def save_narrow_curves(
+    file: pathlib.Path | BinaryIO, quantity: str, runs: Runs, over: str = "epochs"
+) -> None:
+    """Draw one of QUANTITIES as `save_curves` does, narrow enough to be read on a telephone.
+
+    With `over` "minutes" instead of "epochs", each point is drawn at the mean over the seeds of
+    the time until then, compilation and evaluations included.
+    """
     names = [""] if _shared(quantity, runs) else list(runs)
     columns = 2 if max(map(len, names)) <= 24 else 1
     figure, (axis,) = make_figure(5.6, 4.2 + 0.2 * -(-len(names) // columns))
-    _draw_curves(axis, quantity, runs)
+    _draw_curves(axis, quantity, runs, over)
     handles = [_handle(*pair) for pair in _styles(runs).items() if pair[0] in names]
     if quantity in ("accuracy", "map", "loss"):
         handles += _line_handles(axis.lines, _has_bands(runs))
@@ -138,12 +145,18 @@ def _has_bands(runs):
     return any(len(seeds) > 1 for seeds in runs.values())
 
 
-def _over_seeds(seeds, key):
-    """Collect (epoch, lowest, mean, highest) of a key in the rows of each seed."""
+def _over_seeds(seeds, key, over="epochs"):
+    """Collect (epochs or minutes, lowest, mean, highest) of a key in the rows of each seed."""
     found = {}
     for row in (row for rows in seeds for row in rows if key in row):
-        found.setdefault(row["epoch"], []).append(row[key])
-    return [(epoch, min(v), sum(v) / len(v), max(v)) for epoch, v in sorted(found.items())]
+        found.setdefault(row["epoch"], []).append(row)
+    points = []
+    for epoch, rows in sorted(found.items()):
+        values = [row[key] for row in rows]
+        minutes = (row["wall_seconds"] / 60 for row in rows)
+        place = epoch if over == "epochs" else statistics.fmean(minutes)
+        points.append((place, min(values), statistics.fmean(values), max(values)))
+    return points
 
 
 def _shared(quantity, runs):
@@ -155,7 +168,7 @@ def _shared(quantity, runs):
     )
 
 
-def _draw_curves(axis, quantity, runs):
+def _draw_curves(axis, quantity, runs, over="epochs"):
     styles = _styles(runs)
     if _shared(quantity, runs):
         runs, styles = {"": next(iter(runs.values()))}, {"": ("#000000", "-")}
@@ -164,14 +177,14 @@ def _draw_curves(axis, quantity, runs):
         color, style = styles[name]
         thin = _THIN if quantity in ("accuracy", "map", "loss") else _PLAIN
         for split, options in (("train", thin), ("val", _THICK)):
-            points = _over_seeds(seeds, f"{split}/{quantity}")
+            points = _over_seeds(seeds, f"{split}/{quantity}", over)
             if not points:
                 continue
-            epochs, low, mean, high = zip(*points, strict=True)
-            axis.plot(epochs, mean, style, color=color, **options)
+            places, low, mean, high = zip(*points, strict=True)
+            axis.plot(places, mean, style, color=color, **options)
             if split == "val" and len(seeds) > 1:
-                axis.fill_between(epochs, low, high, color=color, alpha=0.25, linewidth=0)
-    axis.set_xlabel("epoch")
+                axis.fill_between(places, low, high, color=color, alpha=0.25, linewidth=0)
+    axis.set_xlabel("epoch" if over == "epochs" else over)
     axis.set_ylabel(QUANTITIES[quantity])
     if quantity in ("accuracy", "map"):
         axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))

@@ -263,14 +263,16 @@ def _datasets(records):
 
 
 def _curves(sweep):
-    """Draw {quantity: image} of the variants whose runs have metrics."""
+    """Draw [(quantity, "epochs" or "minutes", image)] of the variants whose runs have metrics."""
     runs = {name: seeds for name, seeds in sweep.metrics().items() if any(seeds)}
     found = {key for seeds in runs.values() for rows in seeds for row in rows for key in row}
-    return {
-        name: _draw(0.38, plots.save_narrow_curves, quantity, runs)
-        for quantity, name in plots.QUANTITIES.items()
-        if {f"train/{quantity}", f"val/{quantity}"} & found
-    }
+    quantities = [key for key in plots.QUANTITIES if {f"train/{key}", f"val/{key}"} & found]
+    # Epochs of different models take different times.
+    curves = [(key, "epochs") for key in quantities] + [(key, "minutes") for key in quantities[:1]]
+    return [
+        (plots.QUANTITIES[key], over, _draw(0.38, plots.save_narrow_curves, key, runs, over))
+        for key, over in curves
+    ]
 
 
 def _differences(configs):
