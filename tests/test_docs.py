@@ -38,7 +38,7 @@ TESTED = {
     "python -m vit_jax.main --config=configs/photos.py --config.data.relabel=corrected.csv "
     "--workdir=runs/corrected": "test_suspects.py",
     "vit-jax prepare-data cifar10 --archive cifar-10-binary.tar.gz": "test_data_prepare.py",
-    "vit-jax convert timm_vit/model.safetensors weights/vit_b16": "test_foreign_weights.py",
+    "vit-jax convert timm_vit/model.safetensors weights/vit_b16": "test_foreign_predictions.py",
     "vit-jax explore weights/vit_b16 --images cat.jpg more_photos/ --out=explorer.html": (
         "test_explorer.py"
     ),
