@@ -130,7 +130,8 @@ def short_commit(commit: str | None) -> str:
 def hardware(device: str) -> str:
     """Spell out the `device` of a summary: "2 x cpu (AMD EPYC)" is two CPU cores."""
     count, _, kind = device.partition(" x ")
-    return f"{count} CPU cores{kind.removeprefix('cpu')}" if kind.startswith("cpu") else device
+    cores = "core" if count == "1" else "cores"
+    return f"{count} CPU {cores}{kind.removeprefix('cpu')}" if kind.startswith("cpu") else device
 
 
 def write_short(name: str) -> list[str]:
@@ -198,18 +199,23 @@ def config_name(command: str) -> str:
     return pathlib.Path(value.removeprefix("--config=").partition(":")[0]).stem
 
 
-def draw_over_minutes(workdir: pathlib.Path, rows: list[dict], path: pathlib.Path) -> None:
-    """Draw the accuracy over minutes of training, if a document shows this figure."""
-    if not any(path.name in document.read_text() for document in documents()):
-        return
-    runs = {
-        row["variant"]: [
-            read_jsonl(workdir / row["variant"] / f"seed_{seed}" / "metrics.jsonl")
-            for seed in row["seeds"]
-        ]
-        for row in rows
-    }
-    plots.save_narrow_curves(path, "accuracy", runs, "minutes")
+def write_figures(workdir: pathlib.Path, name: str, rows: list[dict]) -> None:
+    """Copy curves.png, and draw the accuracy over minutes, where a document shows them."""
+    curves, minutes = (
+        ROOT / "docs" / "results" / f"{name}_{figure}.png" for figure in ("curves", "minutes")
+    )
+    shown = "".join(document.read_text() for document in documents())
+    if curves.name in shown:
+        shutil.copy(workdir / "curves.png", curves)
+    if minutes.name in shown:
+        runs = {
+            row["variant"]: [
+                read_jsonl(workdir / row["variant"] / f"seed_{seed}" / "metrics.jsonl")
+                for seed in row["seeds"]
+            ]
+            for row in rows
+        }
+        plots.save_narrow_curves(minutes, "accuracy", runs, "minutes")
 
 
 def main() -> None:
@@ -220,10 +226,9 @@ def main() -> None:
         for workdir in parser.parse_args().workdir:
             measured = collect(workdir)
             name = config_name(measured["command"])
-            folder = ROOT / "docs" / "results"
-            (folder / f"{name}.json").write_text(json.dumps(measured, indent=1) + "\n")
-            shutil.copy(workdir / "curves.png", folder / f"{name}_curves.png")
-            draw_over_minutes(workdir, measured["rows"], folder / f"{name}_minutes.png")
+            path = ROOT / "docs" / "results" / f"{name}.json"
+            path.write_text(json.dumps(measured, indent=1) + "\n")
+            write_figures(workdir, name, measured["rows"])
         for path in documents():
             if (text := render(path)) != path.read_text():
                 path.write_text(text)
