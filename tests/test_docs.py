@@ -44,6 +44,8 @@ TESTED = {
     ),
     "vit-jax explore runs/cifar_patch/patch_2/seed_0 runs/cifar_patch/patch_4/seed_0 "
     "--out=compared.html": "test_explained_run.py",
+    "vit-jax visualize dinov2/model.safetensors last_layer_attention --images cat.jpg "
+    "--out=figures": "test_visualize.py",
     "vit-jax visualize weights/vit_b16 attention_rollout --images cat.jpg dog.jpg --out=figures": (
         "test_visualize.py"
     ),

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from golden_files import GOLDEN
 from PIL import Image
 from test_report_browser import TOO_WIDE, api, browser  # noqa: F401  (a fixture)
 from tiny_sweep import NASTY
@@ -23,6 +24,7 @@ HEAT = """pane => { const heat = pane.querySelector('.frame canvas');
   const context = canvas.getContext('2d', { willReadFrequently: true });
   context.drawImage(heat, 0, 0);
   return [...context.getImageData(0, 0, heat.width, heat.height).data]; }"""
+HEADLESS = GOLDEN / "hf_bare" / "model.safetensors"
 SETTINGS = {"data__image_size": 16, "data__channels": 1, "model__depth": 3}
 
 
@@ -253,7 +255,9 @@ def test_mistakes_are_single_line_errors(tmp_path, capsys):
     images = ["--images", str(tmp_path / "a.png")]
     for arguments, message in (
         ([], "runs"),
-        ([str(tmp_path / "no"), *images], "no is not a folder"),
+        ([str(tmp_path / "no"), *images], "no does not exist"),
+        ([str(HEADLESS), *images], "give --out=FILE.html for two runs, and for a file"),
+        ([str(HEADLESS), *images, f"--out={tmp_path / 'a.html'}"], "has no head"),
         ([vit], "has no dataset: give --images"),
         ([vit, vit, *images], "give --out=FILE.html for two runs"),
         ([vit, vit, vit, *images], "3 runs are given: give one or two"),

@@ -4,6 +4,7 @@ import matplotlib.backends.backend_agg
 import matplotlib.figure
 import numpy as np
 import pytest
+from golden_files import GOLDEN
 from PIL import Image
 from tiny_weights import save_weights
 
@@ -118,6 +119,30 @@ def test_methods_are_compared(name, tmp_path, image_files, capsys):
         assert "is a resnet18, which has no attention" in capsys.readouterr().err
 
 
+def test_figures_of_a_weight_file_without_a_head(tmp_path, image_files, capsys):
+    bare, out = str(GOLDEN / "hf_bare" / "model.safetensors"), f"--out={tmp_path / 'f'}"
+    images = ["--images", *image_files, *image_files]
+    assert visualize.main([bare, out, *images]) == 0
+    more = {"feature_maps/02.png", "feature_maps/03.png", SIMILARITY}
+    assert drawn(tmp_path / "f") == OF_ANY_VIT | more
+    assert visualize.main([bare, bare, f"--out={tmp_path / 'both'}", *images]) == 0
+    assert len(drawn(tmp_path / "both")) == 4
+    inside = ["token_norms", "layer_similarity"]
+    assert visualize.main([bare, *inside, out, *images]) == 0
+    assert all((tmp_path / "f" / name / f"{name}.json").exists() for name in inside)
+    capsys.readouterr()
+    for arguments, message in (
+        ([bare, *images], "give --out=DIR for the figures of the file"),
+        ([bare, "ablation", out, *images], "model.safetensors has no ablation: it has attention"),
+        ([bare, "explanations", out, *images], "has no explanations"),
+        ([bare, out, *images, "--target=cat"], "has no head"),
+        ([bare, out], "has no dataset"),
+    ):
+        assert visualize.main(arguments) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
 def test_figures_of_a_resnet(tmp_path, image_files):
     run = str(save_weights(tmp_path / "w", model__name="resnet18", model__hidden_size=4))
     assert visualize.main([run, f"--out={tmp_path / 'f'}", "--images", *image_files]) == 0
@@ -138,7 +163,7 @@ def test_mistakes_about_models_are_single_line_errors(tmp_path, image_files, cap
     for arguments, message in (
         (["kernels"], "give the folder of a run"),
         ([vit], "has no dataset"),
-        ([vit, "rollouts", *images], "rollouts is neither a folder nor one of"),
+        ([vit, "rollouts", *images], "rollouts is neither a path nor one of"),
         ([vit, vit, *images], "give --out"),
         ([vit, "kernels", *images, "--methods", "rise"], "--methods has no effect on kernels"),
         ([vit, "curves"], "vit has no curves: it has attention_rollout"),

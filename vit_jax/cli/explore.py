@@ -2,12 +2,14 @@
 
     vit-jax explore runs/cifar_patch/patch_4/seed_0
     vit-jax explore weights/vit_b16 --images cat.jpg more_photos/ --out=explorer.html
+    vit-jax explore timm_vit/model.safetensors --images cat.jpg --out=explorer.html
     vit-jax explore runs/one/base/seed_0 runs/two/base/seed_0 --out=compared.html
 
-RUN is the folder of a finished run of a ViT, or a converted checkpoint with a head; two are shown
-side by side. The page has the attention of every block, attention rollout and the class
-probabilities of every block, for --images (files, and folders of them), or for a fixed test image
-of each of up to twelve classes. It is one file of at most 6 MB, which makes no request.
+RUN is the folder of a finished run of a ViT, a converted checkpoint or a weight file of another
+project, with a head; two are shown side by side. The page has the attention of every block,
+attention rollout and the class probabilities of every block, for --images (files, and folders of
+them), or for a fixed test image of each of up to twelve classes. It is one file of at most 6 MB,
+which makes no request.
 """
 
 import json
@@ -44,11 +46,11 @@ def main(argv: Sequence[str]) -> None:
     if len(args.runs) > 2:
         raise UserError(f"{len(args.runs)} runs are given: give one or two")
     for folder in args.runs:
-        if not folder.is_dir():
-            raise UserError(f"{folder} is not a folder{suggest_runs(folder)}")
+        if not folder.exists():
+            raise UserError(f"{folder} does not exist{suggest_runs(folder)}")
     out = args.out or args.runs[0] / "figures" / "explorer.html"
-    if len(args.runs) > 1 and not args.out:
-        raise UserError("give --out=FILE.html for two runs")
+    if not args.out and (len(args.runs) > 1 or args.runs[0].is_file()):
+        raise UserError("give --out=FILE.html for two runs, and for a file")
     if out.suffix != ".html":
         raise UserError(f"--out={out} must be the name of a page, ending in .html")
     if args.out and not out.parent.is_dir():

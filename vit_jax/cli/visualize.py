@@ -4,14 +4,16 @@
     vit-jax visualize runs/cifar_patch/patch_4/seed_0 kernels attention_rollout
     vit-jax visualize runs/cifar_patch/patch_4/seed_0 explanations --methods chefer rise
     vit-jax visualize weights/vit_b16 --images cat.jpg dog.jpg --out=figures
+    vit-jax visualize dinov2_vits14.safetensors --images cat.jpg --out=figures
     vit-jax visualize runs/eurosat_finetune/*/seed_0 --out=compared
     vit-jax visualize augment --config=configs/cifar_augment.py
 
-RUN is the folder of a finished run, or a converted checkpoint with a head. The figures are written
-to RUN/figures: curves, attention_rollout, last_layer_attention, all_layers_attention,
-positional_embeddings, kernels, feature_maps; name some to draw only those. They show a fixed test
-image of each of eight classes, of the classes --classes NAME..., or --images FILE.... For several
-runs, one figure per image compares their attention in every layer.
+RUN is the folder of a finished run, a converted checkpoint, or a weight file of another project.
+The figures are written to RUN/figures: curves, attention_rollout, last_layer_attention,
+all_layers_attention, positional_embeddings, kernels, feature_maps; name some to draw only those.
+They show a fixed test image of each of eight classes, of the classes --classes NAME..., or --images
+FILE.... For several runs, one figure per image compares their attention in every layer. Weights
+without a head have no figures of classes.
 
 Drawn only if named: explanations compares methods of explanation, all or --methods NAME...;
 explanation_scores scores them, on 64 images unless --count says otherwise.
@@ -66,16 +68,18 @@ def _draw_models(argv):
     kinds = [name for name in args.runs if name in known]
     folders = [pathlib.Path(name) for name in args.runs if name not in known]
     for folder in folders:
-        if not folder.is_dir():
+        if not folder.exists():
             hint = suggest_runs(folder)
-            raise UserError(f"{folder} is neither a folder nor one of {', '.join(known)}{hint}")
+            raise UserError(f"{folder} is neither a path nor one of {', '.join(known)}{hint}")
+        if folder.is_file() and not args.out:
+            raise UserError(f"give --out=DIR for the figures of the file {folder}")
     if not folders:
         raise UserError("give the folder of a run")
     for path in args.images or ():
         if path.is_dir():
             raise UserError(f"--images={path} is a folder: give the images in it")
     print(single_line(f"loading {', '.join(map(str, folders))}"), flush=True)
-    models = [Model(folder) for folder in folders]
+    models = [Model(folder, needs_head=False) for folder in folders]
     for folder, model in zip(folders, models, strict=True):
         if kinds != ["curves"] and not args.images and not model.has_data:
             raise UserError(f"{folder} has no dataset: give --images FILE...")
@@ -155,7 +159,7 @@ def _draw_model(folder, model, kinds, args):
 
     possible = figures.kinds_of(model.config)
     named = list(ONLY_NAMED) if model.class_names and model.methods else []
-    named += inspection.kinds_of(model.config)
+    named += inspection.kinds_of(model)
     curves = ["curves"] if model.has_data else []  # otherwise it was trained elsewhere
     for kind in kinds:
         if kind not in (every := [*curves, *possible, *named]):
@@ -194,6 +198,8 @@ def _view(model, args):
     """Run a model on the images that the arguments choose, for figures."""
     from vit_jax.explanation import figures
 
+    if args.target is not None:
+        model.check_head()
     target = None if args.target is None else int(model.class_indices(args.target, 1)[0])
     images, names = _choose_images(model, args)
     return figures.Viewer.of(model).see(model.variables, images, names, target)

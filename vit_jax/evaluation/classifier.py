@@ -49,7 +49,7 @@ class Classifier:
       config: that of the run, or the defaults with the settings of the weights.
       class_names: names of the classes; "class 0", ... if the weights have none.
       has_data: whether `config` records the dataset that the model was trained on.
-      name: name of the run, such as "head/seed_0", or of the checkpoint.
+      name: of the run, such as "head/seed_0", of the checkpoint, or of the file with its folder.
       thresholds: probability from which each label applies, with several labels per image; else [].
     """
 
@@ -93,7 +93,8 @@ class Classifier:
                 )
         names = self._names or [f"class {i}" for i in range(info["num_classes"])]
         self.class_names = [single_line(name) for name in names]
-        self.name = "/".join(path.absolute().parts[-2:]) if record else path.absolute().name
+        two = record or path.is_file()  # files of Hugging Face are all called model.safetensors
+        self.name = "/".join(path.absolute().parts[-2 if two else -1 :])
         self._programs: dict[str, Callable] = {}
         if needs_head:
             self.check_head()

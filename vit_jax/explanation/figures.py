@@ -36,7 +36,7 @@ class Viewer:
         @jax.jit
         def look(variables, images, classes):
             inputs = preprocess(images, config)
-            if config.model.name == "vit":
+            if config.model.name == "vit" and class_names:
                 return models.attention_gradients(model, variables, inputs, classes)
             return *model.apply(variables, inputs, capture=True), []
 
@@ -60,12 +60,13 @@ class Viewer:
         def describe(row, label: int):
             return f"{short(self.class_names[label])} {100 * row[label]:.0f} %"
 
-        rows = probabilities(logits, self.config.data.multi_label)
+        rows = probabilities(logits, self.config.data.multi_label) if self.class_names else []
         explained = "" if target is None else self.class_names[target]
         predictions = [f"→ {describe(row, int(row.argmax()))}" for row in rows]
         if target is not None:
             pairs = zip(predictions, rows, strict=True)
             predictions = [f"{one}\n{describe(row, target)}" for one, row in pairs]
+        predictions = predictions or [""] * len(images)
         data, params = self.config.data, variables["params"]
         images = show(np.asarray(evaluation_crop(jnp.asarray(images), data)), data)
         return Seen(self, params, images, list(names), predictions, inside, gradients, explained)
@@ -80,10 +81,11 @@ class Seen:
       params: of the model.
       images: uint8 [b, size, size, channels], as the model sees them; of bands, three.
       names: class or file name of each image.
-      predictions: predicted class of each image, with its probability, and that of the target.
+      predictions: predicted class of each image, with its probability, and that of the target; ""
+        without a head.
       inside: intermediates of the model, called with `capture`.
       gradients: of the logit of the target or the predicted class, as "attention" in `inside`; []
-        without attention.
+        without attention or a head.
       target: name of the class to explain; "": the predicted class of each image.
     """
 
@@ -104,7 +106,8 @@ class Seen:
     @property
     def titles(self) -> list[str]:
         """Name and prediction of each image."""
-        return [f"{short(n)}\n{p}" for n, p in zip(self.names, self.predictions, strict=True)]
+        pairs = zip(self.names, self.predictions, strict=True)
+        return [f"{short(name)}\n{prediction}".rstrip() for name, prediction in pairs]
 
     @property
     def what(self) -> str:
@@ -126,9 +129,9 @@ class Seen:
 
 
 def _draw_rollout(seen, folder, file="attention_rollout.png"):
-    """Draw attention rollout and gradient rollout of every image."""
+    """Draw attention rollout and, with a head, gradient rollout of every image."""
     attention, viewer, columns = seen.inside["attention"], seen.viewer, []
-    names = ["rollout", "gradient rollout"]
+    names = ["rollout", "gradient rollout"] if seen.gradients else ["rollout"]
     for name in names:
         maps = np.asarray(attention_relevance(name, attention, seen.gradients, viewer.config))
         columns.append(maps / np.maximum(maps.max((-2, -1), keepdims=True), 1e-12))
@@ -385,7 +388,7 @@ def draw_comparison(models_seen: Sequence[Seen], folder: pathlib.Path) -> None:
             folder / f"{i:02d}.png",
             f"{name}: {what}; mean over heads",
             [seen.images[i] for seen in models_seen],
-            [f"{seen.viewer.name}\n{seen.predictions[i]}" for seen in models_seen],
+            [f"{seen.viewer.name}\n{seen.predictions[i]}".rstrip() for seen in models_seen],
             [
                 seen.relevance(np.stack([a[i].mean(0) for a in seen.attention]))
                 for seen in models_seen

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from vit_jax import plots
-from vit_jax.config import Config
 from vit_jax.data.bands import show
 from vit_jax.evaluation.labels import softmax
 from vit_jax.explanation import analysis
@@ -67,7 +66,9 @@ class Sample:
 
 
 def _titles(model, sample):
-    """Describe the first images by name and prediction."""
+    """Describe the first images by name and, with a head, prediction."""
+    if not model.class_names:
+        return list(map(short, sample.names[:NUM_SHOWN]))
     best = model.top5(sample.images[:NUM_SHOWN])
     return [
         f"{short(name)}\n→ {short(top[0][0])} {100 * top[0][1]:.0f} %"
@@ -201,9 +202,11 @@ DEFAULT_COUNTS = {
 }
 
 
-def kinds_of(config: Config) -> list[str]:
+def kinds_of(model: Model) -> list[str]:
     """List the keys of DRAW that a model has."""
-    return [*DRAW] if config.model.name == "vit" else ["layer_similarity", "probes"]
+    if not model.class_names:
+        return ["token_norms", "layer_similarity"]
+    return [*DRAW] if model.config.model.name == "vit" else ["layer_similarity", "probes"]
 
 
 def draw(request: Request, kind: str, folder: pathlib.Path) -> pathlib.Path:
