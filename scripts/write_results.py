@@ -3,7 +3,8 @@
     python scripts/write_results.py runs/cifar_patch_cpu runs/digits_patch
     python scripts/write_results.py
 
-Each work folder is condensed into docs/results/NAME.json, which is committed. Then, with or without
+Each work folder is condensed into docs/results/NAME.json, which is committed; the figures
+NAME_curves.png and NAME_minutes.png are written where a document shows them. Then, with or without
 folders, every block between `<!-- results: NAME -->` and `<!-- /results -->` in README.md and docs/
 is written from those files: the table of an experiment or, with the NAME `index`, all configs with
 their best accuracy. A block without such a file stays as it is.
@@ -97,10 +98,9 @@ def write_experiment(name: str) -> list[str]:
     examples = measured["examples"]
     text = tables.legend(rows, seeds, measured["select"])
     lines += ["", *textwrap.wrap(text, 100), ""]
-    notes = "".join(f" {note[0].upper()}{note[1:].rstrip('.')}." for note in measured["notes"])
     facts = [
         f"Data: {examples['train']:,} training, {examples['val']:,} validation and "
-        f"{examples['test']:,} test images.{notes}",
+        f"{examples['test']:,} test images.{_notes(measured)}",
         f"Hardware: {measured['hardware']}; JAX {measured['jax']}; {duration(measured['minutes'])} "
         f"for {measured['runs']} runs{_reused(measured)}, training and evaluation.",
         f"Code: commit {', '.join(measured['commits'])}.",
@@ -147,7 +147,12 @@ def write_short(name: str) -> list[str]:
         f"| {len(row['seeds'])} | {duration(row['minutes'])} |"
         for row in rows
     ]
-    return [*lines, "", f"Hardware: {measured['hardware']}. `{measured['command']}`"]
+    text = f"Hardware: {measured['hardware']}.{_notes(measured)} [Details](docs/results/{name}.md)."
+    return [*lines, "", *textwrap.wrap(text, 100), "", f"    {measured['command']}"]
+
+
+def _notes(measured):
+    return "".join(f" {note[0].upper()}{note[1:].rstrip('.')}." for note in measured["notes"])
 
 
 def write_index() -> list[str]:

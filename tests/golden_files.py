@@ -7,7 +7,7 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
 def copy(tmp_path, *parts):
-    """Copy golden files to a folder whose name says nothing; return the weight file."""
+    """Copy golden files to a folder whose name does not identify them; return the weight file."""
     folder = tmp_path / "w"
     folder.mkdir(exist_ok=True)
     for part in parts:

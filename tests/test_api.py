@@ -11,6 +11,7 @@ import threading
 import numpy as np
 import pytest
 from conftest import COMMAND_ENVIRONMENT, ROOT
+from golden_files import GOLDEN
 from PIL import Image
 
 import vit_jax
@@ -19,7 +20,6 @@ from vit_jax.cli import predict
 from vit_jax.config import get_config
 from vit_jax.data.sources import read_digits
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
 TINY = {
     "model.hidden_size": 16,
     "model.mlp_dim": 32,

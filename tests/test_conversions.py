@@ -1,13 +1,13 @@
 """Weights of further architectures: the activations of their libraries, read from their files."""
 
 import json
-import pathlib
 import shutil
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from golden_files import GOLDEN
 from tiny_stop import Stop
 from tiny_weights import save_weights
 
@@ -18,7 +18,7 @@ from vit_jax.pretrained import architectures, files
 from vit_jax.runtime.errors import UserError
 from vit_jax.training.sweep import make_variants, run_sweep
 
-ZOO = pathlib.Path(__file__).parent / "golden" / "zoo"
+ZOO = GOLDEN / "zoo"
 FOLDERS = sorted(path.name for path in ZOO.iterdir() if path.is_dir())
 
 

@@ -246,6 +246,14 @@ def test_command(tmp_path, capsys):
     assert re.findall(r"https?:[^\"]*", out.read_text()) == ["http://www.w3.org/2000/svg"]
 
 
+def test_a_weight_file_is_explored(tmp_path):
+    Image.new("RGB", (20, 30), (9, 99, 0)).save(tmp_path / "cat.png")
+    out, file = tmp_path / "explorer.html", GOLDEN / "hf" / "model.safetensors"
+    given = [str(file), "--images", str(tmp_path / "cat.png"), f"--out={out}"]
+    assert explore.main(given) == 0
+    assert "hf/model.safetensors" in out.read_text()
+
+
 def test_mistakes_are_single_line_errors(tmp_path, capsys):
     vit = str(save_weights(tmp_path / "vit", model__depth=1))
     resnet = str(save_weights(tmp_path / "r", model__name="resnet18", model__hidden_size=4))

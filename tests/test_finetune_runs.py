@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from golden_files import GOLDEN
 from PIL import Image
 from sklearn.datasets import load_digits
 from tiny_configs import make_config
@@ -23,8 +24,6 @@ from vit_jax.storage import checkpoint
 from vit_jax.storage.writers import read_jsonl
 from vit_jax.training.setup import make_setup
 from vit_jax.training.sweep import make_variants
-
-GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
 @pytest.fixture(autouse=True, scope="module")

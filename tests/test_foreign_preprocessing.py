@@ -1,11 +1,11 @@
 """Preprocessing of weights from other projects, read from their files or assumed."""
 
 import json
-import pathlib
 import shutil
 
 import pytest
 import safetensors.numpy
+from golden_files import GOLDEN
 
 import vit_jax
 from vit_jax import pretrained
@@ -13,7 +13,7 @@ from vit_jax.config import PREPROCESSING
 from vit_jax.pretrained import architectures, files
 from vit_jax.runtime.errors import UserError
 
-ZOO = pathlib.Path(__file__).parent / "golden" / "zoo"
+ZOO = GOLDEN / "zoo"
 HALVES, IMAGENET, CLIP = (0.5,), (0.485, 0.456, 0.406), (0.48145466, 0.4578275, 0.40821073)
 STDS = {HALVES: (0.5,), IMAGENET: (0.229, 0.224, 0.225), CLIP: (0.26862954, 0.26130258, 0.27577711)}
 

@@ -29,9 +29,6 @@ def configured(path, **content):
     return path
 
 
-# architectures
-
-
 def test_what_a_timm_file_does_not_record_is_asked_for(tmp_path):
     file = copy(tmp_path, "timm/model.safetensors")
     for key, option in (
@@ -101,9 +98,6 @@ def test_heads_of_torchvision_are_not_guessed_for_unknown_widths(tmp_path):
         pretrained.convert(file, {})
 
 
-# positions
-
-
 @pytest.mark.parametrize("side", [2, 5])
 def test_positions_of_torchvision_are_resized_by_its_rule(side):
     golden = np.load(GOLDEN / "resized.npz")
@@ -113,9 +107,6 @@ def test_positions_of_torchvision_are_resized_by_its_rule(side):
         GOLDEN / "torchvision" / "model.safetensors", {"model.num_heads": 3}
     )
     assert weights.info["resize"] == "torchvision"
-
-
-# ResNet18 of timm
 
 
 def test_a_resnet18_of_timm_is_read_with_its_config(tmp_path):
@@ -132,9 +123,6 @@ def test_a_resnet18_of_timm_is_read_with_its_config(tmp_path):
         pretrained.convert(configured(file, **content | {"num_features": 64}), {})
 
 
-# official names
-
-
 def test_an_exported_npz_has_the_official_names(tmp_path):
     official = np.load(GOLDEN / "npz" / "model.npz")  # read by timm's own loader
     weights = pretrained.convert(GOLDEN / "npz" / "model.npz", {})
@@ -143,9 +131,6 @@ def test_an_exported_npz_has_the_official_names(tmp_path):
     assert set(written.files) == set(official.files)
     for key in official.files:
         np.testing.assert_array_equal(written[key], official[key], key)
-
-
-# big_vision
 
 
 def big_vision(tmp_path, **changes):
@@ -194,9 +179,6 @@ def test_positions_of_other_shapes_than_a_square(tmp_path, capsys):
     assert "1x9 patches resized to 3x3" in capsys.readouterr().out
     with pytest.raises(UserError, match="has 16 positions, which are not those of 8x8 pixels"):
         pretrained.convert(file, {"data.image_size": 8})
-
-
-# refusals
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Malicious images and folders: the right result or a single-line error."""
+"""Malicious images, folders and names: the right result or a single-line error."""
 
 import io
 import os
@@ -20,8 +20,6 @@ from vit_jax.data.sources import open_source
 from vit_jax.evaluation.evaluate import make_report
 from vit_jax.report import draw_confusion, write_test_report
 from vit_jax.runtime.errors import UserError
-
-# Images
 
 
 def png(width, height, depth=8, kind=2, data=b""):
@@ -172,9 +170,6 @@ def test_random_damage_is_an_error_or_harmless(tmp_path, kind):
     assert num_errors
 
 
-# Folders
-
-
 def folder_of(root, classes, **keys):
     for name in classes:
         (root / name).mkdir(parents=True)
@@ -229,9 +224,6 @@ def test_files_that_are_not_images_are_not_opened(tmp_path, capsys):
     assert predict.list_images([tmp_path / "images"]) == sorted(
         tmp_path / "images" / name / f"{i}.png" for name in ("ant", "bee") for i in range(3)
     )
-
-
-# Display
 
 
 def test_names_are_displayed_unchanged(tmp_path):

@@ -11,6 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 import safetensors.numpy
+from golden_files import GOLDEN
 from tiny_memory import little_memory
 from tiny_weights import save_weights
 
@@ -19,7 +20,6 @@ from vit_jax.cli import convert, predict
 from vit_jax.pretrained import files
 from vit_jax.runtime.errors import UserError
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
 GIVEN = {"model.num_heads": 3, "model.gelu": "erf", "model.pool": "cls", "data.image_size": 12}
 
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from golden_files import GOLDEN
 from scipy.ndimage import zoom
 
 from vit_jax import config as settings
@@ -15,7 +16,6 @@ from vit_jax.pretrained import formats, tables
 from vit_jax.pretrained.resize import resize_matrix, resize_patches, resize_positions
 from vit_jax.runtime.errors import UserError
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
 HEADS = {"model.num_heads": 3}
 TIMM = HEADS | {"model.gelu": "erf", "model.pool": "cls", "data.image_size": 12}
 GIVEN = {"timm": TIMM, "timm_mean": TIMM | {"model.pool": "mean"}, "resnet18": {}}

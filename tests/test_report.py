@@ -195,8 +195,10 @@ def test_page_is_accessible(page):
     assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
     assert page.all("html") == [{"lang": "en"}]
     images = page.all("img")
-    # accuracies, accuracy, loss, confusion, mistake, reliability, light and dark heat maps, scores
-    assert len(images) == 9
+    # accuracies, accuracy, loss, accuracy over time, confusion, mistake, reliability, light and
+    # dark heat maps, scores
+    assert len(images) == 10
+    assert "Curves of the accuracy over minutes." in {image["alt"] for image in images}
     assert all(image["alt"] and image["src"].startswith("data:image/png") for image in images)
 
 
@@ -221,7 +223,7 @@ def test_some_results_may_be_missing(workdir, tmp_path, missing):
     curves, report = missing != "metrics.jsonl", missing not in ("test_report.json", "figures")
     figures = 2 * (missing not in ("test_report.json", "figures"))  # confusion, reliability
     explanation = 3 * (missing != "figures")
-    assert len(page.all("img")) == 1 + 2 * curves + report + figures + explanation
+    assert len(page.all("img")) == 1 + 3 * curves + report + figures + explanation
     assert ("Settings" in page.text) == (missing != "config.json")
 
 

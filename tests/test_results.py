@@ -68,6 +68,26 @@ def test_a_work_folder_becomes_a_table(tool, workdir, monkeypatch):
     assert "commit 0123456." in text
 
 
+@pytest.mark.parametrize("figure", ["curves", "minutes"])
+def test_figures_are_written_where_a_document_shows_them(tool, workdir, monkeypatch, figure):
+    monkeypatch.setattr(tool, "ROOT", workdir / "project")
+    folder = workdir / "project" / "docs" / "results"
+    folder.mkdir(parents=True)
+    (workdir / "project" / "README.md").write_text("")
+    (folder / "widths.md").write_text(f"![Accuracy](widths_{figure}.png)")
+    (workdir / "curves.png").write_bytes(b"curves")
+    row = {"epoch": 1.0, "wall_seconds": 60.0, "val/accuracy": 0.5}
+    for path in workdir.glob("*/seed_*"):
+        (path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    tool.write_figures(workdir, "widths", tool.collect(workdir)["rows"])
+    assert [path.name for path in folder.glob("*.png")] == [f"widths_{figure}.png"]
+
+
+def test_one_core_is_no_plural(tool):
+    assert tool.hardware("1 x cpu (A)") == "1 CPU core (A)"
+    assert tool.hardware("2 x cpu (A)") == "2 CPU cores (A)"
+
+
 def test_a_folder_without_results_is_refused(tool, tmp_path):
     with pytest.raises(UserError, match="holds no results.json with the command of a run"):
         tool.collect(tmp_path)

@@ -55,6 +55,11 @@ def image_files(tmp_path_factory):
     return [str(folder / f"{i}.png") for i in range(2)]
 
 
+def read(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
 def drawn(folder):
     """List the figures in a folder; each must have a plausible size and contrast."""
     found = set()
@@ -120,13 +125,21 @@ def test_methods_are_compared(name, tmp_path, image_files, capsys):
 
 
 def test_figures_of_a_weight_file_without_a_head(tmp_path, image_files, capsys):
-    bare, out = str(GOLDEN / "hf_bare" / "model.safetensors"), f"--out={tmp_path / 'f'}"
+    bare, whole = (str(GOLDEN / name / "model.safetensors") for name in ("hf_bare", "hf"))
+    out = f"--out={tmp_path / 'f'}"
     images = ["--images", *image_files, *image_files]
     assert visualize.main([bare, out, *images]) == 0
     more = {"feature_maps/02.png", "feature_maps/03.png", SIMILARITY}
     assert drawn(tmp_path / "f") == OF_ANY_VIT | more
-    assert visualize.main([bare, bare, f"--out={tmp_path / 'both'}", *images]) == 0
+    assert visualize.main([bare, whole, f"--out={tmp_path / 'both'}", *images]) == 0
     assert len(drawn(tmp_path / "both")) == 4
+    pair = [bare, whole, "layer_similarity", f"--out={tmp_path / 'pair'}"]
+    assert visualize.main([*pair, *images]) == 0
+    assert drawn(tmp_path / "pair") == {"similarity.png"}
+    assert visualize.main([whole, f"--out={tmp_path / 'whole'}", *images]) == 0
+    rollout = "attention_rollout/attention_rollout.png"
+    widths = [read(tmp_path / name / rollout).shape[1] for name in ("f", "whole")]
+    assert widths[0] < widths[1]  # without gradient rollout
     inside = ["token_norms", "layer_similarity"]
     assert visualize.main([bare, *inside, out, *images]) == 0
     assert all((tmp_path / "f" / name / f"{name}.json").exists() for name in inside)
@@ -136,6 +149,7 @@ def test_figures_of_a_weight_file_without_a_head(tmp_path, image_files, capsys):
         ([bare, "ablation", out, *images], "model.safetensors has no ablation: it has attention"),
         ([bare, "explanations", out, *images], "has no explanations"),
         ([bare, out, *images, "--target=cat"], "has no head"),
+        ([bare, "kernels", out, *images, "--methods", "rise"], "has no head"),
         ([bare, out], "has no dataset"),
     ):
         assert visualize.main(arguments) == 1
@@ -161,7 +175,7 @@ def test_mistakes_about_models_are_single_line_errors(tmp_path, image_files, cap
     resnet = str(save_weights(tmp_path / "r", model__name="resnet18", model__hidden_size=4))
     images = ["--images", image_files[0]]
     for arguments, message in (
-        (["kernels"], "give the folder of a run"),
+        (["kernels"], "give a run, a converted checkpoint or a weight file"),
         ([vit], "has no dataset"),
         ([vit, "rollouts", *images], "rollouts is neither a path nor one of"),
         ([vit, vit, *images], "give --out"),

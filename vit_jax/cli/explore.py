@@ -5,8 +5,9 @@
     vit-jax explore timm_vit/model.safetensors --images cat.jpg --out=explorer.html
     vit-jax explore runs/one/base/seed_0 runs/two/base/seed_0 --out=compared.html
 
-RUN is the folder of a finished run of a ViT, a converted checkpoint or a weight file of another
-project, with a head; two are shown side by side. The page has the attention of every block,
+RUN is the folder of a finished run of a ViT, a converted checkpoint, or a weight file of another
+project that, with the config.json next to it, records all settings; it needs a head. Two are shown
+side by side. The page has the attention of every block,
 attention rollout and the class probabilities of every block, for --images (files, and folders of
 them), or for a fixed test image of each of up to twelve classes. It is one file of at most 6 MB,
 which makes no request.
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     """Write the page; raises UserError."""
     parser = command.Parser(description=__doc__)
     parser.add_argument(
-        "runs", type=pathlib.Path, nargs="+", help="folder of a run, or a checkpoint; one or two"
+        "runs", type=pathlib.Path, nargs="+", help="run, checkpoint or weight file; one or two"
     )
     parser.add_argument(
         "--images", type=pathlib.Path, nargs="+", help="image files and folders of them"

@@ -4,16 +4,18 @@
     vit-jax visualize runs/cifar_patch/patch_4/seed_0 kernels attention_rollout
     vit-jax visualize runs/cifar_patch/patch_4/seed_0 explanations --methods chefer rise
     vit-jax visualize weights/vit_b16 --images cat.jpg dog.jpg --out=figures
-    vit-jax visualize dinov2_vits14.safetensors --images cat.jpg --out=figures
+    vit-jax visualize dinov2/model.safetensors --images cat.jpg --out=figures
     vit-jax visualize runs/eurosat_finetune/*/seed_0 --out=compared
     vit-jax visualize augment --config=configs/cifar_augment.py
 
-RUN is the folder of a finished run, a converted checkpoint, or a weight file of another project.
-The figures are written to RUN/figures: curves, attention_rollout, last_layer_attention,
+RUN is the folder of a finished run, a converted checkpoint, or a weight file of another project
+that, with the config.json next to it, records all settings; convert other files first. The figures
+are written to --out, by default RUN/figures: curves, attention_rollout, last_layer_attention,
 all_layers_attention, positional_embeddings, kernels, feature_maps; name some to draw only those.
 They show a fixed test image of each of eight classes, of the classes --classes NAME..., or --images
 FILE.... For several runs, one figure per image compares their attention in every layer. Weights
-without a head have no figures of classes.
+without a head have no gradient rollout, explanations, explanation_scores, ablation, logit_lens or
+probes.
 
 Drawn only if named: explanations compares methods of explanation, all or --methods NAME...;
 explanation_scores scores them, on 64 images unless --count says otherwise.
@@ -66,23 +68,23 @@ def _draw_models(argv):
 
     known = ["curves", *figures.DRAW, *ONLY_NAMED, *inspection.DRAW]
     kinds = [name for name in args.runs if name in known]
-    folders = [pathlib.Path(name) for name in args.runs if name not in known]
-    for folder in folders:
-        if not folder.exists():
-            hint = suggest_runs(folder)
-            raise UserError(f"{folder} is neither a path nor one of {', '.join(known)}{hint}")
-        if folder.is_file() and not args.out:
-            raise UserError(f"give --out=DIR for the figures of the file {folder}")
-    if not folders:
-        raise UserError("give the folder of a run")
+    sources = [pathlib.Path(name) for name in args.runs if name not in known]
+    for source in sources:
+        if not source.exists():
+            hint = suggest_runs(source)
+            raise UserError(f"{source} is neither a path nor one of {', '.join(known)}{hint}")
+        if source.is_file() and not args.out:
+            raise UserError(f"give --out=DIR for the figures of the file {source}")
+    if not sources:
+        raise UserError("give a run, a converted checkpoint or a weight file")
     for path in args.images or ():
         if path.is_dir():
             raise UserError(f"--images={path} is a folder: give the images in it")
-    print(single_line(f"loading {', '.join(map(str, folders))}"), flush=True)
-    models = [Model(folder, needs_head=False) for folder in folders]
-    for folder, model in zip(folders, models, strict=True):
+    print(single_line(f"loading {', '.join(map(str, sources))}"), flush=True)
+    models = [Model(source, needs_head=False) for source in sources]
+    for source, model in zip(sources, models, strict=True):
         if kinds != ["curves"] and not args.images and not model.has_data:
-            raise UserError(f"{folder} has no dataset: give --images FILE...")
+            raise UserError(f"{source} has no dataset: give --images FILE...")
     _check_sample(args, kinds, ["explanation_scores", *inspection.DRAW])
     shown = {*figures.DRAW, "explanations"}
     if args.classes and (args.images or (kinds and not set(kinds) & shown)):
@@ -90,9 +92,9 @@ def _draw_models(argv):
         raise UserError(f"--classes has no effect with --images, or without one of {every}")
     if args.out and args.out.exists() and not args.out.is_dir():
         raise UserError(f"--out={args.out} is not a folder")
-    if len(folders) == 1:
-        return _draw_model(folders[0], models[0], kinds, args)
-    is_pair = len(folders) == 2 and kinds == ["layer_similarity"]
+    if len(sources) == 1:
+        return _draw_model(sources[0], models[0], kinds, args)
+    is_pair = len(sources) == 2 and kinds == ["layer_similarity"]
     if (kinds and not is_pair) or not args.out:
         raise UserError(
             "several runs are compared in one figure per image: give --out, and do not name "
@@ -114,7 +116,9 @@ def _draw_models(argv):
 
 def _model_parser():
     parser = command.Parser(description=__doc__)
-    parser.add_argument("runs", nargs="+", help="run folders, then names of figures")
+    parser.add_argument(
+        "runs", nargs="+", help="runs, checkpoints or weight files, then names of figures"
+    )
     parser.add_argument(
         "--images", type=pathlib.Path, nargs="+", help="image files, instead of test images"
     )
@@ -164,6 +168,8 @@ def _draw_model(folder, model, kinds, args):
     for kind in kinds:
         if kind not in (every := [*curves, *possible, *named]):
             raise UserError(f"{model.name} has no {kind}: it has {', '.join(every)}")
+    if args.target is not None or args.methods:
+        model.check_head()
     kinds, out, made = kinds or [*curves, *possible], args.out or folder / "figures", []
     if args.target is not None and {"attention_rollout", "explanations"}.isdisjoint(kinds):
         raise UserError(f"--target has no effect on {', '.join(kinds)}: draw explanations")
@@ -198,8 +204,6 @@ def _view(model, args):
     """Run a model on the images that the arguments choose, for figures."""
     from vit_jax.explanation import figures
 
-    if args.target is not None:
-        model.check_head()
     target = None if args.target is None else int(model.class_indices(args.target, 1)[0])
     images, names = _choose_images(model, args)
     return figures.Viewer.of(model).see(model.variables, images, names, target)

@@ -49,7 +49,8 @@ class Classifier:
       config: that of the run, or the defaults with the settings of the weights.
       class_names: names of the classes; "class 0", ... if the weights have none.
       has_data: whether `config` records the dataset that the model was trained on.
-      name: of the run, such as "head/seed_0", of the checkpoint, or of the file with its folder.
+      name: the last two parts of the path of a run ("head/seed_0") or a file
+        ("dinov2/model.safetensors"), or the name of the folder of a converted checkpoint.
       thresholds: probability from which each label applies, with several labels per image; else [].
     """
 
@@ -93,8 +94,9 @@ class Classifier:
                 )
         names = self._names or [f"class {i}" for i in range(info["num_classes"])]
         self.class_names = [single_line(name) for name in names]
-        two = record or path.is_file()  # files of Hugging Face are all called model.safetensors
-        self.name = "/".join(path.absolute().parts[-2 if two else -1 :])
+        # model.safetensors alone names no model.
+        num_parts = 2 if record is not None or path.is_file() else 1
+        self.name = "/".join(path.absolute().parts[-num_parts:])
         self._programs: dict[str, Callable] = {}
         if needs_head:
             self.check_head()

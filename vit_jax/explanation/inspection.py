@@ -193,6 +193,7 @@ DRAW: dict[str, Callable[[Request, pathlib.Path], dict]] = {
     "layer_similarity": _draw_similarity,
     "probes": _draw_probes,
 }
+_WITHOUT_CLASSES = ("token_norms", "layer_similarity")
 DEFAULT_COUNTS = {
     "ablation": 256,
     "logit_lens": 256,
@@ -204,9 +205,8 @@ DEFAULT_COUNTS = {
 
 def kinds_of(model: Model) -> list[str]:
     """List the keys of DRAW that a model has."""
-    if not model.class_names:
-        return ["token_norms", "layer_similarity"]
-    return [*DRAW] if model.config.model.name == "vit" else ["layer_similarity", "probes"]
+    kinds = [*DRAW] if model.config.model.name == "vit" else ["layer_similarity", "probes"]
+    return [kind for kind in kinds if model.class_names or kind in _WITHOUT_CLASSES]
 
 
 def draw(request: Request, kind: str, folder: pathlib.Path) -> pathlib.Path:

@@ -7,7 +7,7 @@ import pathlib
 import re
 import statistics
 import textwrap
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import matplotlib.figure
 import matplotlib.lines
@@ -70,6 +70,7 @@ QUANTITIES = {
     "learning_rate": "learning rate",
     "grad_norm": "norm of the gradient",
 }
+Axis = Literal["epochs", "minutes"]
 Runs = dict[str, list[list[dict]]]  # name -> rows of metrics.jsonl of each seed
 _PLAIN: dict[str, Any] = dict(linewidth=1.6)
 _THIN: dict[str, Any] = dict(linewidth=1.0, alpha=0.65)
@@ -94,12 +95,13 @@ def save_curves(path: pathlib.Path, title: str, runs: Runs) -> None:
 
 
 def save_narrow_curves(
-    file: pathlib.Path | BinaryIO, quantity: str, runs: Runs, over: str = "epochs"
+    file: pathlib.Path | BinaryIO, quantity: str, runs: Runs, over: Axis = "epochs"
 ) -> None:
     """Draw one of QUANTITIES as `save_curves` does, narrow enough to be read on a telephone.
 
-    With `over` "minutes" instead of "epochs", each point is drawn at the mean over the seeds of
-    the time until then, compilation and evaluations included.
+    With `over` "minutes", x is the mean over the seeds of `wall_seconds`, compilation and
+    evaluations included, of the epochs that all seeds have. Vectorised seeds share the elapsed time
+    equally.
     """
     names = [""] if _shared(quantity, runs) else list(runs)
     columns = 2 if max(map(len, names)) <= 24 else 1
@@ -151,11 +153,13 @@ def _over_seeds(seeds, key, over="epochs"):
     for row in (row for rows in seeds for row in rows if key in row):
         found.setdefault(row["epoch"], []).append(row)
     points = []
-    for epoch, rows in sorted(found.items()):
+    for x, rows in sorted(found.items()):
+        if over == "minutes":
+            if len(rows) < max(map(len, found.values())):
+                continue  # the mean of fewer seeds would move backwards
+            x = statistics.fmean(row["wall_seconds"] for row in rows) / 60
         values = [row[key] for row in rows]
-        minutes = (row["wall_seconds"] / 60 for row in rows)
-        place = epoch if over == "epochs" else statistics.fmean(minutes)
-        points.append((place, min(values), statistics.fmean(values), max(values)))
+        points.append((x, min(values), statistics.fmean(values), max(values)))
     return points
 
 
@@ -180,11 +184,11 @@ def _draw_curves(axis, quantity, runs, over="epochs"):
             points = _over_seeds(seeds, f"{split}/{quantity}", over)
             if not points:
                 continue
-            places, low, mean, high = zip(*points, strict=True)
-            axis.plot(places, mean, style, color=color, **options)
+            xs, low, mean, high = zip(*points, strict=True)
+            axis.plot(xs, mean, style, color=color, **options)
             if split == "val" and len(seeds) > 1:
-                axis.fill_between(places, low, high, color=color, alpha=0.25, linewidth=0)
-    axis.set_xlabel("epoch" if over == "epochs" else over)
+                axis.fill_between(xs, low, high, color=color, alpha=0.25, linewidth=0)
+    axis.set_xlabel({"epochs": "epoch", "minutes": "minutes"}[over])
     axis.set_ylabel(QUANTITIES[quantity])
     if quantity in ("accuracy", "map"):
         axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))

@@ -267,8 +267,9 @@ def _curves(sweep):
     runs = {name: seeds for name, seeds in sweep.metrics().items() if any(seeds)}
     found = {key for seeds in runs.values() for rows in seeds for row in rows for key in row}
     quantities = [key for key in plots.QUANTITIES if {f"train/{key}", f"val/{key}"} & found]
-    # Epochs of different models take different times.
-    curves = [(key, "epochs") for key in quantities] + [(key, "minutes") for key in quantities[:1]]
+    curves = [(key, "epochs") for key in quantities]
+    if len(runs) > 1:  # whose epochs take different times
+        curves += [(key, "minutes") for key in quantities[:1]]
     return [
         (plots.QUANTITIES[key], over, _draw(0.38, plots.save_narrow_curves, key, runs, over))
         for key, over in curves
