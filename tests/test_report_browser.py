@@ -64,7 +64,7 @@ def test_report_in_a_browser(browser, report, width, scheme):
     page.on("request", lambda request: requests.append(request.url))
     page.goto(report.as_uri())
     loaded = page.evaluate(LOADED)
-    assert len(loaded) == 9 and all(loaded)
+    assert len(loaded) == 10 and all(loaded)
     assert page.evaluate(ROWS) == ["patch_2.of-a-variant-with-quite-a-long-name", "patch_4"]
     page.locator("summary").click()  # the collapsed settings
     assert page.evaluate(TOO_WIDE) == []
