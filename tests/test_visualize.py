@@ -154,11 +154,16 @@ def test_figures_of_a_weight_file_without_a_head(tmp_path, image_files, capsys):
         assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
-def test_figures_of_a_resnet(tmp_path, image_files):
-    run = str(save_weights(tmp_path / "w", model__name="resnet18", model__hidden_size=4))
-    assert visualize.main([run, f"--out={tmp_path / 'f'}", "--images", *image_files]) == 0
+@pytest.mark.parametrize("num_classes", [3, 0])
+def test_figures_of_a_resnet(tmp_path, image_files, num_classes, capsys):
+    shape = {"model__name": "resnet18", "model__hidden_size": 4}
+    run = str(save_weights(tmp_path / "w", num_classes, **shape))
+    flags = [f"--out={tmp_path / 'f'}", "--images", *image_files]
+    assert visualize.main([run, *flags]) == 0
     kernels = "kernels/first_layer.png"
     assert drawn(tmp_path / "f") == {kernels, "feature_maps/00.png", "feature_maps/01.png"}
+    assert visualize.main([run, "token_norms", *flags]) == 1
+    assert "w has no token_norms" in capsys.readouterr().err
 
 
 def test_models_are_compared_layer_by_layer(tmp_path, image_files):

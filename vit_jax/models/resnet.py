@@ -103,7 +103,9 @@ class ResNet18(nn.Module):
                 )(x, train)
                 maps[name] = x
         x = x.mean((1, 2))
-        logits = nn.Dense(self.num_classes, name="head")(x.astype(jnp.float32))
+        # Weights without a head have no classes, by whose number lecun_normal divides.
+        init = nn.initializers.lecun_normal() if self.num_classes else nn.initializers.zeros
+        logits = nn.Dense(self.num_classes, kernel_init=init, name="head")(x.astype(jnp.float32))
         return (logits, {"feature_maps": maps, "features": x}) if capture else logits
 
 
