@@ -5,15 +5,13 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
-from golden_files import GOLDEN, copy
+from golden_files import GOLDEN, TIMM, copy
 
 from vit_jax import config as settings
 from vit_jax import models, pretrained
 from vit_jax.models.vit import sincos_2d
 from vit_jax.pretrained import architectures, resize, tables
 from vit_jax.runtime.errors import UserError
-
-TIMM = {"model.num_heads": 3, "model.gelu": "erf", "model.pool": "cls", "data.image_size": 12}
 
 
 def change(path, **arrays):

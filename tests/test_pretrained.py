@@ -7,31 +7,12 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from golden_files import GOLDEN
-from scipy.ndimage import zoom
+from golden_files import GIVEN, GOLDEN, HEADS, SOURCES, TIMM, assert_same, convert
 
 from vit_jax import config as settings
 from vit_jax import models, pretrained
 from vit_jax.pretrained import formats, tables
-from vit_jax.pretrained.resize import resize_matrix, resize_patches, resize_positions
 from vit_jax.runtime.errors import UserError
-
-HEADS = {"model.num_heads": 3}
-TIMM = HEADS | {"model.gelu": "erf", "model.pool": "cls", "data.image_size": 12}
-GIVEN = {"timm": TIMM, "timm_mean": TIMM | {"model.pool": "mean"}, "resnet18": {}}
-SOURCES = {
-    "timm": "timm/model.safetensors",
-    "timm_mean": "timm_mean/model.safetensors",
-    "npz": "npz/model.npz",
-    "hf": "hf/model.safetensors",
-    "hf_bare": "hf_bare/model.safetensors",
-    "torchvision": "torchvision/model.safetensors",
-    "resnet18": "resnet18/model.safetensors",
-}
-
-
-def convert(name):
-    return pretrained.convert(GOLDEN / SOURCES[name], GIVEN.get(name, HEADS))
 
 
 def model_of(weights):
@@ -148,14 +129,6 @@ def test_every_naming_of_the_official_file_is_read(tmp_path, change):
         expected_settings = expected_settings | cropped  # as in big_vision's configs
     assert found.info["settings"] == expected_settings
     assert_same(found.arrays, expected.arrays)
-
-
-def assert_same(found, expected):
-    """The arrays are bit-identical."""
-    assert found.keys() == expected.keys()
-    for key, array in expected.items():
-        assert found[key].dtype == array.dtype == np.float32, key
-        np.testing.assert_array_equal(found[key].view(np.uint32), array.view(np.uint32), key)
 
 
 def test_bfloat16_and_a_class_token_without_position(tmp_path):
@@ -339,92 +312,3 @@ def test_equal_class_names_are_numbered(tmp_path):
     given = {key: value for key, value in TIMM.items() if key not in HEADS}
     names = pretrained.convert(path, given).info["class_names"]
     assert names[1] == "crane (1)" and names[6] == "crane (6)" and names[2] == "bird 2"
-
-
-def test_positions_and_patches_are_resized_as_in_their_projects():
-    golden = np.load(GOLDEN / "resized.npz")
-    for rule in ("timm", "hf"):
-        found = resize_positions(golden["table"], 26, True, rule)
-        np.testing.assert_allclose(found, golden[rule], atol=2e-6)
-    np.testing.assert_allclose(resize_patches(golden["kernel"], 6), golden["kernel_6"], atol=2e-5)
-    for old, new in ((3, 5), (14, 24), (24, 14), (4, 1)):
-        grid = np.random.default_rng(0).standard_normal((old, old, 2)).astype(np.float32)
-        expected = zoom(grid, (new / old, new / old, 1), order=1).reshape(1, new * new, 2)
-        found = resize_positions(grid.reshape(1, -1, 2), new * new, False, "official")
-        np.testing.assert_allclose(found, expected, atol=1e-6)
-
-
-def test_an_enlarged_patch_gives_the_same_token():
-    rng = np.random.default_rng(0)
-    patch, kernel = rng.standard_normal((4, 4, 3)), rng.standard_normal((4, 4, 3, 5))
-    matrix = resize_matrix("timm", 6, 4)
-    larger = np.einsum("ij,kl,jlc->ikc", matrix, matrix, patch)
-    tokens = [
-        np.tensordot(p, k, 3) for p, k in ((patch, kernel), (larger, resize_patches(kernel, 6)))
-    ]
-    np.testing.assert_allclose(tokens[0], tokens[1], atol=1e-5)
-
-
-def fit(weights, class_names, keep_head=False, **changes):
-    """Fit weights to a model that differs in some settings."""
-    keys = weights.info["settings"] | {k.replace("__", "."): v for k, v in changes.items()}
-    shapes = formats.shapes(keys, len(class_names))
-    weights.info["checksum"] = 0
-    has_cls = keys.get("model.pool") == "cls"
-    return pretrained.fit(weights, shapes, class_names, has_cls, keep_head)
-
-
-def test_fit_loads_resizes_resets_and_reports():
-    names = [f"class {i}" for i in range(7)]
-    weights = convert("hf")
-    fitted = fit(weights, names)
-    assert [row[0] for row in fitted.rows] == ["loaded"]
-    assert_same(fitted.arrays, weights.arrays)
-    fitted = fit(weights, ["other", *names[1:]], data__image_size=24, model__patch_size=6)
-    rows = {what: (paths, why) for what, paths, why in fitted.rows}
-    assert set(rows["resized"][0]) == {tables.POSITIONS, "embedding/kernel"}
-    assert "Hugging Face" in rows["resized"][1] and "FlexiViT" in rows["resized"][1]
-    assert set(rows["reset"][0]) == {"head/bias", "head/kernel"}
-    assert rows["reset"][1] == "the class names differ"
-    assert fitted.arrays[tables.POSITIONS].shape == (1, 17, 48)
-    assert "loaded" in pretrained.table(fitted, "DIR")
-    fitted = fit(convert("hf_bare"), ["a", "b"], model__representation_size=0)
-    rows = {what: (paths, why) for what, paths, why in fitted.rows}
-    assert set(rows["ignored"][0]) == {"pre_logits/bias", "pre_logits/kernel"}
-    assert "the weights have no head" in rows["reset"][1]
-    weights = convert("npz")  # as if it had the pre-logits layer of 2020
-    layer = {"kernel": np.eye(48, dtype=np.float32), "bias": np.zeros(48, np.float32)}
-    weights.arrays.update({f"pre_logits/{key}": value for key, value in layer.items()})
-    weights.info["settings"]["model.representation_size"] = 48
-    fitted = fit(weights, list("abcdefg"), model__representation_size=0)
-    assert "lacks the layer before it" in {row[0]: row[2] for row in fitted.rows}["reset"]
-    assert [row[0] for row in fit(weights, list("abcdefg"), True).rows] == ["loaded"]
-
-
-def test_mismatched_arrays_are_listed():
-    with pytest.raises(UserError, match="encoderblock_2/.* is missing.*"):
-        fit(convert("timm"), list("abcdefg"), model__depth=3)
-    with pytest.raises(UserError, match="encoderblock_1/.* is not in the model"):
-        fit(convert("timm"), list("abcdefg"), model__depth=1)
-    with pytest.raises(UserError, match=r"Dense_0/bias has the shape \(96,\) instead of \(64,\)"):
-        fit(convert("timm"), list("abcdefg"), model__mlp_dim=64)
-
-
-def test_settings_of_the_weights_are_adopted_and_contradictions_refused():
-    weights = convert("torchvision").info["settings"]
-    config = settings.with_overrides(
-        settings.get_config(), {"init_from": "w", "data.image_size": 0, "train.epochs": 1.0}, "a"
-    )
-    found = settings.resolve(config, weights)
-    assert (found.model.gelu, found.model.depth, found.data.image_size) == ("erf", 2, 12)
-    assert found.data.mean == (0.485, 0.456, 0.406)
-    larger = settings.with_overrides(config, {"data.image_size": 24}, "a")
-    assert settings.resolve(larger, weights).data.image_size == 24
-    for key, value in (("data.mean", (0.4,)), ("model.depth", 3), ("model.size", "S/4")):
-        with pytest.raises(UserError, match="contradicts the weights of init_from=w"):
-            settings.resolve(settings.with_overrides(config, {key: value}, "a"), weights)
-    with pytest.raises(UserError, match="model.gelu=tanh contradicts"):
-        settings.resolve(config, weights, {"model.gelu"})
-    without = settings.with_overrides(config, {"model.qkv_bias": False}, "a")
-    with pytest.raises(UserError, match="model.qkv_bias=False contradicts"):
-        settings.resolve(without, weights)
