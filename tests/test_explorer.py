@@ -264,7 +264,7 @@ def test_mistakes_are_single_line_errors(tmp_path, capsys):
     for arguments, message in (
         ([], "runs"),
         ([str(tmp_path / "no"), *images], "no does not exist"),
-        ([str(HEADLESS), *images], "give --out=FILE.html for two runs, and for a file"),
+        ([str(HEADLESS), *images], "give --out=FILE.html for two runs or a weight file"),
         ([str(HEADLESS), *images, f"--out={tmp_path / 'a.html'}"], "has no head"),
         ([vit], "has no dataset: give --images"),
         ([vit, vit, *images], "give --out=FILE.html for two runs"),

@@ -7,10 +7,9 @@
 
 RUN is the folder of a finished run of a ViT, a converted checkpoint, or a weight file of another
 project that, with the config.json next to it, records all settings; it needs a head. Two are shown
-side by side. The page has the attention of every block,
-attention rollout and the class probabilities of every block, for --images (files, and folders of
-them), or for a fixed test image of each of up to twelve classes. It is one file of at most 6 MB,
-which makes no request.
+side by side. The page has the attention of every block, attention rollout and the class
+probabilities of every block, for --images (files, and folders of them), or for a fixed test image
+of each of up to twelve classes. It is one file of at most 6 MB, which makes no request.
 """
 
 import json
@@ -46,19 +45,19 @@ def main(argv: Sequence[str]) -> None:
 
     if len(args.runs) > 2:
         raise UserError(f"{len(args.runs)} runs are given: give one or two")
-    for folder in args.runs:
-        if not folder.exists():
-            raise UserError(f"{folder} does not exist{suggest_runs(folder)}")
+    for source in args.runs:
+        if not source.exists():
+            raise UserError(f"{source} does not exist{suggest_runs(source)}")
     out = args.out or args.runs[0] / "figures" / "explorer.html"
     if not args.out and (len(args.runs) > 1 or args.runs[0].is_file()):
-        raise UserError("give --out=FILE.html for two runs, and for a file")
+        raise UserError("give --out=FILE.html for two runs or a weight file")
     if out.suffix != ".html":
         raise UserError(f"--out={out} must be the name of a page, ending in .html")
     if args.out and not out.parent.is_dir():
         raise UserError(f"--out={out}: {out.parent} is not a folder")
     paths = list_images(args.images) if args.images else []
     print(single_line(f"loading {', '.join(map(str, args.runs))}"), flush=True)
-    models = [Model(folder) for folder in args.runs]
+    models = [Model(source) for source in args.runs]
     if paths:
         images, names = [paths] * len(models), [single_line(path.name) for path in paths]
     else:
