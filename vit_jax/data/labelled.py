@@ -1,8 +1,6 @@
 """Image folders whose labels are in a CSV or TSV file, or in the names of the files."""
 
-import csv
 import dataclasses
-import io
 import itertools
 import os
 import pathlib
@@ -12,6 +10,7 @@ from collections import defaultdict
 import numpy as np
 
 from vit_jax.config.rules_data import parse_pattern
+from vit_jax.data.csv_table import read_table
 from vit_jax.data.folders import SPLIT_NAMES, Folder, find_split, has_class_folders, list_images
 from vit_jax.data.images import IMAGE_SUFFIXES
 from vit_jax.data.label_sets import indicator_columns, marked, number_sets, split_cell
@@ -42,50 +41,6 @@ class Row:
     label: str
     split: str
     labels: tuple[str, ...] = ()
-
-
-def read_table(path: pathlib.Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Read a CSV or TSV file: names of the columns, and (line number, cells) of each row.
-
-    The delimiter is a tab, comma or semicolon. If the first line names an image, it is a row, and
-    the columns are called 1, 2, ... Raises UserError.
-    """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"data.labels={path} is not UTF-8 text (byte {error.start}): save it as UTF-8"
-        ) from None
-    if "\0" in text:
-        raise UserError(f"data.labels={path} is not text: it contains a zero byte")
-    first = text.partition("\n")[0]
-    delimiter = "\t" if path.suffix.lower() in (".tsv", ".tab") else max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows = []
-    try:
-        for cells in reader:
-            if any(cells := [cell.strip() for cell in cells]):
-                rows.append((reader.line_num, cells))
-    except csv.Error as error:
-        raise UserError(f"line {reader.line_num} of data.labels={path}: {error}") from None
-    if not rows:
-        raise UserError(f"data.labels={path} is empty")
-    names = rows[0][1]
-    if any(map(_is_image_name, names)):
-        names = [str(number) for number in range(1, len(names) + 1)]
-    else:
-        rows = rows[1:]
-    if twice := [name for name in names if name and names.count(name) > 1]:
-        raise UserError(f"data.labels={path} has several columns {truncate_repr(twice[0])}")
-    for line, cells in rows:
-        if len(cells) != len(names):
-            raise UserError(
-                f"line {line} of data.labels={path} has {len(cells)} cells, the first line has "
-                f"{len(names)}: quote cells that contain {truncate_repr(delimiter)}"
-            )
-    if not rows:
-        raise UserError(f"data.labels={path} has no line below the names of its columns")
-    return names, rows
 
 
 def _is_image_name(cell):
@@ -172,7 +127,12 @@ class _Index:
 def _read_rows(config, index):
     """Read the rows of `data.labels`; raises UserError for the first that is invalid."""
     path = table_path(config)
-    names, lines = read_table(path)
+    names, lines = read_table(
+        path, "data.labels", lambda first: not any(map(_is_image_name, first))
+    )
+    if not lines:
+        raise UserError(f"data.labels={path} has no line below the names of its columns")
+    lines = [(line, [cell.strip() for cell in cells]) for line, cells in lines]
     image, labels, split = _find_columns(names, lines, config, path)
     columns = [names.index(name) if name else None for name in (image, labels[0], split)]
     rows = []

@@ -4,16 +4,15 @@ Each row names an example, its class in the dataset (`given`), its class from no
 the dataset. Further columns are for the reader alone; rows with label = given change nothing.
 """
 
-import csv
 import dataclasses
 import hashlib
-import io
 import os
 import pathlib
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vit_jax.data.csv_table import read_table
 from vit_jax.data.examples import Examples
 from vit_jax.runtime.errors import UserError, join_names, suggest, truncate_repr
 
@@ -46,22 +45,16 @@ class Corrections:
 def read(path: str | os.PathLike) -> Corrections:
     """Read a file of corrected labels; raises UserError if it is not one."""
     path = pathlib.Path(path).expanduser()
-    try:
-        text = path.read_text("utf-8-sig")  # spreadsheets write a byte order mark
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise UserError(f"data.relabel={path} cannot be read: {reason}") from None
-    header = text.partition("\n")[0]
-    delimiter = max(",;\t", key=header.count)
-    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    if missing := [name for name in COLUMNS if name not in (table.fieldnames or ())]:
+    names, rows = read_table(path, "data.relabel")
+    if missing := [name for name in COLUMNS if name not in names]:
         raise UserError(
             f"data.relabel={path} lacks columns ({join_names(missing)}): it needs "
             f"{', '.join(COLUMNS)}, which `vit-jax suspects` writes"
         )
     labels, classes, changed, datasets = {}, {}, {}, {}
-    for row in table:
-        example, label, given, dataset = (row[name] or "" for name in COLUMNS)
+    columns = [names.index(name) for name in COLUMNS]
+    for _, cells in rows:
+        example, label, given, dataset = (cells[column] for column in columns)
         label = label if label == given else label.strip()
         classes[example] = given
         if labels.setdefault(example, label) != label:
