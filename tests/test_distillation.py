@@ -12,7 +12,7 @@ import vit_jax
 from vit_jax import UserError
 from vit_jax.training.teacher import distillation_loss
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("one_device", "no_figures")
 RNG = np.random.default_rng(0)
 CNN = {"model.name": "resnet18", "model.hidden_size": 4}
 VIT = {
@@ -44,7 +44,7 @@ def params(run):
 
 
 @pytest.fixture(scope="module")
-def sweep(one_device, tmp_path_factory):
+def sweep(one_device, no_figures, tmp_path_factory):
     """A teacher and its students of two vectorised seeds, in one sweep."""
     student = VIT | {"train.teacher": "cnn", "train.distill_temperature": 4.0}
     workdir = tmp_path_factory.mktemp("runs") / "distil"

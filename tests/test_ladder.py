@@ -31,7 +31,7 @@ def test_every_rung_adds_to_the_one_before(name):
     assert experiment.ladder and list(variants)[0] == flat[-1]["train.teacher"] == "resnet18"
 
 
-def test_digits(one_device, tmp_path):
+def test_digits(one_device, no_figures, tmp_path):
     results = vit_jax.train(vit_jax.load_config("digits_ladder", SHORT), tmp_path / "ladder")
     names = list(vit_jax.load_config("digits_ladder").variants)
     assert [row["variant"] for row in results.rows] == names

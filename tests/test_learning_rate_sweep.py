@@ -73,7 +73,7 @@ def test_variants_and_their_teachers_are_swept(config):
     make_variants(experiment.config, experiment.variants, set(experiment.given))
 
 
-def test_the_command_names_the_best_by_validation_accuracy(config, one_device, capsys):
+def test_the_command_names_the_best_by_validation_accuracy(config, one_device, no_figures, capsys):
     train.main(["--config=two.py", "--variant=teacher", "--sweep-learning-rate"])
     folder = config / "runs" / "two_teacher_learning_rate"
     rows = json.loads((folder / "results.json").read_text())["rows"]
