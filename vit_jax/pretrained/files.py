@@ -14,7 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from vit_jax.pretrained import preprocessing
-from vit_jax.pretrained.architectures import MODEL_TYPES
+from vit_jax.pretrained.architectures import MODEL_TYPES, blocks
 from vit_jax.pretrained.names import Arrays
 from vit_jax.runtime.errors import UserError, first_line, single_line, truncate_repr
 from vit_jax.runtime.files import apply_umask
@@ -201,7 +201,8 @@ def _side_settings(config, config_path):
         **preprocessing.read_timm(cfg),
         "class_names": _class_names(cfg, config),
     }
-    return {key: value for key, value in found.items() if value is not None}
+    found = {key: value for key, value in found.items() if value is not None}
+    return blocks(str(config.get("architecture"))) | found
 
 
 def _class_names(cfg, config):

@@ -19,7 +19,7 @@ from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.files import write_atomically
 from vit_jax.storage import checkpoint, run_folder
 
-# Model parts that no export represents, by default off.
+# Model parts that are off by default.
 PARTS = (
     *("mlp", "norm", "pre_norm", "layer_scale_init", "qk_norm", "head_dim", "num_registers"),
     *("class_token", "fc_norm"),
