@@ -20,6 +20,8 @@ from vit_jax.cli import predict
 from vit_jax.config import get_config
 from vit_jax.data.sources import read_digits
 
+pytestmark = pytest.mark.usefixtures("one_device", "no_figures")
+
 TINY = {
     "model.hidden_size": 16,
     "model.mlp_dim": 32,

@@ -22,6 +22,8 @@ from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
 from vit_jax.storage import run_folder
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 features = tfds.features
 
 

@@ -17,6 +17,8 @@ from vit_jax.augment import augment, preprocess
 from vit_jax.cli import convert, evaluate, predict
 from vit_jax.runtime.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 PREPROCESSED = GOLDEN / "preprocessed"
 NAMES = [f"class {i}" for i in (1, 2, 10, 11, 100, 20, 3)]  # in the order of timm
 

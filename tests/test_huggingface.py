@@ -15,6 +15,8 @@ from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits
 from vit_jax.runtime.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("one_device", "no_figures")
+
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 

@@ -31,6 +31,8 @@ from vit_jax.evaluation.classifier import Classifier
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("one_device", "no_figures")
+
 features = tfds.features
 
 

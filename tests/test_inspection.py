@@ -12,6 +12,8 @@ from tiny_weights import save_weights
 import vit_jax
 from vit_jax.cli import visualize
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 ANALYSES = {
     "ablation/ablation.png",
     "logit_lens/layers.png",

@@ -16,6 +16,8 @@ from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits
 from vit_jax.runtime.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("one_device", "no_figures")
+
 
 def save(path, level):
     path.parent.mkdir(parents=True, exist_ok=True)

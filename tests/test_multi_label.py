@@ -33,6 +33,8 @@ from vit_jax.evaluation.metrics import binary_losses
 from vit_jax.report.data_page import write_data_page
 from vit_jax.runtime.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 VALUES = dict(
     data__name="shapes", data__channels=3, data__label_key="labels", data__multi_label=True
 )

@@ -11,6 +11,8 @@ from vit_jax.cli.hooks import ReportHooks
 from vit_jax.training.hooks import Hooks
 from vit_jax.training.sweep import run_sweep
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 CONFIG = dict(
     train__epochs=1.0, train__batch_size=256, train__eval_batch_size=512, log__explain_images=0
 )

@@ -20,6 +20,7 @@ from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
 from vit_jax.training.sweep import make_variants, run_sweep
 
+pytestmark = pytest.mark.usefixtures("one_device", "no_figures")
 CLASSES = ["ant", "bee", "<b>cat"]
 
 
