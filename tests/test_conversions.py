@@ -3,52 +3,37 @@
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import zoo
 from golden_files import GOLDEN
 from tiny_stop import Stop
 from tiny_weights import save_weights
 
 import vit_jax
 from vit_jax import config as settings
-from vit_jax import models, pretrained
+from vit_jax import pretrained
 from vit_jax.pretrained import architectures, files
 from vit_jax.runtime.errors import UserError
 from vit_jax.training.sweep import make_variants, run_sweep
 
 ZOO = GOLDEN / "zoo"
-FOLDERS = sorted(path.name for path in ZOO.iterdir() if path.is_dir())
+FOLDERS = [folder.name for folder in zoo.folders(ZOO)]
 
 
 def file_of(name):
-    folder = ZOO / name
-    return next(p for p in folder.iterdir() if p.name in ("model.safetensors", "model.npz"))
+    return zoo.file_of(ZOO / name)
 
 
 def convert(name, **more):
-    options = json.loads((ZOO / name / "given.json").read_text())["options"]
-    return pretrained.convert(file_of(name), pretrained.settings_of(options | more))
-
-
-def run(weights, images):
-    """Compute the tokens before the first and after the last block, and the output."""
-    config = settings.with_overrides(settings.get_config(), weights.info["settings"], "weights")
-    count, variables = weights.info["num_classes"], weights.variables
-    model = models.build(config.model, max(1, count))
-    if not count:
-        width, _ = pretrained.shapes(weights.info["settings"], 1)["head/kernel"]
-        variables["params"]["head"] = {"kernel": np.zeros((width, 1)), "bias": np.zeros(1)}
-    apply = jax.jit(model.apply, static_argnames="capture")
-    logits, seen = apply(variables, images, capture=True)
-    return seen["tokens"][0], seen["tokens"][-1], logits if count else seen["features"]
+    return zoo.convert(ZOO / name, **more)
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_stages_equal_those_of_the_library(name):
     golden = np.load(ZOO / name / "golden.npz")
-    found = run(convert(name), golden["images"])
+    found = zoo.compute(convert(name), golden["images"])
     for stage, array in zip(("embedding", "blocks", "output"), found, strict=True):
         np.testing.assert_allclose(array, golden[stage], rtol=0, atol=1e-5, err_msg=stage)
         assert golden[stage].std() > 0.1

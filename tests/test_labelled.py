@@ -212,7 +212,10 @@ PROBLEMS = {
         "3.png in two splits, train and test",
     ),
     "cells": (["file,label", *rows(), "3.png"], "line 22 of .* has 1 cells, the first line has 2"),
-    "quote": (["file,label", *rows(), '"3.png'], "line 22 of .*: unexpected end of data"),
+    "quote": (
+        ["file,label", *rows(), '"3.png'],
+        "row that begins on line 22 .*unexpected end of data",
+    ),
     "one column": (["file", "3.png"], "no column that is known to hold labels"),
     "columns twice": (["file,label,label", "3.png,a,b"], "several columns 'label'"),
     "one class": (["file,label", "1.png,cat", "2.png,cat"], "a single class .*, cat: give at"),

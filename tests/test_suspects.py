@@ -215,7 +215,15 @@ def test_fingerprint_and_images_of_relabelled_data(tmp_path, resident, capsys):
         (lambda text: re.sub("[0-9a-f]{16}", "0" * 16, text, count=1), "of different datasets"),
         (lambda text: text.replace("label,", "class,", 1), "lacks columns .label.: it needs"),
         (lambda text: text + text.splitlines()[-1].replace(",bee", ",ant", 1) + "\n", "two labels"),
-        (lambda text: text.replace("ant/1.png", '"ant/1.png'), "a quotation mark may be left open"),
+        (
+            lambda text: text.replace("ant/1.png", '"ant/1.png'),
+            "row that begins on line 7 .*: close its quotation mark",
+        ),
+        (
+            lambda text: text.replace("label,", "label,label,", 1),
+            "has 4 cells, the first line has 5",
+        ),
+        (lambda text: re.sub("^", "label,", text, flags=re.M)[:-6], "several columns 'label'"),
         (lambda text: text + "ant/2.png,bee\n", "has 2 cells, the first line has 4"),
         (lambda text: "\0", "zero byte"),
     ],

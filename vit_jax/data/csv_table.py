@@ -1,4 +1,4 @@
-"""Tables in CSV or TSV files, as people and spreadsheets write them."""
+"""Tables in CSV and TSV files."""
 
 import csv
 import io
@@ -15,29 +15,24 @@ def read_table(
 ) -> tuple[Cells, list[tuple[int, Cells]]]:
     """Read a table: names of the columns, and (line number, cells) of each row.
 
-    The delimiter is a tab, comma or semicolon; a byte order mark and blank lines are skipped.
+    The delimiter is a tab in .tsv and .tab files, otherwise the comma, semicolon or tab that is the
+    most frequent in the first line. A byte order mark and blank lines are skipped.
 
     Args:
-      path: of the file.
-      setting: that names it, for messages, such as "data.labels".
+      path: the file.
+      setting: the setting that names the file, such as "data.labels", for messages.
       has_header: whether the cells of the first line are names of columns; otherwise these are
         called 1, 2, ...
 
     Raises:
-      UserError: it cannot be read, is not UTF-8 text, leaves a quote open, is empty, has two
-        columns of one name, or a row that is longer or shorter than the first line.
+      UserError: the file cannot be read, is not UTF-8 text, has no line, leaves a quotation mark
+        open, or has a row whose number of cells differs from that of the first line.
     """
     what = f"{setting}={path}"
     text = _read_text(path, what)
     first = text.partition("\n")[0]
     delimiter = "\t" if path.suffix.lower() in (".tsv", ".tab") else max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        rows = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))]
-    except csv.Error as error:
-        raise UserError(
-            f"line {reader.line_num} of {what}: {error}; a quotation mark may be left open"
-        ) from None
+    rows = _parse(text, delimiter, what)
     if not rows:
         raise UserError(f"{what} is empty")
     names = [cell.strip() for cell in rows[0][1]]
@@ -45,8 +40,6 @@ def read_table(
         rows = rows[1:]
     else:
         names = [str(number) for number in range(1, len(names) + 1)]
-    if twice := [name for name in names if name and names.count(name) > 1]:
-        raise UserError(f"{what} has several columns {truncate_repr(twice[0])}")
     for line, cells in rows:
         if len(cells) != len(names):
             raise UserError(
@@ -68,3 +61,19 @@ def _read_text(path, what):
     if "\0" in text:
         raise UserError(f"{what} is not text: it contains a zero byte")
     return text
+
+
+def _parse(text, delimiter, what):
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows, start = [], 1
+    try:
+        for cells in reader:
+            if any(map(str.strip, cells)):
+                rows.append((reader.line_num, cells))
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(
+            f"the row that begins on line {start} of {what} cannot be read ({error}): close its "
+            "quotation mark, or double it"
+        ) from None
+    return rows

@@ -130,6 +130,8 @@ def _read_rows(config, index):
     names, lines = read_table(
         path, "data.labels", lambda first: not any(map(_is_image_name, first))
     )
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise UserError(f"data.labels={path} has several columns {truncate_repr(twice[0])}")
     if not lines:
         raise UserError(f"data.labels={path} has no line below the names of its columns")
     lines = [(line, [cell.strip() for cell in cells]) for line, cells in lines]

@@ -51,6 +51,8 @@ def read(path: str | os.PathLike) -> Corrections:
             f"data.relabel={path} lacks columns ({join_names(missing)}): it needs "
             f"{', '.join(COLUMNS)}, which `vit-jax suspects` writes"
         )
+    if twice := [name for name in COLUMNS if names.count(name) > 1]:
+        raise UserError(f"data.relabel={path} has several columns {twice[0]!r}: keep one")
     labels, classes, changed, datasets = {}, {}, {}, {}
     columns = [names.index(name) for name in COLUMNS]
     for _, cells in rows:

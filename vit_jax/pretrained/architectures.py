@@ -82,12 +82,6 @@ _SIZES = {
 }
 # What may follow the size in a name of timm.
 _FLAGS = r"(_(distilled|patch\d+|reg\d+|siglip|clip|quickgelu|dinov2|tipsv2|gap|map|in21k|\d+))*"
-# {pattern of a name in timm: settings of its blocks}
-_BLOCKS = {
-    r"quickgelu": {"model.gelu": "quick"},
-    r"giant.*(dinov2|tipsv2)": {"model.mlp": "swiglu"},
-    r"_clip_": {"model.norm_eps": 1e-5},
-}
 # {pattern of a name in timm: preprocessing of its weights}; the first match counts.
 _PREPROCESSING = {
     r"large_patch14_clip_\d+\.laion2b": tables.HALVES,
@@ -209,18 +203,30 @@ def _facts(name, short, heads):
     found: dict = {"model.num_heads": heads, "model.gelu": "erf", "model.pool": pool}
     if "siglip" in short and re.search(r"giantopt|so400m_patch16|patch32|large.*512", short):
         found["model.gelu"] = "tanh"
-    found |= blocks(short)
+    found |= block_settings(short)
     found |= next((how for pattern, how in _PREPROCESSING.items() if re.search(pattern, name)), {})
     size = re.search(r"_(\d+)$", short)
     return found | {"data.image_size": int(size[1]) if size else None}
 
 
-def blocks(name: str) -> dict[str, Any]:
-    """Derive the settings of the blocks that the name of a ViT of timm implies, at any width."""
-    found = {}
-    for pattern, settings in _BLOCKS.items():
-        if re.search(pattern, name):
-            found |= settings
+def block_settings(name: str, norm_layer: str | None = None) -> dict[str, Any]:
+    """Derive what the name of a ViT in timm says of its blocks, at any width.
+
+    Args:
+      name: such as "vit_base_patch16_clip_quickgelu_224"; others give {}.
+      norm_layer: timm's argument, if it is given.
+
+    Returns:
+      {"model.norm_eps", "model.gelu", "model.mlp": value}, as far as known.
+    """
+    if not re.match(r"(vit|deit3?|flexivit)_", name):
+        return {}
+    # A layer that is given has its default epsilon.
+    found: dict = {"model.norm_eps": 1e-5 if "_clip_" in name and not norm_layer else 1e-6}
+    if "quickgelu" in name:
+        found["model.gelu"] = "quick"
+    if re.search("giant.*(dinov2|tipsv2)", name):
+        found["model.mlp"] = "swiglu"
     return found
 
 

@@ -27,10 +27,9 @@ def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
       UserError: the format cannot represent the model.
     """
     config = with_overrides(get_config(), weights.info["settings"], "the weights")
-    info, settings, data = weights.info, weights.info["settings"], config.data
-    settings = settings | {key: data[key.removeprefix("data.")] for key in PREPROCESSING}
-    own = data.image_size if data.resize_mode == "fit" else resized_side(data)
-    stored = info.get("stored_size") or own
+    info, data = weights.info, config.data
+    own_size = data.image_size if data.resize_mode == "fit" else resized_side(data)
+    stored = info.get("stored_size") or own_size
     notes = []
     if stored != resized_side(data):
         notes = [f"the file cannot record data.stored_size={stored}, the first of two resizings"]
@@ -42,45 +41,58 @@ def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
         raise UserError(
             f"{info['source']} cannot be exported to {kind}: that export does not write {lacking}"
         )
-    arrays = _with_table(weights.arrays, config)
-    if arrays.keys() != weights.arrays.keys():
-        notes.append(f"the file has a table instead of model.pos_embed={config.model.pos_embed}")
-    if kind == "npz":
-        if destination.suffix != ".npz":
-            raise UserError(f"{destination} must end in .npz")
-        theirs = names.official(formats.to_theirs("npz", arrays))
-        contiguous: Any = {key: np.ascontiguousarray(array) for key, array in theirs.items()}
-        np.savez(destination, **contiguous)
-        usual = tables.SETTINGS["npz"] | preprocessing.usual("npz", settings)
-        return notes + [
-            f"the file cannot record {key}={settings[key]}; the usual value is {value}"
-            for key, value in usual.items()
-            if settings[key] != value
-        ]
-    if data.resize_mode == "fit" or (kind == "hf" and resized_side(data) != data.image_size):
-        notes.append(f"{kind} rounds the offset of the crop to another pixel for some images")
-    mean, std = (
-        np.broadcast_to(settings[f"data.{key}"], settings["data.channels"]).tolist()
-        for key in ("mean", "std")
-    )
-    if kind == "timm":
-        configs = {"config.json": _timm_config(info, mean, std, preprocessing.write_timm(data))}
-        if config.model.name == "resnet18":
-            theirs = formats.to_theirs("resnet18", arrays)
-            files.write_safetensors(destination, theirs, configs)
-            return notes
-        arrays = formats.to_theirs("timm", _for_timm(arrays, config.model))
-        files.write_safetensors(destination, arrays, configs)
-        own, (_, theirs) = config.model.norm_eps, _timm_architecture(config.model)
-        return notes + [f"timm uses norm_eps={theirs:g} instead of {own:g}"] * (own != theirs)
-    theirs = formats.to_theirs("hf", arrays)
-    theirs = {k if k.startswith("classifier.") else f"vit.{k}": v for k, v in theirs.items()}
-    processor = preprocessing.write_processor(data)
-    files.write_safetensors(destination, theirs, _hf_configs(info, mean, std, processor))
+    arrays = weights.arrays
+    if config.model.name == "vit":
+        arrays = _with_conv_and_table(arrays, config)
+        if config.model.pos_embed != "learned_1d":
+            notes.append(
+                f"the file has a table instead of model.pos_embed={config.model.pos_embed}"
+            )
+    write = {"npz": _write_npz, "timm": _write_timm, "hf": _write_hf}[kind]
+    return notes + write(arrays, config, info, destination)
+
+
+def _write_npz(arrays, config, info, destination):
+    if destination.suffix != ".npz":
+        raise UserError(f"{destination} must end in .npz")
+    theirs = names.official(formats.to_theirs("npz", arrays))
+    contiguous: Any = {key: np.ascontiguousarray(array) for key, array in theirs.items()}
+    np.savez(destination, **contiguous)
+    settings = info["settings"] | {
+        key: config.data[key.removeprefix("data.")] for key in PREPROCESSING
+    }
+    usual = tables.SETTINGS["npz"] | preprocessing.usual("npz", settings)
+    return [
+        f"the file cannot record {key}={settings[key]}; the usual value is {value}"
+        for key, value in usual.items()
+        if settings[key] != value
+    ]
+
+
+def _write_timm(arrays, config, info, destination):
+    model, notes = config.model, []
+    if config.data.resize_mode == "fit":
+        notes = ["timm rounds the offset of the crop to another pixel for some images"]
+    configs = {"config.json": _timm_config(config, info)}
+    if model.name == "resnet18":
+        files.write_safetensors(destination, formats.to_theirs("resnet18", arrays), configs)
+        return notes
+    theirs = formats.to_theirs("timm", _for_timm(arrays, model))
+    files.write_safetensors(destination, theirs, configs)
+    _, eps = _timm_architecture(model)
+    if eps != model.norm_eps:
+        notes.append(f"timm uses norm_eps={eps:g} instead of {model.norm_eps:g}")
     return notes
 
 
-_TIMM_POOLS = {"cls": "token", "mean": "avg", "max": "max", "avgmax": "avgmax", "map": "map"}
+def _write_hf(arrays, config, info, destination):
+    data = config.data
+    theirs = formats.to_theirs("hf", arrays)
+    theirs = {k if k.startswith("classifier.") else f"vit.{k}": v for k, v in theirs.items()}
+    files.write_safetensors(destination, theirs, _hf_configs(config, info))
+    if data.resize_mode == "fit" or resized_side(data) != data.image_size:
+        return ["hf rounds the offset of the crop to another pixel for some images"]
+    return []
 
 
 def _lacking(model, kind):
@@ -88,33 +100,34 @@ def _lacking(model, kind):
     if model.name == "resnet18":
         if kind != "timm" or model.stem != "imagenet":
             return f"model.name=resnet18 with model.stem={model.stem}"
-        return "" if model.hidden_size == 64 else f"model.hidden_size={model.hidden_size}"
-    is_timm = kind == "timm"
+        width = model.hidden_size
+        return "" if width == 64 else f"model.name=resnet18 with model.hidden_size={width}"
     written = {
         "attention": ("softmax",),
         "patchify": ("conv", "manual"),
         "pos_embed": ("learned_1d", "learned_2d", "sincos_2d", "sinusoidal", "none"),
-        "pool": _TIMM_POOLS if is_timm else ("cls",),
+        "pool": tables.TIMM_POOLS.values() if kind == "timm" else ("cls",),
     }
     if kind != "npz":
         written["representation_size"] = (0,)
-    for key in ("head_dim",) if is_timm else PARTS:
-        written[key] = (SCHEMA[f"model.{key}"].default,)
-    if model.pool == "map":
-        written["mlp"] = ("gelu",)  # timm's pooling has no other
-    return next(
-        (f"model.{key}={model[key]}" for key in written if model[key] not in written[key]), ""
-    )
+    if kind != "timm":
+        written |= {key: (SCHEMA[f"model.{key}"].default,) for key in PARTS}
+    written["head_dim"] = (0, model.hidden_size // model.num_heads)
+    for key, values in written.items():
+        if model[key] not in values:
+            return f"model.{key}={model[key]}"
+    if model.pool == "map" and model.mlp == "swiglu":
+        return "model.mlp=swiglu with model.pool=map"
+    return ""
 
 
-def _with_table(arrays, config):
-    """Write the patch embedding as a convolution, and any positions as one table for all tokens.
+def _with_conv_and_table(arrays, config):
+    """Write embeddings as the kernel of a convolution and a table, which give the same tokens.
 
-    Both give the same tokens. Returns new arrays; those of a ResNet18 remain as they are.
+    Returns new arrays, with the kernel [p, p, c, d] of the patch embedding and the position of
+    every token [1, n, d], the class token included.
     """
     model, arrays = config.model, dict(arrays)
-    if model.name == "resnet18":
-        return arrays
     p, width = model.patch_size, model.hidden_size
     arrays["embedding/kernel"] = arrays["embedding/kernel"].reshape(p, p, -1, width)
     if model.pos_embed == "learned_1d":
@@ -131,9 +144,10 @@ def _with_table(arrays, config):
 
 
 def _for_timm(arrays, model):
-    """Give registers positions of zero, and add the embedding's bias to positions before a norm.
+    """Adapt the positions to timm's [1, class token + registers + patches, d]; return new arrays.
 
-    There, timm's patch embedding has no bias. Returns new arrays.
+    Those of registers are 0. With `pre_norm`, timm's patch embedding has no bias, so the bias is
+    added to the positions of the patches.
     """
     arrays, first = dict(arrays), int(has_cls(model))
     cls, patches = np.split(arrays[tables.POSITIONS], [first], 1)
@@ -143,20 +157,21 @@ def _for_timm(arrays, model):
     return arrays | {tables.POSITIONS: np.concatenate([cls, zeros, patches], 1)}
 
 
-_TIMM_GELU = {"erf": "gelu", "tanh": "gelu_tanh", "quick": "quick_gelu"}
-_HF_GELU = {"erf": "gelu", "tanh": "gelu_pytorch_tanh", "quick": "quick_gelu"}
+def _mean_and_std(data):
+    """List the mean and the standard deviation of each channel."""
+    return [np.broadcast_to(data[key], data.channels).tolist() for key in ("mean", "std")]
 
 
-def _timm_config(info, mean, std, preprocessed):
-    settings, num_classes = info["settings"], info["num_classes"]
-    size, channels = settings["data.image_size"], settings["data.channels"]
-    is_resnet = settings["model.name"] == "resnet18"
-    config = {
-        "num_classes": num_classes,
+def _timm_config(config, info):
+    data, model = config.data, config.model
+    mean, std = _mean_and_std(data)
+    is_resnet = model.name == "resnet18"
+    content = {
+        "num_classes": info["num_classes"],
         "pretrained_cfg": {
-            "num_classes": num_classes,
-            "input_size": [channels, size, size],
-            **preprocessed,
+            "num_classes": info["num_classes"],
+            "input_size": [data.channels, data.image_size, data.image_size],
+            **preprocessing.write_timm(data),
             "mean": mean,
             "std": std,
             "label_names": info["class_names"],
@@ -165,13 +180,13 @@ def _timm_config(info, mean, std, preprocessed):
         },
     }
     if is_resnet:
-        return config | {"architecture": "resnet18"}
-    model = with_overrides(get_config(), settings, "the weights").model
+        return content | {"architecture": "resnet18"}
     is_gated = model.mlp == "swiglu"
+    pools = {ours: theirs for theirs, ours in tables.TIMM_POOLS.items()}
     args = {
-        "img_size": size,
+        "img_size": data.image_size,
         "patch_size": model.patch_size,
-        "in_chans": channels,
+        "in_chans": data.channels,
         "embed_dim": model.hidden_size,
         "depth": model.depth,
         "num_heads": model.num_heads,
@@ -183,18 +198,21 @@ def _timm_config(info, mean, std, preprocessed):
         "reg_tokens": model.num_registers,
         "no_embed_class": False,
         "pre_norm": model.pre_norm,
-        "global_pool": _TIMM_POOLS[model.pool],
+        "global_pool": pools[model.pool],
         "fc_norm": model.fc_norm,
     }
     if not is_gated:
-        args["act_layer"] = _TIMM_GELU[model.gelu]
+        args["act_layer"] = tables.TIMM_GELUS[model.gelu]
     if model.norm == "rms":
         args["norm_layer"] = "rmsnorm"
-    return config | {"architecture": _timm_architecture(model)[0], "model_args": args}
+    return content | {"architecture": _timm_architecture(model)[0], "model_args": args}
 
 
 def _timm_architecture(model):
-    """Choose a ViT of timm by what its arguments cannot say in JSON, and its epsilon of norms."""
+    """Choose the ViT of timm that has what JSON arguments cannot express.
+
+    Returns its name, which decides the kind of the MLP, and the epsilon of its norms.
+    """
     if model.mlp == "swiglu":
         return "vit_giant_patch14_dinov2", 1e-6
     if model.norm_eps == 1e-5 and model.norm == "layer":
@@ -203,39 +221,39 @@ def _timm_architecture(model):
 
 
 def _ratio(hidden, width):
-    """Divide so that timm, which truncates the product of ratio and width, finds `hidden` again."""
+    """Divide so that timm, which truncates the product of ratio and width, recovers `hidden`."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
-def _hf_configs(info, mean, std, processor):
-    settings = info["settings"]
-    size = settings["data.image_size"]
+def _hf_configs(config, info):
+    data, model = config.data, config.model
+    mean, std = _mean_and_std(data)
     names = info["class_names"] or [f"LABEL_{i}" for i in range(info["num_classes"])]
-    config = {
+    content = {
         "architectures": ["ViTForImageClassification"],
         "model_type": "vit",
-        "image_size": size,
-        "patch_size": settings["model.patch_size"],
-        "num_channels": settings["data.channels"],
-        "hidden_size": settings["model.hidden_size"],
-        "num_hidden_layers": settings["model.depth"],
-        "num_attention_heads": settings["model.num_heads"],
-        "intermediate_size": settings["model.mlp_dim"],
-        "qkv_bias": settings["model.qkv_bias"],
-        "hidden_act": _HF_GELU[settings["model.gelu"]],
-        "layer_norm_eps": settings["model.norm_eps"],
+        "image_size": data.image_size,
+        "patch_size": model.patch_size,
+        "num_channels": data.channels,
+        "hidden_size": model.hidden_size,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.num_heads,
+        "intermediate_size": model.mlp_dim,
+        "qkv_bias": model.qkv_bias,
+        "hidden_act": tables.HF_GELUS[model.gelu],
+        "layer_norm_eps": model.norm_eps,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
     }
     preprocessor = {
-        **processor,
+        **preprocessing.write_processor(data),
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": mean,
         "image_std": std,
     }
-    return {"config.json": config, "preprocessor_config.json": preprocessor}
+    return {"config.json": content, "preprocessor_config.json": preprocessor}

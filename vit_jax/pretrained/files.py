@@ -14,8 +14,9 @@ import safetensors
 import safetensors.numpy
 
 from vit_jax.pretrained import preprocessing
-from vit_jax.pretrained.architectures import MODEL_TYPES, blocks
+from vit_jax.pretrained.architectures import MODEL_TYPES, block_settings
 from vit_jax.pretrained.names import Arrays
+from vit_jax.pretrained.tables import HF_GELUS, TIMM_GELUS, TIMM_POOLS
 from vit_jax.runtime.errors import UserError, first_line, single_line, truncate_repr
 from vit_jax.runtime.files import apply_umask
 
@@ -40,12 +41,8 @@ _TIMM_ARGS = {
     *("attn_drop_rate", "pos_drop_rate", "qkv_bias", "strict_img_size", "weight_init"),
     *("distilled", "init_values", "norm_layer", "pre_norm", "qk_norm", "reg_tokens"),
 }
-_TIMM_POOLS = {"token": "cls", "avg": "mean", "map": "map", "max": "max", "avgmax": "avgmax"}
-_GELUS = {
-    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_tanh", "gelu_fast"), "tanh"),
-    "gelu": "erf",
-    "quick_gelu": "quick",
-}
+_GELUS = {theirs: ours for names in (TIMM_GELUS, HF_GELUS) for ours, theirs in names.items()}
+_GELUS |= {"gelu_new": "tanh", "gelu_fast": "tanh"}  # of older files
 _NORMS = {None: None, "layernorm": "layer", "rmsnorm": "rms"}
 
 # JSON files next to the weights: of the model and of its preprocessing.
@@ -167,10 +164,12 @@ def _side_settings(config, config_path):
         config["image_size"] = math.isqrt(count) * config["patch_size"]
     pool = args.get("global_pool") or config.get("global_pool")
     activation = config.get("hidden_act") or args.get("act_layer")
+    blocks = block_settings(config.get("architecture") or "", args.get("norm_layer"))
+    is_gated = blocks.get("model.mlp") == "swiglu"
     for what, value, known in (
-        ("pooling", pool, _TIMM_POOLS),
+        ("pooling", pool, TIMM_POOLS),
         ("pooler_act", config.get("pooler_act"), ("tanh",)),
-        ("activation", activation, _GELUS),
+        ("activation", activation, ("silu",) if is_gated else _GELUS),
         ("norm_layer", args.get("norm_layer"), _NORMS),
     ):
         if value and value not in known:
@@ -190,9 +189,9 @@ def _side_settings(config, config_path):
         "model.num_heads": config.get("num_attention_heads") or args.get("num_heads"),
         "model.norm_eps": config.get("layer_norm_eps"),
         "model.norm": _NORMS[args.get("norm_layer")],
-        "model.pool": _TIMM_POOLS.get(pool or ""),
+        "model.pool": TIMM_POOLS.get(pool or ""),
         "model.fc_norm": False if args.get("fc_norm") is False else None,
-        "model.gelu": _GELUS[activation] if activation else None,
+        "model.gelu": _GELUS[activation] if activation and not is_gated else None,
         "data.image_size": sides(
             config.get("image_size") or args.get("img_size") or cfg.get("input_size")
         ),
@@ -201,8 +200,7 @@ def _side_settings(config, config_path):
         **preprocessing.read_timm(cfg),
         "class_names": _class_names(cfg, config),
     }
-    found = {key: value for key, value in found.items() if value is not None}
-    return blocks(str(config.get("architecture"))) | found
+    return blocks | {key: value for key, value in found.items() if value is not None}
 
 
 def _class_names(cfg, config):

@@ -246,3 +246,8 @@ SETTINGS = {
     "torchvision": {"model.gelu": "erf", "model.norm_eps": 1e-6},
     "resnet18": {},
 }
+
+# Names of settings in config.json: of timm's pooling {theirs: ours}, and of GELU {ours: theirs}.
+TIMM_POOLS = {"token": "cls", "avg": "mean", "map": "map", "max": "max", "avgmax": "avgmax"}
+TIMM_GELUS = {"erf": "gelu", "tanh": "gelu_tanh", "quick": "quick_gelu"}
+HF_GELUS = {"erf": "gelu", "tanh": "gelu_pytorch_tanh", "quick": "quick_gelu"}
