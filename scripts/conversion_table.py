@@ -9,14 +9,17 @@ import argparse
 import json
 import pathlib
 import re
+import sys
 
 import jax
 import numpy as np
 
-from vit_jax import config as settings
-from vit_jax import models, pretrained
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
 
-PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "conversions.md"
+import zoo  # noqa: E402
+
+PAGE = ROOT / "docs" / "conversions.md"
 STAGES = ("embedding", "blocks", "output")
 BLOCK = re.compile(r"(<!-- conversions -->\n).*(<!-- /conversions -->)", re.DOTALL)
 HEAD = "| library | model | parameters | embedding | after the blocks | output |"
@@ -24,22 +27,10 @@ HEAD = "| library | model | parameters | embedding | after the blocks | output |
 
 def compare(folder: pathlib.Path) -> tuple[int, list[float]]:
     """Compute the parameters and the largest absolute difference of each stage of a model."""
-    options = json.loads((folder / "given.json").read_text())["options"]
-    file = next(p for p in folder.iterdir() if p.name in ("model.safetensors", "model.npz"))
-    weights = pretrained.convert(file, pretrained.settings_of(options))
-    config = settings.with_overrides(settings.get_config(), weights.info["settings"], "weights")
-    num_classes, golden = weights.info["num_classes"], np.load(folder / "golden.npz")
-    model, variables = models.build(config.model, max(1, num_classes)), weights.variables
-    if not num_classes:
-        width, _ = pretrained.shapes(weights.info["settings"], 1)["head/kernel"]
-        variables["params"]["head"] = {"kernel": np.zeros((width, 1)), "bias": np.zeros(1)}
-    apply = jax.jit(model.apply, static_argnames="capture")
-    logits, inside = apply(variables, golden["images"], capture=True)
-    output = logits if num_classes else inside["features"]
-    found = (inside["tokens"][0], inside["tokens"][-1], output)
+    weights, golden = zoo.convert(folder), np.load(folder / "golden.npz")
     differences = [
         float(np.abs(array - golden[stage]).max())
-        for stage, array in zip(STAGES, found, strict=True)
+        for stage, array in zip(STAGES, zoo.compute(weights, golden["images"]), strict=True)
     ]
     return sum(array.size for array in weights.arrays.values()), differences
 
@@ -51,7 +42,7 @@ def main() -> None:
     rows, versions, largest = [], {}, {}
     for root in parser.parse_args().folders:
         versions |= json.loads((root / "versions.json").read_text())
-        for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        for folder in zoo.folders(root):
             title = json.loads((folder / "given.json").read_text())["title"]
             count, found = compare(folder)
             library, name = title.split(" ", 1)
