@@ -112,7 +112,8 @@ def write_experiment(name: str) -> list[str]:
 
 def _reused(measured):
     count = measured["reused"]
-    return f", of which {count} are those of another experiment" if count else ""
+    verb = "is that" if count == 1 else "are those"
+    return f", of which {count} {verb} of another experiment" if count else ""
 
 
 def duration(minutes: float) -> str:
