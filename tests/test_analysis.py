@@ -53,8 +53,9 @@ def test_editing_nothing_gives_the_same_bits(tmp_path, kind, dtype):
     logits, seen = apply(variables, x)
     edited, inside = apply(variables, x, edit={"blocks": blocks})
     np.testing.assert_array_equal(logits, edited)
-    # Without intermediates, the compiler may round otherwise, but never to bfloat16.
-    np.testing.assert_allclose(logits, jax.jit(model.apply)(variables, x), rtol=1e-6)
+    # Without intermediates, the compiler may sum float32 numbers in another order.
+    tolerance = 0 if dtype == jnp.bfloat16 else 1e-6
+    np.testing.assert_allclose(logits, jax.jit(model.apply)(variables, x), tolerance)
     assert [a.shape for a in inside["heads"]] == [(11, 2, 5, 8)] * 2
     assert [a.shape for a in inside["mlp"]] == [(11, 5, 16)] * 2
     assert not {"heads", "mlp"} & seen.keys()

@@ -221,7 +221,7 @@ def block_settings(name: str, norm_layer: str | None = None) -> dict[str, Any]:
     """
     if not re.match(r"(vit|deit3?|flexivit)_", name):
         return {}
-    # A layer that is given has its default epsilon.
+    # A norm layer given by name has timm's default epsilon.
     found: dict = {"model.norm_eps": 1e-5 if "_clip_" in name and not norm_layer else 1e-6}
     if "quickgelu" in name:
         found["model.gelu"] = "quick"
