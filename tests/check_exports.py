@@ -1,10 +1,11 @@
-"""Compare the outputs of exported models in timm and in this project; run by hand.
+"""Compare the outputs of exported models in timm and transformers with ours; run by hand.
 
     python tests/check_exports.py write tests/golden/zoo exported
     python tests/check_exports.py read exported
 
-The first command needs vit_jax, the second one torch and timm. The models are those of a folder of
-make_zoo.py and `OWN`, with random weights. Those that timm cannot represent are named.
+The first command needs vit_jax, the second one torch, timm and transformers. The models are those
+of a folder of make_zoo.py and `OWN`, with random weights. Those that a format cannot represent are
+named.
 """
 
 import argparse
@@ -24,45 +25,60 @@ OWN = {  # settings of config.model
     "rms": dict(norm="rms", qk_norm=True, mlp="swiglu", num_registers=2, pool="mean"),
     "rms, map": dict(norm="rms", pool="map", gelu="tanh", qkv_bias=False, pre_norm=True),
     "truncated ratio": dict(hidden_size=56, num_heads=7, mlp_dim=488, layer_scale_init=0.1),
+    "cls_mean": dict(pool="cls_mean", mlp_dim=32, pos_embed="sincos_2d"),
+    "cls_mean, scaled": dict(pool="cls_mean", mlp_dim=32, layer_scale_init=0.1, norm_eps=1e-5),
+    "cls_mean, gated": dict(pool="cls_mean", mlp="swiglu", num_registers=2, qkv_bias=False),
 }
 LARGEST = 1e-4
 
 
 def write(source, folder):
-    """Export the models of a folder of make_zoo.py, and those of `OWN`, to a new folder."""
+    """Export the models of a folder of make_zoo.py, and those of `OWN`, to FOLDER/FORMAT/NAME."""
     import zoo
 
     from vit_jax import UserError, pretrained
 
-    folder.mkdir()
+    for kind in ("timm", "hf"):
+        (folder / kind).mkdir(parents=True)
     found = {name: zoo.make(**model) for name, model in OWN.items()}
     found |= {path.name: zoo.convert(path) for path in zoo.folders(source)}
     for name, weights in found.items():
         settings = weights.info["settings"]
         side, channels = (settings[f"data.{key}"] for key in ("image_size", "channels"))
         images = np.random.default_rng(1).normal(size=(2, side, side, channels)).astype(np.float32)
-        try:
-            pretrained.export(weights, "timm", folder / name)
-        except UserError as error:
-            print(error)
-            continue
         *_, output = zoo.compute(weights, images)
-        np.savez(folder / name / "images.npz", images=images, output=output)
+        for kind in ("timm", "hf"):
+            path = folder / kind / name
+            try:
+                pretrained.export(weights, kind, path)
+            except UserError as error:
+                print(f"{name}: {error}")
+                continue
+            np.savez(path / "images.npz", images=images, output=output)
 
 
 def read(folder):
-    """Print the largest absolute difference of timm's outputs; exit with 1 if one is too large."""
+    """Print the largest absolute difference of outputs; exit with 1 if one is too large."""
     import timm
     import torch
+    import transformers
+
+    def load(path):
+        if path.parent.name == "timm":
+            return timm.create_model(f"local-dir:{path}", pretrained=True)
+        return transformers.AutoModelForImageClassification.from_pretrained(path)
 
     found = {}
-    for path in sorted(folder.iterdir()):
-        model = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
-        golden = np.load(path / "images.npz")
+    for path in sorted(folder.glob("*/*")):
+        name, golden = path.relative_to(folder), np.load(path / "images.npz")
+        model = load(path).eval()
         with torch.no_grad():
-            output = model(torch.tensor(golden["images"]).permute(0, 3, 1, 2)).numpy()
-        found[path.name] = np.abs(output - golden["output"]).max()
-        print(f"{path.name}: {found[path.name]:.1e}", flush=True)
+            output = model(torch.tensor(golden["images"]).permute(0, 3, 1, 2))
+        output = getattr(output, "logits", output).numpy()
+        # Without a head, DINOv2 of transformers returns the mean of the patches, too.
+        output = output[:, : golden["output"].shape[1]]
+        found[name] = np.abs(output - golden["output"]).max()
+        print(f"{name}: {found[name]:.1e}", flush=True)
     print(f"{len(found)} models, largest difference {max(found.values(), default=np.nan):.1e}")
     sys.exit(not found or not all(difference < LARGEST for difference in found.values()))
 

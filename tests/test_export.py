@@ -1,6 +1,6 @@
 """Exports: what the formats and this project both have is read back; all else is refused.
 
-check_exports.py compares them with timm.
+check_exports.py compares them with timm and transformers.
 """
 
 import json
@@ -53,7 +53,10 @@ def test_weights_of_every_part_return_from_timm_bit_identical(tmp_path, name):
     assert notes == ["timm uses norm_eps=1e-06 instead of 1e-12"] * (name in OTHER_EPSILON)
 
 
-@pytest.mark.parametrize("name", OWN)
+IN_TIMM = [name for name, model in OWN.items() if model.get("pool") != "cls_mean"]
+
+
+@pytest.mark.parametrize("name", IN_TIMM)
 def test_models_of_this_project_return_from_timm_with_the_same_output(tmp_path, name):
     weights = zoo.make(**OWN[name])
     back, notes, changed = back_from(weights, "timm", tmp_path)
@@ -64,6 +67,34 @@ def test_models_of_this_project_return_from_timm_with_the_same_output(tmp_path, 
     assert notes == [f"the file has a table instead of model.pos_embed={kind}"] * bool(fixed)
     scaled = {"layer_scale_init": 1e-5} if "layer_scale_init" in OWN[name] else {}
     assert changed == fixed | scaled | ({"patchify": "conv"} if patchify else {})
+
+
+DINOV2 = dict(mlp_dim=32, layer_scale_init=0.1)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (dict(pool="cls_mean", mlp_dim=48), dict(mlp_ratio=3)),
+        (DINOV2 | dict(pool="cls_mean"), dict(mlp_ratio=2)),
+        (DINOV2, dict(mlp_ratio=2)),
+        (dict(mlp="swiglu", num_registers=2), dict(mlp_ratio=2, use_swiglu_ffn=True)),
+    ],
+)
+def test_dinov2_of_transformers_has_the_same_output(tmp_path, model, expected):
+    weights = zoo.make(**model)
+    back, _, changed = back_from(weights, "hf", tmp_path)
+    found, wanted = (zoo.compute(one, IMAGES)[-1] for one in (back, weights))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    assert changed.keys() <= {"layer_scale_init", "pool"}
+    assert back.info["settings"]["model.pool"] == "cls_mean"
+    content = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {key: content[key] for key in expected} == expected
+    registers = model.get("num_registers")
+    assert content.get("num_register_tokens") == registers
+    name = "Dinov2WithRegisters" if registers else "Dinov2"
+    assert content["architectures"] == [f"{name}ForImageClassification"]
+    assert content["model_type"] == ("dinov2_with_registers" if registers else "dinov2")
 
 
 @pytest.mark.parametrize("kind", ["hf", "npz"])
@@ -123,7 +154,10 @@ def test_a_gated_mlp_of_another_activation_is_refused(tmp_path):
         ("timm", dict(pool="seq"), "pool=seq"),
         ("timm", dict(pool="map", mlp="swiglu"), "mlp=swiglu with model.pool=map"),
         ("timm", dict(head_dim=4), "head_dim=4"),
-        ("hf", dict(layer_scale_init=1e-5), "layer_scale_init=1e-05"),
+        ("hf", dict(layer_scale_init=1e-5), "mlp_dim=24 with model.hidden_size=16"),
+        ("hf", dict(mlp="swiglu", mlp_dim=20), "mlp_dim=20 with model.hidden_size=16"),
+        ("hf", dict(pool="cls_mean", norm="rms"), "norm=rms"),
+        ("hf", dict(qk_norm=True), "qk_norm=True"),
         ("hf", dict(pool="mean"), "pool=mean"),
         ("npz", dict(num_registers=1), "num_registers=1"),
     ],

@@ -12,7 +12,7 @@ their settings.
 
 With --to, SOURCE is the folder of a run or a converted checkpoint, or a file that needs no option.
 timm and hf write a folder for timm.create_model("local-dir:DEST", pretrained=True) or
-ViTForImageClassification.from_pretrained; npz writes a file in the official layout.
+AutoModelForImageClassification.from_pretrained; npz writes a file in the official layout.
 """
 
 import pathlib

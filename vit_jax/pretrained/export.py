@@ -20,7 +20,7 @@ def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
     Args:
       weights: weights to export.
       kind: "timm" or "hf", a folder that `timm.create_model("local-dir:...", pretrained=True)` or
-        `ViTForImageClassification.from_pretrained` reads; "npz", the official file.
+        `AutoModelForImageClassification.from_pretrained` reads; "npz", the official file.
       destination: the folder or file; it must not exist.
 
     Raises:
@@ -86,10 +86,12 @@ def _write_timm(arrays, config, info, destination):
 
 
 def _write_hf(arrays, config, info, destination):
-    data = config.data
-    theirs = formats.to_theirs("hf", arrays)
-    theirs = {k if k.startswith("classifier.") else f"vit.{k}": v for k, v in theirs.items()}
-    files.write_safetensors(destination, theirs, _hf_configs(config, info))
+    data, is_dinov2 = config.data, _is_dinov2(config.model)
+    theirs = _for_dinov2(arrays, config.model) if is_dinov2 else formats.to_theirs("hf", arrays)
+    configs = _hf_configs(config, info)
+    prefix = configs["config.json"]["model_type"]
+    theirs = {k if k.startswith("classifier.") else f"{prefix}.{k}": v for k, v in theirs.items()}
+    files.write_safetensors(destination, theirs, configs)
     if data.resize_mode == "fit" or resized_side(data) != data.image_size:
         return ["hf rounds the offset of the crop to another pixel for some images"]
     return []
@@ -102,23 +104,45 @@ def _lacking(model, kind):
             return f"model.name=resnet18 with model.stem={model.stem}"
         width = model.hidden_size
         return "" if width == 64 else f"model.name=resnet18 with model.hidden_size={width}"
+    pools = {"npz": ("cls",), "timm": tables.TIMM_POOLS.values(), "hf": ("cls", "cls_mean")}
     written = {
         "attention": ("softmax",),
         "patchify": ("conv", "manual"),
         "pos_embed": ("learned_1d", "learned_2d", "sincos_2d", "sinusoidal", "none"),
-        "pool": tables.TIMM_POOLS.values() if kind == "timm" else ("cls",),
+        "pool": pools[kind],
     }
     if kind != "npz":
         written["representation_size"] = (0,)
     if kind != "timm":
         written |= {key: (SCHEMA[f"model.{key}"].default,) for key in PARTS}
+    if kind == "hf" and _is_dinov2(model):
+        for key in ("layer_scale_init", "num_registers", "mlp"):
+            del written[key]
     written["head_dim"] = (0, model.hidden_size // model.num_heads)
     for key, values in written.items():
         if model[key] not in values:
             return f"model.{key}={model[key]}"
     if model.pool == "map" and model.mlp == "swiglu":
         return "model.mlp=swiglu with model.pool=map"
+    if kind == "hf" and _is_dinov2(model) and not _dinov2_ratio(model):
+        return f"model.mlp_dim={model.mlp_dim} with model.hidden_size={model.hidden_size}"
     return ""
+
+
+def _is_dinov2(model):
+    """Whether transformers represents the model as DINOv2, not as ViT."""
+    has_parts = model.layer_scale_init or model.num_registers or model.mlp == "swiglu"
+    return model.pool == "cls_mean" or (model.pool == "cls" and has_parts)
+
+
+def _dinov2_ratio(model):
+    """Find the integer ratio from which DINOv2 of transformers computes `mlp_dim`, or 0."""
+    width, is_gated = model.hidden_size, model.mlp == "swiglu"
+    ratio = round(model.mlp_dim / width * (1.5 if is_gated else 1))
+    hidden = ratio * width
+    if is_gated:  # two thirds, rounded up to a multiple of 8
+        hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
+    return ratio if hidden == model.mlp_dim else 0
 
 
 def _with_conv_and_table(arrays, config):
@@ -155,6 +179,26 @@ def _for_timm(arrays, model):
         patches = patches + arrays.pop("embedding/bias")
     zeros = np.zeros((1, model.num_registers, model.hidden_size), np.float32)
     return arrays | {tables.POSITIONS: np.concatenate([cls, zeros, patches], 1)}
+
+
+def _for_dinov2(arrays, model):
+    """Convert to the arrays of DINOv2 of transformers.
+
+    It always has LayerScale, a token for masked patches, and a head for the class token and the
+    mean of the patches, whose half is 0 if only the class token is pooled.
+    """
+    arrays, width = dict(arrays), model.hidden_size
+    if model.pool == "cls" and "head/kernel" in arrays:
+        arrays["head/kernel"] = np.pad(arrays["head/kernel"], ((0, width), (0, 0)))
+    if not model.layer_scale_init:
+        paths = [path.format(i=i) for path in tables.SCALES for i in range(model.depth)]
+        arrays |= {path: np.ones(width, np.float32) for path in paths}
+    theirs = formats.to_theirs("hf_dinov2", arrays)
+    if model.mlp == "swiglu":
+        names = {".fc1.": ".weights_in.", ".fc2.": ".weights_out."}
+        for old, new in names.items():
+            theirs = {key.replace(old, new): array for key, array in theirs.items()}
+    return theirs | {"embeddings.mask_token": np.zeros((1, width), np.float32)}
 
 
 def _mean_and_std(data):
@@ -231,15 +275,13 @@ def _hf_configs(config, info):
     mean, std = _mean_and_std(data)
     names = info["class_names"] or [f"LABEL_{i}" for i in range(info["num_classes"])]
     content = {
-        "architectures": ["ViTForImageClassification"],
-        "model_type": "vit",
+        **_hf_class(model),
         "image_size": data.image_size,
         "patch_size": model.patch_size,
         "num_channels": data.channels,
         "hidden_size": model.hidden_size,
         "num_hidden_layers": model.depth,
         "num_attention_heads": model.num_heads,
-        "intermediate_size": model.mlp_dim,
         "qkv_bias": model.qkv_bias,
         "hidden_act": tables.HF_GELUS[model.gelu],
         "layer_norm_eps": model.norm_eps,
@@ -257,3 +299,17 @@ def _hf_configs(config, info):
         "image_std": std,
     }
     return {"config.json": content, "preprocessor_config.json": preprocessor}
+
+
+def _hf_class(model):
+    """Choose the class of transformers and the settings that only it has."""
+    if not _is_dinov2(model):
+        name, model_type = "ViT", "vit"
+        own = {"intermediate_size": model.mlp_dim}
+    else:
+        name, model_type = "Dinov2", "dinov2"
+        own = {"mlp_ratio": _dinov2_ratio(model), "use_swiglu_ffn": model.mlp == "swiglu"}
+        if model.num_registers:
+            name, model_type = "Dinov2WithRegisters", "dinov2_with_registers"
+            own["num_register_tokens"] = model.num_registers
+    return {"architectures": [f"{name}ForImageClassification"], "model_type": model_type, **own}
