@@ -57,6 +57,10 @@ def test_a_folder_one_level_above_the_dataset_is_a_warning(tmp_path, capsys, mes
     (tmp_path / "seg_train" / ".DS_Store").touch()
     load_data(settings(name="folder", dir=str(tmp_path)), mesh)
     assert "(seg_test, seg_train) contain no images but subfolders" in capsys.readouterr().err
+    make_folder(tmp_path / "split", ("first", "second"), per_class=20)
+    Image.new("RGB", (8, 8)).save(tmp_path / "split" / "second" / "loose.png")
+    load_data(settings(name="folder", dir=str(tmp_path / "split")), mesh)
+    assert "folders (first) contain no images but subfolders" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)

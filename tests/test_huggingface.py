@@ -143,6 +143,16 @@ def test_numbers_without_names_are_classes(tmp_path):
     assert source.examples("").labels.tolist() == list(range(12))
 
 
+def test_dictionaries_of_labels_are_classes(tmp_path):
+    """As pandas writes categories."""
+    table = make_table(names=None)
+    values = table["label"].combine_chunks().dictionary_encode()
+    save_parquet(tmp_path / "train.parquet", table.set_column(1, "label", values))
+    source = open_source(settings(name=f"hf:{tmp_path}"))
+    assert source.class_names == sorted(NAMES)
+    assert source.examples("").labels.tolist() == [1, 0] * 10
+
+
 def test_images_of_16_bits_have_a_level_range(tmp_path):
     cells = [{"bytes": png16(np.full((8, 8), 1023, np.uint16)), "path": None}] * 20
     table = make_table()
@@ -227,6 +237,13 @@ def test_damaged_and_missing_files_are_errors(tmp_path):
     file.unlink()
     with pytest.raises(UserError, match="is incomplete: it has no data-00001-of-00002.arrow"):
         read(config)
+    first = tmp_path / "shards" / "train-00000-of-00002-0a.parquet"
+    save_parquet(first, make_table())
+    with pytest.raises(UserError, match="shards is incomplete: it has no train-00001-of-00002"):
+        read(settings(name=f"hf:{tmp_path / 'shards'}"))
+    save_parquet(first.with_name("train-00001-of-00002-9f.parquet"), make_table(20))
+    source = open_source(settings(name=f"hf:{tmp_path / 'shards'}"))
+    assert levels(source.examples(source.train_split)) == list(range(40))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty contains no Parquet or Arrow files"):
         read(settings(name=f"hf:{tmp_path / 'empty'}"))

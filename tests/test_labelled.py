@@ -129,6 +129,29 @@ def test_without_a_column_of_splits_the_folders_are_splits(tmp_path):
     assert contents(config) == contents(config_of(tmp_path))
 
 
+@pytest.mark.parametrize("form", ["absolute", "of the table", "of a link"])
+def test_folders_are_splits_however_the_table_names_their_files(tmp_path, form):
+    """Images of the test folder must not become training images."""
+    sports(tmp_path)
+    names = ["file,labels"]
+    start = {"absolute": f"{tmp_path}/photos", "of the table": "..", "of a link": "photos"}[form]
+    lines = (tmp_path / "photos" / "sports.csv").read_text().splitlines()[1:]
+    names += [f"{start}/{path},{label}" for _, path, label, _ in (x.split(",") for x in lines)]
+    inside = tmp_path / "photos" / "meta" if form == "of the table" else tmp_path
+    inside.mkdir(exist_ok=True)
+    table = write(inside, names)
+    config = config_of(tmp_path, labels=str(table))
+    if form == "of a link":
+        (tmp_path / "link").symlink_to(tmp_path / "photos")
+        config.dir = str(tmp_path / "link")
+    assert contents(config) == contents(config_of(tmp_path))
+    assert not open_source(config).warnings
+    twice = names[1].replace(start, str(tmp_path / "photos"), 1)
+    write(inside, [*names, twice])
+    with pytest.raises(UserError, match="line 2 .* and line 22 .* twice"):
+        open_source(config)
+
+
 @pytest.mark.parametrize("prefix", ["", "test/"])
 def test_a_table_labels_a_flat_test_folder(tmp_path, prefix):
     root = make_folder(tmp_path / "photos", ("train",))
@@ -275,6 +298,8 @@ def test_unreadable_images_are_an_error_or_skipped(tmp_path, capsys):
         ({"data.label_pattern": "(.)"}, "data.label_pattern='.*' has no effect"),
         ({"data.label_column": "x"}, "data.label_column=x has no effect without data.labels or a"),
         ({"data.name": "hf:x", "data.split_column": "x"}, "data.split_column=x has no effect"),
+        ({"data.name": "hf:x", "data.label_key": "x"}, "label_key=x .*: set data.label_column"),
+        ({"data.name": "digits", "data.image_key": "x"}, "digits, which is no TFDS dataset$"),
         ({"data.name": "hf:"}, "needs a name or folder, as hf:mnist"),
         (
             {

@@ -112,7 +112,7 @@ def test_merged_kernels_have_the_gradients_of_separate_products():
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
 
 
-def test_everything_else_has_the_merged_model(base, adapted, tmp_path):
+def test_everything_else_has_the_merged_model(base, adapted, tmp_path, capsys):
     """Loading, prediction and export; the exported keys are those of a run without adapters."""
     state = last_state(adapted)
     arrays = pretrained.load(adapted).arrays
@@ -133,6 +133,7 @@ def test_everything_else_has_the_merged_model(base, adapted, tmp_path):
     np.testing.assert_allclose(merged, logits, atol=1e-6)
     summary = json.loads((adapted / "summary.json").read_text())
     assert classifier.evaluate()["accuracy"] == summary["test_accuracy"]
+    assert "not those of the training" not in capsys.readouterr().err
     for folder in (base, adapted):
         name = folder.parents[1].name
         assert convert.main([str(folder), str(tmp_path / name), "--to=timm"]) == 0

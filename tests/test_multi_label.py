@@ -305,7 +305,12 @@ def test_columns_of_0_and_1_are_classes(tmp_path, capsys):
     names, found = read_folder(tmp_path / "x")
     assert names == sorted(CLASSES)
     np.testing.assert_array_equal(found, labels[:, [2, 1, 0]])
-    assert "labels in red, green, blue" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "labels in red, green, blue" in captured.out and not captured.err
+    (tmp_path / "x" / "labels.csv").write_text("\n".join([*lines[:-1], "39.png,1,-1,0,day 39"]))
+    assert read_folder(tmp_path / "x")[0] == ["blue", "red"]
+    expected = "column green is not a class, because line 41 has '-1' instead of 0 or 1"
+    assert expected in capsys.readouterr().err
 
 
 def test_a_model_learns_from_a_table(tmp_path):

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from tiny_datasets import settings, write_tfds
 from tiny_images import encode, grey, png16, tfds_config
 
-from vit_jax.data import load_data
+from vit_jax.data import decoded, load_data
 from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits
 from vit_jax.runtime import sharding
@@ -150,6 +150,18 @@ def test_tfrecord_files_are_read_without_tensorflow(tmp_path):
         f"{list(range(5))} {[0, 1, 0, 1, 0]}",
         "True False",
     ]
+
+
+def test_another_image_key_is_not_read_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(decoded, "SLOW_SECONDS", 0.0)
+    kind = features.Image(shape=(8, 8, 1))
+    both = {"left": kind, "right": kind, "label": features.ClassLabel(names=["a", "b"])}
+    examples = [{"left": encode(grey(10)), "right": encode(grey(90)), "label": i} for i in (0, 1)]
+    write_tfds(tmp_path, both, {"train": examples})
+    for key, level in (("left", 10), ("right", 90)):
+        images, _ = open_source(tfds_config(tmp_path, image_key=key)).examples("train").load_all(1)
+        assert (images == level).all()
 
 
 def test_damaged_tfrecord_files_are_refused(tmp_path):

@@ -92,6 +92,8 @@ def center_crop(images: Array, size: int, keep: float = 1.0) -> Array:
 def _resize(images, corners, sides, size):
     """Resize a box of every image with Pillow's BILINEAR, which averages when it shrinks.
 
+    Pixels may differ from Pillow's by 1, because the axes are resized in another order.
+
     `corners` (upper left) and `sides` are int32 [b, 2], y first, in 1 / FINE pixels. All sums are
     of integers below 2^24, exact in float32: the compiler's order of summation, which may depend on
     the number of devices, cannot change a pixel.

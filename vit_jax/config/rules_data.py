@@ -143,6 +143,14 @@ def _validate_labels(data):
         raise UserError("give data.labels or data.label_pattern, not both")
     if data.label_pattern:
         parse_pattern(data.label_pattern)
+    if data.name in ("folder", "digits") or is_hub:
+        for key in ("image_key", "label_key"):
+            if data[key] != SCHEMA[f"data.{key}"].default:
+                hint = f": set data.{key.replace('key', 'column')}" if is_hub else ""
+                raise UserError(
+                    f"data.{key}={data[key]} has no effect with data.name={data.name}, which is no "
+                    f"TFDS dataset{hint}"
+                )
     for key in ("image_column", "label_column", "split_column"):
         if data[key] and not data.labels and (key == "split_column" or not is_hub):
             hint = "" if key == "split_column" else " or a Hugging Face dataset (data.name=hf:NAME)"

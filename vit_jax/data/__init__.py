@@ -119,23 +119,31 @@ def _describe_images(train, level_range, config):
         yield f"images have {config.channels} channels: figures show {names} (data.rgb_bands)"
     if len(level_range) > 2:
         yield (
-            "images have more than 8 bits per channel: each band has its own levels that become "
+            "of images with more than 8 bits per channel, each band has its own levels that become "
             "black and white (data.level_range), levels outside are clipped"
         )
     elif level_range:
         low, high = level_range
         yield (
-            f"images have more than 8 bits per channel: the levels {low:g} to {high:g} become "
+            f"of images with more than 8 bits per channel, the levels {low:g} to {high:g} become "
             "black to white (data.level_range), levels outside are clipped"
         )
 
 
 def _fingerprint(class_names, by_name):
-    """Collect the classes, the sizes of the splits and a checksum of eight examples of each."""
-    checksum = 0
+    """Collect the classes, the sizes of the splits and checksums.
+
+    "checksum" is that of eight examples of each split, "files" that of the labels and sizes of all
+    files, if the examples are files.
+    """
+    checksum = files = 0
     for split in by_name.values():
+        if split.sizes is not None:
+            files = zlib.crc32(split.sizes.astype(np.int64).tobytes(), files)
+            files = zlib.crc32(split.labels.tobytes(), files)
         for image, label in split.read(spread(len(split), 8)):
             content = bytes([label % 256]) if np.ndim(label) == 0 else label.tobytes()
             checksum = zlib.crc32(image.tobytes(), zlib.crc32(content, checksum))
     sizes = {name: len(split) for name, split in by_name.items()}
-    return {"classes": class_names, "examples": sizes, "checksum": checksum}
+    found = {"classes": class_names, "examples": sizes, "checksum": checksum}
+    return found | ({"files": files} if files else {})

@@ -19,6 +19,7 @@ from vit_jax.runtime.files import apply_umask, cache_folder, read_json
 
 LARGEST_IN_MEMORY = 2**28  # bytes of the Parquet files of a split; larger ones are memory-mapped
 _WORDS = {name for names in SPLIT_NAMES.values() for name in names}
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
 Files = dict[str, list[pathlib.Path]]  # those of each split
 
 
@@ -66,13 +67,28 @@ def find_files(folder: pathlib.Path, variant: str = "") -> Files:
             f"as hf:NAME:{names[-1]}"
         )
     files = defaultdict(list)
-    for path in by_variant[variant] if variant else next(iter(by_variant.values()), []):
+    paths = by_variant[variant] if variant else next(iter(by_variant.values()), [])
+    _check_shards(paths)
+    for path in paths:
         files[_split_of(path, folder)].append(path)
     if len(files) > 1 and "" in files:
         raise UserError(
             f"{folder}: the name of {files[''][0].name} has no split, unlike that of other files"
         )
     return dict(files)
+
+
+def _check_shards(paths):
+    """Raise UserError if a file is missing of those numbered as in train-00000-of-00002.parquet."""
+    found = defaultdict(set)
+    for path in paths:
+        if match := _SHARD.search(path.name):
+            key = path.parent, path.name[: match.start()], int(match[2])
+            found[key].add(int(match[1]))
+    for (folder, start, count), numbers in found.items():
+        if missing := set(range(count)) - numbers:
+            name = f"{start}-{min(missing):05}-of-{count:05}{paths[0].suffix}"
+            raise UserError(f"{folder} is incomplete: it has no {name}")
 
 
 def _saved_files(folder):
@@ -102,7 +118,7 @@ def _split_in(name):
 
 def _split_of(path, folder):
     """Find the split of a file: in its name, else in those of its folders; "" if not named."""
-    stem = re.sub(r"-\d{5}-of-\d{5}.*$", "", path.stem)
+    stem = re.sub(f"{_SHARD.pattern}.*$", "", path.stem)
     parts = (stem, *reversed(path.relative_to(folder).parts[:-1]))
     named = next(filter(None, map(_split_in, parts)), "")
     return named or (stem if stem != path.stem else "")

@@ -102,7 +102,7 @@ def digest_files(splits: Mapping[str, Examples]) -> tuple[dict, dict]:
     Up to `MOST_COMPARED` validation and test files each are compared with up to twice as many
     training files of the same sizes. Empty if the examples are not files.
     """
-    sizes: Any = {name: split.read_sizes() for name, split in splits.items()}
+    sizes: Any = {name: split.sizes for name, split in splits.items()}
     digests, labels, wanted = {}, {}, {}
     if any(found is None for found in sizes.values()):
         return digests, labels

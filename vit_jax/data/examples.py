@@ -66,6 +66,11 @@ class Examples:
         return self.read_labels()
 
     @functools.cached_property
+    def sizes(self) -> np.ndarray | None:
+        """The sizes of the files in bytes, int [n]; None if the examples are no files."""
+        return self.read_sizes()
+
+    @functools.cached_property
     def _identity(self):
         return self.make_identity()
 
@@ -73,8 +78,7 @@ class Examples:
         """Select the examples at `indices`, in that order."""
 
         def sizes():
-            found = self.read_sizes()
-            return None if found is None else found[indices]
+            return None if self.sizes is None else self.sizes[indices]
 
         return Examples(
             len(indices),

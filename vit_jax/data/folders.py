@@ -124,11 +124,12 @@ class Folder:
                     f"the class folder {first / name} has a line break, another control character "
                     "or invalid UTF-8 in its name: rename it"
                 )
-        nested = [name for name in self.class_names if _folders(first / name)]
-        if nested and not any(_has_direct_images(first / name) for name in self.class_names):
+        inside = {name: _folders(first / name) for name in self.class_names}
+        deep = [n for n in inside if inside[n] and not _has_direct_images(first / n)]
+        if len(deep) == len(inside) or any(inside[name][1:] for name in deep):
             warn(
-                f"{first}: its class folders ({join_names(self.class_names)}) contain no images "
-                "but subfolders, whose images are all used: is data.dir one level too high?"
+                f"{first}: class folders ({join_names(deep)}) contain no images but subfolders, "
+                "whose images are all used: is data.dir one level too high?"
             )
         self._lists = {}  # {split: its files and labels}
         self.warnings = list(self._describe_unused(top))
@@ -158,7 +159,7 @@ class Folder:
         """Describe images next to those that are used."""
         config, used = self._config, set(self.class_names)
         if self.train_split:
-            used = {self.train_split}
+            used = {self.train_split.rstrip("/")}
             for split in ("val", "test"):
                 given = config[f"{split}_split"]
                 used.add(find_split(split, top) if given == "auto" else given.rstrip("/"))

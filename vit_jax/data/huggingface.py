@@ -112,6 +112,10 @@ class HuggingFace:
             listed = ", ".join(self.split_names) or "no splits"
             raise UserError(f"{self._where} has no split {truncate_repr(split)}: it has {listed}")
         table = arrow.open_table(self._files[split], [self._image, self._label])
+        kind = table.schema.field(self._label).type
+        if arrow.require("pyarrow.types").is_dictionary(kind):
+            index = table.schema.get_field_index(self._label)
+            table = table.set_column(index, self._label, table[index].cast(kind.value_type))
         if not len(table):
             raise UserError(f"split {split!r} of {self._where} is empty: {self._hold_out(split)}")
         return table

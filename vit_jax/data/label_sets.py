@@ -1,6 +1,6 @@
 """Several labels per image, as tables write them: a cell of names, or a column of 0 and 1 each."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -12,6 +12,20 @@ _TRUTH = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "tru
 def split_cell(cell: str, separator: str) -> tuple[str, ...]:
     """Split the names of classes in a cell, without repetitions; () for an empty cell."""
     return tuple(dict.fromkeys(filter(None, map(str.strip, cell.split(separator)))))
+
+
+def describe_mixed(
+    names: Sequence[str], rows: Sequence[tuple[int, Sequence[str]]], used: Collection[str]
+) -> Iterator[str]:
+    """Describe columns of mostly 0 and 1 that are not in `used`; `rows` are (line, cells)."""
+    for number, name in enumerate(names):
+        odd = [(line, cells[number]) for line, cells in rows if cells[number].lower() not in _TRUTH]
+        if name not in used and 0 < len(odd) < len(rows) / 2:
+            line, cell = odd[0]
+            yield (
+                f"column {name} is not a class, because line {line} has {truncate_repr(cell)} "
+                "instead of 0 or 1"
+            )
 
 
 def indicator_columns(

@@ -1,6 +1,7 @@
 """Image folders whose labels are in a CSV or TSV file, or in the names of the files."""
 
 import dataclasses
+import functools
 import itertools
 import os
 import pathlib
@@ -13,7 +14,13 @@ from vit_jax.config.rules_data import parse_pattern
 from vit_jax.data.csv_table import read_table
 from vit_jax.data.folders import SPLIT_NAMES, Folder, find_split, has_class_folders, list_images
 from vit_jax.data.images import IMAGE_SUFFIXES
-from vit_jax.data.label_sets import indicator_columns, marked, number_sets, split_cell
+from vit_jax.data.label_sets import (
+    describe_mixed,
+    indicator_columns,
+    marked,
+    number_sets,
+    split_cell,
+)
 from vit_jax.data.labels import (
     choose_splits,
     class_of,
@@ -83,6 +90,9 @@ def _find_columns(names, rows, config, path):
     if len({image, label, split}) < 3:
         raise UserError(f"{where}: column {image if image == label else split} is used twice")
     labels = several if several[1:] else [label]
+    if several[1:]:
+        for text in describe_mixed(names, rows, (image, split, *labels)):
+            warn(f"{where}: {text}")
     shown = f"file names in column {image}, labels in {join_names(labels)}"
     print(single_line(f"{path}: {shown}{f', splits in {split}' if split else ''}"), flush=True)
     return image, labels, split
@@ -111,11 +121,16 @@ class _Index:
                 return inside
             folders = self.splits if not split else ()
             if inside := [path for one in folders for path in self._below(f"{one}/{text}")]:
-                return inside
+                return [*dict.fromkeys(inside)]
             for path in (self.root / text, start / text):
                 if os.path.isfile(path):
-                    return [path]
+                    return [self._real.get(os.path.realpath(path), path)]
         return []
+
+    @functools.cached_property
+    def _real(self):
+        """Map real paths to those of the images: a table may name them by another way."""
+        return {os.path.realpath(path): path for path in self.paths.values()}
 
     def _below(self, text):
         relative = posixpath.normpath(text)

@@ -79,8 +79,7 @@ def key_of(class_names: Sequence[str], splits: Mapping[str, Examples]) -> str:
     """
     parts: Any = hashlib.sha256(repr(list(class_names)).encode())
     for split in splits.values():
-        sizes = split.read_sizes()
-        numbers = [split.labels.tolist(), None if sizes is None else sizes.tolist()]
+        numbers = [split.labels.tolist(), None if split.sizes is None else split.sizes.tolist()]
         parts.update(repr([split.names, *numbers]).encode())
     return parts.hexdigest()[:16]
 

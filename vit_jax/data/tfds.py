@@ -196,6 +196,7 @@ class Tfds:
         """Open a TFDS split string such as "train[:90%]"."""
         files = self._state() if self._config.cache_decoded else None
         records, config = self._records(split), self._config
+        keys = (config.image_key, config.label_key)
         if not len(records):
             raise UserError(
                 f"split {split!r} of {config.name} is empty: {_hold_out(config, split)}"
@@ -234,7 +235,7 @@ class Tfds:
             len(records),
             read,
             lambda: numbers(self._read_labels(split)),
-            lambda: files and identity_of(config, self.level_range, config.label_key, split, files),
+            lambda: files and identity_of(config, self.level_range, *keys, split, files),
             read_encoded,
         )
 

@@ -83,7 +83,9 @@ class Classifier:
             self.config = settings.with_overrides(settings.get_config(), overrides, str(path))
         self.has_data = record is not None
         self.thresholds = info.get("thresholds") or []
-        self._fingerprint = (record or {}).get("data")
+        data = (record or {}).get("data", {})
+        # Not those of the weights and the teacher that the run started with.
+        self._fingerprint = {k: v for k, v in data.items() if k not in ("weights", "teacher")}
         self._names = info["class_names"] if class_names is None else list(class_names)
         if class_names is not None:
             sizes = {len(class_names), len(set(class_names))}
@@ -337,7 +339,8 @@ class Classifier:
         else:
             data = load_data(config.data, mesh, min_classes=1)
             names, splits = data.class_names, [getattr(data, split)]
-            if config.data == self.config.data and data.fingerprint != self._fingerprint:
+            is_same = run_folder.is_same_data(self._fingerprint, data.fingerprint)
+            if config.data == self.config.data and not is_same:
                 warn(
                     f"the images or splits are not those of the training of {self._source}: they "
                     "changed, or were read by other rules then, so test images may have been "

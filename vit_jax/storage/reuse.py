@@ -35,7 +35,9 @@ def find_identical(
 def _is_identical(folder, config, seed, fingerprint):
     try:
         record = run_folder.read_config(folder)
-        if record is None or record.get("data") != fingerprint or record.get("stages"):
+        if record is None or record.get("stages"):
+            return False
+        if not run_folder.is_same_data(record.get("data"), fingerprint):
             return False
         if run_folder.read_summary(folder, config, seed) is None:
             return False

@@ -156,10 +156,20 @@ def discard_damage(folder: pathlib.Path) -> None:
             (folder / "summary.json").unlink(missing_ok=True)
 
 
+def is_same_data(recorded: dict | None, fingerprint: dict) -> bool:
+    """Whether two fingerprints are those of the same data.
+
+    Runs of earlier versions recorded none of "files".
+    """
+    if recorded is not None and "files" not in recorded:
+        fingerprint = {key: value for key, value in fingerprint.items() if key != "files"}
+    return recorded == fingerprint
+
+
 def check_data(folder: pathlib.Path, fingerprint: dict) -> None:
     """Raise UserError if the run was started with other data, labels, weights or teacher."""
     record = read_config(folder)
-    if record is not None and record.get("data") != fingerprint:
+    if record is not None and not is_same_data(record.get("data"), fingerprint):
         kinds = INPUTS.values()
         changed = [what for k, what in kinds if record["data"].get(k) != fingerprint.get(k)]
         what = changed[0] if changed else "images"
