@@ -20,9 +20,8 @@ from vit_jax.runtime.errors import UserError
 
 
 def shapes_of(**options):
-    model_config = settings.get_config().model.to_dict() | dict(
-        patch_size=4, hidden_size=64, depth=2, num_heads=4, mlp_dim=64, **options
-    )
+    model_config = settings.get_config().model.to_dict()
+    model_config |= dict(patch_size=4, hidden_size=64, depth=2, num_heads=4, mlp_dim=64) | options
     model = models.build(model_config, num_classes=3)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     return {path: x.shape for path, x in flat_weights(shapes["params"], {}).items()}
@@ -56,8 +55,9 @@ def test_products_are_those_of_the_paper(attention, layer):
     assert not np.allclose(other[f"{block}/out/kernel"], kernels["out"])
 
 
-def test_impulse_heads_attend_to_their_neighbour():
-    shapes = shapes_of(pool="mean") | {POSITIONS: (1, 16, 64)}  # a grid of 4 x 4
+@pytest.mark.parametrize("heads", [1, 4])
+def test_impulse_heads_attend_to_their_neighbour(heads):
+    shapes = shapes_of(pool="mean", num_heads=heads) | {POSITIONS: (1, 16, 64)}  # a grid of 4 x 4
     drawn = impulse_parameters(shapes, seed=3)
     assert {path: array.shape for path, array in drawn.items()} == {
         path: shapes[path] for path in drawn
@@ -66,7 +66,7 @@ def test_impulse_heads_attend_to_their_neighbour():
     assert table.std() == pytest.approx(18 * 0.02, rel=0.1)
     normal = (table - table.mean(-1, keepdims=True)) / table.std(-1, keepdims=True)
     block = "Transformer/encoderblock_1/MultiHeadDotProductAttention_0"
-    for head in range(4):
+    for head in range(heads):
         query, key = (drawn[f"{block}/{name}/kernel"][:, head] for name in ("query", "key"))
         assert np.linalg.norm(query) == pytest.approx(7) == np.linalg.norm(key)
         scores = (normal @ query) @ (normal @ key).T

@@ -71,6 +71,9 @@ def test_variants_and_their_teachers_are_swept(config):
         "deep_lr_3": (3.0, "teacher_lr_0.01"),
     }
     make_variants(experiment.config, experiment.variants, set(experiment.given))
+    end = {"optim.end_learning_rate": 1e-5}  # which the variants do not set
+    given = vit_jax.sweep_learning_rate(load_config("two.py", end), factor=10)
+    make_variants(given.config, given.variants, set(given.given))
 
 
 def test_the_command_names_the_best_by_validation_accuracy(config, one_device, no_figures, capsys):
@@ -82,6 +85,50 @@ def test_the_command_names_the_best_by_validation_accuracy(config, one_device, n
     last = capsys.readouterr().out.splitlines()[-1]
     assert f"teacher: optim.learning_rate={rate:g} has the best validation accuracy" in last
     assert f"{accuracy:.4f}" in last and ("end of the range" in last) == (rate != 0.001)
+
+
+def test_smaller_learning_rates_are_compared_if_a_larger_one_diverges(
+    config, one_device, no_figures, capsys
+):
+    keys = ("name=sgd", "learning_rate=10", "end_learning_rate=0", "momentum=0.9")
+    keys = [f"--config.optim.{key}" for key in keys]
+    with pytest.raises(SystemExit):
+        train.main(["--config=one.py", "--sweep-learning-rate", *keys])
+    rows = json.loads((config / "runs" / "one_learning_rate" / "results.json").read_text())["rows"]
+    assert [row["variant"] for row in rows] == ["lr_3.33", "lr_10"]
+    captured = capsys.readouterr()
+    assert "has the best validation accuracy" in captured.out.splitlines()[-1]
+    message = "the results lack lr_30: lr_30 seed 0: the loss or its gradient became non-finite"
+    assert captured.err.splitlines()[-1].startswith(f"error: {message}")
+
+
+def test_a_pupil_is_not_trained_if_its_teacher_diverges(config, one_device, no_figures, capsys):
+    wild = {"optim.name": "sgd", "optim.learning_rate": 100.0, "optim.momentum": 0.9}
+    variants = {"wild": wild, "pupil": {"train.teacher": "wild"}, "calm": {}}
+    (config / "three.py").write_text(f"{CONFIG}\ndef sweep(): return {variants}\n")
+    with pytest.raises(SystemExit):
+        train.main(["--config=three.py"])
+    error = capsys.readouterr().err.splitlines()
+    assert error[0].startswith("warning: wild seed 0: the loss or its gradient became non-finite")
+    assert error[-1].startswith("error: the results lack wild, pupil: wild seed 0: the loss")
+    rows = json.loads((config / "runs" / "three" / "results.json").read_text())["rows"]
+    assert [row["variant"] for row in rows] == ["calm"]
+    with pytest.raises(SystemExit):
+        train.main(["--config=three.py", "--variant=wild"])
+    assert "error: wild seed 0: the loss or its gradient" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("factor", [0, 1, -3])
+def test_factors_that_compare_nothing_are_refused(factor):
+    with pytest.raises(UserError, match="must be above 1"):
+        vit_jax.sweep_learning_rate(vit_jax.load_config("digits_patch"), factor)
+
+
+@pytest.mark.parametrize("overrides", [None, {"optim.learning_rate": "1e-3"}])
+def test_invalid_variants_are_refused(config, overrides):
+    (config / "odd.py").write_text(f'{CONFIG}\ndef sweep(): return {{"odd": {overrides}}}\n')
+    with pytest.raises(UserError, match="variant '?odd"):
+        vit_jax.sweep_learning_rate(load_config("odd.py"))
 
 
 def test_a_learning_rate_of_0_is_refused():

@@ -301,6 +301,21 @@ def test_options_have_an_effect():
     }
 
 
+def test_gradients_of_scales_are_summed_in_float32():
+    """A sum of thousands of terms in bfloat16 stagnates; its result has 8 bits."""
+    options = SMALL | dict(attention="lsa", layer_scale_init=0.1)
+    model = models.build(options, 5, jnp.bfloat16)
+    variables = {"params": randomized(model.init(jax.random.key(0), IMAGES)["params"])}
+
+    def loss(variables):
+        return (model.apply(variables, IMAGES) ** 2).sum()
+
+    block = jax.jit(jax.grad(loss))(variables)["params"]["Transformer"]["encoderblock_0"]
+    for found in (block["LocalitySelfAttention_0"]["scale"], block["layer_scale_1"]):
+        assert found.dtype == jnp.float32
+        assert (found != found.astype(jnp.bfloat16)).any()
+
+
 def test_differential_lambda_depends_on_the_layer():
     """The rows of block i's weights sum to 1 - lambda, whose initial value depends on i."""
     model, params = init(attention="differential")

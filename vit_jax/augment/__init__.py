@@ -47,10 +47,10 @@ def augment(
     aug, size = config.augment, config.data.image_size
     targets = to_targets(labels, num_classes)
     whole = config.data.resize_mode == "fit"
+    if aug.kind == "none":
+        return preprocess(images, config), targets
     if not aug.crop_min_area:
         images = center_crop(images, size) if whole else evaluation_crop(images, config.data)
-    if aug.kind == "none":
-        return normalize(images, config), targets
     crop, turn, ops, jitter, cut, erasing, mixing = jax.random.split(key, 7)
     if aug.crop_min_area:
         images = random_resized_crop(crop, images, size, aug.crop_min_area, aug.flip)

@@ -29,7 +29,7 @@ from vit_jax.cli import command
 from vit_jax.config import Config
 from vit_jax.config.loading import Experiment, load_config, sweep_learning_rate
 from vit_jax.config.reference import settings_help
-from vit_jax.runtime.errors import UserError, describe_error, suggest
+from vit_jax.runtime.errors import Diverged, UserError, describe_error, suggest
 from vit_jax.runtime.files import read_json
 
 if TYPE_CHECKING:
@@ -149,7 +149,8 @@ def train(
         `workdir` instead of training them again.
 
     Raises:
-      UserError: a setting is invalid, or data or outputs cannot be read or written.
+      UserError: a setting is invalid, data or outputs cannot be read or written, or the loss of a
+        variant became non-finite; `Results.read` has the results of the others.
       KeyboardInterrupt: stopped by Ctrl-C; the same call resumes.
     """
     from vit_jax.runtime.progress import quiet_libraries
@@ -159,23 +160,29 @@ def train(
         config = load_config(config)
     elif not isinstance(config, Experiment):
         config = Experiment(pathlib.Path(workdir or "experiment").absolute().name, config)
+    folder = _folder_of(config, workdir)
     with quiet_libraries(), StopSignal(owns_process=False) as stop:
         try:
-            return Results.read(_run_experiment(config, workdir, stop, reuse))
+            _run_experiment(config, folder, stop, reuse)
+            return Results.read(folder)
         except SystemExit as stopped:
             if stopped.code != 128 + signal.SIGINT:
                 raise
             raise KeyboardInterrupt("training stopped: the same call resumes") from None
 
 
+def _folder_of(experiment, workdir):
+    """Name the output folder, by default runs/NAME."""
+    return pathlib.Path(workdir or pathlib.Path("runs") / experiment.name).expanduser()
+
+
 def _run_experiment(
-    experiment, workdir, stop, reuse, variant=None, arguments=(), hooks=None, began=None
+    experiment, folder, stop, reuse, variant=None, arguments=(), hooks=None, began=None
 ):
-    """Train an experiment, or one variant without a report; return the output folder."""
+    """Train an experiment, or one variant without a report."""
     from vit_jax.cli.hooks import ReportHooks
     from vit_jax.training import sweep
 
-    folder = pathlib.Path(workdir or pathlib.Path("runs") / experiment.name).expanduser()
     sweep.run_sweep(
         experiment.name,
         sweep.make_variants(experiment.config, experiment.variants, set(experiment.given), variant),
@@ -190,7 +197,6 @@ def _run_experiment(
         began,
         experiment.ladder,
     )
-    return folder
 
 
 def run(hooks: Any = None) -> None:
@@ -246,12 +252,19 @@ def _run(arguments, hooks):
     from vit_jax.runtime import processes
     from vit_jax.runtime.signals import StopSignal
 
-    try:
-        workdir, reuse = options.workdir, not options.no_reuse
-        stop, began = StopSignal(), vit_jax.STARTED
-        folder = _run_experiment(experiment, workdir, stop, reuse, variant, arguments, hooks, began)
+    def print_choices():
         if options.sweep_learning_rate and variant is None and processes.is_first():
-            print("\n".join(_describe_choices(Results.read(folder).rows)))
+            print("\n".join(_describe_choices(Results.read(folder).rows)), flush=True)
+
+    try:
+        folder, reuse = _folder_of(experiment, options.workdir), not options.no_reuse
+        stop, began = StopSignal(), vit_jax.STARTED
+        try:
+            _run_experiment(experiment, folder, stop, reuse, variant, arguments, hooks, began)
+        except Diverged:  # others did not
+            print_choices()
+            raise
+        print_choices()
     except Exception as error:
         if processes.count() == 1:
             raise
@@ -294,7 +307,8 @@ def _describe_choices(rows):
             f"optim.learning_rate={rate:g} has the best validation {METRICS[metric_of(best)]}, "
             f"{score_of(best, 'val')['mean']:.4f}"
         )
-        if rate in (min(rates), max(rates)):
+        # Of three; a larger one that is missing has diverged.
+        if rate == min(rates) or (rate == max(rates) and len(rates) > 2):
             text += "; it is at the end of the range: sweep again from there, with "
             text += f"--config.optim.learning_rate={rate:g}"
         yield text

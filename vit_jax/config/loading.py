@@ -97,6 +97,12 @@ def sweep_learning_rate(experiment: Experiment, factor: float = 3.0) -> Experime
     keys = ("optim.learning_rate", "optim.end_learning_rate")
     before, variants = experiment.variants or {"": {}}, {}
     base = settings.flatten(experiment.config)
+    if not factor > 1:
+        raise UserError(f"factor={factor} of the learning rates must be above 1")
+    for name, overrides in before.items():
+        if not isinstance(overrides, dict):
+            raise UserError(f"variant {name!r} must be a dict of settings, not {overrides!r}")
+        settings.with_overrides(experiment.config, overrides, f"variant {name}")
     if not all((base | overrides)[keys[0]] for overrides in before.values()):
         raise UserError("optim.learning_rate=0 cannot be swept: set it above 0")
     for scale in (1 / factor, 1.0, factor):
@@ -111,7 +117,7 @@ def sweep_learning_rate(experiment: Experiment, factor: float = 3.0) -> Experime
             teacher = names.get(flat["train.teacher"])
             taught = {"train.teacher": teacher} if flat["train.teacher"] and teacher else {}
             variants[names[name]] = overrides | scaled | taught
-    replaced = keys if not any(key in one for key in keys for one in before.values()) else ()
+    replaced = [key for key in keys if not any(key in overrides for overrides in before.values())]
     return dataclasses.replace(
         experiment,
         name=f"{experiment.name}_learning_rate",

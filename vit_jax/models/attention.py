@@ -208,8 +208,9 @@ class Attention(nn.Module):
         scale, is_lsa = query.shape[-1] ** -0.5, self.config["attention"] == "lsa"
         if is_lsa:
             initial = nn.initializers.constant(scale)
-            scale = self.param("scale", initial, query.shape[1:2]).astype(query.dtype)
-            scale = scale[:, None, None]
+            scale = self.param("scale", initial, query.shape[1:2])[:, None, None]
+            # Broadcast first: the gradient is then summed in float32.
+            scale = jnp.broadcast_to(scale, query.shape).astype(query.dtype)
         scores = (query * scale) @ key.swapaxes(-1, -2)  # [b, h, n, n]
         scores = scores.astype(jnp.float32)
         if is_lsa:

@@ -66,9 +66,10 @@ def impulse_parameters(shapes: Mapping[str, tuple], seed: int) -> dict[str, np.n
     positions = table[0] - table[0].mean(-1, keepdims=True)
     positions /= positions.std(-1, keepdims=True)
     for path in [path for path in drawn if path.endswith("/query/kernel")]:
-        _, heads, rank = shapes[path]
+        width, heads, rank = shapes[path]
         u, s, vt = np.linalg.svd(positions, full_matrices=False)
-        inverse = (vt[:rank].T / s[:rank]) @ u[:, :rank].T  # [d, n]
+        kept = min(rank, len(s), width - 1)  # centred: the last of `width` would be 0
+        inverse = (vt[:kept].T / s[:kept]) @ u[:, :kept].T  # [d, n]
         scores = np.stack([_impulse_scores(rng, head, len(positions)) for head in range(heads)])
         queries, keys = _factors(inverse @ scores @ inverse.T)
         keys = keys.swapaxes(1, 2)

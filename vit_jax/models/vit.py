@@ -141,7 +141,9 @@ def _scaled(block, name, x):
     """Multiply by the LayerScale `name` of a block, if its config has one."""
     if not (initial := block.config["layer_scale_init"]):
         return x
-    return x * block.param(name, nn.initializers.constant(initial), x.shape[-1:]).astype(x.dtype)
+    scale = block.param(name, nn.initializers.constant(initial), x.shape[-1:])
+    # Broadcast first: the gradient is then summed in float32.
+    return x * jnp.broadcast_to(scale, x.shape).astype(x.dtype)
 
 
 def _apply(block, remat, params, *inputs):

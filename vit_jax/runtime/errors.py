@@ -28,6 +28,10 @@ class UserError(Exception):
         return [f"{type(self).__name__}: {single_line(self)}"]
 
 
+class Diverged(UserError):
+    """The loss or its gradient became non-finite."""
+
+
 def describe_error(error: BaseException, training: bool = False) -> str | None:
     """Describe an error that a user can resolve in a short message; return None for any other.
 

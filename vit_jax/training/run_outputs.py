@@ -13,7 +13,7 @@ from vit_jax.config import Config
 from vit_jax.evaluation.evaluate import make_report
 from vit_jax.evaluation.labels import choose_thresholds, make_label_report, sigmoid
 from vit_jax.runtime import memory, processes, sharding
-from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.errors import Diverged, UserError
 from vit_jax.runtime.signals import StopSignal
 from vit_jax.storage import run_folder
 from vit_jax.storage.checkpoint import Checkpoints
@@ -52,9 +52,9 @@ class RunOutputs:
             self.writer.write_hparams(run_folder.plain_settings(config, self.seed))
 
     def check_finite(self, bad_step: int) -> None:
-        """Raise UserError if an update was non-finite; -1: none was."""
+        """Raise Diverged if an update was non-finite; -1: none was."""
         if bad_step >= 0:
-            raise UserError(
+            raise Diverged(
                 f"{self.title}: the loss or its gradient became non-finite at step {bad_step}; the "
                 f"last good checkpoint is in {self.folder / 'checkpoints'}: try a lower "
                 "optim.learning_rate, a longer warm-up or optim.grad_clip_norm"

@@ -25,7 +25,8 @@ def vectorizes(setup: Setup, num_seeds: int) -> bool:
         return False
     # Convolutions of several seeds become grouped ones: four ResNets took 9 times as long as one on
     # a CPU, two on two devices 2.1 times; and of XLA:GPU's, cuDNN does not compute the gradients.
-    if choice == "always" or setup.config.model.name != "vit":
+    model = setup.config.model
+    if choice == "always" or model.name != "vit" or model.patchify == "conv_stem":
         return choice == "always"
     # Small models leave a GPU or TPU idle. A CPU is busy with one seed, and XLA:CPU is slow at
     # batched products of many small matrices: with split batches, four small ViTs took up to 5.2

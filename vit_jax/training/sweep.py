@@ -22,8 +22,8 @@ from vit_jax.data import load_data
 from vit_jax.evaluation.differences import add_differences
 from vit_jax.evaluation.labels import METRICS, metric_of, score_of
 from vit_jax.runtime import processes, sharding
-from vit_jax.runtime.errors import UserError, single_line, truncate_repr
-from vit_jax.runtime.files import read_json, write_atomically
+from vit_jax.runtime.errors import Diverged, UserError, join_names, single_line, truncate_repr
+from vit_jax.runtime.files import read_json, warn, write_atomically
 from vit_jax.runtime.progress import StartTimes
 from vit_jax.runtime.signals import StopSignal
 from vit_jax.storage import run_folder
@@ -146,7 +146,8 @@ def run_sweep(
         is then computed.
 
     Raises:
-      UserError: a setting, the data or the workdir is not usable.
+      UserError: a setting, the data or the workdir is not usable, or all variants diverged.
+      Diverged: some did, after the results of the others were written.
     """
     if only is not None and only not in configs:
         raise UserError(f"--variant={only} is unknown: use one of {', '.join(configs)}")
@@ -158,18 +159,36 @@ def run_sweep(
     summaries, runner = {}, _Runner(chosen, teachers, workdir, stop, hooks, reuse, began)
     if next(iter(configs.values())).sharding.distributed:
         _ = runner.mesh  # started, to know which process is the first even if all is finished
+    diverged: dict[str, Diverged] = {}
     for name, config in chosen.items():
-        summaries[name] = runner.summaries(name, config)
+        if name in teachers and teachers[name].parent.name in diverged:
+            diverged[name] = diverged[teachers[name].parent.name]
+            continue
+        try:
+            summaries[name] = runner.summaries(name, config)
+        except Diverged as error:
+            if ladder:  # the variants after it would be compared with an earlier one
+                raise UserError(str(error)) from None
+            diverged[name] = error
+            if name != list(chosen)[-1]:
+                warn(f"{error}; the other variants are trained")
+    if not summaries:
+        raise UserError(str(next(iter(diverged.values()))))
     if processes.is_first():
         if only is None:
-            rows = [make_row(name, sweep.get(name, {}), summaries[name]) for name in configs]
+            rows = [make_row(name, sweep.get(name, {}), summaries[name]) for name in summaries]
             add_differences(rows, ladder)
             results = _write_results(workdir, experiment, rows, arguments)
             with stop.immediate():
-                hooks.on_sweep_end(workdir, results, summaries, published, configs, arguments)
+                left = {name: configs[name] for name in summaries}
+                hooks.on_sweep_end(workdir, results, summaries, published, left, arguments)
         else:
             print(f"{only} is finished; run the command without --variant to write the report")
     processes.wait()  # while the first one draws
+    if diverged:
+        raise Diverged(
+            f"the results lack {join_names(list(diverged))}: {next(iter(diverged.values()))}"
+        )
 
 
 def _write_results(workdir, experiment, rows, arguments):
