@@ -12,9 +12,11 @@ from tiny_weights import save_weights
 
 import vit_jax
 from vit_jax import config as settings
-from vit_jax import pretrained
+from vit_jax import plots, pretrained
 from vit_jax.augment import augment, preprocess
 from vit_jax.cli import convert, evaluate, predict
+from vit_jax.explanation import analysis, inspection
+from vit_jax.explanation.model import Model
 from vit_jax.runtime.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -35,6 +37,26 @@ def photos():
     return list(np.load(PREPROCESSED / "photos.npz").values())
 
 
+def test_each_of_two_models_reads_the_images_itself(tmp_path):
+    models = []
+    for mode in ("squash", "shorter_side"):
+        options = {"num_heads": 3, "gelu": "erf", "pool": "cls", "image_size": 12}
+        options |= {"resize_mode": mode, "eval_crop": 1.0}
+        given = pretrained.settings_of(options)
+        weights = pretrained.convert(GOLDEN / "timm/model.safetensors", given)
+        pretrained.save(weights, tmp_path / mode)
+        models.append(Model(tmp_path / mode))
+    files = [tmp_path / f"{i}.png" for i in range(4)]
+    for file in files:
+        pixels = np.random.default_rng(len(str(file))).integers(0, 256, (12, 60, 3), np.uint8)
+        Image.fromarray(np.roll(pixels, int(file.stem))).save(file)
+    first, second = (inspection.Request(model, files) for model in models)
+    inspection.draw_pair(first, second, tmp_path)
+    found = json.loads((tmp_path / "layer_similarity.json").read_text())["cka"]
+    np.testing.assert_allclose(found, analysis.similarity(models[0], files, models[1]), atol=1e-6)
+    assert np.abs(np.diag(found) - 1).max() > 0.01
+
+
 def images_of_folder(folder, names, count=2):
     """Write an image folder with one level of grey per class."""
     for i, name in enumerate(names):
@@ -43,6 +65,34 @@ def images_of_folder(folder, names, count=2):
             pixels = np.random.default_rng([i, j]).integers(0, 256, (40, 40, 3), np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{j}.png")
     return folder
+
+
+def test_maps_lie_over_what_the_model_sees(tmp_path, monkeypatch):
+    """Of an image with a red frame, which the crop leaves out."""
+    options = {"num_heads": 3, "gelu": "erf", "pool": "cls", "image_size": 12, "eval_crop": 0.5}
+    options |= {"resize_mode": "shorter_side"}
+    weights = pretrained.convert(GOLDEN / "timm/model.safetensors", pretrained.settings_of(options))
+    pretrained.save(weights, tmp_path / "w")
+    image = np.full((24, 24, 3), (255, 0, 0), np.uint8)
+    image[4:20, 4:20] = (0, 255, 0)
+    Image.fromarray(image).save(tmp_path / "x.png")
+    model = vit_jax.load_model(tmp_path / "w")
+    assert (model.crop_images(image) == (0, 255, 0)).all()
+    assert model.crop_images(image).shape == (1, 12, 12, 3)
+    drawn = []
+    monkeypatch.setattr(plots, "save_prediction", lambda *args: drawn.append(args))
+    monkeypatch.setattr(plots, "save_heat_maps", lambda path, title, *args, **_: drawn.append(args))
+    for method in ("rollout", "chefer"):
+        words = [str(tmp_path / "x.png"), f"--overlay={tmp_path}", f"--explain={method}"]
+        assert predict.main([str(tmp_path / "w"), *words]) == 0
+    (_, _, shown, top, (title, _)), (*_, (other, _)) = drawn
+    assert (shown == (0, 255, 0)).all() and title == "rollout"
+    assert other == f"chefer of {next(iter(top))}"
+    drawn.clear()
+    request = inspection.Request(model, [tmp_path / "x.png"])
+    for kind in ("token_norms", "logit_lens"):
+        inspection.draw(request, kind, tmp_path)
+    assert all((shown == (0, 255, 0)).all() for shown, *_ in drawn) and len(drawn) == 2
 
 
 @pytest.mark.parametrize("name", ["timm", "timm_squash", "hf", "torchvision"])

@@ -145,6 +145,7 @@ SAFETENSORS = {
     "header of 2^63 bytes": tensors(b"{}", length=2**63),
     "header of 99 MB": tensors(b"{}", length=99_000_000),
     "header beyond the file": tensors(b"{}", length=999),
+    "no array": tensors({"__metadata__": {"format": "pt"}}),
     "no header": b"\0" * 9,
     "half a length": b"\x02\0\0",
     "not JSON": tensors(b"{nothing"),

@@ -39,6 +39,11 @@ def test_digits(one_device, no_figures, tmp_path):
     for row, before in zip(results.rows[2:], names[1:], strict=False):
         assert row["difference"]["from"] == before
     assert "difference from the variant before, points" in results.table
+    rows = (results.workdir / "report.html").read_text().split("<tbody>")[1].split("<tr")[1:]
+    tests = [row["test_accuracy"]["mean"] for row in results.rows]
+    assert ['class="best"' in row.split(">")[0] for row in rows[: len(tests)]] == [
+        i == tests.index(max(tests)) for i in range(len(tests))
+    ]
     lines = [line.split(" | ")[0].strip("| ") for line in results.table.splitlines()]
     assert lines[2:] == names
     assert (

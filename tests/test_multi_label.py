@@ -15,6 +15,7 @@ from tiny_labels import CLASSES, stripes, write_stripes
 from tiny_runs import MESH, last_state, run
 
 import vit_jax
+from vit_jax import pretrained
 from vit_jax.augment import augment
 from vit_jax.cli.predict import main as predict
 from vit_jax.cli.suspects import main as suspects
@@ -30,6 +31,7 @@ from vit_jax.evaluation.labels import (
     mean_average_precision,
 )
 from vit_jax.evaluation.metrics import binary_losses
+from vit_jax.report import table
 from vit_jax.report.data_page import write_data_page
 from vit_jax.runtime.errors import UserError
 
@@ -157,6 +159,14 @@ def test_mixed_targets_keep_every_label():
     assert (targets[either == 0] == 0).all() and ((targets > 0) & (targets < 1)).any()
 
 
+def test_orders_are_those_of_the_map(trained):
+    (row,) = json.loads((trained.parents[1] / "results.json").read_text())["rows"]
+    found = table.orders([row | {"variant": "a"}, row | {"variant": "b"}], {"paper": "a > b"})
+    mean = 100 * row["test_map"]["mean"]
+    assert found == {"paper": "a > b", "this run": f"a {mean:.1f}, b {mean:.1f}"}
+    assert table.published_head([row])[1] == "test mAP, %, neighbours compared"
+
+
 def test_a_model_learns_several_labels(trained):
     summary = json.loads((trained / "summary.json").read_text())
     assert summary["test_map"] > 0.9 and "test_accuracy" not in summary
@@ -200,6 +210,26 @@ def test_prediction_applies_the_thresholds(trained, tmp_path, capsys):
     assert sorted(line.split()[-1] for line in lines if line.startswith("*")) == ["blue", "red"]
 
 
+@pytest.mark.parametrize("kind", ["hf", "timm"])
+def test_an_export_keeps_several_labels_or_says_that_it_does_not(trained, tmp_path, kind):
+    out = tmp_path / "out"
+    notes = pretrained.export(pretrained.load(trained), kind, out)
+    assert "the file cannot record the thresholds of the labels" in notes
+    lost = "the file cannot record data.multi_label=True: apply a sigmoid"
+    model, images = vit_jax.load_model(out / "model.safetensors"), stripes(4)[0]
+    rows = model.predict(images)
+    if kind == "timm":
+        assert lost in notes
+        np.testing.assert_allclose(rows.sum(1), 1)
+    else:
+        assert lost not in notes and model.thresholds == [0.5] * 3
+        np.testing.assert_allclose(rows, vit_jax.load_model(trained).predict(images), atol=1e-6)
+        assert [name for name, _ in model.labels_of(np.array([0.2, 0.6, 0.9]))] == [
+            model.class_names[2],
+            model.class_names[1],
+        ]
+
+
 def test_predictions_of_several_labels_are_written_and_not_sorted(trained, tmp_path, capsys):
     (tmp_path / "images").mkdir()
     images, labels = stripes(12, 5)
@@ -236,11 +266,14 @@ def test_a_run_resumes_exactly(stored, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, whole["params"], parts["params"])
 
 
+NO_TFDS = {"data__label_key": "label"}
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"data__name": "digits"}, "has one class per image"),
-        ({"data__name": "folder", "data__dir": "x"}, "set data.labels, a table of them"),
+        (NO_TFDS | {"data__name": "digits"}, "has one class per image"),
+        (NO_TFDS | {"data__name": "folder", "data__dir": "x"}, "set data.labels, a table of them"),
         ({"data__examples_per_class": 3}, "use data.train_examples"),
         ({"train__teacher": "run"}, "the distillation loss compares one distribution"),
         ({"train__class_weights": "balanced"}, "class_weights=balanced needs one class per image"),

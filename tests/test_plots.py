@@ -89,9 +89,10 @@ def test_slower_variants_reach_further_over_minutes_alone(tmp_path):
 def test_seeds_of_different_length_do_not_move_backwards(tmp_path):
     rows = [row | {"wall_seconds": 60.0 * row["epoch"]} for row in metrics(1)]
     slow = [row | {"wall_seconds": 180.0 * row["epoch"]} for row in metrics(1)[:4]]
-    for name, longer in (("stopped.png", rows), ("equal.png", rows[:4])):
-        plots.save_narrow_curves(tmp_path / name, "loss", {"a": [longer, slow]}, "minutes")
-    assert (read(tmp_path / "stopped.png") == read(tmp_path / "equal.png")).all()
+    for over in ("minutes", "epochs"):
+        for name, longer in (("stopped.png", rows), ("equal.png", rows[:4])):
+            plots.save_narrow_curves(tmp_path / name, "loss", {"a": [longer, slow]}, over)
+        assert (read(tmp_path / "stopped.png") == read(tmp_path / "equal.png")).all()
 
 
 def test_weak_columns_have_their_own_colour_scale(tmp_path):

@@ -149,8 +149,9 @@ def _print(classifier, paths, failed, args):
             name = os.fsencode(path.stem)[:200].decode(errors="ignore")
             out = args.overlay / f"{number:04d}_{name}.png"
             of = args.target if args.target is not None else next(iter(top))
-            heat = None if relevance is None else (f"{args.explain} of {of}", relevance)
-            shown = show(image, classifier.config.data)
+            title = f"{args.explain} of {of}" if _is_of_class(args.explain) else args.explain
+            heat = None if relevance is None else (title, relevance)
+            shown = show(classifier.crop_images(image)[0], classifier.config.data)
             plots.save_prediction(out, single_line(path.name), shown, top, heat)
         if not args.json:
             Bar.write(single_line(path))
@@ -159,6 +160,12 @@ def _print(classifier, paths, failed, args):
                 Bar.write(f"{mark} {100 * probability:6.2f} %  {name}")
     if args.json:
         print(json.dumps(answers, indent=2))
+
+
+def _is_of_class(method):
+    from vit_jax.explanation.methods import METHODS  # imports JAX
+
+    return method in METHODS and METHODS[method].of_class
 
 
 def _load(args):

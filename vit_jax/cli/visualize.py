@@ -108,7 +108,8 @@ def _draw_models(argv):
             raise UserError(f"--{flag} has no effect on the comparison of several runs")
     if is_pair:
         print("comparing the layers of 2 runs", flush=True)
-        return [inspection.draw_pair(_request(models[0], args), models[1], args.out)]
+        first, second = (_request(model, args) for model in models)
+        return [inspection.draw_pair(first, second, args.out)]
     print(f"drawing the attention of {len(models)} runs", flush=True)
     figures.draw_comparison([_view(model, args) for model in models], args.out)
     return [args.out]

@@ -2,6 +2,7 @@
 
 from vit_jax.config.settings import (
     DIMENSIONS,
+    EXPLAINED_POOLS,
     MODEL_SIZES,
     PREPROCESSING,
     Config,

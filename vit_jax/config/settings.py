@@ -26,6 +26,7 @@ MODEL_SIZES = {
     "g": (1408, 40, 16, 6144),
     "So400m": (1152, 27, 16, 4304),
 }
+EXPLAINED_POOLS = ("cls", "mean", "cls_mean")  # whose tokens attention explains
 DIMENSIONS = ("hidden_size", "depth", "num_heads", "mlp_dim")
 # Preprocessing of evaluation images, which comes with initial weights but may differ from theirs.
 PREPROCESSING = ("data.eval_crop", "data.resize_mode", "data.interpolation")

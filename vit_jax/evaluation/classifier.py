@@ -14,7 +14,7 @@ import numpy as np
 
 from vit_jax import config as settings
 from vit_jax import models, pretrained
-from vit_jax.augment import preprocess
+from vit_jax.augment import evaluation_crop, preprocess
 from vit_jax.config import Config
 from vit_jax.config.rules import validate
 from vit_jax.config.schema import SCHEMA
@@ -80,9 +80,11 @@ class Classifier:
             self.config = run_folder.config_of(path, record)
         else:  # trained elsewhere: any length makes the config valid
             overrides = info["settings"] | {"train.steps": 1}
+            overrides |= {"data.multi_label": info.get("multi_label", False)}
             self.config = settings.with_overrides(settings.get_config(), overrides, str(path))
         self.has_data = record is not None
-        self.thresholds = info.get("thresholds") or []
+        count = info["num_classes"] * self.config.data.multi_label
+        self.thresholds = info.get("thresholds") or [0.5] * count
         data = (record or {}).get("data", {})
         # Not those of the weights and the teacher that the run started with.
         self._fingerprint = {k: v for k, v in data.items() if k not in ("weights", "teacher")}
@@ -127,15 +129,23 @@ class Classifier:
         dtype = sharding.dtype_of(config.train.dtype)
         return models.build(config.model, len(self.class_names), dtype)
 
+    def crop_images(self, images: Images) -> np.ndarray:
+        """Read images as the model sees them, before normalisation, such as to draw maps over them.
+
+        Returns uint8 [n, size, size, channels]; images and errors are those of `read_images`.
+        """
+        stored = jnp.asarray(self.read_images(images))
+        return np.asarray(evaluation_crop(stored, self.config.data))
+
     def read_images(self, images: Images) -> np.ndarray:
-        """Preprocess images as in evaluation: orient, resize and centre-crop.
+        """Preprocess images as datasets are stored: orient, resize, and crop to a square.
 
         Args:
           images: paths, PIL images or uint8 arrays [height, width, channels] of any size; one, a
             list, or an array [n, height, width, channels].
 
         Returns:
-          uint8 [n, side, side, channels].
+          uint8 [n, side, side, channels], of which `data.eval_crop` may leave a part.
 
         Raises:
           UserError: a file is not an image, or an array has another dtype or number of channels.

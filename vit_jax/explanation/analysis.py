@@ -290,16 +290,22 @@ def layer_features(
 
 
 def similarity(
-    model: Model, images: Images, other: Model | None = None, unbiased: bool = True
+    model: Model,
+    images: Images,
+    other: Model | None = None,
+    unbiased: bool = True,
+    other_images: Images | None = None,
 ) -> np.ndarray:
     """Compute linear CKA between the layers of a model, or of two: [layers, layers of the other].
 
+    `other_images` are the same images, if the other model is given other arrays of them.
     The features are the means of patches, or of positions. For the other arguments see
     `probes.linear_cka`. Raises UserError for fewer than 4 images, which the unbiased form needs.
     """
     if unbiased and (count := len(as_list(images))) < 4:
         raise UserError(f"{count} images: give at least 4, or unbiased=False")
-    found = [layer_features(one, images) for one in (model, other) if one is not None]
+    given = [(model, images), (other, images if other_images is None else other_images)]
+    found = [layer_features(*one) for one in given if one[0] is not None]
     means = [next(a for kind, a in one.items() if kind.startswith("mean")) for one in found]
     return probes.cka_matrix(means[0], means[-1], unbiased)
 

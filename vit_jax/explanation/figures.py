@@ -298,8 +298,7 @@ def draw_explanations(
         f"{short(name)}\n{short(model.class_names[label])} {100 * row[label]:.0f} %"
         for name, row, label in zip(names, rows, targets, strict=True)
     ]
-    data = model.config.data
-    shown = show(np.asarray(evaluation_crop(jnp.asarray(images), data)), data)
+    shown = show(model.crop_images(images), model.config.data)
     title = f"{model.name}: explanations of the class below each name, each map divided by its "
     title += "maximum, negative entries as 0"
     path = folder / "explanations.png"

@@ -102,7 +102,7 @@ def _draw_logit_lens(request, folder):
     }
     heading, titles = f"{model.name}: logit lens", _titles(model, sample)
     plots.save_lens(folder / "layers.png", f"{heading}, {sample.described}", layers, summary)
-    shown = show(model.read_images(sample.images[:NUM_SHOWN]), model.config.data)
+    shown = show(model.crop_images(sample.images[:NUM_SHOWN]), model.config.data)
     plots.save_lens_classes(
         folder / "classes.png",
         f"{heading} of the pooled token",
@@ -137,7 +137,7 @@ def _draw_token_norms(request, folder):
     plots.save_heat_maps(
         folder / "maps.png",
         f"{model.name}: norms of patch tokens",
-        show(model.read_images(sample.images[:NUM_SHOWN]), model.config.data),
+        show(model.crop_images(sample.images[:NUM_SHOWN]), model.config.data),
         _titles(model, sample),
         patches[:NUM_SHOWN],
         layers,
@@ -153,12 +153,15 @@ def _draw_token_norms(request, folder):
     }
 
 
-def _draw_similarity(request, folder, other=None):
+def _draw_similarity(request, folder, other_request=None):
     model, sample = request.model, request.sample("layer_similarity")
+    other = other_request and other_request.model
     if len(sample.images) < 4:
         raise UserError(f"layer_similarity needs 4 images, not {len(sample.images)}")
     both = (model, other or model)
-    values = analysis.similarity(model, sample.images, other)
+    # Each model reads the images itself: sizes and preprocessing may differ.
+    own = other_request and other_request.sample("layer_similarity").images
+    values = analysis.similarity(model, sample.images, other, other_images=own)
     names, layers = [one.name for one in both], [analysis.layer_names(one) for one in both]
     title = f"Similarity of layers, {sample.described}"
     path = folder / "similarity.png"
@@ -216,8 +219,11 @@ def draw(request: Request, kind: str, folder: pathlib.Path) -> pathlib.Path:
     return _write(lambda path: DRAW[kind](request, path), kind, folder / kind)
 
 
-def draw_pair(request: Request, other: Model, folder: pathlib.Path) -> pathlib.Path:
-    """Draw the similarity of the layers of two models into a folder; return the folder."""
+def draw_pair(request: Request, other: Request, folder: pathlib.Path) -> pathlib.Path:
+    """Draw the similarity of the layers of two models into a folder; return the folder.
+
+    Both requests are of the same images.
+    """
     return _write(lambda path: _draw_similarity(request, path, other), "layer_similarity", folder)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from vit_jax import models
-from vit_jax.config import Config
+from vit_jax.config import EXPLAINED_POOLS, Config
 from vit_jax.explanation import attribution, gradients
 from vit_jax.runtime.errors import UserError
 
@@ -30,7 +30,7 @@ def token_layout(config: Config) -> tuple[tuple[int, int], bool, int]:
 
 def has_relevance(config: Config) -> bool:
     """Whether attention explains: the head sees the class token, the mean of patches, or both."""
-    return config.model.name == "vit" and config.model.pool in ("cls", "mean", "cls_mean")
+    return config.model.name == "vit" and config.model.pool in EXPLAINED_POOLS
 
 
 def relevance_grid(config: Config) -> tuple[int, int]:

@@ -154,9 +154,9 @@ def _over_seeds(seeds, key, over="epochs"):
         found.setdefault(row["epoch"], []).append(row)
     points = []
     for x, rows in sorted(found.items()):
+        if len(rows) < max(map(len, found.values())):
+            continue  # some stopped early: the mean of the others would jump
         if over == "minutes":
-            if len(rows) < max(map(len, found.values())):
-                continue  # the mean of fewer seeds would move backwards
             x = statistics.fmean(row["wall_seconds"] for row in rows) / 60
         values = [row[key] for row in rows]
         points.append((x, min(values), statistics.fmean(values), max(values)))

@@ -76,6 +76,7 @@ def convert(source: pathlib.Path, given: Mapping[str, Any]) -> Weights:
         "settings": settings,
         "num_classes": num_classes,
         "class_names": _class_names(num_classes, side, given, source),
+        "multi_label": side.get("multi_label", False),
         "resize": rule,
         "assumed": sorted(usual.keys() - known.keys()),
     }

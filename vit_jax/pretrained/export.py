@@ -35,6 +35,10 @@ def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
         notes = [f"the file cannot record data.stored_size={stored}, the first of two resizings"]
     if info.get("scaled_decoding"):
         notes.append("the file cannot record data.scaled_decoding=True")
+    if info.get("multi_label"):
+        notes.append("the file cannot record the thresholds of the labels")
+        if kind != "hf":
+            notes.append("the file cannot record data.multi_label=True: apply a sigmoid")
     if destination.exists():
         raise UserError(f"{destination} exists already: choose another destination")
     if lacking := _lacking(config.model, kind):
@@ -287,6 +291,7 @@ def _hf_configs(config, info):
         "layer_norm_eps": model.norm_eps,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
+        **({"problem_type": "multi_label_classification"} if info.get("multi_label") else {}),
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
     }

@@ -129,7 +129,8 @@ def read_side_settings(path: pathlib.Path) -> dict[str, Any]:
 
     Reads config.json of transformers or timm, and preprocessor_config.json or processor_config.json
     of transformers. Further keys are "class_names"; "architecture" and "num_features" of timm;
-    "model_type" and "pooler_act" of transformers. "data.image_size" is (height, width).
+    "model_type", "pooler_act" and "multi_label" of transformers. "data.image_size" is (height,
+    width).
 
     Raises UserError if a file is damaged or describes an unsupported model.
     """
@@ -199,6 +200,7 @@ def _side_settings(config, config_path):
         "data.std": _floats(cfg.get("std")),
         **preprocessing.read_timm(cfg),
         "class_names": _class_names(cfg, config),
+        "multi_label": config.get("problem_type") == "multi_label_classification" or None,
     }
     return blocks | {key: value for key, value in found.items() if value is not None}
 

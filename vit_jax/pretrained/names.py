@@ -65,7 +65,7 @@ def canonical(arrays: Arrays, is_npz: bool) -> Arrays:
         # Keys without the prefix belong to the optimizer.
         inside = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
         return {key: _float32(x) for key, x in _linen(inside)}
-    while prefix := next((p for p in _WRAPPERS if all(k.startswith(p) for k in arrays)), ""):
+    while prefix := _wrapper(arrays):
         arrays = {key.removeprefix(prefix): value for key, value in arrays.items()}
     if any(key.startswith("visual.") for key in arrays):
         arrays = {key: value for key, value in arrays.items() if not _TEXT.match(key)}
@@ -77,6 +77,12 @@ def canonical(arrays: Arrays, is_npz: bool) -> Arrays:
         arrays = {key: x for key, x in arrays.items() if not key.startswith("head.")}
     _join_heads(arrays)
     return {key: _shaped(key, array) for key, array in arrays.items()}
+
+
+def _wrapper(keys):
+    """Find the prefix of a wrapped module that all keys have; "" if there is none."""
+    found = [prefix for prefix in _WRAPPERS if all(key.startswith(prefix) for key in keys)]
+    return found[0] if keys and found else ""
 
 
 def _float32(x):

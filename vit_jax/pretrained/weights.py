@@ -149,6 +149,7 @@ def _run_info(folder):
         "step": summary["best_step"],
         "stored_size": config["data.stored_size"],
         "scaled_decoding": config["data.scaled_decoding"],
+        "multi_label": config["data.multi_label"],
         "thresholds": summary.get("thresholds"),  # of several labels per image
         "checksum": checkpoint.recorded_checksum(folder / "checkpoints", summary["best_step"]),
     }

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 import jinja2
 
 from vit_jax import plots
-from vit_jax.config import current_names, flatten, get_config
+from vit_jax.config import EXPLAINED_POOLS, current_names, flatten, get_config
 from vit_jax.evaluation.labels import METRICS, metric_of, score_of
 from vit_jax.report import run
 from vit_jax.report import table as tables
@@ -69,13 +69,14 @@ class Sweep:
 
     @functools.cached_property
     def num_patches(self) -> dict[str, int]:
-        """The number of patches of each variant, 0 if it is not a ViT or not known."""
+        """The number of patches of each variant, 0 if rollout does not explain it."""
         patches = {}
         for name, records in self.records().items():
             settings = records[0].get("config", {})
             size, patch = (settings.get(k, 0) for k in ("data.image_size", "model.patch_size"))
-            vit = settings.get("model.name") == "vit" and patch
-            patches[name] = (size // patch) ** 2 if vit else 0
+            is_vit = settings.get("model.name") == "vit" and patch
+            explained = is_vit and settings.get("model.pool", "cls") in EXPLAINED_POOLS
+            patches[name] = (size // patch) ** 2 if explained else 0
         return patches
 
     @property

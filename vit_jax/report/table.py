@@ -3,7 +3,6 @@
 from vit_jax.evaluation.differences import contains_zero, paired_difference
 from vit_jax.evaluation.labels import METRICS, metric_of, score_of
 
-PUBLISHED_HEAD = ("source", "test accuracy, %, neighbours compared")
 _PLURALS = {"accuracy": "Accuracies", "map": "mAPs"}
 
 
@@ -20,6 +19,12 @@ def sorted_rows(results: dict) -> list[dict]:
     if _is_ladder(rows):
         return rows
     return sorted(rows, key=lambda row: -score_of(row, "test")["mean"])
+
+
+def best_row(rows: list[dict]) -> int | None:
+    """Find the index of the row with the best test accuracy; None of a single row."""
+    scores = [score_of(row, "test")["mean"] for row in rows]
+    return scores.index(max(scores)) if scores[1:] else None
 
 
 def collect(summaries: dict[str, list[dict]], key: str) -> list:
@@ -93,6 +98,11 @@ def _is_ladder(rows):
     return any(row.get("difference", {}).get("ladder") for row in rows)
 
 
+def published_head(rows: list[dict]) -> tuple[str, str]:
+    """Name the columns of `orders`."""
+    return "source", f"test {metric(rows)}, %, neighbours compared"
+
+
 def orders(rows: list[dict], published: dict[str, str]) -> dict[str, str]:
     """Append our order, such as "a 81.0 ≈ b 80.5 > c 70.1", to the published ones, if any.
 
@@ -107,7 +117,7 @@ def orders(rows: list[dict], published: dict[str, str]) -> dict[str, str]:
             difference = paired_difference(before, row)
             alone = difference["low"] is None
             text += " ≈ " if contains_zero(difference) else ", " if alone else " > "
-        text += f"{row['variant']} {100 * row['test_accuracy']['mean']:.1f}"
+        text += f"{row['variant']} {100 * score_of(row, 'test')['mean']:.1f}"
         before = row
     return published | {"this run": text}
 
