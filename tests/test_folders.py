@@ -47,6 +47,19 @@ def test_a_flat_folder_is_split(tmp_path):
         assert [level // 10 for level in levels(split)] == split.labels.tolist()
 
 
+def test_sizes_of_splits_that_are_not_held_out_are_a_warning(tmp_path, mesh):
+    make_folder(tmp_path, ("train", "valid"))
+    config = settings(name="folder", dir=str(tmp_path), val_size=0.3, test_size=3)
+    (warning,) = [text for text in load_data(config, mesh).notes if "no effect" in text]
+    assert warning == "data.val_size=0.3 has no effect: the dataset has the split valid"
+
+
+def test_folds_do_not_cover_what_is_held_out(mesh):
+    config = settings(name="digits", channels=1, num_folds=5)
+    (note,) = load_data(config, mesh).notes
+    assert note.startswith("the folds divide 1,294 images; those of data.val_size")
+
+
 def test_a_folder_one_level_above_the_dataset_is_a_warning(tmp_path, capsys, mesh):
     """As when archives of splits were unpacked into folders of the same name."""
     for split in ("seg_train", "seg_test"):

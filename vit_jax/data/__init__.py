@@ -13,7 +13,7 @@ from vit_jax.data.images import describe_transparency, stored_size
 from vit_jax.data.jpeg import describe_compression
 from vit_jax.data.labels import table_identity, table_path
 from vit_jax.data.sources import open_source
-from vit_jax.data.splits import make_splits
+from vit_jax.data.splits import describe_sizes, make_splits
 from vit_jax.runtime import processes
 from vit_jax.runtime.errors import join_names, single_line
 from vit_jax.runtime.files import warn
@@ -79,7 +79,17 @@ def load_data(config, mesh: Mesh, min_classes: int = 2) -> Data:
         fingerprint["relabel"] = corrections.identity
         count = len(corrections.changed)
         notes.append(f"data.relabel={config.relabel} corrects labels of images: {count}")
-    warnings = [*source.warnings, *checks.describe_names(splits.class_names)]
+    if config.num_folds:
+        total = len(splits.train) + len(splits.test)
+        notes.append(
+            f"the folds divide {total:,} images; those of data.val_size, and of data.test_size if "
+            "the dataset has no test split, are in none"
+        )
+    warnings = [
+        *source.warnings,
+        *describe_sizes(source, config),
+        *checks.describe_names(splits.class_names),
+    ]
     if not resident and processes.is_first():
         digests, some_labels = checks.digest_files(by_name)
         if digests:  # the labels of files are known

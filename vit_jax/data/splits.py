@@ -2,10 +2,11 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from vit_jax.config.schema import SCHEMA
 from vit_jax.data import relabel
 from vit_jax.data.examples import Examples
 from vit_jax.data.folders import find_split
@@ -158,6 +159,14 @@ def _subset(examples, split, config, stream):
 def holds_out_test(source: Source, config) -> bool:
     """Whether the test split is held out from the training examples."""
     return not _split_names(source, config)["test"] or bool(config.num_folds)
+
+
+def describe_sizes(source: Source, config) -> Iterator[str]:
+    """Describe sizes of held-out splits that have no effect, because the dataset has the split."""
+    for split, name in _split_names(source, config).items():
+        key = f"{split}_size"
+        if name and split != "train" and config[key] != SCHEMA[f"data.{key}"].default:
+            yield f"data.{key}={config[key]:g} has no effect: the dataset has the split {name}"
 
 
 def all_splits(source: Source, config) -> list[Examples]:

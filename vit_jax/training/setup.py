@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from vit_jax import models, pretrained
 from vit_jax.config import Config, flatten, steps_of, total_steps
 from vit_jax.config.rules import one_step_at_a_time, parse_freeze
+from vit_jax.config.schema import SCHEMA
 from vit_jax.config.setting import COUNTABLE
 from vit_jax.data import Data, relabel
 from vit_jax.data.labels import table_identity
@@ -184,6 +185,13 @@ def _initial_weights(config, shapes, trained, class_names):
     if not config.init_from:
         return None
     found = pretrained.load_once(pathlib.Path(config.init_from).expanduser())
+    size, trained_size = config.data.image_size, found.info["settings"]["data.image_size"]
+    if size == SCHEMA["data.image_size"].default < trained_size:
+        print(
+            f"note: images of {size} pixels, the default, with weights trained on {trained_size}: "
+            "data.image_size=0 takes the size of the weights",
+            flush=True,
+        )
     own = {path: shape for path, shape in shapes.items() if not path.endswith(lora.NAMES)}
     has_cls = models.has_cls(config.model)
     weights = pretrained.fit(found, own, class_names, has_cls, config.keep_head)
