@@ -51,13 +51,21 @@ def test_sizes_of_splits_that_are_not_held_out_are_a_warning(tmp_path, mesh):
     make_folder(tmp_path, ("train", "valid"))
     config = settings(name="folder", dir=str(tmp_path), val_size=0.3, test_size=3)
     (warning,) = [text for text in load_data(config, mesh).notes if "no effect" in text]
-    assert warning == "data.val_size=0.3 has no effect: the dataset has the split valid"
+    assert warning.startswith("data.val_size=0.3 has no effect, because the dataset has the split")
+    assert not any("no effect" in text for text in load_data(config, mesh, min_classes=1).notes)
 
 
-def test_folds_do_not_cover_what_is_held_out(mesh):
+def test_folds_do_not_cover_what_is_held_out(tmp_path, mesh):
     config = settings(name="digits", channels=1, num_folds=5)
     (note,) = load_data(config, mesh).notes
-    assert note.startswith("the folds divide 1,294 images; those of data.val_size")
+    assert note == (
+        "the folds divide 1,294 training images; those of data.val_size and those of "
+        "data.test_size are in none of them"
+    )
+    make_folder(tmp_path, ("train", "test"), per_class=9)
+    config = settings(name="folder", dir=str(tmp_path), num_folds=3)
+    (note,) = load_data(config, mesh).notes
+    assert note.endswith("; those of data.val_size and the split test are in none of them")
 
 
 def test_a_folder_one_level_above_the_dataset_is_a_warning(tmp_path, capsys, mesh):

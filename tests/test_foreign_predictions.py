@@ -126,8 +126,10 @@ def test_preprocessing_is_adopted_by_fine_tuning_unless_overridden(tmp_path):
     config.augment.kind = "none"
     model = vit_jax.load_model(file)
     images = jnp.asarray(model.read_images(photos()))
-    trained, _ = augment(None, images, jnp.zeros(4, int), 7, config)  # pyright: ignore
-    np.testing.assert_array_equal(trained, preprocess(images, config))
+    for how in ("squash", "fit"):
+        config.data.resize_mode = how
+        trained, _ = augment(None, images, jnp.zeros(4, int), 7, config)  # pyright: ignore
+        np.testing.assert_array_equal(trained, preprocess(images, config))
 
 
 @pytest.mark.parametrize("name", ["timm", "timm_squash", "hf", "torchvision"])

@@ -268,6 +268,8 @@ def test_mnist_is_read_from_the_caches_of_hugging_face(tmp_path, monkeypatch, ca
         if cache == "hub":
             folder = tmp_path / "hub" / "datasets--ylecun--mnist" / "snapshots" / "77f3279"
             save_parquet(folder / "mnist" / f"{split}-00000-of-00001.parquet", table)
+            newer = folder.with_name("88a0000")  # of which a download did not finish
+            save_parquet(newer / "mnist" / f"{split}-00000-of-00002.parquet", make_table(50))
         else:
             folder = tmp_path / "datasets" / "ylecun___mnist" / "mnist" / "0.0.0" / "77f3279"
             save_arrow(folder / f"mnist-{split}.arrow", table)

@@ -58,6 +58,15 @@ def test_layers_of_two_runs_are_compared(trained, tmp_path):
     assert np.shape(found["cka"]) == (3, 3) and found["split"] == "val" and found["images"] == 8
 
 
+def test_layers_are_compared_on_the_same_validation_images(trained, tmp_path, capsys):
+    keys = {"data__val_size": 0.2, "train__steps": 1, "train__epochs": 0.0}
+    other = run(tmp_path, {"one": {}}, **keys)
+    words = [str(trained), str(other), "layer_similarity", f"--out={tmp_path / 'f'}", "--count=8"]
+    assert visualize.main([*words, "--split=val"]) == 1
+    assert "different images: give --images" in capsys.readouterr().err
+    assert visualize.main(words) == 0
+
+
 def test_image_files_have_predicted_classes(trained, tmp_path):
     paths = [tmp_path / f"{i}.png" for i in range(4)]
     images, _ = vit_jax.load_model(trained).random_images(4)

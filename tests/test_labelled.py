@@ -152,6 +152,23 @@ def test_folders_are_splits_however_the_table_names_their_files(tmp_path, form):
         open_source(config)
 
 
+def test_links_to_one_file_are_not_confused(tmp_path):
+    """As in caches that store equal files once."""
+    sports(tmp_path)
+    names = [tmp_path / "photos" / name for name in ("train/ant/000.png", "test/ant/002.png")]
+    names[1].unlink()
+    names[0].rename(tmp_path / "blob.png")
+    for name in names:
+        name.symlink_to(tmp_path / "blob.png")
+    lines = (tmp_path / "photos" / "sports.csv").read_text().splitlines()[1:]
+    rows = [
+        f"{tmp_path}/photos/{path},{label}" for _, path, label, _ in (x.split(",") for x in lines)
+    ]
+    config = config_of(tmp_path, labels=str(write(tmp_path, ["file,labels", *rows])))
+    found = contents(config)
+    assert len(found["test"]) == 4 and found["test"][0] == "ant"
+
+
 @pytest.mark.parametrize("prefix", ["", "test/"])
 def test_a_table_labels_a_flat_test_folder(tmp_path, prefix):
     root = make_folder(tmp_path / "photos", ("train",))

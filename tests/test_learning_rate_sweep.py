@@ -98,7 +98,7 @@ def test_smaller_learning_rates_are_compared_if_a_larger_one_diverges(
     assert [row["variant"] for row in rows] == ["lr_3.33", "lr_10"]
     captured = capsys.readouterr()
     assert "has the best validation accuracy" in captured.out.splitlines()[-1]
-    message = "the results lack lr_30: lr_30 seed 0: the loss or its gradient became non-finite"
+    message = "lr_30 could not be trained: lr_30 seed 0: the loss or its gradient became non-finite"
     assert captured.err.splitlines()[-1].startswith(f"error: {message}")
 
 
@@ -110,9 +110,13 @@ def test_a_pupil_is_not_trained_if_its_teacher_diverges(config, one_device, no_f
         train.main(["--config=three.py"])
     error = capsys.readouterr().err.splitlines()
     assert error[0].startswith("warning: wild seed 0: the loss or its gradient became non-finite")
-    assert error[-1].startswith("error: the results lack wild, pupil: wild seed 0: the loss")
-    rows = json.loads((config / "runs" / "three" / "results.json").read_text())["rows"]
-    assert [row["variant"] for row in rows] == ["calm"]
+    assert error[-1].startswith("error: wild, pupil could not be trained: wild seed 0: the loss")
+    results = json.loads((config / "runs" / "three" / "results.json").read_text())
+    assert [row["variant"] for row in results["rows"]] == ["calm"]
+    assert results["diverged"] == ["wild", "pupil"]
+    text = "Not in the table, because the loss became non-finite: wild, pupil."
+    for name in ("report.html", "results.md"):
+        assert text in (config / "runs" / "three" / name).read_text()
     with pytest.raises(SystemExit):
         train.main(["--config=three.py", "--variant=wild"])
     assert "error: wild seed 0: the loss or its gradient" in capsys.readouterr().err

@@ -197,6 +197,17 @@ def test_the_best_checkpoint_has_the_highest_validation_map(trained, stored):
     assert summary["test_map"] == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_run_of_tfds_is_evaluated_on_a_folder(trained, tmp_path):
+    labels = write_images(tmp_path / "x")
+    lines = ["file,red,green,blue"]
+    lines += [f"{i}.png,{','.join(map(str, row))}" for i, row in enumerate(labels)]
+    (tmp_path / "x" / "labels.csv").write_text("\n".join(lines))
+    overrides = {"data.labels": "labels.csv"}
+    model = vit_jax.load_model(trained)
+    report = model.evaluate(tmp_path / "x", split="all", overrides=overrides)
+    assert report["count"] == 40 and report["map"] > 0.9
+
+
 def test_prediction_applies_the_thresholds(trained, tmp_path, capsys):
     image = np.zeros((8, 8, 3), np.uint8)
     image[..., (0, 2)] = 170
@@ -222,6 +233,8 @@ def test_an_export_keeps_several_labels_or_says_that_it_does_not(trained, tmp_pa
         assert lost in notes
         np.testing.assert_allclose(rows.sum(1), 1)
     else:
+        with pytest.raises(UserError, match="predicts several labels per image: use another"):
+            run(tmp_path / "runs", train__teacher=str(out / "model.safetensors"))
         assert lost not in notes and model.thresholds == [0.5] * 3
         np.testing.assert_allclose(rows, vit_jax.load_model(trained).predict(images), atol=1e-6)
         assert [name for name, _ in model.labels_of(np.array([0.2, 0.6, 0.9]))] == [

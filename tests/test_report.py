@@ -211,6 +211,23 @@ def test_stages_of_a_run_are_rows(tmp_path):
     assert "90.00 %" in page.text and "At its last length, 20 epochs" in page.text
 
 
+def test_the_explained_variant_is_one_that_attention_explains(workdir, tmp_path):
+    folder = tmp_path / "sweep"
+    shutil.copytree(workdir, folder)
+    pools = {"patch_4": "cls", "patch_2.of-a-variant-with-quite-a-long-name": "map"}
+    for path in folder.glob("*/*/config.json"):
+        record = json.loads(path.read_text())
+        pool = {"model.name": "vit", "model.pool": pools[path.parts[-3]]}
+        record["config"] |= pool | {"data.image_size": 32, "model.patch_size": 4}
+        path.write_text(json.dumps(record))
+    sweep = make_sweep(folder)[0]
+    assert sweep.chosen.startswith("patch_2") and sweep.explained == "patch_4"
+    write_explanation(sweep.explanation)
+    write_report(sweep)
+    text = Page((folder / "report.html").read_text()).text
+    assert f"Attention does not explain the best variant, {sweep.chosen}; patch_4 is the" in text
+
+
 @pytest.mark.parametrize("missing", ["test_report.json", "metrics.jsonl", "config.json", "figures"])
 def test_some_results_may_be_missing(workdir, tmp_path, missing):
     folder = tmp_path / "sweep"

@@ -292,6 +292,7 @@ def test_which_seeds_are_vectorised(digits, tmp_path):
     assert grouped(devices=4) == separate  # slower if vectorised, on a CPU
     assert grouped(train__vmap_seeds="never") == separate
     assert grouped(model__name="resnet18") == separate
+    assert grouped(model__patchify="conv_stem") == separate
     always = dict(train__vmap_seeds="always", train__num_seeds=2)
     assert grouped(devices=4, **always) == vectorised
     (tmp_path / "1" / "checkpoints" / "10").mkdir(parents=True)

@@ -261,7 +261,7 @@ def _run(arguments, hooks):
         stop, began = StopSignal(), vit_jax.STARTED
         try:
             _run_experiment(experiment, folder, stop, reuse, variant, arguments, hooks, began)
-        except Diverged:  # others did not
+        except Diverged:  # the results have the other variants
             print_choices()
             raise
         print_choices()
@@ -307,7 +307,7 @@ def _describe_choices(rows):
             f"optim.learning_rate={rate:g} has the best validation {METRICS[metric_of(best)]}, "
             f"{score_of(best, 'val')['mean']:.4f}"
         )
-        # Of three; a larger one that is missing has diverged.
+        # If the largest of the three is missing, it has diverged: this is not the end of the range.
         if rate == min(rates) or (rate == max(rates) and len(rates) > 2):
             text += "; it is at the end of the range: sweep again from there, with "
             text += f"--config.optim.learning_rate={rate:g}"

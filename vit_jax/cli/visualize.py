@@ -48,6 +48,10 @@ from vit_jax.runtime.errors import UserError, single_line
 IMAGE_KEYS = ("name", "dir", "train_split", "test_split", "test_size", "test_examples")
 IMAGE_KEYS += ("split_seed", "num_folds", "fold", "labels", "label_pattern", "image_column")
 IMAGE_KEYS += ("label_column", "split_column", "skip_corrupt", "relabel", "multi_label")
+IMAGE_KEYS += ("image_key", "label_key")
+# Further settings that choose training and validation images, and the test images of folds.
+SPLIT_KEYS = ("val_split", "val_size", "val_examples", "train_examples", "examples_per_class")
+SPLIT_KEYS += ("imbalance_ratio",)
 ONLY_NAMED = ("explanations", "explanation_scores")
 
 
@@ -100,7 +104,9 @@ def _draw_models(argv):
             "several runs are compared in one figure per image: give --out, and do not name "
             "figures, except layer_similarity of two runs"
         )
-    same = {json.dumps([m.class_names, *map(m.config.data.get, IMAGE_KEYS)]) for m in models}
+    of_split = args.split in ("train", "val") or models[0].config.data.num_folds
+    keys = IMAGE_KEYS + (SPLIT_KEYS if of_split else ())
+    same = {json.dumps([m.class_names, *map(m.config.data.get, keys)]) for m in models}
     if not args.images and len(same) > 1:
         raise UserError("the runs were tested on different images: give --images FILE...")
     for flag in ("target", "methods"):

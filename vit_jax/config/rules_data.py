@@ -188,7 +188,6 @@ def validate_augment(config: Config) -> None:
             f"augment.kind=none contradicts augment.{given[0]}={augment[given[0]]}: use baseline, "
             "with augment.crop_padding=0 and augment.flip=False if need be"
         )
-    _validate_mixing(augment)
     if augment.kind != "none" and augment.crop_padding >= size and not augment.crop_min_area:
         raise UserError(
             f"augment.crop_padding={augment.crop_padding} must be smaller than "
@@ -200,15 +199,3 @@ def validate_augment(config: Config) -> None:
         raise UserError(
             f"augment.cutout_length={augment.cutout_length} is above {2 * size}, twice the image"
         )
-
-
-def _validate_mixing(augment):
-    """Raise UserError for a rate of mixing that has no effect."""
-    both = augment.mixup_alpha and augment.cutmix_alpha
-    needed = {
-        "mix_rate": ("mixup_alpha or cutmix_alpha", augment.mixup_alpha or augment.cutmix_alpha),
-        "cutmix_rate": ("both mixup_alpha and cutmix_alpha", both),
-    }
-    for key, (what, is_on) in needed.items():
-        if augment[key] != SCHEMA[f"augment.{key}"].default and not is_on:
-            raise UserError(f"augment.{key}={augment[key]} has no effect without {what}")

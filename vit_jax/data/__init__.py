@@ -13,7 +13,7 @@ from vit_jax.data.images import describe_transparency, stored_size
 from vit_jax.data.jpeg import describe_compression
 from vit_jax.data.labels import table_identity, table_path
 from vit_jax.data.sources import open_source
-from vit_jax.data.splits import describe_sizes, make_splits
+from vit_jax.data.splits import describe_folds, describe_sizes, make_splits
 from vit_jax.runtime import processes
 from vit_jax.runtime.errors import join_names, single_line
 from vit_jax.runtime.files import warn
@@ -26,7 +26,7 @@ __all__ = ["Data", "ResidentBatches", "StreamingBatches", "load_data"]
 class Data:
     """A dataset ready for use; each split yields batches and has a length.
 
-    `fingerprint` identifies the dataset and its splits by a sample of examples; `notes` describe
+    `fingerprint` identifies the dataset and its splits, see `_fingerprint`; `notes` describe
     defects of the data that cost accuracy; `decided` are settings that were decided by the data.
     """
 
@@ -80,16 +80,10 @@ def load_data(config, mesh: Mesh, min_classes: int = 2) -> Data:
         count = len(corrections.changed)
         notes.append(f"data.relabel={config.relabel} corrects labels of images: {count}")
     if config.num_folds:
-        total = len(splits.train) + len(splits.test)
-        notes.append(
-            f"the folds divide {total:,} images; those of data.val_size, and of data.test_size if "
-            "the dataset has no test split, are in none"
-        )
-    warnings = [
-        *source.warnings,
-        *describe_sizes(source, config),
-        *checks.describe_names(splits.class_names),
-    ]
+        notes.append(describe_folds(source, config, len(splits.train) + len(splits.test)))
+    warnings = [*source.warnings, *checks.describe_names(splits.class_names)]
+    if min_classes > 1:  # not an evaluation, which holds out nothing
+        warnings += describe_sizes(source, config)
     if not resident and processes.is_first():
         digests, some_labels = checks.digest_files(by_name)
         if digests:  # the labels of files are known
@@ -129,13 +123,13 @@ def _describe_images(train, level_range, config):
         yield f"images have {config.channels} channels: figures show {names} (data.rgb_bands)"
     if len(level_range) > 2:
         yield (
-            "of images with more than 8 bits per channel, each band has its own levels that become "
-            "black and white (data.level_range), levels outside are clipped"
+            "each band of an image with more than 8 bits per channel has its own levels that "
+            "become black and white (data.level_range), levels outside are clipped"
         )
     elif level_range:
         low, high = level_range
         yield (
-            f"of images with more than 8 bits per channel, the levels {low:g} to {high:g} become "
+            f"the levels {low:g} to {high:g} of an image with more than 8 bits per channel become "
             "black to white (data.level_range), levels outside are clipped"
         )
 
@@ -148,12 +142,13 @@ def _fingerprint(class_names, by_name):
     """
     checksum = files = 0
     for split in by_name.values():
-        if split.sizes is not None:
+        if processes.is_first() and split.sizes is not None:
             files = zlib.crc32(split.sizes.astype(np.int64).tobytes(), files)
             files = zlib.crc32(split.labels.tobytes(), files)
         for image, label in split.read(spread(len(split), 8)):
             content = bytes([label % 256]) if np.ndim(label) == 0 else label.tobytes()
             checksum = zlib.crc32(image.tobytes(), zlib.crc32(content, checksum))
     sizes = {name: len(split) for name, split in by_name.items()}
-    found = {"classes": class_names, "examples": sizes, "checksum": checksum}
-    return found | ({"files": files} if files else {})
+    fingerprint = {"classes": class_names, "examples": sizes, "checksum": checksum}
+    files = int(processes.from_first(np.uint32(files)))
+    return fingerprint | ({"files": files} if files else {})

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import itertools
 import json
 import os
 import pathlib
@@ -68,7 +69,6 @@ def find_files(folder: pathlib.Path, variant: str = "") -> Files:
         )
     files = defaultdict(list)
     paths = by_variant[variant] if variant else next(iter(by_variant.values()), [])
-    _check_shards(paths)
     for path in paths:
         files[_split_of(path, folder)].append(path)
     if len(files) > 1 and "" in files:
@@ -78,17 +78,18 @@ def find_files(folder: pathlib.Path, variant: str = "") -> Files:
     return dict(files)
 
 
-def _check_shards(paths):
-    """Raise UserError if a file is missing of those numbered as in train-00000-of-00002.parquet."""
-    found = defaultdict(set)
-    for path in paths:
+def find_missing(files: Files) -> pathlib.Path | None:
+    """Find a file that numbers such as those in train-00000-of-00002.parquet show to be missing."""
+    numbers = defaultdict(set)
+    for path in itertools.chain.from_iterable(files.values()):
         if match := _SHARD.search(path.name):
-            key = path.parent, path.name[: match.start()], int(match[2])
-            found[key].add(int(match[1]))
-    for (folder, start, count), numbers in found.items():
-        if missing := set(range(count)) - numbers:
-            name = f"{start}-{min(missing):05}-of-{count:05}{paths[0].suffix}"
-            raise UserError(f"{folder} is incomplete: it has no {name}")
+            numbers[path.parent / path.name[: match.start()], int(match[2]), path.suffix].add(
+                int(match[1])
+            )
+    for (start, count, suffix), present in numbers.items():
+        for number in set(range(count)) - present:
+            return start.with_name(f"{start.name}-{number:05}-of-{count:05}{suffix}")
+    return None
 
 
 def _saved_files(folder):

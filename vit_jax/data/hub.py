@@ -4,7 +4,7 @@ import os
 import pathlib
 from typing import Any
 
-from vit_jax.data.arrow import Files, find_files
+from vit_jax.data.arrow import Files, find_files, find_missing
 from vit_jax.data.prepare import NAMES
 from vit_jax.runtime.errors import UserError, first_line, single_line
 from vit_jax.runtime.files import read_json
@@ -40,6 +40,8 @@ def locate(config) -> Files:
     for folder in tried:
         if os.path.isdir(folder):
             if files := find_files(folder, "" if folder.name == text else variant):
+                if missing := find_missing(files):
+                    raise UserError(f"{missing.parent} is incomplete: it has no {missing.name}")
                 return files
             raise UserError(
                 f"{folder} contains no Parquet or Arrow files of a Hugging Face dataset: give the "
@@ -88,7 +90,8 @@ def _find_cached(repository, variant):
     base = pathlib.Path(os.path.expanduser(given)) if given else _home() / "hub"
     snapshots = (base / f"datasets--{repository.replace('/', '--')}" / "snapshots").glob("*")
     for folder in sorted(snapshots, key=lambda path: path.stat().st_mtime, reverse=True):
-        if files := find_files(folder, variant):
+        files = find_files(folder, variant)
+        if files and not find_missing(files):  # else its download did not finish
             return files
     return {}
 

@@ -124,13 +124,19 @@ class _Index:
                 return [*dict.fromkeys(inside)]
             for path in (self.root / text, start / text):
                 if os.path.isfile(path):
-                    return [self._real.get(os.path.realpath(path), path)]
+                    inside = os.path.relpath(os.path.abspath(path), os.path.abspath(self.root))
+                    return (
+                        self._below(inside) or self._by_real_path[os.path.realpath(path)] or [path]
+                    )
         return []
 
     @functools.cached_property
-    def _real(self):
-        """Map real paths to those of the images: a table may name them by another way."""
-        return {os.path.realpath(path): path for path in self.paths.values()}
+    def _by_real_path(self):
+        """The images by their real path: a table may name them through other links."""
+        images = defaultdict(list)
+        for path in self.paths.values():
+            images[os.path.realpath(path)].append(path)
+        return images
 
     def _below(self, text):
         relative = posixpath.normpath(text)

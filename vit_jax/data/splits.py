@@ -166,7 +166,20 @@ def describe_sizes(source: Source, config) -> Iterator[str]:
     for split, name in _split_names(source, config).items():
         key = f"{split}_size"
         if name and split != "train" and config[key] != SCHEMA[f"data.{key}"].default:
-            yield f"data.{key}={config[key]:g} has no effect: the dataset has the split {name}"
+            yield (
+                f"data.{key}={config[key]:g} has no effect, because the dataset has the split "
+                f"{name}: data.{split}_split=hold_out holds out another"
+            )
+
+
+def describe_folds(source: Source, config, count: int) -> str:
+    """Describe which images the folds divide, `count` in all, and which are in none of them."""
+    names = _split_names(source, config)
+    others = [
+        f"the split {names[split]}" if names[split] else f"those of data.{split}_size"
+        for split in ("val", "test")
+    ]
+    return f"the folds divide {count:,} training images; {' and '.join(others)} are in none of them"
 
 
 def all_splits(source: Source, config) -> list[Examples]:

@@ -38,7 +38,7 @@ BATCH_SIZE = 32
 SPLITS = ("train", "val", "test", "all")
 # Settings that describe one dataset only.
 _OF_DATASET = ("labels", "label_pattern", "image_column", "label_column", "split_column")
-_OF_DATASET += ("num_folds", "fold", "relabel")
+_OF_DATASET += ("image_key", "label_key", "num_folds", "fold", "relabel")
 _EFFECTIVE = ("sharding.cpu_devices", "train.dtype", "train.eval_batch_size")  # allowed overrides
 
 
@@ -130,7 +130,9 @@ class Classifier:
         return models.build(config.model, len(self.class_names), dtype)
 
     def crop_images(self, images: Images) -> np.ndarray:
-        """Read images as the model sees them, before normalisation, such as to draw maps over them.
+        """Read images and crop them as the model does, to show them below its maps.
+
+        Give the model the images themselves, which it crops.
 
         Returns uint8 [n, size, size, channels]; images and errors are those of `read_images`.
         """
@@ -145,7 +147,7 @@ class Classifier:
             list, or an array [n, height, width, channels].
 
         Returns:
-          uint8 [n, side, side, channels], of which `data.eval_crop` may leave a part.
+          uint8 [n, side, side, channels]; the model may crop the centre, see `crop_images`.
 
         Raises:
           UserError: a file is not an image, or an array has another dtype or number of channels.

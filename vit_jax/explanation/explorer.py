@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vit_jax.augment import evaluation_crop
 from vit_jax.config import Config
 from vit_jax.data.bands import show
 from vit_jax.explanation.methods import probabilities_of
@@ -56,10 +55,7 @@ def collect(models: Sequence[Model], images: Sequence[Any], names: Sequence[str]
         choose_storage(model.config, len(names), 0, len(models))  # before images are read
     pixels = [model.read_images(some) for model, some in zip(models, images, strict=True)]
     data_uris = [
-        [
-            _data_uri(show(np.asarray(image), model.config.data))
-            for image in evaluation_crop(jnp.asarray(some), model.config.data)
-        ]
+        [_data_uri(show(image, model.config.data)) for image in model.crop_images(some)]
         for model, some in zip(models, pixels, strict=True)
     ]
     used = sum(len(uri) for some in data_uris for uri in some)

@@ -346,10 +346,11 @@ def save_mistakes(run: pathlib.Path, data) -> bool:
     paths = [folder / f"{i:02d}.png" for i in range(len(mistakes))]
     if all(path.exists() for path in paths):
         return False
-    images, names = Model(run).test_images([mistake["index"] for mistake in mistakes], data)
+    model = Model(run)
+    images, names = model.test_images([mistake["index"] for mistake in mistakes], data)
     if names != [list(report["classes"])[mistake["label"]] for mistake in mistakes]:
         raise UserError(f"the test images are not those of {run}")
-    images = show(np.asarray(evaluation_crop(jnp.asarray(images), data)), data)
+    images = show(model.crop_images(images), data)
     folder.mkdir(parents=True, exist_ok=True)
     for path, image in zip(paths, images, strict=True):
         small = Image.fromarray(image.squeeze())

@@ -68,8 +68,9 @@ def impulse_parameters(shapes: Mapping[str, tuple], seed: int) -> dict[str, np.n
     for path in [path for path in drawn if path.endswith("/query/kernel")]:
         width, heads, rank = shapes[path]
         u, s, vt = np.linalg.svd(positions, full_matrices=False)
-        kept = min(rank, len(s), width - 1)  # centred: the last of `width` would be 0
-        inverse = (vt[:kept].T / s[:kept]) @ u[:, :kept].T  # [d, n]
+        # The positions are centred: the last of `width` singular values would be 0.
+        count = min(rank, len(s), width - 1)
+        inverse = (vt[:count].T / s[:count]) @ u[:, :count].T  # [d, n]
         scores = np.stack([_impulse_scores(rng, head, len(positions)) for head in range(heads)])
         queries, keys = _factors(inverse @ scores @ inverse.T)
         keys = keys.swapaxes(1, 2)

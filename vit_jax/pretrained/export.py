@@ -36,7 +36,8 @@ def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
     if info.get("scaled_decoding"):
         notes.append("the file cannot record data.scaled_decoding=True")
     if info.get("multi_label"):
-        notes.append("the file cannot record the thresholds of the labels")
+        if info.get("thresholds"):
+            notes.append("the file cannot record the thresholds of the labels")
         if kind != "hf":
             notes.append("the file cannot record data.multi_label=True: apply a sigmoid")
     if destination.exists():
@@ -188,8 +189,8 @@ def _for_timm(arrays, model):
 def _for_dinov2(arrays, model):
     """Convert to the arrays of DINOv2 of transformers.
 
-    It always has LayerScale, a token for masked patches, and a head for the class token and the
-    mean of the patches, whose half is 0 if only the class token is pooled.
+    It always has LayerScale, a token for masked patches, and a head for both class token and mean
+    of the patches. If the model pools only the class token, the kernel of the mean is 0.
     """
     arrays, width = dict(arrays), model.hidden_size
     if model.pool == "cls" and "head/kernel" in arrays:

@@ -81,7 +81,7 @@ class Sweep:
 
     @property
     def explained(self) -> str:
-        """The variant whose attention is shown: the best ViT of those with enough patches."""
+        """The variant whose attention is shown: the best that it explains, with enough patches."""
 
         def rank(row):
             patches = self.num_patches[row["variant"]]

@@ -37,6 +37,12 @@ def minutes(summaries: dict[str, list[dict]]) -> float:
     return sum(summary["wall_seconds"] for group in summaries.values() for summary in group) / 60
 
 
+def diverged(results: dict) -> str:
+    """Name the variants that results.json lacks because their loss became non-finite, or ""."""
+    names = ", ".join(results.get("diverged", ()))
+    return f"Not in the table, because the loss became non-finite: {names}." if names else ""
+
+
 def early_stops(summaries: dict[str, list[dict]]) -> list[str]:
     """Describe each run that stopped early, and why, as a sentence."""
     return [

@@ -188,8 +188,8 @@ def _initial_weights(config, shapes, trained, class_names):
     size, trained_size = config.data.image_size, found.info["settings"]["data.image_size"]
     if size == SCHEMA["data.image_size"].default < trained_size:
         print(
-            f"note: images of {size} pixels, the default, with weights trained on {trained_size}: "
-            "data.image_size=0 takes the size of the weights",
+            f"note: data.image_size={size}, but the weights were trained on images of "
+            f"{trained_size} pixels: 0 takes that size",
             flush=True,
         )
     own = {path: shape for path, shape in shapes.items() if not path.endswith(lora.NAMES)}

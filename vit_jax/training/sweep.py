@@ -159,41 +159,44 @@ def run_sweep(
     summaries, runner = {}, _Runner(chosen, teachers, workdir, stop, hooks, reuse, began)
     if next(iter(configs.values())).sharding.distributed:
         _ = runner.mesh  # started, to know which process is the first even if all is finished
-    diverged: dict[str, Diverged] = {}
+    diverged = {}  # {variant: message}; an exception would hold the state on the devices
     for name, config in chosen.items():
-        if name in teachers and teachers[name].parent.name in diverged:
-            diverged[name] = diverged[teachers[name].parent.name]
+        teacher = teachers[name].parent.name if name in teachers else ""
+        if teacher in diverged and not _is_finished(teachers[name]):
+            diverged[name] = f"{name} learns from {teacher}, which is not finished"
             continue
         try:
             summaries[name] = runner.summaries(name, config)
         except Diverged as error:
             if ladder:  # the variants after it would be compared with an earlier one
                 raise UserError(str(error)) from None
-            diverged[name] = error
+            diverged[name] = str(error)
             if name != list(chosen)[-1]:
                 warn(f"{error}; the other variants are trained")
     if not summaries:
-        raise UserError(str(next(iter(diverged.values()))))
+        raise UserError(next(iter(diverged.values())))
     if processes.is_first():
         if only is None:
             rows = [make_row(name, sweep.get(name, {}), summaries[name]) for name in summaries]
             add_differences(rows, ladder)
-            results = _write_results(workdir, experiment, rows, arguments)
+            results = _write_results(workdir, experiment, rows, arguments, list(diverged))
             with stop.immediate():
-                left = {name: configs[name] for name in summaries}
-                hooks.on_sweep_end(workdir, results, summaries, published, left, arguments)
+                finished = {name: configs[name] for name in summaries}
+                hooks.on_sweep_end(workdir, results, summaries, published, finished, arguments)
         else:
             print(f"{only} is finished; run the command without --variant to write the report")
     processes.wait()  # while the first one draws
     if diverged:
         raise Diverged(
-            f"the results lack {join_names(list(diverged))}: {next(iter(diverged.values()))}"
+            f"{join_names(list(diverged))} could not be trained: {next(iter(diverged.values()))}"
         )
 
 
-def _write_results(workdir, experiment, rows, arguments):
+def _write_results(workdir, experiment, rows, arguments, diverged):
     """Write results.json, and return its contents."""
     results = {"experiment": experiment, "rows": rows}
+    if diverged:
+        results["diverged"] = diverged
     if arguments:
         results["command"] = shlex.join(["python", "-m", "vit_jax.main", *arguments])
     write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")

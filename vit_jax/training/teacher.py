@@ -62,7 +62,7 @@ def load_teacher(config: Config, class_names: list[str], mesh: Mesh) -> Teacher 
     except UserError as error:
         raise UserError(f"train.teacher={path}: {error}") from None
     info = weights.info
-    if info.get("thresholds"):
+    if info.get("multi_label") or info.get("thresholds"):  # earlier versions lack the first
         raise UserError(f"train.teacher={path} predicts several labels per image: use another")
     own = resolve(with_overrides(get_config(), info["settings"] | {"train.steps": 1}, path))
     for key in ("image_size", "channels"):
