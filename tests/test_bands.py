@@ -79,6 +79,12 @@ def test_arrays_have_the_channels_first_or_last(tmp_path):
         np.testing.assert_array_equal(read(tmp_path / f"{name}.npy", 13, MANY), array)
 
 
+def jpeg_tiff():
+    file = io.BytesIO()
+    Image.new("CMYK", (8, 8)).save(file, "TIFF", compression="jpeg")
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -87,6 +93,7 @@ def test_arrays_have_the_channels_first_or_last(tmp_path):
         (b"not an image", "cannot be read as an image"),
         (tiff(scene(0, side=40)), "raise data.max_pixels"),
         (tiff(scene(0), predictor=3), "its predictor 3 is not supported"),
+        (jpeg_tiff(), "its compression is JPEG, which is not supported"),
     ],
 )
 def test_files_that_do_not_fit_are_named(tmp_path, content, message):

@@ -133,6 +133,9 @@ def test_invalid_variants_are_refused(config, overrides):
     (config / "odd.py").write_text(f'{CONFIG}\ndef sweep(): return {{"odd": {overrides}}}\n')
     with pytest.raises(UserError, match="variant '?odd"):
         vit_jax.sweep_learning_rate(load_config("odd.py"))
+    if overrides is None:
+        with pytest.raises(UserError, match="variant 'odd' must be a dict of settings, not None"):
+            load_config("odd.py", variant="odd")
 
 
 def test_a_learning_rate_of_0_is_refused():

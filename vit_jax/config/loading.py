@@ -100,8 +100,6 @@ def sweep_learning_rate(experiment: Experiment, factor: float = 3.0) -> Experime
     if not factor > 1:
         raise UserError(f"factor={factor} of the learning rates must be above 1")
     for name, overrides in before.items():
-        if not isinstance(overrides, dict):
-            raise UserError(f"variant {name!r} must be a dict of settings, not {overrides!r}")
         settings.with_overrides(experiment.config, overrides, f"variant {name}")
     if not all((base | overrides)[keys[0]] for overrides in before.values()):
         raise UserError("optim.learning_rate=0 cannot be swept: set it above 0")
@@ -177,6 +175,9 @@ def _execute(path, profile):
             f"sweep() of --config={path} must return a dict of named variants, such as "
             "{'deep': {'model.depth': 12}}"
         )
+    for name, overrides in variants.items():
+        if not isinstance(overrides, dict):
+            raise UserError(f"variant {name!r} must be a dict of settings, not {overrides!r}")
     published = contents.get("PUBLISHED", {})
     if not isinstance(published, dict) or not all(
         isinstance(text, str) for pair in published.items() for text in pair

@@ -18,6 +18,7 @@ _STRIPS, _SAMPLES, _ROWS_PER_STRIP, _STRIP_SIZES, _PLANAR = 273, 277, 278, 279, 
 _PREDICTOR, _TILE_WIDTH, _TILE_LENGTH, _TILES, _TILE_SIZES, _FORMAT = 317, 322, 323, 324, 325, 339
 _KINDS = {1: "u", 2: "i", 3: "f"}
 _MOST_PAGES = 1000
+_JPEG = (6, 7)
 
 
 def is_tiff(content: bytes) -> bool:
@@ -57,6 +58,8 @@ def _read_page(content, tags, max_pixels):
         raise UserError(f"its samples have {sorted(bits)} bits: convert them to 8, 16 or 32 bits")
     order = ">" if content[:2] == b"MM" else "<"
     dtype = np.dtype(f"{order}{_KINDS[kinds.pop()]}{bits.pop() // 8}")
+    if tags.get(_COMPRESSION, 1) in _JPEG:
+        raise UserError("its compression is JPEG, which is not supported: save it losslessly")
     predictor = tags.get(_PREDICTOR, 1)
     if predictor not in (1, 2) or (predictor == 2 and dtype.kind == "f"):
         raise UserError(f"its predictor {predictor} is not supported: save it without one")
