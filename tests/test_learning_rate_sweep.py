@@ -117,9 +117,6 @@ def test_a_pupil_is_not_trained_if_its_teacher_diverges(config, one_device, no_f
     text = "Not in the table, because the loss became non-finite: wild, pupil."
     for name in ("report.html", "results.md"):
         assert text in (config / "runs" / "three" / name).read_text()
-    with pytest.raises(SystemExit):
-        train.main(["--config=three.py", "--variant=wild"])
-    assert "error: wild seed 0: the loss or its gradient" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("factor", [0, 1, -3])

@@ -123,14 +123,14 @@ def _describe_images(train, level_range, config):
         yield f"images have {config.channels} channels: figures show {names} (data.rgb_bands)"
     if len(level_range) > 2:
         yield (
-            "each band of an image with more than 8 bits per channel has its own levels that "
-            "become black and white (data.level_range), levels outside are clipped"
+            "each band has its own levels that become black and white (data.level_range) in images "
+            "with more than 8 bits per channel, levels outside are clipped"
         )
     elif level_range:
         low, high = level_range
         yield (
-            f"the levels {low:g} to {high:g} of an image with more than 8 bits per channel become "
-            "black to white (data.level_range), levels outside are clipped"
+            f"the levels {low:g} to {high:g} become black to white (data.level_range) in images "
+            "with more than 8 bits per channel, levels outside are clipped"
         )
 
 
