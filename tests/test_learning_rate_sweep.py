@@ -119,6 +119,22 @@ def test_a_pupil_is_not_trained_if_its_teacher_diverges(config, one_device, no_f
         assert text in (config / "runs" / "three" / name).read_text()
 
 
+def test_some_variants_are_compared(config, one_device, no_figures, capsys):
+    words = ["--config=digits_patch", "--config.train.steps=2", "--config.train.epochs=0"]
+    words += ["--config.train.num_seeds=1", "--config.optim.warmup_epochs=0"]
+    train.main([*words, "--variants=patch_4,patch_2"])
+    rows = json.loads((config / "runs" / "digits_patch" / "results.json").read_text())["rows"]
+    assert [row["variant"] for row in rows] == ["patch_2", "patch_4"]
+    capsys.readouterr()
+    for wrong, message in (
+        ("--variants=patch_4,patch_9", "variant='patch_9' is unknown: use one of patch_1, patch_2"),
+        ("--variants=patch_4 --variant=patch_2", "give --variant or --variants, not both"),
+    ):
+        with pytest.raises(SystemExit):
+            train.main([*words, *wrong.split()])
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("factor", [0, 1, -3])
 def test_factors_that_compare_nothing_are_refused(factor):
     with pytest.raises(UserError, match="must be above 1"):

@@ -27,7 +27,12 @@ from absl import logging
 import vit_jax
 from vit_jax.cli import command
 from vit_jax.config import Config
-from vit_jax.config.loading import Experiment, load_config, sweep_learning_rate
+from vit_jax.config.loading import (
+    Experiment,
+    load_config,
+    select_variants,
+    sweep_learning_rate,
+)
 from vit_jax.config.reference import settings_help
 from vit_jax.runtime.errors import Diverged, UserError, describe_error, suggest
 from vit_jax.runtime.files import read_json
@@ -229,6 +234,9 @@ def _run(arguments, hooks):
     parser.add_argument("--workdir", help="output folder; default: runs/<config's name>")
     parser.add_argument("--variant", help="train only this variant, and write no report")
     parser.add_argument(
+        "--variants", metavar="NAME,...", help="train and compare only these variants"
+    )
+    parser.add_argument(
         "--sweep-learning-rate",
         action="store_true",
         help="compare the learning rate with a third and three times of it, for every variant or "
@@ -280,6 +288,10 @@ def _run(arguments, hooks):
 def _load(path, overrides, options):
     """Load the experiment of the options; return it and the only variant to train, or None."""
     experiment, variant = load_config(path, overrides), options.variant
+    if options.variants is not None:
+        if variant is not None:
+            raise UserError("give --variant or --variants, not both")
+        experiment = select_variants(experiment, options.variants.split(","))
     if not options.sweep_learning_rate:
         return experiment, variant
     if variant in experiment.variants:  # else it is one of the sweep

@@ -7,7 +7,7 @@ import pathlib
 import re
 import runpy
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -66,18 +66,28 @@ def load_config(
     path = find_config(path)
     overrides = dict(overrides or {})
     config, variants, published, ladder = _execute(path, profile)
-    if variant is not None and variant not in (known := variants or ["base"]):
-        raise UserError(
-            f"variant={truncate_repr(variant)} is unknown: use one of {', '.join(known)}"
-        )
-    return Experiment(
+    experiment = Experiment(
         name=re.sub(r"[^\w.+-]", "_", f"{path.stem}_{profile}") if profile else path.stem,
         config=settings.with_overrides(config, overrides, "the overrides"),
-        variants=variants if variant is None else _with_teachers(variants, variant),
+        variants=variants,
         published=published,
         given=frozenset(overrides),
         ladder=ladder,
     )
+    return experiment if variant is None else select_variants(experiment, [variant])
+
+
+def select_variants(experiment: Experiment, names: Sequence[str]) -> Experiment:
+    """Select variants of an experiment, and those that teach them; raises UserError."""
+    known, chosen = experiment.variants or ["base"], {}
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"variant={truncate_repr(name)} is unknown: use one of {', '.join(known)}"
+            )
+        chosen |= _with_teachers(experiment.variants, name)
+    variants = {name: one for name, one in experiment.variants.items() if name in chosen}
+    return dataclasses.replace(experiment, variants=variants)
 
 
 def _with_teachers(variants, name):
