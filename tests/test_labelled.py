@@ -315,8 +315,11 @@ def test_unreadable_images_are_an_error_or_skipped(tmp_path, capsys):
         ({"data.label_pattern": "(.)"}, "data.label_pattern='.*' has no effect"),
         ({"data.label_column": "x"}, "data.label_column=x has no effect without data.labels or a"),
         ({"data.name": "hf:x", "data.split_column": "x"}, "data.split_column=x has no effect"),
-        ({"data.name": "hf:x", "data.label_key": "x"}, "label_key=x .*: set data.label_column"),
-        ({"data.name": "digits", "data.image_key": "x"}, "digits, which is no TFDS dataset$"),
+        ({"data.name": "hf:x", "data.label_key": "x"}, "label_key=x .*; set data.label_column"),
+        (
+            {"data.name": "digits", "data.image_key": "x"},
+            "digits: it names a feature of a TFDS dataset$",
+        ),
         ({"data.name": "hf:"}, "needs a name or folder, as hf:mnist"),
         (
             {

@@ -129,6 +129,7 @@ def _print(classifier, paths, failed, args):
     """Print the five most probable classes of each image, or JSON, and draw the overlays."""
     from vit_jax import plots
     from vit_jax.data.bands import show
+    from vit_jax.explanation.methods import METHODS
     from vit_jax.runtime.progress import Bar
 
     if args.overlay:
@@ -149,8 +150,10 @@ def _print(classifier, paths, failed, args):
             name = os.fsencode(path.stem)[:200].decode(errors="ignore")
             out = args.overlay / f"{number:04d}_{name}.png"
             of = args.target if args.target is not None else next(iter(top))
-            title = f"{args.explain} of {of}" if _is_of_class(args.explain) else args.explain
-            heat = None if relevance is None else (title, relevance)
+            heat = None
+            if relevance is not None:
+                of_class = METHODS[args.explain].of_class
+                heat = (f"{args.explain} of {of}" if of_class else args.explain, relevance)
             shown = show(classifier.crop_images(image)[0], classifier.config.data)
             plots.save_prediction(out, single_line(path.name), shown, top, heat)
         if not args.json:
@@ -160,12 +163,6 @@ def _print(classifier, paths, failed, args):
                 Bar.write(f"{mark} {100 * probability:6.2f} %  {name}")
     if args.json:
         print(json.dumps(answers, indent=2))
-
-
-def _is_of_class(method):
-    from vit_jax.explanation.methods import METHODS  # imports JAX
-
-    return method in METHODS and METHODS[method].of_class
 
 
 def _load(args):

@@ -146,10 +146,10 @@ def _validate_labels(data):
     if data.name in ("folder", "digits") or is_hub:
         for key in ("image_key", "label_key"):
             if data[key] != SCHEMA[f"data.{key}"].default:
-                hint = f": set data.{key.replace('key', 'column')}" if is_hub else ""
+                hint = f"; set data.{key.replace('key', 'column')}" if is_hub else ""
                 raise UserError(
-                    f"data.{key}={data[key]} has no effect with data.name={data.name}, which is no "
-                    f"TFDS dataset{hint}"
+                    f"data.{key}={data[key]} has no effect with data.name={data.name}: it names a "
+                    f"feature of a TFDS dataset{hint}"
                 )
     for key in ("image_column", "label_column", "split_column"):
         if data[key] and not data.labels and (key == "split_column" or not is_hub):

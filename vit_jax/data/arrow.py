@@ -83,9 +83,8 @@ def find_missing(files: Files) -> pathlib.Path | None:
     numbers = defaultdict(set)
     for path in itertools.chain.from_iterable(files.values()):
         if match := _SHARD.search(path.name):
-            numbers[path.parent / path.name[: match.start()], int(match[2]), path.suffix].add(
-                int(match[1])
-            )
+            start = path.with_name(path.name[: match.start()])
+            numbers[start, int(match[2]), path.suffix].add(int(match[1]))
     for (start, count, suffix), present in numbers.items():
         for number in set(range(count)) - present:
             return start.with_name(f"{start.name}-{number:05}-of-{count:05}{suffix}")

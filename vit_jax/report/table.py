@@ -38,9 +38,10 @@ def minutes(summaries: dict[str, list[dict]]) -> float:
 
 
 def diverged(results: dict) -> str:
-    """Name the variants that results.json lacks because their loss became non-finite, or ""."""
+    """Name the variants that results.json lacks because a loss became non-finite, or ""."""
     names = ", ".join(results.get("diverged", ()))
-    return f"Not in the table, because the loss became non-finite: {names}." if names else ""
+    why = "because the loss of the variant or of its teacher became non-finite"
+    return f"Not in the table, {why}: {names}." if names else ""
 
 
 def early_stops(summaries: dict[str, list[dict]]) -> list[str]:

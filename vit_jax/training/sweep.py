@@ -156,25 +156,10 @@ def run_sweep(
     chosen = {name: c for name, c in configs.items() if only in (None, name)}
     _check_runs(workdir, chosen, teachers)
     hooks = hooks or Hooks()
-    summaries, runner = {}, _Runner(chosen, teachers, workdir, stop, hooks, reuse, began)
+    runner = _Runner(chosen, teachers, workdir, stop, hooks, reuse, began)
     if next(iter(configs.values())).sharding.distributed:
         _ = runner.mesh  # started, to know which process is the first even if all is finished
-    diverged = {}  # {variant: message}; an exception would hold the state on the devices
-    for name, config in chosen.items():
-        teacher = teachers[name].parent.name if name in teachers else ""
-        if teacher in diverged and not _is_finished(teachers[name]):
-            diverged[name] = f"{name} learns from {teacher}, which is not finished"
-            continue
-        try:
-            summaries[name] = runner.summaries(name, config)
-        except Diverged as error:
-            if ladder:  # the variants after it would be compared with an earlier one
-                raise UserError(str(error)) from None
-            diverged[name] = str(error)
-            if name != list(chosen)[-1]:
-                warn(f"{error}; the other variants are trained")
-    if not summaries:
-        raise UserError(next(iter(diverged.values())))
+    summaries, diverged = _train_variants(runner, chosen, teachers, ladder)
     if processes.is_first():
         if only is None:
             rows = [make_row(name, sweep.get(name, {}), summaries[name]) for name in summaries]
@@ -190,6 +175,30 @@ def run_sweep(
         raise Diverged(
             f"{join_names(list(diverged))} could not be trained: {next(iter(diverged.values()))}"
         )
+
+
+def _train_variants(runner, configs, teachers, ladder):
+    """Train variants; return their summaries, and {variant: message} of those that diverged.
+
+    Raises UserError if all of them diverge, or one of a ladder does.
+    """
+    summaries, diverged = {}, {}  # messages: an exception would hold the state on the devices
+    for name, config in configs.items():
+        teacher = teachers[name].parent.name if name in teachers else ""
+        if teacher in diverged and not _is_finished(teachers[name]):
+            diverged[name] = f"{name} learns from {teacher}, which is not finished"
+            continue
+        try:
+            summaries[name] = runner.summaries(name, config)
+        except Diverged as error:
+            if ladder:  # the variants after it would be compared with an earlier one
+                raise UserError(str(error)) from None
+            diverged[name] = str(error)
+            if name != list(configs)[-1]:
+                warn(f"{error}; the other variants are trained")
+    if not summaries:
+        raise UserError(next(iter(diverged.values())))
+    return summaries, diverged
 
 
 def _write_results(workdir, experiment, rows, arguments, diverged):
