@@ -15,7 +15,7 @@ from vit_jax.config.rules import FREEZES, validate
 from vit_jax.config.schema import RENAMED, SCHEMA
 from vit_jax.runtime.errors import UserError
 from vit_jax.storage import run_folder
-from vit_jax.training import sweep
+from vit_jax.training.variants import make_variants
 
 VALID = {
     "model.patch_size": 4,
@@ -167,7 +167,7 @@ def test_an_explicit_0_switches_off_a_setting_of_strong_augmentation():
     config = settings.with_overrides(settings.get_config(), VALID, "a test")
     variants = {"strong": {}, "cutmix": off}
     config.augment.kind = "strong"
-    found = sweep.make_variants(config, variants, {"augment.cutmix_alpha"})
+    found = make_variants(config, variants, {"augment.cutmix_alpha"})
     rates = [(one.augment.erasing_rate, one.augment.mixup_alpha) for one in found.values()]
     assert rates == [(0.25, 1.0), (0.0, 0.0)]
     assert {one.augment.cutmix_alpha for one in found.values()} == {0.0}
@@ -185,11 +185,11 @@ def test_durations_in_any_unit():
 def test_command_line_cannot_set_what_the_sweep_sets():
     variants = {"small": {"model.depth": 1}}
     with pytest.raises(UserError, match="--config.model.depth has no effect"):
-        sweep.make_variants(make(), variants, {"model.depth"})
+        make_variants(make(), variants, {"model.depth"})
     other = variants | {"large": {}}  # is trained alone
-    assert sweep.make_variants(make(), other, {"model.depth"}, "large").keys() == other.keys()
+    assert make_variants(make(), other, {"model.depth"}, "large").keys() == other.keys()
     with pytest.raises(UserError, match="variant 'a/b'"):
-        sweep.make_variants(make(), {"a/b": {}}, set())
+        make_variants(make(), {"a/b": {}}, set())
 
 
 def test_settings_page_is_up_to_date():

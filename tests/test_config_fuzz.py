@@ -24,11 +24,11 @@ from vit_jax.config.schema import SCHEMA
 from vit_jax.data import load_data, prepare, sources
 from vit_jax.evaluation.evaluate import evaluate
 from vit_jax.runtime.errors import UserError
-from vit_jax.training import sweep
 from vit_jax.training.compiled import compile_steps
 from vit_jax.training.features import FeatureCache
 from vit_jax.training.optim import make_plateau
 from vit_jax.training.setup import make_setup
+from vit_jax.training.variants import make_variants
 
 MESH = jax.make_mesh(
     (1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1]
@@ -241,7 +241,7 @@ def attempt(keys) -> str:
     """Train a config; return "refused" or "trained", any other outcome is an exception."""
     try:
         config = settings.with_overrides(settings.get_config(), keys, "a test")
-        config = sweep.make_variants(config, {}, set(keys))["base"]
+        config = make_variants(config, {}, set(keys))["base"]
         data, train = load_data(config.data, MESH), config.train
         steps = compile_steps(make_setup(config, data, MESH))
     except UserError as error:

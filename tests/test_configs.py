@@ -18,8 +18,8 @@ from vit_jax.config.loading import load_config
 from vit_jax.config.rules import validate
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
-from vit_jax.training import sweep
 from vit_jax.training.optim import make_plateau
+from vit_jax.training.variants import make_variants
 
 STRUCTURES = set()  # of programs traced or compiled so far
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
@@ -46,7 +46,7 @@ def variants_of(name):
     config = module.get_config()
     if config.data.image_size == 0:  # from the weights
         config.init_from = str(weights())
-    return sweep.make_variants(config, getattr(module, "sweep", dict)(), set())
+    return make_variants(config, getattr(module, "sweep", dict)(), set())
 
 
 def shrunk(config):
@@ -151,11 +151,11 @@ def test_cpu_profiles_shrink_the_model_but_not_the_comparison(name):
     """All variants train for the same epochs on all images; tables of 6 epochs share a run."""
     full, small = (load_config(name, profile=profile) for profile in (None, "cpu"))
     assert small.name == f"{name}_cpu" and small.variants.keys() == full.variants.keys()
-    configs = sweep.make_variants(small.config, small.variants, set())
+    configs = make_variants(small.config, small.variants, set())
     (epochs,) = {config.train.epochs for config in configs.values()}
     assert all(config.data.train_examples == 0 for config in configs.values())
     base = load_config("cifar_pos_embed", profile="cpu").config
-    (shared,) = sweep.make_variants(base, {}, set()).values()
+    (shared,) = make_variants(base, {}, set()).values()
     shared.train.epochs = epochs
     assert shared in configs.values()
     assert epochs == (12 if name == "cifar_patch" else 6)

@@ -16,7 +16,8 @@ from vit_jax import config as settings
 from vit_jax import pretrained
 from vit_jax.pretrained import architectures, files
 from vit_jax.runtime.errors import UserError
-from vit_jax.training.sweep import make_variants, run_sweep
+from vit_jax.training.sweep import run_sweep
+from vit_jax.training.variants import make_variants
 
 ZOO = GOLDEN / "zoo"
 FOLDERS = [folder.name for folder in zoo.folders(ZOO)]

@@ -16,7 +16,7 @@ from vit_jax import main as main_module
 from vit_jax.cli import app, command
 from vit_jax.config.loading import load_config
 from vit_jax.config.schema import SCHEMA, SECTIONS
-from vit_jax.training.sweep import make_variants
+from vit_jax.training.variants import make_variants
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,7 +42,7 @@ TESTED = {
     "vit-jax explore weights/vit_b16 --images cat.jpg more_photos/ --out=explorer.html": (
         "test_explorer.py"
     ),
-    "vit-jax explore runs/cifar_patch/patch_2/seed_0 runs/cifar_patch/patch_4/seed_0 "
+    "vit-jax explore runs/cifar_patch_cpu/patch_2/seed_0 runs/cifar_patch_cpu/patch_4/seed_0 "
     "--out=compared.html": "test_explained_run.py",
     "vit-jax visualize dinov2/model.safetensors last_layer_attention --images cat.jpg "
     "--out=figures": "test_visualize.py",
@@ -50,12 +50,12 @@ TESTED = {
         "test_visualize.py"
     ),
     "vit-jax visualize runs/eurosat_finetune/*/seed_0 --out=compared": "test_visualize.py",
-    "vit-jax visualize runs/cifar_patch/patch_4/seed_0 ablation logit_lens token_norms probes": (
+    "vit-jax visualize runs/cifar_patch_cpu/patch_4/seed_0 ablation logit_lens token_norms probes": (
         "test_inspection.py"
     ),
     "vit-jax visualize runs/first/base/seed_0 runs/second/base/seed_0 layer_similarity "
     "--out=compared": "test_inspection.py",
-    "vit-jax visualize runs/cifar_patch/patch_4/seed_0 explanations --methods chefer rise "
+    "vit-jax visualize runs/cifar_patch_cpu/patch_4/seed_0 explanations --methods chefer rise "
     "--target=dog": "test_visualize.py",
     "python -m vit_jax.main --config=configs/tags.py": "test_multi_label.py",
     "vit-jax predict runs/photos/base/seed_0 photo.jpg --overlay=annotated --explain=grad_cam": (

@@ -13,7 +13,8 @@ from vit_jax.cli.hooks import ReportHooks
 from vit_jax.runtime.errors import UserError
 from vit_jax.storage.writers import read_jsonl
 from vit_jax.training.hooks import Hooks
-from vit_jax.training.sweep import make_variants, run_sweep
+from vit_jax.training.sweep import run_sweep
+from vit_jax.training.variants import make_variants
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

@@ -14,7 +14,8 @@ from tiny_stop import Stop
 from vit_jax.config.loading import load_config
 from vit_jax.runtime.errors import UserError
 from vit_jax.storage import run_folder
-from vit_jax.training.sweep import make_variants, run_sweep
+from vit_jax.training.sweep import run_sweep
+from vit_jax.training.variants import make_variants
 
 
 @pytest.fixture(scope="module")

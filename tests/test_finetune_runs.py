@@ -23,7 +23,7 @@ from vit_jax.runtime.errors import UserError
 from vit_jax.storage import checkpoint
 from vit_jax.storage.writers import read_jsonl
 from vit_jax.training.setup import make_setup
-from vit_jax.training.sweep import make_variants
+from vit_jax.training.variants import make_variants
 
 
 @pytest.fixture(autouse=True, scope="module")

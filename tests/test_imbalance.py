@@ -15,7 +15,8 @@ from vit_jax.evaluation.differences import paired_difference
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
 from vit_jax.training.loss import find_class_weights, make_loss
-from vit_jax.training.sweep import make_variants, run_sweep
+from vit_jax.training.sweep import run_sweep
+from vit_jax.training.variants import make_variants
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

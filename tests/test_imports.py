@@ -63,3 +63,8 @@ def test_imports_follow_the_layers(path):
 def test_every_package_has_a_layer():
     packages = {path.stem for path in (ROOT / "vit_jax").iterdir() if path.name[0] not in "_."}
     assert packages == set(LEVEL)
+
+
+def test_modules_of_the_package_stay_short():
+    lengths = {str(path): len(path.read_text().splitlines()) for path in FILES}
+    assert {name: n for name, n in lengths.items() if n > 400} == {}

@@ -4,7 +4,7 @@ import pytest
 
 import vit_jax
 from vit_jax.config import flatten
-from vit_jax.training.sweep import make_variants
+from vit_jax.training.variants import make_variants
 
 SHORT = {
     "data.train_examples": 256,

@@ -8,7 +8,7 @@ import vit_jax
 from vit_jax.cli import train
 from vit_jax.config.loading import load_config
 from vit_jax.runtime.errors import UserError
-from vit_jax.training.sweep import make_variants
+from vit_jax.training.variants import make_variants
 
 CONFIG = """
 from vit_jax import config as defaults

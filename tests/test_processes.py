@@ -15,7 +15,8 @@ import pytest
 from conftest import QUICK
 from tiny_stop import Stop
 
-from vit_jax.training.sweep import make_variants, run_sweep
+from vit_jax.training.sweep import run_sweep
+from vit_jax.training.variants import make_variants
 
 ROOT = pathlib.Path(__file__).parent.parent
 COUNT = int(os.environ.get("PROCESSES", 2))  # `make processes` takes four

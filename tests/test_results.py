@@ -55,7 +55,7 @@ def workdir(tmp_path):
 
 def test_a_work_folder_becomes_a_table(tool, workdir, monkeypatch):
     measured = tool.collect(workdir)
-    assert tool.config_name(measured["command"]) == "widths"
+    assert tool.split_config(measured["command"])[0] == "widths"
     monkeypatch.setattr(tool, "read_measured", lambda name: measured)
     lines = tool.write_experiment("widths")
     assert lines[0] == "    python --config=configs/widths.py --config.init_from=weights/vit_s,a/b"

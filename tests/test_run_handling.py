@@ -35,7 +35,8 @@ from vit_jax.training import optim
 from vit_jax.training.hooks import Hooks
 from vit_jax.training.setup import make_setup, one_image
 from vit_jax.training.step import make_init, make_train_step
-from vit_jax.training.sweep import make_row, make_variants, run_sweep
+from vit_jax.training.sweep import make_row, run_sweep
+from vit_jax.training.variants import make_variants
 
 RESNET = dict(model__name="resnet18", augment__kind="none")
 SHORT = dict(train__batch_size=256, train__epochs=1.0, log__tensorboard=False)

@@ -18,7 +18,8 @@ from vit_jax.data.splits import assign_folds, make_splits, open_splits
 from vit_jax.evaluation.suspects import find_wrong, score
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
-from vit_jax.training.sweep import make_variants, run_sweep
+from vit_jax.training.sweep import run_sweep
+from vit_jax.training.variants import make_variants
 
 pytestmark = pytest.mark.usefixtures("one_device", "no_figures")
 CLASSES = ["ant", "bee", "<b>cat"]

@@ -7,7 +7,8 @@ from tiny_stop import Stop
 
 from vit_jax.cli.hooks import ReportHooks
 from vit_jax.storage import checkpoint
-from vit_jax.training.sweep import make_variants, run_sweep
+from vit_jax.training.sweep import run_sweep
+from vit_jax.training.variants import make_variants
 
 MESH = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
 SHORT = dict(

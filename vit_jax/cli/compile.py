@@ -87,7 +87,7 @@ def _load(args, overrides):
     from vit_jax.config.loading import load_config
 
     experiment = load_config(args.config, overrides, args.variant)
-    from vit_jax.training.sweep import make_variants
+    from vit_jax.training.variants import make_variants
 
     configs = make_variants(experiment.config, experiment.variants, set(experiment.given))
     name = args.variant or next(iter(configs))

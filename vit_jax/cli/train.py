@@ -186,11 +186,12 @@ def _run_experiment(
 ):
     """Train an experiment, or one variant without a report."""
     from vit_jax.cli.hooks import ReportHooks
-    from vit_jax.training import sweep
+    from vit_jax.training.sweep import run_sweep
+    from vit_jax.training.variants import make_variants
 
-    sweep.run_sweep(
+    run_sweep(
         experiment.name,
-        sweep.make_variants(experiment.config, experiment.variants, set(experiment.given), variant),
+        make_variants(experiment.config, experiment.variants, set(experiment.given), variant),
         experiment.variants,
         experiment.published,
         folder,

@@ -243,7 +243,7 @@ def _draw_augment(argv):
         if getattr(args, name) < 1:
             raise UserError(f"--{name}={getattr(args, name)} must be at least 1")
     from vit_jax.config.loading import load_config
-    from vit_jax.training import sweep
+    from vit_jax.training.variants import make_variants
 
     experiment = load_config(args.config, overrides)
     out = args.out or pathlib.Path(f"{experiment.name}_augment.png")
@@ -251,7 +251,7 @@ def _draw_augment(argv):
         raise UserError(f"--out={out} must be the name of an image, ending in .png")
     if not out.parent.is_dir():
         raise UserError(f"--out={out}: {out.parent} is not a folder")
-    variants = sweep.make_variants(experiment.config, experiment.variants, set(overrides))
+    variants = make_variants(experiment.config, experiment.variants, set(overrides))
     _draw_sheet(variants, args.rows, args.draws, out)
     return [out]
 

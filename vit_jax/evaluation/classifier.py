@@ -19,14 +19,13 @@ from vit_jax.config import Config
 from vit_jax.config.rules import validate
 from vit_jax.config.schema import SCHEMA
 from vit_jax.data import StreamingBatches, load_data
-from vit_jax.data.checks import match_names
 from vit_jax.data.sources import open_source
 from vit_jax.data.splits import all_splits, holds_out_test
 from vit_jax.evaluation import inputs, samples
 from vit_jax.evaluation.evaluate import evaluate, make_report
 from vit_jax.evaluation.inputs import Images, Path
 from vit_jax.evaluation.labels import make_label_report, probabilities
-from vit_jax.evaluation.metrics import reorder_labels
+from vit_jax.evaluation.metrics import match_classes, reorder_labels
 from vit_jax.evaluation.steps import make_eval_step
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError, join_names, single_line
@@ -358,7 +357,13 @@ class Classifier:
                     "changed, or were read by other rules then, so test images may have been "
                     "training images"
                 )
-        numbers = self._match_classes(names)
+        if not self._names:
+            raise UserError(
+                f"{self._source} records no class names for its {len(self.class_names)} classes, "
+                f"the dataset has {len(names)} ({join_names(names)}): give class_names in the "
+                "order of the head"
+            )
+        numbers = match_classes(names, self.class_names, self._source)
         step = jax.jit(
             make_eval_step(self.make_model(config), config),
             out_shardings=sharding.replicated(mesh),
@@ -370,25 +375,6 @@ class Classifier:
         found = reorder_labels(bar, numbers, len(self.class_names)) if multi_label else bar
         result: Any = evaluate(step, variables, found, keep=True)
         return result.logits, result.labels if multi_label else numbers[result.labels]
-
-    def _match_classes(self, names):
-        """Find the index of each class of a dataset among the model's; raises UserError."""
-        if not self._names:
-            raise UserError(
-                f"{self._source} records no class names for its {len(self.class_names)} classes, "
-                f"the dataset has {len(names)} ({join_names(names)}): give class_names in the "
-                "order of the head"
-            )
-        found = match_names(names, self.class_names)
-        if unknown := [name for name, i in zip(names, found, strict=True) if i is None]:
-            raise UserError(
-                f"the dataset has {len(names)} classes, of which {self._source}, with "
-                f"{len(self.class_names)}, does not have {join_names(unknown)}"
-            )
-        missing = [name for i, name in enumerate(self.class_names) if i not in found]
-        if missing:
-            print(single_line(f"note: the dataset does not have the classes {join_names(missing)}"))
-        return np.array(found)
 
     def images_of_classes(self, names: Sequence[str], count: int) -> tuple[np.ndarray, list[str]]:
         """Load a fixed test image of each named class, or of the first `count` classes.

@@ -1,0 +1,73 @@
+"""The configs of an experiment's variants."""
+
+import pathlib
+import re
+
+from vit_jax import pretrained
+from vit_jax.config import Config, reset_other_models, resolve, with_overrides
+from vit_jax.config.rules import validate
+from vit_jax.runtime.errors import UserError, truncate_repr
+
+
+def make_variants(
+    config: Config, sweep: dict[str, dict], given: set[str], trained: str | None = None
+) -> dict:
+    """Make {variant: resolved, valid config}.
+
+    Args:
+      config: of the experiment, with the command line's overrides.
+      sweep: {variant: {"section.key": value}}; empty for a single variant called "base". A variant
+        with another model.name ignores the settings of the config's model.
+      given: the keys that the command line overrides.
+      trained: the only variant that is trained; None: all are.
+
+    Raises UserError if a variant is invalid or badly named, or one that is trained overrides a key
+    of the command line.
+    """
+    configs = {}
+    for name, overrides in (sweep or {"base": {}}).items():
+        if not re.fullmatch(r"[\w.+-]+", name):
+            raise UserError(f"variant {name!r} must be named with letters, digits, '_.+-' only")
+        if not isinstance(overrides, dict):
+            raise UserError(f"variant {name!r} must be a dict of settings, not {overrides!r}")
+        variant = with_overrides(config, overrides, f"variant {name}")
+        if "model.name" in overrides:
+            reset_other_models(variant, set(overrides))
+        if variant.sharding != config.sharding:
+            raise UserError(
+                f"variant {name} changes the sharding settings, but all variants share one set of "
+                "devices: give them on the command line"
+            )
+        configs[name] = _resolve(variant, given | set(overrides))
+        validate(configs[name])
+        if trained in (None, name) and (clash := given & set(overrides)):
+            validate(_resolve(config, given))  # the message on a wrong value is more helpful
+            key = min(clash)
+            what = f"variant {name} sets {key} itself"
+            raise UserError(f"--config.{key} has no effect, because {what}")
+        _check_teacher(name, configs[name].train.teacher, list(sweep or {"base": {}}))
+    return configs
+
+
+def _resolve(config, given):
+    if not config.init_from:
+        return resolve(config, None, given)
+    return resolve(config, _read_info("init_from", config.init_from)["settings"], given)
+
+
+def _read_info(key, folder):
+    try:
+        return pretrained.read_info(pathlib.Path(folder).expanduser())
+    except UserError as error:
+        raise UserError(f"{key}={folder}: {error}") from None
+    except (OSError, ValueError, RuntimeError):  # too long, with a null byte, of an unknown user
+        path = truncate_repr(folder)
+        raise UserError(f"{key}={path} cannot be the path of weights") from None
+
+
+def _check_teacher(name, teacher, names):
+    """Raise UserError if a variant's teacher is neither an earlier variant nor finished weights."""
+    if teacher in names[names.index(name) :]:
+        raise UserError(f"train.teacher={teacher} of variant {name} must be an earlier variant")
+    if teacher and teacher not in names:
+        _read_info("train.teacher", teacher)
