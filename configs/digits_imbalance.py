@@ -10,7 +10,7 @@ def get_config():
     """Build the base config of all variants."""
     config = presets.digits_vit()
     config.data.imbalance_ratio = 20.0  # 125 training images of a 0, 6 of a 9
-    # Longer runs learn all 426 images by heart, with any weights of the classes.
+    # Longer runs memorise all 426 images, with any weights of the classes.
     config.train.update(epochs=0.0, steps=100, eval_every_epochs=0.0, eval_every_steps=20)
     config.train.num_seeds = 5
     return config

@@ -29,7 +29,10 @@ from vit_jax.runtime.errors import UserError  # noqa: E402
 from vit_jax.storage.writers import read_jsonl  # noqa: E402
 
 BLOCK = re.compile(r"(<!-- results: ([\w]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
-INDEX_HEAD = "| config | what it compares | best test accuracy, % | time per run | hardware |"
+INDEX_HEAD = (
+    "| config | what it compares | best test accuracy, % | profile | epochs | seeds "
+    "| time per run | hardware |"
+)
 
 
 def collect(workdir: pathlib.Path) -> dict:
@@ -158,18 +161,20 @@ def _notes(measured):
 
 def write_index() -> list[str]:
     """Write the block of all configs, in alphabetical order."""
-    lines = [INDEX_HEAD, "|---|---|--:|--:|---|"]
+    lines = [INDEX_HEAD, "|---|---|--:|---|--:|--:|--:|---|"]
     for path in sorted((ROOT / "configs").glob("[a-z]*.py")):
         measured, name = read_measured(path.stem), path.stem
         compares = ast.get_docstring(ast.parse(path.read_text())).splitlines()[0].rstrip(".")
         page = ROOT / "docs" / "results" / f"{name}.md"
         result = f"[see the page](results/{name}.md)" if page.exists() else "not measured"
-        cells = [f"`configs/{path.name}`", compares, result, "", ""]
+        cells = [f"`configs/{path.name}`", compares, result, *[""] * 5]
         if measured:
             best = max(measured["rows"], key=lambda row: row["val_accuracy"]["mean"])
             variant = f" ({best['variant']})" if len(measured["rows"]) > 1 else ""
             result = f"[{tables.percent(best['test_accuracy'])}](results/{name}.md){variant}"
-            cells[2:] = [result, duration(best["minutes"]), measured["hardware"]]
+            _, profile = split_config(measured["command"])
+            effort = [profile, f"{best['passes']:g}", str(len(best["seeds"]))]
+            cells[2:] = [result, *effort, duration(best["minutes"]), measured["hardware"]]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -199,10 +204,11 @@ def documents() -> list[pathlib.Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def config_name(command: str) -> str:
-    """Name the config of a command, without folder, suffix and profile."""
+def split_config(command: str) -> tuple[str, str]:
+    """Name the config of a command, without folder and suffix, and its profile, often ""."""
     value = next(word for word in shlex.split(command) if word.startswith("--config="))
-    return pathlib.Path(value.removeprefix("--config=").partition(":")[0]).stem
+    path, _, profile = value.removeprefix("--config=").partition(":")
+    return pathlib.Path(path).stem, profile
 
 
 def write_figures(workdir: pathlib.Path, name: str, rows: list[dict]) -> None:
@@ -231,7 +237,7 @@ def main() -> None:
     try:
         for workdir in parser.parse_args().workdir:
             measured = collect(workdir)
-            name = config_name(measured["command"])
+            name, _ = split_config(measured["command"])
             path = ROOT / "docs" / "results" / f"{name}.json"
             path.write_text(json.dumps(measured, indent=1) + "\n")
             write_figures(workdir, name, measured["rows"])
