@@ -274,6 +274,7 @@ def test_page_and_status(tmp_path, capsys):
         (["photos", "--out=data.txt"], "ending in .html"),
         (["photos", "--out=nowhere/data.html"], "nowhere is not a folder"),
         (["nowhere"], "data.dir=nowhere is not a folder"),
+        (["photos", "--config.train.epochs=5"], "train.epochs has no effect on the check of"),
         (["photos", "--config.data.resize_mode=crop"], "not one of"),
     ],
 )

@@ -50,9 +50,8 @@ TESTED = {
         "test_visualize.py"
     ),
     "vit-jax visualize runs/eurosat_finetune/*/seed_0 --out=compared": "test_visualize.py",
-    "vit-jax visualize runs/cifar_patch_cpu/patch_4/seed_0 ablation logit_lens token_norms probes": (
-        "test_inspection.py"
-    ),
+    "vit-jax visualize runs/cifar_patch_cpu/patch_4/seed_0 ablation logit_lens token_norms "
+    "probes": "test_inspection.py",
     "vit-jax visualize runs/first/base/seed_0 runs/second/base/seed_0 layer_similarity "
     "--out=compared": "test_inspection.py",
     "vit-jax visualize runs/cifar_patch_cpu/patch_4/seed_0 explanations --methods chefer rise "

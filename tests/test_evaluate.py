@@ -110,6 +110,13 @@ def test_confusion_is_drawn_class_by_class(tmp_path, count):
     assert columns > 4 * count  # the diagonal crosses all columns
 
 
+def test_a_confusion_matrix_of_many_classes_is_of_bounded_size(tmp_path):
+    names = [f"class {i}" for i in range(1000)]
+    save_confusion(tmp_path / "c.png", "demo", np.eye(1000, dtype=int), names)
+    with Image.open(tmp_path / "c.png") as image:
+        assert max(image.size) < 2500
+
+
 def test_prediction_is_drawn(tmp_path):
     image = np.full((8, 8, 3), 200, np.uint8)
     save_prediction(tmp_path / "p.png", "demo", image, {"a": 0.9, "b": 0.1})

@@ -192,6 +192,14 @@ def test_lens_ends_in_the_prediction(tmp_path, images, settings):
     np.testing.assert_allclose(lens[:, -1], model.predict(images), atol=1e-5)
 
 
+def test_classes_whose_names_begin_alike_stay_apart(tmp_path, images):
+    path = save_weights(tmp_path / "w", model__depth=1, num_classes=3)
+    names = [f"{'animalia chordata ' * 3}{kind}" for kind in ("cat", "dog", "fox")]
+    model = Model(path, class_names=names)
+    (run,) = explorer.collect([model], [images], ["one", "two"])["runs"]
+    assert all(len(set(classes)) == 3 for classes in run["classes"])
+
+
 def test_average_of_patches(monkeypatch, tmp_path, images):
     """Where the rows of all patches do not fit, those of neighbours are averaged."""
     model = make_model(tmp_path / "w")

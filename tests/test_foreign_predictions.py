@@ -187,7 +187,7 @@ def test_a_head_without_names_needs_them(tmp_path, capsys):
     assert evaluate.main([*call, "--class-names=a,b"]) == 1
     assert "has 2 different names" in capsys.readouterr().err
     listed = tmp_path / "names.txt"
-    listed.write_text("\n".join(NAMES) + "\n")
+    listed.write_text("\n".join(NAMES) + "\n", encoding="utf-8-sig")  # of Windows
     assert evaluate.main([*call, f"--class-names={listed}"]) == 0
     report = json.loads((tmp_path / "out" / "test_report.json").read_text())
     # The same as with the names in the checkpoint.

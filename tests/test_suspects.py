@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from tiny_datasets import make_folder, settings
-from tiny_images import folder_config, save_noise, tiny_training
+from tiny_images import folder_config, save_noise, tiny_training, train_on_noise
 from tiny_stop import Stop
 
 from vit_jax.cli import evaluate, suspects
@@ -248,6 +248,15 @@ def test_file_of_other_images_or_missing_is_refused(tmp_path):
         make_splits(open_source(config), config)
     with pytest.raises(UserError, match="cannot be read: No such file"):
         labels_of(settings(name="digits", relabel=str(tmp_path / "none.csv")))
+
+
+def test_a_run_of_other_classes_is_refused(tmp_path, capsys):
+    run = train_on_noise(tmp_path, ["ant", "bee", "cat"])
+    shutil.rmtree(tmp_path / "photos" / "bee")
+    assert suspects.main([str(run)]) == 1
+    assert "classes ant, cat, but base/seed_0 was trained with ant, bee, cat" in (
+        capsys.readouterr().err
+    )
 
 
 def test_runs_of_other_labels_are_not_confused(tmp_path, capsys):

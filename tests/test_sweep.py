@@ -12,7 +12,7 @@ from vit_jax.evaluation.differences import add_differences, paired_difference
 from vit_jax.evaluation.evaluate import make_report
 from vit_jax.evaluation.metrics import kernel_magnitudes
 from vit_jax.report import Sweep, results_table, write_figures, write_report
-from vit_jax.report.table import legend
+from vit_jax.report.table import legend, orders
 from vit_jax.training.sweep import make_row
 
 
@@ -86,6 +86,16 @@ def test_differences_are_paired_by_seed():
     assert one == {"mean": pytest.approx(0.05), "low": None, "high": None, "pairs": 1}
     other = paired_difference(make_row("f", {}, [summary(7, 0.85)]), best)
     assert other == {"mean": pytest.approx(0.05), "low": None, "high": None, "pairs": 0}
+
+
+def test_a_published_order_is_compared_with_a_ladder_from_the_bottom():
+    low, high = (
+        make_row(name, {}, [summary(seed, test + seed / 1000) for seed in range(3)])
+        for name, test in (("plain", 0.7), ("more", 0.8))
+    )
+    found = orders([low, high], {"paper": "more > plain"})["this run"]
+    assert found == "plain 70.1 < more 80.1"
+    assert orders([high, low], {"paper": ""})["this run"] == "more 80.1 > plain 70.1"
 
 
 def test_intervals_that_contain_0_are_marked():

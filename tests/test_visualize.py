@@ -9,6 +9,8 @@ from PIL import Image
 from tiny_weights import save_weights
 
 from vit_jax.cli import visualize
+from vit_jax.explanation.figures import Viewer
+from vit_jax.explanation.model import Model
 from vit_jax.plots.results import save
 
 
@@ -117,6 +119,8 @@ def test_methods_are_compared(name, tmp_path, image_files, capsys):
         assert visualize.main([*base, "--methods", "input_x_gradient", f"--target={target}"]) == 0
         found.append((tmp_path / "f" / "explanations" / "explanations.png").read_bytes())
     assert found[0] != found[1]
+    assert visualize.main([*base, "--methods", "input_x_gradient", "--target=1"]) == 0  # its number
+    assert (tmp_path / "f" / "explanations" / "explanations.png").read_bytes() == found[1]
     assert drawn(tmp_path / "f") == {"explanations/explanations.png"}
     if name == "resnet18":
         capsys.readouterr()
@@ -172,6 +176,19 @@ def test_models_are_compared_layer_by_layer(tmp_path, image_files):
     assert drawn(tmp_path / "f") == {"00.png", "01.png"}
 
 
+def test_many_images_are_seen_as_each_alone(tmp_path):
+    model = Model(save_weights(tmp_path / "w", model__depth=1))
+    images = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 1), np.uint8)
+    viewer = Viewer.of(model)
+    together = viewer.see(model.variables, images, ["a"] * 10)
+    alone = viewer.see(model.variables, images[9:], ["a"])
+    np.testing.assert_allclose(
+        together.inside["attention"][0][9:], alone.inside["attention"][0], atol=1e-6
+    )
+    np.testing.assert_allclose(together.gradients[0][9:], alone.gradients[0], atol=1e-6)
+    assert together.predictions[9:] == alone.predictions
+
+
 def test_mistakes_about_models_are_single_line_errors(tmp_path, image_files, capsys):
     vit = str(save_weights(tmp_path / "vit", model__depth=1))
     resnet = str(save_weights(tmp_path / "r", model__name="resnet18", model__hidden_size=4))
@@ -182,6 +199,10 @@ def test_mistakes_about_models_are_single_line_errors(tmp_path, image_files, cap
         ([vit, "rollouts", *images], "rollouts is neither a path nor one of"),
         ([vit, vit, *images], "give --out"),
         ([vit, "kernels", *images, "--methods", "rise"], "--methods has no effect on kernels"),
+        (
+            [vit, "explanations", *images, "--methods", "rollout", "--target=1"],
+            "--target has no effect on rollout",
+        ),
         ([vit, "curves"], "vit has no curves: it has attention_rollout"),
         ([vit, "--classes", "a", *images], "--classes has no effect with --images"),
         ([vit, f"--out={image_files[0]}", *images], "is not a folder"),

@@ -42,11 +42,14 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--out={args.out} must be the name of a page, ending in .html")
     if not args.out.parent.is_dir():
         raise UserError(f"--out={args.out}: {args.out.parent} is not a folder")
+    if args.folder and (others := [key for key in overrides if not key.startswith("data.")]):
+        raise UserError(f"--config.{others[0]} has no effect on the check of a folder")
     config = _data_config(args, overrides)
     from vit_jax.data.doctor import diagnose
+    from vit_jax.data.sources import dataset_name
     from vit_jax.report.data_page import write_data_page
 
-    name = config.dir if config.name == "folder" else config.name
+    name = dataset_name(config)
     print(single_line(f"checking {name}"), flush=True)
     diagnosis = diagnose(config)
     for finding in diagnosis.findings:

@@ -58,7 +58,7 @@ def add_class_names(parser: argparse.ArgumentParser) -> None:
 def _class_names(text):
     if not os.path.isfile(text):
         return [name.strip() for name in text.split(",")]
-    with open(text, encoding="utf-8") as file:
+    with open(text, encoding="utf-8-sig") as file:
         return [line.strip() for line in file if line.strip()]
 
 

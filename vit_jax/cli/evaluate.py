@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> None:
     command.add_class_names(parser)
     args, overrides = parser.parse_with_overrides(argv)
     print(single_line(f"loading {args.run}"), flush=True)
+    from vit_jax.data.sources import dataset_name
     from vit_jax.evaluation.classifier import Classifier
     from vit_jax.report import draw_confusion, write_test_report
     from vit_jax.runtime.files import write_atomically
@@ -43,8 +44,8 @@ def main(argv: Sequence[str]) -> None:
     config, split = classifier.evaluation_of(overrides, args.split)
     if any(key.startswith("data.") for key in overrides) and not args.out:
         raise UserError("--out is missing: give a folder for the report on other data")
-    dataset = config.data.dir or config.data.name
-    name = f"{args.run} on {'all' if split == 'all' else f'the {split} split'} of {dataset}"
+    part = "all" if split == "all" else f"the {split} split"
+    name = f"{args.run} on {part} of {dataset_name(config.data)}"
     print(single_line(f"evaluating {name}"), flush=True)
     report = classifier.report(config, split)
     out = args.out or args.run / "evaluation" / split

@@ -84,7 +84,7 @@ def _explain(sweep, configs):
     """Draw and score explanations, if their number of images changed; return whether it did."""
     config, count = configs[sweep.explained], configs[sweep.explained].log.explain_images
     before = sweep.scores().get("asked", 0)
-    if config.model.name != "vit" or count == before:
+    if config.model.name != "vit" or count == before or sweep.num_patches[sweep.explained] < 2:
         return False
     from vit_jax.explanation import figures
 
@@ -118,5 +118,7 @@ def _explore(sweep, configs, explained):
         write_explorer(page, title, explorer.collect([model], [list(images)], names))
     except UserError as error:  # too many tokens for a page
         print_line(f"no explorer.html: {error}")
-        return False
+        if stale := before.startswith(f"{experiment}: "):
+            page.unlink()
+        return stale
     return True

@@ -174,6 +174,8 @@ def _load(args):
             raise UserError("--explain has no effect without --overlay or --json")
         classifier = Model(args.run, class_names=args.class_names)
         classifier.check_method(args.explain, args.target)
+        if args.target is not None:
+            classifier.class_indices(args.target, 1)
     else:
         from vit_jax.evaluation.classifier import Classifier
 

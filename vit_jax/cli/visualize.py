@@ -167,9 +167,11 @@ def _draw_model(folder, model, kinds, args):
     """Draw figures of one model, all or only `kinds`; return their folders."""
     from vit_jax import report
     from vit_jax.explanation import figures, inspection
+    from vit_jax.explanation.methods import METHODS
 
     possible = figures.kinds_of(model.config)
-    named = list(ONLY_NAMED) if model.class_names and model.methods else []
+    has_parts = model.relevance_grid != (1, 1)  # otherwise a map has a single value
+    named = list(ONLY_NAMED) if model.class_names and model.methods and has_parts else []
     named += inspection.kinds_of(model)
     curves = ["curves"] if model.has_data else []  # otherwise it was trained elsewhere
     for kind in kinds:
@@ -184,6 +186,9 @@ def _draw_model(folder, model, kinds, args):
         raise UserError(f"--methods has no effect on {', '.join(kinds)}: draw explanations")
     for method in args.methods or ():
         model.check_method(method)
+    of_class = (METHODS[name].of_class for name in args.methods or model.methods)
+    if args.target is not None and "attention_rollout" not in kinds and not any(of_class):
+        raise UserError(f"--target has no effect on {', '.join(args.methods)}")
     print(f"drawing {', '.join(kinds)}", flush=True)
     if "curves" in kinds:
         made.append(report.draw_curves(folder, out / "curves"))

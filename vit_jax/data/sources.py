@@ -15,6 +15,11 @@ from vit_jax.data.labelled import open_labelled
 from vit_jax.data.tfds import Tfds
 
 
+def dataset_name(config) -> str:
+    """Name the dataset of `config.data`: its folder, or its name in TFDS or on Hugging Face."""
+    return config.dir if config.name == "folder" else config.name
+
+
 class Digits:
     """scikit-learn's embedded handwritten digits: 1,797 images of 8x8 pixels."""
 

@@ -19,7 +19,7 @@ from vit_jax.config import Config
 from vit_jax.config.rules import validate
 from vit_jax.config.schema import SCHEMA
 from vit_jax.data import StreamingBatches, load_data
-from vit_jax.data.sources import open_source
+from vit_jax.data.sources import dataset_name, open_source
 from vit_jax.data.splits import all_splits, holds_out_test
 from vit_jax.evaluation import inputs, samples
 from vit_jax.evaluation.evaluate import evaluate, make_report
@@ -312,7 +312,7 @@ class Classifier:
         one = "data.name" in overrides and (before == "folder" or before.startswith("hf:"))
         for key in (*_OF_DATASET, *(["dir"] if one else [])) if other_data else ():
             config.data[key] = overrides.get(f"data.{key}", SCHEMA[f"data.{key}"].default)
-        if split != "train" and not config.data.num_folds:
+        if not config.data.num_folds and (split == "all" or (other_data and split != "train")):
             # Training subsets, for which another dataset may be too small.
             config.data.update(train_examples=0, examples_per_class=0, imbalance_ratio=1.0)
         for key in ("val_examples", "test_examples") if other_data else ():
@@ -321,8 +321,8 @@ class Classifier:
         if split is None and other_data:
             if holds_out_test(open_source(config.data, min_classes=1), config.data):
                 raise UserError(
-                    f"{config.data.dir or config.data.name} has no test split: give split=all for "
-                    "all its images, or split=test for one held out according to the run's settings"
+                    f"{dataset_name(config.data)} has no test split: give split=all for all its "
+                    "images, or split=test for one held out according to the run's settings"
                 )
         return config, split or "test"
 
@@ -351,7 +351,9 @@ class Classifier:
             data = load_data(config.data, mesh, min_classes=1)
             names, splits = data.class_names, [getattr(data, split)]
             is_same = run_folder.is_same_data(self._fingerprint, data.fingerprint)
-            if config.data == self.config.data and not is_same:
+            compared = [key for key in config.data if SCHEMA[f"data.{key}"].resume != "any"]
+            expected = all(config.data[key] == self.config.data[key] for key in compared)
+            if expected and not is_same:
                 warn(
                     f"the images or splits are not those of the training of {self._source}: they "
                     "changed, or were read by other rules then, so test images may have been "

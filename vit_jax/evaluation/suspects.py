@@ -18,6 +18,7 @@ from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits, open_splits
 from vit_jax.evaluation.classifier import Classifier
 from vit_jax.evaluation.evaluate import softmax
+from vit_jax.runtime.errors import UserError, join_names
 
 SCORES = ("self_confidence", "margin")
 HEAD = (*relabel.COLUMNS[:3], "predicted", *SCORES, "suspect", "split", relabel.COLUMNS[3])
@@ -74,8 +75,13 @@ def predict_held_out(run: Classifier, folds: Sequence[Classifier] = ()) -> list[
         *((fold, "test", "train") for fold in folds),
     ]:
         config, _ = model.evaluation_of({}, split)
-        logits, _ = model.logits(config, split)
         splits = make_splits(open_source(config.data), config.data)
+        if splits.class_names != model.class_names:
+            raise UserError(
+                f"the dataset has the classes {join_names(splits.class_names)}, but "
+                f"{run.name} was trained with {join_names(model.class_names)}: train again"
+            )
+        logits, _ = model.logits(config, split)
         found.append(Predictions(name, getattr(splits, split), softmax(logits)))
     return found
 

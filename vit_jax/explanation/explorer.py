@@ -1,6 +1,7 @@
 """Contents of explorer.html: attention, relevance maps and class probabilities per block."""
 
 import base64
+import collections
 import io
 import math
 from collections.abc import Sequence
@@ -134,7 +135,7 @@ def _collect_run(model, images, storage):
     chosen = np.argsort(-lens[:, -1], kind="stable")[:, :CLASSES]  # [n, k]
     maps = _rollouts(model, images, chosen, progress)
     progress.close()
-    names = [_shorten(name) for name in model.class_names]
+    names = _shorten_classes(model.class_names)
     return {
         "name": model.name,
         "grid": grid,
@@ -222,6 +223,13 @@ def _data_uri(image):
 
 def _shorten(name):
     return name if len(name) <= 40 else f"{name[:39]}\u2026"
+
+
+def _shorten_classes(names):
+    """Shorten the names of classes, and number those that then are equal."""
+    short = [_shorten(name) for name in names]
+    counts = collections.Counter(short)
+    return [f"{one} ({i})" if counts[one] > 1 else one for i, one in enumerate(short)]
 
 
 def _describe(storage, heads):

@@ -54,8 +54,11 @@ class Viewer:
 
         `target` is the class to explain; None: the predicted class of each image.
         """
-        classes = None if target is None else np.full(len(images), target)
-        logits, inside, gradients = jax.device_get(self._look(variables, images, classes))
+        found, size = [], 8  # images at a time: all attention maps of a large ViT take much memory
+        for some in np.split(images, range(size, len(images), size)):
+            classes = None if target is None else np.full(len(some), target)
+            found.append(jax.device_get(self._look(variables, some, classes)))
+        logits, inside, gradients = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
         def describe(row, label: int):
             return f"{short(self.class_names[label])} {100 * row[label]:.0f} %"

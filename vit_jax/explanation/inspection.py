@@ -81,7 +81,7 @@ def _draw_ablation(request, folder):
     reference = None if request.files else request.sample("ablation", "train").images
     found = analysis.ablation(model, sample.images, sample.labels, reference)
     title = f"{model.name}: each head or MLP replaced by its mean, {sample.described}"
-    plots.save_ablation(folder / "ablation.png", title, found)
+    plots.save_ablation(folder / "ablation.png", title, found, sample.labels is not None)
     classes = "predicted" if sample.labels is None else "labels"
     origin = sample.origin if reference is None else "train"
     return found | {"classes": classes, "split": sample.origin, "reference": origin}
@@ -101,7 +101,8 @@ def _draw_logit_lens(request, folder):
         "chance": 1 / logits.shape[-1],
     }
     heading, titles = f"{model.name}: logit lens", _titles(model, sample)
-    plots.save_lens(folder / "layers.png", f"{heading}, {sample.described}", layers, summary)
+    described = f"{heading}, {sample.described}"
+    plots.save_lens(folder / "layers.png", described, layers, summary, sample.labels is not None)
     shown = show(model.crop_images(sample.images[:NUM_SHOWN]), model.config.data)
     plots.save_lens_classes(
         folder / "classes.png",

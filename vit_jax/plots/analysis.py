@@ -52,12 +52,19 @@ def _frame(axis):
     axis.tick_params(length=0)
 
 
-def save_ablation(path: pathlib.Path, title: str, found: Mapping) -> None:
-    """Draw `analysis.ablation` with standard errors, a row per block, a column per head and MLP."""
+def save_ablation(path: pathlib.Path, title: str, found: Mapping, labelled: bool = True) -> None:
+    """Draw `analysis.ablation` with standard errors, a row per block, a column per head and MLP.
+
+    `labelled`: whether the class is the label of an image, otherwise the predicted one.
+    """
+    accuracy = "accuracy" if labelled else "agreement with the model's prediction"
     depth, heads = found["heads"]["logit"].shape
     width, height = 0.62 * (heads + 1) + 1.6, 0.45 * depth + 1.6
     figure, axes = make_figure(max(7.5, 2 * width), height, 2)
-    panels = (("accuracy", "accuracy, percentage points", 100), ("logit", "logit of the class", 1))
+    panels = (
+        ("accuracy", f"{accuracy}, percentage points", 100),
+        ("logit", f"logit of the {'class' if labelled else 'predicted class'}", 1),
+    )
     for axis, (key, label, unit) in zip(axes, panels, strict=True):
         mean, error = (
             unit * np.concatenate([found["heads"][name], found["mlps"][name][:, None]], 1)
@@ -79,19 +86,30 @@ def save_ablation(path: pathlib.Path, title: str, found: Mapping) -> None:
     save(figure, path, title, size=10, dpi=110)
 
 
-def save_lens(path: pathlib.Path, title: str, layers: Sequence[str], summary: Mapping) -> None:
+def save_lens(
+    path: pathlib.Path,
+    title: str,
+    layers: Sequence[str],
+    summary: Mapping,
+    labelled: bool = True,
+) -> None:
     """Draw the accuracy and the probability of the class by layer, of pooled tokens and patches.
 
     `summary` has "accuracy", "probability", "patch_accuracy" and "patch_probability" [layers], and
-    "chance".
+    "chance"; `labelled` as in `save_ablation`.
     """
+    wanted = "that the lens classifies correctly" if labelled else "with the model's prediction"
+    kind = "class" if labelled else "predicted class"
     figure, axes = make_figure(8.5, 3.8, 2, sharey=True)
-    panels = (("accuracy", "fraction that the lens classifies correctly"), ("probability", ""))
+    panels = (
+        ("accuracy", f"fraction {wanted}"),
+        ("probability", f"mean probability of the {kind}"),
+    )
     for axis, (key, label) in zip(axes, panels, strict=True):
-        for i, (name, kind) in enumerate((("pooled token", key), ("patches", f"patch_{key}"))):
-            axis.plot(summary[kind], STYLES[i], color=COLORS[i], marker=MARKERS[i], label=name)
+        for i, (name, curve) in enumerate((("pooled token", key), ("patches", f"patch_{key}"))):
+            axis.plot(summary[curve], STYLES[i], color=COLORS[i], marker=MARKERS[i], label=name)
         axis.axhline(summary["chance"], color=GREY, linestyle=":", label="chance")
-        axis.set_title(label or "mean probability of the class", fontsize=10)
+        axis.set_title(label, fontsize=10)
         axis.set_ylim(0, 1.02)
         _over_layers(axis, layers)
     axes[0].legend(frameon=False, fontsize="small")

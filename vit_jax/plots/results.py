@@ -152,9 +152,9 @@ def _over_seeds(seeds, key, over="epochs"):
     found = {}
     for row in (row for rows in seeds for row in rows if key in row):
         found.setdefault(row["epoch"], []).append(row)
-    points = []
+    points, most = [], max(map(len, found.values()), default=0)
     for x, rows in sorted(found.items()):
-        if len(rows) < max(map(len, found.values())):
+        if len(rows) < most:
             continue  # some stopped early: the mean of the others would jump
         if over == "minutes":
             x = statistics.fmean(row["wall_seconds"] for row in rows) / 60
@@ -165,11 +165,10 @@ def _over_seeds(seeds, key, over="epochs"):
 
 def _shared(quantity, runs):
     """Check whether several runs have the same learning rate, of which one line is drawn."""
-    key = f"train/{quantity}"
-    curves = [_over_seeds(seeds, key) for seeds in runs.values()]
-    return (
-        quantity == "learning_rate" and len(curves) > 1 and curves.count(curves[0]) == len(curves)
-    )
+    if quantity != "learning_rate" or len(runs) < 2:
+        return False
+    curves = [_over_seeds(seeds, f"train/{quantity}") for seeds in runs.values()]
+    return curves.count(curves[0]) == len(curves)
 
 
 def _draw_curves(axis, quantity, runs, over="epochs"):
@@ -224,19 +223,19 @@ def save_confusion(
 ) -> None:
     """Draw a confusion matrix, counts [c, c] whose rows are the true classes, in percent of these.
 
-    Up to 25 classes, the percentages are written in the cells.
+    Up to 25 classes, the percentages are written in the cells. Of more than 100, some are named.
     """
     count = len(class_names)
-    shares = 100 * confusion / np.maximum(1, confusion.sum(1, keepdims=True))
-    numbers = count <= 25
-    side = max(4.0, 1.8 + (0.52 if numbers else 0.135) * count)
+    shares = np.float32(100) * confusion / np.maximum(1, confusion.sum(1, keepdims=True))
+    numbers, step = count <= 25, -(-count // 100)
+    side = max(4.0, 1.8 + (0.52 if numbers else 0.135) * count / step)
     font = 8 if numbers else 6
     figure = matplotlib.figure.Figure(figsize=(side + 1.2, side), layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    names = [short(name) for name in class_names]
-    axis.set_xticks(range(count), names, rotation=90, fontsize=font)
-    axis.set_yticks(range(count), names, fontsize=font)
+    names = [short(name) for name in class_names[::step]]
+    axis.set_xticks(range(0, count, step), names, rotation=90, fontsize=font)
+    axis.set_yticks(range(0, count, step), names, fontsize=font)
     if numbers:
         for (row, column), share in np.ndenumerate(shares):
             if confusion[row, column]:
@@ -244,8 +243,8 @@ def save_confusion(
                 text = axis.text(column, row, f"{share:.0f}", ha="center", va="center")
                 text.set(color=color, fontsize=8)
     else:  # lines to follow from a cell to its names
-        axis.set_xticks(np.arange(0, count + 1, 5) - 0.5, minor=True)
-        axis.set_yticks(np.arange(0, count + 1, 5) - 0.5, minor=True)
+        axis.set_xticks(np.arange(0, count + 1, 5 * step) - 0.5, minor=True)
+        axis.set_yticks(np.arange(0, count + 1, 5 * step) - 0.5, minor=True)
         axis.grid(which="minor", color="#cccccc", linewidth=0.5)
         axis.tick_params(which="minor", length=0)
     axis.set_xlabel("predicted class")

@@ -121,9 +121,10 @@ def orders(rows: list[dict], published: dict[str, str]) -> dict[str, str]:
     text, before = "", None
     for row in rows:
         if before is not None:
-            difference = paired_difference(before, row)
+            difference = paired_difference(row, before)
+            sign = " > " if difference["mean"] < 0 else " < "  # "<" on a ladder only
             alone = difference["low"] is None
-            text += " ≈ " if contains_zero(difference) else ", " if alone else " > "
+            text += " ≈ " if contains_zero(difference) else ", " if alone else sign
         text += f"{row['variant']} {100 * score_of(row, 'test')['mean']:.1f}"
         before = row
     return published | {"this run": text}
