@@ -245,6 +245,12 @@ def test_rotation_is_about_the_centre():
     assert np.median(border) == 77
 
 
+def test_the_mean_of_a_large_bright_image_does_not_overflow():
+    images = np.full((1, 3000, 3000, 1), 250, np.uint8)
+    result = run(color_jitter, jax.random.key(0), images, 0.0, 0.5, 0.0)
+    assert (result == 250).all()  # at no distance from the mean
+
+
 @pytest.mark.parametrize("kind", ["brightness", "contrast", "saturation"])
 def test_colour_jitter_scales_the_distance_from_grey(kind):
     images = RNG.integers(100, 150, (300, 9, 9, 3), np.uint8)  # no factor exceeds 0 ... 255

@@ -89,6 +89,11 @@ def test_valid_config_passes():
         ({"data__train_examples": 9, "data__examples_per_class": 1}, "not both"),
         ({"data__eval_crop": 1.5}, "data.eval_crop=1.5 must be at most 1"),
         ({"augment__crop_padding": 32}, "augment.crop_padding=32 must be smaller"),
+        ({"augment__mix_rate": 1.0}, "mix_rate=1.0 has no effect without augment.mixup_alpha or"),
+        (
+            {"augment__cutmix_rate": 1.0, "augment__mixup_alpha": 0.2},
+            "cutmix_rate=1.0 has no effect without augment.mixup_alpha and augment.cutmix_alpha",
+        ),
         ({"augment__kind": "strongest"}, "is not one of none, baseline, cutout, autoaugment"),
         ({"augment__policy": "svhn"}, "augment.policy='svhn' is not one of cifar10, imagenet"),
         ({"augment__kind": "none", "augment__mixup_alpha": 1.0}, "augment.kind=none contradicts"),

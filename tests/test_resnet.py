@@ -123,3 +123,19 @@ def test_convolution_has_the_gradients_of_xla(shape, kernel, stride):
         )
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
+
+
+def test_gradients_of_kernels_are_summed_in_float32():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(64, 16, 16, 8)), jnp.bfloat16)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 8, 4)), jnp.float32)
+
+    def gradient(dtype):
+        def loss(kernel):
+            return layers.convolve(x.astype(dtype), kernel.astype(dtype), 1, 1).mean(dtype=float)
+
+        return jax.grad(loss)(kernel)
+
+    exact = gradient(jnp.float32)
+    error = jnp.linalg.norm(gradient(jnp.bfloat16) - exact) / jnp.linalg.norm(exact)
+    assert error < 0.004  # of bfloat16 operands; summed in bfloat16, it grows with the batch

@@ -37,8 +37,9 @@ def sweep(workdir, variant="base", hooks=None, reuse=True, **overrides):
 @pytest.fixture
 def finished(tmp_path):
     """Train an experiment; return its folder."""
-    assert sweep(tmp_path / "first").trained == 1
-    return tmp_path / "first"
+    folder = tmp_path / "checkpoints" / "first"
+    assert sweep(folder).trained == 1
+    return folder
 
 
 def read(folder, name="summary.json"):
@@ -46,6 +47,7 @@ def read(folder, name="summary.json"):
 
 
 def test_an_identical_run_is_reused_once(finished, capsys):
+    (finished / "base/seed_0/wandb_id").write_text("of one run")
     other = finished.parent / "second"
     assert sweep(other, "learned_1d").trained == 0
     assert "learned_1d seed 0: identical to" in capsys.readouterr().out
@@ -54,6 +56,11 @@ def test_an_identical_run_is_reused_once(finished, capsys):
     assert after == before | {"name": "learned_1d", "reused_from": "first/base/seed_0"}
     (row,) = read(other, "results.json")["rows"]
     assert row["reused_from"] == ["first/base/seed_0"]
+    assert not (copy / "wandb_id").exists()
+    # The tests' folder is called "checkpoints": only those of the run are shared.
+    assert not (source / "metrics.jsonl").samefile(copy / "metrics.jsonl")
+    step = next((source / "checkpoints").glob("[0-9]*"))
+    assert (step / "SHA256SUMS").samefile(copy / "checkpoints" / step.name / "SHA256SUMS")
     shutil.rmtree(finished)
     assert sweep(other, "learned_1d").trained == 0  # the copy does not need the source
     # A copy can be lengthened, which verifies its checkpoints and log.

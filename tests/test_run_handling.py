@@ -121,6 +121,18 @@ def test_subsets_of_val_and_test_are_stratified_and_limit_the_features(tmp_path,
         run(tmp_path / "b", data__val_examples=999)
 
 
+def test_variants_share_the_features_of_a_frozen_trunk(tmp_path, capsys):
+    config = make_config(**SHORT, freeze="head", augment__kind="none")
+    sweep = {f"rate_{rate}": {"optim.learning_rate": rate} for rate in (0.1, 0.2)}
+    variants = make_variants(config, sweep, set())
+    run_sweep("demo", variants, sweep, {}, tmp_path, None, Stop(), reuse=False)
+    assert capsys.readouterr().out.count("computing the features") == 1
+    one, two = (
+        json.loads((tmp_path / name / "seed_0" / "summary.json").read_text()) for name in sweep
+    )
+    assert one["train_accuracy"] != two["train_accuracy"]
+
+
 def test_files_have_the_permissions_of_the_umask(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(decoded, "SLOW_SECONDS", -1.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -136,6 +148,12 @@ def test_files_have_the_permissions_of_the_umask(weights, tmp_path, monkeypatch)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 40
     assert {oct(path.stat().st_mode & 0o777) for path in files} == {"0o640"}
+
+
+def test_a_model_of_one_patch_is_reported_without_explanations(tmp_path):
+    found = run(tmp_path / "runs", ReportHooks(), log__explain_images=2, model__patch_size=8)
+    assert (tmp_path / "runs" / "report.html").exists()
+    assert not (found / "figures" / "explanation").exists()
 
 
 def test_a_chosen_class_of_own_images_is_explained(tmp_path, capsys):

@@ -16,6 +16,7 @@ from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
+from vit_jax.storage import run_folder
 
 features = tfds.features
 
@@ -66,6 +67,20 @@ def test_every_image_feature_of_tfds_is_read(tmp_path, mesh, capsys, kind):
     assert abs(image.astype(int) - RAMP).max() <= 1
     load_data(tfds_config(tmp_path, image_key="photo", channels=1), mesh)
     assert "transparent" not in capsys.readouterr().out
+
+
+def test_swapped_labels_between_the_sampled_examples_are_noticed(tmp_path, mesh):
+    feature, value = IMAGES["uint8"]
+    kinds = {"image": feature, "label": features.ClassLabel(names=["a", "b"])}
+    found = []
+    for folder, changed in (("one", []), ("two", [2, 3])):
+        rows = [{"image": value, "label": i % 2 ^ (i in changed)} for i in range(40)]
+        splits = {"train": rows, "validation": rows[20:28], "test": rows[-8:]}
+        write_tfds(tmp_path / folder, kinds, splits)
+        found.append(load_data(tfds_config(tmp_path / folder, channels=1), mesh).fingerprint)
+    assert found[0]["checksum"] == found[1]["checksum"]
+    assert not run_folder.is_same_data(*found)
+    assert run_folder.is_same_data({k: v for k, v in found[0].items() if k != "files"}, found[1])
 
 
 LABELS = {

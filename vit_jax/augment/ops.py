@@ -136,7 +136,8 @@ def _apply(planes, ops, row, fill, size):
 def _tables(planes, ops, row):
     """Compute the tables of the operations, uint8 [channels, b, 256]."""
     factor, count = jnp.asarray(ops.factors)[row, :1], planes.shape[2]
-    mean = (2 * grey(planes).sum(1, keepdims=True) + count) // (2 * count)  # [b, 1]
+    mean = (_sum(grey(planes)) + count // 2) // count  # rounded, [b, 1]
+    mean = mean.astype(jnp.int32)
     contrasted = blend(mean, jnp.arange(256), factor)
     table = jnp.where(factor != UNIT, contrasted, jnp.asarray(ops.table)[row])
     stretch, flatten = jnp.asarray(ops.flags)[row].T[..., None]  # [b, 1]
@@ -146,6 +147,11 @@ def _tables(planes, ops, row):
         return jnp.where(flatten, _equalize_table(plane), stretched)
 
     return jax.lax.map(of_channel, planes)
+
+
+def _sum(plane):
+    """Sum pixels, uint32 [b, 1]: int32 would overflow from 2,900 x 2,900 bright pixels."""
+    return plane.sum(1, keepdims=True, dtype=jnp.uint32)
 
 
 def _autocontrast_table(plane):
@@ -250,7 +256,7 @@ def color_jitter(
     if brightness:
         planes = scale(keys[0], jnp.zeros_like(planes), planes, brightness)
     if contrast:
-        mean = grey(planes).sum(1, keepdims=True) // (height * width)
+        mean = (_sum(grey(planes)) // (height * width)).astype(jnp.int32)
         planes = scale(keys[1], mean, planes, contrast)
     if saturation:
         planes = scale(keys[2], grey(planes), planes, saturation)

@@ -193,6 +193,13 @@ def validate_augment(config: Config) -> None:
             f"augment.crop_padding={augment.crop_padding} must be smaller than "
             f"data.image_size={size}"
         )
+    mixes = (augment.mixup_alpha, augment.cutmix_alpha)
+    for key, works, word in (("mix_rate", any(mixes), "or"), ("cutmix_rate", all(mixes), "and")):
+        if not works and augment[key] != SCHEMA[f"augment.{key}"].default:
+            raise UserError(
+                f"augment.{key}={augment[key]} has no effect without augment.mixup_alpha {word} "
+                "augment.cutmix_alpha"
+            )
     if augment.saturation and config.data.channels == 1:
         raise UserError(f"augment.saturation={augment.saturation} needs data.channels=3 (colours)")
     if augment.cutout_length > 2 * size:

@@ -70,7 +70,7 @@ def load_data(config, mesh: Mesh, min_classes: int = 2) -> Data:
         else:
             batches[name] = StreamingBatches(split, mesh, config.num_threads, config.num_workers)
     processes.wait()  # machines may read at different speeds
-    fingerprint = _fingerprint(splits.class_names, by_name)
+    fingerprint = _fingerprint(splits.class_names, by_name, labels)
     notes = list(_describe_images(splits.train, source.level_range, config))
     if config.name == "folder" and config.labels:
         fingerprint["labels"] = table_identity(table_path(config))
@@ -134,16 +134,17 @@ def _describe_images(train, level_range, config):
         )
 
 
-def _fingerprint(class_names, by_name):
+def _fingerprint(class_names, by_name, labels):
     """Collect the classes, the sizes of the splits and checksums.
 
     "checksum" is that of eight examples of each split, "files" that of the labels and sizes of all
-    files, if the examples are files.
+    files, or if the examples are no files, of the labels, where `labels` of each split are known.
     """
     checksum = files = 0
-    for split in by_name.values():
+    for name, split in by_name.items():
         if processes.is_first() and split.sizes is not None:
             files = zlib.crc32(split.sizes.astype(np.int64).tobytes(), files)
+        if processes.is_first() and (split.sizes is not None or name in labels):
             files = zlib.crc32(split.labels.tobytes(), files)
         for image, label in split.read(spread(len(split), 8)):
             content = bytes([label % 256]) if np.ndim(label) == 0 else label.tobytes()

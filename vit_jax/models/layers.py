@@ -267,9 +267,11 @@ def _kernel_gradient(x, dy, shape, stride, padding):
     def add(total, chunk):
         x, dy = chunk
         # In this order, the product is 1.5 times as fast as its transpose.
-        return total + dy.reshape(-1, d).T @ _patches(x, shape[0], stride, padding), None
+        patches = _patches(x, shape[0], stride, padding)
+        product = jnp.matmul(dy.reshape(-1, d).T, patches, preferred_element_type=jnp.float32)
+        return total + product, None
 
-    zeros = jnp.zeros((d, math.prod(shape[:3])), dy.dtype)
+    zeros = jnp.zeros((d, math.prod(shape[:3])), jnp.float32)  # also of bfloat16 images
     total, _ = jax.lax.scan(add, zeros, (_split(x, positions), _split(dy, positions)))
     return total.T.reshape(shape)
 

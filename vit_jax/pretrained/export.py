@@ -116,7 +116,9 @@ def _lacking(model, kind):
         "pos_embed": ("learned_1d", "learned_2d", "sincos_2d", "sinusoidal", "none"),
         "pool": pools[kind],
     }
-    if kind != "npz":
+    if kind == "npz":
+        written["qkv_bias"] = (True,)
+    else:
         written["representation_size"] = (0,)
     if kind != "timm":
         written |= {key: (SCHEMA[f"model.{key}"].default,) for key in PARTS}

@@ -172,6 +172,7 @@ class Checkpoints:
                 f"no checkpoint in {self._folder} could be read (see above). To train from "
                 "scratch, remove the run's folder"
             )
+        self._policy.best = None  # of a checkpoint after `upto`, found before
         return None
 
     @property

@@ -1,5 +1,6 @@
 """Reuse identical finished runs of other experiments instead of training them again."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -55,8 +56,18 @@ def take_over(source: pathlib.Path, folder: pathlib.Path) -> dict:
     """
     copy = folder.with_name(f"{folder.name}.copy")
     shutil.rmtree(copy, ignore_errors=True)
-    ignore = shutil.ignore_patterns(".lock", "figures", "suspects", "test_report.txt")
-    shutil.copytree(source, copy, copy_function=_link_checkpoint, ignore=ignore)
+    own = (".lock", "figures", "suspects", "test_report.txt", "wandb", "wandb_id")
+    ignore = shutil.ignore_patterns(*own)
+    checkpoints = os.path.join(source, "checkpoints", "")
+
+    def transfer(path, target):
+        if str(path).startswith(checkpoints):  # never changed once written
+            with contextlib.suppress(OSError):  # across file systems, or not supported
+                os.link(path, target)
+                return target
+        return shutil.copy2(path, target)
+
+    shutil.copytree(source, copy, copy_function=transfer, ignore=ignore)
     record = json.loads((copy / "config.json").read_text())
     record["variant"] = folder.parent.name
     write_atomically(copy / "config.json", json.dumps(record, indent=2) + "\n")
@@ -69,13 +80,3 @@ def take_over(source: pathlib.Path, folder: pathlib.Path) -> dict:
     shutil.rmtree(folder, ignore_errors=True)
     copy.rename(folder)
     return summary
-
-
-def _link_checkpoint(source, target):
-    if "checkpoints" in pathlib.Path(source).parts:  # never changed once written
-        try:
-            os.link(source, target)
-            return target
-        except OSError:  # across file systems, or not supported
-            pass
-    return shutil.copy2(source, target)

@@ -159,10 +159,14 @@ def discard_damage(folder: pathlib.Path) -> None:
 def is_same_data(recorded: dict | None, fingerprint: dict) -> bool:
     """Whether two fingerprints are those of the same data.
 
-    Runs of earlier versions recorded none of "files".
+    "files" is compared if both have it: earlier versions recorded none, and neither do streamed
+    datasets whose examples are no files.
     """
-    if recorded is not None and "files" not in recorded:
-        fingerprint = {key: value for key, value in fingerprint.items() if key != "files"}
+    if recorded is not None and "files" not in recorded.keys() & fingerprint.keys():
+        recorded, fingerprint = (
+            {key: value for key, value in one.items() if key != "files"}
+            for one in (recorded, fingerprint)
+        )
     return recorded == fingerprint
 
 

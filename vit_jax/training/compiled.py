@@ -238,7 +238,8 @@ def _shard_seeds(function, mesh, in_specs):
 def _micro_batches(setup, devices):
     """Choose the number of micro-batches of a batch: the config's, or the fastest."""
     config, model, train = setup.config, setup.config.model, setup.config.train
-    if train.accumulation_steps or not sharding.on_cpu(setup.mesh) or model.name != "vit":
+    whole = setup.on_features or model.name != "vit" or not sharding.on_cpu(setup.mesh)
+    if train.accumulation_steps or whole:
         return train.accumulation_steps or 1
     # Measured on a CPU: a micro-batch is fastest if its tokens stay in the cache between layers.
     image = model.hidden_size * (config.data.image_size // model.patch_size) ** 2

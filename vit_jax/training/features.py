@@ -14,7 +14,7 @@ from vit_jax.training.compiled import CompiledSteps
 
 
 class FeatureCache:
-    """The features of a variant's data, for the latest frozen weights: seeds may share them."""
+    """Features for the latest data and frozen weights: seeds and variants may share them."""
 
     def __init__(self):
         self._key, self._data = None, None
@@ -32,7 +32,10 @@ class FeatureCache:
         `exit_if_stopped` is called before every batch.
         """
         trunk = {key: value for key, value in variables["params"].items() if key != "head"}
-        key = checksum((trunk, variables["batch_stats"]))
+        config = steps.setup.config
+        given = (config.data.to_json(), config.model.to_json())
+        given += (config.train.dtype, config.train.batch_size)
+        key = (checksum((trunk, variables["batch_stats"])), *given)
         if self._data is not None and key == self._key:
             return self._data
         self._data = None  # before the new ones take its memory
@@ -45,7 +48,7 @@ class FeatureCache:
         for name, split in splits.items():
             columns = []
             # The batch size is one that the run cannot change, so that the features keep every bit.
-            for batch in split.evaluate(steps.setup.config.train.batch_size):
+            for batch in split.evaluate(config.train.batch_size):
                 exit_if_stopped()
                 features = sharding.block_on_cpu(steps.feature_step(variables, batch))
                 mask, labels = sharding.to_host((batch["mask"], batch["label"]))

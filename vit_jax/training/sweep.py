@@ -224,6 +224,7 @@ class _Runner:
         self._reuse, self._began, self._tables = reuse, began, ParameterTables()
         self._data, self._setup = {}, {}  # one entry each: the last one used
         self._init_from = ""  # of the last setup, whose weights are cached
+        self._features = FeatureCache()
 
     @functools.cached_property
     def mesh(self):
@@ -274,7 +275,9 @@ class _Runner:
         self._hooks.on_event("setup", 0)
         if name not in self._setup:
             self._setup = {name: self._make_setup(config, data)}
-        setup, cache = self._setup[name], FeatureCache()
+        setup = self._setup[name]
+        if not setup.on_features:
+            self._features = FeatureCache()  # frees those of an earlier variant
         if self._reuse:
             folders = self._take_over(setup, folders, summaries)
         if not folders:
@@ -283,7 +286,7 @@ class _Runner:
         steps = compile_steps(setup, len(groups[0]))  # all groups are of one size
         self._tables.print(name, setup, steps.shapes)
         for group in groups:
-            found = train(steps, data, group, name, self._stop, self._hooks, cache, start)
+            found = train(steps, data, group, name, self._stop, self._hooks, self._features, start)
             summaries |= zip(group, found, strict=True)
             start = None  # other seeds do not compile again
             for summary in found:
