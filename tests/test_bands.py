@@ -199,7 +199,7 @@ def test_augmentation_of_bands_moves_all_alike():
         ({"augment__kind": "strong"}, "needs RGB or grey images"),
         ({"augment__saturation": 0.5}, "augment.saturation=0.5 needs RGB"),
         ({"augment__contrast": 0.5}, "augment.contrast=0.5 needs RGB"),
-        ({"data__name": "digits"}, "data.name=digits needs RGB"),
+        ({"data__name": "digits", "data__dir": ""}, "data.name=digits needs RGB"),
         ({"data__rgb_bands": (4, 3)}, "three of the bands 1 to 13"),
         ({"data__rgb_bands": (4, 3, 14)}, "three of the bands 1 to 13"),
         ({"data__level_range": (0.0, 1.0, 2.0)}, "two for each of 13 channels"),

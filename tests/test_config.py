@@ -86,6 +86,8 @@ def test_valid_config_passes():
         ({"seed": 2**33}, "is too large"),
         ({"data__val_size": 1.5}, "data.val_size=1.5 must be a fraction below 1, or an integer"),
         ({"data__name": "folder"}, "data.name=folder needs data.dir"),
+        ({"data__name": "digits", "data__dir": "photos"}, "no effect with data.name=digits"),
+        ({"data__name": "mnist", "data__skip_corrupt": True}, "no effect with data.name=mnist"),
         ({"data__train_examples": 9, "data__examples_per_class": 1}, "not both"),
         ({"data__eval_crop": 1.5}, "data.eval_crop=1.5 must be at most 1"),
         ({"augment__crop_padding": 32}, "augment.crop_padding=32 must be smaller"),

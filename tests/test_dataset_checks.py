@@ -126,6 +126,13 @@ def test_a_split_without_images_is_refused_with_a_remedy(tmp_path):
         make_splits(open_source(config), config)
 
 
+def test_a_folder_of_images_is_not_taken_for_a_tfds_folder(tmp_path):
+    save_noise(tmp_path / "train", ["ant", "bee"])
+    with pytest.raises(UserError, match="that is a folder of images: set data.name=folder"):
+        open_source(settings(name="cifar10", dir=str(tmp_path)))
+    assert not (tmp_path / "downloads").exists()
+
+
 # copies
 
 

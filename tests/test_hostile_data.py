@@ -84,6 +84,20 @@ LEFT_RED = Image.new("RGB", (16, 16), (250, 0, 0))
 LEFT_RED.paste((0, 0, 250), (8, 0, 16, 16))
 
 
+def test_odd_exif_data_do_not_hide_the_orientation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0128] = 3, 2  # the unit of the resolution, made text below
+    LEFT_RED.save(tmp_path / "x.jpg", exif=exif, quality=95)
+    content = (tmp_path / "x.jpg").read_bytes()
+    entry = content.index(bytes.fromhex("01280003"), content.index(b"Exif"))
+    (tmp_path / "x.jpg").write_bytes(
+        content[: entry + 2] + bytes.fromhex("00020000000261000000") + content[entry + 12 :]
+    )
+    with Image.open(tmp_path / "x.jpg") as image:
+        assert image.getexif()[0x0128] == "a"
+    assert read_image(tmp_path / "x.jpg", 16, 3)[:, 10:, 0].min() > 200  # turned by 180 degrees
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_exif_orientation_is_applied(tmp_path, orientation):
     exif = Image.Exif()

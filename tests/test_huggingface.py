@@ -201,6 +201,10 @@ PROBLEMS = {
     "unlabelled": (change_labels("test", [-1] * 6), "without a label .*data.test_split=hold_out"),
     "null": (change_labels("test", [None] * 6), "without a label .*data.test_split=hold_out"),
     "unknown": (change_labels("test", [5] * 6), "the label 5, which is not one of the 2 classes"),
+    "other classes": (
+        both() | {"test": make_table(names=["bee", "cat"])},
+        "numbers its classes .bee, cat. in another way than the training examples .zebra, ant.",
+    ),
     "empty": (both() | {"test": make_table(0, 0)}, "split 'test' of .* is empty"),
     "no train": ({"test": make_table(), "x": make_table()}, "none of them train"),
     "one class": ({"train": make_table(names=["ant"])}, "fewer than two classes"),
@@ -225,6 +229,15 @@ def test_splits_that_are_not_used_are_a_warning(tmp_path):
     save_to_disk(tmp_path / "saved", both() | {"unsupervised": make_table()})
     (warning,) = open_source(settings(name=f"hf:{tmp_path / 'saved'}")).warnings
     assert "the images of unsupervised are not used" in warning
+
+
+def test_splits_whose_names_begin_alike_stay_apart(tmp_path):
+    tables = both() | {"test_noisy": make_table(100)}
+    for split, table in tables.items():
+        save_parquet(tmp_path / f"data/{split}-00000-of-00001.parquet", table)
+    source = open_source(settings(name=f"hf:{tmp_path}"))
+    assert sorted(source.split_names) == sorted(tables)
+    assert len(source.examples("test")) == len(tables["test"])
 
 
 def test_damaged_and_missing_files_are_errors(tmp_path):

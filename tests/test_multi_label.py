@@ -34,6 +34,7 @@ from vit_jax.evaluation.metrics import binary_losses
 from vit_jax.report import table
 from vit_jax.report.data_page import write_data_page
 from vit_jax.runtime.errors import UserError
+from vit_jax.storage import run_folder
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -142,7 +143,7 @@ def test_resident_and_streamed_batches_are_the_same(stored):
     resident = load_data(config, MESH)
     config.device_resident = "never"
     streamed = load_data(config, MESH)
-    assert resident.fingerprint == streamed.fingerprint
+    assert run_folder.is_same_data(resident.fingerprint, streamed.fingerprint)
     pairs = zip(resident.train.train(3, 0, 4, 16), streamed.train.train(3, 0, 4, 16), strict=True)
     for one, other in pairs:
         assert one["label"].shape == (16, 3) and one["label"].dtype == np.uint8
@@ -336,11 +337,19 @@ def test_a_column_of_separated_labels_is_read(tmp_path, separator, text):
 
 def test_another_separator_in_the_labels_is_a_warning(tmp_path, capsys):
     write_images(tmp_path / "x", 4)
-    lines = ["file,tags", "0.png,red", *(f'{i}.png,"red,blue"' for i in range(1, 4))]
+    lines = ["file,tags", "0.png,red;blue", *(f'{i}.png,"red,blue"' for i in range(1, 4))]
     (tmp_path / "x" / "labels.csv").write_text("\n".join(lines))
     names, _ = read_folder(tmp_path / "x", label_column="tags")
-    assert names == ["red", "red,blue"]
+    assert names == ["blue", "red", "red,blue"]
     assert "set data.label_separator=','" in capsys.readouterr().err
+
+
+def test_combinations_are_no_classes(tmp_path):
+    write_images(tmp_path / "x", 4)
+    lines = ["file,tags", "0.png,clear", *(f"{i}.png,clear primary" for i in range(1, 4))]
+    (tmp_path / "x" / "labels.csv").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="no image has several labels.*label_separator=' '"):
+        read_folder(tmp_path / "x", label_column="tags")
 
 
 def test_columns_of_0_and_1_are_classes(tmp_path, capsys):

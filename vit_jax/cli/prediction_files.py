@@ -86,6 +86,7 @@ class ClassFolders:
           UserError: classes share a folder name, or the copies would be classified next time.
         """
         self._folder, self._below = folder, below
+        self._numbers = {}  # {(folder, name): the last number that this call used}
         self._names = [_folder_name(name) for name in class_names]
         used = [*self._names, *([] if below is None else [UNSURE])]
         if shared := {name for name in used if used.count(name) > 1}:
@@ -106,7 +107,9 @@ class ClassFolders:
         is_unsure = self._below is not None and probabilities[best] < self._below
         folder = self._folder / (UNSURE if is_unsure else self._names[best])
         folder.mkdir(parents=True, exist_ok=True)
-        for number in itertools.count(1):
+        key = (folder, path.name)
+        for number in itertools.count(self._numbers.get(key, 1)):
+            self._numbers[key] = number
             suffix = f"_{number}" if number > 1 else ""
             target = folder / f"{path.stem}{suffix}{path.suffix}"
             try:

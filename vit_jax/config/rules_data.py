@@ -14,6 +14,10 @@ def validate_data(config: Config) -> None:
         raise UserError("data.name is empty: give a TFDS name, hf:NAME, folder or digits")
     if data.name == "folder" and not data.dir:
         raise UserError("data.name=folder needs data.dir, the folder of images")
+    if data.name == "digits" and data.dir:
+        raise UserError(f"data.dir={data.dir} has no effect with data.name=digits: set data.name")
+    if data.skip_corrupt and data.name != "folder" and not data.name.startswith("hf:"):
+        raise UserError(f"data.skip_corrupt=True has no effect with data.name={data.name}")
     _validate_labels(data)
     if not data.image_size:
         problem = "does not define it" if config.init_from else "is not set: name the weights"

@@ -85,7 +85,7 @@ def load_data(config, mesh: Mesh, min_classes: int = 2) -> Data:
     if min_classes > 1:  # not an evaluation, which holds out nothing
         warnings += describe_sizes(source, config)
     if not resident and processes.is_first():
-        digests, some_labels = checks.digest_files(by_name)
+        digests, some_labels = checks.digest_files(by_name, config.num_threads)
         if digests:  # the labels of files are known
             labels = {name: split.labels for name, split in by_name.items()}
     warnings += checks.describe_missing(splits.class_names, labels)
@@ -151,5 +151,6 @@ def _fingerprint(class_names, by_name, labels):
             checksum = zlib.crc32(image.tobytes(), zlib.crc32(content, checksum))
     sizes = {name: len(split) for name, split in by_name.items()}
     fingerprint = {"classes": class_names, "examples": sizes, "checksum": checksum}
+    processes.wait()  # the first one has read the sizes of all files
     files = int(processes.from_first(np.uint32(files)))
     return fingerprint | ({"files": files} if files else {})

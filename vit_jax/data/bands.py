@@ -105,7 +105,8 @@ def decide_ranges(samples: Iterable[np.ndarray]) -> tuple[float, ...]:
     if not deep:
         return ()
     found = []
-    for band in np.concatenate(deep).astype(np.float64).T:
+    for i in range(deep[0].shape[-1]):  # one at a time: all as float64 would take much memory
+        band = np.concatenate([pixels[:, i] for pixels in deep]).astype(np.float64)
         finite = band[np.isfinite(band)]
         low, high = np.percentile(finite, _PERCENTILES) if finite.size else (0.0, 1.0)
         found += [float(low), float(high) if high > low else float(low) + 1]

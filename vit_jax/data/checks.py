@@ -1,8 +1,10 @@
 """Checks of a dataset that find no error but cost accuracy, or make it look too high."""
 
+import itertools
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -96,11 +98,12 @@ def digest(images: np.ndarray) -> np.ndarray:
     return np.array([hash(image.tobytes()) for image in images], np.int64)
 
 
-def digest_files(splits: Mapping[str, Examples]) -> tuple[dict, dict]:
+def digest_files(splits: Mapping[str, Examples], num_threads: int) -> tuple[dict, dict]:
     """Hash the files of splits that are too large to decode, by split, and list their labels.
 
     Up to `MOST_COMPARED` validation and test files each are compared with up to twice as many
-    training files of the same sizes. Empty if the examples are not files.
+    training files of the same sizes. A file whose size no other has is not read: its digest is
+    unique. Empty if the examples are not files.
     """
     sizes: Any = {name: split.sizes for name, split in splits.items()}
     digests, labels, wanted = {}, {}, {}
@@ -111,8 +114,15 @@ def digest_files(splits: Mapping[str, Examples]) -> tuple[dict, dict]:
     alike = np.concatenate([sizes[name][rows] for name, rows in wanted.items()])
     rows = np.flatnonzero(np.isin(sizes["train"], alike))
     wanted["train"] = rows[np.unique(spread(len(rows), 2 * MOST_COMPARED))] if len(rows) else rows
-    for name, rows in wanted.items():
-        read = splits[name].read_encoded
-        digests[name] = np.array([hash(read([i])[0]) for i in rows.tolist()], np.int64)
-        labels[name] = splits[name].labels[rows]
+    compared = np.concatenate([sizes[name][rows] for name, rows in wanted.items()])
+    values, counts = np.unique(compared, return_counts=True)
+    unique = itertools.count()
+    with ThreadPoolExecutor(num_threads) as pool:
+        for name, rows in wanted.items():
+            read = splits[name].read_encoded
+            digests[name] = np.fromiter((next(unique) for _ in rows), np.int64, len(rows))
+            twice = np.flatnonzero(np.isin(sizes[name][rows], values[counts > 1]))
+            found = pool.map(lambda i, read=read: hash(read([i])[0]), rows[twice].tolist())
+            digests[name][twice] = list(found)
+            labels[name] = splits[name].labels[rows]
     return digests, labels

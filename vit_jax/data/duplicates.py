@@ -54,7 +54,9 @@ def exact_pairs(digests: np.ndarray) -> np.ndarray:
 def near_pairs(thumbnails: np.ndarray) -> np.ndarray:
     """Find the pairs of near duplicates among thumbnails: int [m, 2], sorted."""
     pixels = thumbnails.reshape(len(thumbnails), SIDE * SIDE)
-    rows = np.flatnonzero(pixels.std(axis=1) >= LEAST_STD) if len(pixels) else np.empty(0, int)
+    parts = (pixels[i : i + 1024] for i in range(0, len(pixels), 1024))  # copied as float64
+    stds = [np.empty(0), *(part.std(axis=1) for part in parts)]
+    rows = np.flatnonzero(np.concatenate(stds) >= LEAST_STD)
     hashes = perceptual_hashes(thumbnails[rows])
     found = [np.empty((0, 2), int)]
     for pairs in _similar_pairs(hashes):

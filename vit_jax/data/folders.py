@@ -25,6 +25,7 @@ from vit_jax.data.images import (
 )
 from vit_jax.runtime.errors import UserError, join_names, single_line, truncate_repr
 from vit_jax.runtime.files import warn
+from vit_jax.runtime.progress import Progress
 
 # The usual names of splits in lower case, those preferred first.
 SPLIT_NAMES = {
@@ -247,9 +248,6 @@ class Folder:
     def examples(self, split: str) -> Examples:
         """List the images of `split`, "" for a flat folder."""
         (files, labels), root = self._list(split), self._root / split
-        if self._config.skip_corrupt:
-            good = find_readable(self._read, files, labels, root, self._config, self.class_names)
-            files, labels = [files[i] for i in good], labels[good]
 
         def identity():
             if not self._config.cache_decoded:
@@ -258,6 +256,12 @@ class Folder:
             where = str(root.resolve())
             return identity_of(self._config, self.level_range, where, state, labels.tolist())
 
+        if self._config.skip_corrupt:
+            good = find_readable(
+                self._read, files, labels, root, self._config, self.class_names, identity()
+            )
+            files, labels = [files[i] for i in good], labels[good]
+
         place = root if root.is_dir() else self._root  # splits of a table need no folder
         return Examples(
             len(files),
@@ -265,7 +269,7 @@ class Folder:
             lambda: labels,
             identity,
             lambda indices: [files[i].read_bytes() for i in indices],
-            lambda: np.array([path.stat().st_size for path in files]),
+            lambda: _sizes(files, self._config.num_threads),
             lambda indices: [single_line(os.path.relpath(files[i], place)) for i in indices],
         )
 
@@ -282,10 +286,29 @@ class Folder:
             raise UserError(f"{error}: {hint}") from None
 
 
+def _sizes(files, num_threads):
+    """Get the sizes of files in bytes, in several threads: network disks are slow to answer."""
+
+    def of(rows):
+        return [os.stat(files[i]).st_size for i in rows]
+
+    chunks = np.array_split(np.arange(len(files)), num_threads)
+    with ThreadPoolExecutor(num_threads) as pool:
+        return np.array([size for some in pool.map(of, chunks) for size in some], np.int64)
+
+
 def find_readable(
-    read: Callable, files: Sequence, labels: np.ndarray, where: object, config, class_names: list
+    read: Callable,
+    files: Sequence,
+    labels: np.ndarray,
+    where: object,
+    config,
+    class_names: list,
+    identity: str | None,
 ) -> np.ndarray:
     """Find the indices of the images that `read` accepts, and print which others are skipped.
+
+    `identity` of the files, to cache the result; None: not cached.
 
     Raises:
       UserError: a class has no other images.
@@ -297,8 +320,16 @@ def find_readable(
             return True
         return False
 
-    with ThreadPoolExecutor(config.num_threads) as pool:
-        good = np.array(list(pool.map(readable, files)))
+    def check():
+        chunks = [files[i : i + 256] for i in range(0, len(files), 256)]
+        progress, found = Progress("checking", 0, len(files), True, "image"), []
+        with ThreadPoolExecutor(config.num_threads) as pool, contextlib.closing(progress):
+            for some in pool.map(lambda chunk: list(map(readable, chunk)), chunks):
+                found += some
+                progress.advance(len(some))
+        return (np.array(found, bool),)
+
+    (good,) = decoded.cached(identity and decoded.identity("readable", identity), check)
     if not good.all():
         skipped = [str(files[i]) for i in np.flatnonzero(~good).tolist()]
         text = f"{where}: skipped {len(skipped)} unreadable of {len(files)} files: "
@@ -324,7 +355,14 @@ def _visible(folder):
 
 
 def _folders(root):
-    return sorted(path.name for path in _visible(root) if path.is_dir())
+    with os.scandir(root) as entries:  # which knows folders without a call for each image
+        return sorted(
+            entry.name
+            for entry in entries
+            # An entry raises for a circle of links.
+            if not is_hidden(entry.name)
+            and (pathlib.Path(entry.path) if entry.is_symlink() else entry).is_dir()
+        )
 
 
 def _has_images(folder):
@@ -334,6 +372,16 @@ def _has_images(folder):
 def has_class_folders(folder: pathlib.Path) -> bool:
     """Whether a folder has subfolders with images."""
     return any(_has_images(folder / name) for name in _folders(folder))
+
+
+def holds_photos(folder: pathlib.Path) -> bool:
+    """Whether a folder looks like an image folder: with images, in class folders or in splits."""
+    if not folder.is_dir():
+        return False
+    inside = [folder / name for name in _folders(folder)]
+    splits = [one for one in inside if find_split("train", [one.name])]
+    classes = [split / name for split in splits for name in _folders(split)]
+    return any(map(_has_direct_images, (folder, *inside, *classes)))
 
 
 def _has_direct_images(folder):

@@ -45,11 +45,7 @@ class HuggingFace:
         features = arrow.read_features(schema, first)
         self._image = self._find_images(schema, features)
         self._label = self._find_labels(schema, features)
-        known = features.get(self._label, {})
-        if config.multi_label:
-            known = known.get("feature", known)
-        named = known.get("names") if known.get("_type") == "ClassLabel" else None
-        self._names = [str(name) for name in named or ()]
+        self._names = self._names_in(features)
         self.warnings = []
         if self.split_names:
             found = describe_unused(self.split_names, self.train_split, config, self._where)
@@ -63,6 +59,14 @@ class HuggingFace:
     def __getstate__(self):
         # Worker processes open the files again: the tables would be copied.
         return self.__dict__ | {"_tables": {}, "_images": {}}
+
+    def _names_in(self, features):
+        """List the names of the classes that the label column of a file has; [] for none."""
+        known = features.get(self._label, {})
+        if self._config.multi_label:
+            known = known.get("feature", known)
+        named = known.get("names") if known.get("_type") == "ClassLabel" else None
+        return [str(name) for name in named or ()]
 
     def _find_images(self, schema, features):
         """Find the column of encoded images; raises UserError."""
@@ -111,6 +115,13 @@ class HuggingFace:
         if split not in self._files:
             listed = ", ".join(self.split_names) or "no splits"
             raise UserError(f"{self._where} has no split {truncate_repr(split)}: it has {listed}")
+        for file in self._files[split]:
+            names = self._names_in(arrow.read_features(arrow.read_schema(file), file))
+            if names and self._names and names != self._names:
+                raise UserError(
+                    f"{file} numbers its classes ({join_names(names)}) in another way than the "
+                    f"training examples ({join_names(self._names)}): save all with one ClassLabel"
+                )
         table = arrow.open_table(self._files[split], [self._image, self._label])
         kind = table.schema.field(self._label).type
         if arrow.require("pyarrow.types").is_dictionary(kind):
@@ -269,7 +280,10 @@ class HuggingFace:
         if not config.skip_corrupt:
             return examples
         rows, where = range(len(labels)), f"rows of {self._in(split)}"
-        return examples.take(find_readable(decode, rows, labels, where, config, self.class_names))
+        name = identity()
+        return examples.take(
+            find_readable(decode, rows, labels, where, config, self.class_names, name)
+        )
 
     def overlap(self, one: str, other: str) -> bool:
         """Whether two splits share examples."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import PIL
-from PIL import Image, ImageOps, features
+from PIL import ExifTags, Image, features
 
 from vit_jax.config import resized_side
 from vit_jax.data import bands, decoded
@@ -48,6 +48,15 @@ PIXELS = 2  # increase when `to_array` changes its result: invalidates cached im
 FULL_RANGE = (0.0, 65535.0)
 WHITE = (255.0,)
 FIT = Resize()
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 MAX_PIXELS = 178_956_970  # Pillow's own limit
 
 
@@ -79,7 +88,7 @@ def to_array(
     resize: Resize = FIT,
     scaled_decoding: bool = False,
 ) -> np.ndarray:
-    """Orient (in place), convert and resize to uint8 [size, size, channels].
+    """Orient, convert and resize to uint8 [size, size, channels].
 
     Args:
       image: of any mode; or an array [height, width, channels], of which each channel is scaled and
@@ -102,7 +111,7 @@ def to_array(
     deep = _read_deep_colours(image)
     if deep is not None:
         image.paste(Image.fromarray(scale_levels(deep, level_range)))
-    ImageOps.exif_transpose(image, in_place=True)
+    image = _orient(image)
     if _is_deep_grey(image):
         levels = np.asarray(image)
         clear = image.info.get("transparency")
@@ -117,6 +126,15 @@ def to_array(
     if image.size != (size, size):
         image = resize(image, size)
     return np.asarray(image).reshape(size, size, channels)
+
+
+def _orient(image):
+    """Turn an image as its EXIF data say; `ImageOps.exif_transpose` fails if other tags are odd."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # damaged EXIF data, of many types
+        return image
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def read_image(

@@ -158,6 +158,7 @@ def _read_rows(config, index):
     lines = [(line, [cell.strip() for cell in cells]) for line, cells in lines]
     image, labels, split = _find_columns(names, lines, config, path)
     columns = [names.index(name) if name else None for name in (image, labels[0], split)]
+    marks = [names.index(name) for name in labels]
     rows = []
     for line, cells in lines:
         file, value, part = ("" if i is None else cells[i] for i in columns)
@@ -165,7 +166,7 @@ def _read_rows(config, index):
         if config.multi_label:
             found = split_cell(value, config.label_separator)
             if labels[1:]:
-                found = marked(labels, [cells[names.index(name)] for name in labels])
+                found = marked(labels, [cells[i] for i in marks])
             label_name = ", ".join(found) or "no class"
         for kind, cell, name in (
             ("file name", file, image),
@@ -182,14 +183,26 @@ def _read_rows(config, index):
             raise UserError(f"{where} names the file {truncate_repr(file)}, which {text}")
         rows.append(Row(where, files[0], label_name, part, found))
     if config.multi_label and not labels[1:]:
-        _check_separator({name for row in rows for name in row.labels}, config, path)
+        _check_separator(rows, config, path)
     return rows
 
 
-def _check_separator(names, config, path):
-    """Warn if the labels still contain what usually separates them."""
-    for separator in ";,|":
-        if separator != config.label_separator and any(separator in name for name in names):
+def _check_separator(rows, config, path):
+    """Warn if the labels still contain what usually separates them.
+
+    Raises UserError if moreover no image has several: each combination would be a class.
+    """
+    names = {name for row in rows for name in row.labels}
+    single = all(len(row.labels) < 2 for row in rows)
+    for separator in ";,| ":
+        if separator == config.label_separator or not any(separator in name for name in names):
+            continue
+        if single:
+            raise UserError(
+                f"data.labels={path}: no image has several labels, but labels contain "
+                f"{separator!r}: set data.label_separator={separator!r}, or data.multi_label=False"
+            )
+        if separator != " ":
             warn(
                 f"data.labels={path}: labels contain {separator!r}: if it separates them, set "
                 f"data.label_separator={separator!r}"

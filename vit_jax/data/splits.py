@@ -217,7 +217,8 @@ def _split_names(source, config):
     names = {"train": source.train_split if has else ""}
     for key, usual in (("train", "train"), ("val", "auto"), ("test", "auto")):
         name = config[f"{key}_split"]
-        if name not in (usual, "hold_out") and not has:
+        unsplit = ("train",) if key == "train" else ("auto", "hold_out")
+        if name not in unsplit and not has:
             raise UserError(
                 f"data.{key}_split={name!r}, but {config.name} has no predefined splits: use "
                 f"{usual}"

@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import pathlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from vit_jax.data import bands, decoded, prepare
 from vit_jax.data.examples import MOST_SAMPLED, Examples, spread
+from vit_jax.data.folders import holds_photos
 from vit_jax.data.images import (
     decide_levels,
     identity_of,
@@ -24,6 +26,8 @@ from vit_jax.data.images import (
 )
 from vit_jax.data.tfrecord import Records
 from vit_jax.runtime.errors import UserError, first_line, join_names, single_line, truncate_repr
+from vit_jax.runtime.files import allow_many_files
+from vit_jax.runtime.progress import Progress
 
 MOST_CLASSES = 10_000  # of labels that are numbers or texts
 
@@ -39,6 +43,7 @@ class Tfds:
     def __init__(self, config):
         """Open the dataset; raises UserError if it is missing or of another kind."""
         self._config = config
+        allow_many_files()  # every shard stays open
         directory = os.path.expanduser(config.dir or prepare.default_data_dir())
         self._builder: Any = _open_builder(config, directory)
         self._image, self._label = self._find_features()
@@ -173,9 +178,20 @@ class Tfds:
         records = self._records(split)
 
         def read():
-            chunks = [range(i, min(i + 4096, len(records))) for i in range(0, len(records), 4096)]
-            with self._reading(split):
-                values = [_plain(e[key]) for c in chunks for e in records.__getitems__(c)]
+            chunks = [range(i, min(i + 64, len(records))) for i in range(0, len(records), 64)]
+            progress, values = Progress("reading", 0, len(records), True, "label"), []
+
+            def labels_of(chunk):
+                return [_plain(example[key]) for example in records.__getitems__(chunk)]
+
+            with (
+                self._reading(split),
+                ThreadPoolExecutor(self._config.num_threads) as pool,
+                contextlib.closing(progress),
+            ):
+                for some in pool.map(labels_of, chunks):
+                    values += some
+                    progress.advance(len(some))
                 return (self._multi_hot(values) if several else np.array(values),)
 
         several = self._config.multi_label
@@ -322,6 +338,8 @@ def _open_builder(config, directory):
     name, _, variant = config.name.partition("/")
     hint = "" if builder else _describe_inside(name.partition(":")[0], here)
     known = name in prepare.NAMES and variant in ("", prepare.DATASETS[name].config)
+    if builder is None and config.dir and holds_photos(here):
+        hint = "that is a folder of images: set data.name=folder"
     if builder is None and config.download and known and not hint:
         print(f"{config.name} is not in {directory}: preparing it", flush=True)
         prepare.prepare(name, directory)

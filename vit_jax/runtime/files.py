@@ -144,3 +144,12 @@ def first_damage(folder: pathlib.Path) -> str | None:
     if not folder.is_dir():
         return f"{folder} is missing"
     return next((f"{path} {problem}" for path, problem in find_damage(folder).items()), None)
+
+
+def allow_many_files() -> None:
+    """Raise the number of files that this process may have open as far as the system allows."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource  # not on Windows
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
