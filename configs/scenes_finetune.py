@@ -13,7 +13,7 @@ def get_config(profile=""):
     config = presets.finetune(profile)
     config.data.name = "folder"
     config.data.dir = "scenes"  # <class>/*; or train/<class>/*, test/<class>/*
-    config.data.stored_size = 256  # between the smallest and the largest random crop
+    config.data.stored_size = 150  # that of the images
     config.augment.kind = "baseline"
     config.augment.crop_min_area = 0.5
     # The lower a block, the more of its pretrained features serve as they are.

@@ -173,7 +173,7 @@ def write_index() -> list[str]:
             variant = f" ({best['variant']})" if len(measured["rows"]) > 1 else ""
             result = f"[{tables.percent(best['test_accuracy'])}](results/{name}.md){variant}"
             _, profile = split_config(measured["command"])
-            effort = [profile, f"{best['passes']:g}", str(len(best["seeds"]))]
+            effort = [profile, f"{best['passes']:.3g}", str(len(best["seeds"]))]
             cells[2:] = [result, *effort, duration(best["minutes"]), measured["hardware"]]
         lines.append(f"| {' | '.join(cells)} |")
     return lines

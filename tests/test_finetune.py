@@ -174,7 +174,6 @@ def test_features_are_cached_only_if_the_trunk_is_deterministic_and_frozen():
         dict(model__dropout_rate=0.1),
         dict(freeze="last_1_blocks"),
         dict(train__cache_features=False),
-        dict(data__device_resident_max_gib=1e-9),
     ):
         config = make_config(**VIT | dict(freeze="head") | changes)
         assert not make_setup(config, digits(), MESH).on_features

@@ -82,6 +82,7 @@ def assert_both(config):
 
 
 LAYOUTS = ["data/{}-00000-of-00001.parquet", "{}/0000.parquet", "{}.parquet"]
+LAYOUTS += ["{}/data-00000-of-00001.parquet", "mnist_{}-00000-of-00001.parquet"]
 LAYOUTS += ["plain_text/{}-00000-of-00001-0123abc.parquet", "default/{}/part-0.parquet"]
 
 
@@ -203,7 +204,7 @@ PROBLEMS = {
     "unknown": (change_labels("test", [5] * 6), "the label 5, which is not one of the 2 classes"),
     "other classes": (
         both() | {"test": make_table(names=["bee", "cat"])},
-        "numbers its classes .bee, cat. in another way than the training examples .zebra, ant.",
+        "class names of .* .bee, cat. differ from those of the training split .zebra, ant.",
     ),
     "empty": (both() | {"test": make_table(0, 0)}, "split 'test' of .* is empty"),
     "no train": ({"test": make_table(), "x": make_table()}, "none of them train"),

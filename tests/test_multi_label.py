@@ -337,19 +337,24 @@ def test_a_column_of_separated_labels_is_read(tmp_path, separator, text):
 
 def test_another_separator_in_the_labels_is_a_warning(tmp_path, capsys):
     write_images(tmp_path / "x", 4)
-    lines = ["file,tags", "0.png,red;blue", *(f'{i}.png,"red,blue"' for i in range(1, 4))]
+    lines = ["file,tags", "0.png,red", *(f'{i}.png,"red,blue"' for i in range(1, 4))]
     (tmp_path / "x" / "labels.csv").write_text("\n".join(lines))
     names, _ = read_folder(tmp_path / "x", label_column="tags")
-    assert names == ["blue", "red", "red,blue"]
+    assert names == ["red", "red,blue"]
     assert "set data.label_separator=','" in capsys.readouterr().err
 
 
 def test_combinations_are_no_classes(tmp_path):
     write_images(tmp_path / "x", 4)
-    lines = ["file,tags", "0.png,clear", *(f"{i}.png,clear primary" for i in range(1, 4))]
-    (tmp_path / "x" / "labels.csv").write_text("\n".join(lines))
-    with pytest.raises(UserError, match="no image has several labels.*label_separator=' '"):
-        read_folder(tmp_path / "x", label_column="tags")
+
+    def read(*labels):
+        lines = ["file,tags", *(f"{i}.png,{label}" for i, label in enumerate(labels))]
+        (tmp_path / "x" / "labels.csv").write_text("\n".join(lines))
+        return read_folder(tmp_path / "x", label_column="tags")[0]
+
+    with pytest.raises(UserError, match="3 labels are combinations .*label_separator=' '"):
+        read("clear", "water", "clear water", "clear")
+    assert read("polar bear", "brown bear", "fox", "fox") == ["brown bear", "fox", "polar bear"]
 
 
 def test_columns_of_0_and_1_are_classes(tmp_path, capsys):

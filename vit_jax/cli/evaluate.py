@@ -44,8 +44,8 @@ def main(argv: Sequence[str]) -> None:
     config, split = classifier.evaluation_of(overrides, args.split)
     if any(key.startswith("data.") for key in overrides) and not args.out:
         raise UserError("--out is missing: give a folder for the report on other data")
-    part = "all" if split == "all" else f"the {split} split"
-    name = f"{args.run} on {part} of {dataset_name(config.data)}"
+    images = "all" if split == "all" else f"the {split} split"
+    name = f"{args.run} on {images} of {dataset_name(config.data)}"
     print(single_line(f"evaluating {name}"), flush=True)
     report = classifier.report(config, split)
     out = args.out or args.run / "evaluation" / split

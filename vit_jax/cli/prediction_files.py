@@ -86,7 +86,6 @@ class ClassFolders:
           UserError: classes share a folder name, or the copies would be classified next time.
         """
         self._folder, self._below = folder, below
-        self._numbers = {}  # {(folder, name): the last number that this call used}
         self._names = [_folder_name(name) for name in class_names]
         used = [*self._names, *([] if below is None else [UNSURE])]
         if shared := {name for name in used if used.count(name) > 1}:
@@ -107,9 +106,7 @@ class ClassFolders:
         is_unsure = self._below is not None and probabilities[best] < self._below
         folder = self._folder / (UNSURE if is_unsure else self._names[best])
         folder.mkdir(parents=True, exist_ok=True)
-        key = (folder, path.name)
-        for number in itertools.count(self._numbers.get(key, 1)):
-            self._numbers[key] = number
+        for number in itertools.count(1):
             suffix = f"_{number}" if number > 1 else ""
             target = folder / f"{path.stem}{suffix}{path.suffix}"
             try:

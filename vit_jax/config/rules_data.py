@@ -14,10 +14,6 @@ def validate_data(config: Config) -> None:
         raise UserError("data.name is empty: give a TFDS name, hf:NAME, folder or digits")
     if data.name == "folder" and not data.dir:
         raise UserError("data.name=folder needs data.dir, the folder of images")
-    if data.name == "digits" and data.dir:
-        raise UserError(f"data.dir={data.dir} has no effect with data.name=digits: set data.name")
-    if data.skip_corrupt and data.name != "folder" and not data.name.startswith("hf:"):
-        raise UserError(f"data.skip_corrupt=True has no effect with data.name={data.name}")
     _validate_labels(data)
     if not data.image_size:
         problem = "does not define it" if config.init_from else "is not set: name the weights"
@@ -197,13 +193,6 @@ def validate_augment(config: Config) -> None:
             f"augment.crop_padding={augment.crop_padding} must be smaller than "
             f"data.image_size={size}"
         )
-    mixes = (augment.mixup_alpha, augment.cutmix_alpha)
-    for key, works, word in (("mix_rate", any(mixes), "or"), ("cutmix_rate", all(mixes), "and")):
-        if not works and augment[key] != SCHEMA[f"augment.{key}"].default:
-            raise UserError(
-                f"augment.{key}={augment[key]} has no effect without augment.mixup_alpha {word} "
-                "augment.cutmix_alpha"
-            )
     if augment.saturation and config.data.channels == 1:
         raise UserError(f"augment.saturation={augment.saturation} needs data.channels=3 (colours)")
     if augment.cutout_length > 2 * size:

@@ -138,14 +138,18 @@ def _fingerprint(class_names, by_name, labels):
     """Collect the classes, the sizes of the splits and checksums.
 
     "checksum" is that of eight examples of each split, "files" that of the labels and sizes of all
-    files, or if the examples are no files, of the labels, where `labels` of each split are known.
+    files, or if the examples are no files, of `labels`, those of each split if they are known.
     """
     checksum = files = 0
-    for name, split in by_name.items():
-        if processes.is_first() and split.sizes is not None:
-            files = zlib.crc32(split.sizes.astype(np.int64).tobytes(), files)
-        if processes.is_first() and (split.sizes is not None or name in labels):
-            files = zlib.crc32(split.labels.tobytes(), files)
+    sizes = {k: one.sizes for k, one in by_name.items()} if processes.is_first() else {}
+    if known := {name: found for name, found in sizes.items() if found is not None}:
+        for name, found in known.items():
+            files = zlib.crc32(found.astype(np.int64).tobytes(), files)
+            files = zlib.crc32(by_name[name].labels.tobytes(), files)
+    else:
+        for found in labels.values():
+            files = zlib.crc32(found.tobytes(), files)
+    for split in by_name.values():
         for image, label in split.read(spread(len(split), 8)):
             content = bytes([label % 256]) if np.ndim(label) == 0 else label.tobytes()
             checksum = zlib.crc32(image.tobytes(), zlib.crc32(content, checksum))

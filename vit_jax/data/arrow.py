@@ -119,8 +119,9 @@ def _split_in(name):
 def _split_of(path, folder):
     """Find the split of a file: in its name, else in those of its folders; "" if not named."""
     stem = re.sub(f"{_SHARD.pattern}.*$", "", path.stem)
-    if path.suffix == ".parquet" and stem != path.stem and re.fullmatch(r"\w+(\.\w+)*", stem):
-        return stem  # as `datasets` names files: "test_noisy" is another split than "test"
+    first = re.split(r"[^A-Za-z]+", stem)[0].lower()
+    if path.suffix == ".parquet" and stem != path.stem and first in _WORDS:
+        return stem  # "test_noisy" is another split than "test"
     parts = (stem, *reversed(path.relative_to(folder).parts[:-1]))
     named = next(filter(None, map(_split_in, parts)), "")
     return named or (stem if stem != path.stem else "")

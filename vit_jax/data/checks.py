@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.data.examples import Examples, spread
-from vit_jax.runtime.errors import join_names
+from vit_jax.runtime.errors import UserError, join_names, single_line
 
 MOST_COMPARED = 2000  # validation or test files that are compared with the training files
 
@@ -52,6 +52,25 @@ def count_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
 def present(labels: np.ndarray) -> np.ndarray:
     """List the classes that have examples, of labels as in `count_labels`."""
     return np.flatnonzero(labels.any(0)) if labels.ndim == 2 else np.unique(labels)
+
+
+def match_classes(names: Sequence[str], own: Sequence[str], model: object) -> np.ndarray:
+    """Find the index of each class of a dataset among a model's; raises UserError.
+
+    Args:
+      names: classes of the dataset.
+      own: classes of the model, in the order of its head.
+      model: its path, for messages.
+    """
+    found = match_names(names, own)
+    if unknown := [name for name, i in zip(names, found, strict=True) if i is None]:
+        raise UserError(
+            f"the dataset has {len(names)} classes, of which {model}, with {len(own)}, does not "
+            f"have {join_names(unknown)}"
+        )
+    if missing := [name for i, name in enumerate(own) if i not in found]:
+        print(single_line(f"note: the dataset does not have the classes {join_names(missing)}"))
+    return np.array(found)
 
 
 def describe_missing(class_names: Sequence[str], labels: Mapping[str, np.ndarray]) -> Iterator[str]:

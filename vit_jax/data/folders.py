@@ -257,9 +257,7 @@ class Folder:
             return identity_of(self._config, self.level_range, where, state, labels.tolist())
 
         if self._config.skip_corrupt:
-            good = find_readable(
-                self._read, files, labels, root, self._config, self.class_names, identity()
-            )
+            good = find_readable(self._read, files, labels, root, self._config, self.class_names)
             files, labels = [files[i] for i in good], labels[good]
 
         place = root if root.is_dir() else self._root  # splits of a table need no folder
@@ -298,17 +296,9 @@ def _sizes(files, num_threads):
 
 
 def find_readable(
-    read: Callable,
-    files: Sequence,
-    labels: np.ndarray,
-    where: object,
-    config,
-    class_names: list,
-    identity: str | None,
+    read: Callable, files: Sequence, labels: np.ndarray, where: object, config, class_names: list
 ) -> np.ndarray:
     """Find the indices of the images that `read` accepts, and print which others are skipped.
-
-    `identity` of the files, to cache the result; None: not cached.
 
     Raises:
       UserError: a class has no other images.
@@ -320,16 +310,13 @@ def find_readable(
             return True
         return False
 
-    def check():
-        chunks = [files[i : i + 256] for i in range(0, len(files), 256)]
-        progress, found = Progress("checking", 0, len(files), True, "image"), []
-        with ThreadPoolExecutor(config.num_threads) as pool, contextlib.closing(progress):
-            for some in pool.map(lambda chunk: list(map(readable, chunk)), chunks):
-                found += some
-                progress.advance(len(some))
-        return (np.array(found, bool),)
-
-    (good,) = decoded.cached(identity and decoded.identity("readable", identity), check)
+    chunks = [files[i : i + 16] for i in range(0, len(files), 16)]
+    progress, found = Progress("checking", 0, len(files), True, "image"), []
+    with ThreadPoolExecutor(config.num_threads) as pool, contextlib.closing(progress):
+        for some in pool.map(lambda chunk: list(map(readable, chunk)), chunks):
+            found += some
+            progress.advance(len(some))
+    good = np.array(found, bool)
     if not good.all():
         skipped = [str(files[i]) for i in np.flatnonzero(~good).tolist()]
         text = f"{where}: skipped {len(skipped)} unreadable of {len(files)} files: "
@@ -355,7 +342,7 @@ def _visible(folder):
 
 
 def _folders(root):
-    with os.scandir(root) as entries:  # which knows folders without a call for each image
+    with os.scandir(root) as entries:  # without a system call for each image
         return sorted(
             entry.name
             for entry in entries
@@ -375,13 +362,12 @@ def has_class_folders(folder: pathlib.Path) -> bool:
 
 
 def holds_photos(folder: pathlib.Path) -> bool:
-    """Whether a folder looks like an image folder: with images, in class folders or in splits."""
-    if not folder.is_dir():
-        return False
-    inside = [folder / name for name in _folders(folder)]
-    splits = [one for one in inside if find_split("train", [one.name])]
-    classes = [split / name for split in splits for name in _folders(split)]
-    return any(map(_has_direct_images, (folder, *inside, *classes)))
+    """Whether a folder has several class folders with images, itself or in that of a split."""
+    with contextlib.suppress(OSError):
+        train = find_split("train", _folders(folder))
+        places = (folder, folder / train) if train else (folder,)
+        return any(sum(_has_direct_images(p / n) for n in _folders(p)) > 1 for p in places)
+    return False
 
 
 def _has_direct_images(folder):

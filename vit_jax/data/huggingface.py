@@ -119,8 +119,8 @@ class HuggingFace:
             names = self._names_in(arrow.read_features(arrow.read_schema(file), file))
             if names and self._names and names != self._names:
                 raise UserError(
-                    f"{file} numbers its classes ({join_names(names)}) in another way than the "
-                    f"training examples ({join_names(self._names)}): save all with one ClassLabel"
+                    f"the class names of {file} ({join_names(names)}) differ from those of the "
+                    f"training split ({join_names(self._names)}): save all with one ClassLabel"
                 )
         table = arrow.open_table(self._files[split], [self._image, self._label])
         kind = table.schema.field(self._label).type
@@ -280,10 +280,7 @@ class HuggingFace:
         if not config.skip_corrupt:
             return examples
         rows, where = range(len(labels)), f"rows of {self._in(split)}"
-        name = identity()
-        return examples.take(
-            find_readable(decode, rows, labels, where, config, self.class_names, name)
-        )
+        return examples.take(find_readable(decode, rows, labels, where, config, self.class_names))
 
     def overlap(self, one: str, other: str) -> bool:
         """Whether two splits share examples."""

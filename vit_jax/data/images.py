@@ -111,7 +111,7 @@ def to_array(
     deep = _read_deep_colours(image)
     if deep is not None:
         image.paste(Image.fromarray(scale_levels(deep, level_range)))
-    image = _orient(image)
+    image = orient(image)
     if _is_deep_grey(image):
         levels = np.asarray(image)
         clear = image.info.get("transparency")
@@ -128,8 +128,8 @@ def to_array(
     return np.asarray(image).reshape(size, size, channels)
 
 
-def _orient(image):
-    """Turn an image as its EXIF data say; `ImageOps.exif_transpose` fails if other tags are odd."""
+def orient(image: Image.Image) -> Image.Image:
+    """Turn an image by its EXIF orientation; `ImageOps.exif_transpose` fails on odd other tags."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # damaged EXIF data, of many types

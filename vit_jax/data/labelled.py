@@ -190,17 +190,18 @@ def _read_rows(config, index):
 def _check_separator(rows, config, path):
     """Warn if the labels still contain what usually separates them.
 
-    Raises UserError if moreover no image has several: each combination would be a class.
+    Raises UserError if moreover no image has several labels and few words make up many labels:
+    each combination would be a class.
     """
     names = {name for row in rows for name in row.labels}
     single = all(len(row.labels) < 2 for row in rows)
     for separator in ";,| ":
         if separator == config.label_separator or not any(separator in name for name in names):
             continue
-        if single:
+        if single and len({word for name in names for word in name.split(separator)}) < len(names):
             raise UserError(
-                f"data.labels={path}: no image has several labels, but labels contain "
-                f"{separator!r}: set data.label_separator={separator!r}, or data.multi_label=False"
+                f"data.labels={path}: no image has several labels, but {len(names)} labels are "
+                f"combinations separated by {separator!r}: set data.label_separator={separator!r}"
             )
         if separator != " ":
             warn(

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from vit_jax.data.bands import is_array, show
 from vit_jax.data.duplicates import SIDE
 from vit_jax.data.examples import Examples
-from vit_jax.data.images import has_alpha, open_image, options_of, read_levels, to_array
+from vit_jax.data.images import has_alpha, open_image, options_of, orient, read_levels, to_array
 from vit_jax.data.jpeg import inspect_jpeg
 from vit_jax.data.resizing import Resize
 from vit_jax.runtime.errors import UserError, first_line
@@ -146,7 +146,8 @@ def _measure_file(data, config, options):
                 alpha = np.asarray(image.convert("RGBA"))[..., 3]
                 found["is_transparent"] = bool(alpha.min() < 255)
         scaled = image.size != record.size
-        array = to_array(image, **options)  # which also orients the image
+        array = to_array(image, **options)
+        image = orient(image)
         plain = image.convert("RGBA") if image.mode in ("P", "PA") else image
         found["digest"] = _digest(data if scaled else repr(plain.size).encode() + plain.tobytes())
         found |= _pixels(array, image, options)

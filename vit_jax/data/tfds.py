@@ -338,7 +338,7 @@ def _open_builder(config, directory):
     name, _, variant = config.name.partition("/")
     hint = "" if builder else _describe_inside(name.partition(":")[0], here)
     known = name in prepare.NAMES and variant in ("", prepare.DATASETS[name].config)
-    if builder is None and config.dir and holds_photos(here):
+    if builder is None and config.dir and not hint and holds_photos(here):
         hint = "that is a folder of images: set data.name=folder"
     if builder is None and config.download and known and not hint:
         print(f"{config.name} is not in {directory}: preparing it", flush=True)

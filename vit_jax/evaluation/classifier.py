@@ -19,13 +19,14 @@ from vit_jax.config import Config
 from vit_jax.config.rules import validate
 from vit_jax.config.schema import SCHEMA
 from vit_jax.data import StreamingBatches, load_data
+from vit_jax.data.checks import match_classes
 from vit_jax.data.sources import dataset_name, open_source
 from vit_jax.data.splits import all_splits, holds_out_test
 from vit_jax.evaluation import inputs, samples
 from vit_jax.evaluation.evaluate import evaluate, make_report
 from vit_jax.evaluation.inputs import Images, Path
 from vit_jax.evaluation.labels import make_label_report, probabilities
-from vit_jax.evaluation.metrics import match_classes, reorder_labels
+from vit_jax.evaluation.metrics import reorder_labels
 from vit_jax.evaluation.steps import make_eval_step
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError, join_names, single_line
@@ -308,8 +309,8 @@ class Classifier:
         if not self.has_data and not any(key.startswith("data.") for key in overrides):
             raise UserError(f"{self._source} records no dataset: give data.name or data.dir")
         other_data = not {"data.name", "data.dir"}.isdisjoint(overrides)
-        before = self.config.data.name  # whose data.dir holds one dataset, unlike that of TFDS
-        one = "data.name" in overrides and (before == "folder" or before.startswith("hf:"))
+        own = self.config.data.name.startswith(("folder", "hf:"))  # data.dir holds one dataset
+        one = "data.name" in overrides and own
         for key in (*_OF_DATASET, *(["dir"] if one else [])) if other_data else ():
             config.data[key] = overrides.get(f"data.{key}", SCHEMA[f"data.{key}"].default)
         if not config.data.num_folds and (split == "all" or (other_data and split != "train")):
@@ -345,15 +346,14 @@ class Classifier:
         mesh = sharding.make_mesh()
         if split == "all":
             source = open_source(config.data, min_classes=1)
-            names, examples = source.class_names, all_splits(source, config.data)
-            splits = [StreamingBatches(one, mesh, config.data.num_threads) for one in examples]
+            names, threads = source.class_names, config.data.num_threads
+            splits = [StreamingBatches(s, mesh, threads) for s in all_splits(source, config.data)]
         else:
             data = load_data(config.data, mesh, min_classes=1)
             names, splits = data.class_names, [getattr(data, split)]
             is_same = run_folder.is_same_data(self._fingerprint, data.fingerprint)
-            compared = [key for key in config.data if SCHEMA[f"data.{key}"].resume != "any"]
-            expected = all(config.data[key] == self.config.data[key] for key in compared)
-            if expected and not is_same:
+            of_images = {"dir", *(k for k in config.data if SCHEMA[f"data.{k}"].resume != "any")}
+            if not is_same and all(config.data[k] == self.config.data[k] for k in of_images):
                 warn(
                     f"the images or splits are not those of the training of {self._source}: they "
                     "changed, or were read by other rules then, so test images may have been "

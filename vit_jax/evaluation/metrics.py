@@ -1,7 +1,7 @@
 """Metrics as sums over examples, divided once; kernel magnitudes."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import flax.struct
 import jax
@@ -9,9 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from clu import metrics as clu_metrics
-
-from vit_jax.data.checks import match_names
-from vit_jax.runtime.errors import UserError, join_names, single_line
 
 
 @flax.struct.dataclass
@@ -39,25 +36,6 @@ def binary_sums(losses: jax.Array, logits: jax.Array, targets: jax.Array, mask=N
         labels=(targets > 0.5).astype(jnp.int32),
         mask=mask,
     )
-
-
-def match_classes(names: Sequence[str], own: Sequence[str], model: object) -> np.ndarray:
-    """Find the index of each class of a dataset among a model's; raises UserError.
-
-    Args:
-      names: classes of the dataset.
-      own: classes of the model, in the order of its head.
-      model: its path, for messages.
-    """
-    found = match_names(names, own)
-    if unknown := [name for name, i in zip(names, found, strict=True) if i is None]:
-        raise UserError(
-            f"the dataset has {len(names)} classes, of which {model}, with {len(own)}, does not "
-            f"have {join_names(unknown)}"
-        )
-    if missing := [name for i, name in enumerate(own) if i not in found]:
-        print(single_line(f"note: the dataset does not have the classes {join_names(missing)}"))
-    return np.array(found)
 
 
 def reorder_labels(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vit_jax.data import relabel
+from vit_jax.data.checks import match_names
 from vit_jax.data.examples import Examples
 from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits, open_splits
@@ -76,7 +77,7 @@ def predict_held_out(run: Classifier, folds: Sequence[Classifier] = ()) -> list[
     ]:
         config, _ = model.evaluation_of({}, split)
         splits = make_splits(open_source(config.data), config.data)
-        if splits.class_names != model.class_names:
+        if match_names(splits.class_names, model.class_names) != [*range(len(model.class_names))]:
             raise UserError(
                 f"the dataset has the classes {join_names(splits.class_names)}, but "
                 f"{run.name} was trained with {join_names(model.class_names)}: train again"

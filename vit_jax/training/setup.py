@@ -153,7 +153,7 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
             f"optim.layer_decay={config.optim.layer_decay} has no effect if only the head is "
             "trained"
         )
-    on_features = head_only and _caches_features(config, data, mesh, shapes)
+    on_features = head_only and _caches_features(config)
     weights = _initial_weights(config, shapes, trained, data.class_names)
     teacher = load_teacher(config, data.class_names, mesh)
     class_weights = find_class_weights(config, lambda: data.train.labels, num_classes)
@@ -264,8 +264,8 @@ def _affordable_steps(train, flops):
     return steps
 
 
-def _caches_features(config, data, mesh, shapes):
-    """Whether features are cached: they fit in memory, and an image always has the same ones."""
+def _caches_features(config):
+    """Whether features are cached, which requires that an image always has the same features."""
     model, train = config.model, config.train
     kinds = ("dropout", "attention_dropout", "drop_path", "patch_drop")
     rates = (model[f"{kind}_rate"] for kind in kinds)
@@ -276,16 +276,6 @@ def _caches_features(config, data, mesh, shapes):
             "train.vmap_seeds=always cannot be combined with cached features: use auto, or set "
             "train.cache_features=False"
         )
-    count = sum(map(len, (data.train, data.val, data.test)))
-    copies = mesh.size if sharding.on_cpu(mesh) else 1  # which share one memory
-    gib = 4 * count * shapes["head/kernel"][0] * copies / 2**30
-    if cached and gib > (most := config.data.device_resident_max_gib):
-        print(
-            f"note: the features of {count:,} images are not cached, because they take {gib:.1f} "
-            f"GiB, more than data.device_resident_max_gib={most:g}",
-            flush=True,
-        )
-        return False
     return cached
 
 

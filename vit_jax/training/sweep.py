@@ -321,6 +321,7 @@ class _Runner:
         key = json.dumps(config.data.to_dict(), sort_keys=True)
         if key not in self._data:
             self._data.clear()  # before the next dataset takes its memory
+            self._features = FeatureCache()
             mesh, started = self.mesh, time.monotonic()
             self._hooks.on_event("load_data", 0)
             print(single_line(f"loading {config.data.name} {config.data.dir}".rstrip()), flush=True)
