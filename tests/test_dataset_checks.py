@@ -240,6 +240,9 @@ def test_a_run_resumes_and_finishes_on_moved_images(tmp_path, capsys):
     for changed in ({}, {"data.num_threads": 2}):
         vit_jax.load_model(best).evaluate(overrides=changed)
         assert "the images or splits are not those of the training" in capsys.readouterr().err
+    other = save_noise(tmp_path / "new", ["ant", "bee"], 20, start=500)
+    vit_jax.load_model(best).evaluate(other, split="test")
+    assert "not those of the training" not in capsys.readouterr().err
     shutil.move(tmp_path / "home", tmp_path / "others")
     with pytest.raises(UserError, match="was started with other images"):
         vit_jax.train(training("others"), workdir=workdir)

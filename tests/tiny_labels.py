@@ -1,6 +1,7 @@
 """A tiny dataset with several labels per image: coloured stripes."""
 
 import numpy as np
+from PIL import Image
 from tiny_datasets import write_tfds
 from tiny_images import encode
 
@@ -32,3 +33,12 @@ def write_stripes(root, train=120, test=40):
         ]
 
     return write_tfds(root, features, {"train": examples(train, 0), "test": examples(test, 1)})
+
+
+def write_images(root, count=40):
+    """Write images of stripes, 0.png and so on, into a new folder; return their labels."""
+    root.mkdir()
+    images, labels = stripes(count)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(root / f"{i}.png")
+    return labels

@@ -223,7 +223,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _run(arguments, hooks):
+def _make_parser():
     parser = command.Parser(__doc__, prog="python -m vit_jax.main", epilog=settings_help())
     parser.add_argument(
         "--config",
@@ -248,7 +248,11 @@ def _run(arguments, hooks):
         action="store_true",
         help="train every run, even if an identical finished one lies next to the output folder",
     )
-    options, overrides = parser.parse_with_overrides(arguments)
+    return parser
+
+
+def _run(arguments, hooks):
+    options, overrides = _make_parser().parse_with_overrides(arguments)
     paths = options.config or []
     if len(paths) != 1:
         problem = f"given {len(paths)} times" if paths else "missing"

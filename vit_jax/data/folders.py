@@ -248,6 +248,9 @@ class Folder:
     def examples(self, split: str) -> Examples:
         """List the images of `split`, "" for a flat folder."""
         (files, labels), root = self._list(split), self._root / split
+        if self._config.skip_corrupt:
+            good = find_readable(self._read, files, labels, root, self._config, self.class_names)
+            files, labels = [files[i] for i in good], labels[good]
 
         def identity():
             if not self._config.cache_decoded:
@@ -255,10 +258,6 @@ class Folder:
             state = decoded.state_of(files)
             where = str(root.resolve())
             return identity_of(self._config, self.level_range, where, state, labels.tolist())
-
-        if self._config.skip_corrupt:
-            good = find_readable(self._read, files, labels, root, self._config, self.class_names)
-            files, labels = [files[i] for i in good], labels[good]
 
         place = root if root.is_dir() else self._root  # splits of a table need no folder
         return Examples(

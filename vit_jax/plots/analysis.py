@@ -98,7 +98,7 @@ def save_lens(
     `summary` has "accuracy", "probability", "patch_accuracy" and "patch_probability" [layers], and
     "chance"; `labelled` as in `save_ablation`.
     """
-    wanted = "that the lens classifies correctly" if labelled else "with the model's prediction"
+    wanted = "that the lens classifies correctly" if labelled else "that agrees with the prediction"
     kind = "class" if labelled else "predicted class"
     figure, axes = make_figure(8.5, 3.8, 2, sharey=True)
     panels = (

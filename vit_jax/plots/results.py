@@ -226,7 +226,7 @@ def save_confusion(
     Up to 25 classes, the percentages are written in the cells. Of more than 100, some are named.
     """
     count = len(class_names)
-    shares = np.float32(100) * confusion / np.maximum(1, confusion.sum(1, keepdims=True))
+    shares = 100 * confusion / np.maximum(1, confusion.sum(1, keepdims=True))
     numbers, step = count <= 25, -(-count // 100)
     side = max(4.0, 1.8 + (0.52 if numbers else 0.135) * count / step)
     font = 8 if numbers else 6

@@ -93,21 +93,19 @@ def run_sweep(
     if next(iter(configs.values())).sharding.distributed:
         _ = runner.mesh  # started, to know which process is the first even if all is finished
     summaries, diverged = _train_variants(runner, chosen, teachers, ladder)
-    if processes.is_first():
-        if only is None:
-            rows = [make_row(name, sweep.get(name, {}), summaries[name]) for name in summaries]
-            add_differences(rows, ladder)
-            results = _write_results(workdir, experiment, rows, arguments, list(diverged))
-            with stop.immediate():
-                finished = {name: configs[name] for name in summaries}
-                hooks.on_sweep_end(workdir, results, summaries, published, finished, arguments)
-        else:
-            print(f"{only} is finished; run the command without --variant to write the report")
+    if processes.is_first() and only is not None:
+        print(f"{only} is finished; run the command without --variant to write the report")
+    elif processes.is_first():
+        rows = [make_row(name, sweep.get(name, {}), found) for name, found in summaries.items()]
+        add_differences(rows, ladder)
+        results = _write_results(workdir, experiment, rows, arguments, list(diverged))
+        with stop.immediate():
+            finished = {name: configs[name] for name in summaries}
+            hooks.on_sweep_end(workdir, results, summaries, published, finished, arguments)
     processes.wait()  # while the first one draws
     if diverged:
-        raise Diverged(
-            f"{join_names(list(diverged))} could not be trained: {next(iter(diverged.values()))}"
-        )
+        reason = next(iter(diverged.values()))
+        raise Diverged(f"{join_names(list(diverged))} could not be trained: {reason}")
 
 
 def _train_variants(runner, configs, teachers, ladder):
