@@ -284,6 +284,18 @@ def test_wrong_arguments(arguments, message, capsys, tmp_path, monkeypatch):
     assert message in capsys.readouterr().err
 
 
+def test_exact_copies_are_those_of_the_shown_pixels(tmp_path):
+    """The same stored pixels of another orientation are another image, turned ones the same."""
+    root, exif = make_photos(tmp_path / "photos"), Image.Exif()
+    exif[0x0112] = 3
+    scene(600).save(root / "train/ant/new.png")
+    scene(600).save(root / "test/ant/turned.png", exif=exif)
+    assert findings(root, image_size=32) == []
+    scene(600).transpose(Image.Transpose.ROTATE_180).save(root / "test/ant/turned.png", exif=exif)
+    (found,) = findings(root, image_size=32)
+    assert "exact copies of training images among the test images: 1 of 25" in found[1]
+
+
 def test_jpeg_of_other_colour_spaces_and_orientations(tmp_path):
     """A rotated copy that EXIF turns back is a near duplicate."""
     root = make_photos(tmp_path / "photos")

@@ -129,7 +129,10 @@ def to_array(
 
 
 def orient(image: Image.Image) -> Image.Image:
-    """Turn an image by its EXIF orientation; `ImageOps.exif_transpose` fails on odd other tags."""
+    """Turn an image by its EXIF orientation, which the result keeps: not to be called twice.
+
+    `ImageOps.exif_transpose` removes it, and fails if other tags cannot be written.
+    """
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # damaged EXIF data, of many types

@@ -147,8 +147,7 @@ def _measure_file(data, config, options):
                 found["is_transparent"] = bool(alpha.min() < 255)
         scaled = image.size != record.size
         array = to_array(image, **options)
-        image = orient(image)
-        plain = image.convert("RGBA") if image.mode in ("P", "PA") else image
+        plain = orient(image.convert("RGBA") if image.mode in ("P", "PA") else image)
         found["digest"] = _digest(data if scaled else repr(plain.size).encode() + plain.tobytes())
         found |= _pixels(array, image, options)
     return dataclasses.replace(record, **found)
