@@ -42,7 +42,8 @@ def describe_error(error: BaseException, training: bool = False) -> str | None:
         return str(error)
     if memory.ran_out(error):
         advice = ": set train.remat=True or data.device_resident=never, lower train.batch_size, in "
-        advice += "an evaluation train.eval_batch_size, or for a ViT, raise train.accumulation_steps"
+        advice += "an evaluation train.eval_batch_size, or for a ViT, raise "
+        advice += "train.accumulation_steps"
         reason = f"out of memory on this machine or a device ({first_line(error)})"
         return reason + advice * training
     if isinstance(error, OSError) and (disk_problem(error) or not training):
