@@ -1,13 +1,15 @@
 """Write the measured tables of the documents from the work folders of finished experiments.
 
     python scripts/write_results.py runs/cifar_patch_cpu runs/digits_patch
+    python scripts/write_results.py --add runs/cifar_patch_cpu
     python scripts/write_results.py
 
 Each work folder is condensed into docs/results/NAME.json, which is committed; the figures
-NAME_curves.png and NAME_minutes.png are written where a document shows them. Then, with or without
-folders, every block between `<!-- results: NAME -->` and `<!-- /results -->` in README.md and docs/
-is written from those files: the table of an experiment or, with the NAME `index`, all configs with
-their best accuracy. A block without such a file stays as it is.
+NAME_curves.png and NAME_minutes.png are written where a document shows them. With `--add`, the
+variants of the folder are added to those of the file, and the figures stay as they are. Then, with
+or without folders, every block between `<!-- results: NAME -->` and `<!-- /results -->` in
+README.md and docs/ is written from those files: the table of an experiment or, with the NAME
+`index`, all configs with their best accuracy. A block without such a file stays as it is.
 """
 
 import argparse
@@ -24,6 +26,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from vit_jax import plots  # noqa: E402
+from vit_jax.config.loading import load_config  # noqa: E402
+from vit_jax.evaluation.differences import add_differences  # noqa: E402
 from vit_jax.report import table as tables  # noqa: E402
 from vit_jax.runtime.errors import UserError  # noqa: E402
 from vit_jax.storage.writers import read_jsonl  # noqa: E402
@@ -55,13 +59,10 @@ def collect(workdir: pathlib.Path) -> dict:
         row["minutes"] = sum(s["wall_seconds"] for s in summaries) / len(summaries) / 60
         devices |= {hardware(summary["device"]) for summary in summaries}
         rows.append(row)
-    reused = {path for row in rows for path in row.get("reused_from", [])}
     return {
         "command": command,
         "rows": rows,
-        "minutes": sum(row["minutes"] * len(row["seeds"]) for row in rows),
-        "runs": len(records),
-        "reused": len(reused),
+        **totals(rows),
         "select": records[0]["config"]["train.select"],
         "hardware": ", ".join(sorted(devices)),
         "jax": records[0]["versions"]["jax"],
@@ -69,6 +70,49 @@ def collect(workdir: pathlib.Path) -> dict:
         "examples": records[0]["data"]["examples"],
         "notes": records[0].get("notes", []),
     }
+
+
+def totals(rows: list[dict]) -> dict:
+    """Sum up the minutes, the runs and the reused runs of rows."""
+    return {
+        "minutes": sum(row["minutes"] * len(row["seeds"]) for row in rows),
+        "runs": sum(len(row["seeds"]) for row in rows),
+        "reused": len({path for row in rows for path in row.get("reused_from", [])}),
+    }
+
+
+def add_variants(measured: dict, added: dict) -> dict:
+    """Add the variants of an experiment that was run in parts; newer rows replace older ones.
+
+    Raises:
+      UserError: the parts differ in more than the variants that they name.
+    """
+    command, other = (_without_variants(one["command"]) for one in (measured, added))
+    pairs = [(command, other), *((measured[key], added[key]) for key in ("examples", "select"))]
+    for before, now in pairs:
+        if before != now:
+            raise UserError(f"the runs to add differ from the measured ones: {now}, not {before}")
+    experiment = load_config(":".join(filter(None, split_config(command))))
+    found = {row["variant"]: row for row in measured["rows"] + added["rows"]}
+    names = list(experiment.variants or ["base"])
+    rows = [found[name] for name in names if name in found]
+    for row in rows:
+        row.pop("difference", None)
+    add_differences(rows, experiment.ladder)
+    if len(rows) < len(names):
+        command += f" --variants={','.join(row['variant'] for row in rows)}"
+    joined = {key: _union(measured[key], added[key]) for key in ("hardware", "jax")}
+    joined["commits"] = sorted({*measured["commits"], *added["commits"]})
+    return measured | totals(rows) | joined | {"command": command, "rows": rows}
+
+
+def _without_variants(command):
+    words = shlex.split(command)
+    return shlex.join(word for word in words if not word.startswith("--variants="))
+
+
+def _union(text, other):
+    return ", ".join(sorted({*text.split(", "), *other.split(", ")}))
 
 
 def shorten(word: str) -> str:
@@ -234,13 +278,19 @@ def main() -> None:
     """Collect the given work folders, then write all blocks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdir", nargs="*", type=pathlib.Path, help="of a finished experiment")
+    parser.add_argument("--add", action="store_true", help="keep the variants measured before")
+    args = parser.parse_args()
     try:
-        for workdir in parser.parse_args().workdir:
+        for workdir in args.workdir:
             measured = collect(workdir)
             name, _ = split_config(measured["command"])
+            before = read_measured(name) if args.add else None
+            if before:
+                measured = add_variants(before, measured)
+            else:
+                write_figures(workdir, name, measured["rows"])
             path = ROOT / "docs" / "results" / f"{name}.json"
             path.write_text(json.dumps(measured, indent=1) + "\n")
-            write_figures(workdir, name, measured["rows"])
         for path in documents():
             if (text := render(path)) != path.read_text():
                 path.write_text(text)

@@ -93,6 +93,21 @@ def test_a_folder_without_results_is_refused(tool, tmp_path):
         tool.collect(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["digits_patch", "digits_ladder"])
+def test_an_experiment_run_in_parts_becomes_one_table(tool, name):
+    whole = tool.read_measured(name)
+    parts = []
+    for rows in (whole["rows"][1:], whole["rows"][:1]):
+        rows = [{key: row[key] for key in row if key != "difference"} for row in rows]
+        variants = f" --variants={','.join(row['variant'] for row in rows)}"
+        parts.append(whole | {"command": whole["command"] + variants, "rows": rows})
+    assert tool.add_variants(*parts) == whole
+    assert tool.add_variants(parts[0], parts[0])["command"] == parts[0]["command"]
+    parts[1]["command"] += " --config.train.epochs=2"
+    with pytest.raises(UserError, match="differ from the measured ones: .*train.epochs=2, not"):
+        tool.add_variants(*parts)
+
+
 def test_the_documents_show_the_measured_tables(tool):
     for path in tool.documents():
         assert tool.render(path) == path.read_text(), f"{path.name} is stale: make results"
