@@ -10,6 +10,7 @@ from vit_jax.data import load_data
 from vit_jax.data.images import IMAGE_SUFFIXES
 from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits
+from vit_jax.evaluation.samples import images_of_classes
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
 
@@ -45,6 +46,16 @@ def test_a_flat_folder_is_split(tmp_path):
     assert sorted(sum(map(levels, examples), [])) == list(range(30))
     for split in examples:
         assert [level // 10 for level in levels(split)] == split.labels.tolist()
+
+
+def test_images_of_classes_are_of_those_with_test_images(tmp_path):
+    make_folder(tmp_path, ("train", "valid", "test"))
+    for path in (tmp_path / "test" / CLASSES[0]).iterdir():
+        path.unlink()
+    config = settings(name="folder", dir=str(tmp_path))
+    assert images_of_classes(config, (), 2)[1] == list(CLASSES[1:3])
+    with pytest.raises(UserError, match=f"there is no test image of {CLASSES[0]}$"):
+        images_of_classes(config, CLASSES[:2], 2)
 
 
 def test_sizes_of_splits_that_are_not_held_out_are_a_warning(tmp_path, mesh):

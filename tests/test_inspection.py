@@ -83,7 +83,8 @@ def test_image_files_have_predicted_classes(trained, tmp_path):
 
 def test_mistakes_are_single_line_errors(trained, tmp_path, capsys):
     resnet = save_weights(tmp_path / "r", model__name="resnet18", model__hidden_size=4)
-    image = ["--images", "no.png"]
+    image, photo = ["--images", "no.png"], tmp_path / "photo.png"
+    Image.new("L", (8, 8)).save(photo)
     one = two = str(trained)
     for words, message in (
         ([str(resnet), "ablation", *image], "r has no ablation: it has kernels"),
@@ -96,6 +97,7 @@ def test_mistakes_are_single_line_errors(trained, tmp_path, capsys):
         ),
         ([one, "ablation", "--count=9", *image], "--count has no effect with --images"),
         ([one, "ablation", "--count=1"], "--count=1 must be at least 2"),
+        ([one, "ablation", "--images", str(photo)], "the ablation needs at least 2 images"),
         ([one, "layer_similarity", "--count=3"], "layer_similarity needs 4 images, not 3"),
         ([one, two, "ablation", "--out=x"], "except layer_similarity of two runs"),
         ([one, two, "layer_similarity"], "give --out"),

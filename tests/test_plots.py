@@ -56,6 +56,13 @@ def test_each_seed_is_a_dot(tmp_path):
     assert near(read(tmp_path / "1.png"), orange) == 0
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 3), (4, 4, 1)])
+def test_filters_of_any_size_are_drawn(tmp_path, shape):
+    filters = np.linspace(0, 1, 5 * np.prod(shape)).reshape(5, *shape)
+    plots.save_filters(tmp_path / "kernels.png", "demo", filters)
+    assert len(np.unique(read(tmp_path / "kernels.png"))) > 5
+
+
 def metrics(scale):
     return [
         {"epoch": i, "val/loss": scale / i, "train/loss": scale / i, "train/learning_rate": 0.1 / i}

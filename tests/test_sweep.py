@@ -168,8 +168,9 @@ def test_kernel_magnitudes_before_and_after(tmp_path):
         },
     }
     vit = {"Transformer": {"encoderblock_0": block}, "embedding": {"kernel": jnp.zeros(1)}}
+    vit["MAPHead_0"] = {"pool": {"kernel": jnp.zeros(1)}}
     layers = [name.split("/")[-1] for name in kernel_magnitudes(vit)]
-    assert layers == ["embedding", "query", "key", "value", "out", "Dense_0"]
+    assert layers == ["embedding", "query", "key", "value", "out", "Dense_0", "pool"]
     assert found["conv1"] == {"mean_abs": 0.5, "l2": 1.0}
     assert found["head"] == {"mean_abs": 3.5, "l2": 5.0}
     (tmp_path / "seed_0").mkdir()

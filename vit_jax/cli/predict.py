@@ -90,6 +90,8 @@ def _parse(argv):
         raise UserError("--csv and --sort-into replace --json, --overlay and --explain: omit those")
     if args.csv and not args.csv.parent.is_dir():
         raise UserError(f"--csv={args.csv}: {args.csv.parent} is not a folder")
+    if args.csv and args.csv.is_dir():
+        raise UserError(f"--csv={args.csv} is a folder: name a file")
     if args.below is not None and not files:
         raise UserError("--below has no effect without --csv or --sort-into")
     if args.below is not None and not 0 < args.below <= 1:

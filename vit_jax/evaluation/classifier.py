@@ -379,7 +379,7 @@ class Classifier:
         return result.logits, result.labels if multi_label else numbers[result.labels]
 
     def images_of_classes(self, names: Sequence[str], count: int) -> tuple[np.ndarray, list[str]]:
-        """Load a fixed test image of each named class, or of the first `count` classes.
+        """Load a fixed test image of each named class, or of the first `count` that have any.
 
         Returns uint8 [n, side, side, channels], as stored, and the n names of their classes.
         """

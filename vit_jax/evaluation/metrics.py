@@ -51,8 +51,9 @@ def reorder_labels(
 
 
 # Layers that alphabetical order would misplace; others have rank 0.
-_RANKS = {"embedding": -4, "conv1": -4, "query": -3, "key": -2, "value": -1}
-_RANKS |= {"MlpBlock_0": 1, "out": 1, "downsample_conv": 1, "pre_logits": 2, "head": 3}
+_RANKS = {"embedding": -4, "conv1": -4, "query": -3, "key": -2, "value": -1, "gate": -1}
+_RANKS |= {"MlpBlock_0": 1, "out": 1, "downsample_conv": 1, "MAPHead_0": 1, "sequence_pool": 1}
+_RANKS |= {"pre_logits": 2, "head": 3}
 
 
 def kernel_magnitudes(params: dict) -> dict[str, dict[str, float]]:

@@ -12,21 +12,22 @@ from vit_jax.runtime.errors import UserError
 
 
 def images_of_classes(data, names: Sequence[str], count: int) -> tuple[np.ndarray, list[str]]:
-    """Load a fixed test image of each named class, or of the first `count`, of `config.data`.
+    """Load a fixed test image of each named class, or of the first `count` that have any.
 
     Returns uint8 [n, side, side, channels], as stored, and the n names of their classes. Raises
-    UserError if a class is unknown, or none of them has a test image.
+    UserError if a class is unknown or has no test image.
     """
     splits = make_splits(open_source(data), data)
     for name in names:
         if name not in splits.class_names:
             raise UserError(f"{name!r} is not a class: use one of {', '.join(splits.class_names)}")
-    names = list(names) or splits.class_names[:count]
     labels = splits.test.labels
     shown = checks.present(labels)
-    numbers = [n for name in names if (n := splits.class_names.index(name)) in shown]
+    numbers = [*map(splits.class_names.index, names)] or sorted(shown)[:count]
     if not numbers:
-        raise UserError(f"there is no test image of {', '.join(names)}")
+        raise UserError("the test split is empty")
+    if missing := [name for name, n in zip(names, numbers, strict=False) if n not in shown]:
+        raise UserError(f"there is no test image of {', '.join(missing)}")
     return _decode(splits.test, one_of_each(labels, numbers, data.split_seed), data, splits)
 
 

@@ -116,6 +116,8 @@ def ablation(
       reference: images whose outputs are averaged; None: `images`.
       batch_size: images per call.
 
+    Raises UserError for a single image without others as `reference`: its mean is itself.
+
     Returns:
       "accuracy": of the unablated model. "heads" [depth, num_heads] and "mlps" [depth] are dicts of
       float64 arrays: "accuracy" and "logit", the mean changes of accuracy and of the logit of the
@@ -125,6 +127,8 @@ def ablation(
     _require_vit(model, "heads")
     model.check_head()
     given = as_list(images)
+    if reference is None and len(given) == 1:
+        raise UserError("the ablation needs at least 2 images, over which it averages outputs")
     classes = None if labels is None else model.class_indices(labels, len(given))
     means = mean_outputs(model, given if reference is None else reference, batch_size)
     # The first mask ablates nothing, then one for each head and, last in its block, the MLP.

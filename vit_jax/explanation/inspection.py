@@ -61,8 +61,8 @@ class Sample:
     @property
     def described(self) -> str:
         """Number and origin of the images, for titles."""
-        kind = "image files" if self.origin == "files" else f"{self.origin} images"
-        return f"{len(self.images)} {kind}"
+        kind = "image file" if self.origin == "files" else f"{self.origin} image"
+        return f"{len(self.images)} {kind}{'s' * (len(self.images) != 1)}"
 
 
 def _titles(model, sample):

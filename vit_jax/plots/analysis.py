@@ -33,7 +33,8 @@ def _describe_layers(layers):
 
 
 def _over_layers(axis, layers):
-    axis.set_xticks(range(len(layers)), _ticks(layers))
+    step = 1 if len(layers) <= 13 else 4  # numbers of more blocks would touch one another
+    axis.set_xticks(range(0, len(layers), step), _ticks(layers)[::step])
     axis.tick_params("x", labelsize=8, rotation=0 if _is_vit(layers) else 40)
     axis.set_xlabel(_describe_layers(layers))
 
@@ -57,7 +58,7 @@ def save_ablation(path: pathlib.Path, title: str, found: Mapping, labelled: bool
 
     `labelled`: whether the class is the label of an image, otherwise the predicted one.
     """
-    accuracy = "accuracy" if labelled else "agreement with the model's prediction"
+    accuracy = "accuracy" if labelled else "agreement with\nthe model's prediction"
     depth, heads = found["heads"]["logit"].shape
     width, height = 0.62 * (heads + 1) + 1.6, 0.45 * depth + 1.6
     figure, axes = make_figure(max(7.5, 2 * width), height, 2)
@@ -182,6 +183,7 @@ def save_token_norms(
     axes[1].set_yscale("log")
     axes[1].set_ylim(0.7)  # a single patch is visible
     axes[1].yaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,g}"))
+    axes[1].yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     label = f"median + 10 MAD: {100 * (last > threshold).mean():.2f} % above"
     axes[1].axvline(threshold, color=COLORS[1], linestyle="--", label=label)
     axes[1].set_xlabel("norm before the final norm")

@@ -116,7 +116,7 @@ def _save_maps(path, title, images, names, maps, columns, size, fontsize, top=No
     bar = figure.colorbar(colors, ax=axes, shrink=0.8, aspect=30, pad=0.01, alpha=0.65)
     bar.ax.set_facecolor("0.5")  # what lies below the maps, on average
     if own:
-        bar.set_label("of the column's maximum", fontsize=8)
+        bar.set_label("of the column's\nmaximum", fontsize=8)
     save(figure, path, title, size=10, dpi=110)
 
 
@@ -167,7 +167,7 @@ def save_filters(path: pathlib.Path, title: str, images: np.ndarray) -> None:
     for axis in axes.flat[len(images) :]:
         axis.axis("off")
     for axis, image in zip(axes.flat, images, strict=False):
-        axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
+        axis.imshow(image, cmap="gray", vmin=0, vmax=1)
     save(figure, path, title, size=10, dpi=110)
 
 

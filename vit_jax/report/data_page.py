@@ -44,6 +44,7 @@ def write_data_page(path: pathlib.Path, name: str, diagnosis: Any) -> None:
                 "data.std": _numbers(diagnosis.std),
             },
             sheet=_contact_sheet(diagnosis),
+            most_classes=SHEET,
         )
     )
     write_atomically(path, page.encode("ascii", "xmlcharrefreplace").decode())
@@ -71,7 +72,7 @@ def _draw_groups(finding, diagnosis):
 
 
 def _contact_sheet(diagnosis):
-    """Draw training images of each class, drawn at random with a fixed seed."""
+    """Draw training images of each of the first classes, at random with a fixed seed."""
     found, names = diagnosis.survey, diagnosis.class_names
     readable = found.readable
     rows = readable[found.split[readable] == "train"]
