@@ -298,6 +298,8 @@ def test_which_seeds_are_vectorised(digits, tmp_path):
     (tmp_path / "1" / "checkpoints" / "10").mkdir(parents=True)
     assert grouped(train__eval_every_epochs=1.0) == vectorised
     assert grouped(train__eval_every_epochs=0.5) == separate  # the first seed is far behind
+    (tmp_path / "1" / "config.json").write_text("{}")
+    assert grouped(train__eval_every_epochs=1.0) == separate  # the first seed was added later
     head = dict(freeze="head", augment__kind="none")
     assert grouped(**head) == separate
     with pytest.raises(

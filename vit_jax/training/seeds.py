@@ -38,9 +38,11 @@ def vectorizes(setup: Setup, num_seeds: int) -> bool:
 
 def seed_groups(setup: Setup, folders: Mapping[int, pathlib.Path]) -> list[dict]:
     """Split {seed: folder} into groups of vectorised seeds."""
-    # Vectorised seeds differ by one save at most. Seeds further apart would lose steps.
+    # Vectorised seeds start together and differ by one save at most. Others would lose steps.
+    started = {(folder / "config.json").exists() for folder in folders.values()}
     steps = [run_folder.last_saved_step(folder) for folder in folders.values()]
-    if vectorizes(setup, len(folders)) and max(steps) - min(steps) <= setup.lengths.eval_every:
+    together = len(started) == 1 and max(steps) - min(steps) <= setup.lengths.eval_every
+    if together and vectorizes(setup, len(folders)):
         return [dict(folders)]
     return [{seed: folder} for seed, folder in folders.items()]
 
