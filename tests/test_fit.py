@@ -72,6 +72,17 @@ def test_fit_loads_resizes_resets_and_reports():
     assert [row[0] for row in fit(weights, list("abcdefg"), True).rows] == ["loaded"]
 
 
+@pytest.mark.parametrize("keep_head", [False, True])
+def test_a_head_for_the_same_classes_in_another_order_is_sorted(keep_head):
+    weights, names = convert("hf"), [f"class {i}" for i in (3, 0, 1, 2, 6, 5, 4)]
+    fitted = fit(weights, names, keep_head)
+    for path in ("head/kernel", "head/bias"):
+        expected = weights.arrays[path][..., [3, 0, 1, 2, 6, 5, 4]]
+        np.testing.assert_array_equal(fitted.arrays[path], expected)
+    ((what, paths, note),) = fitted.rows
+    assert what == "loaded" and "head/kernel" in paths and "in the dataset's order" in note
+
+
 def test_mismatched_arrays_are_listed():
     with pytest.raises(UserError, match="encoderblock_2/.* is missing.*"):
         fit(convert("timm"), list("abcdefg"), model__depth=3)

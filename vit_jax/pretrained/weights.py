@@ -213,11 +213,16 @@ def fit(
 ) -> Fitted:
     """Fit weights to a model of these shapes, {our path: shape}, possibly with other classes.
 
-    Resizes position and patch embeddings (`has_cls`: the first position is the class token's) and
-    re-initialises a head for other classes, or for classes of unknown names unless `keep_head`.
-    Raises UserError that lists the mismatches.
+    Resizes position and patch embeddings (`has_cls`: the first position is the class token's),
+    sorts a head for the same classes in another order, and re-initialises one for other classes, or
+    for classes of unknown names unless `keep_head`. Raises UserError that lists the mismatches.
     """
     stored, info = weights.arrays, weights.info
+    reordered = _is_permutation(info["class_names"], class_names)
+    if reordered:
+        order = [info["class_names"].index(name) for name in class_names]
+        heads = [path for path in stored if path.startswith("head/")]
+        stored = stored | {path: stored[path][..., order] for path in heads}
     arrays, problems, rows = {}, [], {"loaded": [], "resized": [], "reset": [], "ignored": []}
     why_reset = _why_reset(info, class_names, "pre_logits/kernel" in shapes, keep_head)
     resizings = []
@@ -247,8 +252,14 @@ def fit(
     size = info["settings"].get("model.representation_size")
     ignored = f"the layer before the head needs model.representation_size={size}"
     notes = {"resized": "; ".join(resizings), "reset": why_reset, "ignored": ignored}
+    notes["loaded"] = "the head's classes in the dataset's order" if reordered else ""
     table_rows = [(what, paths, notes.get(what, "")) for what, paths in rows.items() if paths]
     return Fitted(arrays, table_rows, {key: info[key] for key in ("checksum", "resize")})
+
+
+def _is_permutation(names, others):
+    """Whether two lists, or None, name the same classes in different orders."""
+    return names is not None and names != others and sorted(names) == sorted(others)
 
 
 def _why_reset(info, class_names, has_pre_logits, keep_head):
@@ -264,6 +275,8 @@ def _why_reset(info, class_names, has_pre_logits, keep_head):
         raise UserError(f"keep_head=True cannot be satisfied: {why}")
     if why or keep_head or info["class_names"] == class_names:
         return why
+    if _is_permutation(info["class_names"], class_names):
+        return ""
     if info["class_names"] is None:
         return "the weights record no class names; keep_head=True keeps it"
     return "the class names differ"
