@@ -199,7 +199,8 @@ class StreamingBatches(_Batches):
         shape, split = self._layout(seed, batch_size)
         size = math.prod(shape)
         mask = np.ones(size, bool)
-        loader = _Loader(self._examples, lambda step: (indices(step).reshape(-1), mask), size)
+        rows = sharding.own_rows(self._mesh, size)
+        loader = _Loader(self._examples, lambda step: (indices(step).reshape(-1), mask), rows)
         stream = loader.stream(start, stop, self._num_threads, self._num_workers)
         if not isinstance(seed, tuple):
             return self._put(stream)
@@ -216,7 +217,7 @@ class StreamingBatches(_Batches):
         def indices(step):
             return _padded_indices(step * batch_size, count, batch_size)
 
-        loader = _Loader(self._examples, indices, batch_size)
+        loader = _Loader(self._examples, indices, sharding.own_rows(self._mesh, batch_size))
         # Worker processes would take seconds to start at each evaluation.
         return self._put(loader.stream(0, len(starts), self._num_threads, 0))
 
@@ -236,12 +237,14 @@ def _ahead(batches: Iterator[dict]) -> Iterator[dict]:
 class _Loader:
     """Reader of the examples of each batch that belong to this process; it can be pickled."""
 
-    def __init__(self, examples, indices, batch_size):
-        """`indices` maps a step to the indices of its batch and their mask, [batch_size] each."""
+    def __init__(self, examples, indices, rows):
+        """`indices` maps a step to the indices of its batch and their mask, [batch_size] each.
+
+        `rows` are the positions in a batch that belong to this process.
+        """
         self._examples, self._indices = examples, indices
         self._latest: tuple[int, Any] = -1, None  # a step and its result
-        self._rows = batch_size // jax.process_count()
-        self._first = jax.process_index() * self._rows
+        self._rows = rows
         self._chunk = 1  # rows that are read together
 
     def _batch(self, step):
@@ -253,10 +256,9 @@ class _Loader:
 
     def read(self, position):
         """Read a chunk of a batch: `position` counts those of this process over all steps."""
-        step, chunk = divmod(position, self._rows // self._chunk)
+        step, chunk = divmod(position, len(self._rows) // self._chunk)
         indices, mask = self._batch(step)
-        start = self._first + chunk * self._chunk
-        rows = slice(start, start + self._chunk)
+        rows = self._rows[chunk * self._chunk :][: self._chunk]
         images, labels = zip(*self._examples.read(indices[rows].tolist()), strict=True)
         return {"image": images, "label": [as_label(one) for one in labels], "mask": mask[rows]}
 
@@ -266,9 +268,10 @@ class _Loader:
 
         # Grain's own work is per element: chunks of images cost it less than single ones. All
         # threads have some of each batch.
-        most = min(_MAX_CHUNK, -(-self._rows // num_threads))
-        self._chunk = max(n for n in range(1, most + 1) if self._rows % n == 0)
-        chunks = self._rows // self._chunk
+        count = len(self._rows)
+        most = min(_MAX_CHUNK, -(-count // num_threads))
+        self._chunk = max(n for n in range(1, most + 1) if count % n == 0)
+        chunks = count // self._chunk
         dataset = grain.MapDataset.range(start * chunks, stop * chunks).map(self.read)
         if num_workers:  # each element is a batch, so that their number does not change batches
             from absl import flags
@@ -279,7 +282,7 @@ class _Loader:
             batches = dataset.batch(chunks, batch_fn=_join).to_iter_dataset(one)
             stream = batches.mp_prefetch(several, _follow_parent)
         else:
-            ahead = -(-max(64, 2 * self._rows) // self._chunk)
+            ahead = -(-max(64, 2 * count) // self._chunk)
             options = grain.ReadOptions(num_threads, prefetch_buffer_size=ahead)
             stream = dataset.to_iter_dataset(options).batch(chunks, batch_fn=_join)
         with contextlib.closing(iter(stream)) as batches:

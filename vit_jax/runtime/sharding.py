@@ -192,6 +192,17 @@ def shard_batch(mesh: Mesh, tree):
     return jax.make_array_from_process_local_data(split(mesh), tree)
 
 
+def own_rows(mesh: Mesh, count: int) -> np.ndarray:
+    """List the positions in a batch of `count` examples that this process's devices hold.
+
+    On a TPU, whose mesh follows the rings of its links, they need not be neighbours.
+    """
+    if jax.process_count() == 1:
+        return np.arange(count)
+    owners = np.array([device.process_index for device in mesh.devices.flat])
+    return np.arange(count).reshape(len(owners), -1)[owners == jax.process_index()].reshape(-1)
+
+
 def to_host(tree):
     """Fetch global arrays, also those that are sharded over processes, as NumPy arrays."""
 
