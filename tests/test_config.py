@@ -92,6 +92,7 @@ def test_valid_config_passes():
         ({"augment__kind": "strongest"}, "is not one of none, baseline, cutout, autoaugment"),
         ({"augment__policy": "svhn"}, "augment.policy='svhn' is not one of cifar10, imagenet"),
         ({"augment__kind": "none", "augment__mixup_alpha": 1.0}, "augment.kind=none contradicts"),
+        ({"augment__mixup_alpha": -0.5}, "augment.mixup_alpha=-0.5 must be -1 or at least 0"),
         ({"augment__magnitude": 31}, "augment.magnitude=31 must be at most 30"),
         ({"augment__num_ops": 0}, "augment.num_ops=0 must be at least 1"),
         ({"augment__brightness": 1.5}, "augment.brightness=1.5 must be at most 1"),
@@ -159,7 +160,28 @@ def test_augmentation_kinds_fill_unset_settings():
     assert make(augment__kind="cutout", augment__cutout_length=8).augment.cutout_length == 8
     augment = make(augment__kind="strong", augment__mixup_alpha=0.2).augment
     assert (augment.erasing_rate, augment.mixup_alpha, augment.cutmix_alpha) == (0.25, 0.2, 1.0)
-    assert make().augment == settings.get_config().augment
+    augment = make().augment
+    assert (augment.erasing_rate, augment.mixup_alpha, augment.cutmix_alpha) == (0, 0, 0)
+    assert settings.resolve(make(augment__kind="strong", augment__erasing_rate=0.0)).augment == (
+        make(augment__kind="strong", augment__erasing_rate=0.0).augment
+    )
+
+
+def test_a_variant_of_another_model_ignores_what_was_chosen_for_the_model_of_the_config():
+    chosen = {
+        "model.pool": "mean",
+        "model.class_token": True,
+        "model.patch_drop_rate": 0.25,
+        "train.patch_drop_percent": 80.0,
+    }
+    config = settings.with_overrides(settings.get_config(), VALID | chosen, "a test")
+    variants = {"vit": {}, "resnet18": {"model.name": "resnet18"}}
+    vit, resnet18 = make_variants(config, variants, set()).values()
+    assert vit.model.hidden_size == VALID["model.hidden_size"]
+    assert (resnet18.model.hidden_size, resnet18.train.patch_drop_percent) == (64, 100)
+    with pytest.raises(UserError, match="variant vit: model.hidden_size"):
+        variants = {"vit": {"model.name": "vit", "model.patch_size": 4}}
+        make_variants(resnet18, variants, set())
 
 
 def test_an_explicit_0_switches_off_a_setting_of_strong_augmentation():
@@ -167,7 +189,8 @@ def test_an_explicit_0_switches_off_a_setting_of_strong_augmentation():
     config = settings.with_overrides(settings.get_config(), VALID, "a test")
     variants = {"strong": {}, "cutmix": off}
     config.augment.kind = "strong"
-    found = make_variants(config, variants, {"augment.cutmix_alpha"})
+    config.augment.cutmix_alpha = 0.0
+    found = make_variants(config, variants, set())
     rates = [(one.augment.erasing_rate, one.augment.mixup_alpha) for one in found.values()]
     assert rates == [(0.25, 1.0), (0.0, 0.0)]
     assert {one.augment.cutmix_alpha for one in found.values()} == {0.0}

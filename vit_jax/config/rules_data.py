@@ -182,7 +182,10 @@ def validate_augment(config: Config) -> None:
     augment, size = config.augment, config.data.image_size
     extras = ("rotation_degrees", "brightness", "contrast", "saturation", "cutout_length")
     extras += ("crop_min_area", "erasing_rate", "mixup_alpha", "cutmix_alpha")
-    given = [key for key in extras if augment[key]]
+    for key in ("erasing_rate", "mixup_alpha", "cutmix_alpha"):
+        if -1 < augment[key] < 0:
+            raise UserError(f"augment.{key}={augment[key]} must be -1 or at least 0")
+    given = [key for key in extras if augment[key] > 0]
     if augment.kind == "none" and given:
         raise UserError(
             f"augment.kind=none contradicts augment.{given[0]}={augment[given[0]]}: use baseline, "

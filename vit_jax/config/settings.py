@@ -92,11 +92,19 @@ def with_overrides(config: Config, overrides: Mapping[str, Any], what: str) -> C
 
 
 def reset_other_models(config: Config, given: Collection[str]) -> None:
-    """Reset the settings of other models than `config.model.name`, except for the keys `given`."""
+    """Reset what was chosen for another model than `config.model.name`, except for keys `given`.
+
+    These are the width, the settings that only other models have, and those that depend on them.
+    """
+    reset = {"model.hidden_size"}
     for key, setting in SCHEMA.items():
         other, values = setting.applies or ("", ())
-        if other == "model.name" and config.model.name not in values and key not in given:
-            config.update_from_flattened_dict({key: setting.default})
+        if other in reset or (other == "model.name" and config.model.name not in values):
+            reset.add(key)
+    if "model.patch_drop_rate" in reset:
+        reset.add("train.patch_drop_percent")
+    for key in reset.difference(given):
+        config.update_from_flattened_dict({key: SCHEMA[key].default})
 
 
 def wrong_type(key: str, value, what: str) -> str:
@@ -157,7 +165,7 @@ def resolve(config: Config, weights: dict | None = None, given: Collection[str] 
         _adopt(config, weights, given)
     if config.model.name == "resnet18":
         config.model.hidden_size = config.model.hidden_size or 64  # He et al. 2016, table 1
-    _resolve_augment(config, given)
+    _resolve_augment(config)
     return config
 
 
@@ -207,14 +215,13 @@ def _adopt(config, weights, given):
         config.update_from_flattened_dict({key: value})
 
 
-def _resolve_augment(config, given):
-    defaults = {
-        "cutout": {"cutout_length": config.data.image_size // 2},
-        "strong": {"erasing_rate": 0.25, "mixup_alpha": 1.0, "cutmix_alpha": 1.0},
-    }
-    for key, value in defaults.get(config.augment.kind, {}).items():
-        if f"augment.{key}" not in given:  # an explicit 0 switches it off
-            config.augment[key] = config.augment[key] or value
+def _resolve_augment(config):
+    augment, strong = config.augment, config.augment.kind == "strong"
+    if augment.kind == "cutout":
+        augment.cutout_length = augment.cutout_length or config.data.image_size // 2
+    for key, value in {"erasing_rate": 0.25, "mixup_alpha": 1.0, "cutmix_alpha": 1.0}.items():
+        if augment[key] == -1:
+            augment[key] = value * strong
 
 
 def has_cls(model_config: Mapping[str, Any]) -> bool:

@@ -31,15 +31,19 @@ def make_variants(
         if not isinstance(overrides, dict):
             raise UserError(f"variant {name!r} must be a dict of settings, not {overrides!r}")
         variant = with_overrides(config, overrides, f"variant {name}")
-        if "model.name" in overrides:
+        if variant.model.name != config.model.name:
             reset_other_models(variant, set(overrides))
         if variant.sharding != config.sharding:
             raise UserError(
                 f"variant {name} changes the sharding settings, but all variants share one set of "
                 "devices: give them on the command line"
             )
-        configs[name] = _resolve(variant, given | set(overrides))
-        validate(configs[name])
+        try:
+            configs[name] = _resolve(variant, given | set(overrides))
+            validate(configs[name])
+        except UserError as error:
+            own = sweep and str(error) != _fault(config, given)
+            raise UserError(f"variant {name}: {error}" if own else str(error)) from None
         if trained in (None, name) and (clash := given & set(overrides)):
             validate(_resolve(config, given))  # the message on a wrong value is more helpful
             key = min(clash)
@@ -47,6 +51,15 @@ def make_variants(
             raise UserError(f"--config.{key} has no effect, because {what}")
         _check_teacher(name, configs[name].train.teacher, list(sweep or {"base": {}}))
     return configs
+
+
+def _fault(config, given):
+    """Find out what is wrong with the config without a variant's overrides, "" for nothing."""
+    try:
+        validate(_resolve(config, given))
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _resolve(config, given):
