@@ -188,7 +188,8 @@ def test_cka_is_invariant_to_rotation_and_scale():
 
 
 def test_unbiased_cka_of_independent_features_is_0():
-    pairs = [RNG.normal(size=(2, 30, 100)) for _ in range(20)]
+    rng = np.random.default_rng(0)
+    pairs = [rng.normal(size=(2, 30, 100)) for _ in range(20)]
     unbiased = [probes.linear_cka(x, y) for x, y in pairs]
     assert abs(np.mean(unbiased)) < 2 * np.std(unbiased, ddof=1) / 20**0.5 + 1e-3
     assert np.mean([probes.linear_cka(x, y, unbiased=False) for x, y in pairs]) > 0.6
@@ -197,9 +198,10 @@ def test_unbiased_cka_of_independent_features_is_0():
 @pytest.fixture(scope="module")
 def clusters():
     """Features and labels of 150 examples in four overlapping clusters."""
-    labels = RNG.integers(0, 4, 150)
-    features = RNG.normal(size=(4, 12))[labels] + 1.5 * RNG.normal(size=(150, 12))
-    return (features * RNG.uniform(0.1, 10, 12) + 2).astype(np.float32), labels
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 150)
+    features = rng.normal(size=(4, 12))[labels] + 1.5 * rng.normal(size=(150, 12))
+    return (features * rng.uniform(0.1, 10, 12) + 2).astype(np.float32), labels
 
 
 def test_knn_equals_scikit_learns(clusters):

@@ -177,7 +177,7 @@ def test_a_prepared_dataset_is_read_without_tensorflow(tfds_dir):
         next(load_data(config, sharding.make_mesh()).train.train(0, 0, 1, 8))
         assert "tensorflow" not in sys.modules
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=240)
 
 
 # Batches: 90 training, 10 validation and 20 test images on eight devices

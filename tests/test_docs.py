@@ -7,6 +7,7 @@ import importlib.util
 import re
 import runpy
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -133,7 +134,7 @@ def folder(tmp_path, monkeypatch):
     """A working folder with the configs of the repository and of the documents."""
     (tmp_path / "configs").mkdir()
     for path in (ROOT / "configs").glob("*.py"):
-        (tmp_path / "configs" / path.name).symlink_to(path)
+        shutil.copy(path, tmp_path / "configs")
     for _, block in PYTHON:
         if match := re.match(r"# (configs/\w+\.py)\n", block):
             (tmp_path / match[1]).write_text(block)

@@ -135,6 +135,7 @@ def test_missing_dataset_without_network_says_what_to_do(command, tmp_path):
         *("-m", "vit_jax.main", DIGITS, f"--workdir={tmp_path / 'runs'}"),
         *("--config.data.name=mnist", f"--config.data.dir={tmp_path}"),
         https_proxy="http://127.0.0.1:9",  # no server
+        no_proxy="",
     )
     assert_refused(done, "run the same command again, or pass it to `vit-jax prepare-data mnist")
 

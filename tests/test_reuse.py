@@ -1,6 +1,7 @@
 """Identical finished runs next to the workdir are reused; others are trained."""
 
 import json
+import pathlib
 import shutil
 
 import pytest
@@ -34,12 +35,18 @@ def sweep(workdir, variant="base", hooks=None, reuse=True, **overrides):
     return hooks
 
 
-@pytest.fixture
-def finished(tmp_path):
+@pytest.fixture(scope="module")
+def trained(one_device, tmp_path_factory):
     """Train an experiment; return its folder."""
-    folder = tmp_path / "checkpoints" / "first"
+    folder = tmp_path_factory.mktemp("runs") / "checkpoints" / "first"
     assert sweep(folder).trained == 1
     return folder
+
+
+@pytest.fixture
+def finished(trained, tmp_path):
+    """Copy the trained experiment; return its folder."""
+    return pathlib.Path(shutil.copytree(trained, tmp_path / "checkpoints" / "first"))
 
 
 def read(folder, name="summary.json"):

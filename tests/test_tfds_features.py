@@ -158,7 +158,7 @@ def test_tfrecord_files_are_read_without_tensorflow(tmp_path):
         assert "tensorflow" not in sys.modules
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    lines = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    lines = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240).stdout
     assert lines.splitlines() == [
         f"{list(range(20))} {[0, 1] * 10}",
         f"{list(range(5, 9))} {[1, 0] * 2}",

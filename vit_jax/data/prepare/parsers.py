@@ -168,6 +168,8 @@ def _read_members(source: Path, pattern: re.Pattern) -> Iterator[tuple[re.Match,
                 yield match, content
     except DAMAGE as error:
         raise UserError(f"{source} cannot be read and may be truncated: {error}") from error
+    except MemoryError as error:
+        raise UserError(f"{source} is damaged: it declares a size beyond the memory") from error
 
 
 def _members(source):
