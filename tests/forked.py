@@ -1,7 +1,7 @@
 """Run vit_jax.main in forks of a process that has imported it, to save seconds of import time.
 
 python tests/forked.py reads lines of JSON, {"arguments": [str], "environment": {str: str},
-"stdout": path, "stderr": path}, and prints an exit status for each.
+"stdout": path, "stderr": path, "folder": path}, and prints an exit status for each.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ import vit_jax.training.sweep  # noqa: E402, F401  imported lazily by main
 from vit_jax import main  # noqa: E402
 
 
-def run(arguments, stdout, stderr, environment=(), around=None, hooks=None):
+def run(arguments, stdout, stderr, environment=(), around=None, hooks=None, folder="."):
     """Run the main command in a fork; return its exit status, -9 after SIGKILL.
 
     Output is appended to the two files; `around` is a context manager for the fork, `hooks` are
-    passed to the main command.
+    passed to the main command, which runs in `folder`.
     """
     sys.stdout.flush()
     child = os.fork()
@@ -32,6 +32,7 @@ def run(arguments, stdout, stderr, environment=(), around=None, hooks=None):
     status = 1
     try:
         os.environ.update(environment)
+        os.chdir(folder)
         for number, path in ((1, stdout), (2, stderr)):
             os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
         sys.argv = ["main", *arguments]

@@ -23,10 +23,15 @@ def test_a_taken_lock_raises_or_waits(tmp_path, held, capsys):
     path = tmp_path / ".lock"
     with pytest.raises(UserError, match="^it is in use$"), files.lock(path, "it is in use"):
         pass
-    timer = threading.Timer(0.2, lambda: fcntl.flock(held, fcntl.LOCK_UN))
-    timer.start()
+    released = []
+
+    def release():
+        released.append(True)
+        fcntl.flock(held, fcntl.LOCK_UN)
+
+    threading.Timer(0.5, release).start()
     with files.lock(path, "waiting for it", wait=True):
-        assert timer.finished.is_set() and capsys.readouterr().out == "waiting for it\n"
+        assert released and capsys.readouterr().out == "waiting for it\n"
         with pytest.raises(BlockingIOError):
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)

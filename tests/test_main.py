@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -29,9 +28,9 @@ def main(tmp_path_factory):
         text=True,
     )
 
-    def run(*arguments, **environment):
+    def run(*arguments, folder=ROOT, **environment):
         out, err = (tmp_path_factory.mktemp("output") / name for name in ("stdout", "stderr"))
-        request = {"arguments": arguments, "environment": environment}
+        request = {"arguments": arguments, "environment": environment, "folder": str(folder)}
         server.stdin.write(json.dumps(request | {"stdout": str(out), "stderr": str(err)}) + "\n")
         server.stdin.flush()
         status = int(server.stdout.readline())
@@ -197,10 +196,6 @@ def test_the_workdir_is_named_after_config_and_profile(main, tmp_path):
         "from vit_jax.config.loading import load_config\n"
         "def get_config(profile):\n    return load_config('digits_patch').config\n"
     )
-    runs = ROOT / "runs" / "mine_cpu"
-    assert not runs.exists()
-    try:
-        assert_refused(main(f"--config={path}:cpu", "--config.data.val_size=9999"), "9999 of 1438")
-        assert runs.is_dir()
-    finally:
-        shutil.rmtree(runs, ignore_errors=True)
+    done = main(f"--config={path}:cpu", "--config.data.val_size=9999", folder=tmp_path)
+    assert_refused(done, "9999 of 1438")
+    assert (tmp_path / "runs" / "mine_cpu").is_dir()

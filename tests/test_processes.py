@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import random
 import shutil
 import socket
 import subprocess
@@ -49,7 +50,8 @@ def train_processes(folder, victim, signal, step, *arguments):
     Returns exit statuses, outputs and errors.
     """
     with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
+        # Below the ports that the system gives to others before JAX binds this one again.
+        found.bind(("127.0.0.1", random.randrange(20_000, 32_000)))
         address = f"127.0.0.1:{found.getsockname()[1]}"
     shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(COUNT)}
     shared |= {"XLA_FLAGS": QUICK, "PYTHONPATH": str(ROOT)}
