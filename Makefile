@@ -1,5 +1,5 @@
 PYTHON ?= python3
-REQUIREMENTS := $(if $(wildcard /proc/driver/nvidia/version),requirements.txt,requirements-cpu.txt)
+REQUIREMENTS := $(if $(wildcard /proc/driver/nvidia/version /usr/lib/wsl/lib/libcuda.so.1),requirements.txt,requirements-cpu.txt)
 
 .PHONY: help demo test notebooks soak fuzz processes results lint clean
 

@@ -1,4 +1,4 @@
-"""Remedies for class imbalance, on scikit-learn's 8x8 digits with 1 example in 20 left.
+"""Remedies for class imbalance, on 8x8 digits whose largest class is 20 times the smallest.
 
 python -m vit_jax.main --config=configs/digits_imbalance.py
 """

@@ -30,11 +30,15 @@ TESTED = {
     "make processes": "test_processes.py",
     "python -m pytest -q tests/test_augment.py": "test_augment.py",
     "python -m pytest -q tests/test_docs.py": "test_docs.py",
-    "vit-jax launch -n 2 -- --config=configs/digits_patch.py": "test_processes.py",
+    "vit-jax launch -n 2 -- --config=configs/digits_patch.py --workdir=runs/two_processes": (
+        "test_processes.py"
+    ),
     "vit-jax check-data photos": "test_check_data.py",
     "vit-jax compile cifar_patch --variant=patch_4 --target=v5e:2x2 --target=h100": (
         "test_compile.py"
     ),
+    "vit-jax evaluate weights/vit_b16 --class-names=names.txt --config.data.name=folder "
+    "--config.data.dir=imagenet/val --split=all --out=evaluation": "test_foreign_predictions.py",
     "vit-jax suspects runs/photos/base/seed_0 --cross-validate=5": "test_suspects.py",
     "python -m vit_jax.main --config=configs/photos.py --config.data.relabel=corrected.csv "
     "--workdir=runs/corrected": "test_suspects.py",

@@ -292,6 +292,15 @@ def test_mnist_is_read_from_the_caches_of_hugging_face(tmp_path, monkeypatch, ca
     assert_both(settings(name="hf:ylecun/mnist"))
 
 
+def test_a_cached_part_of_a_dataset_is_a_warning(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    folder = tmp_path / "hub" / "datasets--ylecun--mnist" / "snapshots" / "77f3279"
+    save_parquet(folder / "mnist" / "test-00000-of-00001.parquet", both()["test"])
+    open_source(settings(name="hf:mnist"))
+    assert "has no training split, only test" in capsys.readouterr().err
+
+
 def test_a_missing_dataset_is_an_error_that_names_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     config = settings(name="hf:cifar10", download=False)

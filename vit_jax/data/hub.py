@@ -7,7 +7,7 @@ from typing import Any
 from vit_jax.data.arrow import Files, find_files, find_missing
 from vit_jax.data.prepare import NAMES
 from vit_jax.runtime.errors import UserError, first_line, single_line
-from vit_jax.runtime.files import read_json
+from vit_jax.runtime.files import read_json, warn
 
 # Names without an owner, as `datasets.load_dataset` accepts them.
 REPOSITORIES = {
@@ -92,6 +92,11 @@ def _find_cached(repository, variant):
     for folder in sorted(snapshots, key=lambda path: path.stat().st_mtime, reverse=True):
         files = find_files(folder, variant)
         if files and not find_missing(files):  # else its download did not finish
+            if not any("train" in split for split in files):
+                warn(
+                    f"{folder} has no training split, only {', '.join(files)}: if the dataset has "
+                    "one, remove the folder to download it"
+                )
             return files
     return {}
 

@@ -31,8 +31,9 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
 
     Args:
       distributed: connect to the other processes of this run by `processes.join`.
-      cpu_devices: CPU devices of every process; 0: one per core, which trains faster than one
-        device with as many threads. Processes on the same machine share the cores.
+      cpu_devices: CPU devices of every process; 0: one per core, or as many as also divide the
+        batch, which trains faster than one device with as many threads. Processes on the same
+        machine share the cores.
       divides: number that the number of all CPU devices must divide (the batch size).
     """
     if distributed:
