@@ -1,4 +1,4 @@
-"""Fine-tuning of a pretrained ViT on EuroSAT: random head, trained head, LoRA, last blocks, all.
+"""Fine-tuning of a pretrained ViT on EuroSAT: zero-shot head, head, LoRA, last blocks, all.
 
 python -m vit_jax.main --config=configs/eurosat_finetune.py --config.init_from=weights/vit_b16
 

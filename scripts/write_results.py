@@ -82,10 +82,11 @@ def totals(rows: list[dict]) -> dict:
 
 
 def add_variants(measured: dict, added: dict) -> dict:
-    """Add the variants of an experiment that was run in parts; newer rows replace older ones.
+    """Add the variants of an experiment that was run in several goes; newer rows count.
 
     Raises:
-      UserError: the parts differ in more than the variants that they name.
+      UserError: commands, splits or the chosen checkpoints differ, or a variant is no longer in the
+        config.
     """
     command, other = (_without_variants(one["command"]) for one in (measured, added))
     pairs = [(command, other), *((measured[key], added[key]) for key in ("examples", "select"))]
@@ -95,6 +96,8 @@ def add_variants(measured: dict, added: dict) -> dict:
     experiment = load_config(":".join(filter(None, split_config(command))))
     found = {row["variant"]: row for row in measured["rows"] + added["rows"]}
     names = list(experiment.variants or ["base"])
+    if unknown := found.keys() - set(names):
+        raise UserError(f"{min(unknown)} is not a variant of {experiment.name}")
     rows = [found[name] for name in names if name in found]
     for row in rows:
         row.pop("difference", None)
@@ -103,6 +106,7 @@ def add_variants(measured: dict, added: dict) -> dict:
         command += f" --variants={','.join(row['variant'] for row in rows)}"
     joined = {key: _union(measured[key], added[key]) for key in ("hardware", "jax")}
     joined["commits"] = sorted({*measured["commits"], *added["commits"]})
+    joined["notes"] = list(dict.fromkeys(measured["notes"] + added["notes"]))
     return measured | totals(rows) | joined | {"command": command, "rows": rows}
 
 
@@ -287,6 +291,7 @@ def main() -> None:
             before = read_measured(name) if args.add else None
             if before:
                 measured = add_variants(before, measured)
+                print(f"figures of {name}: as before, without the added variants")
             else:
                 write_figures(workdir, name, measured["rows"])
             path = ROOT / "docs" / "results" / f"{name}.json"

@@ -179,6 +179,8 @@ def test_a_variant_of_another_model_ignores_what_was_chosen_for_the_model_of_the
     vit, resnet18 = make_variants(config, variants, set()).values()
     assert vit.model.hidden_size == VALID["model.hidden_size"]
     assert (resnet18.model.hidden_size, resnet18.train.patch_drop_percent) == (64, 100)
+    given = make_variants(config, variants, {"model.hidden_size"})["resnet18"]
+    assert given.model.hidden_size == VALID["model.hidden_size"]
     with pytest.raises(UserError, match="variant vit: model.hidden_size"):
         variants = {"vit": {"model.name": "vit", "model.patch_size": 4}}
         make_variants(resnet18, variants, set())

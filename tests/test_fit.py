@@ -81,6 +81,7 @@ def test_a_head_for_the_same_classes_in_another_order_is_sorted(keep_head):
         np.testing.assert_array_equal(fitted.arrays[path], expected)
     ((what, paths, note),) = fitted.rows
     assert what == "loaded" and "head/kernel" in paths and "in the dataset's order" in note
+    assert fitted.identity != fit(weights, sorted(names), keep_head).identity
 
 
 def test_mismatched_arrays_are_listed():

@@ -122,7 +122,7 @@ def test_unpacked_size_is_bounded(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        (2**40, "declares a size beyond the memory"),
+        (2**40, "is damaged and declares a larger size"),
         (2**22, "is not a readable archive"),
         (-512, "cannot be read and may be truncated"),
     ],

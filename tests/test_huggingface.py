@@ -292,7 +292,7 @@ def test_mnist_is_read_from_the_caches_of_hugging_face(tmp_path, monkeypatch, ca
     assert_both(settings(name="hf:ylecun/mnist"))
 
 
-def test_a_cached_part_of_a_dataset_is_a_warning(tmp_path, monkeypatch, capsys):
+def test_a_cached_dataset_without_a_training_split_is_a_warning(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     folder = tmp_path / "hub" / "datasets--ylecun--mnist" / "snapshots" / "77f3279"

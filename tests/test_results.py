@@ -94,7 +94,7 @@ def test_a_folder_without_results_is_refused(tool, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["digits_patch", "digits_ladder"])
-def test_an_experiment_run_in_parts_becomes_one_table(tool, name):
+def test_an_experiment_run_in_several_goes_becomes_one_table(tool, name):
     whole = tool.read_measured(name)
     parts = []
     for rows in (whole["rows"][1:], whole["rows"][:1]):

@@ -298,14 +298,14 @@ def test_which_seeds_are_vectorised(digits, tmp_path):
     (tmp_path / "1" / "checkpoints" / "10").mkdir(parents=True)
     assert grouped(train__eval_every_epochs=1.0) == vectorised
     assert grouped(train__eval_every_epochs=0.5) == separate  # the first seed is far behind
-    (tmp_path / "1" / "config.json").write_text("{}")
-    assert grouped(train__eval_every_epochs=1.0) == separate  # the first seed was added later
     head = dict(freeze="head", augment__kind="none")
     assert grouped(**head) == separate
     with pytest.raises(
         UserError, match="train.vmap_seeds=always cannot be combined with cached features"
     ):
         grouped(**head, **always)
+    (tmp_path / "1" / "config.json").write_text("{}")
+    assert grouped(train__eval_every_epochs=1.0) == separate  # the first seed was added later
 
 
 def test_vectorised_seeds_that_do_not_fit_in_memory_are_an_error(run, tmp_path):

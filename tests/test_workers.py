@@ -67,7 +67,7 @@ def test_each_process_reads_its_own_examples_only(monkeypatch, balanced):
     labels = np.arange(64, dtype=np.int32) % 4
     # In a TPU's ring, the devices of a process need not be neighbours.
     devices = [types.SimpleNamespace(process_index=i) for i in (0, 1, 1, 0)]
-    ring, own_rows = types.SimpleNamespace(devices=np.array(devices)), sharding.own_rows
+    ring, local_indices = types.SimpleNamespace(devices=np.array(devices)), sharding.local_indices
     parts = {}
     for count, rank in ((1, 0), (2, 0), (2, 1)):
         read = []
@@ -79,7 +79,7 @@ def test_each_process_reads_its_own_examples_only(monkeypatch, balanced):
         monkeypatch.setattr(jax, "process_count", lambda count=count: count)
         monkeypatch.setattr(jax, "process_index", lambda rank=rank: rank)
         monkeypatch.setattr(sharding, "shard_batch", lambda mesh, batch: batch)
-        monkeypatch.setattr(sharding, "own_rows", lambda mesh, size: own_rows(ring, size))
+        monkeypatch.setattr(sharding, "local_indices", lambda mesh, size: local_indices(ring, size))
         examples = Examples(64, example, lambda: labels)
         split = StreamingBatches(examples, sharding.make_mesh(), num_threads=2)
         batches = list(split.train(1, 0, 3, 16, balanced)) + list(split.evaluate(16))

@@ -26,7 +26,7 @@ _RUN = dict(
     freeze=Setting(
         "full",
         "trained parameters: full, last_K_blocks, lora (low-rank adapters of attention, and the "
-        "head), head, none_trained (evaluation only), or rules such as "
+        "head), head, none_trained (zero-shot head, evaluation only), or rules such as "
         "'head/.*=trained; .*=frozen'",
     ),
     lora_rank=lora(
@@ -139,8 +139,7 @@ _SHARDING = dict(
     distributed=free(False, "this is one of several processes of a run (SLURM, TPU pod)"),
     cpu_devices=free(
         0,
-        "CPU devices per process; 0: the greatest common divisor of its cores and its part of the "
-        "batch",
+        "CPU devices per process; 0: the greatest common divisor of its cores and its local batch",
         high=1000,
     ),
     fsdp=free(

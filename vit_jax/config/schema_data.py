@@ -10,6 +10,7 @@ from vit_jax.config.setting import (
     WHEN,
     Setting,
     free,
+    of_kind,
     positive,
 )
 
@@ -150,14 +151,6 @@ DATA = dict(
     download=free(True, "download and prepare a missing dataset, if known"),
 )
 
-
-def of_kind(text: str, strong: str, high: float) -> Setting:
-    """Make a setting whose default, -1, is the choice of `augment.kind`."""
-    return Setting(
-        -1.0, f"{text}; 0: off; -1: {strong} for kind=strong, else off", low=-1, high=high
-    )
-
-
 AUGMENT = dict(
     kind=Setting(
         "baseline",
@@ -181,9 +174,9 @@ AUGMENT = dict(
     cutout_length=Setting(
         0, "side of the cutout square in pixels; 0: half of image_size for kind=cutout, else off"
     ),
-    erasing_rate=of_kind("fraction of images with random erasing", "0.25", high=1),
-    mixup_alpha=of_kind("mixup: weights from Beta(alpha, alpha)", "1", high=1000),
-    cutmix_alpha=of_kind("CutMix: area fractions from Beta(alpha, alpha)", "1", high=1000),
+    erasing_rate=of_kind("fraction of images with random erasing", 0.25, high=1),
+    mixup_alpha=of_kind("mixup: weights from Beta(alpha, alpha)", 1.0, high=1000),
+    cutmix_alpha=of_kind("CutMix: area fractions from Beta(alpha, alpha)", 1.0, high=1000),
     cutmix_rate=Setting(0.5, "fraction of CutMix where mixup and CutMix are both on", high=1),
     mix_rate=Setting(0.5, "fraction of images that mixup or CutMix changes", high=1),
 )

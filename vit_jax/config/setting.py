@@ -60,3 +60,9 @@ vit = functools.partial(Setting, applies=("model.name", ("vit",)))
 positive = functools.partial(Setting, low=SMALLEST)
 below_1 = functools.partial(Setting, high=BELOW_1)
 free = functools.partial(Setting, resume="any")
+
+
+def of_kind(text: str, strong: float, high: float) -> Setting:
+    """Make a setting whose default, -1, is the choice of `augment.kind`: `strong`, or off."""
+    text = f"{text}; 0: off; -1: {strong:g} for kind=strong, else off"
+    return Setting(-1.0, text, low=-1, high=high)

@@ -94,7 +94,7 @@ def with_overrides(config: Config, overrides: Mapping[str, Any], what: str) -> C
 def reset_other_models(config: Config, given: Collection[str]) -> None:
     """Reset what was chosen for another model than `config.model.name`, except for keys `given`.
 
-    These are the width, the settings that only other models have, and those that depend on them.
+    It resets the width, settings that only other models have, and settings that depend on those.
     """
     reset = {"model.hidden_size"}
     for key, setting in SCHEMA.items():

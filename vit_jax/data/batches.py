@@ -199,8 +199,8 @@ class StreamingBatches(_Batches):
         shape, split = self._layout(seed, batch_size)
         size = math.prod(shape)
         mask = np.ones(size, bool)
-        rows = sharding.own_rows(self._mesh, size)
-        loader = _Loader(self._examples, lambda step: (indices(step).reshape(-1), mask), rows)
+        local = sharding.local_indices(self._mesh, size)
+        loader = _Loader(self._examples, lambda step: (indices(step).reshape(-1), mask), local)
         stream = loader.stream(start, stop, self._num_threads, self._num_workers)
         if not isinstance(seed, tuple):
             return self._put(stream)
@@ -217,7 +217,7 @@ class StreamingBatches(_Batches):
         def indices(step):
             return _padded_indices(step * batch_size, count, batch_size)
 
-        loader = _Loader(self._examples, indices, sharding.own_rows(self._mesh, batch_size))
+        loader = _Loader(self._examples, indices, sharding.local_indices(self._mesh, batch_size))
         # Worker processes would take seconds to start at each evaluation.
         return self._put(loader.stream(0, len(starts), self._num_threads, 0))
 
@@ -237,14 +237,14 @@ def _ahead(batches: Iterator[dict]) -> Iterator[dict]:
 class _Loader:
     """Reader of the examples of each batch that belong to this process; it can be pickled."""
 
-    def __init__(self, examples, indices, rows):
+    def __init__(self, examples, indices, local):
         """`indices` maps a step to the indices of its batch and their mask, [batch_size] each.
 
-        `rows` are the positions in a batch that belong to this process.
+        `local` are the indices in a batch that belong to this process.
         """
         self._examples, self._indices = examples, indices
         self._latest: tuple[int, Any] = -1, None  # a step and its result
-        self._rows = rows
+        self._local = local
         self._chunk = 1  # rows that are read together
 
     def _batch(self, step):
@@ -256,11 +256,11 @@ class _Loader:
 
     def read(self, position):
         """Read a chunk of a batch: `position` counts those of this process over all steps."""
-        step, chunk = divmod(position, len(self._rows) // self._chunk)
+        step, chunk = divmod(position, len(self._local) // self._chunk)
         indices, mask = self._batch(step)
-        rows = self._rows[chunk * self._chunk :][: self._chunk]
-        images, labels = zip(*self._examples.read(indices[rows].tolist()), strict=True)
-        return {"image": images, "label": [as_label(one) for one in labels], "mask": mask[rows]}
+        local = self._local[chunk * self._chunk :][: self._chunk]
+        images, labels = zip(*self._examples.read(indices[local].tolist()), strict=True)
+        return {"image": images, "label": [as_label(one) for one in labels], "mask": mask[local]}
 
     def stream(self, start, stop, num_threads, num_workers):
         """Yield the batches of steps start ... stop - 1, as arrays of this process."""
@@ -268,7 +268,7 @@ class _Loader:
 
         # Grain's own work is per element: chunks of images cost it less than single ones. All
         # threads have some of each batch.
-        count = len(self._rows)
+        count = len(self._local)
         most = min(_MAX_CHUNK, -(-count // num_threads))
         self._chunk = max(n for n in range(1, most + 1) if count % n == 0)
         chunks = count // self._chunk

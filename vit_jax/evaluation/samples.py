@@ -25,7 +25,7 @@ def images_of_classes(data, names: Sequence[str], count: int) -> tuple[np.ndarra
     shown = checks.present(labels)
     numbers = [*map(splits.class_names.index, names)] or sorted(shown)[:count]
     if not numbers:
-        raise UserError("the test split is empty")
+        raise UserError("no test image has a label" if len(labels) else "the test split is empty")
     if missing := [name for name, n in zip(names, numbers, strict=False) if n not in shown]:
         raise UserError(f"there is no test image of {', '.join(missing)}")
     return _decode(splits.test, one_of_each(labels, numbers, data.split_seed), data, splits)

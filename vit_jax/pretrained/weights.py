@@ -201,7 +201,7 @@ class Fitted:
 
     arrays: Arrays
     rows: list[tuple[str, list[str], str]]  # table rows: (what was done, paths, why)
-    identity: dict  # {"checksum", "resize"} of the weights
+    identity: dict  # {"checksum", "resize"} of the weights, and "head" if it was sorted
 
 
 def fit(
@@ -218,13 +218,15 @@ def fit(
     for classes of unknown names unless `keep_head`. Raises UserError that lists the mismatches.
     """
     stored, info = weights.arrays, weights.info
-    reordered = _is_permutation(info["class_names"], class_names)
+    why_reset = _why_reset(info, class_names, "pre_logits/kernel" in shapes, keep_head)
+    identity = {key: info[key] for key in ("checksum", "resize")}
+    reordered = not why_reset and _is_permutation(info["class_names"], class_names)
     if reordered:
+        identity["head"] = "sorted"  # earlier versions did not
         order = [info["class_names"].index(name) for name in class_names]
         heads = [path for path in stored if path.startswith("head/")]
         stored = stored | {path: stored[path][..., order] for path in heads}
     arrays, problems, rows = {}, [], {"loaded": [], "resized": [], "reset": [], "ignored": []}
-    why_reset = _why_reset(info, class_names, "pre_logits/kernel" in shapes, keep_head)
     resizings = []
     for path, shape in shapes.items():
         if path.startswith("head/") and why_reset:
@@ -254,12 +256,14 @@ def fit(
     notes = {"resized": "; ".join(resizings), "reset": why_reset, "ignored": ignored}
     notes["loaded"] = "the head's classes in the dataset's order" if reordered else ""
     table_rows = [(what, paths, notes.get(what, "")) for what, paths in rows.items() if paths]
-    return Fitted(arrays, table_rows, {key: info[key] for key in ("checksum", "resize")})
+    return Fitted(arrays, table_rows, identity)
 
 
 def _is_permutation(names, others):
-    """Whether two lists, or None, name the same classes in different orders."""
-    return names is not None and names != others and sorted(names) == sorted(others)
+    """Whether two lists, or None, name the same distinct classes in different orders."""
+    if names is None or names == others or len(set(names)) < len(names):
+        return False
+    return sorted(names) == sorted(others)
 
 
 def _why_reset(info, class_names, has_pre_logits, keep_head):

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 import jinja2
 
 from vit_jax import plots
-from vit_jax.config import EXPLAINED_POOLS, current_names, flatten, get_config
+from vit_jax.config import EXPLAINED_POOLS, current_names, flatten, get_config, resolve
 from vit_jax.evaluation.labels import METRICS, metric_of, score_of
 from vit_jax.report import run
 from vit_jax.report import table as tables
@@ -146,7 +146,7 @@ def make_page(sweep: Sweep) -> str:
     """Render report.html, in ASCII, so that it does not depend on the locale."""
     template = make_environment().get_template("report.html")
     records, rows = sweep.records(), tables.sorted_rows(sweep.results)
-    defaults = flatten(get_config())  # of settings that earlier versions lacked
+    defaults = flatten(resolve(get_config()))  # of settings that earlier versions lacked
     configs = {
         name: defaults | current_names(group[0]["config"])
         for name, group in records.items()

@@ -31,9 +31,9 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
 
     Args:
       distributed: connect to the other processes of this run by `processes.join`.
-      cpu_devices: CPU devices of every process; 0: one per core, or as many as also divide the
-        batch, which trains faster than one device with as many threads. Processes on the same
-        machine share the cores.
+      cpu_devices: CPU devices of every process; 0: the greatest common divisor of its cores and
+        its local batch, as one per core trains faster than one device with as many threads.
+        Processes on the same machine share the cores.
       divides: number that the number of all CPU devices must divide (the batch size).
     """
     if distributed:
@@ -193,8 +193,8 @@ def shard_batch(mesh: Mesh, tree):
     return jax.make_array_from_process_local_data(split(mesh), tree)
 
 
-def own_rows(mesh: Mesh, count: int) -> np.ndarray:
-    """List the positions in a batch of `count` examples that this process's devices hold.
+def local_indices(mesh: Mesh, count: int) -> np.ndarray:
+    """List the indices in a batch of `count` examples that this process's devices hold.
 
     On a TPU, whose mesh follows the rings of its links, they need not be neighbours.
     """

@@ -9,7 +9,7 @@ import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 
-from vit_jax.config import Config, current_names, flatten, get_config, with_overrides
+from vit_jax.config import Config, current_names, flatten, get_config, resolve, with_overrides
 from vit_jax.config.schema import SCHEMA
 from vit_jax.runtime import files, processes
 from vit_jax.runtime.errors import UserError, join_names, suggest
@@ -92,7 +92,7 @@ def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None
     if record is None:
         return None
     # A setting added since then behaved like its default.
-    before = plain_settings(get_config(), seed) | record["config"]
+    before = plain_settings(resolve(get_config()), seed) | record["config"]
     now, summary = plain_settings(config, seed), read_finished(folder, record)
     changeable = {key for key, setting in SCHEMA.items() if setting.resume in ("any", "moved")}
     if not config.data.level_range:  # decided by the data, whose fingerprint is compared
@@ -236,7 +236,7 @@ def write_config(
         record |= {"notes": list(notes)} if notes else {}
     else:
         summary = read_finished(folder, record)
-        before = plain_settings(get_config(), seed) | record["config"]
+        before = plain_settings(resolve(get_config()), seed) | record["config"]
         longer = [key for key in LENGTH_KEYS if before[key] != settings[key]]
         if summary is None or not longer:
             return

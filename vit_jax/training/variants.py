@@ -32,7 +32,7 @@ def make_variants(
             raise UserError(f"variant {name!r} must be a dict of settings, not {overrides!r}")
         variant = with_overrides(config, overrides, f"variant {name}")
         if variant.model.name != config.model.name:
-            reset_other_models(variant, set(overrides))
+            reset_other_models(variant, set(overrides) | given & {"model.hidden_size"})
         if variant.sharding != config.sharding:
             raise UserError(
                 f"variant {name} changes the sharding settings, but all variants share one set of "

@@ -169,7 +169,8 @@ def _read_members(source: Path, pattern: re.Pattern) -> Iterator[tuple[re.Match,
     except DAMAGE as error:
         raise UserError(f"{source} cannot be read and may be truncated: {error}") from error
     except MemoryError as error:
-        raise UserError(f"{source} is damaged: it declares a size beyond the memory") from error
+        what = "does not fit into memory, or is damaged and declares a larger size"
+        raise UserError(f"{source} {what}") from error
 
 
 def _members(source):
