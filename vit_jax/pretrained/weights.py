@@ -219,10 +219,8 @@ def fit(
     """
     stored, info = weights.arrays, weights.info
     why_reset = _why_reset(info, class_names, "pre_logits/kernel" in shapes, keep_head)
-    identity = {key: info[key] for key in ("checksum", "resize")}
     reordered = not why_reset and _is_permutation(info["class_names"], class_names)
     if reordered:
-        identity["head"] = "sorted"  # earlier versions did not
         order = [info["class_names"].index(name) for name in class_names]
         heads = [path for path in stored if path.startswith("head/")]
         stored = stored | {path: stored[path][..., order] for path in heads}
@@ -256,7 +254,9 @@ def fit(
     notes = {"resized": "; ".join(resizings), "reset": why_reset, "ignored": ignored}
     notes["loaded"] = "the head's classes in the dataset's order" if reordered else ""
     table_rows = [(what, paths, notes.get(what, "")) for what, paths in rows.items() if paths]
-    return Fitted(arrays, table_rows, identity)
+    identity = {key: info[key] for key in ("checksum", "resize")}
+    # Earlier versions did not sort it.
+    return Fitted(arrays, table_rows, identity | ({"head": "sorted"} if reordered else {}))
 
 
 def _is_permutation(names, others):
