@@ -15,7 +15,7 @@ def get_config(profile=""):
     config.model.update(pool="mean", pos_embed="learned_1d", init="default", dropout_rate=0.0)
     config.optim.name = "adamw"
     if profile == "cpu":
-        config.train.update(epochs=10.0, num_seeds=1)  # three quarters of an hour per run
+        config.train.update(epochs=10.0, num_seeds=1)  # about an hour per run on one core
     return config
 
 

@@ -82,11 +82,11 @@ def totals(rows: list[dict]) -> dict:
 
 
 def add_variants(measured: dict, added: dict) -> dict:
-    """Add the variants of an experiment that was run in several goes; newer rows count.
+    """Add the variants of a later run of an experiment; rows of the same name are replaced.
 
     Raises:
-      UserError: commands, splits or the chosen checkpoints differ, or a variant is no longer in the
-        config.
+      UserError: the commands, the sizes of the splits or `train.select` differ, or the config lacks
+        a variant.
     """
     command, other = (_without_variants(one["command"]) for one in (measured, added))
     pairs = [(command, other), *((measured[key], added[key]) for key in ("examples", "select"))]

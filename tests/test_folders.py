@@ -54,7 +54,7 @@ def test_images_of_classes_are_of_those_with_test_images(tmp_path):
         path.unlink()
     config = settings(name="folder", dir=str(tmp_path))
     assert images_of_classes(config, (), 2)[1] == list(CLASSES[1:3])
-    with pytest.raises(UserError, match=f"there is no test image of {CLASSES[0]}$"):
+    with pytest.raises(UserError, match=f"the test split lacks images of {CLASSES[0]}$"):
         images_of_classes(config, CLASSES[:2], 2)
 
 

@@ -3,6 +3,7 @@
 import re
 
 from vit_jax.config.schema import SCHEMA
+from vit_jax.config.setting import STRONG
 from vit_jax.config.settings import Config, resized_side
 from vit_jax.runtime.errors import UserError, truncate_repr
 
@@ -181,8 +182,8 @@ def validate_augment(config: Config) -> None:
     """Raise UserError for the first invalid setting of the augmentation."""
     augment, size = config.augment, config.data.image_size
     extras = ("rotation_degrees", "brightness", "contrast", "saturation", "cutout_length")
-    extras += ("crop_min_area", "erasing_rate", "mixup_alpha", "cutmix_alpha")
-    for key in ("erasing_rate", "mixup_alpha", "cutmix_alpha"):
+    extras += ("crop_min_area", *STRONG)
+    for key in STRONG:
         if -1 < augment[key] < 0:
             raise UserError(f"augment.{key}={augment[key]} must be -1 or at least 0")
     given = [key for key in extras if augment[key] > 0]

@@ -174,9 +174,11 @@ AUGMENT = dict(
     cutout_length=Setting(
         0, "side of the cutout square in pixels; 0: half of image_size for kind=cutout, else off"
     ),
-    erasing_rate=of_kind("fraction of images with random erasing", 0.25, high=1),
-    mixup_alpha=of_kind("mixup: weights from Beta(alpha, alpha)", 1.0, high=1000),
-    cutmix_alpha=of_kind("CutMix: area fractions from Beta(alpha, alpha)", 1.0, high=1000),
+    erasing_rate=of_kind("erasing_rate", "fraction of images with random erasing", high=1),
+    mixup_alpha=of_kind("mixup_alpha", "mixup: weights from Beta(alpha, alpha)", high=1000),
+    cutmix_alpha=of_kind(
+        "cutmix_alpha", "CutMix: area fractions from Beta(alpha, alpha)", high=1000
+    ),
     cutmix_rate=Setting(0.5, "fraction of CutMix where mixup and CutMix are both on", high=1),
     mix_rate=Setting(0.5, "fraction of images that mixup or CutMix changes", high=1),
 )

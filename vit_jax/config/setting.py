@@ -62,7 +62,11 @@ below_1 = functools.partial(Setting, high=BELOW_1)
 free = functools.partial(Setting, resume="any")
 
 
-def of_kind(text: str, strong: float, high: float) -> Setting:
-    """Make a setting whose default, -1, is the choice of `augment.kind`: `strong`, or off."""
-    text = f"{text}; 0: off; -1: {strong:g} for kind=strong, else off"
+# What augment.kind=strong adds where a setting is -1.
+STRONG = {"erasing_rate": 0.25, "mixup_alpha": 1.0, "cutmix_alpha": 1.0}
+
+
+def of_kind(key: str, text: str, high: float) -> Setting:
+    """Make the setting `augment.key`, whose default of -1 leaves the value to `augment.kind`."""
+    text = f"{text}; 0: off; -1: {STRONG[key]:g} for kind=strong, else off"
     return Setting(-1.0, text, low=-1, high=high)

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from ml_collections import ConfigDict
 
 from vit_jax.config.schema import RENAMED, SCHEMA, SECTIONS
-from vit_jax.config.setting import SMALLEST
+from vit_jax.config.setting import SMALLEST, STRONG
 from vit_jax.runtime.errors import UserError, suggest, truncate_repr
 
 Config: TypeAlias = Any  # a ConfigDict; type checkers cannot know its attributes
@@ -219,7 +219,7 @@ def _resolve_augment(config):
     augment, strong = config.augment, config.augment.kind == "strong"
     if augment.kind == "cutout":
         augment.cutout_length = augment.cutout_length or config.data.image_size // 2
-    for key, value in {"erasing_rate": 0.25, "mixup_alpha": 1.0, "cutmix_alpha": 1.0}.items():
+    for key, value in STRONG.items():
         if augment[key] == -1:
             augment[key] = value * strong
 

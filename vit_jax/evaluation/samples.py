@@ -27,7 +27,7 @@ def images_of_classes(data, names: Sequence[str], count: int) -> tuple[np.ndarra
     if not numbers:
         raise UserError("no test image has a label" if len(labels) else "the test split is empty")
     if missing := [name for name, n in zip(names, numbers, strict=False) if n not in shown]:
-        raise UserError(f"there is no test image of {', '.join(missing)}")
+        raise UserError(f"the test split lacks images of {', '.join(missing)}")
     return _decode(splits.test, one_of_each(labels, numbers, data.split_seed), data, splits)
 
 

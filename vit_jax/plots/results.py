@@ -298,7 +298,7 @@ def save_prediction(
 def save_accuracies(path: pathlib.Path | BinaryIO, title: str, rows: list[dict]) -> None:
     """Draw the test accuracy, or mAP, of rows of results.json: mean, std and each seed."""
     key, name = ("test_map", "mAP") if "test_map" in rows[0] else ("test_accuracy", "accuracy")
-    names = [row["variant"] for row in rows]  # the ends of long ones may alone differ
+    names = [row["variant"] for row in rows]  # in full: long ones may differ at their ends only
     figure, (axis,) = make_figure(4.3 + 0.08 * max(map(len, names)), 1.5 + 0.5 * len(rows))
     several = False
     for i, test in enumerate(row[key] for row in rows):

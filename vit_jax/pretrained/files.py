@@ -118,7 +118,7 @@ def _parse_npy(content, name):
         shape, is_fortran, dtype = readers[major](file)
     except MemoryError:  # from Python's parser, if nested too deeply
         raise ValueError(f"{name} has an invalid header") from None
-    if any(side < 0 for side in shape):  # of which reshape would compute one
+    if any(side < 0 for side in shape):  # reshape would compute it from the others
         raise ValueError(f"{name} has the shape {shape}")
     if dtype.hasobject:
         raise ValueError(f"{name} contains Python objects, which can execute arbitrary code")

@@ -255,7 +255,7 @@ def fit(
     notes["loaded"] = "the head's classes in the dataset's order" if reordered else ""
     table_rows = [(what, paths, notes.get(what, "")) for what, paths in rows.items() if paths]
     identity = {key: info[key] for key in ("checksum", "resize")}
-    # Earlier versions did not sort it.
+    # Runs of earlier versions, which did not sort heads, are other runs.
     return Fitted(arrays, table_rows, identity | ({"head": "sorted"} if reordered else {}))
 
 

@@ -72,7 +72,7 @@ def _draw_groups(finding, diagnosis):
 
 
 def _contact_sheet(diagnosis):
-    """Draw training images of each of the first classes, at random with a fixed seed."""
+    """Draw training images of up to SHEET classes, at random with a fixed seed."""
     found, names = diagnosis.survey, diagnosis.class_names
     readable = found.readable
     rows = readable[found.split[readable] == "train"]
