@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from tiny_bands import save_scenes, scene, tiff
 from tiny_configs import make_config
-from tiny_images import folder_config, tfds_config
+from tiny_images import folder_config, png16, tfds_config
 from tiny_runs import last_state, run
 from tiny_weights import save_weights
 
@@ -43,6 +43,24 @@ def test_tiff_files_of_any_layout_are_read(order, options, planar, tile):
     array = scene(0, side=19)
     content = tiff(array, order, planar, tile=tile, **options)
     np.testing.assert_array_equal(read_tiff(content, MANY), array)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("options", [{}, {"deflate": True}])
+def test_16_bit_colours_in_planes_are_those_of_interleaved_ones(options, orientation):
+    array = scene(3, 3, 19) * 16
+    array[:8] //= 2  # to see a turn
+    tags = [(262, 2), (274, orientation)]  # RGB
+    files = [tiff(array, planar=planar, tags=tags, **options) for planar in (False, True)]
+    found = [read_image(io.BytesIO(content), 19, 3) for content in files]
+    np.testing.assert_array_equal(*found)
+    expected = array if orientation == 1 else np.rot90(array, -1)
+    np.testing.assert_allclose(found[1], expected / 257, atol=1)
+
+
+def test_four_bands_of_a_16_bit_png_keep_their_levels():
+    array = scene(4, 4, 19)  # 12 bits
+    np.testing.assert_array_equal(read(png16(array), 4, MANY), array)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint32, np.float32, np.float64])

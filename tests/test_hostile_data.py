@@ -98,12 +98,13 @@ def test_odd_exif_data_do_not_hide_the_orientation(tmp_path):
     assert read_image(tmp_path / "x.jpg", 16, 3)[:, 10:, 0].min() > 200  # turned by 180 degrees
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_exif_orientation_is_applied(tmp_path, orientation):
+def test_the_exif_orientation_is_applied(tmp_path, orientation, suffix):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    LEFT_RED.save(tmp_path / "x.jpg", exif=exif, quality=95)
-    image = read_image(tmp_path / "x.jpg", 16, 3)
+    LEFT_RED.save(tmp_path / f"x.{suffix}", exif=exif, quality=95)
+    image = read_image(tmp_path / f"x.{suffix}", 16, 3)
     # Position of the stored left side (EXIF 2.3, tag Orientation).
     side = {1: "left", 2: "right", 3: "right", 4: "left"}.get(orientation)
     side = side or {5: "top", 6: "top", 7: "bottom", 8: "bottom"}[orientation]

@@ -78,6 +78,14 @@ def test_labels_are_read_from_a_table(tmp_path, form):
     assert [len(found[split]) for split in ("train", "val", "test")] == [14, 2, 4]
 
 
+def test_labels_outnumber_the_delimiters_of_a_table_without_a_header(tmp_path):
+    flat(tmp_path)
+    lines = ["", "0.png,red;blue;green", *(f"{i}.png,red" for i in range(1, 20))]
+    path = write(tmp_path, lines)
+    source = open_source(config_of(tmp_path, labels=str(path), multi_label=True))
+    assert source.class_names == ["blue", "green", "red"]
+
+
 def test_columns_are_found_or_named(tmp_path, capsys):
     flat(tmp_path)
     lines = ["x,y2,z"] + [f"{i}.png,{EXPECTED[i]},{i // 10}" for i in range(20)]
@@ -226,7 +234,8 @@ def test_a_pattern_finds_labels_and_splits_in_paths(tmp_path):
     for i in range(12):
         split = "train" if i < 8 else "test"
         save(tmp_path / "photos" / f"{split}ing" / f"{i}-{EXPECTED[i]}.png", i)
-    for pattern in (r"(?P<split>train|test)ing/\d+-(?P<label>\w+)", r"-(\w+)"):
+    whole = r"(?P<split>train|test)ing/\d+-"
+    for pattern in (whole + r"(?P<label>\w+)", whole + r"(\w+)", r"-(\w+)"):
         found = contents(config_of(tmp_path, label_pattern=pattern, val_size=2))
         assert found["test"] == {i: EXPECTED[i] for i in range(8, 12)}
 
@@ -335,7 +344,7 @@ def test_unreadable_images_are_an_error_or_skipped(tmp_path, capsys):
             "is not a regular expression",
         ),
         (
-            {"data.name": "folder", "data.dir": "x", "data.label_pattern": "x"},
+            {"data.name": "folder", "data.dir": "x", "data.label_pattern": "(?P<split>x)"},
             "has no group: put the part that is the label in parentheses",
         ),
     ],

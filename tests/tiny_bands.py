@@ -12,8 +12,11 @@ def scene(seed, bands=13, side=8, dtype=np.uint16):
     return (rng.random((side, side, bands)) * np.linspace(900, 4000, bands)).astype(dtype)
 
 
-def tiff(array, order="<", planar=False, deflate=False, predictor=1, rows=3, tile=0):
-    """Encode [h, w, bands] as a TIFF file of strips of `rows` rows, or of square tiles."""
+def tiff(array, order="<", planar=False, deflate=False, predictor=1, rows=3, tile=0, tags=()):
+    """Encode [h, w, bands] as a TIFF file of strips of `rows` rows, or of square tiles.
+
+    `tags` are further ones, (number, value).
+    """
     height, width, bands = array.shape
     array = array.astype(array.dtype.newbyteorder(order))
     kind = {"u": 1, "i": 2, "f": 3}[array.dtype.kind]
@@ -38,7 +41,7 @@ def tiff(array, order="<", planar=False, deflate=False, predictor=1, rows=3, til
     starts = [8 + sum(sizes[:i]) for i in range(len(sizes))]
     entries = {256: [width], 257: [height], 258: [8 * array.itemsize] * bands}
     entries |= {259: [8 if deflate else 1], 262: [1], 277: [bands], 284: [2 if planar else 1]}
-    entries |= {317: [predictor], 339: [kind] * bands}
+    entries |= {317: [predictor], 339: [kind] * bands} | {tag: [value] for tag, value in tags}
     if tile:
         entries |= {322: [tile], 323: [tile], 324: starts, 325: sizes}
     else:

@@ -59,8 +59,8 @@ def tfds_config(root, **keys):
 
 
 def png16(array):
-    """Encode uint16 [h, w] or [h, w, 3], which Pillow cannot write in colour."""
-    colour_type = 2 if array.ndim == 3 else 0
+    """Encode uint16 [h, w], [h, w, 3] or [h, w, 4], which Pillow cannot write in colour."""
+    colour_type = 0 if array.ndim == 2 else {3: 2, 4: 6}[array.shape[-1]]
 
     def chunk(name, data):
         content = name + data

@@ -72,7 +72,7 @@ def mix(
     Args:
       key: random key of the step.
       images: float [b, height, width, channels].
-      targets: float [b, classes], which sum to 1.
+      targets: float [b, classes], which sum to 1 with one class per image.
       mixup_alpha: 0 for no mixup.
       cutmix_alpha: 0 for no CutMix.
       cutmix_rate: fraction of CutMix among mixed images, if both alphas are above 0.

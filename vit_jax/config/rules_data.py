@@ -159,10 +159,12 @@ def _validate_labels(data):
 
 
 def parse_pattern(text: str) -> re.Pattern:
-    """Compile `config.data.label_pattern`, whose group "label", else the first, is the label.
+    """Compile `config.data.label_pattern`.
+
+    The label is its group "label", else the first one that is not "split".
 
     Raises:
-      UserError: it is not a regular expression, or has no group.
+      UserError: it is not a regular expression, or has no such group.
     """
     try:
         pattern = re.compile(text)
@@ -170,7 +172,7 @@ def parse_pattern(text: str) -> re.Pattern:
         raise UserError(
             f"data.label_pattern={truncate_repr(text)} is not a regular expression: {error}"
         ) from None
-    if not pattern.groups:
+    if not pattern.groups - ("split" in pattern.groupindex):
         raise UserError(
             f"data.label_pattern={truncate_repr(text)} has no group: put the part that is the "
             "label in parentheses"

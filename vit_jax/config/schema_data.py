@@ -101,7 +101,11 @@ DATA = dict(
         "a centre crop; squash: to a square, without a crop",
         ("fit", "shorter_side", "squash"),
     ),
-    interpolation=Setting("bicubic", "interpolation of resized images", INTERPOLATIONS),
+    interpolation=Setting(
+        "bicubic",
+        "interpolation of images resized to stored_size; the device's own resizing is bilinear",
+        INTERPOLATIONS,
+    ),
     scaled_decoding=Setting(
         False,
         "decode a JPEG file at 1/2, 1/4 or 1/8 of its size if it is then still as large as the "

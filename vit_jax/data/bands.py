@@ -41,10 +41,11 @@ def read(file: Any, channels: int, max_pixels: int) -> np.ndarray:
         return arrange(read_tiff(content, max_pixels), channels)
     if content[:6] == _NPY:
         return arrange(np.load(io.BytesIO(content), allow_pickle=False), channels)
-    from vit_jax.data.images import open_image
+    from vit_jax.data.images import open_image, read_levels
 
     with open_image(io.BytesIO(content), max_pixels) as image:
-        return arrange(np.asarray(image), channels)
+        levels = read_levels(image, max_pixels)
+        return arrange(np.asarray(image) if levels is None else levels, channels)
 
 
 def arrange(array: np.ndarray, channels: int) -> np.ndarray:

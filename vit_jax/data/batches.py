@@ -83,7 +83,7 @@ class _Batches:
 
     @property
     def labels(self) -> np.ndarray:
-        """The labels of the examples, int [n]."""
+        """The labels of the examples, int [n]; with several each, uint8 [n, classes]."""
         raise NotImplementedError
 
     def _train_indices(self, seed, batch_size, balanced):
@@ -119,7 +119,7 @@ class ResidentBatches(_Batches):
 
     @property
     def labels(self) -> np.ndarray:
-        """The labels of the examples, int [n]."""
+        """The labels of the examples, int [n]; with several each, uint8 [n, classes]."""
         return self._labels
 
     def train(
@@ -185,7 +185,7 @@ class StreamingBatches(_Batches):
 
     @property
     def labels(self) -> np.ndarray:
-        """The labels of the examples, int [n], read when they are first needed."""
+        """The labels of the examples, as those of `ResidentBatches`, read when first needed."""
         return self._examples.labels
 
     def train(

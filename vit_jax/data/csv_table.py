@@ -3,6 +3,7 @@
 import csv
 import io
 import pathlib
+import re
 from collections.abc import Callable
 
 from vit_jax.runtime.errors import UserError, truncate_repr
@@ -16,7 +17,8 @@ def read_table(
     """Read a table: names of the columns, and (line number, cells) of each row.
 
     The delimiter is a tab in .tsv and .tab files, otherwise the comma, semicolon or tab that is the
-    most frequent in the first line. A byte order mark and blank lines are skipped.
+    most frequent outside of quotation marks in the first line, of those with which that has no
+    header if there are any. A byte order mark and blank lines are skipped.
 
     Args:
       path: the file.
@@ -30,8 +32,8 @@ def read_table(
     """
     what = f"{setting}={path}"
     text = _read_text(path, what)
-    first = text.partition("\n")[0]
-    delimiter = "\t" if path.suffix.lower() in (".tsv", ".tab") else max(",;\t", key=first.count)
+    is_tab = path.suffix.lower() in (".tsv", ".tab")
+    delimiter = "\t" if is_tab else _find_delimiter(text, has_header)
     rows = _parse(text, delimiter, what)
     if not rows:
         raise UserError(f"{what} is empty")
@@ -47,6 +49,13 @@ def read_table(
                 f"quote cells that contain {truncate_repr(delimiter)}"
             )
     return names, rows
+
+
+def _find_delimiter(text, has_header):
+    first = re.sub('"[^"]*"', "", text.lstrip().partition("\n")[0])
+    found = [one for one in ",;\t" if one in first]
+    rows = [one for one in found if not has_header([c.strip() for c in first.split(one)])]
+    return max(rows or found or [","], key=first.count)
 
 
 def _read_text(path, what):

@@ -44,6 +44,14 @@ def find_split(split: str, names: Iterable[str]) -> str:
     return ""
 
 
+def hold_out_hint(data_config, split: str, train_split: str) -> str:
+    """Advise on a split of `config.data` without usable examples."""
+    if split == train_split:
+        return "name another with data.train_split"
+    key = "val" if split == data_config.val_split or find_split("val", [split]) else "test"
+    return f"set data.{key}_split=hold_out to hold it out from the training examples"
+
+
 def walk(folder: pathlib.Path) -> Iterator[tuple[pathlib.Path, bool]]:
     """Yield (path, whether it is a file) of all below a folder that is not hidden.
 
@@ -215,11 +223,10 @@ class Folder:
             others += left[0]
             broken += left[1]
         if not files:
-            key = "val" if find_split("val", [split]) else "test"
             raise UserError(
                 f"{root} contains no images in class folders"
-                f"{', only unlabelled ones' if _has_images(root) else ''}: remove it, or set "
-                f"data.{key}_split=hold_out to hold this split out from the training images"
+                f"{', only unlabelled ones' if _has_images(root) else ''}: remove it, or "
+                f"{hold_out_hint(self._config, split, self.train_split)}"
             )
         if others:
             text = f"{root}: ignored {describe_suffixes(others)}, such as {others[0]}; formats "

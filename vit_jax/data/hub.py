@@ -22,8 +22,8 @@ def locate(config) -> Files:
     """Find the files of each split of the dataset `hf:NAME_OR_FOLDER`, or download them.
 
     `data.dir`, if set, is a folder of local copies, or the copy itself, if it has the name of the
-    dataset. Otherwise NAME is a folder,
-    a dataset in the cache of Hugging Face's packages, or one on the Hub, in this order.
+    dataset. Otherwise NAME is a folder, a dataset in the cache of Hugging Face's packages, or one
+    on the Hub, in this order.
 
     Raises:
       UserError: there is no such dataset, or it cannot be downloaded.

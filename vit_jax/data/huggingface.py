@@ -10,7 +10,7 @@ import numpy as np
 
 from vit_jax.data import arrow, decoded
 from vit_jax.data.examples import MOST_SAMPLED, Examples, as_label, spread
-from vit_jax.data.folders import find_readable, find_split
+from vit_jax.data.folders import find_readable, hold_out_hint
 from vit_jax.data.hub import locate
 from vit_jax.data.images import (
     decide_levels,
@@ -128,14 +128,9 @@ class HuggingFace:
             index = table.schema.get_field_index(self._label)
             table = table.set_column(index, self._label, table[index].cast(kind.value_type))
         if not len(table):
-            raise UserError(f"split {split!r} of {self._where} is empty: {self._hold_out(split)}")
+            hint = hold_out_hint(self._config, split, self.train_split)
+            raise UserError(f"split {split!r} of {self._where} is empty: {hint}")
         return table
-
-    def _hold_out(self, split):
-        key = "val" if split == self._config.val_split or find_split("val", [split]) else "test"
-        if split == self.train_split:
-            return "name another with data.train_split"
-        return f"set data.{key}_split=hold_out to hold it out from the training examples"
 
     @functools.cached_property
     def class_names(self) -> list[str]:
@@ -168,7 +163,9 @@ class HuggingFace:
             if name in numbers:
                 continue
             if not name or value == -1:
-                hint = self._hold_out(split) if split else "remove these rows"
+                hint = "remove these rows"
+                if split:
+                    hint = hold_out_hint(self._config, split, self.train_split)
                 raise UserError(
                     f"{self._in(split)} has rows without a label in column {self._label}: {hint}"
                 )
@@ -256,8 +253,8 @@ class HuggingFace:
                 raise UserError(f"{error}; data.skip_corrupt=True skips such images") from None
 
         def identity():
-            if not config.cache_decoded:
-                return None
+            if not config.cache_decoded or self._columns(split)[0].null_count:
+                return None  # images outside of the files may change without them
             files = [os.path.realpath(path) for path in self._files[split]]
             state = decoded.state_of(files)
             return identity_of(config, self.level_range, self._image, state, labels.tolist())

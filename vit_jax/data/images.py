@@ -12,7 +12,7 @@ import PIL
 from PIL import ExifTags, Image, features
 
 from vit_jax.config import resized_side
-from vit_jax.data import bands, decoded
+from vit_jax.data import bands, decoded, tiff
 from vit_jax.data.resizing import Resize, make_resize
 from vit_jax.runtime.errors import UserError
 
@@ -43,7 +43,7 @@ else:
     pillow_heif.register_heif_opener()
 FORMATS = tuple(_KINDS)
 IMAGE_SUFFIXES = tuple(suffix for suffixes in _KINDS.values() for suffix in suffixes) + _ARRAYS
-PIXELS = 2  # increase when `to_array` changes its result: invalidates cached images
+PIXELS = 3  # increase when `to_array` changes its result: invalidates cached images
 
 FULL_RANGE = (0.0, 65535.0)
 WHITE = (255.0,)
@@ -87,6 +87,7 @@ def to_array(
     level_range: tuple[float, ...] = (),
     resize: Resize = FIT,
     scaled_decoding: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """Orient, convert and resize to uint8 [size, size, channels].
 
@@ -100,6 +101,7 @@ def to_array(
       resize: rule of resizing.
       scaled_decoding: decode a JPEG file, not loaded yet, at the smallest of the scales 1, 1/2, 1/4
         and 1/8 at which both sides have at least `size` pixels.
+      max_pixels: of the image.
 
     Raises:
       UserError: without `level_range`, the levels end below a sixteenth of `FULL_RANGE`.
@@ -108,7 +110,7 @@ def to_array(
         return bands.to_array(bands.arrange(image, channels), size, level_range, resize)
     if scaled_decoding:
         image.draft(None, (size, size))
-    deep = _read_deep_colours(image)
+    deep = _read_deep_colours(image, max_pixels)
     if deep is not None:
         image.paste(Image.fromarray(scale_levels(deep, level_range)))
     image = orient(image)
@@ -133,6 +135,7 @@ def orient(image: Image.Image) -> Image.Image:
 
     `ImageOps.exif_transpose` removes it, and fails if other tags cannot be written.
     """
+    image.load()  # which turns a TIFF file, and removes its tag
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # damaged EXIF data, of many types
@@ -158,7 +161,7 @@ def read_image(
             array = bands.read(file, channels, max_pixels)
             return to_array(array, size, channels, **options)
         with open_image(file, max_pixels) as image:
-            return to_array(image, size, channels, **options)
+            return to_array(image, size, channels, max_pixels=max_pixels, **options)
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises many types for a broken file
@@ -171,7 +174,8 @@ def read_image(
 def open_image(file: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open a path or binary file of a known format and of at most `max_pixels` pixels."""
     # Pillow's limit is one of the process, for all that reads images there: it is never lowered.
-    Image.MAX_IMAGE_PIXELS = -(-max(MAX_PIXELS, max_pixels) // 2)  # twice as many are an error
+    if Image.MAX_IMAGE_PIXELS is not None:  # twice as many are an error
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, -(-max_pixels // 2))
     image = Image.open(file, formats=FORMATS)
     if (pixels := image.width * image.height) > max_pixels:
         image.close()
@@ -197,13 +201,18 @@ def has_alpha(image: Image.Image) -> bool:
     return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
 
 
-def _flatten(image, background):
-    """Composite an image with transparency on a background."""
+def to_rgba(image: Image.Image) -> Image.Image:
+    """Convert an image with transparency to RGBA."""
     if image.mode == "La":  # the only mode that Pillow does not convert directly
         image = image.convert("LA")
+    return image.convert("RGBA")
+
+
+def _flatten(image, background):
+    """Composite an image with transparency on a background."""
     colour = tuple(round(level) for level in background) * (4 - len(background))
     below = Image.new("RGBA", image.size, (*colour[:3], 255))
-    return Image.alpha_composite(below, image.convert("RGBA")).convert("RGB")
+    return Image.alpha_composite(below, to_rgba(image)).convert("RGB")
 
 
 def describe_transparency(files: Iterable[bytes], background: tuple[float, ...]) -> str | None:
@@ -213,7 +222,7 @@ def describe_transparency(files: Iterable[bytes], background: tuple[float, ...])
         total += 1
         with contextlib.suppress(Exception), open_image(io.BytesIO(data)) as image:
             if has_alpha(image):
-                count += np.asarray(image.convert("RGBA"))[..., 3].min() < 255
+                count += np.asarray(to_rgba(image))[..., 3].min() < 255
     if not count:
         return None
     levels = ",".join(f"{level:g}" for level in background)
@@ -230,14 +239,18 @@ def _is_deep_grey(image):
     return image.mode.startswith("I") or image.mode == "F"
 
 
-def _read_deep_colours(image):
+def _read_deep_colours(image, max_pixels):
     """Read a colour image of 16 bits per channel, which Pillow cuts to the upper 8: [h, w, c].
 
-    Returns None for other images. Raises UserError if the lower 8 bits matter but are not readable.
+    It is turned by its orientation if Pillow turns it when it loads it, as a TIFF file. Returns
+    None for other images. Raises UserError if the lower 8 bits matter but are not readable.
     """
     stream: Any = getattr(image, "fp", None)
     if image.mode not in ("RGB", "RGBA") or not getattr(image, "tile", None) or not stream:
         return None
+    if image.format == "TIFF" and tiff.is_planar(image, 16):
+        stream.seek(0)
+        return _turn(tiff.read_tiff(stream.read(), max_pixels), image)
     arguments = image.tile[0].args
     raw, *more = arguments if isinstance(arguments, tuple) else (arguments,)
     is_deep_ppm = image.tile[0].codec_name == "ppm" and more[0] > 255  # its largest level
@@ -245,12 +258,12 @@ def _read_deep_colours(image):
         return None
     stream.seek(0)
     content = stream.read()
-    upper: Any = open_image(io.BytesIO(content))
+    upper: Any = open_image(io.BytesIO(content), max_pixels)
     upper = np.asarray(upper, np.uint16)
     # In the other byte order, Pillow reads the lower 8 bits.
     kind, _, order = raw.partition(";16")
     if kind in ("RGB", "RGBA") and image.format in ("PNG", "TIFF"):
-        lower: Any = open_image(io.BytesIO(content))
+        lower: Any = open_image(io.BytesIO(content), max_pixels)
         swapped = f"{kind};16{'L' if order == 'B' else 'B'}"
         given = (swapped, *more) if isinstance(arguments, tuple) else swapped
         lower.tile = [tile._replace(args=given) for tile in lower.tile]
@@ -260,9 +273,20 @@ def _read_deep_colours(image):
     return upper * 257
 
 
-def read_levels(image: Image.Image) -> np.ndarray | None:
+def _turn(array, image):
+    """Turn an array [h, w, c] by the EXIF orientation of an image."""
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    if orientation not in _TURNS:
+        return array
+    places = Image.fromarray(
+        np.arange(array[..., 0].size, dtype=np.int32).reshape(image.size[::-1])
+    )
+    return array.reshape(-1, array.shape[-1])[np.asarray(places.transpose(_TURNS[orientation]))]
+
+
+def read_levels(image: Image.Image, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
     """Read the levels of an image of more than 8 bits per channel; None for other images."""
-    return np.asarray(image) if _is_deep_grey(image) else _read_deep_colours(image)
+    return np.asarray(image) if _is_deep_grey(image) else _read_deep_colours(image, max_pixels)
 
 
 def sample_levels(file: Any, config) -> np.ndarray | None:
@@ -271,7 +295,7 @@ def sample_levels(file: Any, config) -> np.ndarray | None:
         levels = bands.read(file, config.channels, config.max_pixels)
         return None if levels.dtype == np.uint8 else levels
     with open_image(file, config.max_pixels) as image:
-        return read_levels(image)
+        return read_levels(image, config.max_pixels)
 
 
 def scale_levels(levels: np.ndarray, level_range: tuple[float, ...]) -> np.ndarray:

@@ -214,10 +214,12 @@ def _match_names(config, index):
     """Make a row of each image, whose label and split are in its name; raises UserError."""
     pattern = parse_pattern(config.label_pattern)
     groups, rows, unmatched = pattern.groupindex, [], []
+    others = [number for number in range(1, pattern.groups + 1) if number != groups.get("split")]
+    label_group = groups.get("label") or others[0]
     whole = "/" in config.label_pattern
     for name, path in index.paths.items():
         match = pattern.search(name if whole else path.name)
-        label = class_of(match["label" if "label" in groups else 1]) if match else ""
+        label = class_of(match[label_group]) if match else ""
         split = (match["split"] or "" if "split" in groups else "") if match else ""
         if not label or ("split" in groups and not split):
             unmatched.append(name)

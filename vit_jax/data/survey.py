@@ -14,7 +14,15 @@ from PIL import Image, UnidentifiedImageError
 from vit_jax.data.bands import is_array, show
 from vit_jax.data.duplicates import SIDE
 from vit_jax.data.examples import Examples
-from vit_jax.data.images import has_alpha, open_image, options_of, orient, read_levels, to_array
+from vit_jax.data.images import (
+    has_alpha,
+    open_image,
+    options_of,
+    orient,
+    read_levels,
+    to_array,
+    to_rgba,
+)
 from vit_jax.data.jpeg import inspect_jpeg
 from vit_jax.data.resizing import Resize
 from vit_jax.runtime.errors import UserError, first_line
@@ -135,7 +143,7 @@ def _measure_file(data, config, options):
     with open_image(io.BytesIO(data), config.max_pixels) as image:
         record = Record(format=image.format or "", mode=image.mode, size=image.size)
         found: dict[str, Any] = {"jpeg": inspect_jpeg(data)}
-        levels = read_levels(image)
+        levels = read_levels(image, config.max_pixels)
         if levels is not None:
             found |= _levels(levels, options["level_range"])
         else:
@@ -143,10 +151,10 @@ def _measure_file(data, config, options):
             side = max(4 * SIDE, 2 * options["size"])
             image.draft(None, (side, side))
             if has_alpha(image):
-                alpha = np.asarray(image.convert("RGBA"))[..., 3]
+                alpha = np.asarray(to_rgba(image))[..., 3]
                 found["is_transparent"] = bool(alpha.min() < 255)
         scaled = image.size != record.size
-        array = to_array(image, **options)
+        array = to_array(image, max_pixels=config.max_pixels, **options)
         plain = orient(image.convert("RGBA") if image.mode in ("P", "PA") else image)
         found["digest"] = _digest(data if scaled else repr(plain.size).encode() + plain.tobytes())
         found |= _pixels(array, image, options)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vit_jax.data import bands, decoded, prepare
 from vit_jax.data.examples import MOST_SAMPLED, Examples, spread
-from vit_jax.data.folders import holds_photos
+from vit_jax.data.folders import hold_out_hint, holds_photos
 from vit_jax.data.images import (
     decide_levels,
     identity_of,
@@ -114,7 +114,8 @@ class Tfds:
         for i in sorted(set(spread(len(records), MOST_SAMPLED))) if len(records) else ():
             with self._reading(split):
                 image = self._open(records.__getitems__([i])[0][key])
-                levels = read_levels(image) if isinstance(image, Image.Image) else image
+                is_image = isinstance(image, Image.Image)
+                levels = read_levels(image, self._config.max_pixels) if is_image else image
             if levels is not None and levels.dtype != np.uint8:
                 yield levels
 
@@ -214,9 +215,8 @@ class Tfds:
         records, config = self._records(split), self._config
         keys = (config.image_key, config.label_key)
         if not len(records):
-            raise UserError(
-                f"split {split!r} of {config.name} is empty: {_hold_out(config, split)}"
-            )
+            hint = hold_out_hint(config, split, self.train_split)
+            raise UserError(f"split {split!r} of {config.name} is empty: {hint}")
 
         def fetch(indices):
             with self._reading(split):
@@ -229,7 +229,7 @@ class Tfds:
             if not self._is_named:
                 labels = np.searchsorted(self._values, labels)
             elif (labels < 0).any():
-                hint = _hold_out(config, split)
+                hint = hold_out_hint(config, split, self.train_split)
                 raise UserError(f"split {split!r} of {config.name} has no labels: {hint}")
             return labels.astype(np.int32)
 
@@ -314,11 +314,6 @@ def _is_label_sequence(feature):
 
 def _plain(label):
     return label.decode(errors="replace") if isinstance(label, bytes) else label
-
-
-def _hold_out(config, split):
-    key = "val" if split == config.val_split or "val" in split else "test"
-    return f"set data.{key}_split=hold_out to hold it out from the training examples"
 
 
 def _open_builder(config, directory):

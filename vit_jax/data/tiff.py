@@ -26,6 +26,11 @@ def is_tiff(content: bytes) -> bool:
     return content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
+def is_planar(image: Any, bits: int) -> bool:
+    """Whether an image that Pillow has opened stores each band apart, with so many bits."""
+    return image.tag_v2.get(_PLANAR) == 2 and set(image.tag_v2.get(_BITS, ())) == {bits}
+
+
 def read_tiff(content: bytes, max_pixels: int) -> np.ndarray:
     """Read all bands of all pages, [height, width, bands] of any dtype.
 
@@ -121,6 +126,7 @@ def _decompress(tags, pieces, layout, tiled):
         directory += struct.pack("<HHI", tag, 4, len(numbers)) + packed
     file = struct.pack("<2sHI", b"II", 42, end) + data + directory + struct.pack("<I", 0) + values
     count = row * tall * across * down  # bytes, which Pillow compares with its limit of pixels
-    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, count)
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, count)
     with TiffImagePlugin.TiffImageFile(io.BytesIO(file)) as image:
         return np.asarray(image)

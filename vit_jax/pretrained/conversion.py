@@ -168,7 +168,10 @@ def _known(name, arrays, side, given, source):
         width = len(arrays["patch_embed.proj.weight"])
         if "architecture" in given and not architectures.facts(titles[:1], width):
             raise UserError(f"{source}: {titles[0]} is not a plain ViT of timm with width {width}")
-        known = architectures.facts(titles, width) | known
+        facts = architectures.facts(titles, width)
+        if "fc_norm.weight" in arrays and "norm.weight" not in arrays:
+            facts.pop("model.pool", None)  # changed, to a mean or a maximum
+        known = facts | known
     if "data.image_size" in known:
         try:
             known["data.image_size"] = files.sides(known["data.image_size"])

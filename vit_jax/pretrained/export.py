@@ -33,6 +33,7 @@ def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
     notes = []
     if stored != resized_side(data):
         notes = [f"the file cannot record data.stored_size={stored}, the first of two resizings"]
+        config.data.interpolation = "bilinear"  # of the second, on the device
     if info.get("scaled_decoding"):
         notes.append("the file cannot record data.scaled_decoding=True")
     if info.get("multi_label"):
@@ -202,8 +203,7 @@ def _for_dinov2(arrays, model):
         arrays |= {path: np.ones(width, np.float32) for path in paths}
     theirs = formats.to_theirs("hf_dinov2", arrays)
     if model.mlp == "swiglu":
-        names = {".fc1.": ".weights_in.", ".fc2.": ".weights_out."}
-        for old, new in names.items():
+        for old, new in ((".fc1.", ".weights_in."), (".fc2.", ".weights_out.")):
             theirs = {key.replace(old, new): array for key, array in theirs.items()}
     return theirs | {"embeddings.mask_token": np.zeros((1, width), np.float32)}
 
@@ -280,7 +280,7 @@ def _ratio(hidden, width):
 def _hf_configs(config, info):
     data, model = config.data, config.model
     mean, std = _mean_and_std(data)
-    names = info["class_names"] or [f"LABEL_{i}" for i in range(info["num_classes"])]
+    classes = info["class_names"] or [f"LABEL_{i}" for i in range(info["num_classes"])]
     content = {
         **_hf_class(model),
         "image_size": data.image_size,
@@ -295,8 +295,8 @@ def _hf_configs(config, info):
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         **({"problem_type": "multi_label_classification"} if info.get("multi_label") else {}),
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: i for i, name in enumerate(names)},
+        "id2label": dict(enumerate(classes)),
+        "label2id": {name: i for i, name in enumerate(classes)},
     }
     preprocessor = {
         **preprocessing.write_processor(data),
