@@ -10,10 +10,12 @@ from PIL import Image
 
 import vit_jax
 from vit_jax import UserError
+from vit_jax.config.loading import select_variants
 from vit_jax.training.teacher import distillation_loss
 
 pytestmark = pytest.mark.usefixtures("one_device", "no_figures")
 RNG = np.random.default_rng(0)
+FILES = ("config.json", "summary.json")
 CNN = {"model.name": "resnet18", "model.hidden_size": 4}
 VIT = {
     "data.mean": (0.3,),  # unlike the teacher's
@@ -122,10 +124,36 @@ def test_a_distilled_run_is_not_lengthened(sweep):
         run(sweep.workdir, {"cnn": CNN, "student": student}, num_seeds=2, epochs=2.0)
 
 
+def test_a_lengthened_teacher_does_not_change_under_its_students(tmp_path):
+    student = VIT | {"train.teacher": "cnn", "train.distill_temperature": 4.0}
+    run(tmp_path / "distil", {"cnn": CNN, "student": student})
+    longer = {"cnn": CNN | {"train.epochs": 2.0}, "student": student}
+    with pytest.raises(UserError, match="variant cnn, whose training would be lengthened"):
+        run(tmp_path / "distil", longer)
+    # As after a kill in the second stage, which the same command finishes.
+    folder = tmp_path / "distil" / "cnn" / "seed_0"
+    record, done = (json.loads((folder / name).read_text()) for name in FILES)
+    record |= {"stages": [done], "config": record["config"] | {"train.epochs": 2.0}}
+    (folder / "config.json").write_text(json.dumps(record))
+    (folder / "SHA256SUMS").unlink()
+    with pytest.raises(UserError, match="started with other weights of its teacher"):
+        run(tmp_path / "distil", longer)
+    assert json.loads((folder / "summary.json").read_text())["epochs"] == 2
+
+
 def test_a_variant_is_loaded_with_its_teacher():
     loaded = vit_jax.load_config("digits_ladder", variant="distilled")
     assert list(loaded.variants) == ["resnet18", "distilled"]
     assert list(vit_jax.load_config("digits_ladder", variant="muon").variants) == ["muon"]
+
+
+def test_selected_variants_of_a_base_with_a_teacher_and_of_a_circle():
+    config = vit_jax.get_config()
+    config.train.teacher = "big"
+    variants = {"big": {"train.teacher": ""}, "small": {}, "other": {"train.teacher": "other"}}
+    experiment = vit_jax.Experiment("distil", config, variants)
+    assert list(select_variants(experiment, ["small"]).variants) == ["big", "small"]
+    assert list(select_variants(experiment, ["other"]).variants) == ["other"]
 
 
 @pytest.mark.parametrize(
@@ -137,6 +165,10 @@ def test_a_variant_is_loaded_with_its_teacher():
         ({"train.distill_weight": 1.0, "train.label_smoothing": 0.1}, "label_smoothing=0.1 has no"),
         ({"freeze": "none_trained"}, "has no effect with freeze=none_trained"),
         ({"data.image_size": 16}, "was trained with data.image_size=8, but data.image_size=16"),
+        (
+            {"train.teacher": "cnn", "data.image_size": 12},
+            "teacher cnn has data.image_size=8",
+        ),
         ({"data.name": "folder"}, "lacks the classes a, b"),
     ],
 )
@@ -153,4 +185,5 @@ def test_unusable_teachers_are_refused(sweep, tmp_path, overrides, message):
                     image.save(tmp_path / "data" / split / name / f"{i}.png")
         overrides = overrides | {"data.dir": str(tmp_path / "data"), "train.batch_size": 8}
     with pytest.raises(UserError, match=message):
-        run(tmp_path / "runs", {"student": VIT | teacher | overrides})
+        cnn = {"cnn": CNN} if overrides.get("train.teacher") == "cnn" else {}
+        run(tmp_path / "runs", cnn | {"student": VIT | teacher | overrides})

@@ -82,7 +82,11 @@ def test_the_checksum_of_initial_weights_decides_not_their_path(weights, tmp_pat
     run(runs, init_from=str(moved), train__epochs=2.0, **rates)  # lengthened
     record = run_folder.read_config(tuned)
     assert record["config"]["init_from"] == str(moved) and len(record["stages"]) == 1
-    for other in (str(weights[1]), ""):
+    record = json.loads((moved / "config.json").read_text())
+    record["data"]["classes"][0] = "nought"  # another head would be loaded, with the same arrays
+    (moved / "config.json").write_text(json.dumps(record))
+    (moved / "SHA256SUMS").unlink()
+    for other in (str(weights[1]), str(moved), ""):
         with pytest.raises(UserError, match=rf"present ones \({other or 'no init_from'}\)"):
             run(runs, init_from=other, train__epochs=2.0, **rates)
 

@@ -35,7 +35,7 @@ from vit_jax.config.loading import (
 )
 from vit_jax.config.reference import settings_help
 from vit_jax.runtime.errors import Diverged, UserError, describe_error, suggest
-from vit_jax.runtime.files import read_json
+from vit_jax.runtime.files import expand, read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,7 +66,7 @@ class Results:
         """Read the results of a finished experiment; raises UserError if there are none."""
         from vit_jax.storage.run_folder import current_keys  # imports JAX
 
-        folder = pathlib.Path(workdir).expanduser()
+        folder = expand(workdir)
         try:
             found = json.loads((folder / "results.json").read_text())
         except (OSError, ValueError):
@@ -178,7 +178,7 @@ def train(
 
 def _folder_of(experiment, workdir):
     """Name the output folder, by default runs/NAME."""
-    return pathlib.Path(workdir or pathlib.Path("runs") / experiment.name).expanduser()
+    return expand(workdir or pathlib.Path("runs") / experiment.name)
 
 
 def _run_experiment(
@@ -327,7 +327,9 @@ def _describe_choices(rows):
         # If the largest of the three is missing, it has diverged: this is not the end of the range.
         if rate == min(rates) or (rate == max(rates) and len(rates) > 2):
             text += "; it is at the end of the range: sweep again from there, with "
-            text += f"--config.optim.learning_rate={rate:g}"
+            text += f"--variant={name} " * bool(name) + f"--config.optim.learning_rate={rate:g}"
+            if end := best["overrides"].get("optim.end_learning_rate"):
+                text += f" --config.optim.end_learning_rate={end:g}"
         yield text
 
 

@@ -30,8 +30,9 @@ class Experiment:
       variants: {variant: {"section.key": value}}; {} for a single variant "base".
       published: {source: published order of the variants}.
       given: keys that were overridden.
-      ladder: whether each variant adds something to the one before it: the table keeps their order
-        and compares neighbours.
+      ladder: the rungs of the config file in order, of which each adds something to the one before
+        it: the table keeps their order and compares neighbours. Teachers are no rungs; () where
+        variants are alternatives.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Experiment:
     variants: dict[str, dict] = dataclasses.field(default_factory=dict)
     published: dict[str, str] = dataclasses.field(default_factory=dict)
     given: frozenset[str] = frozenset()
-    ladder: bool = False
+    ladder: tuple[str, ...] = ()
 
 
 def load_config(
@@ -72,30 +73,37 @@ def load_config(
         variants=variants,
         published=published,
         given=frozenset(overrides),
-        ladder=ladder,
+        ladder=_rungs(variants) if ladder else (),
     )
     return experiment if variant is None else select_variants(experiment, [variant])
 
 
 def select_variants(experiment: Experiment, names: Sequence[str]) -> Experiment:
     """Select variants of an experiment, and those that teach them; raises UserError."""
-    known, chosen = experiment.variants or ["base"], {}
+    known, chosen = experiment.variants or ["base"], set[str]()
     for name in names:
         if name not in known:
             raise UserError(
                 f"variant={truncate_repr(name)} is unknown: use one of {', '.join(known)}"
             )
-        chosen |= _with_teachers(experiment.variants, name)
+        chosen.update(_with_teachers(experiment, name))
     variants = {name: one for name, one in experiment.variants.items() if name in chosen}
     return dataclasses.replace(experiment, variants=variants)
 
 
-def _with_teachers(variants, name):
-    """Select a variant and, before it, its `train.teacher` if that is a variant too."""
-    if name not in variants:  # "base", of a config without a sweep
-        return {}
-    teacher = variants[name].get("train.teacher")
-    return (_with_teachers(variants, teacher) if teacher else {}) | {name: variants[name]}
+def _rungs(variants):
+    """Name the variants that teach no other, in order."""
+    teachers = [overrides.get("train.teacher") for overrides in variants.values()]
+    return tuple(name for name in variants if name not in teachers)
+
+
+def _with_teachers(experiment, name):
+    """Name a variant and those that teach it, directly or as the teacher of a teacher."""
+    found, variants = [], experiment.variants
+    while name in variants and name not in found:  # a circle is refused later
+        found.append(name)
+        name = str(variants[name].get("train.teacher", experiment.config.train.teacher))
+    return found
 
 
 def sweep_learning_rate(experiment: Experiment, factor: float = 3.0) -> Experiment:
@@ -132,7 +140,7 @@ def sweep_learning_rate(experiment: Experiment, factor: float = 3.0) -> Experime
         variants=variants,
         published={},
         given=experiment.given.difference(replaced),
-        ladder=False,
+        ladder=(),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from vit_jax.data.csv_table import read_table
 from vit_jax.data.examples import Examples
 from vit_jax.runtime.errors import UserError, join_names, suggest, truncate_repr
+from vit_jax.runtime.files import expand
 
 COLUMNS = ("example", "label", "given", "dataset")
 
@@ -44,7 +45,7 @@ class Corrections:
 
 def read(path: str | os.PathLike) -> Corrections:
     """Read a file of corrected labels; raises UserError if it is not one."""
-    path = pathlib.Path(path).expanduser()
+    path = expand(path)
     names, rows = read_table(path, "data.relabel")
     if missing := [name for name in COLUMNS if name not in names]:
         raise UserError(

@@ -17,5 +17,6 @@ from vit_jax.pretrained.weights import Weights as Weights
 from vit_jax.pretrained.weights import check_shapes as check_shapes
 from vit_jax.pretrained.weights import describe as describe
 from vit_jax.pretrained.weights import fit as fit
+from vit_jax.pretrained.weights import identity_of as identity_of
 from vit_jax.pretrained.weights import save as save
 from vit_jax.pretrained.weights import table as table

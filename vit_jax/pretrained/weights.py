@@ -5,6 +5,7 @@ import json
 import operator
 import pathlib
 import re
+import zlib
 
 import jax
 import numpy as np
@@ -43,6 +44,7 @@ class Weights:
     BatchNorm's statistics begin with "batch_stats/". `info` has "format"; "source", a file's name;
     "settings", those of `KEYS`, `DATA_KEYS` and `PREPROCESSING`; "num_classes"; "class_names" or
     None; "resize", a key of RULE_NAMES; "assumed", the settings that no file records; "checksum".
+    Runs also have "step", "stored_size", "scaled_decoding", "multi_label" and "thresholds".
     """
 
     arrays: Arrays
@@ -114,6 +116,18 @@ def read_info(folder: pathlib.Path) -> dict:
         raise UserError(f"{path} is damaged: convert the weights again") from None
     check_settings(settings, path)
     return info
+
+
+def identity_of(info: dict) -> dict:
+    """Identify a model by its `Weights.info`: the "checksum" of its arrays and that of its "info".
+
+    The latter is of the class names and of the settings, without which the arrays do not decide a
+    prediction. Defaults are left out: a setting that is added later changes no identity.
+    """
+    texts = {key: json.dumps(value) for key, value in info["settings"].items()}
+    given = {k: text for k, text in texts.items() if text != json.dumps(SCHEMA[k].default)}
+    described = json.dumps([info["class_names"], given], sort_keys=True)
+    return {"checksum": info["checksum"], "info": zlib.crc32(described.encode())}
 
 
 def _are_strings(names):
@@ -201,7 +215,7 @@ class Fitted:
 
     arrays: Arrays
     rows: list[tuple[str, list[str], str]]  # table rows: (what was done, paths, why)
-    identity: dict  # {"checksum", "resize"} of the weights, and "head" if it was sorted
+    identity: dict  # `identity_of` the weights, "resize", and "head" if it was sorted
 
 
 def fit(
@@ -254,7 +268,7 @@ def fit(
     notes = {"resized": "; ".join(resizings), "reset": why_reset, "ignored": ignored}
     notes["loaded"] = "the head's classes in the dataset's order" if reordered else ""
     table_rows = [(what, paths, notes.get(what, "")) for what, paths in rows.items() if paths]
-    identity = {key: info[key] for key in ("checksum", "resize")}
+    identity = identity_of(info) | {"resize": info["resize"]}
     # Runs of earlier versions, which did not sort heads, are other runs.
     return Fitted(arrays, table_rows, identity | ({"head": "sorted"} if reordered else {}))
 

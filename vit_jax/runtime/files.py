@@ -42,6 +42,14 @@ def cache_folder() -> pathlib.Path | None:
     return base / "vit_jax"
 
 
+def expand(path: str | os.PathLike) -> pathlib.Path:
+    """Replace a leading ~ or ~USER by that home; raises UserError for an unknown user."""
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{os.fspath(path)} begins with ~ and the name of no user") from None
+
+
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Write a file so that a kill leaves either the old or the new text."""
     part = path.with_name(path.name + ".part")
@@ -60,6 +68,12 @@ def apply_umask(path: pathlib.Path) -> None:
     umask = os.umask(0o077)
     os.umask(umask)
     path.chmod(0o666 & ~umask)
+
+
+def empty_folder(folder: pathlib.Path) -> None:
+    """Remove the files in a folder, which need not exist."""
+    for path in folder.glob("*"):
+        path.unlink()
 
 
 def append(file, content: bytes) -> None:

@@ -119,7 +119,11 @@ class Checkpoints:
     def save(
         self, step: int, state, notes: dict, val_accuracy: float | None, lines: Sequence[str] = ()
     ) -> None:
-        """Start saving a tree of arrays; replace an existing checkpoint of this step.
+        """Start saving a tree of arrays.
+
+        A checkpoint of this step is kept as it is, saved before its evaluation was interrupted: to
+        replace it would be to have none for a moment. The next checkpoint records the evaluation,
+        and a run that is killed before that repeats it.
 
         `val_accuracy` selects the best checkpoint, None if the state was not evaluated; `notes` are
         JSON; `lines` are those of metrics.jsonl. Raises UserError if the disk is full, perhaps
@@ -127,17 +131,17 @@ class Checkpoints:
         """
         self.wait()
         with self._writing():
-            if step in self.steps:
-                self._manager.delete(step)
             best = self._policy.best
             if val_accuracy is not None and (best is None or val_accuracy >= best["val_accuracy"]):
                 best = {
                     "step": step,
                     "val_accuracy": val_accuracy,
-                    "before": self._manager.latest_step(),
+                    "before": max((one for one in self.steps if one < step), default=None),
                     "best_before": best and best["step"],
                 }
                 self._policy.best = best
+            if step in self.steps:
+                return
             notes = notes | {"checksum": checksum(state), "best": best}
             self._lines = list(lines)
             items = {"state": ocp.args.StandardSave(state), "notes": ocp.args.JsonSave(notes)}

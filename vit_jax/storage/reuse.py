@@ -74,7 +74,7 @@ def take_over(source: pathlib.Path, folder: pathlib.Path) -> dict:
     summary = read_json(copy / "summary.json")
     summary |= {
         "name": folder.parent.name,
-        "reused_from": os.path.relpath(source, folder.parents[2]),
+        "reused_from": os.path.relpath(source, folder.absolute().parents[2]),
     }
     run_folder.write_results(copy, read_json(copy / "test_report.json"), summary)
     shutil.rmtree(folder, ignore_errors=True)

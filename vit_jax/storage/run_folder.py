@@ -56,6 +56,8 @@ INPUTS = {
     "data.relabel": ("relabel", "corrected labels"),
     "data.labels": ("labels", "labels"),
 }
+# Keys of a fingerprint, and of the dicts in it, that earlier versions did not record.
+ADDED_KEYS = ("files", "info")
 # Settings whose runs cannot be lengthened: the teacher or the end of patch dropout would change, or
 # the run stopped early.
 _FIXED_LENGTH = ("train.teacher", "train.patch_drop_percent", "train.stop_after_evaluations")
@@ -68,9 +70,9 @@ def current_keys(record: dict) -> dict:
 
 def input_path(flat: Mapping, key: str) -> pathlib.Path:
     """Find the file of a setting of `INPUTS` in flattened settings; it need not exist."""
-    path = pathlib.Path(str(flat[key])).expanduser()
+    path = files.expand(str(flat[key]))
     if key == "data.labels" and not path.is_file():
-        path = pathlib.Path(str(flat["data.dir"])).expanduser() / path
+        path = files.expand(str(flat["data.dir"])) / path
     return path
 
 
@@ -119,22 +121,25 @@ def read_summary(folder: pathlib.Path, config: Config, seed: int) -> dict | None
     return None if changed else summary
 
 
-def check_input(folder: pathlib.Path, config: Config, key: str, checksum: int | None) -> None:
+def check_input(folder: pathlib.Path, config: Config, key: str, identity: dict | None) -> None:
     """Raise UserError if a run started with other contents than `key` names now, at any path.
 
     Args:
       folder: of the run.
       config: of the run, now.
       key: setting of `INPUTS`.
-      checksum: of the present contents; None if there are none, or it is not recorded.
+      identity: of the present contents, such as {"checksum"}; None if there are none.
     """
     record = read_config(folder)
     if record is None:
         return
     kind, what = INPUTS[key]
     before, now = record["config"].get(key, ""), plain_settings(config, 0)[key]
-    recorded = record.get("data", {}).get(kind, {}).get("checksum")
-    if recorded != checksum and (checksum is not None or before != now):
+    recorded = record.get("data", {}).get(kind, {})
+    # Each has keys that the other lacks: earlier versions recorded fewer.
+    shared = recorded.keys() & (identity or {}).keys()
+    is_same = bool(shared) and all(recorded[k] == identity[k] for k in shared if identity)
+    if not is_same and (identity or before != now):
         raise UserError(
             f"{folder} was started with other {what} ({before or f'no {key}'}) than the "
             f"present ones ({now or f'no {key}'}): restore those, or choose another --workdir"
@@ -157,25 +162,34 @@ def discard_damage(folder: pathlib.Path) -> None:
 
 
 def is_same_data(recorded: dict | None, fingerprint: dict) -> bool:
-    """Whether two fingerprints are those of the same data.
+    """Whether two fingerprints are those of the same data, weights and teacher.
 
-    "files" is compared if both have it: earlier versions recorded none, and neither do streamed
-    datasets whose examples are no files.
+    Keys that earlier versions did not record are compared if both have them; streamed datasets
+    whose examples are no files have no "files" either.
     """
-    if recorded is not None and "files" not in recorded.keys() & fingerprint.keys():
-        recorded, fingerprint = (
-            {key: value for key, value in one.items() if key != "files"}
-            for one in (recorded, fingerprint)
-        )
-    return recorded == fingerprint
+    if recorded is None:
+        return False
+    return _comparable(recorded, fingerprint) == _comparable(fingerprint, recorded)
+
+
+def _comparable(one, other):
+    """Leave out keys of `ADDED_KEYS` that another fingerprint, or a dict in it, lacks."""
+    return {
+        key: _comparable(value, other[key])
+        if isinstance(value, dict) and isinstance(other.get(key), dict)
+        else value
+        for key, value in one.items()
+        if key in other or key not in ADDED_KEYS
+    }
 
 
 def check_data(folder: pathlib.Path, fingerprint: dict) -> None:
     """Raise UserError if the run was started with other data, labels, weights or teacher."""
     record = read_config(folder)
     if record is not None and not is_same_data(record.get("data"), fingerprint):
-        kinds = INPUTS.values()
-        changed = [what for k, what in kinds if record["data"].get(k) != fingerprint.get(k)]
+        pair = record["data"], fingerprint
+        before, now = _comparable(*pair), _comparable(*reversed(pair))
+        changed = [what for k, what in INPUTS.values() if before.get(k) != now.get(k)]
         what = changed[0] if changed else "images"
         raise UserError(
             f"{folder} was started with other {what} than the present ones: restore those, or "
@@ -192,7 +206,7 @@ def has_moved(folder: pathlib.Path, config: Config) -> bool:
 
 def update_data_dir(folder: pathlib.Path, config: Config) -> None:
     """Record where the data of a run are now; `check_data` must have accepted them."""
-    if not has_moved(folder, config) or not processes.is_first():
+    if not processes.is_first() or not has_moved(folder, config):
         return
     record = read_json(folder / "config.json")
     record["config"]["data.dir"] = config.data.dir
@@ -227,6 +241,7 @@ def write_config(
       UserError: the run was started with another fingerprint, or a longer run has no further step.
     """
     check_data(folder, fingerprint)
+    processes.wait()  # while others still read what the first one changes
     if not processes.is_first():
         return
     update_data_dir(folder, config)
@@ -287,7 +302,7 @@ def read_config(folder: pathlib.Path) -> dict | None:
 
     Raises UserError if it is damaged.
     """
-    if not any((folder / "checkpoints").glob("[0-9]*")):
+    if not saved_steps(folder):
         return None
     path = folder / "config.json"
     if not path.exists():
@@ -316,10 +331,15 @@ def config_of(folder: pathlib.Path, record: dict) -> Config:
     return with_overrides(get_config(), overrides, str(path))
 
 
+def saved_steps(folder: pathlib.Path) -> set[int]:
+    """Find the steps of all checkpoints, intact or not."""
+    names = (path.name for path in (folder / "checkpoints").glob("[0-9]*"))
+    return {int(name) for name in names if name.isdigit()}  # others are being written
+
+
 def last_saved_step(folder: pathlib.Path) -> int:
     """Find the step of the latest checkpoint, intact or not; 0 if there is none."""
-    names = (path.name for path in (folder / "checkpoints").glob("[0-9]*"))
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    return max(saved_steps(folder), default=0)
 
 
 def _git_commit():

@@ -76,6 +76,7 @@ def train(
                         trainer.evaluate_and_save()
                     trainer.clock.restart_window(trainer.step)
                 trainer.save_if_due()
+                trainer.hooks.on_event("step", trainer.step)
                 trainer.exit_if_stopped()
                 if trainer.stopped_early:
                     break
@@ -318,14 +319,14 @@ class Trainer:
 
     def exit_if_stopped(self) -> None:
         """After a signal, save and exit."""
-        self.hooks.on_event("step", self.step)
         if not self.stop.asked():
             return
         if self.saved_step != self.step:
             self._save(self.runs)
         self.wait_for_saves()
         name = signal.Signals(self.stop.number).name
-        stopped = f"stopped by {name} at step {self.step}, checkpoint saved"
+        saved = ", checkpoint saved" if self.step else ""  # 0: the features were not computed
+        stopped = f"stopped by {name} at step {self.step}{saved}"
         self._print(f"{stopped}; run the same command to resume")
         raise SystemExit(128 + self.stop.number)
 

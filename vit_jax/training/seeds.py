@@ -38,10 +38,13 @@ def vectorizes(setup: Setup, num_seeds: int) -> bool:
 
 def seed_groups(setup: Setup, folders: Mapping[int, pathlib.Path]) -> list[dict]:
     """Split {seed: folder} into groups of vectorised seeds."""
-    # Vectorised seeds start together and differ by one save at most. Others would lose steps.
+    # Vectorised seeds start together, differ by one save at most, and thus share the latest step
+    # of the slowest. Others would lose steps.
     started = {(folder / "config.json").exists() for folder in folders.values()}
-    steps = [run_folder.last_saved_step(folder) for folder in folders.values()]
-    together = len(started) == 1 and max(steps) - min(steps) <= setup.lengths.eval_every
+    saved = [run_folder.saved_steps(folder) | {0} for folder in folders.values()]
+    latest = [max(steps) for steps in saved]
+    together = len(started) == 1 and max(latest) - min(latest) <= setup.lengths.eval_every
+    together = together and all(min(latest) in steps for steps in saved)
     if together and vectorizes(setup, len(folders)):
         return [dict(folders)]
     return [{seed: folder} for seed, folder in folders.items()]

@@ -161,7 +161,7 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
     if weights:
         fingerprint["weights"] = weights.identity
     if teacher:
-        fingerprint["teacher"] = {"checksum": teacher.checksum}
+        fingerprint["teacher"] = teacher.identity
     epoch = len(data.train) // train.batch_size
     setup = Setup(
         config=config,
@@ -310,13 +310,13 @@ def num_params(setup: Setup) -> int:
     return sum(math.prod(x) for path, x in setup.shapes.items() if "batch_stats/" not in path)
 
 
-def input_checksum(key: str, path: pathlib.Path) -> int | None:
-    """Compute the checksum of a file that a run starts with, of `run_folder.INPUTS`.
+def input_identity(key: str, path: pathlib.Path) -> dict | None:
+    """Identify a file that a run starts with, of `run_folder.INPUTS`.
 
     None for a missing table of labels. Raises UserError for others.
     """
     if key == "data.relabel":
-        return relabel.read(path).identity["checksum"]
+        return relabel.read(path).identity
     if key == "data.labels":
-        return table_identity(path)["checksum"] if path.is_file() else None
-    return pretrained.read_info(path)["checksum"]
+        return table_identity(path) if path.is_file() else None
+    return pretrained.identity_of(pretrained.read_info(path))

@@ -31,19 +31,21 @@ from vit_jax.training.hooks import Hooks
 from vit_jax.training.loop import train
 from vit_jax.training.parameters import ParameterTables
 from vit_jax.training.seeds import seed_groups
-from vit_jax.training.setup import input_checksum, make_setup
+from vit_jax.training.setup import input_identity, make_setup
 
 
-def _with_teachers(workdir, configs):
-    """Replace the names of variants that teach by the folders of their first seeds."""
-    named, teachers = dict(configs), {}
+def _locate_teachers(workdir, configs):
+    """Replace the names of variants that teach by the folders of their first seeds.
+
+    Returns these configs, and {variant that learns: that folder} in `workdir`.
+    """
+    located, teachers = dict(configs), {}
     for name, config in configs.items():
         if (teacher := config.train.teacher) in configs:
             teachers[name] = run_folder.run_path(workdir, teacher, configs[teacher].seed)
-            teachers[name] = teachers[name].resolve()
-            overrides = {"train.teacher": str(teachers[name])}
-            named[name] = with_overrides(config, overrides, f"variant {name}")
-    return named, teachers
+            overrides = {"train.teacher": str(teachers[name].resolve())}
+            located[name] = with_overrides(config, overrides, f"variant {name}")
+    return located, teachers
 
 
 def run_sweep(
@@ -58,7 +60,7 @@ def run_sweep(
     hooks: Hooks | None = None,
     reuse: bool = True,
     began: float | None = None,
-    ladder: bool = False,
+    ladder: Sequence[str] = (),
 ) -> None:
     """Train the unfinished runs of an experiment and write the results.
 
@@ -75,8 +77,8 @@ def run_sweep(
       reuse: take over identical finished runs of the folders next to `workdir`.
       began: `time.monotonic` at the start of the program; the time to the first step of the first
         variant counts from there. None: from the start of that variant.
-      ladder: whether each variant adds something to the one before it, from which its difference
-        is then computed.
+      ladder: the variants of which each adds something to the one before it, from which its
+        difference is then computed.
 
     Raises:
       UserError: a setting, the data or the workdir is not usable, or all variants diverged.
@@ -85,7 +87,7 @@ def run_sweep(
     if only is not None and only not in configs:
         raise UserError(f"--variant={only} is unknown: use one of {', '.join(configs)}")
     _check_workdir(workdir, experiment)
-    configs, teachers = _with_teachers(workdir, configs)
+    configs, teachers = _locate_teachers(workdir, configs)
     chosen = {name: c for name, c in configs.items() if only in (None, name)}
     _check_runs(workdir, chosen, teachers)
     hooks = hooks or Hooks()
@@ -159,6 +161,8 @@ def _check_workdir(workdir, experiment):
 
 def _check_runs(workdir, configs, teachers):
     """Raise UserError for conflicting settings or weights, before hours of training."""
+    unfinished = {path.resolve() for path in teachers.values() if not _is_finished(path)}
+    lengthened = set()
     for name, config in configs.items():
         teacher = teachers.get(name)
         if teacher is not None and teacher.parent.name not in configs:  # of --variant
@@ -171,14 +175,22 @@ def _check_runs(workdir, configs, teachers):
         paths = {key: run_folder.input_path(flat, key) for key in run_folder.INPUTS}
         for seed, folder in _folders(workdir, name, config).items():
             for key, path in paths.items():
-                known = flat[key] and not (path in teachers.values() and not _is_finished(path))
-                checksum = input_checksum(key, path) if known else None
-                run_folder.check_input(folder, config, key, checksum)
-            run_folder.read_summary(folder, config, seed)
+                known = flat[key] and path not in unfinished
+                identity = input_identity(key, path) if known else None
+                run_folder.check_input(folder, config, key, identity)
+            if run_folder.read_summary(folder, config, seed) is None and _is_finished(folder):
+                lengthened.add(folder)
+            if teacher is not None and teacher in lengthened and run_folder.saved_steps(folder):
+                raise UserError(
+                    f"{folder} learns from variant {teacher.parent.name}, whose training would "
+                    "be lengthened: choose another --workdir"
+                )
 
 
 def _is_finished(folder):
-    return (folder / "summary.json").exists()
+    """Whether a run is finished, perhaps at a shorter length than that of its config now."""
+    record = run_folder.read_config(folder)
+    return record is not None and run_folder.read_finished(folder, record) is not None
 
 
 def _folders(workdir, name, config):
@@ -247,6 +259,9 @@ class _Runner:
             if processes.is_first():
                 run_folder.discard_damage(folder)
             processes.wait()
+            if name in self._teachers:  # which may have been trained again since the first check
+                identity = input_identity("train.teacher", self._teachers[name])
+                run_folder.check_input(folder, config, "train.teacher", identity)
             summaries[seed] = run_folder.read_summary(folder, config, seed)
             if not processes.from_first(summaries[seed] is not None):
                 unfinished[seed] = folder

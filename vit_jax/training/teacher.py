@@ -29,7 +29,7 @@ class Teacher:
       order: index of each class of the dataset among the model's.
       scale: factor, and
       shift: summand per channel, from the student's normalisation of images to the teacher's.
-      checksum: of the weights.
+      identity: of the model, as `pretrained.identity_of`.
     """
 
     config: Config
@@ -38,7 +38,7 @@ class Teacher:
     order: list[int]
     scale: np.ndarray
     shift: np.ndarray
-    checksum: int
+    identity: dict
 
     def logits(self, variables: dict, images: jax.Array) -> jax.Array:
         """Compute logits [b, classes] of images as the student sees them, without dropout."""
@@ -91,7 +91,7 @@ def load_teacher(config: Config, class_names: list[str], mesh: Mesh) -> Teacher 
         order=[i for i in order if i is not None],
         scale=student[1] / teacher[1],
         shift=(student[0] - teacher[0]) / teacher[1],
-        checksum=info["checksum"],
+        identity=pretrained.identity_of(info),
     )
 
 

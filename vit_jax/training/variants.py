@@ -48,8 +48,10 @@ def make_variants(
             validate(_resolve(config, given))  # the message on a wrong value is more helpful
             key = min(clash)
             what = f"variant {name} sets {key} itself"
-            raise UserError(f"--config.{key} has no effect, because {what}")
-        _check_teacher(name, configs[name].train.teacher, list(sweep or {"base": {}}))
+            others = [other for other, one in sweep.items() if not given & set(one)]
+            hint = f"; --variants={','.join(others)} leaves it out" if others else ""
+            raise UserError(f"--config.{key} has no effect, because {what}{hint}")
+        _check_teacher(name, configs, list(sweep or {"base": {}}))
     return configs
 
 
@@ -78,8 +80,19 @@ def _read_info(key, folder):
         raise UserError(f"{key}={path} cannot be the path of weights") from None
 
 
-def _check_teacher(name, teacher, names):
-    """Raise UserError if a variant's teacher is neither an earlier variant nor finished weights."""
+def _check_teacher(name, configs, names):
+    """Raise UserError if a variant's teacher is neither an earlier variant nor finished weights.
+
+    An earlier variant must also see the same images.
+    """
+    teacher = configs[name].train.teacher
+    for key in ("image_size", "channels") if teacher in configs else ():
+        pair = [configs[one].data[key] for one in (teacher, name)]
+        if all(pair) and pair[0] != pair[1]:  # 0: decided by the data
+            raise UserError(
+                f"variant {name} has data.{key}={pair[1]}, but its teacher {teacher} has "
+                f"data.{key}={pair[0]}: both need the same image size and channels"
+            )
     if teacher in names[names.index(name) :]:
         raise UserError(f"train.teacher={teacher} of variant {name} must be an earlier variant")
     if teacher and teacher not in names:
