@@ -59,11 +59,13 @@ def collect(workdir: pathlib.Path) -> dict:
         row["minutes"] = sum(s["wall_seconds"] for s in summaries) / len(summaries) / 60
         devices |= {hardware(summary["device"]) for summary in summaries}
         rows.append(row)
+    selects = {record["config"]["train.select"] for record in records}
     return {
         "command": command,
         "rows": rows,
         **totals(rows),
-        "select": records[0]["config"]["train.select"],
+        "diverged": results.get("diverged", []),
+        "select": selects.pop() if len(selects) == 1 else "variant",
         "hardware": ", ".join(sorted(devices)),
         "jax": records[0]["versions"]["jax"],
         "commits": sorted({short_commit(record["git_commit"]) for record in records}),
@@ -106,6 +108,7 @@ def add_variants(measured: dict, added: dict) -> dict:
         command += f" --variants={','.join(row['variant'] for row in rows)}"
     joined = {key: _union(measured[key], added[key]) for key in ("hardware", "jax")}
     joined["commits"] = sorted({*measured["commits"], *added["commits"]})
+    joined["diverged"] = [name for name in measured.get("diverged", []) if name not in found]
     joined["notes"] = list(dict.fromkeys(measured["notes"] + added["notes"]))
     return measured | totals(rows) | joined | {"command": command, "rows": rows}
 
@@ -134,21 +137,11 @@ def write_experiment(name: str) -> list[str]:
     measured = read_measured(name)
     rows = tables.sorted_rows(measured)
     lines = [f"    {measured['command']}", ""]
-    shown = tables.columns(rows)
-    for head in ("minutes", "images/s"):
-        shown.pop(head, None)
-    by_name = {row["variant"]: row for row in measured["rows"]}
-    full = [by_name[row["variant"].split(", ")[0]] for row in rows]  # not of a shorter length
-    shown["epochs"] = [
-        f"{row.get('epochs', one['passes']):g}" for row, one in zip(rows, full, strict=True)
-    ]
-    shown["seeds"] = [f"{len(row['seeds'])}" for row in full]
-    shown["time per run"] = [duration(row["minutes"]) for row in full]
-    lines += tables.markdown(shown).splitlines()
+    lines += tables.markdown(columns(measured, rows)).splitlines()
     seeds = sorted({seed for row in measured["rows"] for seed in row["seeds"]})
     examples = measured["examples"]
     text = tables.legend(rows, seeds, measured["select"])
-    lines += ["", *textwrap.wrap(text, 100), ""]
+    lines += ["", *textwrap.wrap(f"{text} {tables.diverged(measured)}", 100), ""]
     facts = [
         f"Data: {examples['train']:,} training, {examples['val']:,} validation and "
         f"{examples['test']:,} test images.{_notes(measured)}",
@@ -159,6 +152,21 @@ def write_experiment(name: str) -> list[str]:
     for fact in facts:
         lines += textwrap.wrap(fact, 100, initial_indent="- ", subsequent_indent="  ")
     return lines
+
+
+def columns(measured: dict, rows: list[dict]) -> dict[str, list[str]]:
+    """Format the table of an experiment as {head: cells}, with those of the documents."""
+    shown = tables.columns(rows)
+    for head in ("minutes", "images/s"):
+        shown.pop(head, None)
+    by_name = {row["variant"]: row for row in measured["rows"]}
+    full = [by_name[row["variant"].split(", ")[0]] for row in rows]  # not of a shorter length
+    shown["epochs"] = [
+        f"{row.get('epochs', one['passes']):g}" for row, one in zip(rows, full, strict=True)
+    ]
+    shown["seeds"] = [f"{len(row['seeds'])}" for row in full]
+    shown["time per run"] = [duration(row["minutes"]) for row in full]
+    return shown
 
 
 def _reused(measured):
@@ -194,11 +202,9 @@ def write_short(name: str) -> list[str]:
         "| variant | test accuracy, % | epochs | seeds | time per run |",
         "|---|--:|--:|--:|--:|",
     ]
-    lines += [
-        f"| {row['variant']} | {tables.percent(row['test_accuracy'])} | {row['passes']:g} "
-        f"| {len(row['seeds'])} | {duration(row['minutes'])} |"
-        for row in rows
-    ]
+    shown = columns(measured, rows)
+    cells = ("variant", "test", "epochs", "seeds", "time per run")
+    lines += [f"| {' | '.join(row)} |" for row in zip(*(shown[c] for c in cells), strict=True)]
     text = f"Hardware: {measured['hardware']}.{_notes(measured)} [Details](docs/results/{name}.md)."
     return [*lines, "", *textwrap.wrap(text, 100), "", f"    {measured['command']}"]
 

@@ -1,9 +1,13 @@
 """A ladder trains its teacher first, keeps its order and compares neighbours."""
 
 import pytest
+from tiny_sweep import summary
 
 import vit_jax
 from vit_jax.config import flatten
+from vit_jax.config.loading import select_variants
+from vit_jax.evaluation.differences import add_differences
+from vit_jax.training.sweep import make_row
 from vit_jax.training.variants import make_variants
 
 SHORT = {
@@ -29,6 +33,16 @@ def test_every_rung_adds_to_the_one_before(name):
         changed = {key for key in plain if below[key] != above[key]}
         assert changed and all(below[key] == plain[key] for key in changed)
     assert experiment.ladder and list(variants)[0] == flat[-1]["train.teacher"] == "resnet18"
+
+
+def test_a_part_of_a_ladder_compares_only_neighbours():
+    names = ["resnet18", "plain", "crop_flip", "distilled"]
+    experiment = vit_jax.load_config("cifar_ladder:cpu")
+    experiment = select_variants(experiment, names[:3])
+    assert list(experiment.variants) == names[:3] and experiment.ladder[0] == "plain"
+    rows = [make_row(name, {}, [summary(0, 0.5 + i / 10)]) for i, name in enumerate(names)]
+    add_differences(rows, experiment.ladder)
+    assert [row.get("difference", {}).get("from") for row in rows] == [None, None, "plain", None]
 
 
 def test_digits(one_device, no_figures, tmp_path):

@@ -29,7 +29,9 @@ from vit_jax.evaluation.labels import (
     mean_average_precision,
 )
 from vit_jax.evaluation.metrics import binary_losses
+from vit_jax.explanation import analysis
 from vit_jax.report import table
+from vit_jax.report.run import class_note
 from vit_jax.runtime.errors import UserError
 from vit_jax.storage import run_folder
 
@@ -219,6 +221,13 @@ def test_prediction_applies_the_thresholds(trained, tmp_path, capsys):
     assert sorted(line.split()[-1] for line in lines if line.startswith("*")) == ["blue", "red"]
 
 
+def test_analyses_of_one_class_per_image_refuse_several(trained):
+    model, (images, _) = vit_jax.load_model(trained), stripes(4)
+    for analyse in (analysis.ablation, analysis.logit_lens):
+        with pytest.raises(UserError, match="needs one class per image"):
+            analyse(model, images)
+
+
 @pytest.mark.parametrize("kind", ["hf", "timm"])
 def test_an_export_keeps_several_labels_or_says_that_it_does_not(trained, tmp_path, kind):
     out = tmp_path / "out"
@@ -234,6 +243,8 @@ def test_an_export_keeps_several_labels_or_says_that_it_does_not(trained, tmp_pa
         with pytest.raises(UserError, match="predicts several labels per image: use another"):
             run(tmp_path / "runs", train__teacher=str(out / "model.safetensors"))
         assert lost not in notes and model.thresholds == [0.5] * 3
+        report = make_label_report(np.zeros((4, 3)), stripes(4)[1], ["a", "b", "c"], [0.5] * 3)
+        assert "Thresholds are not fitted" in class_note(report)
         np.testing.assert_allclose(rows, vit_jax.load_model(trained).predict(images), atol=1e-6)
         assert [name for name, _ in model.labels_of(np.array([0.2, 0.6, 0.9]))] == [
             model.class_names[2],

@@ -1,6 +1,5 @@
 """report.html in a browser: no requests, no broken images, nothing wider than a phone screen."""
 
-import argparse
 import pathlib
 import shutil
 import types
@@ -91,9 +90,8 @@ def pages(tmp_path_factory):
     suspects = [
         Suspect("n" * 300, "test", 0, 1, 0.1, -0.5, True, source, i) for i in range(len(source) - 1)
     ]
-    args = argparse.Namespace(cross_validate=0, rank_by="margin")
     run = types.SimpleNamespace(name="z" * 300, class_names=names, config=make_config())
-    write_suspects(root / "suspects.html", run, suspects, args)
+    write_suspects(root / "suspects.html", run, suspects, 0, "margin")
     return root
 
 

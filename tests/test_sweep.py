@@ -117,7 +117,23 @@ def test_one_seed_has_no_interval():
     add_differences(rows)
     table = results_table(rows)
     assert "| difference from a, points |" in table and "| -10.00 |" in table
-    assert "one seed: no interval" in legend(rows, [0], "best")
+    assert "fewer than two common seeds: no interval" in legend(rows, [0], "best")
+
+
+def test_a_row_of_fewer_seeds_is_said_to_have_no_interval():
+    groups = {"a": [summary(i, 0.9) for i in (0, 1)], "b": [summary(i, 0.8) for i in (0, 1)]}
+    rows = [make_row(name, {}, found) for name, found in groups.items()]
+    rows.append(make_row("c", {}, [summary(0, 0.7)]))
+    add_differences(rows)
+    text = legend(rows, [0, 1], "best")
+    assert "95 % interval" in text and "A difference without interval has fewer than two" in text
+
+
+def test_checkpoints_that_differ_between_variants_are_not_named_alike():
+    rows = [make_row(name, {}, [summary(0, test)]) for name, test in (("a", 0.9), ("b", 0.8))]
+    assert "from the checkpoint that `train.select` of the variant names" in legend(
+        rows, [0], "variant"
+    )
 
 
 def test_report_files(tmp_path):

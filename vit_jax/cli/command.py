@@ -57,9 +57,14 @@ def add_class_names(parser: argparse.ArgumentParser) -> None:
 
 def _class_names(text):
     if not os.path.isfile(text):
+        if "," not in text:
+            raise argparse.ArgumentTypeError(f"{text} is neither a file nor a,b,c")
         return [name.strip() for name in text.split(",")]
-    with open(text, encoding="utf-8-sig") as file:
-        return [line.strip() for line in file if line.strip()]
+    try:
+        with open(text, encoding="utf-8-sig") as file:
+            return [line.strip() for line in file if line.strip()]
+    except UnicodeDecodeError:
+        raise argparse.ArgumentTypeError(f"{text} is not UTF-8 text") from None
 
 
 def main(function: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:

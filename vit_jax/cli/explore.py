@@ -12,13 +12,12 @@ probabilities of every block, for --images (files, and folders of them), or for 
 of each of up to twelve classes. It is one file of at most 6 MB, which makes no request.
 """
 
-import json
 import pathlib
 from collections.abc import Sequence
 
 from vit_jax.cli import command
 from vit_jax.cli.predict import list_images
-from vit_jax.cli.visualize import IMAGE_KEYS
+from vit_jax.evaluation.samples import check_same_images
 from vit_jax.runtime.errors import UserError, single_line
 
 _CLASSES = 12  # whose test images are shown without --images
@@ -72,7 +71,6 @@ def _test_images(models):
     for model in models:
         if not model.has_data:
             raise UserError(f"{model.name} has no dataset: give --images FILE...")
-    if len({json.dumps([m.class_names, *map(m.config.data.get, IMAGE_KEYS)]) for m in models}) > 1:
-        raise UserError("the runs were tested on different images: give --images FILE...")
+    check_same_images(models)
     found = [model.images_of_classes((), _CLASSES) for model in models]
     return [list(images) for images, _ in found], found[0][1]

@@ -4,6 +4,7 @@ from vit_jax import models
 from vit_jax.data.examples import describe_label
 from vit_jax.runtime import processes, sharding
 from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.files import empty_folder
 from vit_jax.runtime.progress import print_line
 from vit_jax.storage.run_folder import run_name
 from vit_jax.training.hooks import Hooks
@@ -45,13 +46,12 @@ class ReportHooks(Hooks):
 
     def on_run_end(self, folder):
         """Draw curves and confusion matrix, and write test_report.txt."""
-        from vit_jax.explanation import scores
         from vit_jax.report import write_figures
 
         self._viewers.pop(folder, None)
         print_line(f"{run_name(folder)}: drawing figures")
         for name in ("explanation", "mistakes"):  # of an earlier stage of the run
-            scores.remove(folder / "figures" / name)
+            empty_folder(folder / "figures" / name)
         write_figures(folder)
 
     def on_sweep_end(self, workdir, results, summaries, published, configs, arguments):
@@ -59,7 +59,8 @@ class ReportHooks(Hooks):
         from vit_jax.report import Sweep, write_report
 
         print_line("writing the report")
-        select = next(iter(configs.values())).train.select
+        selects = {config.train.select for config in configs.values()}
+        select = selects.pop() if len(selects) == 1 else "variant"
         sweep = Sweep(workdir, results, summaries, published, select, arguments)
         table = write_report(sweep)
         try:

@@ -6,6 +6,7 @@ import itertools
 import pathlib
 import re
 import shutil
+import unicodedata
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -88,7 +89,9 @@ class ClassFolders:
         self._folder, self._below = folder, below
         self._names = [_folder_name(name) for name in class_names]
         used = [*self._names, *([] if below is None else [UNSURE])]
-        if shared := {name for name in used if used.count(name) > 1}:
+        # As a disk may compare names that ignores case and forms of Unicode.
+        keys = [unicodedata.normalize("NFC", name).casefold() for name in used]
+        if shared := {name for name, key in zip(used, keys, strict=True) if keys.count(key) > 1}:
             raise UserError(
                 f"--sort-into={folder}: several classes would share the folder "
                 f"{truncate_repr(min(shared))}: rename them with --class-names"

@@ -56,16 +56,14 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"{args.run} has several labels per image: suspects ranks one per image")
     out = args.out or args.run / "suspects"
     table = out / "suspects.csv"
-    if edits := suspects.count_edits(table, run.config.data):
-        raise UserError(
-            f"{table} contains labels that you edited ({edits}): rename it, or give another --out"
-        )
+    _check_edits(table, run.config)
+    out.mkdir(parents=True, exist_ok=True)  # before hours of training
     folds = _cross_validate(args.run, run.config, args.cross_validate)
-    predictions = suspects.predict_held_out(run, [Classifier(folder) for folder in folds])
+    predictions = suspects.predict_held_out(run, map(Classifier, folds))
     ranking = suspects.rank(predictions, args.rank_by)
-    out.mkdir(parents=True, exist_ok=True)
+    _check_edits(table, run.config)  # again, after those hours
     write_atomically(table, suspects.to_csv(ranking, run.config.data))
-    write_suspects(out / "suspects.html", run, ranking, args)
+    write_suspects(out / "suspects.html", run, ranking, args.cross_validate, args.rank_by)
     for one in ranking[:10]:
         classes = f"{run.class_names[one.label]} -> {run.class_names[one.predicted]}"
         score = f"{one.self_confidence:7.4f} {one.margin:7.4f}"
@@ -75,6 +73,16 @@ def main(argv: Sequence[str]) -> None:
         f"{count} of {len(ranking)} labels are suspect; wrote {out}: copy suspects.csv, correct "
         "its column label and train with data.relabel=COPY"
     )
+
+
+def _check_edits(table, config):
+    """Raise UserError if a table that would be overwritten has edited labels."""
+    from vit_jax.evaluation.suspects import count_edits
+
+    if edits := count_edits(table, config.data):
+        raise UserError(
+            f"{table} contains labels that you edited ({edits}): rename it, or give another --out"
+        )
 
 
 def _cross_validate(run, config, num_folds):

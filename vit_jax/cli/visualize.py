@@ -35,7 +35,6 @@ next to random draws of every variant of the config; --draws=N and --rows=N set 
 """
 
 import functools
-import json
 import pathlib
 from collections.abc import Sequence
 
@@ -45,13 +44,6 @@ from vit_jax import plots
 from vit_jax.cli import command
 from vit_jax.runtime.errors import UserError, single_line
 
-IMAGE_KEYS = ("name", "dir", "train_split", "test_split", "test_size", "test_examples")
-IMAGE_KEYS += ("split_seed", "num_folds", "fold", "labels", "label_pattern", "image_column")
-IMAGE_KEYS += ("label_column", "split_column", "skip_corrupt", "relabel", "multi_label")
-IMAGE_KEYS += ("image_key", "label_key")
-# Further settings that choose training and validation images, and the test images of folds.
-SPLIT_KEYS = ("val_split", "val_size", "val_examples", "train_examples", "examples_per_class")
-SPLIT_KEYS += ("imbalance_ratio",)
 ONLY_NAMED = ("explanations", "explanation_scores")
 
 
@@ -66,6 +58,7 @@ def main(argv: Sequence[str]) -> None:
 def _draw_models(argv):
     """Draw figures of trained models; return their folders."""
     args = _model_parser().parse_args(argv)
+    from vit_jax.evaluation import samples
     from vit_jax.explanation import figures, inspection
     from vit_jax.explanation.model import Model
     from vit_jax.storage.run_folder import suggest_runs
@@ -104,11 +97,8 @@ def _draw_models(argv):
             "several runs are compared in one figure per image: give --out, and do not name "
             "figures, except layer_similarity of two runs"
         )
-    of_split = args.split in ("train", "val") or models[0].config.data.num_folds
-    keys = IMAGE_KEYS + (SPLIT_KEYS if of_split else ())
-    same = {json.dumps([m.class_names, *map(m.config.data.get, keys)]) for m in models}
-    if not args.images and len(same) > 1:
-        raise UserError("the runs were tested on different images: give --images FILE...")
+    if not args.images:
+        samples.check_same_images(models, args.split or "test")
     for flag in ("target", "methods"):
         if getattr(args, flag) is not None:
             raise UserError(f"--{flag} has no effect on the comparison of several runs")

@@ -72,9 +72,9 @@ class Classifier:
         self._source = path = pathlib.Path(source).expanduser()
         given = dict(options or {})
         self._weights = pretrained.convert_with_note(path, given) if path.is_file() else None
+        info = self._weights.info if self._weights else pretrained.read_info(path)
         if options and self._weights is None:
             raise UserError(f"{min(options)} has no effect on {path}, which is not a weight file")
-        info = self._weights.info if self._weights else pretrained.read_info(path)
         record = run_folder.read_config(path) if info["format"] == "vit_jax" else None
         if record is not None:
             self.config = run_folder.config_of(path, record)
@@ -238,7 +238,7 @@ class Classifier:
         """Yield each path with its image, uint8 [side, side, channels], and probabilities [c].
 
         A file that is not an image is skipped, and its error is appended to `failed`. Batches are
-        those of `predict` with the other paths, so that the probabilities keep every bit.
+        filled with the other paths, as those of `predict` are.
         """
         size = min(BATCH_SIZE, 1 << (len(paths) - 1).bit_length())
         good, images = [], []

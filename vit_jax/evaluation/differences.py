@@ -1,6 +1,7 @@
 """Differences between variants, paired by seed."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -29,18 +30,22 @@ def paired_difference(row: dict, other: dict) -> dict:
     return {"mean": mean, "low": mean - half, "high": mean + half, "pairs": len(pairs)}
 
 
-def add_differences(rows: list[dict], ladder: bool = False) -> None:
+def add_differences(rows: list[dict], ladder: Sequence[str] = ()) -> None:
     """Add to rows of results.json their "difference" from the best by validation accuracy.
 
     Its key "from" names the best variant, whose own row gets none. In a ladder, the difference is
-    that from the variant before, and "ladder" is true; teachers of other variants are no rungs.
+    that from the rung before, and "ladder" is true; a row whose rung before is missing gets none.
+
+    Args:
+      rows: changed in place.
+      ladder: the names of all rungs in order, whether or not `rows` has them.
     """
     best = max(rows, key=lambda row: score_of(row, "val")["mean"])
-    teachers = {row["overrides"].get("train.teacher") for row in rows}
-    rungs = [row for row in rows if row["variant"] not in teachers]
-    pairs = zip(rungs[1:], rungs, strict=False) if ladder else ((row, best) for row in rows)
-    for row, other in pairs:
-        if row is not other:
+    found = {row["variant"]: row for row in rows}
+    from_best = ((name, best["variant"]) for name in found)
+    for name, before in zip(ladder[1:], ladder, strict=False) if ladder else from_best:
+        if name != before and name in found and before in found:
+            row, other = found[name], found[before]
             row["difference"] = {"from": other["variant"]} | paired_difference(row, other)
             row["difference"] |= {"ladder": True} if ladder else {}
 

@@ -8,7 +8,7 @@ import csv
 import dataclasses
 import io
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from vit_jax.data.examples import Examples
 from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits, open_splits
 from vit_jax.evaluation.classifier import Classifier
-from vit_jax.evaluation.evaluate import softmax
+from vit_jax.evaluation.labels import softmax
 from vit_jax.runtime.errors import UserError, join_names
 
 SCORES = ("self_confidence", "margin")
@@ -67,8 +67,11 @@ class Suspect:
     index: int
 
 
-def predict_held_out(run: Classifier, folds: Sequence[Classifier] = ()) -> list[Predictions]:
-    """Predict the validation and test images of a run, and the held-out fold of each of `folds`."""
+def predict_held_out(run: Classifier, folds: Iterable[Classifier] = ()) -> list[Predictions]:
+    """Predict the validation and test images of a run, and the held-out fold of each of `folds`.
+
+    An iterator of folds that makes each when asked keeps the weights of one at a time.
+    """
     found = []
     for model, split, name in [
         (run, "val", "val"),

@@ -35,6 +35,12 @@ def _require_vit(model, what):
         raise UserError(f"{model.name} is a {model.config.model.name}, which has no {what}")
 
 
+def require_one_class(model: Model, what: str) -> None:
+    """Raise UserError if images of a model have several labels."""
+    if model.config.data.multi_label:
+        raise UserError(f"{what} needs one class per image: {model.name} has several")
+
+
 def _first_patch(model):
     """Count the tokens before the patches."""
     _, has_cls, registers = token_layout(model.config)
@@ -125,6 +131,7 @@ def ablation(
       differences over images (nan for one image). "images" is their number.
     """
     _require_vit(model, "heads")
+    require_one_class(model, "ablation")
     model.check_head()
     given = as_list(images)
     if reference is None and len(given) == 1:
@@ -207,6 +214,7 @@ def logit_lens(
       "patch_correct".
     """
     _require_vit(model, "tokens")
+    require_one_class(model, "logit_lens")
     model.check_head()
     given, module, first = as_list(images), model.make_model(), _first_patch(model)
     classes = () if labels is None else (model.class_indices(labels, len(given)),)
@@ -330,6 +338,7 @@ def probe_layers(
       {kind of `layer_features`: {"knn": accuracies, "ridge": accuracies, "lambda": chosen}}, with
       float64 arrays [layers].
     """
+    require_one_class(model, "probes")
     num_classes, neighbours = len(model.class_names), min(k, len(as_list(train[0])))
     labels = [model.class_indices(one[1], len(as_list(one[0]))) for one in (train, val, test)]
     features = [layer_features(model, one[0]) for one in (train, val, test)]

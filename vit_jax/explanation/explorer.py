@@ -13,8 +13,8 @@ from PIL import Image
 
 from vit_jax.config import Config
 from vit_jax.data.bands import show
-from vit_jax.explanation.methods import probabilities_of
-from vit_jax.explanation.model import METHODS, Model, has_relevance, token_layout
+from vit_jax.explanation.methods import METHODS, probabilities_of
+from vit_jax.explanation.model import Model, has_relevance, token_layout
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.progress import Progress
 
@@ -149,7 +149,7 @@ def _collect_run(model, images, storage):
         "pixelated": images.shape[1] < 64,
         "seen": pack(seen),
         "patches": pack(patches),
-        "maps": {METHODS[name]: pack(array) for name, array in maps.items()},
+        "maps": {METHODS[name].name: pack(array) for name, array in maps.items()},
         "classes": [[names[i] for i in row] for row in chosen],
         "lens": [
             np.round(row[:, some].astype(float), 4).tolist()

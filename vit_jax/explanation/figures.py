@@ -23,7 +23,7 @@ from vit_jax.explanation.methods import METHODS, attention_relevance, has_releva
 from vit_jax.explanation.model import Model, Target
 from vit_jax.plots.results import short
 from vit_jax.runtime.errors import UserError
-from vit_jax.runtime.files import naming_file, read_json, write_atomically
+from vit_jax.runtime.files import empty_folder, naming_file, read_json, write_atomically
 
 
 class Viewer:
@@ -318,7 +318,7 @@ def explain_run(run: pathlib.Path, data, count: int, folder: pathlib.Path) -> No
       count: of the test images to score; 0: only remove earlier figures and scores.
       folder: for the figures and, written last, scores.json.
     """
-    scores.remove(folder)
+    empty_folder(folder)
     if not count:
         return
     model = Model(run)

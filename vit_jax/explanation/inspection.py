@@ -215,8 +215,8 @@ def kinds_of(model: Model) -> list[str]:
 
 def draw(request: Request, kind: str, folder: pathlib.Path) -> pathlib.Path:
     """Draw an analysis, a key of DRAW, into a subfolder with KIND.json; return the subfolder."""
-    if request.model.config.data.multi_label and kind in ("ablation", "logit_lens", "probes"):
-        raise UserError(f"{kind} needs one class per image: {request.model.name} has several")
+    if kind in ("ablation", "logit_lens", "probes"):
+        analysis.require_one_class(request.model, kind)
     return _write(lambda path: DRAW[kind](request, path), kind, folder / kind)
 
 

@@ -17,7 +17,6 @@ from vit_jax.explanation.methods import has_relevance as has_relevance
 from vit_jax.explanation.methods import token_layout as token_layout
 from vit_jax.runtime.errors import UserError, join_names
 
-METHODS = {key: method.name for key, method in methods.METHODS.items()}
 Target = int | str | Sequence[int | str] | np.ndarray
 _BATCH_SIZE = 8  # attention weights are large: 22 MB per image in a B/16 at 224 pixels
 
@@ -136,8 +135,8 @@ class Model(Classifier):
         self, key: str, target: Target | None = None, **options: Any
     ) -> tuple[Method, dict[str, Any]]:
         """Find a method and its options, with defaults; raises UserError."""
-        if key not in METHODS:
-            raise UserError(f"method={key!r} is unknown: use one of {', '.join(METHODS)}")
+        if key not in methods.METHODS:
+            raise UserError(f"method={key!r} is unknown: use one of {', '.join(methods.METHODS)}")
         method = methods.METHODS[key]
         if method.of_class:
             self.check_head()

@@ -1,13 +1,12 @@
 """Scores of explanations, compared with random orders."""
 
 import math
-import pathlib
 
 import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.explanation import attribution, faithfulness, methods
-from vit_jax.explanation.model import METHODS, Model
+from vit_jax.explanation.model import Model
 from vit_jax.runtime.progress import Progress
 
 STEPS = 10  # from no patch to all of them
@@ -50,7 +49,7 @@ def score(model: Model, images: np.ndarray) -> dict:
     target = model.predict(images).argmax(-1)
     maps = {key: _explain(model, images, key, target, progress) for key in model.methods}
     random = np.random.default_rng(0).random((CHANCE, n, *grid), np.float32)
-    found = {METHODS[key]: evaluate(one) for key, one in maps.items()}
+    found = {methods.METHODS[key].name: evaluate(one) for key, one in maps.items()}
     orders = [evaluate(one) for one in (*random, *-random)]
     found["random"] = {key: np.mean([one[key] for one in orders], 0) for key in orders[0]}
     scored = {name: _summarise(one, found["random"], counts) for name, one in found.items()}
@@ -58,7 +57,7 @@ def score(model: Model, images: np.ndarray) -> dict:
     for key, before in maps.items():
         after = _explain(shuffled, images[randomised], key, target[randomised], progress)
         correlation = faithfulness.rank_correlation(before[randomised], after)
-        scored[METHODS[key]]["randomised"] = float(correlation.mean())
+        scored[methods.METHODS[key].name]["randomised"] = float(correlation.mean())
     options = OPTIONS["integrated_gradients"]
     residual = model.residual(images[randomised], target[randomised], **options)
     progress.close()
@@ -154,9 +153,3 @@ def choose_method(scored: dict) -> str | None:
         and one.get("randomised", 1.0) <= MOST_CORRELATED
     ]
     return max(passed)[1] if passed else None
-
-
-def remove(folder: pathlib.Path) -> None:
-    """Remove the scores in a folder, and their figures."""
-    for path in folder.glob("*"):
-        path.unlink()

@@ -35,7 +35,7 @@ class Sweep:
       results: the contents of results.json.
       summaries: variant -> summary.json of each seed.
       published: source -> its order of variants.
-      select: `train.select`, the checkpoint that was evaluated.
+      select: `train.select`, the checkpoint that was evaluated; "variant": not of all the same.
       arguments: of the command line; empty if called from Python.
     """
 
@@ -167,7 +167,8 @@ def make_page(sweep: Sweep) -> str:
         cells=list(zip(*columns.values(), strict=True)),
         best=sweep.best,
         best_row=next(row for row in sweep.ranking if row["variant"] == sweep.chosen),
-        seeds=_seeds(sweep),
+        seeds=_seeds(sweep.summaries),
+        chosen_seeds=_seeds({"": sweep.summaries[sweep.chosen]}),
         datasets=_datasets(records),
         runs=list(_runs(sweep)),
         metric=METRICS[metric_of(rows[0])],
@@ -231,8 +232,8 @@ def _unique(values: Iterable) -> list:
     return list(dict.fromkeys(values))
 
 
-def _seeds(sweep):
-    seeds = tables.collect(sweep.summaries, "seed")
+def _seeds(summaries):
+    seeds = tables.collect(summaries, "seed")
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
@@ -296,7 +297,7 @@ def _environment_facts(sweep, records):
         "Hardware": ", ".join(tables.collect(sweep.summaries, "device")),
         "Time": f"{tables.minutes(sweep.summaries):.1f} minutes of training and evaluation, all "
         "runs together",
-        "Runs": f"{sum(map(len, sweep.summaries.values()))}, with {_seeds(sweep)}",
+        "Runs": f"{sum(map(len, sweep.summaries.values()))}, with {_seeds(sweep.summaries)}",
     }
     made = list(filter(None, sum(records.values(), [])))
     notes = _unique(note for record in made for note in record.get("notes", []))

@@ -19,14 +19,17 @@ MOST_PAIRS = 20  # rows of the table
 THUMBNAIL = 128  # pixels
 
 
-def write_suspects(path: pathlib.Path, run: Any, ranking: Sequence[Any], args: Any) -> None:
+def write_suspects(
+    path: pathlib.Path, run: Any, ranking: Sequence[Any], num_folds: int, rank_by: str
+) -> None:
     """Write the page of a ranking of `evaluation.suspects.rank`.
 
     Args:
       path: of the page.
       run: the `Classifier` of the run.
       ranking: the most suspect first.
-      args: of `vit-jax suspects`: `cross_validate` and `rank_by`.
+      num_folds: of the training images that are ranked too; 0: none.
+      rank_by: the score that the ranking is sorted by.
     """
     names, data = run.class_names, run.config.data
     wrong = [one for one in ranking if one.is_suspect]
@@ -45,8 +48,8 @@ def write_suspects(path: pathlib.Path, run: Any, ranking: Sequence[Any], args: A
                 if label != predicted
             ],
             images=[_describe(one, names, data) for one in ranking[:SHOWN]],
-            num_folds=args.cross_validate,
-            rank_by=args.rank_by.replace("_", "-"),
+            num_folds=num_folds,
+            rank_by=rank_by.replace("_", "-"),
         )
     )
     write_atomically(path, page.encode("ascii", "xmlcharrefreplace").decode())

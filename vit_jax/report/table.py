@@ -66,11 +66,9 @@ def legend(rows: list[dict], seeds: list[int], select: str) -> str:
         chance = ", too few to distinguish a difference from chance" if len(seeds) == 1 else ""
         spread += f"{chance}{'' if _is_ladder(rows) else f'; sorted by test {score}'}"
     unit = "length of a run" if any("epochs" in row for row in rows) else "run"
-    best = f"checkpoint with the best validation {score}"
-    checkpoint = {"best": best, "last": "last checkpoint"}[select]
     text = (
         f"{_PLURALS[metric_of(rows[0])]} in %, {spread}. Test is evaluated once per {unit}, from "
-        f"the {checkpoint}; train is that checkpoint without augmentation."
+        f"the {checkpoint(select, score)}; train is that checkpoint without augmentation."
     )
     if any("difference" in row for row in rows):
         text += " " + _difference_legend(rows)
@@ -82,17 +80,30 @@ def legend(rows: list[dict], seeds: list[int], select: str) -> str:
     return text
 
 
+def checkpoint(select: str, score: str) -> str:
+    """Describe the checkpoint that is evaluated, by `train.select` and the name of the metric."""
+    return {
+        "best": f"checkpoint with the best validation {score}",
+        "last": "last checkpoint",
+        "variant": "checkpoint that `train.select` of the variant names",
+    }[select]
+
+
 def _difference_legend(rows):
     """Describe the column of differences and the mark of those within noise."""
     score = metric(rows)
     reference = "variant before" if _is_ladder(rows) else f"best variant by validation {score}"
     text = f"The difference is in test {score} from the {reference}"
-    if all(row["difference"]["low"] is None for row in rows if "difference" in row):
-        return f"{text}; one seed: no interval."
-    return (
-        f"{text}, mean and 95 % interval of the differences paired by seed (Student's t). ≈ marks "
+    without = [row["difference"]["low"] is None for row in rows if "difference" in row]
+    if all(without):
+        return f"{text}; fewer than two common seeds: no interval."
+    text += (
+        ", mean and 95 % interval of the differences paired by seed (Student's t). ≈ marks "
         "variants whose interval contains 0, which cannot be distinguished from it."
     )
+    if any(without):
+        text += " A difference without interval has fewer than two common seeds: no conclusion."
+    return text
 
 
 def metric(rows: list[dict]) -> str:
