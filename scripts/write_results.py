@@ -64,7 +64,7 @@ def collect(workdir: pathlib.Path) -> dict:
         "command": command,
         "rows": rows,
         **totals(rows),
-        "diverged": results.get("diverged", []),
+        **{key: results[key] for key in ("diverged",) if key in results},
         "select": selects.pop() if len(selects) == 1 else "variant",
         "hardware": ", ".join(sorted(devices)),
         "jax": records[0]["versions"]["jax"],
@@ -108,7 +108,8 @@ def add_variants(measured: dict, added: dict) -> dict:
         command += f" --variants={','.join(row['variant'] for row in rows)}"
     joined = {key: _union(measured[key], added[key]) for key in ("hardware", "jax")}
     joined["commits"] = sorted({*measured["commits"], *added["commits"]})
-    joined["diverged"] = [name for name in measured.get("diverged", []) if name not in found]
+    if "diverged" in measured:
+        joined["diverged"] = [name for name in measured["diverged"] if name not in found]
     joined["notes"] = list(dict.fromkeys(measured["notes"] + added["notes"]))
     return measured | totals(rows) | joined | {"command": command, "rows": rows}
 

@@ -142,6 +142,7 @@ def folder(tmp_path, monkeypatch):
     for _, block in PYTHON:
         if match := re.match(r"# (configs/\w+\.py)\n", block):
             (tmp_path / match[1]).write_text(block)
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
