@@ -64,7 +64,7 @@ def collect(workdir: pathlib.Path) -> dict:
         "command": command,
         "rows": rows,
         **totals(rows),
-        **{key: results[key] for key in ("diverged",) if key in results},
+        **({"diverged": results["diverged"]} if "diverged" in results else {}),
         "select": selects.pop() if len(selects) == 1 else "variant",
         "hardware": ", ".join(sorted(devices)),
         "jax": records[0]["versions"]["jax"],
@@ -108,8 +108,8 @@ def add_variants(measured: dict, added: dict) -> dict:
         command += f" --variants={','.join(row['variant'] for row in rows)}"
     joined = {key: _union(measured[key], added[key]) for key in ("hardware", "jax")}
     joined["commits"] = sorted({*measured["commits"], *added["commits"]})
-    if "diverged" in measured:
-        joined["diverged"] = [name for name in measured["diverged"] if name not in found]
+    diverged = {*measured.get("diverged", []), *added.get("diverged", [])} - found.keys()
+    joined |= {"diverged": sorted(diverged)} if diverged else {}
     joined["notes"] = list(dict.fromkeys(measured["notes"] + added["notes"]))
     return measured | totals(rows) | joined | {"command": command, "rows": rows}
 
@@ -156,7 +156,7 @@ def write_experiment(name: str) -> list[str]:
 
 
 def columns(measured: dict, rows: list[dict]) -> dict[str, list[str]]:
-    """Format the table of an experiment as {head: cells}, with those of the documents."""
+    """Format the table of an experiment as {head: cells}, as the documents show it."""
     shown = tables.columns(rows)
     for head in ("minutes", "images/s"):
         shown.pop(head, None)

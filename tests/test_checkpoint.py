@@ -63,6 +63,19 @@ def test_the_latest_two_the_best_and_its_predecessor_are_preserved(saved):
     jax.tree.map(np.testing.assert_array_equal, best.state, make_state(2))
 
 
+def test_a_kill_while_a_checkpoint_is_replaced_leaves_the_previous_one(saved, monkeypatch):
+    checkpoints, folder = saved
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save(4, make_state(4), {"evaluated": "again"}, 0.7, LINES[4])
+    assert restored_from(folder).step == 3
+
+
 def test_checkpoints_leave_nothing_in_memory(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     state = {str(i): np.ones(2, np.float32) for i in range(100)}
@@ -237,19 +250,27 @@ def test_out_of_memory_is_not_damage(saved, monkeypatch):
     assert steps_in(folder) == [1, 2, 3, 4]
 
 
-def test_a_checkpoint_that_is_evaluated_later_is_never_missing(saved):
-    checkpoints, folder = saved
+def test_saving_a_step_again_replaces_it(saved):
+    checkpoints, _ = saved
+    checkpoints.save(4, make_state(40), {"evaluated": False}, None)
+    checkpoints.wait()
+    latest = checkpoints.restore_latest(TARGET)
+    assert int(latest.state["n"]) == 40 and latest.notes == {"evaluated": False}
+
+
+def test_the_only_checkpoint_is_never_missing(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
     checkpoints.save(5, make_state(5), {"evaluated": False}, None)
     checkpoints.wait()
-    before = {path: path.stat() for path in (folder / "5").rglob("*")}
+    before = {path: path.stat() for path in (tmp_path / "5").rglob("*")}
     checkpoints.save(5, make_state(5), {"evaluated": True}, 0.99, LINES[4])
     checkpoints.wait()
     # A kill now repeats the evaluation.
-    assert {path: path.stat() for path in (folder / "5").rglob("*")} == before
+    assert {path: path.stat() for path in (tmp_path / "5").rglob("*")} == before
     assert checkpoints.restore_best(TARGET).step == 5
     checkpoints.save(6, make_state(6), {"evaluated": True}, 0.1)
-    checkpoints.wait()
-    assert restored_from(folder).best["step"] == 5
+    checkpoints.close()
+    assert restored_from(tmp_path).best["step"] == 5
 
 
 def test_saved_values_are_those_at_the_time_of_the_call(tmp_path):

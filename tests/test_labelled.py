@@ -80,7 +80,8 @@ def test_labels_are_read_from_a_table(tmp_path, form):
 
 def test_labels_outnumber_the_delimiters_of_a_table_without_a_header(tmp_path):
     flat(tmp_path)
-    lines = ["", "0.png,red;blue;green", *(f"{i}.png,red" for i in range(1, 20))]
+    shutil.move(tmp_path / "photos" / "0.png", tmp_path / "photos" / "0, zero.png")
+    lines = ["", '"0, zero.png",red;blue;green', *(f"{i}.png,red" for i in range(1, 20))]
     path = write(tmp_path, lines)
     source = open_source(config_of(tmp_path, labels=str(path), multi_label=True))
     assert source.class_names == ["blue", "green", "red"]
@@ -345,7 +346,7 @@ def test_unreadable_images_are_an_error_or_skipped(tmp_path, capsys):
         ),
         (
             {"data.name": "folder", "data.dir": "x", "data.label_pattern": "(?P<split>x)"},
-            "has no group: put the part that is the label in parentheses",
+            "has no group for the label: put the part that is the label in parentheses",
         ),
     ],
 )

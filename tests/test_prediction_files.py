@@ -103,7 +103,7 @@ def test_images_are_sorted_into_class_folders_and_nothing_is_overwritten(source,
         (["--sort-into=PHOTOS/sorted"], "lies in"),
         (["--sort-into=out", "--class-names=a/b,a_b,c"], "would share the folder 'a_b'"),
         (["--sort-into=out", "--class-names=Cat,cat,c"], "would share the folder 'Cat'"),
-        (["--csv=a.csv", "--class-names=names.txt"], "names.txt is neither a file nor a,b,c"),
+        (["--csv=a.csv", "--class-names=names.txt"], "names.txt is not a file: give one"),
         (["--sort-into=out", "--below=0.5", "--class-names=unsure,b,c"], "the folder 'unsure'"),
     ],
 )

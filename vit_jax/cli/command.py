@@ -58,7 +58,9 @@ def add_class_names(parser: argparse.ArgumentParser) -> None:
 def _class_names(text):
     if not os.path.isfile(text):
         if "," not in text:
-            raise argparse.ArgumentTypeError(f"{text} is neither a file nor a,b,c")
+            raise argparse.ArgumentTypeError(
+                f"{text} is not a file: give one with a name per line, or names separated by commas"
+            )
         return [name.strip() for name in text.split(",")]
     try:
         with open(text, encoding="utf-8-sig") as file:

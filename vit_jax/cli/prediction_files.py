@@ -89,12 +89,13 @@ class ClassFolders:
         self._folder, self._below = folder, below
         self._names = [_folder_name(name) for name in class_names]
         used = [*self._names, *([] if below is None else [UNSURE])]
-        # As a disk may compare names that ignores case and forms of Unicode.
+        # A file system may ignore case and Unicode normal forms.
         keys = [unicodedata.normalize("NFC", name).casefold() for name in used]
         if shared := {name for name, key in zip(used, keys, strict=True) if keys.count(key) > 1}:
             raise UserError(
                 f"--sort-into={folder}: several classes would share the folder "
-                f"{truncate_repr(min(shared))}: rename them with --class-names"
+                f"{truncate_repr(min(shared))}, on some disks at least: rename them with "
+                "--class-names"
             )
         for path in given:
             if path.is_dir() and folder.resolve().is_relative_to(path.resolve()):

@@ -53,8 +53,8 @@ class Results:
       rows: of results.json, a dict per variant: "variant", "overrides", "num_params",
         "train_accuracy", "val_accuracy" and "test_accuracy" (each {"mean", "std", "values"},
         fractions; with data.multi_label, "train_map", "val_map" and "test_map" instead),
-        "gflop_per_image", "pflop", "wall_seconds", "images_per_second"; all but the
-        best have "difference" ({"from", "mean", "low", "high", "pairs"}).
+        "gflop_per_image", "pflop", "wall_seconds", "images_per_second"; rows that
+        are compared with another have "difference" ({"from", "mean", "low", "high", "pairs"}).
     """
 
     workdir: pathlib.Path

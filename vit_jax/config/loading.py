@@ -73,8 +73,9 @@ def load_config(
         variants=variants,
         published=published,
         given=frozenset(overrides),
-        ladder=_rungs(variants) if ladder else (),
     )
+    if ladder:
+        experiment = dataclasses.replace(experiment, ladder=_rungs(experiment))
     return experiment if variant is None else select_variants(experiment, [variant])
 
 
@@ -91,10 +92,14 @@ def select_variants(experiment: Experiment, names: Sequence[str]) -> Experiment:
     return dataclasses.replace(experiment, variants=variants)
 
 
-def _rungs(variants):
+def _rungs(experiment):
     """Name the variants that teach no other, in order."""
-    teachers = [overrides.get("train.teacher") for overrides in variants.values()]
-    return tuple(name for name in variants if name not in teachers)
+    teachers = [_teacher_of(experiment, name) for name in experiment.variants]
+    return tuple(name for name in experiment.variants if name not in teachers)
+
+
+def _teacher_of(experiment, name):
+    return str(experiment.variants[name].get("train.teacher", experiment.config.train.teacher))
 
 
 def _with_teachers(experiment, name):
@@ -102,7 +107,7 @@ def _with_teachers(experiment, name):
     found, variants = [], experiment.variants
     while name in variants and name not in found:  # a circle is refused later
         found.append(name)
-        name = str(variants[name].get("train.teacher", experiment.config.train.teacher))
+        name = _teacher_of(experiment, name)
     return found
 
 

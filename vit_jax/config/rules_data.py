@@ -174,8 +174,8 @@ def parse_pattern(text: str) -> re.Pattern:
         ) from None
     if not pattern.groups - ("split" in pattern.groupindex):
         raise UserError(
-            f"data.label_pattern={truncate_repr(text)} has no group: put the part that is the "
-            "label in parentheses"
+            f"data.label_pattern={truncate_repr(text)} has no group for the label: "
+            "put the part that is the label in parentheses"
         )
     return pattern
 

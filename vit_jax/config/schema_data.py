@@ -33,9 +33,9 @@ DATA = dict(
     ),
     label_pattern=Setting(
         "",
-        "regular expression whose group, the first or the one named label, is the label in the "
-        "file names of an image folder; a group named split is the split; empty: classes are "
-        "folders",
+        "regular expression whose group, the one named label or the first other than split, is "
+        "the label in the file names of an image folder; a group named split is the split; empty: "
+        "classes are folders",
     ),
     image_column=Setting(
         "", "column of the images in a Hugging Face dataset, or of file names; empty: found"

@@ -17,8 +17,8 @@ def read_table(
     """Read a table: names of the columns, and (line number, cells) of each row.
 
     The delimiter is a tab in .tsv and .tab files, otherwise the comma, semicolon or tab that is the
-    most frequent outside of quotation marks in the first line, of those with which that has no
-    header if there are any. A byte order mark and blank lines are skipped.
+    most frequent in the first line, outside of quotation marks; one by which that is a row instead
+    of a header is preferred. A byte order mark and blank lines are skipped.
 
     Args:
       path: the file.
@@ -52,7 +52,8 @@ def read_table(
 
 
 def _find_delimiter(text, has_header):
-    first = re.sub('"[^"]*"', "", text.lstrip().partition("\n")[0])
+    first = text.lstrip().partition("\n")[0]
+    first = re.sub('"([^"]*)"', lambda quoted: re.sub("[,;\t]", " ", quoted[1]), first)
     found = [one for one in ",;\t" if one in first]
     rows = [one for one in found if not has_header([c.strip() for c in first.split(one)])]
     return max(rows or found or [","], key=first.count)

@@ -101,7 +101,7 @@ def to_array(
       resize: rule of resizing.
       scaled_decoding: decode a JPEG file, not loaded yet, at the smallest of the scales 1, 1/2, 1/4
         and 1/8 at which both sides have at least `size` pixels.
-      max_pixels: of the image.
+      max_pixels: most pixels of an image; more are an error.
 
     Raises:
       UserError: without `level_range`, the levels end below a sixteenth of `FULL_RANGE`.
@@ -250,7 +250,7 @@ def _read_deep_colours(image, max_pixels):
         return None
     if image.format == "TIFF" and tiff.is_planar(image, 16):
         stream.seek(0)
-        return _turn(tiff.read_tiff(stream.read(), max_pixels), image)
+        return _turn(tiff.read_tiff(stream.read(), max_pixels, most_pages=1), image)
     arguments = image.tile[0].args
     raw, *more = arguments if isinstance(arguments, tuple) else (arguments,)
     is_deep_ppm = image.tile[0].codec_name == "ppm" and more[0] > 255  # its largest level
@@ -278,10 +278,9 @@ def _turn(array, image):
     orientation = image.getexif().get(ExifTags.Base.Orientation)
     if orientation not in _TURNS:
         return array
-    places = Image.fromarray(
-        np.arange(array[..., 0].size, dtype=np.int32).reshape(image.size[::-1])
-    )
-    return array.reshape(-1, array.shape[-1])[np.asarray(places.transpose(_TURNS[orientation]))]
+    places = np.arange(array[..., 0].size, dtype=np.int32).reshape(array.shape[:2])
+    turned = np.asarray(Image.fromarray(places).transpose(_TURNS[orientation]))
+    return array.reshape(-1, array.shape[-1])[turned]
 
 
 def read_levels(image: Image.Image, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:

@@ -137,7 +137,7 @@ class Tfds:
             if image.dtype != np.uint8:
                 image = scale_levels(image, options["level_range"])
             image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
-        return to_array(image, **options)
+        return to_array(image, max_pixels=self._config.max_pixels, **options)
 
     def _records(self, split):
         """Open the records of a split, with `__len__` and `__getitems__`."""

@@ -31,8 +31,8 @@ def is_planar(image: Any, bits: int) -> bool:
     return image.tag_v2.get(_PLANAR) == 2 and set(image.tag_v2.get(_BITS, ())) == {bits}
 
 
-def read_tiff(content: bytes, max_pixels: int) -> np.ndarray:
-    """Read all bands of all pages, [height, width, bands] of any dtype.
+def read_tiff(content: bytes, max_pixels: int, most_pages: int = _MOST_PAGES) -> np.ndarray:
+    """Read all bands of all pages, or of the first ones, [height, width, bands] of any dtype.
 
     The pages must have the same size; reduced copies ("overviews") are left out. Raises UserError
     if a page is larger than `max_pixels` or of an unsupported kind.
@@ -40,7 +40,7 @@ def read_tiff(content: bytes, max_pixels: int) -> np.ndarray:
     header = content[: 16 if 43 in content[2:4] else 8]  # BigTIFF's is longer
     tags: Any = TiffImagePlugin.ImageFileDirectory_v2(header)
     file, pages, seen = io.BytesIO(content), [], set()
-    while tags.next and tags.next not in seen and len(pages) < _MOST_PAGES:
+    while tags.next and tags.next not in seen and len(pages) < most_pages:
         seen.add(tags.next)
         file.seek(tags.next)
         tags.load(file)

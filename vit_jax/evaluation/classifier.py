@@ -30,7 +30,7 @@ from vit_jax.evaluation.metrics import reorder_labels
 from vit_jax.evaluation.steps import make_eval_step
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError, join_names, single_line
-from vit_jax.runtime.files import warn
+from vit_jax.runtime.files import expand, warn
 from vit_jax.runtime.progress import Bar, quiet_libraries
 from vit_jax.storage import run_folder
 
@@ -69,7 +69,7 @@ class Classifier:
           needs_head: whether weights without a head are an error.
           class_names: names of the classes, in the order of the head; None: those of the source.
         """
-        self._source = path = pathlib.Path(source).expanduser()
+        self._source = path = expand(source)
         given = dict(options or {})
         self._weights = pretrained.convert_with_note(path, given) if path.is_file() else None
         info = self._weights.info if self._weights else pretrained.read_info(path)

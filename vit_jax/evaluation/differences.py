@@ -34,7 +34,7 @@ def add_differences(rows: list[dict], ladder: Sequence[str] = ()) -> None:
     """Add to rows of results.json their "difference" from the best by validation accuracy.
 
     Its key "from" names the best variant, whose own row gets none. In a ladder, the difference is
-    that from the rung before, and "ladder" is true; a row whose rung before is missing gets none.
+    that from the rung before, and none where that is missing; "ladder" marks the rows.
 
     Args:
       rows: changed in place.
@@ -47,7 +47,8 @@ def add_differences(rows: list[dict], ladder: Sequence[str] = ()) -> None:
         if name != before and name in found and before in found:
             row, other = found[name], found[before]
             row["difference"] = {"from": other["variant"]} | paired_difference(row, other)
-            row["difference"] |= {"ladder": True} if ladder else {}
+    for row in rows if ladder else ():
+        row["ladder"] = True
 
 
 def contains_zero(difference: dict) -> bool:

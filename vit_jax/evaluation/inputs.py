@@ -2,7 +2,6 @@
 
 import io
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from PIL import Image
 from vit_jax.data import bands
 from vit_jax.data.images import FORMATS, open_image, options_of, read_image, to_array
 from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.files import expand
 
 Path = str | os.PathLike[str]
 ImageLike = Path | Image.Image | np.ndarray | jax.Array
@@ -38,7 +38,7 @@ def read(image: ImageLike, data_config) -> np.ndarray:
     options = options_of(data_config)
     size, channels = options["size"], data_config.channels
     if isinstance(image, str | os.PathLike):
-        path = pathlib.Path(image).expanduser()
+        path = expand(image)
         return read_image(path, max_pixels=data_config.max_pixels, **options)
     if bands.uses_bands(channels):
         array = np.asarray(image)
@@ -46,7 +46,8 @@ def read(image: ImageLike, data_config) -> np.ndarray:
             raise UserError(_wrong_shape(array, channels))
         return to_array(array, **options)
     if isinstance(image, Image.Image):
-        return to_array(_copy(image, data_config.max_pixels), **options)
+        most = data_config.max_pixels
+        return to_array(_copy(image, most), max_pixels=most, **options)
     array = np.asarray(image)
     if array.dtype != np.uint8:
         raise UserError(f"images are {array.dtype}: give uint8 pixels from 0 to 255")

@@ -7,6 +7,7 @@ Chuang 2021, arXiv:1911.00068).
 import csv
 import dataclasses
 import io
+import itertools
 import pathlib
 from collections.abc import Iterable, Sequence
 
@@ -73,11 +74,8 @@ def predict_held_out(run: Classifier, folds: Iterable[Classifier] = ()) -> list[
     An iterator of folds that makes each when asked keeps the weights of one at a time.
     """
     found = []
-    for model, split, name in [
-        (run, "val", "val"),
-        (run, "test", "test"),
-        *((fold, "test", "train") for fold in folds),
-    ]:
+    own = [(run, "val", "val"), (run, "test", "test")]
+    for model, split, name in itertools.chain(own, ((fold, "test", "train") for fold in folds)):
         config, _ = model.evaluation_of({}, split)
         splits = make_splits(open_source(config.data), config.data)
         if match_names(splits.class_names, model.class_names) != [*range(len(model.class_names))]:

@@ -169,8 +169,9 @@ def _known(name, arrays, side, given, source):
         if "architecture" in given and not architectures.facts(titles[:1], width):
             raise UserError(f"{source}: {titles[0]} is not a plain ViT of timm with width {width}")
         facts = architectures.facts(titles, width)
-        if "fc_norm.weight" in arrays and "norm.weight" not in arrays:
-            facts.pop("model.pool", None)  # changed, to a mean or a maximum
+        is_changed = "fc_norm.weight" in arrays and "norm.weight" not in arrays
+        if is_changed and facts.get("model.pool") == "cls":
+            del facts["model.pool"]  # it is a mean or a maximum
         known = facts | known
     if "data.image_size" in known:
         try:

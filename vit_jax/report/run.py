@@ -100,12 +100,12 @@ def class_note(report: dict) -> str:
     """Describe the columns of `class_cells`."""
     if "map" not in report:
         return "Precision, recall and F1 are in %. Recall is the accuracy on the images of a class."
-    given = {values["threshold"] for values in report["classes"].values()} != {0.5}
+    fitted = {values["threshold"] for values in report["classes"].values()} != {0.5}
     return (
         "All but the number of images are in %. AP: average precision, which needs no threshold. "
         + (
             "Thresholds have the highest F1 on the validation split, where F1 is thus optimistic."
-            if given
+            if fitted
             else "Thresholds are not fitted."
         )
     )

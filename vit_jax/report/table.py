@@ -112,8 +112,9 @@ def metric(rows: list[dict]) -> str:
 
 
 def _is_ladder(rows):
-    """Whether the differences of rows are those from the variant before."""
-    return any(row.get("difference", {}).get("ladder") for row in rows)
+    """Whether rows are compared with the variant before."""
+    # Earlier versions marked the differences.
+    return any("ladder" in row or "ladder" in row.get("difference", {}) for row in rows)
 
 
 def published_head(rows: list[dict]) -> tuple[str, str]:

@@ -47,7 +47,9 @@ def expand(path: str | os.PathLike) -> pathlib.Path:
     try:
         return pathlib.Path(path).expanduser()
     except RuntimeError:
-        raise UserError(f"{os.fspath(path)} begins with ~ and the name of no user") from None
+        raise UserError(
+            f"{os.fspath(path)} begins with an unknown user: give the full path"
+        ) from None
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

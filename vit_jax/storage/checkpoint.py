@@ -119,11 +119,10 @@ class Checkpoints:
     def save(
         self, step: int, state, notes: dict, val_accuracy: float | None, lines: Sequence[str] = ()
     ) -> None:
-        """Start saving a tree of arrays.
+        """Start saving a tree of arrays; replace an existing checkpoint of this step.
 
-        A checkpoint of this step is kept as it is, saved before its evaluation was interrupted: to
-        replace it would be to have none for a moment. The next checkpoint records the evaluation,
-        and a run that is killed before that repeats it.
+        The only checkpoint is kept, saved before its evaluation was interrupted: deleting it first
+        would leave none after a kill. Without its evaluation, a run that resumes repeats that.
 
         `val_accuracy` selects the best checkpoint, None if the state was not evaluated; `notes` are
         JSON; `lines` are those of metrics.jsonl. Raises UserError if the disk is full, perhaps
@@ -141,7 +140,9 @@ class Checkpoints:
                 }
                 self._policy.best = best
             if step in self.steps:
-                return
+                if len(self.steps) == 1:
+                    return
+                self._manager.delete(step)
             notes = notes | {"checksum": checksum(state), "best": best}
             self._lines = list(lines)
             items = {"state": ocp.args.StandardSave(state), "notes": ocp.args.JsonSave(notes)}

@@ -128,18 +128,18 @@ def check_input(folder: pathlib.Path, config: Config, key: str, identity: dict |
       folder: of the run.
       config: of the run, now.
       key: setting of `INPUTS`.
-      identity: of the present contents, such as {"checksum"}; None if there are none.
+      identity: of the present contents, such as {"checksum"}; None if there are none, or if it is
+        not recorded.
     """
     record = read_config(folder)
     if record is None:
         return
     kind, what = INPUTS[key]
     before, now = record["config"].get(key, ""), plain_settings(config, 0)[key]
-    recorded = record.get("data", {}).get(kind, {})
-    # Each has keys that the other lacks: earlier versions recorded fewer.
-    shared = recorded.keys() & (identity or {}).keys()
-    is_same = bool(shared) and all(recorded[k] == identity[k] for k in shared if identity)
-    if not is_same and (identity or before != now):
+    recorded, present = record.get("data", {}).get(kind, {}), identity or {}
+    shared = recorded.keys() & present.keys()  # earlier versions recorded fewer
+    is_same = bool(shared) and all(recorded[k] == present[k] for k in shared)
+    if not is_same and (present or before != now):
         raise UserError(
             f"{folder} was started with other {what} ({before or f'no {key}'}) than the "
             f"present ones ({now or f'no {key}'}): restore those, or choose another --workdir"
@@ -241,7 +241,7 @@ def write_config(
       UserError: the run was started with another fingerprint, or a longer run has no further step.
     """
     check_data(folder, fingerprint)
-    processes.wait()  # while others still read what the first one changes
+    processes.wait()  # until the others have read what the first one changes
     if not processes.is_first():
         return
     update_data_dir(folder, config)

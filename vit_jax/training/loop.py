@@ -325,7 +325,7 @@ class Trainer:
             self._save(self.runs)
         self.wait_for_saves()
         name = signal.Signals(self.stop.number).name
-        saved = ", checkpoint saved" if self.step else ""  # 0: the features were not computed
+        saved = ", checkpoint saved" if self.step else ""  # 0: nothing was trained
         stopped = f"stopped by {name} at step {self.step}{saved}"
         self._print(f"{stopped}; run the same command to resume")
         raise SystemExit(128 + self.stop.number)

@@ -313,10 +313,12 @@ def num_params(setup: Setup) -> int:
 def input_identity(key: str, path: pathlib.Path) -> dict | None:
     """Identify a file that a run starts with, of `run_folder.INPUTS`.
 
-    None for a missing table of labels. Raises UserError for others.
+    None for a missing table of labels, and for a run of an earlier version, which records no
+    checksum. Raises UserError for other faults.
     """
     if key == "data.relabel":
         return relabel.read(path).identity
     if key == "data.labels":
         return table_identity(path) if path.is_file() else None
-    return pretrained.identity_of(pretrained.read_info(path))
+    info = pretrained.read_info(path)
+    return None if info["checksum"] is None else pretrained.identity_of(info)

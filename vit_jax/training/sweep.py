@@ -77,8 +77,7 @@ def run_sweep(
       reuse: take over identical finished runs of the folders next to `workdir`.
       began: `time.monotonic` at the start of the program; the time to the first step of the first
         variant counts from there. None: from the start of that variant.
-      ladder: the variants of which each adds something to the one before it, from which its
-        difference is then computed.
+      ladder: the rungs in order, each of which is compared with the one before; () otherwise.
 
     Raises:
       UserError: a setting, the data or the workdir is not usable, or all variants diverged.
@@ -94,7 +93,7 @@ def run_sweep(
     runner = _Runner(chosen, teachers, workdir, stop, hooks, reuse, began)
     if next(iter(configs.values())).sharding.distributed:
         _ = runner.mesh  # started, to know which process is the first even if all is finished
-    summaries, diverged = _train_variants(runner, chosen, teachers, ladder)
+    summaries, diverged = _train_variants(runner, chosen, teachers)
     if processes.is_first() and only is not None:
         print(f"{only} is finished; run the command without --variant to write the report")
     elif processes.is_first():
@@ -110,10 +109,10 @@ def run_sweep(
         raise Diverged(f"{join_names(list(diverged))} could not be trained: {reason}")
 
 
-def _train_variants(runner, configs, teachers, ladder):
+def _train_variants(runner, configs, teachers):
     """Train variants; return their summaries, and {variant: message} of those that diverged.
 
-    Raises UserError if all of them diverge, or one of a ladder does.
+    Raises UserError if all of them diverge.
     """
     summaries, diverged = {}, {}  # messages: an exception would hold the state on the devices
     for name, config in configs.items():
@@ -124,8 +123,6 @@ def _train_variants(runner, configs, teachers, ladder):
         try:
             summaries[name] = runner.summaries(name, config)
         except Diverged as error:
-            if ladder:  # the variants after it would be compared with an earlier one
-                raise UserError(str(error)) from None
             diverged[name] = str(error)
             if name != list(configs)[-1]:
                 warn(f"{error}; the other variants are trained")
@@ -161,7 +158,8 @@ def _check_workdir(workdir, experiment):
 
 def _check_runs(workdir, configs, teachers):
     """Raise UserError for conflicting settings or weights, before hours of training."""
-    unfinished = {path.resolve() for path in teachers.values() if not _is_finished(path)}
+    used = [teachers[name] for name in configs if name in teachers]
+    unfinished = {path.resolve() for path in used if not _is_finished(path)}
     lengthened = set()
     for name, config in configs.items():
         teacher = teachers.get(name)
@@ -274,6 +272,7 @@ class _Runner:
             with contextlib.closing(StartTimes(origin, self._began)) as start:
                 self._began = None
                 self._load(config, start)  # checks that moved data are the same
+                processes.wait()  # until the others have read what the first one changes
                 for folder in moved:
                     run_folder.update_data_dir(folder, config)
                 if unfinished:

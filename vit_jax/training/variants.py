@@ -49,7 +49,7 @@ def make_variants(
             key = min(clash)
             what = f"variant {name} sets {key} itself"
             others = [other for other, one in sweep.items() if not given & set(one)]
-            hint = f"; --variants={','.join(others)} leaves it out" if others else ""
+            hint = f": train the others with --variants={','.join(others)}" if others else ""
             raise UserError(f"--config.{key} has no effect, because {what}{hint}")
         _check_teacher(name, configs, list(sweep or {"base": {}}))
     return configs
@@ -88,7 +88,7 @@ def _check_teacher(name, configs, names):
     teacher = configs[name].train.teacher
     for key in ("image_size", "channels") if teacher in configs else ():
         pair = [configs[one].data[key] for one in (teacher, name)]
-        if all(pair) and pair[0] != pair[1]:  # 0: decided by the data
+        if pair[0] != pair[1]:
             raise UserError(
                 f"variant {name} has data.{key}={pair[1]}, but its teacher {teacher} has "
                 f"data.{key}={pair[0]}: both need the same image size and channels"
