@@ -24,6 +24,7 @@ from tiny_stop import Stop
 
 from vit_jax import models, plots
 from vit_jax.cli.hooks import ReportHooks
+from vit_jax.config.loading import Experiment
 from vit_jax.data import load_data
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
@@ -100,8 +101,12 @@ class QuickSweep:
             stack.enter_context(mock.patch.object(sweep, "compile_steps", compiled))
             with contextlib.suppress(SystemExit):
                 sweep.run_sweep(
-                    *("demo", {"base": self.config}, {}, {}, workdir, None, stop),
-                    *(["--config=demo"], StopAt(stop, stop_at)),
+                    Experiment("demo", self.config),
+                    {"base": self.config},
+                    workdir,
+                    stop,
+                    arguments=["--config=demo"],
+                    hooks=StopAt(stop, stop_at),
                 )
         return text.getvalue()
 

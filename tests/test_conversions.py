@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 import zoo
 from golden_files import GOLDEN
-from tiny_stop import Stop
+from tiny_stop import run_configs
 from tiny_weights import save_weights
 
 import vit_jax
@@ -16,7 +16,6 @@ from vit_jax import config as settings
 from vit_jax import pretrained
 from vit_jax.pretrained import architectures, files
 from vit_jax.runtime.errors import UserError
-from vit_jax.training.sweep import run_sweep
 from vit_jax.training.variants import make_variants
 
 ZOO = GOLDEN / "zoo"
@@ -274,7 +273,7 @@ def fine_tune(workdir, source):
     keys = {"data.name": "digits", "data.image_size": 0, "train.steps": 2, "freeze": "head"}
     keys |= {"augment.kind": "none", "init_from": str(source)}
     config = settings.with_overrides(settings.get_config(), keys, "a test")
-    run_sweep("demo", make_variants(config, {}, set()), {}, {}, workdir, None, Stop())
+    run_configs(make_variants(config, {}, set()), workdir)
     return next(workdir.glob("*/seed_0"))
 
 

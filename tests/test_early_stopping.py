@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 from tiny_configs import make_config
 from tiny_runs import last_state
-from tiny_stop import Stop
+from tiny_stop import Stop, run_configs
 
 from vit_jax.cli.hooks import ReportHooks
 from vit_jax.runtime.errors import UserError
 from vit_jax.storage.writers import read_jsonl
 from vit_jax.training.hooks import Hooks
-from vit_jax.training.sweep import run_sweep
 from vit_jax.training.variants import make_variants
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -37,7 +36,7 @@ def run(workdir, hooks=None, stop=None, **overrides):
     )
     variants = make_variants(make_config(**settings | overrides), {}, set())
     stop = stop or Stop()
-    run_sweep("demo", variants, {}, {}, workdir, None, stop, hooks=hooks, reuse=False)
+    run_configs(variants, workdir, stop, hooks=hooks, reuse=False)
     return workdir / "base" / "seed_0"
 
 

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 import storm as storms
 from tiny_configs import make_config
-from tiny_stop import Stop
+from tiny_stop import Stop, run_configs
 
 from vit_jax.config.loading import load_config
 from vit_jax.runtime.errors import UserError
@@ -38,7 +38,7 @@ def start(folder, workdir, **overrides):
     changed = {key.replace("__", "."): value for key, value in overrides.items()}
     found = load_config(folder / "storm_config.py", changed)
     configs = make_variants(found.config, found.variants, set(found.given))
-    run_sweep(found.name, configs, found.variants, found.published, workdir, None, Stop())
+    run_sweep(found, configs, workdir, Stop())
 
 
 def test_a_sweep_killed_five_times_loses_nothing(storm):
@@ -131,7 +131,7 @@ def test_other_images_in_the_same_workdir_are_refused(storm, finished, tmp_path)
 
 def test_the_workdir_of_another_experiment_is_refused(finished):
     with pytest.raises(UserError, match="holds the results of storm_config, which cifar_patch"):
-        run_sweep("cifar_patch", {"base": make_config()}, {}, {}, finished, None, Stop())
+        run_configs({"base": make_config()}, finished, name="cifar_patch")
 
 
 def test_a_run_without_a_checkpoint_may_start_with_other_settings(tmp_path):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from tiny_configs import make_config
-from tiny_stop import Stop
+from tiny_stop import run_configs
 
 from vit_jax.data import ResidentBatches, StreamingBatches, load_data
 from vit_jax.data.batches import balanced_indices
@@ -15,7 +15,6 @@ from vit_jax.evaluation.differences import paired_difference
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
 from vit_jax.training.loss import find_class_weights, make_loss
-from vit_jax.training.sweep import run_sweep
 from vit_jax.training.variants import make_variants
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -153,7 +152,7 @@ def test_class_weights_raise_the_macro_recall_of_imbalanced_classes(tmp_path):
         log__every_steps=0,
     )
     sweep = {"plain": {}, "weights": {"train.class_weights": "balanced"}}
-    run_sweep("demo", make_variants(config, sweep, set()), sweep, {}, tmp_path, None, Stop())
+    run_configs(make_variants(config, sweep, set()), tmp_path, sweep=sweep)
     rows = {}
     for name in sweep:
         reports = [tmp_path / name / f"seed_{seed}" / "test_report.json" for seed in range(5)]

@@ -4,12 +4,11 @@ import json
 
 import pytest
 from tiny_configs import make_config
-from tiny_stop import Stop
+from tiny_stop import Stop, run_configs
 
 from vit_jax.runtime.errors import UserError
 from vit_jax.storage import checkpoint
 from vit_jax.training.hooks import Hooks
-from vit_jax.training.sweep import run_sweep
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -40,7 +39,7 @@ class StopAt(Hooks):
 def run(workdir, hooks=None, **overrides):
     hooks = hooks or StopAt(-1)
     configs = {"base": make_config(**SETTINGS | overrides)}
-    run_sweep("test", configs, {}, {}, workdir, None, hooks.stop, hooks=hooks)
+    run_configs(configs, workdir, hooks.stop, hooks=hooks)
     return [workdir / "base" / f"seed_{seed}" for seed in (0, 1)]
 
 

@@ -14,9 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import QUICK
-from tiny_stop import Stop
+from tiny_stop import run_configs
 
-from vit_jax.training.sweep import run_sweep
 from vit_jax.training.variants import make_variants
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -40,7 +39,7 @@ def train_here(workdir):
     scope = {}
     exec(CONFIG, scope)
     config = scope["get_config"]()
-    run_sweep("digits", make_variants(config, {}, set()), {}, {}, workdir, None, Stop())
+    run_configs(make_variants(config, {}, set()), workdir, name="digits")
     return workdir / RUN
 
 

@@ -6,11 +6,10 @@ import shutil
 
 import pytest
 from tiny_configs import make_config
-from tiny_stop import Stop
+from tiny_stop import run_configs
 
 from vit_jax.cli.hooks import ReportHooks
 from vit_jax.training.hooks import Hooks
-from vit_jax.training.sweep import run_sweep
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -31,7 +30,7 @@ class Counting(Hooks):
 def sweep(workdir, variant="base", hooks=None, reuse=True, **overrides):
     hooks = hooks or Counting()
     config = make_config(**CONFIG | overrides)
-    run_sweep(workdir.name, {variant: config}, {}, {}, workdir, None, Stop(), (), hooks, reuse)
+    run_configs({variant: config}, workdir, name=workdir.name, hooks=hooks, reuse=reuse)
     return hooks
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from tiny_configs import make_config
 from tiny_net import Net
-from tiny_stop import Stop
+from tiny_stop import Stop, run_configs
 from tiny_sweep import summary
 from tiny_weights import save_weights
 
@@ -35,7 +35,7 @@ from vit_jax.training import optim
 from vit_jax.training.hooks import Hooks
 from vit_jax.training.setup import make_setup, one_image
 from vit_jax.training.step import make_init, make_train_step
-from vit_jax.training.sweep import make_row, run_sweep
+from vit_jax.training.sweep import make_row
 from vit_jax.training.variants import make_variants
 
 RESNET = dict(model__name="resnet18", augment__kind="none")
@@ -55,7 +55,7 @@ def run(workdir, hooks=None, stop=None, **overrides):
     variants = make_variants(config, {}, set())
     stop = stop or Stop()
     # The folders of other tests lie next to the workdir.
-    run_sweep("demo", variants, {}, {}, workdir, None, stop, hooks=hooks, reuse=False)
+    run_configs(variants, workdir, stop, hooks=hooks, reuse=False)
     return workdir / "base" / "seed_0"
 
 
@@ -129,7 +129,7 @@ def test_variants_share_the_features_of_a_frozen_trunk(tmp_path, capsys):
     config = make_config(**SHORT, freeze="head", augment__kind="none")
     sweep = {f"rate_{rate}": {"optim.learning_rate": rate} for rate in (0.1, 0.2)}
     variants = make_variants(config, sweep, set())
-    run_sweep("demo", variants, sweep, {}, tmp_path, None, Stop(), reuse=False)
+    run_configs(variants, tmp_path, sweep=sweep, reuse=False)
     assert capsys.readouterr().out.count("computing the features") == 1
     one, two = (
         json.loads((tmp_path / name / "seed_0" / "summary.json").read_text()) for name in sweep

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_datasets import make_folder, settings
 from tiny_images import folder_config, save_noise, tiny_training, train_on_noise
-from tiny_stop import Stop
+from tiny_stop import run_configs
 
 from vit_jax.cli import evaluate, suspects
 from vit_jax.config import presets
@@ -18,7 +18,6 @@ from vit_jax.data.splits import assign_folds, make_splits, open_splits
 from vit_jax.evaluation.suspects import find_wrong, score
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
-from vit_jax.training.sweep import run_sweep
 from vit_jax.training.variants import make_variants
 
 pytestmark = pytest.mark.usefixtures("one_device", "no_figures")
@@ -62,7 +61,7 @@ def flip(path, config, fraction):
 
 def train(config, workdir):
     """Train without a report; return the folder of the run."""
-    run_sweep("demo", make_variants(config, {}, set()), {}, {}, workdir, None, Stop())
+    run_configs(make_variants(config, {}, set()), workdir)
     return workdir / "base" / "seed_0"
 
 

@@ -3,11 +3,10 @@
 import jax
 from jax.sharding import AxisType
 from tiny_configs import make_config
-from tiny_stop import Stop
+from tiny_stop import run_configs
 
 from vit_jax.cli.hooks import ReportHooks
 from vit_jax.storage import checkpoint
-from vit_jax.training.sweep import run_sweep
 from vit_jax.training.variants import make_variants
 
 MESH = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
@@ -31,7 +30,7 @@ def run(workdir, sweep=None, **overrides):
             config.model[key] = 0
         config.data.image_size = overrides.get("data__image_size", 0)
     variants = make_variants(config, sweep, set())
-    run_sweep("demo", variants, sweep, {}, workdir, None, Stop(), hooks=ReportHooks())
+    run_configs(variants, workdir, sweep=sweep, hooks=ReportHooks())
     return workdir / next(iter(variants)) / "seed_0"
 
 

@@ -90,6 +90,7 @@ def _cross_validate(run, config, num_folds):
     if not num_folds:
         return []
     from vit_jax import config as settings
+    from vit_jax.config.loading import Experiment
     from vit_jax.config.rules import validate
     from vit_jax.runtime.signals import StopSignal
     from vit_jax.storage.run_folder import run_path
@@ -112,5 +113,6 @@ def _cross_validate(run, config, num_folds):
         validate(one)
     workdir = run / "suspects" / f"{num_folds}_folds"
     with StopSignal() as stop:
-        run_sweep("cross_validation", configs, sweep, {}, workdir, None, stop, reuse=False)
+        experiment = Experiment("cross_validation", config, sweep)
+        run_sweep(experiment, configs, workdir, stop, reuse=False)
     return [run_path(workdir, name, config.seed) for name in configs]

@@ -190,18 +190,15 @@ def _run_experiment(
     from vit_jax.training.variants import make_variants
 
     run_sweep(
-        experiment.name,
+        experiment,
         make_variants(experiment.config, experiment.variants, set(experiment.given), variant),
-        experiment.variants,
-        experiment.published,
         folder,
-        variant,
         stop,
-        arguments,
-        hooks or ReportHooks(),
-        reuse,
-        began,
-        experiment.ladder,
+        only=variant,
+        arguments=arguments,
+        hooks=hooks or ReportHooks(),
+        reuse=reuse,
+        began=began,
     )
 
 

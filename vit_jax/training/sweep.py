@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vit_jax.config import Config, flatten, with_overrides
+from vit_jax.config.loading import Experiment
 from vit_jax.data import load_data
 from vit_jax.evaluation.differences import add_differences
 from vit_jax.evaluation.labels import METRICS, metric_of, score_of
@@ -49,35 +50,30 @@ def _locate_teachers(workdir, configs):
 
 
 def run_sweep(
-    experiment: str,
+    experiment: Experiment,
     configs: dict[str, Config],
-    sweep: dict[str, dict],
-    published: dict[str, str],
     workdir: pathlib.Path,
-    only: str | None,
     stop: StopSignal,
+    *,
+    only: str | None = None,
     arguments: Sequence[str] = (),
     hooks: Hooks | None = None,
     reuse: bool = True,
     began: float | None = None,
-    ladder: Sequence[str] = (),
 ) -> None:
     """Train the unfinished runs of an experiment and write the results.
 
     Args:
-      experiment: name, for results.json.
+      experiment: what the results and the report say of the variants.
       configs: {variant: resolved, valid config}.
-      sweep: {variant: overrides}, for results.json.
-      published: {source: the order of variants that it found}, for the report.
       workdir: of the experiment.
-      only: train this variant alone and write no results; None for all.
       stop: asked after every call of the training step.
+      only: train this variant alone and write no results; None for all.
       arguments: of the command line, for results.json and the report.
       hooks: callbacks, which draw the figures and write the report.
       reuse: take over identical finished runs of the folders next to `workdir`.
       began: `time.monotonic` at the start of the program; the time to the first step of the first
         variant counts from there. None: from the start of that variant.
-      ladder: the rungs in order, each of which is compared with the one before; () otherwise.
 
     Raises:
       UserError: a setting, the data or the workdir is not usable, or all variants diverged.
@@ -85,7 +81,7 @@ def run_sweep(
     """
     if only is not None and only not in configs:
         raise UserError(f"--variant={only} is unknown: use one of {', '.join(configs)}")
-    _check_workdir(workdir, experiment)
+    _check_workdir(workdir, experiment.name)
     configs, teachers = _locate_teachers(workdir, configs)
     chosen = {name: c for name, c in configs.items() if only in (None, name)}
     _check_runs(workdir, chosen, teachers)
@@ -97,11 +93,13 @@ def run_sweep(
     if processes.is_first() and only is not None:
         print(f"{only} is finished; run the command without --variant to write the report")
     elif processes.is_first():
-        rows = [make_row(name, sweep.get(name, {}), found) for name, found in summaries.items()]
-        add_differences(rows, ladder)
-        results = _write_results(workdir, experiment, rows, arguments, list(diverged))
+        variants = experiment.variants
+        rows = [make_row(name, variants.get(name, {}), found) for name, found in summaries.items()]
+        add_differences(rows, experiment.ladder)
+        results = _write_results(workdir, experiment.name, rows, arguments, list(diverged))
         with stop.immediate():
             finished = {name: configs[name] for name in summaries}
+            published = experiment.published
             hooks.on_sweep_end(workdir, results, summaries, published, finished, arguments)
     processes.wait()  # while the first one draws
     if diverged:
