@@ -88,6 +88,10 @@ def main() -> None:
         parser.error(f"--dtype has no effect on {args.mode}")
     if args.peak and args.mode not in modes.TRAINED:
         parser.error(f"--peak has no effect on {args.mode}")
+    if args.compile and args.mode not in modes.COMPILED_BY_PEERS:
+        parser.error(f"--compile has no effect on {args.mode}")
+    if args.mode == "laptop" and (args.model != "cifar_vit" or args.batch_size):
+        parser.error("laptop has the model and the batch size of configs/cifar_laptop.py")
     if args.mode == "explain":
         check_method(parser, args)
     if args.mode == "input" and bool(args.folder) == bool(args.make_images):
@@ -96,7 +100,8 @@ def main() -> None:
         parser.error(f"--make-images has no effect on {args.mode}")
     results = with_images(args, lambda: measure(args))
     if args.json:
-        line = {"mode": args.mode, "model": args.model, "dtype": args.dtype}
+        dtype = sharding.dtype_of(args.dtype).name
+        line = {"mode": args.mode, "model": args.model, "dtype": dtype}
         line |= {"device": sharding.describe_devices()}
         with args.json.open("a") as file:
             file.write(json.dumps(line | results) + "\n")
@@ -114,7 +119,7 @@ def measure(args) -> dict:
         return take_turns(sides, args.rounds, count, cores=num_cores())
     sides, count = modes.START[args.mode](spec, args)
     flops = modes.flops_per_image(args.mode, spec)
-    known = {key: spec[key] for key in ("batch_size", "bound_seconds") if key in spec}
+    known = {key: spec[key] for key in ("model", "batch_size", "bound_seconds") if key in spec}
     return take_turns(sides, args.rounds, count, flops, args.peak or spec.get("peak")) | known
 
 

@@ -1,6 +1,5 @@
 """Input mode of `benchmark.py`: an epoch over an image folder."""
 
-import os
 import pathlib
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +8,7 @@ import numpy as np
 from benchmark_modes import make_config, peers, timed
 from PIL import Image
 
-from vit_jax.runtime import sharding
+from vit_jax.runtime import processes, sharding
 
 NUM_MADE = 1024
 NUM_CLASSES = 8
@@ -17,7 +16,7 @@ NUM_CLASSES = 8
 
 def num_cores() -> int:
     """Get the number of cores, and of the peer's workers."""
-    return len(os.sched_getaffinity(0))
+    return len(processes.usable_cores())
 
 
 def make_images(folder: pathlib.Path, width: int, height: int, count: int = NUM_MADE) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from vit_jax import config as settings
 from vit_jax.config.loading import load_config
 from vit_jax.config.rules import validate
-from vit_jax.runtime import sharding
+from vit_jax.runtime import processes, sharding
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -53,7 +53,9 @@ def start_peer(python, mode, spec):
     """Start a process of peers.py; return a function that runs it once and returns seconds."""
     command = [python, str(ROOT / "scripts" / "peers.py"), mode, json.dumps(spec)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, **pipes)
+    # The peer keeps freed memory too, as `memory.keep_freed` does.
+    memory = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}
+    process = subprocess.Popen(command, env=os.environ | memory, **pipes)
 
     def read_line():
         line = process.stdout.readline()
@@ -71,6 +73,7 @@ def start_peer(python, mode, spec):
     return run
 
 
+COMPILED_BY_PEERS = ("step", "finetune", "infer", "laptop")  # modes, by torch.compile
 # The methods of explanation that peers.py has.
 EXPLAINED_BY_PEERS = ("rollout", "input_x_gradient", "integrated_gradients", "grad_cam")
 # The trained parameters of modes whose FLOPs are counted; None: all.
@@ -251,7 +254,7 @@ def start_augment(spec, args):
     )
     key, sides = jax.random.key(0), {}
     if args.peer_python:
-        cores = len(os.sched_getaffinity(0))
+        cores = len(processes.usable_cores())
         if spec["batch_size"] % cores:
             sys.exit(f"error: --batch-size must be divisible by the number of cores, {cores}")
         per_core = {"batch_size": spec["batch_size"] // cores}
@@ -312,8 +315,8 @@ def start_laptop(spec, args):
     config = load_config("cifar_laptop", whole).config
     steps, _, batch = make_steps(config)
     run = timed_step(steps.train, first_state(steps), jax.random.key(0), batch)
-    spec = config.model.to_dict() | {"image_size": 32, "num_classes": 10}
-    spec["batch_size"] = config.train.batch_size
+    spec |= config.model.to_dict() | {"model": "cifar_laptop"}
+    spec |= {"image_size": 32, "batch_size": config.train.batch_size}
     return {"vit_jax": run} | peers("laptop", spec, args), spec["batch_size"]
 
 

@@ -37,13 +37,15 @@ TESTED = {
     "vit-jax compile cifar_patch --variant=patch_4 --target=v5e:2x2 --target=h100": (
         "test_compile.py"
     ),
-    "vit-jax evaluate weights/vit_b16 --class-names=names.txt --config.data.name=folder "
+    "vit-jax evaluate weights/vit_b16_timm --class-names=names.txt --config.data.name=folder "
     "--config.data.dir=imagenet/val --split=all --out=evaluation": "test_foreign_predictions.py",
     "vit-jax suspects runs/photos/base/seed_0 --cross-validate=5": "test_suspects.py",
     "python -m vit_jax.main --config=configs/photos.py --config.data.relabel=corrected.csv "
     "--workdir=runs/corrected": "test_suspects.py",
     "vit-jax prepare-data cifar10 --archive cifar-10-binary.tar.gz": "test_data_prepare.py",
-    "vit-jax convert timm_vit/model.safetensors weights/vit_b16": "test_foreign_predictions.py",
+    "vit-jax convert timm_vit/model.safetensors weights/vit_b16_timm": (
+        "test_foreign_predictions.py"
+    ),
     "vit-jax explore weights/vit_b16 --images cat.jpg more_photos/ --out=explorer.html": (
         "test_explorer.py"
     ),

@@ -1,5 +1,6 @@
 """explorer.html: the right numbers, in a browser too, its size, and refused input."""
 
+import pathlib
 import re
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from tiny_weights import save_weights
 from vit_jax.cli import explore
 from vit_jax.config import get_config, with_overrides
 from vit_jax.explanation import explorer
-from vit_jax.explanation.model import Model
+from vit_jax.explanation.model import Model, name_apart
 from vit_jax.report.explorer import read_title, write_explorer
 
 CELLS = "pane => [...pane.querySelectorAll('.grid button')].map(cell => cell.ariaLabel)"
@@ -156,6 +157,15 @@ def test_keyboard_in_a_browser(browser, pages, images):  # noqa: F811
     shown.check(rows[0, 1:])
     assert shown.page.evaluate("document.activeElement.id") == "view"
     shown.close()
+
+
+def test_runs_of_the_same_name_are_told_apart():
+    paths = [pathlib.Path("runs", name, "base", "seed_0") for name in ("one", "two")]
+    models = [SimpleNamespace(path=path, name="base/seed_0") for path in paths]
+    name_apart(models)
+    assert [model.name for model in models] == ["one/base/seed_0", "two/base/seed_0"]
+    name_apart(models[:1] * 2)  # the same run twice
+    assert models[0].name == "one/base/seed_0"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

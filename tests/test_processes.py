@@ -16,6 +16,7 @@ import pytest
 from conftest import QUICK
 from tiny_stop import run_configs
 
+from vit_jax.runtime import processes
 from vit_jax.training.variants import make_variants
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -32,6 +33,13 @@ def get_config():
     return config
 """
 RUN = pathlib.Path("base", "seed_0")
+
+
+def test_a_container_has_the_cores_that_its_time_pays_for(tmp_path):
+    cores, quota = processes.usable_cores("none"), tmp_path / "cpu.max"
+    for text, count in (("max 100000", len(cores)), ("50000 100000", 1), ("10000000 100000", 100)):
+        quota.write_text(text + "\n")
+        assert processes.usable_cores(str(quota)) == cores[:count]
 
 
 def train_here(workdir):
@@ -150,6 +158,6 @@ def test_killed_stopped_and_resumed_processes_train_like_one(command, tmp_path):
     for name in ("results.json", "results.md", "report.html"):
         assert (tmp_path / "runs" / name).stat().st_size > 100
     assert (run / "figures" / "explanation" / "scores.json").exists() == bool(drawn)
-    cores = len(os.sched_getaffinity(0))
+    cores = len(processes.usable_cores())
     devices = COUNT * math.gcd(64 // COUNT, max(1, cores // COUNT))  # for a batch of 64
     assert json.loads((run / "summary.json").read_text())["device"].startswith(f"{devices} x cpu")

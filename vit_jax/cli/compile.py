@@ -16,6 +16,8 @@ JAX's CUDA plugin (pip install "jax[cuda12]"); neither needs a device.
 import contextlib
 import json
 import os
+import pathlib
+import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -55,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     args, overrides = parser.parse_with_overrides(argv)
     if min(args.num_classes, args.num_images) < 0:
         raise UserError("--num-classes and --num-images must be positive")
-    with _without_driver_notes():
+    with _without_driver_notes(), _interruptible():
         return _compile_all(args, overrides)
 
 
@@ -87,9 +89,11 @@ def _load(args, overrides):
     from vit_jax.config.loading import load_config
 
     experiment = load_config(args.config, overrides, args.variant)
+    from vit_jax.training.sweep import locate_teachers
     from vit_jax.training.variants import make_variants
 
     configs = make_variants(experiment.config, experiment.variants, set(experiment.given))
+    configs, _ = locate_teachers(pathlib.Path("runs", experiment.name), configs)
     name = args.variant or next(iter(configs))
     return f"{experiment.name} {name}", configs[name]
 
@@ -157,11 +161,11 @@ def _describe(report, target):
         )
     lines.append(f"FLOPs        {_quantity(report['flops'])}FLOP per step on all devices")
     if "kernels" in report:
-        lines += _describe_program(report)
+        lines += _describe_program(report, target.is_gpu)
     return "\n".join(lines)
 
 
-def _describe_program(report):
+def _describe_program(report, is_gpu):
     """Format the figures of the compiled program."""
     yield f"traffic      {_quantity(report['bytes_moved'])}B per step and device"
     yield f"kernels      {report['kernels']:,}, of which {report['fusions']:,} fusions"
@@ -177,6 +181,8 @@ def _describe_program(report):
     yield (
         f"lower bound  {bound}s per step (FLOPs {flops}s, traffic {traffic}s): at most "
         f"{float(format(report['bound_images_per_second'], '.2g')):,.0f} images/s"
+        + ", if no array stays in the L2 cache"
+        * is_gpu
     )
     if report["estimated_seconds"]:
         yield (
@@ -205,6 +211,19 @@ def _verdict(report, target):
         fraction = target.chip.usable / target.chip.memory
         return f"fits with XLA_PYTHON_CLIENT_MEM_FRACTION={fraction:.3f}"
     return "fits"
+
+
+@contextlib.contextmanager
+def _interruptible():
+    """Let Ctrl-C end the process at once: compiled code would answer after minutes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 
 from vit_jax.cli import command
 from vit_jax.cli.predict import list_images
-from vit_jax.evaluation.samples import check_same_images
 from vit_jax.runtime.errors import UserError, single_line
 
 _CLASSES = 12  # whose test images are shown without --images
@@ -38,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     )
     args = parser.parse_args(argv)
     from vit_jax.explanation import explorer
-    from vit_jax.explanation.model import Model
+    from vit_jax.explanation.model import Model, name_apart
     from vit_jax.report.explorer import write_explorer
     from vit_jax.storage.run_folder import suggest_runs
 
@@ -57,6 +56,7 @@ def main(argv: Sequence[str]) -> None:
     paths = list_images(args.images) if args.images else []
     print(single_line(f"loading {', '.join(map(str, args.runs))}"), flush=True)
     models = [Model(source) for source in args.runs]
+    name_apart(models)
     if paths:
         images, names = [paths] * len(models), [single_line(path.name) for path in paths]
     else:
@@ -68,6 +68,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _test_images(models):
     """Load the same test images for each model: images of each, and their names."""
+    from vit_jax.evaluation.samples import check_same_images
+
     for model in models:
         if not model.has_data:
             raise UserError(f"{model.name} has no dataset: give --images FILE...")

@@ -60,7 +60,7 @@ def _draw_models(argv):
     args = _model_parser().parse_args(argv)
     from vit_jax.evaluation import samples
     from vit_jax.explanation import figures, inspection
-    from vit_jax.explanation.model import Model
+    from vit_jax.explanation.model import Model, name_apart
     from vit_jax.storage.run_folder import suggest_runs
 
     known = ["curves", *figures.DRAW, *ONLY_NAMED, *inspection.DRAW]
@@ -79,6 +79,7 @@ def _draw_models(argv):
             raise UserError(f"--images={path} is a folder: give the images in it")
     print(single_line(f"loading {', '.join(map(str, sources))}"), flush=True)
     models = [Model(source, needs_head=False) for source in sources]
+    name_apart(models)
     for source, model in zip(sources, models, strict=True):
         if kinds != ["curves"] and not args.images and not model.has_data:
             raise UserError(f"{source} has no dataset: give --images FILE...")

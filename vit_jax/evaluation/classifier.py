@@ -46,6 +46,7 @@ class Classifier:
     """The selected checkpoint of a run, a converted checkpoint, or the weights of another project.
 
     Attributes:
+      path: of the run, the checkpoint or the file.
       config: that of the run, or the defaults with the settings of the weights.
       class_names: names of the classes; "class 0", ... if the weights have none.
       has_data: whether `config` records the dataset that the model was trained on.
@@ -69,7 +70,7 @@ class Classifier:
           needs_head: whether weights without a head are an error.
           class_names: names of the classes, in the order of the head; None: those of the source.
         """
-        self._source = path = expand(source)
+        self.path = path = expand(source)
         given = dict(options or {})
         self._weights = pretrained.convert_with_note(path, given) if path.is_file() else None
         info = self._weights.info if self._weights else pretrained.read_info(path)
@@ -108,13 +109,13 @@ class Classifier:
     def check_head(self) -> None:
         """Raise UserError if the weights have no head."""
         if not self.class_names:
-            raise UserError(f"{self._source} has no head and hence no classes: fine-tune it first")
+            raise UserError(f"{self.path} has no head and hence no classes: fine-tune it first")
 
     @functools.cached_property
     def variables(self) -> dict:
         """The model's variables on the device, read when first used; raises UserError."""
         with quiet_libraries():
-            weights = self._weights or pretrained.load(self._source)  # initialises JAX
+            weights = self._weights or pretrained.load(self.path)  # initialises JAX
         pretrained.check_shapes(weights)
         variables = weights.variables
         if not self.class_names:  # the model always has a head: here with no classes
@@ -237,8 +238,7 @@ class Classifier:
     ) -> Iterator[tuple[pathlib.Path, np.ndarray, np.ndarray]]:
         """Yield each path with its image, uint8 [side, side, channels], and probabilities [c].
 
-        A file that is not an image is skipped, and its error is appended to `failed`. Batches are
-        filled with the other paths, as those of `predict` are.
+        A file that is not an image is skipped, and its error is appended to `failed`.
         """
         size = min(BATCH_SIZE, 1 << (len(paths) - 1).bit_length())
         good, images = [], []
@@ -307,7 +307,7 @@ class Classifier:
             if not key.startswith("data.") and key not in _EFFECTIVE:
                 raise UserError(f"{key} has no effect on an evaluation")
         if not self.has_data and not any(key.startswith("data.") for key in overrides):
-            raise UserError(f"{self._source} records no dataset: give data.name or data.dir")
+            raise UserError(f"{self.path} records no dataset: give data.name or data.dir")
         other_data = not {"data.name", "data.dir"}.isdisjoint(overrides)
         own = self.config.data.name.startswith(("folder", "hf:"))  # data.dir holds one dataset
         one = "data.name" in overrides and own
@@ -355,17 +355,17 @@ class Classifier:
             of_images = {"dir", *(k for k in config.data if SCHEMA[f"data.{k}"].resume != "any")}
             if not is_same and all(config.data[k] == self.config.data[k] for k in of_images):
                 warn(
-                    f"the images or splits are not those of the training of {self._source}: they "
+                    f"the images or splits are not those of the training of {self.path}: they "
                     "changed, or were read by other rules then, so test images may have been "
                     "training images"
                 )
         if not self._names:
             raise UserError(
-                f"{self._source} records no class names for its {len(self.class_names)} classes, "
+                f"{self.path} records no class names for its {len(self.class_names)} classes, "
                 f"the dataset has {len(names)} ({join_names(names)}): give class_names in the "
                 "order of the head"
             )
-        numbers = match_classes(names, self.class_names, self._source)
+        numbers = match_classes(names, self.class_names, self.path)
         step = jax.jit(
             make_eval_step(self.make_model(config), config),
             out_shardings=sharding.replicated(mesh),

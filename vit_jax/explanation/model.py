@@ -21,6 +21,16 @@ Target = int | str | Sequence[int | str] | np.ndarray
 _BATCH_SIZE = 8  # attention weights are large: 22 MB per image in a B/16 at 224 pixels
 
 
+def name_apart(models: Sequence["Model"]) -> None:
+    """Lengthen the names of different models that have the same, by more parts of their paths."""
+    paths = [model.path.absolute().parts for model in models]
+    for count in range(3, max(map(len, paths)) + 1):
+        if len({model.name for model in models}) == len(set(paths)):
+            break
+        for model, path in zip(models, paths, strict=True):
+            model.name = "/".join(path[-count:])
+
+
 class Model(Classifier):
     """A `Classifier` with its attention and explanations.
 

@@ -31,13 +31,14 @@ def write_data_page(path: pathlib.Path, name: str, diagnosis: Any) -> None:
             kinds={MISLEADS: "Misleads training", COSTS: "Costs accuracy", NOTE: "Notes"},
             groups=[_draw_groups(finding, diagnosis) for finding in diagnosis.findings],
             count=len(found.records),
-            totals={split: sum(values) for split, values in counts.items()},
+            totals={split: int((found.split == split).sum()) for split in counts},
             classes=[
                 (label, *(f"{values[i]:,}" for values in counts.values()))
                 for i, label in enumerate(diagnosis.class_names)
             ],
             images=summarise(found)
             | {"Compared for near duplicates": f"{diagnosis.num_compared:,} of at least 32 pixels"},
+            num_bad=len(bad),
             bad=[(found.names[i], found.records[i].problem) for i in bad[:100]],
             constants={
                 "data.mean": _numbers(diagnosis.mean),

@@ -33,7 +33,7 @@ def write_suspects(
     """
     names, data = run.class_names, run.config.data
     wrong = [one for one in ranking if one.is_suspect]
-    pairs = Counter((one.label, one.predicted) for one in wrong)
+    pairs = Counter((one.label, one.predicted) for one in wrong if one.label != one.predicted)
     page = (
         make_environment()
         .get_template("suspects.html")
@@ -45,7 +45,6 @@ def write_suspects(
             pairs=[
                 (f"{names[label]} → {names[predicted]}", n)
                 for (label, predicted), n in pairs.most_common(MOST_PAIRS)
-                if label != predicted
             ],
             images=[_describe(one, names, data) for one in ranking[:SHOWN]],
             num_folds=num_folds,

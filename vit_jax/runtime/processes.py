@@ -3,7 +3,9 @@
 import collections
 import contextlib
 import itertools
+import math
 import os
+import pathlib
 import socket
 import sys
 from collections.abc import Collection, Iterator
@@ -57,6 +59,21 @@ def count() -> int:
 def is_first() -> bool:
     """Whether this process is the one that prints and writes files."""
     return distributed_state().process_id == 0
+
+
+def usable_cores(quota: str = "/sys/fs/cgroup/cpu.max") -> list[int]:
+    """List the cores of this process, as many as the CPU time of its container pays for.
+
+    Args:
+      quota: file with that time, of cgroups v2.
+    """
+    mac = not hasattr(os, "sched_getaffinity")
+    cores = sorted(range(os.cpu_count() or 1) if mac else os.sched_getaffinity(0))
+    try:
+        microseconds, period = map(int, pathlib.Path(quota).read_text().split())
+    except (OSError, ValueError):  # no such file; "max" without a limit
+        return cores
+    return cores[: max(1, math.ceil(microseconds / period))]
 
 
 def cores_each(cores: Collection[int]) -> int:

@@ -124,6 +124,9 @@ class Progress:
         """Show `text` at `step`; with `line`, also as a line that stays."""
         now, left = time.monotonic(), ""
         if self._bar is not None:
+            if self._first is None and step > self._start:
+                self._first = (step, now)
+                self._bar.initial, self._bar.start_t = step, time.time()  # as below
             self._bar.n = step
             self._bar.set_postfix_str(text)
         else:

@@ -38,9 +38,8 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
     """
     if distributed:
         processes.join()
-    mac = not hasattr(os, "sched_getaffinity")
-    cores = range(os.cpu_count() or 1) if mac else os.sched_getaffinity(0)
-    share = math.gcd(divides // processes.count(), processes.cores_each(cores))
+    cores = processes.cores_each(processes.usable_cores())
+    share = math.gcd(divides // processes.count(), cores)
     flags = os.environ.get("XLA_FLAGS", "")
     if "collective_call_terminate_timeout" not in flags:
         # XLA aborts when a device waits 40 s for another, as on a busy machine.

@@ -165,7 +165,7 @@ def compile_step(
     started = time.monotonic()
     lowered = lower_train(steps, steps.train_whole or steps.train, num_images)
     try:
-        compiled = lowered.compile(compiler_options=target.options)
+        compiled = lowered.compile(compiler_options=target.options or None)  # {} is not cached
     except jax.errors.JaxRuntimeError as error:
         used = re.search(r"Used ([\d.]+)([GM]) of", str(error))
         if not used:

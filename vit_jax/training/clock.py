@@ -72,13 +72,13 @@ class Clock:
             self.show(step, "training")
 
     def images_per_second(self, step: int, batch_size: int) -> float | None:
-        """Compute the speed of one seed since the window began; None without a step in it."""
+        """Compute the speed of all seeds since the window began; None without a step in it."""
         count = step - self._window_step
         if self._window_start is None or not count:
             return None
         seconds = time.monotonic() - self._window_start
         self._step_seconds = seconds / count
-        return count * batch_size / seconds
+        return count * batch_size * self._num_seeds / seconds
 
     def restart_window(self, step: int) -> None:
         """Begin a new window of measuring speed, with freed memory returned to the kernel."""

@@ -199,7 +199,7 @@ class Trainer:
         name = names.get("accuracy", "accuracy").replace("_", " ")
         text = f"loss {loss:.3f}, {name} {accuracy:.3f}"
         if speed is not None:
-            text += f", {speed * count:,.0f} images/s"
+            text += f", {speed:,.0f} images/s"
         self.clock.show(self.step, text)
         self.state = state.replace(sums=self.axis.device_put([Sums.empty()] * count))
 

@@ -35,10 +35,17 @@ from vit_jax.training.seeds import seed_groups
 from vit_jax.training.setup import input_identity, make_setup
 
 
-def _locate_teachers(workdir, configs):
+def locate_teachers(
+    workdir: pathlib.Path, configs: dict[str, Config]
+) -> tuple[dict[str, Config], dict[str, pathlib.Path]]:
     """Replace the names of variants that teach by the folders of their first seeds.
 
-    Returns these configs, and {variant that learns: that folder} in `workdir`.
+    Args:
+      workdir: of the experiment.
+      configs: {variant: resolved config}.
+
+    Returns:
+      These configs, and {variant that learns: that folder} in `workdir`.
     """
     located, teachers = dict(configs), {}
     for name, config in configs.items():
@@ -82,7 +89,7 @@ def run_sweep(
     if only is not None and only not in configs:
         raise UserError(f"--variant={only} is unknown: use one of {', '.join(configs)}")
     _check_workdir(workdir, experiment.name)
-    configs, teachers = _locate_teachers(workdir, configs)
+    configs, teachers = locate_teachers(workdir, configs)
     chosen = {name: c for name, c in configs.items() if only in (None, name)}
     _check_runs(workdir, chosen, teachers)
     hooks = hooks or Hooks()

@@ -167,12 +167,12 @@ function makePane(run) {
     const lens = run.lens[state.image];
     const block = Math.min(state.block, run.depth);
     image.src = run.images[state.image];
-    image.classList.toggle("grey", state.strength > 0);
+    image.classList.toggle("grey", Boolean(found.patches) && state.strength > 0);
     image.alt = contents.names[state.image];
     heat.style.opacity = found.patches ? state.strength / 100 : 0;
     const top = found.patches ? Math.max(...found.patches) : 0;
     if (found.patches) paint(heat, ...run.grid, found.patches, top);
-    largest.textContent = percent(top, 2);
+    largest.textContent = found.patches ? percent(top, 2) : "";
     updateCells(run, cells, found);
     readout.textContent = describe(run, found);
     predicted.replaceChildren("Prediction: ", make("b", {}, `${classes[0]} ${percent(lens.at(-1)[0])}`),
@@ -277,6 +277,7 @@ function updateBars(list, classes, probabilities) {
     const button = list.children[i].firstChild;
     button.setAttribute("aria-pressed", name === state.name);
     button.children[0].textContent = name;
+    button.title = name; // which the column may cut
     button.children[1].firstChild.style.width = `${100 * probabilities[i]}%`;
     button.children[2].textContent = percent(probabilities[i]);
   });
@@ -353,7 +354,7 @@ function setUp() {
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
-    if (event.target.closest(".grid")) byId("view").focus();
+    if (event.target.closest(".grid")) byId(state.method === ATTENTION ? "view" : "method").focus();
     change({ pinned: null, hovered: undefined });
   });
 }
