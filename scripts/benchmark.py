@@ -91,7 +91,7 @@ def main() -> None:
     if args.compile and args.mode not in modes.COMPILED_BY_PEERS:
         parser.error(f"--compile has no effect on {args.mode}")
     if args.mode == "laptop" and (args.model != "cifar_vit" or args.batch_size):
-        parser.error("laptop has the model and the batch size of configs/cifar_laptop.py")
+        parser.error("--model and --batch-size have no effect on laptop")
     if args.mode == "explain":
         check_method(parser, args)
     if args.mode == "input" and bool(args.folder) == bool(args.make_images):
@@ -100,8 +100,9 @@ def main() -> None:
         parser.error(f"--make-images has no effect on {args.mode}")
     results = with_images(args, lambda: measure(args))
     if args.json:
-        dtype = sharding.dtype_of(args.dtype).name
-        line = {"mode": args.mode, "model": args.model, "dtype": dtype}
+        line = {"mode": args.mode, "model": args.model}
+        if args.mode in ("step", "finetune", "infer"):
+            line["dtype"] = sharding.dtype_of(args.dtype).name
         line |= {"device": sharding.describe_devices()}
         with args.json.open("a") as file:
             file.write(json.dumps(line | results) + "\n")

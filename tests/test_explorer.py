@@ -162,10 +162,11 @@ def test_keyboard_in_a_browser(browser, pages, images):  # noqa: F811
 def test_runs_of_the_same_name_are_told_apart():
     paths = [pathlib.Path("runs", name, "base", "seed_0") for name in ("one", "two")]
     models = [SimpleNamespace(path=path, name="base/seed_0") for path in paths]
+    models.append(SimpleNamespace(path=pathlib.Path("weights/vit"), name="vit"))
+    name_apart([models[0], models[0], models[2]])  # the same run twice
+    assert [model.name for model in models] == ["base/seed_0", "base/seed_0", "vit"]
     name_apart(models)
-    assert [model.name for model in models] == ["one/base/seed_0", "two/base/seed_0"]
-    name_apart(models[:1] * 2)  # the same run twice
-    assert models[0].name == "one/base/seed_0"
+    assert [model.name for model in models] == ["one/base/seed_0", "two/base/seed_0", "vit"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

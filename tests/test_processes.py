@@ -35,11 +35,13 @@ def get_config():
 RUN = pathlib.Path("base", "seed_0")
 
 
-def test_a_container_has_the_cores_that_its_time_pays_for(tmp_path):
-    cores, quota = processes.usable_cores("none"), tmp_path / "cpu.max"
-    for text, count in (("max 100000", len(cores)), ("50000 100000", 1), ("10000000 100000", 100)):
-        quota.write_text(text + "\n")
-        assert processes.usable_cores(str(quota)) == cores[:count]
+def test_the_cpu_quota_of_a_container_is_read(tmp_path):
+    path = tmp_path / "cpu.max"
+    for text, count in (("50000 100000", 1), ("250000 100000", 3)):
+        path.write_text(text + "\n")
+        assert processes.cpu_quota(str(path)) == count
+    path.write_text("max 100000\n")
+    assert processes.cpu_quota(str(path)) > 1000 and processes.cpu_quota("none") > 1000
 
 
 def train_here(workdir):
@@ -158,6 +160,6 @@ def test_killed_stopped_and_resumed_processes_train_like_one(command, tmp_path):
     for name in ("results.json", "results.md", "report.html"):
         assert (tmp_path / "runs" / name).stat().st_size > 100
     assert (run / "figures" / "explanation" / "scores.json").exists() == bool(drawn)
-    cores = len(processes.usable_cores())
+    cores = min(len(processes.usable_cores()), processes.cpu_quota())
     devices = COUNT * math.gcd(64 // COUNT, max(1, cores // COUNT))  # for a batch of 64
     assert json.loads((run / "summary.json").read_text())["device"].startswith(f"{devices} x cpu")

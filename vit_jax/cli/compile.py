@@ -53,6 +53,11 @@ def main(argv: Sequence[str]) -> int:
         default=0,
         help="of that dataset, from which validation and test images are held out",
     )
+    parser.add_argument(
+        "--workdir",
+        type=pathlib.Path,
+        help="output folder with the variant that teaches this one; default: runs/NAME",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     args, overrides = parser.parse_with_overrides(argv)
     if min(args.num_classes, args.num_images) < 0:
@@ -93,8 +98,14 @@ def _load(args, overrides):
     from vit_jax.training.variants import make_variants
 
     configs = make_variants(experiment.config, experiment.variants, set(experiment.given))
-    configs, _ = locate_teachers(pathlib.Path("runs", experiment.name), configs)
     name = args.variant or next(iter(configs))
+    workdir = args.workdir or pathlib.Path("runs", experiment.name)
+    configs, teachers = locate_teachers(workdir, configs)
+    if name in teachers and not (teachers[name] / "summary.json").exists():
+        raise UserError(
+            f"variant {name} learns from a variant that is not trained in {teachers[name]}: train "
+            "it first, or give the --workdir of its training"
+        )
     return f"{experiment.name} {name}", configs[name]
 
 
@@ -130,7 +141,8 @@ def _compile(config, target, args):
         fits = "fits" if compiled.fits else "does not fit"
         needs = compiled.memory.peak / 2**30
         if not args.json:
-            print(f"{compiled.batch_per_device} images per device: {needs:.2f} GiB, {fits}")
+            text = f"{compiled.batch_per_device} images per device: {needs:.2f} GiB, {fits}"
+            print(text, flush=True)
 
     if not args.find_batch:
         return compile_one(config)
@@ -138,7 +150,7 @@ def _compile(config, target, args):
     unit = len(target.devices) * (config.train.accumulation_steps or 1)
     rest = len(data.train) - found.steps.setup.config.train.batch_size
     if rest < unit and not args.json:
-        print(f"no larger batch is possible with {len(data.train):,} training images")
+        print(f"no larger batch is possible with {len(data.train):,} training images", flush=True)
     return found
 
 
@@ -215,15 +227,16 @@ def _verdict(report, target):
 
 @contextlib.contextmanager
 def _interruptible():
-    """Let Ctrl-C end the process at once: compiled code would answer after minutes."""
-    if threading.current_thread() is not threading.main_thread():
+    """Let Ctrl-C end the process at once: Python's handler runs only after a compilation."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,10 @@
 """`Model`: a finished model that predicts, evaluates, and explains itself."""
 
+import collections
 import copy
 import functools
+import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,12 +25,16 @@ _BATCH_SIZE = 8  # attention weights are large: 22 MB per image in a B/16 at 224
 
 
 def name_apart(models: Sequence["Model"]) -> None:
-    """Lengthen the names of different models that have the same, by more parts of their paths."""
-    paths = [model.path.absolute().parts for model in models]
-    for count in range(3, max(map(len, paths)) + 1):
-        if len({model.name for model in models}) == len(set(paths)):
-            break
-        for model, path in zip(models, paths, strict=True):
+    """Lengthen the names that several models have, by more parts of their paths."""
+    paths = [pathlib.Path(os.path.abspath(model.path)).parts for model in models]
+    alike = collections.defaultdict(set)
+    for model, path in zip(models, paths, strict=True):
+        alike[model.name].add(path)
+    for model, path in zip(models, paths, strict=True):
+        others, count = alike[model.name], 2
+        while len(others) > len({other[-count:] for other in others}):
+            count += 1
+        if len(others) > 1:
             model.name = "/".join(path[-count:])
 
 

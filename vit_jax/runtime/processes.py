@@ -61,32 +61,38 @@ def is_first() -> bool:
     return distributed_state().process_id == 0
 
 
-def usable_cores(quota: str = "/sys/fs/cgroup/cpu.max") -> list[int]:
-    """List the cores of this process, as many as the CPU time of its container pays for.
-
-    Args:
-      quota: file with that time, of cgroups v2.
-    """
+def usable_cores() -> Collection[int]:
+    """List the cores that this process may run on."""
     mac = not hasattr(os, "sched_getaffinity")
-    cores = sorted(range(os.cpu_count() or 1) if mac else os.sched_getaffinity(0))
+    return range(os.cpu_count() or 1) if mac else os.sched_getaffinity(0)
+
+
+def cpu_quota(path: str = "/sys/fs/cgroup/cpu.max") -> int:
+    """Read how many cores' time the container of this process has (cgroups v2), rounded up."""
     try:
-        microseconds, period = map(int, pathlib.Path(quota).read_text().split())
+        microseconds, period = map(int, pathlib.Path(path).read_text().split())
     except (OSError, ValueError):  # no such file; "max" without a limit
-        return cores
-    return cores[: max(1, math.ceil(microseconds / period))]
+        return 2**31
+    return max(1, math.ceil(microseconds / period))
 
 
-def cores_each(cores: Collection[int]) -> int:
-    """Divide this machine's `cores` among its processes; return the number for each process."""
+def cores_each() -> int:
+    """Divide the cores of each machine among its processes; return the least number of one."""
+    cores, quota = usable_cores(), cpu_quota()
     if count() == 1:
-        return len(cores)
+        return min(len(cores), quota)
     client, timeout = distributed_state().client, 1000 * _HEARTBEAT_SECONDS
-    own = " ".join(f"{socket.gethostname()}/{core}" for core in cores)
+    host = socket.gethostname()
+    own = " ".join([f"{host} {quota}", *(f"{host}/{core}" for core in cores)])
     client.key_value_set(f"cores/{distributed_state().process_id}", own)
     ranks = range(count())
     found = [client.blocking_key_value_get(f"cores/{rank}", timeout).split() for rank in ranks]
-    users = collections.Counter(itertools.chain(*found))
-    return max(1, min(round(sum(1 / users[core] for core in own)) for own in found))
+    users = collections.Counter(itertools.chain(*found))  # of each core; processes of each host
+    shares = [
+        min(round(sum(1 / users[core] for core in own)), int(quota) // users[host])
+        for host, quota, *own in found
+    ]
+    return max(1, min(shares))
 
 
 def wait() -> None:

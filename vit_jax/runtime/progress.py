@@ -123,16 +123,16 @@ class Progress:
     def update(self, step: int, text: str, line: bool = False) -> None:
         """Show `text` at `step`; with `line`, also as a line that stays."""
         now, left = time.monotonic(), ""
+        is_first = self._first is None and step > self._start
+        if is_first:  # compilation is over
+            self._first = (step, now)
         if self._bar is not None:
-            if self._first is None and step > self._start:
-                self._first = (step, now)
-                self._bar.initial, self._bar.start_t = step, time.time()  # as below
+            if is_first:
+                self._bar.initial, self._bar.start_t = step, time.time()
             self._bar.n = step
             self._bar.set_postfix_str(text)
         else:
             line = line or now - self._last_line >= self._line_seconds
-            if self._first is None and step > self._start:
-                self._first = (step, now)
             start, began = self._first or (step, now)
             if step > start:
                 seconds = (now - began) / (step - start) * (self._total - step)

@@ -38,8 +38,7 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
     """
     if distributed:
         processes.join()
-    cores = processes.cores_each(processes.usable_cores())
-    share = math.gcd(divides // processes.count(), cores)
+    share = math.gcd(divides // processes.count(), processes.cores_each())
     flags = os.environ.get("XLA_FLAGS", "")
     if "collective_call_terminate_timeout" not in flags:
         # XLA aborts when a device waits 40 s for another, as on a busy machine.

@@ -153,8 +153,9 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
             f"optim.layer_decay={config.optim.layer_decay} has no effect if only the head is "
             "trained"
         )
-    width = shapes["head/kernel"][0] if head_only else 0
-    on_features = head_only and _caches_features(config, len(data.train) * width, mesh)
+    on_features = head_only and _caches_features(config)
+    if on_features:
+        _check_features(data, shapes["head/kernel"][0], config.data, mesh)
     weights = _initial_weights(config, shapes, trained, data.class_names)
     teacher = load_teacher(config, data.class_names, mesh)
     class_weights = find_class_weights(config, lambda: data.train.labels, num_classes)
@@ -265,12 +266,20 @@ def _affordable_steps(train, flops):
     return steps
 
 
-def _caches_features(config, count, mesh):
-    """Whether features are cached, which requires that an image always has the same features.
+def _check_features(data, width, data_config, mesh):
+    """Raise UserError if features take more memory than `data.device_resident_max_gib`."""
+    count = sum(map(len, (data.train, data.val, data.test)))
+    copies = mesh.size if sharding.on_cpu(mesh) else 1  # which share one memory
+    gib, most = 4 * count * width * copies / 2**30, data_config.device_resident_max_gib
+    if gib > most:
+        raise UserError(
+            f"the features of {count:,} images would take {gib:.1f} GiB, more than "
+            f"data.device_resident_max_gib={most:g}: raise it, or set train.cache_features=False"
+        )
 
-    The `count` float32 values of the training images must also fit into the memory that images may
-    take.
-    """
+
+def _caches_features(config):
+    """Whether features are cached, which requires that an image always has the same features."""
     model, train = config.model, config.train
     kinds = ("dropout", "attention_dropout", "drop_path", "patch_drop")
     rates = (model[f"{kind}_rate"] for kind in kinds)
@@ -281,14 +290,6 @@ def _caches_features(config, count, mesh):
             "train.vmap_seeds=always cannot be combined with cached features: use auto, or set "
             "train.cache_features=False"
         )
-    gib = 4 * count * (mesh.size if sharding.on_cpu(mesh) else 1) / 2**30
-    if cached and gib > config.data.device_resident_max_gib:
-        print(
-            f"note: the features would take {gib:.1f} GiB and are not cached: raise "
-            "data.device_resident_max_gib if there is memory for them",
-            flush=True,
-        )
-        return False
     return cached
 
 

@@ -45,7 +45,7 @@ def locate_teachers(
       configs: {variant: resolved config}.
 
     Returns:
-      These configs, and {variant that learns: that folder} in `workdir`.
+      The configs with their teachers replaced, and {variant that learns: folder of its teacher}.
     """
     located, teachers = dict(configs), {}
     for name, config in configs.items():
@@ -71,7 +71,7 @@ def run_sweep(
     """Train the unfinished runs of an experiment and write the results.
 
     Args:
-      experiment: what the results and the report say of the variants.
+      experiment: name, variants, published orders and ladder; `configs` stand for its config.
       configs: {variant: resolved, valid config}.
       workdir: of the experiment.
       stop: asked after every call of the training step.

@@ -147,6 +147,7 @@ function makePane(run) {
   const scale = make("canvas");
   scale.setAttribute("aria-hidden", "true");
   const largest = make("span");
+  const legend = make("div", { className: "legend" }, "0", scale, largest);
   const readout = make("p", { className: "readout" });
   readout.setAttribute("aria-live", "polite");
   const predicted = make("p", { className: "predicted" });
@@ -158,7 +159,7 @@ function makePane(run) {
   byId("runs").append(make("section", { className: "pane", label: run.name },
     ...(runs.length > 1 ? [make("h2", {}, run.name)] : []), predicted,
     make("div", {}, make("div", { className: "frame" }, image, heat, grid),
-      make("div", { className: "legend" }, "0", scale, largest), readout),
+      legend, readout),
     make("div", { className: "lens" }, heading, bars, chart)));
 
   return () => {
@@ -172,7 +173,8 @@ function makePane(run) {
     heat.style.opacity = found.patches ? state.strength / 100 : 0;
     const top = found.patches ? Math.max(...found.patches) : 0;
     if (found.patches) paint(heat, ...run.grid, found.patches, top);
-    largest.textContent = found.patches ? percent(top, 2) : "";
+    largest.textContent = percent(top, 2);
+    legend.hidden = !found.patches;
     updateCells(run, cells, found);
     readout.textContent = describe(run, found);
     predicted.replaceChildren("Prediction: ", make("b", {}, `${classes[0]} ${percent(lens.at(-1)[0])}`),
