@@ -4,7 +4,7 @@ import re
 import time
 
 from tiny_configs import make_config
-from tiny_stop import run_configs
+from tiny_runs import run_configs
 
 from vit_jax.training.parameters import summarize_parameters
 
@@ -15,7 +15,7 @@ def test_each_architecture_is_printed_once_and_each_variant_has_its_own_start(tm
     variants = {"first": {}, "same": {"optim__b1": 0.8}, "wide": {"model__mlp_dim": 64}}
     configs = {name: make_config(**SHORT | changes) for name, changes in variants.items()}
     began = time.monotonic() - 1000
-    run_configs(configs, tmp_path, began=began)
+    run_configs(configs, tmp_path, began=began, reuse=False)
     lines = capsys.readouterr().out.splitlines()
     assert sum("patch embedding" in line for line in lines) == 2
     assert "first: 2,794 parameters" in lines
@@ -32,7 +32,7 @@ def test_each_architecture_is_printed_once_and_each_variant_has_its_own_start(tm
 
 def test_the_full_table_of_parameters_is_a_setting(tmp_path, capsys):
     config = make_config(**SHORT, log__parameter_table=True, freeze="none_trained")
-    run_configs({"base": config}, tmp_path)
+    run_configs({"base": config}, tmp_path, reuse=False)
     assert "Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel" in capsys.readouterr().out
 
 

@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 import zoo
 from golden_files import GOLDEN
-from tiny_stop import run_configs
+from tiny_runs import run_configs
 from tiny_weights import save_weights
 
 import vit_jax

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 from tiny_configs import make_config
-from tiny_runs import last_state
-from tiny_stop import Stop, run_configs
+from tiny_runs import last_state, run_configs
+from tiny_stop import Stop
 
 from vit_jax.cli.hooks import ReportHooks
 from vit_jax.runtime.errors import UserError

@@ -9,7 +9,8 @@ import subprocess
 import pytest
 import storm as storms
 from tiny_configs import make_config
-from tiny_stop import Stop, run_configs
+from tiny_runs import run_configs
+from tiny_stop import Stop
 
 from vit_jax.config.loading import load_config
 from vit_jax.runtime.errors import UserError

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from tiny_configs import make_config
-from tiny_stop import run_configs
+from tiny_runs import run_configs
 
 from vit_jax.data import ResidentBatches, StreamingBatches, load_data
 from vit_jax.data.batches import balanced_indices

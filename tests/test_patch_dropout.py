@@ -4,7 +4,8 @@ import json
 
 import pytest
 from tiny_configs import make_config
-from tiny_stop import Stop, run_configs
+from tiny_runs import run_configs
+from tiny_stop import Stop
 
 from vit_jax.runtime.errors import UserError
 from vit_jax.storage import checkpoint

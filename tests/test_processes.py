@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import QUICK
-from tiny_stop import run_configs
+from tiny_runs import run_configs
 
 from vit_jax.runtime import processes
 from vit_jax.training.variants import make_variants

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from tiny_configs import make_config
-from tiny_stop import run_configs
+from tiny_runs import run_configs
 
 from vit_jax.cli.hooks import ReportHooks
 from vit_jax.training.hooks import Hooks

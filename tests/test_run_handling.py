@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from tiny_configs import make_config
 from tiny_net import Net
-from tiny_stop import Stop, run_configs
+from tiny_runs import run_configs
+from tiny_stop import Stop
 from tiny_sweep import summary
 from tiny_weights import save_weights
 

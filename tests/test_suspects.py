@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_datasets import make_folder, settings
 from tiny_images import folder_config, save_noise, tiny_training, train_on_noise
-from tiny_stop import run_configs
+from tiny_runs import run_configs
 
 from vit_jax.cli import evaluate, suspects
 from vit_jax.config import presets

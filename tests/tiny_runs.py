@@ -3,10 +3,12 @@
 import jax
 from jax.sharding import AxisType
 from tiny_configs import make_config
-from tiny_stop import run_configs
+from tiny_stop import Stop
 
 from vit_jax.cli.hooks import ReportHooks
+from vit_jax.config.loading import Experiment
 from vit_jax.storage import checkpoint
+from vit_jax.training.sweep import run_sweep
 from vit_jax.training.variants import make_variants
 
 MESH = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
@@ -32,6 +34,12 @@ def run(workdir, sweep=None, **overrides):
     variants = make_variants(config, sweep, set())
     run_configs(variants, workdir, sweep=sweep, hooks=ReportHooks())
     return workdir / next(iter(variants)) / "seed_0"
+
+
+def run_configs(configs, workdir, stop=None, sweep=None, name="demo", **options):
+    """Train {variant: config} in this process, with `options` of `run_sweep`."""
+    experiment = Experiment(name, next(iter(configs.values())), sweep or {})
+    run_sweep(experiment, configs, workdir, stop or Stop(), **options)
 
 
 def last_state(folder):

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 
 from vit_jax.cli import command
 from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.files import expand
 
 # JAX is imported where it is used, so that --help and a mistyped flag answer at once.
 
@@ -99,8 +100,10 @@ def _load(args, overrides):
 
     configs = make_variants(experiment.config, experiment.variants, set(experiment.given))
     name = args.variant or next(iter(configs))
-    workdir = args.workdir or pathlib.Path("runs", experiment.name)
+    workdir = expand(args.workdir or pathlib.Path("runs", experiment.name))
     configs, teachers = locate_teachers(workdir, configs)
+    if args.workdir and name not in teachers:
+        raise UserError(f"--workdir has no effect: no variant teaches {name}")
     if name in teachers and not (teachers[name] / "summary.json").exists():
         raise UserError(
             f"variant {name} learns from a variant that is not trained in {teachers[name]}: train "
@@ -190,11 +193,11 @@ def _describe_program(report, is_gpu):
     bound, flops, traffic = (
         _quantity(report[f"{key}_seconds"]) for key in ("bound", "flops", "bytes")
     )
+    most = float(format(report["bound_images_per_second"], ".2g"))
+    condition = ", if no array stays in the L2 cache" if is_gpu else ""
     yield (
         f"lower bound  {bound}s per step (FLOPs {flops}s, traffic {traffic}s): at most "
-        f"{float(format(report['bound_images_per_second'], '.2g')):,.0f} images/s"
-        + ", if no array stays in the L2 cache"
-        * is_gpu
+        f"{most:,.0f} images/s{condition}"
     )
     if report["estimated_seconds"]:
         yield (

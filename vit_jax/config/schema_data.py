@@ -139,7 +139,9 @@ DATA = dict(
     std=Setting((0.5,), "std of pixels in [0, 1]; one value, or one per channel", low=1e-3, high=1),
     device_resident=free("auto", "decode the dataset once and keep it on the device", WHEN),
     device_resident_max_gib=free(
-        2.0, "largest dataset, in GiB of uint8 pixels, that data.device_resident=auto accepts"
+        2.0,
+        "largest dataset, in GiB of uint8 pixels, that data.device_resident=auto accepts, and most "
+        "GiB of cached features",
     ),
     skip_corrupt=Setting(
         False, "skip and count the unreadable images of a folder or Hugging Face dataset"

@@ -17,8 +17,9 @@ def read_table(
     """Read a table: names of the columns, and (line number, cells) of each row.
 
     The delimiter is a tab in .tsv and .tab files, otherwise the comma, semicolon or tab that is the
-    most frequent in the first line, outside of quotation marks; one by which that is a row instead
-    of a header is preferred. A byte order mark and blank lines are skipped.
+    most frequent in the first line, outside of quotation marks. Where the table has no header, only
+    delimiters by which the first line is a row count. A byte order mark and blank lines are
+    skipped.
 
     Args:
       path: the file.
@@ -52,6 +53,7 @@ def read_table(
 
 
 def _find_delimiter(text, has_header):
+    """Find the most frequent delimiter of the first line, by which it is a row if possible."""
     first = text.lstrip().partition("\n")[0]
     first = re.sub('"([^"]*)"', lambda quoted: re.sub("[,;\t]", " ", quoted[1]), first)
     found = [one for one in ",;\t" if one in first]
