@@ -2,14 +2,16 @@
 
     python scripts/write_results.py runs/cifar_patch_cpu runs/digits_patch
     python scripts/write_results.py --add runs/cifar_patch_cpu
+    python scripts/write_results.py --name cifar_patch_long runs/cifar_patch_long
     python scripts/write_results.py
 
-Each work folder is condensed into docs/results/NAME.json, which is committed; the figures
-NAME_curves.png and NAME_minutes.png are written where a document shows them. With `--add`, the
-variants of the folder are added to those of the file, and the figures stay as they are. Then, with
-or without folders, every block between `<!-- results: NAME -->` and `<!-- /results -->` in
-README.md and docs/ is written from those files: the table of an experiment or, with the NAME
-`index`, all configs with their best accuracy. A block without such a file stays as it is.
+Each work folder is condensed into docs/results/NAME.json, which is committed. NAME is that of its
+config or, for a second table of the config, what `--name` says. The figures NAME_curves.png and
+NAME_minutes.png are written where a document shows them. With `--add`, the variants of the folder
+are added to those of the file, and the figures stay as they are. Then, with or without folders,
+every block between `<!-- results: NAME -->` and `<!-- /results -->` in README.md and docs/ is
+written from those files: the table of an experiment or, with the NAME `index`, all configs with
+their best accuracy. A block without such a file stays as it is.
 """
 
 import argparse
@@ -290,11 +292,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdir", nargs="*", type=pathlib.Path, help="of a finished experiment")
     parser.add_argument("--add", action="store_true", help="keep the variants measured before")
+    parser.add_argument("--name", help="of the table (default: that of the config)")
     args = parser.parse_args()
+    if args.name and len(args.workdir) != 1:
+        parser.error("--name is that of one work folder")
     try:
         for workdir in args.workdir:
             measured = collect(workdir)
-            name, _ = split_config(measured["command"])
+            name = args.name or split_config(measured["command"])[0]
             before = read_measured(name) if args.add else None
             if before:
                 measured = add_variants(before, measured)

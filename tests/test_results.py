@@ -83,6 +83,21 @@ def test_figures_are_written_where_a_document_shows_them(tool, workdir, monkeypa
     assert [path.name for path in folder.glob("*.png")] == [f"widths_{figure}.png"]
 
 
+def test_a_config_may_have_a_second_table(tool, workdir, monkeypatch):
+    monkeypatch.setattr(tool, "ROOT", workdir / "project")
+    page = workdir / "project" / "docs" / "results" / "widths.md"
+    page.parent.mkdir(parents=True)
+    (workdir / "project" / "README.md").write_text("")
+    page.write_text("".join(f"<!-- results: {n} -->\n<!-- /results -->\n" for n in ("widths", "b")))
+    monkeypatch.setattr("sys.argv", ["write_results.py", "--name", "b", str(workdir)])
+    tool.main()
+    first, second = page.read_text().split("<!-- /results -->\n")[:2]
+    assert "| wide |" in second and "| wide |" not in first
+    monkeypatch.setattr("sys.argv", ["write_results.py", "--name", "b"])
+    with pytest.raises(SystemExit, match="2"):
+        tool.main()
+
+
 def test_one_core_is_no_plural(tool):
     assert tool.hardware("1 x cpu (A)") == "1 CPU core (A)"
     assert tool.hardware("2 x cpu (A)") == "2 CPU cores (A)"
