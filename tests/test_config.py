@@ -32,6 +32,7 @@ def make(**overrides):
     return settings.resolve(settings.with_overrides(settings.get_config(), keys, "a test"))
 
 
+NO_MIXING = {"augment__mixup_alpha": 0.0, "augment__cutmix_alpha": 0.0}
 SEEDS = {"train__vmap_seeds": "always", "train__num_seeds": 2}
 PLATEAU = {"optim__schedule": "reduce_on_plateau"}
 
@@ -93,6 +94,11 @@ def test_valid_config_passes():
         ({"augment__policy": "svhn"}, "augment.policy='svhn' is not one of cifar10, imagenet"),
         ({"augment__kind": "none", "augment__mixup_alpha": 1.0}, "augment.kind=none contradicts"),
         ({"augment__mixup_alpha": -0.5}, "augment.mixup_alpha=-0.5 must be -1 or at least 0"),
+        ({"augment__mix_rate": 1.0, **NO_MIXING}, "augment.mix_rate=1.0 has no effect without"),
+        (
+            {"augment__cutmix_rate": 1.0, **NO_MIXING, "augment__mixup_alpha": 0.8},
+            "augment.cutmix_rate=1.0 has no effect without both",
+        ),
         ({"augment__magnitude": 31}, "augment.magnitude=31 must be at most 30"),
         ({"augment__num_ops": 0}, "augment.num_ops=0 must be at least 1"),
         ({"augment__brightness": 1.5}, "augment.brightness=1.5 must be at most 1"),

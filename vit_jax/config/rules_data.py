@@ -199,9 +199,20 @@ def validate_augment(config: Config) -> None:
             f"augment.crop_padding={augment.crop_padding} must be smaller than "
             f"data.image_size={size}"
         )
+    _validate_mixing(augment)
     if augment.saturation and config.data.channels == 1:
         raise UserError(f"augment.saturation={augment.saturation} needs data.channels=3 (colours)")
     if augment.cutout_length > 2 * size:
         raise UserError(
             f"augment.cutout_length={augment.cutout_length} is above {2 * size}, twice the image"
         )
+
+
+def _validate_mixing(augment):
+    alphas = augment.mixup_alpha, augment.cutmix_alpha
+    for key, needs, has_effect in (
+        ("mix_rate", "augment.mixup_alpha or augment.cutmix_alpha", any(alphas)),
+        ("cutmix_rate", "both augment.mixup_alpha and augment.cutmix_alpha", all(alphas)),
+    ):
+        if augment[key] != SCHEMA[f"augment.{key}"].default and not has_effect:
+            raise UserError(f"augment.{key}={augment[key]} has no effect without {needs}")
