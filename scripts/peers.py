@@ -35,7 +35,7 @@ def make_model(spec):
         model = resnet18(num_classes=spec["num_classes"])
         model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
         model.maxpool = torch.nn.Identity()
-        return model.to(device())
+        return model.to(device(), memory_format=torch.channels_last)
     from timm.models.vision_transformer import VisionTransformer
 
     return VisionTransformer(
@@ -54,7 +54,9 @@ def make_images(spec):
     import torch
 
     shape = (spec["batch_size"], 3, spec["image_size"], spec["image_size"])
-    return torch.randn(shape, device=device())
+    images = torch.randn(shape, device=device())
+    layout = torch.channels_last if spec["model"] == "resnet18" else torch.contiguous_format
+    return images.to(memory_format=layout)
 
 
 def train(spec):
