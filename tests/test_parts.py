@@ -376,7 +376,7 @@ def test_optimizers_place_the_parameters_of_parts():
     depths = optim.block_depths(paths)
     assert depths["Transformer/pre_norm/scale"] == depths["Transformer/registers"] == 0
     assert depths["Transformer/encoderblock_1/layer_scale_0"] == 2
-    labels = optim._muon_labels(params)
+    labels = optim.muon_labels(params)
     assert block(labels)["MlpBlock_0"]["gate"] == {"kernel": "muon", "bias": "adamw"}
     assert block(labels)["layer_scale_0"] == "adamw"
     attention = block(labels)["MultiHeadDotProductAttention_0"]

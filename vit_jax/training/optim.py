@@ -216,7 +216,7 @@ def _make_optimizer(config, schedule, mesh):
         parts.append(adamw)
     elif config.name == "muon":
         muon = _muon(config, schedule, mesh)
-        parts.append(optax.multi_transform({"muon": muon, "adamw": adamw}, _muon_labels))
+        parts.append(optax.multi_transform({"muon": muon, "adamw": adamw}, muon_labels))
     elif config.name == "adam":
         parts.append(optax.adam(schedule, **moments))
     elif config.name == "lion":
@@ -262,7 +262,7 @@ def averaged_params(config, opt_state, params):
     return jax.tree.map(average, params, state.z)
 
 
-def _muon_labels(params):
+def muon_labels(params):
     """Label the kernels and adapters of the blocks "muon", all other parameters "adamw"."""
 
     def label(path, _):
