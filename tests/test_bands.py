@@ -221,6 +221,7 @@ def test_augmentation_of_bands_moves_all_alike():
         ({"data__name": "digits", "data__dir": ""}, "data.name=digits needs RGB"),
         ({"data__rgb_bands": (4, 3)}, "three of the bands 1 to 13"),
         ({"data__rgb_bands": (4, 3, 14)}, "three of the bands 1 to 13"),
+        ({"data__rgb_bands": (4.5, 3, 2)}, "three of the bands 1 to 13"),
         ({"data__level_range": (0.0, 1.0, 2.0)}, "two for each of 13 channels"),
         ({"data__channels": 3, "data__rgb_bands": (1, 2, 3)}, "has no effect"),
     ],
@@ -232,7 +233,7 @@ def test_settings_that_need_colours_are_refused(keys, message):
 
 def test_shown_bands():
     assert shown_bands(3) == [0, 1, 2] and shown_bands(1) == [0] and shown_bands(2) == [0]
-    assert shown_bands(13) == [0, 1, 2] and shown_bands(13, (4, 3, 2)) == [3, 2, 1]
+    assert shown_bands(13) == [0, 1, 2] and shown_bands(13, (4, 3, 2.0)) == [3, 2, 1]
 
 
 def test_rgb_kernels_are_adapted_as_by_timm():

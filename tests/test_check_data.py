@@ -13,7 +13,8 @@ from tiny_images import encode, folder_config, noise, png16, save_noise, tfds_co
 from vit_jax.cli import check_data
 from vit_jax.data.doctor import COSTS, MISLEADS, NOTE, diagnose
 from vit_jax.data.duplicates import SIDE, near_pairs
-from vit_jax.data.sources import read_digits
+from vit_jax.data.sources import open_source, read_digits
+from vit_jax.data.splits import make_splits
 
 features = tfds.features
 
@@ -43,6 +44,17 @@ def findings(root, **keys):
 
 def test_no_findings_on_clean_images(tmp_path):
     assert findings(make_photos(tmp_path / "photos"), image_size=32) == []
+
+
+def test_the_splits_are_those_of_a_training_that_skips_images(tmp_path):
+    save_noise(tmp_path / "photos", ["ant", "bee"], 12)
+    config = folder_config(tmp_path / "photos", skip_corrupt=True)
+    (tmp_path / "photos" / "ant" / "3.png").write_bytes(b"nothing")
+    checked, splits = diagnose(config).survey, make_splits(open_source(config), config)
+    assert len(checked.names) == 23
+    for split in ("train", "val", "test"):
+        names = np.array(checked.names)[checked.split == split]
+        assert sorted(names) == sorted(getattr(splits, split).names)
 
 
 def test_no_findings_on_clean_digits(tmp_path, monkeypatch, capsys):
@@ -274,6 +286,7 @@ def test_page_and_status(tmp_path, capsys):
         (["photos", "--out=data.txt"], "ending in .html"),
         (["photos", "--out=nowhere/data.html"], "nowhere is not a folder"),
         (["nowhere"], "data.dir=nowhere is not a folder"),
+        (["~nobody_here"], "~nobody_here begins with an unknown user"),
         (["photos", "--config.train.epochs=5"], "train.epochs has no effect on the check of"),
         (["photos", "--config.data.resize_mode=crop"], "not one of"),
     ],

@@ -87,6 +87,7 @@ def test_valid_config_passes():
         ({"seed": 2**33}, "is too large"),
         ({"data__val_size": 1.5}, "data.val_size=1.5 must be a fraction below 1, or an integer"),
         ({"data__name": "folder"}, "data.name=folder needs data.dir"),
+        ({"data__name": "digits", "data__dir": "x"}, "data.dir='x' has no effect with data.name"),
         ({"data__train_examples": 9, "data__examples_per_class": 1}, "not both"),
         ({"data__eval_crop": 1.5}, "data.eval_crop=1.5 must be at most 1"),
         ({"augment__crop_padding": 32}, "augment.crop_padding=32 must be smaller"),

@@ -178,12 +178,37 @@ def test_links_to_one_file_are_not_confused(tmp_path):
     assert len(found["test"]) == 4 and found["test"][0] == "ant"
 
 
+def test_images_outside_the_folders_of_splits_are_an_error(tmp_path):
+    flat(tmp_path, 4)
+    for i in range(20):
+        save(tmp_path / "photos" / ("train" if i < 16 else "test") / f"{i}.png", i)
+    lines = ["file,label"] + [
+        f"{'train' if i < 16 else 'test'}/{i}.png,{EXPECTED[i]}" for i in range(20)
+    ]
+    config = config_of(tmp_path, labels=str(write(tmp_path, [*lines, "0.png,ant"])))
+    with pytest.raises(UserError, match="line 2 .*train/0.png.*, but line 22 .*/0.png, in none"):
+        contents(config)
+    write(tmp_path, lines)
+    assert sorted(contents(config)["test"]) == [16, 17, 18, 19]
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for i in range(20):
+        save(tmp_path / "photos" / ("train" if i % 2 else "bus") / f"{i}.png", i)
+    lines = ["file,label"] + [f"{('bus', 'train')[i % 2]}/{i}.png,{i % 2}" for i in range(20)]
+    found = contents(config_of(tmp_path, labels=str(write(tmp_path, lines))))
+    assert sorted(found["train"] | found["val"] | found["test"]) == list(range(20))
+
+
+@pytest.mark.parametrize("column", [False, True])
 @pytest.mark.parametrize("prefix", ["", "test/"])
-def test_a_table_labels_a_flat_test_folder(tmp_path, prefix):
+def test_a_table_labels_a_flat_test_folder(tmp_path, prefix, column):
     root = make_folder(tmp_path / "photos", ("train",))
     for i in range(6):
         save(root / "test" / f"{i}.png", 100 + i)
     lines = ["id,label"] + [f"{prefix}{i}.png,{('ant', 'bee', 'cat')[i % 3]}" for i in range(6)]
+    if column:
+        lines = [lines[0] + ",split", *(f"{line},test" for line in lines[1:])]
     config = config_of(tmp_path, labels=str(write(tmp_path, lines)), val_size=2)
     found = contents(config)
     assert found["test"] == {100 + i: ("ant", "bee", "cat")[i % 3] for i in range(6)}
@@ -191,6 +216,9 @@ def test_a_table_labels_a_flat_test_folder(tmp_path, prefix):
     write(tmp_path, [*lines[:-1], lines[-1].replace("cat", "dog")])
     with pytest.raises(UserError, match="line 7 of .* has the class 'dog', which no training"):
         contents(config)
+    write(tmp_path, lines[:5])
+    (warning,) = open_source(config).warnings
+    assert "does not name 2 images, such as" in warning
 
 
 def test_file_names_may_lack_their_folder_or_suffix(tmp_path):

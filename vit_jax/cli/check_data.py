@@ -20,6 +20,7 @@ import numpy as np
 
 from vit_jax.cli import command
 from vit_jax.runtime.errors import UserError, single_line
+from vit_jax.runtime.files import expand
 
 _LARGEST = 224  # pixels of a folder's images without a config
 
@@ -91,8 +92,9 @@ def _usual_side(data_config):
     from vit_jax.data.images import open_image
 
     sides = []
-    if data_config.name == "folder" and pathlib.Path(data_config.dir).expanduser().is_dir():
-        paths = list_images(pathlib.Path(data_config.dir).expanduser())[0]
+    folder = expand(data_config.dir)
+    if data_config.name == "folder" and folder.is_dir():
+        paths = list_images(folder)[0]
         for i in spread(len(paths), 64) if paths else ():
             with contextlib.suppress(Exception), open_image(paths[i]) as image:  # of many types
                 sides.append(min(image.size))

@@ -15,6 +15,11 @@ def validate_data(config: Config) -> None:
         raise UserError("data.name is empty: give a TFDS name, hf:NAME, folder or digits")
     if data.name == "folder" and not data.dir:
         raise UserError("data.name=folder needs data.dir, the folder of images")
+    if data.name == "digits" and data.dir:
+        raise UserError(
+            f"data.dir={truncate_repr(data.dir)} has no effect with data.name=digits: for a folder "
+            "of images, set data.name=folder"
+        )
     _validate_labels(data)
     if not data.image_size:
         problem = "does not define it" if config.init_from else "is not set: name the weights"
@@ -86,7 +91,8 @@ def _validate_bands(config):
                 f"data.rgb_bands={bands} has no effect with data.channels={data.channels}"
             )
         return
-    if bands and (len(bands) != 3 or max(bands) > data.channels):
+    numbers = range(1, data.channels + 1)
+    if bands and (len(bands) != 3 or any(band not in numbers for band in bands)):
         raise UserError(
             f"data.rgb_bands={bands} must be three of the bands 1 to {data.channels}, or ()"
         )

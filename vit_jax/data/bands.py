@@ -121,7 +121,7 @@ def shown_bands(channels: int, rgb_bands: Sequence[int] = ()) -> list[int]:
     """
     if channels in PILLOW_CHANNELS:
         return list(range(channels))
-    return [band - 1 for band in rgb_bands] or list(range(3 if channels > 3 else 1))
+    return [int(band) - 1 for band in rgb_bands] or list(range(3 if channels > 3 else 1))
 
 
 def show(images: np.ndarray, data_config: Any) -> np.ndarray:

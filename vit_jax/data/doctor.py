@@ -72,12 +72,10 @@ class Diagnosis:
 def diagnose(config) -> Diagnosis:
     """Read all images of the dataset of `config.data` and check them.
 
-    The splits are those of a training with this config, with what it holds out; images that cannot
-    be read are found, not skipped. Raises UserError if the dataset has no valid layout.
+    The splits are those of a training with this config, with what it holds out. Raises UserError
+    if the dataset has no valid layout.
     """
     config = config.copy_and_resolve_references()
-    if not config.relabel:  # whose file lists the examples of the training
-        config.skip_corrupt = False
     source = open_source(config)
     splits = make_splits(source, config)
     by_name = {"train": splits.train, "val": splits.val, "test": splits.test}

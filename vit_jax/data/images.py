@@ -48,6 +48,8 @@ PIXELS = 3  # increase when `to_array` changes its result: invalidates cached im
 FULL_RANGE = (0.0, 65535.0)
 WHITE = (255.0,)
 FIT = Resize()
+_MOST_PIXELS = 100_000  # of an image, for percentiles
+_DARKEST = 32  # highest level, from which on floats may be those of 8 bits
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -321,10 +323,11 @@ def decide_levels(samples: Iterable[np.ndarray], channels: int) -> tuple[float, 
 def decide_range(samples: Iterable[np.ndarray]) -> tuple[float, ...]:
     """Choose the level range of a dataset by the levels of some of its images; () without any.
 
-    Integers: up to the next power of two, from a quarter of 16 bits on up to 65535. Floats: 0 to 1,
-    -1 to 1 or 0 to 255. Otherwise, from the lowest to the highest level.
+    Integers: up to the next power of two, from a quarter of 16 bits on up to 65535; with negative
+    levels, from the lowest to the highest. Floats: 0 to 1, -1 to 1 or 0 to 255; otherwise as
+    `bands.decide_ranges`, which a few invalid or outlying pixels do not change.
     """
-    lows, highs, is_float = [], [], False
+    picked, lows, highs, is_float = [], [], [], False
     for levels in samples:
         is_float |= levels.dtype.kind == "f"
         levels = levels[..., :3] if levels.ndim == 3 else levels  # without alpha
@@ -332,13 +335,17 @@ def decide_range(samples: Iterable[np.ndarray]) -> tuple[float, ...]:
         if finite.size:
             lows.append(float(finite.min()))
             highs.append(float(finite.max()))
+            picked.append(finite[:: -(-finite.size // _MOST_PIXELS), None])
     if not lows:
         return ()
     low, high = min(lows), max(highs)
     if is_float:
-        for usual in ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)):
+        for usual in ((0.0, 1.0), (-1.0, 1.0)):
             if usual[0] <= low and high <= usual[1]:
                 return usual
+        if low >= 0 and _DARKEST <= high <= 255:  # below: metres or reflectances
+            return 0.0, 255.0
+        return bands.decide_ranges(picked)
     if low < 0:
         return low, max(high, low + 1)
     if not high:

@@ -7,6 +7,7 @@ import os
 import pathlib
 import posixpath
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -257,14 +258,23 @@ def _split_by_folder(rows, index):
     """Take the folders of the images for splits, if they are named so and no splits are given."""
     if not index.splits or any(row.split for row in rows):
         return rows
-    tops = [row.file.relative_to(index.root).parts[0] for row in rows if _is_below(row, index)]
-    if len(tops) < len(rows) or not set(tops) <= set(index.splits):
+    tops = [_top(row, index) for row in rows]
+    inside = [row for row, top in zip(rows, tops, strict=True) if top in index.splits]
+    outside = [row for row, top in zip(rows, tops, strict=True) if top not in index.splits]
+    if inside and outside and len(index.splits) > 1:  # a single one may be a class, such as train
+        one, other = inside[0], outside[0]
+        raise UserError(
+            f"{one.where} names {one.file}, in the folder of a split, but {other.where} names "
+            f"{other.file}, in none: move the images, or give a column of splits"
+        )
+    if outside:
         return rows
     return [dataclasses.replace(row, split=top) for row, top in zip(rows, tops, strict=True)]
 
 
-def _is_below(row, index):
-    return row.file.is_relative_to(index.root)
+def _top(row, index):
+    below = row.file.is_relative_to(index.root)
+    return row.file.relative_to(index.root).parts[0] if below else ""
 
 
 class Labelled(Folder):
@@ -295,12 +305,7 @@ class Labelled(Folder):
         if self.split_names:
             found = describe_unused(self.split_names, self.train_split, config, self._where)
             self.warnings += found
-        named = {row.file for row in rows}
-        if left := [path for path in index.paths.values() if path not in named]:
-            self.warnings.append(
-                f"{self._root}: {self._where} does not name {len(left)} images, such as {left[0]}, "
-                "which are not used"
-            )
+        self.warnings += describe_unnamed(index.paths.values(), rows, self._where)
 
     def _check_splits(self, names):
         config = self._config
@@ -332,17 +337,27 @@ class Labelled(Folder):
 class LabelledSplits(Folder):
     """Class folders of training images, next to splits whose labels are in a table."""
 
-    def __init__(self, config, rows: list[Row], min_classes: int = 2):
+    def __init__(self, config, index, rows: list[Row], min_classes: int = 2):
         """Find the splits and the classes; raises UserError if the layout is invalid."""
         super().__init__(config, min_classes)
         self._rows = defaultdict(list)
         for row in rows:
             self._rows[row.split].append(row)
+        images = (path for name, path in index.paths.items() if name.split("/")[0] in self._rows)
+        where = f"data.labels={config.labels}"
+        self.warnings = [*self.warnings, *describe_unnamed(images, rows, where)]
 
     def _find(self, split):
         if split not in self._rows:
             return super()._find(split)
         return number_labels(self._rows[split], self.class_names)
+
+
+def describe_unnamed(images: Iterable[pathlib.Path], rows: list[Row], where: str) -> Iterator[str]:
+    """Describe the images that no row names; `where` is what the rows are from."""
+    named = {row.file for row in rows}
+    if left := [path for path in images if path not in named]:
+        yield f"{where} does not name {len(left)} images, such as {left[0]}, which are not used"
 
 
 def number_labels(rows: list[Row], class_names: list[str]) -> tuple[list, np.ndarray]:
@@ -369,12 +384,11 @@ def open_labelled(config, min_classes: int = 2) -> Folder:
     index = _Index(root)
     rows = _read_rows(config, index) if config.labels else _match_names(config, index)
     _check_rows(rows)
-    has_column = any(row.split for row in rows)
     rows = _split_by_folder(rows, index)
     splits = {row.split for row in rows}
     train = config.train_split
     train = find_split("train", index.splits) if train == "train" else train
-    if not has_column and train and "" not in splits and train not in splits:
+    if train and "" not in splits and train not in splits:
         if has_class_folders(root / train) and not config.multi_label:
-            return LabelledSplits(config, rows, min_classes)
+            return LabelledSplits(config, index, rows, min_classes)
     return Labelled(config, index, rows, min_classes)

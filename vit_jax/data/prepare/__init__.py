@@ -12,14 +12,14 @@ from pathlib import Path
 from vit_jax.data.prepare.datasets import DATASETS, Dataset
 from vit_jax.data.prepare.download import download_all
 from vit_jax.runtime.errors import UserError
-from vit_jax.runtime.files import lock, read_json, sha256
+from vit_jax.runtime.files import expand, lock, read_json, sha256
 
 NAMES = tuple(DATASETS)
 
 
 def default_data_dir() -> Path:
     """Find the folder of all datasets, as TFDS does: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return expand(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def prepare(name: str, data_dir: str | Path, archive: str | Path | None = None) -> Path:
@@ -42,7 +42,7 @@ def prepare_dataset(
     dataset: Dataset, data_dir: str | Path, archive: str | Path | None = None
 ) -> Path:
     """Prepare a dataset that need not be one of `NAMES`, as `prepare` does."""
-    data_dir = Path(data_dir).expanduser().absolute()
+    data_dir = expand(data_dir).absolute()
     target = data_dir / dataset.name / dataset.config / dataset.version
     title = f"{dataset.name} {dataset.version}"
     if _is_complete(target):
@@ -70,7 +70,7 @@ def _prepare_locked(dataset, data_dir, target, archive):
         )
     if archive is None:
         source = download_all(dataset.name, dataset.archives, data_dir)
-    elif not (source := Path(archive).expanduser()).exists():
+    elif not (source := expand(archive)).exists():
         raise UserError(f"the archive {source} does not exist")
     elif not (source.is_dir() or source.is_file()):  # reading a pipe would block
         raise UserError(f"the archive {source} is neither a file nor a folder")
