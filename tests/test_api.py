@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 
+import jax
 import numpy as np
 import pytest
 from conftest import COMMAND_ENVIRONMENT, ROOT
@@ -198,7 +199,8 @@ def test_explanations_follow_the_target(model):
     names = [model.class_names[i] for i in predicted]
     np.testing.assert_allclose(model.explain(DIGITS, target=names), of_prediction, atol=1e-6)
     by_name = model.explain(DIGITS, target="3")
-    np.testing.assert_array_equal(by_name, model.explain(DIGITS, target=3))
+    for target in (3, jax.numpy.array(3)):
+        np.testing.assert_array_equal(by_name, model.explain(DIGITS, target=target))
     assert np.abs(by_name - model.explain(DIGITS, target="4")).max() > 1e-4
 
 
@@ -214,6 +216,17 @@ def test_evaluation_is_that_of_the_run(model, results, tmp_path):
         assert model.evaluate(folder, split="all")["count"] == 20
     with pytest.raises(vit_jax.UserError, match="has no test split: give split=all"):
         model.evaluate(tmp_path)
+
+
+def test_other_data_are_evaluated_on_their_own_test_images(results, tmp_path):
+    for split, each in (("train", 3), ("test", 1)):
+        for label in range(10):
+            (tmp_path / split / str(label)).mkdir(parents=True)
+            for i in np.flatnonzero(LABELS == label)[:each]:
+                Image.fromarray(PIXELS[i]).save(tmp_path / split / str(label) / f"{i}.png")
+    model = vit_jax.load_model(results.best_run)
+    model.config.data.test_split = "hold_out"
+    assert model.evaluate(tmp_path)["count"] == 10
 
 
 @pytest.mark.parametrize(
@@ -242,6 +255,11 @@ def test_invalid_images_are_refused(model, images, words):
         ),
         (lambda m, run: m.explain(DIGITS, target=10), "target=10 is not a class: use 0 to 9"),
         (lambda m, run: m.explain(DIGITS, target="ten"), "target='ten' is not a class"),
+        (
+            lambda m, run: m.explain(DIGITS, "integrated_gradients", baseline=np.zeros(3)),
+            "must be mean or black",
+        ),
+        (lambda m, run: m.explain(DIGITS, "rise", seed=2**70), "at least 0, below 2..32"),
         (lambda m, run: m.explain(DIGITS, target=[1, 2]), "there are 2 targets for 5 images"),
         (lambda m, run: m.explain(DIGITS, "rollout", target=1), "target has no effect with"),
         (lambda m, run: m.evaluate(split="tset"), "use one of train, val, test, all"),

@@ -88,11 +88,17 @@ def test_report_has_the_scores(workdir, run):
     assert "heat maps of what base, seed 0 attends to" in text
 
 
-def test_report_links_the_explorer(workdir, run, tmp_path):
+def test_report_links_the_explorer(workdir, run, tmp_path, command):
     assert 'href="./explorer.html"' in (workdir / "report.html").read_text()
     assert read_title(workdir / "explorer.html") == "digits: base seed 0"
-    assert explore.main([str(run), str(run), f"--out={tmp_path / 'explorer.html'}"]) == 0
-    assert read_title(tmp_path / "explorer.html") == "base/seed_0"
+    shutil.copytree(workdir, tmp_path / "runs")
+    page = tmp_path / "runs" / "explorer.html"
+    assert explore.main([str(run), str(run), f"--out={page}"]) == 0
+    assert read_title(page) == "base/seed_0"
+    arguments = [f"--config={workdir.parent / 'digits.py'}", f"--workdir={tmp_path / 'runs'}"]
+    done = command("-m", "vit_jax.main", *arguments)
+    assert done.returncode == 0 and "explorer.html shows base/seed_0: it stays" in done.stdout
+    assert read_title(page) == "base/seed_0"
 
 
 def test_mistakes_are_the_test_images_of_the_report(workdir, run):

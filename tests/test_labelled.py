@@ -413,6 +413,7 @@ def test_a_changed_table_is_noticed_and_a_moved_one_is_not(tmp_path, capsys):
     moved = tmp_path / "moved"
     (tmp_path / "photos").rename(moved)
     assert vit_jax.train(tiny_training(moved, **keys), tmp_path / "runs").best_run == run
+    assert vit_jax.load_model(run).evaluate()["count"] == 8  # from where the data are now
     write(moved, [*lines[:-1], "bee/19.png,ant"])
     with pytest.raises(UserError, match="started with other labels"):
         vit_jax.train(tiny_training(moved, **keys), tmp_path / "runs")

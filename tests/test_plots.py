@@ -131,3 +131,10 @@ def test_noise_is_named_in_the_title(tmp_path, monkeypatch):
     flags = [f"--out={tmp_path / 'f'}", "--images", str(tmp_path / "image.png")]
     assert visualize.main([run, "kernels", *flags]) == 0
     assert "Mostly noise: neighbouring weights are hardly correlated" in titles[0]
+
+
+def test_a_head_without_a_distance_is_left_out(tmp_path):
+    distances = np.array([[3.0, np.nan], [np.nan, np.nan]])
+    plots.save_attention_distances(tmp_path / "d.png", "model", distances)
+    plots.save_attention_distances(tmp_path / "e.png", "model", distances[:, :1])
+    assert (read(tmp_path / "d.png") == read(tmp_path / "e.png")).all()

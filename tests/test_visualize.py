@@ -28,6 +28,19 @@ def test_contact_sheet_shows_originals_and_augmented_images(tmp_path, capsys):
     assert pixels[:5].min() == pixels[-5:].min() == 255
 
 
+def test_contact_sheet_of_a_variant_called_original(tmp_path):
+    config = tmp_path / "named.py"
+    config.write_text(
+        "from vit_jax.config.presets import digits_vit as get_config\n"
+        'def sweep():\n    return {"original": {}, "still": {"augment.flip": False}}\n'
+    )
+    path = tmp_path / "sheet.png"
+    assert visualize.main(["augment", f"--config={config}", f"--out={path}", "--draws=1"]) == 0
+    with Image.open(path) as image:
+        dark = np.asarray(image.convert("L")) < 20
+    assert (np.diff((dark.mean(0) > 0.05).astype(int)) > 0).sum() >= 3  # columns
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -113,6 +113,9 @@ def _explore(sweep, configs, explained):
     title = f"{experiment}: {run_name(sweep.explained_folder)}"
     if not explained and before == title:
         return False
+    if before and not before.startswith(f"{experiment}: "):
+        print_line(f"{page} shows {before}: it stays")
+        return False
     model = Model(sweep.explained_folder)
     images, names = model.random_images(_EXPLORED, config.data)
     try:

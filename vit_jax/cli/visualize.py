@@ -83,6 +83,9 @@ def _draw_models(argv):
     for source, model in zip(sources, models, strict=True):
         if kinds != ["curves"] and not args.images and not model.has_data:
             raise UserError(f"{source} has no dataset: give --images FILE...")
+    for flag in ("images", "split") if "probes" in kinds else ():
+        if getattr(args, flag) and models[0].has_data:
+            raise UserError(f"--{flag} has no effect on probes: they are trained on the dataset")
     _check_sample(args, kinds, ["explanation_scores", *inspection.DRAW])
     shown = {*figures.DRAW, "explanations"}
     if args.classes and (args.images or (kinds and not set(kinds) & shown)):
@@ -282,6 +285,7 @@ def _draw_sheet(variants, rows, draws, out):
         drawn = np.stack([np.asarray(augment_step(key, images, labels)[0]) for key in keys], 1)
         pixels = drawn * np.array(config.data.std) + np.array(config.data.mean)
         title = name if len(distinct) > 1 else config.augment.kind
+        title += " (variant)" if title in groups else ""
         groups[title] = np.rint(255 * pixels).clip(0, 255).astype(np.uint8)
     groups = {title: show(images, config.data) for title, images in groups.items()}
     plots.save_contact_sheet(out, names, groups)

@@ -39,6 +39,7 @@ SPLITS = ("train", "val", "test", "all")
 # Settings that describe one dataset only.
 _OF_DATASET = ("labels", "label_pattern", "image_column", "label_column", "split_column")
 _OF_DATASET += ("image_key", "label_key", "num_folds", "fold", "relabel")
+_OF_DATASET += ("val_examples", "test_examples")
 _EFFECTIVE = ("sharding.cpu_devices", "train.dtype", "train.eval_batch_size")  # allowed overrides
 
 
@@ -311,13 +312,12 @@ class Classifier:
         other_data = not {"data.name", "data.dir"}.isdisjoint(overrides)
         own = self.config.data.name.startswith(("folder", "hf:"))  # data.dir holds one dataset
         one = "data.name" in overrides and own
-        for key in (*_OF_DATASET, *(["dir"] if one else [])) if other_data else ():
+        held = [key for key in ("val_split", "test_split") if config.data[key] == "hold_out"]
+        for key in (*_OF_DATASET, *held, *(["dir"] if one else [])) if other_data else ():
             config.data[key] = overrides.get(f"data.{key}", SCHEMA[f"data.{key}"].default)
         if not config.data.num_folds and (split == "all" or (other_data and split != "train")):
             # Training subsets, for which another dataset may be too small.
             config.data.update(train_examples=0, examples_per_class=0, imbalance_ratio=1.0)
-        for key in ("val_examples", "test_examples") if other_data else ():
-            config.data[key] = overrides.get(f"data.{key}", 0)
         validate(config)
         if split is None and other_data:
             if holds_out_test(open_source(config.data, min_classes=1), config.data):

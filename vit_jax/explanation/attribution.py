@@ -167,7 +167,7 @@ def mean_attention_distance(
     the centres of the query's and the keys' patches, of `patch_size` pixels, weighted by attention,
     averaged over queries and images. Class token and registers are left out, as queries and as
     keys, and each row is divided by its sum. Negative weights count as 0; a query without a
-    positive weight is left out.
+    positive weight is left out, and a head of only such queries is NaN.
     """
     places = np.argwhere(np.ones(grid)) * float(patch_size)  # [patches, 2]
     lengths = np.linalg.norm(places[:, None] - places[None], axis=-1)  # [patches, patches]

@@ -175,9 +175,6 @@ def _draw_probes(request, folder):
     model = request.model
     if not model.has_data:
         raise UserError(f"{model.name} has no dataset, whose labels the probes need")
-    for flag, given in (("--images", request.files), ("--split", request.split)):
-        if given:
-            raise UserError(f"{flag} has no effect on probes: they are trained on the dataset")
     train = request.sample("probes", "train", 4)
     val, test = (request.sample("probes", split) for split in ("val", "test"))
     sets: Any = [(one.images, one.labels) for one in (train, val, test)]

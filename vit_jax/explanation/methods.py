@@ -192,9 +192,9 @@ def refusal(config: Config, key: str) -> str:
 def check_option(name: str, value: int | str) -> None:
     """Check the value of an option of a method; raises UserError."""
     if name == "baseline":
-        if value not in ("mean", "black"):
+        if not isinstance(value, str) or value not in ("mean", "black"):
             raise UserError(f"baseline={value!r} must be mean or black")
         return
     least = int(name != "seed")
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"{name}={value!r} must be an integer of at least {least}")
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**32:
+        raise UserError(f"{name}={value!r} must be an integer of at least {least}, below 2**32")

@@ -183,7 +183,9 @@ class Model(Classifier):
                 one = int(one)  # of a command line
             if isinstance(one, str) and one in self.class_names:
                 found.append(self.class_names.index(one))
-            elif isinstance(one, int | np.integer) and 0 <= one < len(self.class_names):
+            elif np.issubdtype(np.asarray(one).dtype, np.integer) and 0 <= one < len(
+                self.class_names
+            ):
                 found.append(int(one))
             else:
                 raise UserError(

@@ -143,16 +143,17 @@ def save_position_similarity(path: pathlib.Path, title: str, cosines: np.ndarray
 
 
 def save_attention_distances(path: pathlib.Path, title: str, distances: np.ndarray) -> None:
-    """Draw the mean attention distance in pixels, [blocks, heads]."""
+    """Draw the mean attention distance in pixels, [blocks, heads]; NaN: a head without one."""
     figure, (axis,) = make_figure(6, 4)
     num_blocks, heads = distances.shape
+    distances = np.ma.masked_invalid(distances)
     blocks = np.arange(num_blocks) + 1
     axis.scatter(
         np.repeat(blocks, heads), distances.reshape(-1), s=22, color=COLORS[0], label="one head"
     )
     axis.plot(blocks, distances.mean(1), color=COLORS[1], label="mean over heads")
     axis.set_xticks(blocks)
-    axis.set_ylim(0, 1.05 * (distances.max() or 1))
+    axis.set_ylim(0, 1.05 * (float(distances.filled(0).max()) or 1))
     axis.set_xlabel("block")
     axis.set_ylabel("mean attention distance, pixels")
     axis.legend(frameon=False, fontsize="small")

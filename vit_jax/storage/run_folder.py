@@ -56,6 +56,7 @@ INPUTS = {
     "data.relabel": ("relabel", "corrected labels"),
     "data.labels": ("labels", "labels"),
 }
+_DATA_PATHS = ("data.dir", "data.labels", "data.relabel")
 # Keys of a fingerprint, and of the dicts in it, that earlier versions did not record.
 ADDED_KEYS = ("files", "info")
 # Settings whose runs cannot be lengthened: the teacher or the end of patch dropout would change, or
@@ -198,18 +199,24 @@ def check_data(folder: pathlib.Path, fingerprint: dict) -> None:
 
 
 def has_moved(folder: pathlib.Path, config: Config) -> bool:
-    """Whether the run in a folder was started with another `data.dir`."""
+    """Whether the run in a folder was started with other paths of its data."""
     record = read_config(folder)
-    dirs = [config.data.dir] if record is None else [config.data.dir, record["config"]["data.dir"]]
-    return len({os.path.realpath(os.path.expanduser(path)) for path in dirs}) > 1
+    if record is None:
+        return False
+    before, now = record["config"], plain_settings(config, 0)
+    pairs = [(before.get(key, ""), now[key]) for key in _DATA_PATHS]
+    return any(
+        len({os.path.realpath(os.path.expanduser(path)) for path in pair}) > 1 for pair in pairs
+    )
 
 
-def update_data_dir(folder: pathlib.Path, config: Config) -> None:
+def update_data_paths(folder: pathlib.Path, config: Config) -> None:
     """Record where the data of a run are now; `check_data` must have accepted them."""
     if not processes.is_first() or not has_moved(folder, config):
         return
     record = read_json(folder / "config.json")
-    record["config"]["data.dir"] = config.data.dir
+    now = plain_settings(config, 0)
+    record["config"] |= {key: now[key] for key in _DATA_PATHS}
     sums = folder / SUMS
     is_finished = sums.exists() and "summary.json" in sums.read_text()
     sums.unlink(missing_ok=True)
@@ -244,7 +251,7 @@ def write_config(
     processes.wait()  # until the others have read what the first one changes
     if not processes.is_first():
         return
-    update_data_dir(folder, config)
+    update_data_paths(folder, config)
     record, settings = read_config(folder), plain_settings(config, seed)
     if record is None:
         record = {"variant": name, "config": settings, "data": fingerprint} | provenance()

@@ -279,7 +279,7 @@ class _Runner:
                 self._load(config, start)  # checks that moved data are the same
                 processes.wait()  # until the others have read what the first one changes
                 for folder in moved:
-                    run_folder.update_data_dir(folder, config)
+                    run_folder.update_data_paths(folder, config)
                 if unfinished:
                     self._train(name, config, unfinished, summaries, start)
             if len(summaries) > 1:
@@ -324,7 +324,7 @@ class _Runner:
                 left[seed] = folder
             elif source is not None:
                 summaries[seed] = take_over(source, folder)
-                run_folder.update_data_dir(folder, setup.config)
+                run_folder.update_data_paths(folder, setup.config)
                 name = run_folder.run_name(folder)
                 print(f"{name}: identical to {source}, reused (--no-reuse trains it)", flush=True)
                 self._hooks.on_run_end(folder)
