@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import vit_jax
-from vit_jax import UserError
+from vit_jax import UserError, pretrained
 from vit_jax.config.loading import select_variants
 from vit_jax.training.teacher import distillation_loss
 
@@ -154,6 +154,15 @@ def test_selected_variants_of_a_base_with_a_teacher_and_of_a_circle():
     experiment = vit_jax.Experiment("distil", config, variants)
     assert list(select_variants(experiment, ["small"]).variants) == ["big", "small"]
     assert list(select_variants(experiment, ["other"]).variants) == ["other"]
+
+
+def test_a_teacher_sees_the_levels_of_its_training(sweep, tmp_path, monkeypatch):
+    teacher = sweep.workdir / "cnn" / "seed_0"
+    weights = pretrained.load(teacher)
+    monkeypatch.setitem(weights.info, "level_range", [0.0, 4095.0])
+    monkeypatch.setattr(pretrained, "load_once", lambda path: weights)
+    with pytest.raises(UserError, match=r"was trained with data.level_range=\(0.0, 4095.0\): set"):
+        run(tmp_path / "runs", {"student": VIT | {"train.teacher": str(teacher)}})
 
 
 @pytest.mark.parametrize(

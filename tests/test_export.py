@@ -171,3 +171,17 @@ def test_parts_that_a_format_lacks_are_named(tmp_path, kind, model, lacking):
 def test_pooling_of_several_tokens_is_not_exported(tmp_path, name):
     with pytest.raises(UserError, match=f"does not write model.pool={OTHER_POOLING[name]}"):
         pretrained.export(zoo.convert(MODELS[name]), "timm", tmp_path / "out")
+
+
+@pytest.mark.parametrize(("channels", "first"), [(3, "patch_embed.proj"), (4, None)])
+def test_timm_adapts_the_first_kernel_of_rgb_only(tmp_path, channels, first):
+    weights = zoo.make()
+    weights.info["settings"] |= {"data.channels": channels, "data.mean": (0.5,), "data.std": (0.2,)}
+    kernel = weights.arrays["embedding/kernel"]
+    weights.arrays["embedding/kernel"] = np.resize(kernel, (4, 4, channels, 16))
+    weights.info["level_range"] = [0.0, 4095.0]
+    notes = pretrained.export(weights, "timm", tmp_path / "out")
+    assert notes == ["the file cannot record data.level_range=(0.0, 4095.0)"]
+    content = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert content["pretrained_cfg"].get("first_conv") == first
+    assert content["model_args"]["in_chans"] == channels

@@ -9,6 +9,8 @@ from tiny_configs import make_config
 from tiny_runs import run_configs
 
 from vit_jax.cli.hooks import ReportHooks
+from vit_jax.runtime.errors import UserError
+from vit_jax.storage import run_folder
 from vit_jax.training.hooks import Hooks
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -72,6 +74,15 @@ def test_an_identical_run_is_reused_once(finished, capsys):
     # A copy can be lengthened, which verifies its checkpoints and log.
     assert sweep(other, "learned_1d", train__epochs=2.0).trained == 1
     assert read(copy)["steps"] == 2 * before["steps"]
+
+
+def test_a_folder_in_use_is_not_replaced(finished):
+    folder = finished.parent / "second" / "base" / "seed_0"
+    folder.mkdir(parents=True)
+    with run_folder.lock(folder):  # as a process that trains with --no-reuse
+        with pytest.raises(UserError, match="seed_0 is in use by another process"):
+            sweep(finished.parent / "second")
+    assert sweep(finished.parent / "second").trained == 0
 
 
 def test_the_report_names_the_source(finished):

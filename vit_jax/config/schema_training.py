@@ -113,8 +113,9 @@ TRAIN = dict(
     ),
     sampling=Setting(
         "shuffled",
-        "training batches; shuffled: every example once per epoch; balanced: each example is drawn "
-        "by class, all with the same probability, then within the class",
+        "training batches; shuffled: every example at most once per epoch, whose last, incomplete "
+        "batch is dropped; balanced: each example is drawn by class, all with the same "
+        "probability, then within the class",
         ("shuffled", "balanced"),
     ),
     patch_drop_percent=positive(

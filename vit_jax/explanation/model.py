@@ -179,13 +179,12 @@ class Model(Classifier):
             raise UserError(f"there are {len(targets)} targets for {count} images: give one each")
         found = []
         for one in targets:
+            one = one.item() if isinstance(one, jnp.ndarray) else one
             if isinstance(one, str) and one not in self.class_names and one.isdecimal():
                 one = int(one)  # of a command line
             if isinstance(one, str) and one in self.class_names:
                 found.append(self.class_names.index(one))
-            elif np.issubdtype(np.asarray(one).dtype, np.integer) and 0 <= one < len(
-                self.class_names
-            ):
+            elif isinstance(one, int | np.integer) and 0 <= one < len(self.class_names):
                 found.append(int(one))
             else:
                 raise UserError(

@@ -34,6 +34,8 @@ def export(weights: Weights, kind: str, destination: pathlib.Path) -> list[str]:
     if stored != resized_side(data):
         notes = [f"the file cannot record data.stored_size={stored}, the first of two resizings"]
         config.data.interpolation = "bilinear"  # of the second, on the device
+    if levels := info.get("level_range"):
+        notes.append(f"the file cannot record data.level_range={tuple(levels)}")
     if info.get("scaled_decoding"):
         notes.append("the file cannot record data.scaled_decoding=True")
     if info.get("multi_label"):
@@ -217,6 +219,7 @@ def _timm_config(config, info):
     data, model = config.data, config.model
     mean, std = _mean_and_std(data)
     is_resnet = model.name == "resnet18"
+    first = "conv1" if is_resnet else "patch_embed.proj"
     content = {
         "num_classes": info["num_classes"],
         "pretrained_cfg": {
@@ -226,7 +229,8 @@ def _timm_config(config, info):
             "mean": mean,
             "std": std,
             "label_names": info["class_names"],
-            "first_conv": "conv1" if is_resnet else "patch_embed.proj",
+            # With it, timm before 1.0.31 replaces kernels of other channels by random ones.
+            **({"first_conv": first} if data.channels in (1, 3) else {}),
             "classifier": "fc" if is_resnet else "head",
         },
     }

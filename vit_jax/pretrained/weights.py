@@ -44,7 +44,8 @@ class Weights:
     BatchNorm's statistics begin with "batch_stats/". `info` has "format"; "source", a file's name;
     "settings", those of `KEYS`, `DATA_KEYS` and `PREPROCESSING`; "num_classes"; "class_names" or
     None; "resize", a key of RULE_NAMES; "assumed", the settings that no file records; "checksum".
-    Runs also have "step", "stored_size", "scaled_decoding", "multi_label" and "thresholds".
+    Runs also have "step", "stored_size", "scaled_decoding", "level_range", "multi_label" and
+    "thresholds".
     """
 
     arrays: Arrays
@@ -163,6 +164,7 @@ def _run_info(folder):
         "step": summary["best_step"],
         "stored_size": config["data.stored_size"],
         "scaled_decoding": config["data.scaled_decoding"],
+        "level_range": config["data.level_range"],
         "multi_label": config["data.multi_label"],
         "thresholds": summary.get("thresholds"),  # of several labels per image
         "checksum": checkpoint.recorded_checksum(folder / "checkpoints", summary["best_step"]),

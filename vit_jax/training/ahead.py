@@ -22,6 +22,8 @@ from vit_jax.training.setup import make_setup, num_params
 
 _MOST_TRIES = 6  # compilations of a search
 _CLOSE = 1.06  # ratio of batch sizes at which a search ends
+# Of the configs of a search: a run may become too short for its warm-up as the batch grows.
+_LENGTH_OF_SEARCH = {"train.steps": 2**20, "train.epochs": 0.0, "train.budget_pflop": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +214,8 @@ def find_batch(
     unit, tried = devices * pieces, {}
 
     def attempt(units):
-        one = with_overrides(config, {"train.batch_size": units * unit}, "the search")
+        size = {"train.batch_size": units * unit}
+        one = with_overrides(config, size | _LENGTH_OF_SEARCH, "the search")
         validate(one)
         tried[units] = compile_one(one)
         on_try(tried[units])

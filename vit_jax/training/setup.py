@@ -194,6 +194,11 @@ def _initial_weights(config, shapes, trained, class_names):
             f"{trained_size} pixels: 0 takes that size",
             flush=True,
         )
+    levels, now = (tuple(x) for x in (found.info.get("level_range", ()), config.data.level_range))
+    if levels and now and levels != now:
+        print(
+            f"note: the weights were trained with data.level_range={levels}, not {now}", flush=True
+        )
     own = {path: shape for path, shape in shapes.items() if not path.endswith(lora.NAMES)}
     has_cls = models.has_cls(config.model)
     weights = pretrained.fit(found, own, class_names, has_cls, config.keep_head)

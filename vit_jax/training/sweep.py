@@ -323,7 +323,9 @@ class _Runner:
             if not processes.from_first(source is not None):
                 left[seed] = folder
             elif source is not None:
-                summaries[seed] = take_over(source, folder)
+                folder.mkdir(parents=True, exist_ok=True)
+                with run_folder.lock(folder):  # unless another process trains it
+                    summaries[seed] = take_over(source, folder)
                 run_folder.update_data_paths(folder, setup.config)
                 name = run_folder.run_name(folder)
                 print(f"{name}: identical to {source}, reused (--no-reuse trains it)", flush=True)

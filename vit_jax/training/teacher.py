@@ -52,7 +52,8 @@ def load_teacher(config: Config, class_names: list[str], mesh: Mesh) -> Teacher 
 
     The devices of `mesh` decide its compute dtype, as that of the trained model.
 
-    Raises UserError if the path holds no model, or one for other classes, image sizes or channels.
+    Raises UserError if the path holds no model, or one for other classes, image sizes, channels or
+    levels.
     """
     path = config.train.teacher
     if not path:
@@ -71,6 +72,12 @@ def load_teacher(config: Config, class_names: list[str], mesh: Mesh) -> Teacher 
                 f"train.teacher={path} was trained with data.{key}={own.data[key]}, but "
                 f"data.{key}={config.data[key]}: both need the same image size and channels"
             )
+    levels = tuple(info.get("level_range", ()))
+    if levels and levels != tuple(config.data.level_range):
+        raise UserError(
+            f"train.teacher={path} was trained with data.level_range={levels}: set it, so that the "
+            "teacher sees the same images"
+        )
     names = info["class_names"]
     if not names:
         raise UserError(f"train.teacher={path} records no class names: fine-tune it first")
