@@ -165,7 +165,8 @@ def columns(measured: dict, rows: list[dict]) -> dict[str, list[str]]:
     by_name = {row["variant"]: row for row in measured["rows"]}
     full = [by_name[row["variant"].split(", ")[0]] for row in rows]  # not of a shorter length
     shown["epochs"] = [
-        f"{row.get('epochs', one['passes']):g}" for row, one in zip(rows, full, strict=True)
+        f"{round(row.get('epochs', one['passes']), 2):g}"
+        for row, one in zip(rows, full, strict=True)
     ]
     shown["seeds"] = [f"{len(row['seeds'])}" for row in full]
     shown["time per run"] = [duration(row["minutes"]) for row in full]
