@@ -53,13 +53,19 @@ def shrunk(config):
     """Shrink a config: a quarter of the width, fewer blocks, two steps on the digits."""
     model = config.model
     if config.init_from:
-        keys = {"data.name": "digits", "train.batch_size": 8, "train.epochs": 2 / 161}
+        keys = {
+            "data.name": "digits",
+            "data.dir": "",
+            "train.batch_size": 8,
+            "train.epochs": 2 / 161,
+        }
         return settings.with_overrides(config, keys | {"optim.warmup_percent": 0.0}, "a test")
     keys = {
         "model.hidden_size": model.hidden_size // 4,
         "model.mlp_dim": model.mlp_dim // 4,
         "model.depth": -(-model.depth // 12),
         "data.name": "digits",
+        "data.dir": "",
         "train.batch_size": 8,
         "train.epochs": 0.0,
         "train.steps": 2,
