@@ -296,7 +296,7 @@ def main() -> None:
     parser.add_argument("--name", help="of the table (default: that of the config)")
     args = parser.parse_args()
     if args.name and len(args.workdir) != 1:
-        parser.error("--name is that of one work folder")
+        parser.error("--name needs exactly one work folder")
     try:
         for workdir in args.workdir:
             measured = collect(workdir)

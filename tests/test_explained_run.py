@@ -97,7 +97,7 @@ def test_report_links_the_explorer(workdir, run, tmp_path, command):
     assert read_title(page) == "base/seed_0"
     arguments = [f"--config={workdir.parent / 'digits.py'}", f"--workdir={tmp_path / 'runs'}"]
     done = command("-m", "vit_jax.main", *arguments)
-    assert done.returncode == 0 and "explorer.html shows base/seed_0: it stays" in done.stdout
+    assert done.returncode == 0 and "explorer.html shows base/seed_0: it is kept" in done.stdout
     assert read_title(page) == "base/seed_0"
 
 

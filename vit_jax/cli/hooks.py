@@ -114,7 +114,7 @@ def _explore(sweep, configs, explained):
     if not explained and before == title:
         return False
     if before and not before.startswith(f"{experiment}: "):
-        print_line(f"{page} shows {before}: it stays")
+        print_line(f"{page} shows {before}: it is kept")
         return False
     model = Model(sweep.explained_folder)
     images, names = model.random_images(_EXPLORED, config.data)

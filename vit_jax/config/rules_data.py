@@ -11,15 +11,7 @@ from vit_jax.runtime.errors import UserError, truncate_repr
 def validate_data(config: Config) -> None:
     """Raise UserError for the first invalid setting of the data."""
     data = config.data
-    if not data.name:
-        raise UserError("data.name is empty: give a TFDS name, hf:NAME, folder or digits")
-    if data.name == "folder" and not data.dir:
-        raise UserError("data.name=folder needs data.dir, the folder of images")
-    if data.name == "digits" and data.dir:
-        raise UserError(
-            f"data.dir={truncate_repr(data.dir)} has no effect with data.name=digits: for a folder "
-            "of images, set data.name=folder"
-        )
+    _validate_source(data)
     _validate_labels(data)
     if not data.image_size:
         problem = "does not define it" if config.init_from else "is not set: name the weights"
@@ -46,16 +38,7 @@ def validate_data(config: Config) -> None:
             raise UserError(f"data.{key}={data[key]} must be a fraction below 1, or an integer")
     if config.keep_head and not config.init_from:
         raise UserError("keep_head=True has no effect without init_from")
-    if data.num_folds == 1:
-        raise UserError("data.num_folds=1 leaves nothing to train on: give at least 2, or 0")
-    if data.num_folds and data.test_examples:
-        raise UserError("data.test_examples has no effect with data.num_folds: remove it")
-    if data.fold >= max(1, data.num_folds):
-        raise UserError(
-            f"data.fold={data.fold} must be below data.num_folds={data.num_folds}"
-            if data.num_folds
-            else f"data.fold={data.fold} has no effect without data.num_folds"
-        )
+    _validate_folds(data)
     if data.multi_label:
         _validate_multi_label(config)
     elif data.label_separator != SCHEMA["data.label_separator"].default:
@@ -69,6 +52,31 @@ def validate_data(config: Config) -> None:
         raise UserError(
             f"data.imbalance_ratio={data.imbalance_ratio} contradicts data.examples_per_class="
             f"{data.examples_per_class}, which balances the classes: give one"
+        )
+
+
+def _validate_source(data):
+    if not data.name:
+        raise UserError("data.name is empty: give a TFDS name, hf:NAME, folder or digits")
+    if data.name == "folder" and not data.dir:
+        raise UserError("data.name=folder needs data.dir, the folder of images")
+    if data.name == "digits" and data.dir:
+        raise UserError(
+            f"data.dir={truncate_repr(data.dir)} has no effect with data.name=digits: for a folder "
+            "of images, set data.name=folder"
+        )
+
+
+def _validate_folds(data):
+    if data.num_folds == 1:
+        raise UserError("data.num_folds=1 leaves nothing to train on: give at least 2, or 0")
+    if data.num_folds and data.test_examples:
+        raise UserError("data.test_examples has no effect with data.num_folds: remove it")
+    if data.fold >= max(1, data.num_folds):
+        raise UserError(
+            f"data.fold={data.fold} must be below data.num_folds={data.num_folds}"
+            if data.num_folds
+            else f"data.fold={data.fold} has no effect without data.num_folds"
         )
 
 

@@ -75,7 +75,6 @@ def diagnose(config) -> Diagnosis:
     The splits are those of a training with this config, with what it holds out. Raises UserError
     if the dataset has no valid layout.
     """
-    config = config.copy_and_resolve_references()
     source = open_source(config)
     splits = make_splits(source, config)
     by_name = {"train": splits.train, "val": splits.val, "test": splits.test}

@@ -229,7 +229,7 @@ def _timm_config(config, info):
             "mean": mean,
             "std": std,
             "label_names": info["class_names"],
-            # With it, timm before 1.0.31 replaces kernels of other channels by random ones.
+            # With it, timm 1.0.20 replaces kernels of other channels by random ones.
             **({"first_conv": first} if data.channels in (1, 3) else {}),
             "classifier": "fc" if is_resnet else "head",
         },
