@@ -25,7 +25,7 @@ def sinusoidal_1d(length: int, width: int) -> np.ndarray:
 
 
 def sincos_2d(rows: int, columns: int, width: int) -> np.ndarray:
-    """Compute the fixed position table [rows * columns, width] of MoCo v3 and big_vision.
+    """Compute the fixed position table [rows * columns, width] of big_vision.
 
     With w_i = 10000^(-i / (width / 4 - 1)): sin and cos of w_i * column, then of w_i * row.
     """
