@@ -53,6 +53,7 @@ def test_valid_config_passes():
         ({"model__norm_eps": 0.0}, "model.norm_eps=0.0 must be above 0"),
         ({"model__size": "XL/4"}, "model.size='XL/4' is unknown: use one of Ti, S, M, B"),
         ({"model__size": "S/8"}, "model.size='S/8' has no effect"),
+        ({"model__size": "S/4"}, "model.size='S/4' has no effect"),
         ({"train__epochs": 0.0}, "train.epochs, train.steps and train.budget_pflop are all 0"),
         ({"train__steps": 3}, "train.epochs=2.0 and train.steps=3 contradict each other"),
         ({"train__batch_size": 0}, "train.batch_size=0 must be at least 1"),
@@ -222,6 +223,22 @@ def test_command_line_cannot_set_what_the_sweep_sets():
     assert make_variants(make(), other, {"model.depth"}, "large").keys() == other.keys()
     with pytest.raises(UserError, match="variant 'a/b'"):
         make_variants(make(), {"a/b": {}}, set())
+
+
+def test_settings_of_an_unused_crop_are_refused():
+    plain = {"augment.kind": "none"}
+    message = "augment.crop_padding=1 has no effect with augment.kind=none"
+    with pytest.raises(UserError, match=f"variant a: {message}"):
+        make_variants(make(), {"a": plain | {"augment.crop_padding": 1}}, set())
+    config, given = make(augment__crop_padding=1), {"augment.crop_padding"}
+    with pytest.raises(UserError, match=f"^{message}"):
+        make_variants(make(augment__crop_padding=1, augment__kind="none"), {}, given)
+    assert len(make_variants(config, {"plain": plain, "crop": {}}, given)) == 2
+    with pytest.raises(UserError, match=message):
+        make_variants(config, {"plain": plain, "crop": {}}, given, "plain")
+    make_variants(make(augment__kind="none"), {}, {"augment.kind"})  # the default padding is 4
+    with pytest.raises(UserError, match="augment.crop_min_area=0.5"):
+        make_variants(make(augment__crop_padding=1, augment__crop_min_area=0.5), {}, given)
 
 
 def test_settings_page_is_up_to_date():

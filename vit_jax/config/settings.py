@@ -180,7 +180,7 @@ def _resolve_size(model):
             "the patch size, such as S/16"
         )
     filled = dict(zip(DIMENSIONS, MODEL_SIZES[match[1]], strict=True), patch_size=int(match[2]))
-    if all(model[key] not in (0, value) for key, value in filled.items()):
+    if all(model[key] for key in filled) and any(model[k] != v for k, v in filled.items()):
         raise UserError(
             f"model.size={model.size!r} has no effect, because {', '.join(filled)} are all set: "
             "remove one or the other"

@@ -41,6 +41,7 @@ def make_variants(
         try:
             configs[name] = _resolve(variant, given | set(overrides))
             validate(configs[name])
+            _check_crop(configs[name].augment, overrides)
         except UserError as error:
             own = sweep and str(error) != _fault(config, given)
             raise UserError(f"variant {name}: {error}" if own else str(error)) from None
@@ -52,7 +53,30 @@ def make_variants(
             hint = f": train the others with --variants={','.join(others)}" if others else ""
             raise UserError(f"--config.{key} has no effect, because {what}{hint}")
         _check_teacher(name, configs, list(sweep or {"base": {}}))
+    chosen = [trained] if trained else list(configs)
+    if chosen and all(_ignored(configs[name].augment) & given for name in chosen):
+        _check_crop(configs[chosen[0]].augment, given)
     return configs
+
+
+def _ignored(augment):
+    """List the settings of the padded crop that have no effect with the others."""
+    if augment.kind == "none":
+        return {"augment.crop_padding", "augment.flip", "augment.fill"}
+    return {"augment.crop_padding"} if augment.crop_min_area else set()
+
+
+def _check_crop(augment, keys):
+    """Raise UserError if a setting of the crop among `keys` has no effect.
+
+    Defaults and configs may have such values: another variant or another flag turns the crop on.
+    """
+    for key in sorted(_ignored(augment) & set(keys)):
+        value = augment[key.removeprefix("augment.")]
+        what = f"augment.kind={augment.kind}"
+        if augment.kind != "none":
+            what = f"augment.crop_min_area={augment.crop_min_area}"
+        raise UserError(f"{key}={value} has no effect with {what}")
 
 
 def _fault(config, given):
