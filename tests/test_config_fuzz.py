@@ -23,7 +23,9 @@ from vit_jax import config as settings
 from vit_jax.config.schema import SCHEMA
 from vit_jax.data import load_data, prepare, sources
 from vit_jax.evaluation.evaluate import evaluate
+from vit_jax.evaluation.metrics import Sums
 from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.sharding import replicate
 from vit_jax.training.compiled import compile_steps
 from vit_jax.training.features import FeatureCache
 from vit_jax.training.optim import make_plateau
@@ -255,7 +257,8 @@ def attempt(keys) -> str:
     for _, batch in itertools.islice(batches, 2):
         state = steps.train(state, jax.random.key(1), batch, *steps.constants)
     batches = data.val.evaluate(train.eval_batch_size)
-    result = evaluate(steps.eval_step, state.eval_variables, batches)
+    sums = replicate(MESH, Sums.empty())
+    result = evaluate(steps.eval_step, state.eval_variables, sums, batches)
     assert int(state.bad_step) == -1 and math.isfinite(result.loss), "the loss is not finite"
     return "trained"
 

@@ -87,6 +87,7 @@ def test_invalid_freeze_settings_are_refused():
         ("head/.*=trained", "has no rule that matches"),
         ("stem/.*=trained; .*=frozen", "applies to no parameter"),
         (".*=frozen", "leave nothing to train"),
+        (".*bias=trained; .*=frozen", "does not train the new head, which is 0 and passes no"),
     ):
         with pytest.raises(UserError, match=message):
             make_setup(make_config(freeze=freeze, **VIT), digits(), MESH)
@@ -140,11 +141,19 @@ def test_layer_decay_scales_updates_by_depth():
     assert {path: found[path] for path in expected} == expected
 
 
-@pytest.mark.parametrize("model", [VIT, RESNET], ids=["vit", "resnet18"])
-def test_cached_features_train_like_images(model):
+@pytest.mark.parametrize(
+    ("freeze", "model"),
+    [
+        ("head", VIT),
+        ("head", RESNET),
+        ("head/bias=trained; .*=frozen", VIT | {"model__head_zero_init": False}),
+    ],
+    ids=["vit", "resnet18", "bias"],
+)
+def test_cached_features_train_like_images(freeze, model):
     losses = []
     for cached in (False, True):
-        config = make_config(freeze="head", train__cache_features=cached, **model | ADAMW)
+        config = make_config(freeze=freeze, train__cache_features=cached, **model | ADAMW)
         steps = make_steps(config, digits(), MESH)
         assert steps.setup.on_features == cached
         state = steps.init(jax.random.key(0), one_image(config))

@@ -32,7 +32,7 @@ from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError, describe_error
 from vit_jax.storage import checkpoint, run_folder
 from vit_jax.storage.writers import read_jsonl
-from vit_jax.training import optim
+from vit_jax.training import clock, optim
 from vit_jax.training.hooks import Hooks
 from vit_jax.training.setup import make_setup, one_image
 from vit_jax.training.step import make_init, make_train_step
@@ -267,6 +267,16 @@ def test_checkpoints_by_time_resume_exactly(vectorised, tmp_path, capsys):
     for seed in range(settings["train__num_seeds"]):
         one, other = (f.with_name(f"seed_{seed}") for f in (folder, whole))
         assert results_of(one) == results_of(other)
+
+
+def test_steps_that_become_slow_delay_no_checkpoint(monkeypatch, tmp_path):
+    """The first estimate is of a prefetched batch; log entries measure the speed anew."""
+    estimates = iter([1000, 0])
+    monkeypatch.setattr(clock.Clock, "steps_in", lambda self, seconds: next(estimates, 1000))
+    settings = dict(train__epochs=2.0, train__multi_step="never", log__every_steps=2)
+    with pytest.raises(Killed):
+        run(tmp_path, KillAt(4), train__save_every_minutes=1.0, **settings)
+    assert run_folder.last_saved_step(tmp_path / "base" / "seed_0") == 3
 
 
 def test_a_signal_in_the_closing_evaluation_loses_no_finished_work(tmp_path):

@@ -142,9 +142,13 @@ def test_every_example_is_evaluated_once_on_one_device_and_on_eight(kind):
         else:
             batches = kind(splits.test, mesh, 2)
         found[devices] = evaluate(
-            step, sharding.replicate(mesh, variables), batches.evaluate(50 * devices)
+            step,
+            sharding.replicate(mesh, variables),
+            sharding.replicate(mesh, Sums.empty()),
+            batches.evaluate(50 * devices),
         )
         print(f"{kind.__name__} on {devices} devices: {found[devices].count} examples counted")
+    assert step._cache_size() == 2, "a mesh has one program"
     images, labels = splits.test.decode_all(1)
     assert len(labels) % 50 and len(labels) % 400  # the last batch is incomplete for both
     assert found[1].count == found[8].count == len(labels) == 359

@@ -26,7 +26,7 @@ from vit_jax.evaluation import inputs, samples
 from vit_jax.evaluation.evaluate import evaluate, make_report
 from vit_jax.evaluation.inputs import Images, Path
 from vit_jax.evaluation.labels import make_label_report, probabilities
-from vit_jax.evaluation.metrics import reorder_labels
+from vit_jax.evaluation.metrics import Sums, reorder_labels
 from vit_jax.evaluation.steps import make_eval_step
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError, join_names, single_line
@@ -373,9 +373,11 @@ class Classifier:
         batches = itertools.chain(*(one.evaluate(batch_size) for one in splits))
         total = sum(map(len, splits))
         bar = Bar(batches, "evaluating", -(-total // batch_size), disable=None)
-        variables = sharding.replicate(mesh, self.variables)
+        variables, sums = (
+            sharding.replicate(mesh, tree) for tree in (self.variables, Sums.empty())
+        )
         found = reorder_labels(bar, numbers, len(self.class_names)) if multi_label else bar
-        result: Any = evaluate(step, variables, found, keep=True)
+        result: Any = evaluate(step, variables, sums, found, keep=True)
         return result.logits, result.labels if multi_label else numbers[result.labels]
 
     def images_of_classes(self, names: Sequence[str], count: int) -> tuple[np.ndarray, list[str]]:

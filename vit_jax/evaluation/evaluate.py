@@ -41,6 +41,7 @@ class Result:
 def evaluate(
     eval_step: Callable,
     variables: dict,
+    sums: Sums,
     batches: Iterable[dict],
     stop: Callable[[], bool] = lambda: False,
     keep: bool = False,
@@ -50,11 +51,12 @@ def evaluate(
     Args:
       eval_step: jitted (variables, sums, batch) -> (sums, logits).
       variables: {"params", "batch_stats"} of the model.
+      sums: empty, on the devices of the batches: those of the host would be another program.
       batches: dicts of "image", "label" and "mask".
       stop: called before every batch; True aborts the evaluation, which then returns None.
       keep: whether to return logits and labels.
     """
-    sums, outputs = Sums.empty(), []
+    outputs = []
     for batch in batches:
         if stop():
             return None
@@ -71,26 +73,25 @@ def evaluate(
 def evaluate_together(
     eval_step: Callable,
     variables: dict,
-    count: int,
+    sums: Sums,
     batches: Iterable[dict],
     stop: Callable[[], bool] = lambda: False,
 ) -> list[Result] | None:
-    """Evaluate `count` stacked models on the same batches, as `evaluate` but without logits.
+    """Evaluate stacked models on the same batches, as `evaluate` but without logits.
 
     Args:
       eval_step: jitted (variables, sums, batch) -> sums, vectorised over variables and sums.
       variables: {"params", "batch_stats"} of the models, with arrays [count, ...].
-      count: number of models.
+      sums: [count], as in `evaluate`.
       batches: as in `evaluate`.
       stop: as in `evaluate`.
     """
-    sums = jax.tree.map(lambda x: np.stack([x] * count), Sums.empty())
     for batch in batches:
         if stop():
             return None
         sums = sharding.block_on_cpu(eval_step(variables, sums, batch))
     sums = jax.device_get(sums)
-    return [_result(jax.tree.map(lambda x, i=i: x[i], sums)) for i in range(count)]
+    return [_result(jax.tree.map(lambda x, i=i: x[i], sums)) for i in range(len(sums.loss.count))]
 
 
 def _result(sums):

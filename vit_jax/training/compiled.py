@@ -14,6 +14,7 @@ from vit_jax import models, pretrained
 from vit_jax.data.batches import MOST_STEPS
 from vit_jax.data.images import stored_size
 from vit_jax.evaluation.evaluate import Result, evaluate, evaluate_together
+from vit_jax.evaluation.metrics import Sums
 from vit_jax.evaluation.steps import make_eval_step, make_feature_step
 from vit_jax.models.initialization import impulse_parameters, mimetic_kernels
 from vit_jax.runtime import sharding
@@ -73,11 +74,12 @@ class CompiledSteps:
 
     def evaluate(self, variables, batches, stop: Callable[[], bool]) -> list[Result] | None:
         """Evaluate all seeds; None if stopped."""
+        sums = self.axis.device_put([Sums.empty()] * self.axis.num_seeds)
         if self.eval_sums is None:
             keep = self.setup.config.data.multi_label  # for the mAP
-            result = evaluate(self.eval_step, variables, batches, stop, keep)
+            result = evaluate(self.eval_step, variables, sums, batches, stop, keep)
             return None if result is None else [result]
-        return evaluate_together(self.eval_sums, variables, self.axis.num_seeds, batches, stop)
+        return evaluate_together(self.eval_sums, variables, sums, batches, stop)
 
     def initial_state(self, key: jax.Array) -> TrainState:
         """Make one seed's initial TrainState, with random weights or those of `init_from`."""
@@ -169,31 +171,32 @@ def _jit_step(setup, train_step, state):
 
 
 def _jit_head_step(setup, head, shapes, layout):
-    """Jit the training step on features, which is called with the changing arrays alone.
+    """Jit the training step on features, which is called with the arrays that it uses alone.
 
     The step of a head is so small that handing hundreds of frozen arrays to the devices and back
-    would take most of its time.
+    would take most of its time. A part of the head that is not trained is handed over as well.
     """
-    changing, (leaves, structure) = [], jax.tree.flatten(shapes)
+    passed, (leaves, structure) = [], jax.tree.flatten(shapes)
     for i, (path, _) in enumerate(jax.tree.leaves_with_path(shapes)):
         kind, _, name = optim.path_of(path).removeprefix("ema/").partition("/")
-        if kind != "batch_stats" and (kind != "params" or name in setup.trained):
-            changing.append(i)
+        is_used = name in setup.trained or name.startswith("head/")
+        if kind != "batch_stats" and (kind != "params" or is_used):
+            passed.append(i)
     train_step, places = _train_step(setup, head, setup.mesh), jax.tree.leaves(layout)
 
-    def step_of_changing(arrays, key, batch):
+    def step_of_passed(arrays, key, batch):
         state = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in leaves]  # compiled away
-        for i, array in zip(changing, arrays, strict=True):
+        for i, array in zip(passed, arrays, strict=True):
             state[i] = array
         after = jax.tree.leaves(train_step(structure.unflatten(state), key, batch))
-        return [after[i] for i in changing]
+        return [after[i] for i in passed]
 
-    jitted = _jit_step(setup, step_of_changing, [places[i] for i in changing])
+    jitted = _jit_step(setup, step_of_passed, [places[i] for i in passed])
 
     def train(state, key, batch):
         arrays = jax.tree.leaves(state)
-        after = jitted([arrays[i] for i in changing], key, batch)
-        for i, array in zip(changing, after, strict=True):
+        after = jitted([arrays[i] for i in passed], key, batch)
+        for i, array in zip(passed, after, strict=True):
             arrays[i] = array
         return structure.unflatten(arrays)
 

@@ -260,7 +260,8 @@ class Trainer:
         left = 60 * minutes + self._save_time - time.monotonic()
         # The clock of the first process decides: after half of the time left, it looks again.
         steps = int(processes.from_first(np.int32(self.clock.steps_in(left / 2))))
-        self._check_step = self.step + steps
+        # Not beyond the next log entry: it measures the speed anew, which may have fallen.
+        self._check_step = self.step + min(steps, self.setup.lengths.log_every)
         if not steps:
             self._save(self.runs)
             self.clock.restart_window(self.step)
@@ -368,7 +369,8 @@ class Trainer:
                 batches, stop = advancing(split), self.stop.asked
                 eval_step = self.steps.eval_step
                 keep = name == "test" or self.setup.config.data.multi_label
-                results[name] = evaluate(eval_step, variables, batches, stop, keep)
+                sums = sharding.replicate(self.setup.mesh, Sums.empty())
+                results[name] = evaluate(eval_step, variables, sums, batches, stop, keep)
                 self.exit_if_stopped()
         return results
 

@@ -157,6 +157,7 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
     if on_features:
         _check_features(data, shapes["head/kernel"][0], config.data, mesh)
     weights = _initial_weights(config, shapes, trained, data.class_names)
+    _check_head(config, trained, weights)
     teacher = load_teacher(config, data.class_names, mesh)
     class_weights = find_class_weights(config, lambda: data.train.labels, num_classes)
     fingerprint = dict(data.fingerprint)
@@ -209,6 +210,17 @@ def _initial_weights(config, shapes, trained, class_names):
             "record no class names: set keep_head=True to evaluate their own head"
         )
     return weights
+
+
+def _check_head(config, trained, weights):
+    """Raise UserError if no gradient passes the head, because it is 0 and is not trained."""
+    loaded = weights is not None and "head/kernel" in weights.arrays
+    is_zero = config.model.name == "vit" and config.model.head_zero_init and not loaded
+    if is_zero and trained and "head/kernel" not in trained:
+        raise UserError(
+            f"freeze={config.freeze} does not train the new head, which is 0 and passes no "
+            "gradient: begin with head/.*=trained, or set model.head_zero_init=False"
+        )
 
 
 def _batch_norms(shapes):
