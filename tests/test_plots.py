@@ -128,9 +128,15 @@ def test_noise_is_named_in_the_title(tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "save_filters", lambda path, title, images: titles.append(title))
     Image.new("L", (8, 8)).save(tmp_path / "image.png")
     run = str(save_weights(tmp_path / "w", model__depth=1))
-    flags = [f"--out={tmp_path / 'f'}", "--images", str(tmp_path / "image.png")]
-    assert visualize.main([run, "kernels", *flags]) == 0
+    assert visualize.main([run, "kernels", f"--out={tmp_path / 'f'}"]) == 0
     assert "Mostly noise: neighbouring weights are hardly correlated" in titles[0]
+
+
+def test_names_with_the_same_start_remain_apart_where_they_are_shortened():
+    names = [f"figure skating {who}" for who in ("men", "pairs", "women")]
+    shortened = {plots.results.short(name, 16) for name in names}
+    assert len(shortened) == 3 and {len(name) for name in shortened} == {16}
+    assert plots.results.short("archery", 7) == "archery"
 
 
 def test_a_head_without_a_distance_is_left_out(tmp_path):

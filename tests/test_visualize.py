@@ -154,6 +154,9 @@ def test_figures_of_a_weight_file_without_a_head(tmp_path, image_files, capsys):
     rollout = "attention_rollout/attention_rollout.png"
     widths = [read(tmp_path / name / rollout).shape[1] for name in ("f", "whole")]
     assert widths[0] < widths[1]  # without gradient rollout
+    weights = f"--out={tmp_path / 'weights'}"
+    assert visualize.main([bare, "kernels", "positional_embeddings", weights]) == 0
+    assert drawn(tmp_path / "weights") == {"kernels/first_layer.png", SIMILARITY}
     inside = ["token_norms", "layer_similarity"]
     assert visualize.main([bare, *inside, out, *images, *image_files]) == 0  # four images
     assert all((tmp_path / "f" / name / f"{name}.json").exists() for name in inside)
@@ -163,7 +166,7 @@ def test_figures_of_a_weight_file_without_a_head(tmp_path, image_files, capsys):
         ([bare, "ablation", out, *images], "model.safetensors has no ablation: it has attention"),
         ([bare, "explanations", out, *images], "has no explanations"),
         ([bare, out, *images, "--target=cat"], "has no head"),
-        ([bare, "kernels", out, *images, "--methods", "rise"], "has no head"),
+        ([bare, "kernels", out, "--methods", "rise"], "has no head"),
         ([bare, out], "has no dataset"),
     ):
         assert visualize.main(arguments) == 1
@@ -211,7 +214,9 @@ def test_mistakes_about_models_are_single_line_errors(tmp_path, image_files, cap
         ([vit], "has no dataset"),
         ([vit, "rollouts", *images], "rollouts is neither a path nor one of"),
         ([vit, vit, *images], "give --out"),
-        ([vit, "kernels", *images, "--methods", "rise"], "--methods has no effect on kernels"),
+        ([vit, "kernels", "--methods", "rise"], "--methods has no effect on kernels"),
+        ([vit, "kernels", *images], "--images has no effect on kernels"),
+        ([vit, "kernels", "--classes", "a"], "--classes has no effect with --images, or without"),
         (
             [vit, "explanations", *images, "--methods", "rollout", "--target=1"],
             "--target has no effect on rollout",

@@ -45,6 +45,7 @@ from vit_jax.cli import command
 from vit_jax.runtime.errors import UserError, single_line
 
 ONLY_NAMED = ("explanations", "explanation_scores")
+OF_WEIGHTS = ("kernels", "positional_embeddings")  # figures that depend on no image
 
 
 @command.main
@@ -80,16 +81,19 @@ def _draw_models(argv):
     print(single_line(f"loading {', '.join(map(str, sources))}"), flush=True)
     models = [Model(source, needs_head=False) for source in sources]
     name_apart(models)
+    needs_images = not kinds or not set(kinds) <= {"curves", *OF_WEIGHTS}
     for source, model in zip(sources, models, strict=True):
-        if kinds != ["curves"] and not args.images and not model.has_data:
+        if needs_images and not args.images and not model.has_data:
             raise UserError(f"{source} has no dataset: give --images FILE...")
+    if args.images and not needs_images:
+        raise UserError(f"--images has no effect on {', '.join(kinds)}")
     for flag in ("images", "split") if "probes" in kinds else ():
         if getattr(args, flag) and models[0].has_data:
             raise UserError(f"--{flag} has no effect on probes: they are trained on the dataset")
     _check_sample(args, kinds, ["explanation_scores", *inspection.DRAW])
-    shown = {*figures.DRAW, "explanations"}
-    if args.classes and (args.images or (kinds and not set(kinds) & shown)):
-        every = ", ".join([*figures.DRAW, "explanations"])
+    shown = [*(kind for kind in figures.DRAW if kind not in OF_WEIGHTS), "explanations"]
+    if args.classes and (args.images or (kinds and set(kinds).isdisjoint(shown))):
+        every = ", ".join(shown)
         raise UserError(f"--classes has no effect with --images, or without one of {every}")
     if args.out and args.out.exists() and not args.out.is_dir():
         raise UserError(f"--out={args.out} is not a folder")
@@ -111,7 +115,7 @@ def _draw_models(argv):
         first, second = (_request(model, args) for model in models)
         return [inspection.draw_pair(first, second, args.out)]
     print(f"drawing the attention of {len(models)} runs", flush=True)
-    figures.draw_comparison([_view(model, args) for model in models], args.out)
+    figures.draw_comparison([_view(model, args, ()) for model in models], args.out)
     return [args.out]
 
 
@@ -187,7 +191,7 @@ def _draw_model(folder, model, kinds, args):
     if "curves" in kinds:
         made.append(report.draw_curves(folder, out / "curves"))
     if drawn := [kind for kind in kinds if kind in possible]:
-        made += figures.draw_figures(_view(model, args), drawn, out)
+        made += figures.draw_figures(_view(model, args, drawn), drawn, out)
     if "explanations" in kinds:
         images, names = _choose_images(model, args)
         methods = args.methods or model.methods
@@ -206,13 +210,16 @@ def _draw_model(folder, model, kinds, args):
     return made
 
 
-def _view(model, args):
-    """Run a model on the images that the arguments choose, for figures."""
+def _view(model, args, kinds):
+    """Run a model on the images that the arguments choose, for figures; without, if of weights."""
     from vit_jax.explanation import figures
 
+    viewer = figures.Viewer.of(model)
+    if kinds and set(kinds) <= set(OF_WEIGHTS):
+        return figures.Seen(viewer, model.variables["params"], np.zeros(0), [], [], {}, [], "")
     target = None if args.target is None else int(model.class_indices(args.target, 1)[0])
     images, names = _choose_images(model, args)
-    return figures.Viewer.of(model).see(model.variables, images, names, target)
+    return viewer.see(model.variables, images, names, target)
 
 
 def _choose_images(model, args):

@@ -152,7 +152,7 @@ def save_attention_distances(path: pathlib.Path, title: str, distances: np.ndarr
         np.repeat(blocks, heads), distances.reshape(-1), s=22, color=COLORS[0], label="one head"
     )
     axis.plot(blocks, distances.mean(1), color=COLORS[1], label="mean over heads")
-    axis.set_xticks(blocks)
+    axis.set_xticks(blocks if num_blocks <= 24 else blocks[3::4])
     axis.set_ylim(0, 1.05 * (float(distances.filled(0).max()) or 1))
     axis.set_xlabel("block")
     axis.set_ylabel("mean attention distance, pixels")

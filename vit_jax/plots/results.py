@@ -25,8 +25,9 @@ HEAT = "viridis"  # perceptually uniform, also in grey and with colour-blindness
 
 
 def short(name: str, length: int = 24) -> str:
-    """Truncate a name to at most `length` characters."""
-    return name if len(name) <= length else name[: length - 1] + "…"
+    """Shorten a name to at most `length` characters, in the middle: names often share a start."""
+    end = len(name) - (length - 1) // 2
+    return name if len(name) <= length else f"{name[: length // 2]}…{name[end:]}"
 
 
 def hide_frame(axis) -> None:
@@ -375,10 +376,15 @@ def save_contact_sheet(path: pathlib.Path, names: list[str], groups: dict[str, n
     names = [short(name) for name in names]
     columns = [images.shape[1] for images in groups.values()]
     room = max(1.2, 0.4 + 0.1 * max(map(len, names)))
-    size = (room + cell * sum(columns) + 0.1 * len(groups), 0.5 + cell * len(names))
+    titles = [
+        textwrap.fill(title, int(10 * cell * count))  # 10 characters per inch
+        for title, count in zip(groups, columns, strict=True)
+    ]
+    lines = 1 + max(title.count("\n") for title in titles)
+    size = (room + cell * sum(columns) + 0.1 * len(groups), 0.3 + 0.2 * lines + cell * len(names))
     figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, len(groups), width_ratios=columns, squeeze=False)[0]
-    for axis, (title, images) in zip(axes, groups.items(), strict=True):
+    for axis, title, images in zip(axes, titles, groups.values(), strict=True):
         rows, across, height, width, channels = images.shape
         gap = -(-height // 16)
         sides = ((0, 0), (0, 0), (gap, gap), (gap, gap), (0, 0))
