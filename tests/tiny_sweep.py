@@ -105,6 +105,8 @@ def write_sweep(workdir, classes=("cat", "dog", NASTY)):
     for name, group in sweep.summaries.items():
         for one in group:
             settings = overrides[name] | {"optim.eps": 1e-8, "model.size": NASTY}
+            # The settings of the command that trained it, on its machine: no difference.
+            settings |= {"train.num_seeds": len(name), "data.num_threads": len(name)}
             write_run(workdir / name / f"seed_{one['seed']}", list(classes), settings)
     write_explanation(sweep.explanation)
     write_report(sweep)

@@ -16,6 +16,7 @@ import jinja2
 
 from vit_jax import plots
 from vit_jax.config import EXPLAINED_POOLS, current_names, flatten, get_config, resolve
+from vit_jax.config.schema import SCHEMA
 from vit_jax.evaluation.labels import METRICS, metric_of, score_of
 from vit_jax.report import run
 from vit_jax.report import table as tables
@@ -24,6 +25,7 @@ from vit_jax.storage.run_folder import run_path
 from vit_jax.storage.writers import read_jsonl
 
 ENOUGH_PATCHES = 16  # for a heat map to show something
+SEEDS = ("seed", "train.num_seeds")  # of one run; the page names the seeds of all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +187,7 @@ def make_page(sweep: Sweep) -> str:
         explorer=(sweep.workdir / "explorer.html").exists(),
         differences=differences,
         differing_rows=list(zip(configs, *differences.values(), strict=True)),
-        settings={k: _text(v) for k, v in shared.items() if k not in {"seed", *differences}},
+        settings={k: _text(v) for k, v in shared.items() if k not in {*SEEDS, *differences}},
         command=[*map(shlex.quote, sweep.arguments)],
         environment=_environment_facts(sweep, records),
         **_figures(sweep, report),
@@ -279,8 +281,13 @@ def _curves(sweep):
 
 
 def _differences(configs):
-    """Find {key: [value of each variant]} of the settings in which variants differ."""
-    keys = _unique(key for settings in configs.values() for key in settings if key != "seed")
+    """Find {key: [value of each variant]} of the settings in which variants differ.
+
+    Settings that change no result are left out: parts of a sweep may run on other machines.
+    """
+    free = {key for key, setting in SCHEMA.items() if setting.resume == "any"}
+    keys = _unique(key for settings in configs.values() for key in settings)
+    keys = [key for key in keys if key not in {*SEEDS, *free}]
     values = {key: [_text(c.get(key, "-")) for c in configs.values()] for key in keys}
     return {key: texts for key, texts in values.items() if len(set(texts)) > 1}
 
