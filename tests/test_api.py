@@ -20,6 +20,7 @@ from vit_jax import pretrained
 from vit_jax.cli import predict
 from vit_jax.config import get_config
 from vit_jax.data.sources import read_digits
+from vit_jax.explanation import analysis
 
 pytestmark = pytest.mark.usefixtures("one_device", "no_figures")
 
@@ -114,12 +115,15 @@ def test_train_works_outside_the_main_thread_and_restores_signal_handlers(tmp_pa
     config = vit_jax.load_config("configs/digits_patch.py", TINY | {"model.patch_size": 4}).config
     before = signal.getsignal(signal.SIGINT)
     found = []
-    thread = threading.Thread(target=lambda: found.append(vit_jax.train(config, str(tmp_path))))
+    thread = threading.Thread(
+        target=lambda: found.append(vit_jax.train(config, str(tmp_path / "a")))
+    )
     thread.start()
     thread.join()
     assert [row["variant"] for row in found[0].rows] == ["base"]
     assert signal.getsignal(signal.SIGINT) is before
-    assert vit_jax.train(config, tmp_path).rows == found[0].rows
+    moved = (tmp_path / "a").rename(tmp_path / "b")
+    assert vit_jax.train(config, moved).rows == found[0].rows
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -314,6 +318,12 @@ def test_weights_without_a_head_have_features_and_attention():
     for call in (model.predict, model.explain):
         with pytest.raises(vit_jax.UserError, match="has no head"):
             call(images)
+    pets = images, ["cat", "dog"]  # classes of no head
+    found = analysis.probe_layers(model, pets, pets, pets, k=1)
+    assert all(probe["knn"][-1] == 1 for probe in found.values())
+    for labels, words in (([0, "dog"], "names and numbers"), ([0], "1 labels for 2 images")):
+        with pytest.raises(vit_jax.UserError, match=words):
+            analysis.probe_layers(model, pets, pets, (images, labels))
 
 
 def test_a_resnet_has_no_attention():

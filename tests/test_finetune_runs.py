@@ -264,6 +264,9 @@ def test_mistakes_are_single_line_errors(first, tuned, tmp_path, capsys):
         (predict, [first.parents[1], image], "did you mean"),
         (predict, [tmp_path / "bare", image], "has no head"),
         (predict, [tmp_path, image], "neither a converted checkpoint"),
+        (predict, [first, image, f"--csv={image}"], "a.png is the name of an image: name the CSV"),
+        (evaluate, [tuned, f"--out={tuned}"], "is the folder of a run, whose own report would be"),
+        (evaluate, [tuned, f"--out={image}"], "a.png is not a folder"),
         (evaluate, [tuned, *other_data, "--split=all"], "--out is missing"),
         (
             evaluate,

@@ -44,12 +44,16 @@ def main(argv: Sequence[str]) -> None:
     config, split = classifier.evaluation_of(overrides, args.split)
     if any(key.startswith("data.") for key in overrides) and not args.out:
         raise UserError("--out is missing: give a folder for the report on other data")
+    out = args.out or args.run / "evaluation" / split
+    if (out / "summary.json").exists():
+        raise UserError(f"--out={out} is the folder of a run, whose own report would be replaced")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out} is not a folder")
+    out.mkdir(parents=True, exist_ok=True)
     images = "all" if split == "all" else f"the {split} split"
     name = f"{args.run} on {images} of {dataset_name(config.data)}"
     print(single_line(f"evaluating {name}"), flush=True)
     report = classifier.report(config, split)
-    out = args.out or args.run / "evaluation" / split
-    out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "test_report.json", json.dumps(report) + "\n")
     write_test_report(out / "test_report.txt", name, report, [])
     if "confusion" in report:  # not of several labels per image

@@ -61,6 +61,7 @@ def main(argv: Sequence[str]) -> None:
         images, names = [paths] * len(models), [single_line(path.name) for path in paths]
     else:
         images, names = _test_images(models)
+    out.parent.mkdir(parents=True, exist_ok=True)  # fails before the work
     title = " and ".join(dict.fromkeys(model.name for model in models))
     write_explorer(out, title, explorer.collect(models, images, names))
     print(f"wrote {out}")

@@ -92,6 +92,11 @@ def _parse(argv):
         raise UserError(f"--csv={args.csv}: {args.csv.parent} is not a folder")
     if args.csv and args.csv.is_dir():
         raise UserError(f"--csv={args.csv} is a folder: name a file")
+    if args.csv:
+        from vit_jax.data.images import IMAGE_SUFFIXES
+
+        if args.csv.suffix.lower() in IMAGE_SUFFIXES:  # perhaps the first of --csv *.jpg
+            raise UserError(f"--csv={args.csv} is the name of an image: name the CSV file to write")
     if args.below is not None and not files:
         raise UserError("--below has no effect without --csv or --sort-into")
     if args.below is not None and not 0 < args.below <= 1:

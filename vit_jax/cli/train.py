@@ -164,7 +164,7 @@ def train(
     if isinstance(config, str | os.PathLike):
         config = load_config(config)
     elif not isinstance(config, Experiment):
-        config = Experiment(pathlib.Path(workdir or "experiment").absolute().name, config)
+        config = Experiment(_bare_name(workdir or "experiment"), config)
     folder = _folder_of(config, workdir)
     with quiet_libraries(), StopSignal(owns_process=False) as stop:
         try:
@@ -174,6 +174,14 @@ def train(
             if stopped.code != 128 + signal.SIGINT:
                 raise
             raise KeyboardInterrupt("training stopped: the same call resumes") from None
+
+
+def _bare_name(workdir):
+    """Name a config without a file after its folder, or as before if that was moved."""
+    folder = expand(workdir).absolute()
+    before = read_json(folder / "results.json")
+    is_bare = [row["variant"] for row in before.get("rows", ())] == ["base"]
+    return before["experiment"] if is_bare else folder.name
 
 
 def _folder_of(experiment, workdir):

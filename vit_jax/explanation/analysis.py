@@ -322,6 +322,19 @@ def similarity(
     return probes.cka_matrix(means[0], means[-1], unbiased)
 
 
+def _number_labels(splits):
+    """Number the classes of all splits; return the int [n] of each split, and their count."""
+    labels = [list(one[1]) for one in splits]
+    for given, (images, _) in zip(labels, splits, strict=True):
+        if len(given) != (count := len(as_list(images))):
+            raise UserError(f"there are {len(given)} labels for {count} images: give one each")
+    together = [label for given in labels for label in given]
+    if len({isinstance(label, str) for label in together}) > 1:
+        raise UserError("labels are names and numbers: give all in one way")
+    classes, numbers = np.unique(np.asarray(together), return_inverse=True)
+    return np.split(numbers, np.cumsum([len(given) for given in labels])[:-1]), len(classes)
+
+
 def probe_layers(
     model: Model, train: Labelled, val: Labelled, test: Labelled, k: int = 20
 ) -> dict[str, dict[str, np.ndarray]]:
@@ -329,7 +342,7 @@ def probe_layers(
 
     Args:
       model: of which the features are used, not the head.
-      train: images and the index or name of the class of each.
+      train: images and the class of each, all as numbers or all as names, of the head or not.
       val: the same, to choose the ridge probe's lambda.
       test: the same, to measure the accuracy.
       k: number of neighbours; at most that of the training images.
@@ -339,8 +352,8 @@ def probe_layers(
       float64 arrays [layers].
     """
     require_one_class(model, "probes")
-    num_classes, neighbours = len(model.class_names), min(k, len(as_list(train[0])))
-    labels = [model.class_indices(one[1], len(as_list(one[0]))) for one in (train, val, test)]
+    labels, num_classes = _number_labels([train, val, test])
+    neighbours = min(k, len(as_list(train[0])))
     features = [layer_features(model, one[0]) for one in (train, val, test)]
     found = {}
     for kind in features[0]:

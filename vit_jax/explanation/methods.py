@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.core import FrozenDict
 
 from vit_jax import models
@@ -196,5 +197,6 @@ def check_option(name: str, value: int | str) -> None:
             raise UserError(f"baseline={value!r} must be mean or black")
         return
     least = int(name != "seed")
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**32:
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_integer or not least <= int(value) < 2**32:
         raise UserError(f"{name}={value!r} must be an integer of at least {least}, below 2**32")

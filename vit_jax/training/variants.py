@@ -60,10 +60,10 @@ def make_variants(
 
 
 def _ignored(augment):
-    """List the settings of the padded crop that have no effect with the others."""
-    if augment.kind == "none":
-        return {"augment.crop_padding", "augment.flip", "augment.fill"}
-    return {"augment.crop_padding"} if augment.crop_min_area else set()
+    """List the settings of the padded crop that are on, without effect with the others."""
+    names = ("crop_padding", "flip", "fill") if augment.kind == "none" else ("crop_padding",)
+    has_effect = augment.kind != "none" and not augment.crop_min_area
+    return {f"augment.{name}" for name in names if augment[name] and not has_effect}
 
 
 def _check_crop(augment, keys):
