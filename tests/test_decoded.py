@@ -11,7 +11,7 @@ from tiny_configs import make_config
 from tiny_datasets import make_cifar10
 
 from vit_jax.config import get_config
-from vit_jax.data import decoded, load_data, prepare
+from vit_jax.data import decoded, folders, load_data, prepare
 from vit_jax.data.examples import Examples
 from vit_jax.data.sources import open_source
 from vit_jax.runtime import sharding
@@ -51,6 +51,18 @@ def folder(tmp_path):
         inside.mkdir(parents=True, exist_ok=True)
         write(inside / f"{number:02}.bmp", number)
     return tmp_path / "images"
+
+
+def test_images_are_checked_once_for_unreadable_ones(folder, monkeypatch):
+    checked, read = [], folders.read_image
+    monkeypatch.setattr(folders, "read_image", lambda *a, **k: checked.append(a) or read(*a, **k))
+    config = settings(folder, skip_corrupt=True)
+    (folder / "a" / "00.bmp").write_bytes(b"no image")
+    for _ in range(2):
+        assert len(open_source(config).examples("")) == NUM_IMAGES - 1
+    assert len(checked) == NUM_IMAGES
+    write(folder / "a" / "00.bmp", 0)
+    assert len(open_source(config).examples("")) == NUM_IMAGES
 
 
 def write(path, level):

@@ -107,6 +107,7 @@ def _cross_validate(run, config, num_folds):
         print("note: init_from must not have been trained on this dataset", flush=True)
     shared = {"train.num_seeds": 1, "train.vmap_seeds": "auto", "data.num_folds": num_folds}
     shared |= {"data.test_examples": 0, "sharding.distributed": False, "log.wandb": False}
+    shared["log.figures_every"] = 0  # has no effect without a log
     sweep = {f"fold_{k}": shared | {"data.fold": k} for k in range(num_folds)}
     configs = {name: settings.with_overrides(config, one, name) for name, one in sweep.items()}
     for one in configs.values():

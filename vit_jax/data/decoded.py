@@ -17,7 +17,7 @@ from vit_jax.runtime.errors import single_line
 from vit_jax.runtime.files import apply_umask, cache_folder
 
 SLOW_SECONDS = 1.0  # arrays that take less time are not cached
-LARGEST_BYTES = 2**30  # per file
+LARGEST_BYTES = 2**31  # per file, as data.device_resident_max_gib
 FOLDER_BYTES = 4 * 2**30  # in total; the least recently used are removed first
 FREE_FRACTION = 0.1  # of the free disk space, per file: leaves room for checkpoints
 

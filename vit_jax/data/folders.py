@@ -114,7 +114,7 @@ class Folder:
             raise UserError(f"data.dir={config.dir} is not a folder")
         _check_links(self._root)
         top = _folders(self._root)
-        self.train_split = self._find_train(top)
+        self.train_split = self._find_train(top, min_classes)
         first = self._root / self.train_split
         given = (config.val_split, config.test_split)
         usual = {find_split(split, top) for split in SPLIT_NAMES}
@@ -143,7 +143,7 @@ class Folder:
         self._lists = {}  # {split: its files and labels}
         self.warnings = list(self._describe_unused(top))
 
-    def _find_train(self, top):
+    def _find_train(self, top, min_classes):
         """Find the folder of training images, "" for a flat folder; raises UserError."""
         given = self._config.train_split
         if given != "train":
@@ -157,6 +157,8 @@ class Folder:
         if like_classes and not ("train" in usual and len(usual) > 1):
             if not usual or any(_has_direct_images(self._root / name) for name in others):
                 return ""
+        if min_classes == 1 and len(usual) == 1:
+            return next(iter(usual.values()))  # perhaps a test split
         if "train" not in usual:
             raise UserError(
                 f"{self._root} contains {', '.join(usual.values())} but no folder 'train' of "
@@ -255,9 +257,6 @@ class Folder:
     def examples(self, split: str) -> Examples:
         """List the images of `split`, "" for a flat folder."""
         (files, labels), root = self._list(split), self._root / split
-        if self._config.skip_corrupt:
-            good = find_readable(self._read, files, labels, root, self._config, self.class_names)
-            files, labels = [files[i] for i in good], labels[good]
 
         def identity():
             if not self._config.cache_decoded:
@@ -266,6 +265,10 @@ class Folder:
             where = str(root.resolve())
             return identity_of(self._config, self.level_range, where, state, labels.tolist())
 
+        if self._config.skip_corrupt:
+            names, name = self.class_names, identity()
+            good = find_readable(self._read, files, labels, root, self._config, names, name)
+            files, labels = [files[i] for i in good], labels[good]
         place = root if root.is_dir() else self._root  # splits of a table need no folder
         return Examples(
             len(files),
@@ -302,9 +305,17 @@ def _sizes(files, num_threads):
 
 
 def find_readable(
-    read: Callable, files: Sequence, labels: np.ndarray, where: object, config, class_names: list
+    read: Callable,
+    files: Sequence,
+    labels: np.ndarray,
+    where: object,
+    config,
+    class_names: list,
+    identity: str | None,
 ) -> np.ndarray:
     """Find the indices of the images that `read` accepts, and print which others are skipped.
+
+    What was found is cached under the `identity` of the images and of their decoding.
 
     Raises:
       UserError: a class has no other images.
@@ -316,13 +327,16 @@ def find_readable(
             return True
         return False
 
-    chunks = [files[i : i + 16] for i in range(0, len(files), 16)]
-    progress, found = Progress("checking", 0, len(files), True, "image"), []
-    with ThreadPoolExecutor(config.num_threads) as pool, contextlib.closing(progress):
-        for some in pool.map(lambda chunk: list(map(readable, chunk)), chunks):
-            found += some
-            progress.advance(len(some))
-    good = np.array(found, bool)
+    def check():
+        chunks = [files[i : i + 16] for i in range(0, len(files), 16)]
+        progress, found = Progress("checking", 0, len(files), True, "image"), []
+        with ThreadPoolExecutor(config.num_threads) as pool, contextlib.closing(progress):
+            for some in pool.map(lambda chunk: list(map(readable, chunk)), chunks):
+                found += some
+                progress.advance(len(some))
+        return (np.array(found, bool),)
+
+    (good,) = decoded.cached(identity and decoded.identity("readable", identity), check)
     if not good.all():
         skipped = [str(files[i]) for i in np.flatnonzero(~good).tolist()]
         text = f"{where}: skipped {len(skipped)} unreadable of {len(files)} files: "

@@ -277,7 +277,9 @@ class HuggingFace:
         if not config.skip_corrupt:
             return examples
         rows, where = range(len(labels)), f"rows of {self._in(split)}"
-        return examples.take(find_readable(decode, rows, labels, where, config, self.class_names))
+        names, name = self.class_names, identity()
+        good = find_readable(decode, rows, labels, where, config, names, name)
+        return examples.take(good)
 
     def overlap(self, one: str, other: str) -> bool:
         """Whether two splits share examples."""

@@ -1,7 +1,9 @@
 """Sources of labelled images: TFDS and Hugging Face datasets, image folders, embedded digits."""
 
 import importlib.util
+import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,12 @@ from vit_jax.data.tfds import Tfds
 def dataset_name(config) -> str:
     """Name the dataset of `config.data`: its folder, or its name in TFDS or on Hugging Face."""
     return config.dir if config.name == "folder" else config.name
+
+
+def is_same_dataset(one: Mapping, other: Mapping) -> bool:
+    """Whether two `config.data` name the same dataset."""
+    places = {os.path.realpath(os.path.expanduser(data["dir"])) for data in (one, other)}
+    return one["name"] == other["name"] and len(places) == 1
 
 
 class Digits:
@@ -62,11 +70,12 @@ Source = Digits | Folder | HuggingFace | Tfds
 def open_source(config, min_classes: int = 2) -> Source:
     """Open the dataset of `config.data`; raises UserError if it is missing or invalid.
 
-    `min_classes` is the smallest number of class folders: 1 for an evaluation.
+    `min_classes` is the smallest number of class folders: 1 for an evaluation, whose dataset may
+    also be a test split only.
     """
     if config.name == "folder":
         has_labels = config.labels or config.label_pattern
         return (open_labelled if has_labels else Folder)(config, min_classes)
     if config.name.startswith("hf:"):
         return HuggingFace(config, min_classes)
-    return Digits(config) if config.name == "digits" else Tfds(config)
+    return Digits(config) if config.name == "digits" else Tfds(config, min_classes)

@@ -161,6 +161,11 @@ def holds_out_test(source: Source, config) -> bool:
     return not _split_names(source, config)["test"] or bool(config.num_folds)
 
 
+def is_test_only(source: Source) -> bool:
+    """Whether a source that was opened for an evaluation is a single split, for tests."""
+    return [source.train_split] == source.split_names == [find_split("test", source.split_names)]
+
+
 def describe_sizes(source: Source, config) -> Iterator[str]:
     """Describe sizes of held-out splits that have no effect, because the dataset has the split."""
     for split, name in _split_names(source, config).items():
@@ -224,7 +229,8 @@ def _split_names(source, config):
                 f"{usual}"
             )
         if key != "train":
-            names[key] = {"auto": find_split(key, has), "hold_out": ""}.get(name, name)
+            found = find_split(key, has) if len(has) > 1 else ""
+            names[key] = {"auto": found, "hold_out": ""}.get(name, name)
     for one, other in itertools.combinations([split for split in names if names[split]], 2):
         if source.overlap(names[one], names[other]):
             raise UserError(

@@ -40,7 +40,7 @@ class Tfds:
 
     warnings: list[str] = []
 
-    def __init__(self, config):
+    def __init__(self, config, min_classes: int = 2):
         """Open the dataset; raises UserError if it is missing or of another kind."""
         self._config = config
         allow_many_files()  # every shard stays open
@@ -48,6 +48,8 @@ class Tfds:
         self._builder: Any = _open_builder(config, directory)
         self._image, self._label = self._find_features()
         self.split_names, self.train_split = list(self._builder.info.splits), config.train_split
+        if min_classes == 1 and self.train_split == "train" and len(self.split_names) == 1:
+            (self.train_split,) = self.split_names  # perhaps a test split
 
     def _find_features(self):
         """Get the features of images and labels; raises UserError if they are not supported."""
