@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -231,6 +232,8 @@ def test_other_data_are_evaluated_on_their_own_test_images(results, tmp_path):
     model = vit_jax.load_model(results.best_run)
     model.config.data.test_split = "hold_out"
     assert model.evaluate(tmp_path)["count"] == 10
+    shutil.rmtree(tmp_path / "train")  # published for tests only
+    assert model.evaluate(tmp_path)["count"] == model.evaluate(tmp_path, "test")["count"] == 10
 
 
 @pytest.mark.parametrize(
@@ -268,6 +271,18 @@ def test_invalid_images_are_refused(model, images, words):
         (lambda m, run: m.explain(DIGITS, "rollout", target=1), "target has no effect with"),
         (lambda m, run: m.evaluate(split="tset"), "use one of train, val, test, all"),
         (lambda m, run: m.evaluate("folder"), "data.name=folder needs data.dir"),
+        (
+            lambda m, run: m.evaluate(overrides={"data.split_seed": 7}),
+            "data.split_seed=7 would split the images of the run differently",
+        ),
+        (
+            lambda m, run: m.evaluate(split="all", overrides={"data.test_examples": 5}),
+            "data.test_examples has no effect on an evaluation of all images",
+        ),
+        (
+            lambda m, run: vit_jax.load_model(run, class_names=list("9876543210")),
+            "class_names are the classes of .* in another order than it records",
+        ),
         (lambda m, run: m.evaluate(pathlib.Path("nowhere")), "data.dir=nowhere is not a folder"),
         (lambda m, run: m.evaluate(overrides={"optim.b1": 0.5}), "optim.b1 has no effect"),
         (lambda m, run: vit_jax.load_model("nowhere"), "nowhere does not exist"),

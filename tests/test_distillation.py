@@ -178,6 +178,10 @@ def test_a_teacher_sees_the_levels_of_its_training(sweep, tmp_path, monkeypatch)
             {"train.teacher": "cnn", "data.image_size": 12},
             "teacher cnn has data.image_size=8",
         ),
+        (
+            {"train.teacher": "cnn", "data.split_seed": 5},
+            "teacher cnn has data.split_seed=0: it may have learned the test images",
+        ),
         ({"data.name": "folder"}, "lacks the classes a, b"),
     ],
 )

@@ -71,6 +71,13 @@ def test_a_run_starts_from_the_weights_of_another(first, tuned):
     assert record["data"]["weights"]["resize"] == "official"
 
 
+def test_weights_that_may_know_the_test_images_are_named(first, tmp_path, capsys):
+    other = run(tmp_path, freeze="none_trained", init_from=str(first), data__split_seed=5)
+    note = f"init_from={first} was trained on this dataset with data.split_seed=0, not 5"
+    assert f"{note}: it may know test images" in " ".join(capsys.readouterr().err.split())
+    assert any(note in one for one in json.loads((other / "config.json").read_text())["notes"])
+
+
 def test_reports_of_a_run_and_of_its_evaluation_are_equal(tuned, tmp_path, capsys):
     assert evaluate.main([str(tuned), f"--out={tmp_path / 'out'}"]) == 0
     assert "Test report of" in capsys.readouterr().out

@@ -270,7 +270,7 @@ def test_checkpoints_by_time_resume_exactly(vectorised, tmp_path, capsys):
 
 
 def test_steps_that_become_slow_delay_no_checkpoint(monkeypatch, tmp_path):
-    """The first estimate is of a prefetched batch; log entries measure the speed anew."""
+    """The first estimate is of a prefetched batch; log entries measure the speed again."""
     estimates = iter([1000, 0])
     monkeypatch.setattr(clock.Clock, "steps_in", lambda self, seconds: next(estimates, 1000))
     settings = dict(train__epochs=2.0, train__multi_step="never", log__every_steps=2)

@@ -16,13 +16,13 @@ from vit_jax import config as settings
 from vit_jax import models, pretrained
 from vit_jax.augment import evaluation_crop, preprocess
 from vit_jax.config import Config
-from vit_jax.config.rules import validate
 from vit_jax.config.schema import SCHEMA
 from vit_jax.data import StreamingBatches, load_data
 from vit_jax.data.checks import match_classes
-from vit_jax.data.sources import dataset_name, open_source
-from vit_jax.data.splits import all_splits, holds_out_test
+from vit_jax.data.sources import open_source
+from vit_jax.data.splits import all_splits
 from vit_jax.evaluation import inputs, samples
+from vit_jax.evaluation.choice import choose_images
 from vit_jax.evaluation.evaluate import evaluate, make_report
 from vit_jax.evaluation.inputs import Images, Path
 from vit_jax.evaluation.labels import make_label_report, probabilities
@@ -35,12 +35,6 @@ from vit_jax.runtime.progress import Bar, quiet_libraries
 from vit_jax.storage import run_folder
 
 BATCH_SIZE = 32
-SPLITS = ("train", "val", "test", "all")
-# Settings that describe one dataset only.
-_OF_DATASET = ("labels", "label_pattern", "image_column", "label_column", "split_column")
-_OF_DATASET += ("image_key", "label_key", "num_folds", "fold", "relabel")
-_OF_DATASET += ("val_examples", "test_examples")
-_EFFECTIVE = ("sharding.cpu_devices", "train.dtype", "train.eval_batch_size")  # allowed overrides
 
 
 class Classifier:
@@ -98,6 +92,7 @@ class Classifier:
                     f"class_names has {min(sizes)} different names; {path} has "
                     f"{info['num_classes']} classes"
                 )
+            pretrained.check_order(self._names, info["class_names"], path)
         names = self._names or [f"class {i}" for i in range(info["num_classes"])]
         self.class_names = [single_line(name) for name in names]
         # model.safetensors alone names no model.
@@ -298,34 +293,10 @@ class Classifier:
 
     def evaluation_of(self, overrides: Mapping[str, Any], split: str | None) -> tuple[Config, str]:
         """Check the arguments of `evaluate`; return the config and the split for `report`."""
-        if split not in (None, *SPLITS):
-            raise UserError(f"split={split!r} is unknown: use one of {', '.join(SPLITS)}")
         self.check_head()
-        config = settings.with_overrides(self.config, overrides, "the overrides")
-        for key in sorted(overrides):
-            if key in (*pretrained.DATA_KEYS, "data.multi_label"):
-                raise UserError(f"{key} belongs to the model and cannot be changed")
-            if not key.startswith("data.") and key not in _EFFECTIVE:
-                raise UserError(f"{key} has no effect on an evaluation")
         if not self.has_data and not any(key.startswith("data.") for key in overrides):
             raise UserError(f"{self.path} records no dataset: give data.name or data.dir")
-        other_data = not {"data.name", "data.dir"}.isdisjoint(overrides)
-        own = self.config.data.name.startswith(("folder", "hf:"))  # data.dir holds one dataset
-        one = "data.name" in overrides and own
-        held = [key for key in ("val_split", "test_split") if config.data[key] == "hold_out"]
-        for key in (*_OF_DATASET, *held, *(["dir"] if one else [])) if other_data else ():
-            config.data[key] = overrides.get(f"data.{key}", SCHEMA[f"data.{key}"].default)
-        if not config.data.num_folds and (split == "all" or (other_data and split != "train")):
-            # Training subsets, for which another dataset may be too small.
-            config.data.update(train_examples=0, examples_per_class=0, imbalance_ratio=1.0)
-        validate(config)
-        if split is None and other_data:
-            if holds_out_test(open_source(config.data, min_classes=1), config.data):
-                raise UserError(
-                    f"{dataset_name(config.data)} has no test split: give split=all for all its "
-                    "images, or split=test for one held out according to the run's settings"
-                )
-        return config, split or "test"
+        return choose_images(self.config, self.has_data, overrides, split)
 
     def report(self, config: Config, split: str) -> dict:
         """Evaluate the config and split from `evaluation_of`; return the report of `evaluate`."""

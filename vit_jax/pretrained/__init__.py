@@ -14,6 +14,7 @@ from vit_jax.pretrained.formats import shapes as shapes
 from vit_jax.pretrained.weights import DATA_KEYS as DATA_KEYS
 from vit_jax.pretrained.weights import Fitted as Fitted
 from vit_jax.pretrained.weights import Weights as Weights
+from vit_jax.pretrained.weights import check_order as check_order
 from vit_jax.pretrained.weights import check_shapes as check_shapes
 from vit_jax.pretrained.weights import describe as describe
 from vit_jax.pretrained.weights import fit as fit

@@ -10,7 +10,7 @@ from vit_jax.config import PREPROCESSING
 from vit_jax.config.schema import SCHEMA
 from vit_jax.pretrained import architectures, files, formats, names, preprocessing, resize, tables
 from vit_jax.pretrained import weights as folders
-from vit_jax.pretrained.weights import Weights, check_settings
+from vit_jax.pretrained.weights import Weights, check_order, check_settings
 from vit_jax.runtime.errors import UserError, single_line
 from vit_jax.storage.checkpoint import checksum_on_cpu
 
@@ -224,4 +224,5 @@ def _class_names(num_classes, side, given, source):
             f"class_names has {len(set(names))} different names; the head of {source} has "
             f"{num_classes} classes"
         )
+    check_order(names, side.get("class_names"), source)
     return [single_line(name) for name in names]

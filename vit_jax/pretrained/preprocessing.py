@@ -82,6 +82,7 @@ def usual(name: str, settings: dict, project: str | None = None) -> dict:
         return statistics | _settings(*how)
     statistics = HALVES
     crop, mode, interpolation = 1.0, "shorter_side", "bicubic"
+    shape = settings.get("model.hidden_size"), settings.get("model.patch_size")
     if name in ("torchvision", "resnet18") or project == "official":
         statistics = IMAGENET
     if settings.get("model.stem") == "cifar":
@@ -94,10 +95,10 @@ def usual(name: str, settings: dict, project: str | None = None) -> dict:
         crop = 0.9 if size < 384 and not is_clip and not project else 1.0
     elif name == "npz" and (project != "big_vision" or settings["model.pool"] == "map"):
         mode, interpolation = "squash", "bilinear"
-    elif size < 384:  # of torchvision, whose larger ones are SWAG's, or of big_vision
+    # Of torchvision, whose larger ones and whose H/14 are SWAG's, or of big_vision.
+    elif size < 384 and not (name == "torchvision" and shape == (1280, 14)):
         # ViT_L_16_Weights.IMAGENET1K_V1 resizes to 242 pixels, all others to 256.
-        is_l16 = (settings.get("model.hidden_size"), settings.get("model.patch_size")) == (1024, 16)
-        crop, interpolation = crop_fraction(224, 242 if is_l16 else 256), "bilinear"
+        crop, interpolation = crop_fraction(224, 242 if shape == (1024, 16) else 256), "bilinear"
     return statistics | _settings(crop, mode, interpolation)
 
 

@@ -10,7 +10,14 @@ import zlib
 import jax
 import numpy as np
 
-from vit_jax.config import PREPROCESSING, current_names, flatten, get_config, with_overrides
+from vit_jax.config import (
+    PREPROCESSING,
+    SPLIT_KEYS,
+    current_names,
+    flatten,
+    get_config,
+    with_overrides,
+)
 from vit_jax.config.rules import validate
 from vit_jax.config.schema import SCHEMA
 from vit_jax.models import lora
@@ -44,8 +51,8 @@ class Weights:
     BatchNorm's statistics begin with "batch_stats/". `info` has "format"; "source", a file's name;
     "settings", those of `KEYS`, `DATA_KEYS` and `PREPROCESSING`; "num_classes"; "class_names" or
     None; "resize", a key of RULE_NAMES; "assumed", the settings that no file records; "checksum".
-    Runs also have "step", "stored_size", "scaled_decoding", "level_range", "multi_label" and
-    "thresholds".
+    Runs also have "step", "stored_size", "scaled_decoding", "level_range", "multi_label",
+    "thresholds" and "data", the settings that choose the dataset and its splits.
     """
 
     arrays: Arrays
@@ -167,6 +174,7 @@ def _run_info(folder):
         "level_range": config["data.level_range"],
         "multi_label": config["data.multi_label"],
         "thresholds": summary.get("thresholds"),  # of several labels per image
+        "data": {key: config[f"data.{key}"] for key in ("name", "dir", *SPLIT_KEYS)},
         "checksum": checkpoint.recorded_checksum(folder / "checkpoints", summary["best_step"]),
     }
 
@@ -273,6 +281,14 @@ def fit(
     identity = identity_of(info) | {"resize": info["resize"]}
     # Runs of earlier versions, which did not sort heads, are other runs.
     return Fitted(arrays, table_rows, identity | ({"head": "sorted"} if reordered else {}))
+
+
+def check_order(names: list[str], recorded: list[str] | None, source: object) -> None:
+    """Raise UserError if names of the classes are those that `source` records, in another order."""
+    if _is_permutation(recorded, names):
+        raise UserError(
+            f"class_names are the classes of {source} in another order than it records: omit them"
+        )
 
 
 def _is_permutation(names, others):

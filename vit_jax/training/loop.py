@@ -57,7 +57,8 @@ def train(
         does not hold several seeds.
       SystemExit: stopped by a signal, after saving.
     """
-    with open_runs(steps.setup, folders, name, stop, data.notes) as runs:
+    notes = [*data.notes, *steps.setup.notes]
+    with open_runs(steps.setup, folders, name, stop, notes) as runs:
         start = start or StartTimes("run")
         trainer = Trainer(steps, data, runs, name, stop, hooks or Hooks(), start)
         with contextlib.closing(trainer.clock):
@@ -260,7 +261,7 @@ class Trainer:
         left = 60 * minutes + self._save_time - time.monotonic()
         # The clock of the first process decides: after half of the time left, it looks again.
         steps = int(processes.from_first(np.int32(self.clock.steps_in(left / 2))))
-        # Not beyond the next log entry: it measures the speed anew, which may have fallen.
+        # Not beyond the next log entry: it measures the speed again, which may have fallen.
         self._check_step = self.step + min(steps, self.setup.lengths.log_every)
         if not steps:
             self._save(self.runs)

@@ -11,16 +11,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vit_jax import models, pretrained
-from vit_jax.config import Config, flatten, steps_of, total_steps
+from vit_jax.config import SPLIT_KEYS, Config, flatten, steps_of, total_steps
 from vit_jax.config.rules import one_step_at_a_time, parse_freeze
 from vit_jax.config.schema import SCHEMA
 from vit_jax.config.setting import COUNTABLE
 from vit_jax.data import Data, relabel
 from vit_jax.data.labels import table_identity
+from vit_jax.data.sources import is_same_dataset
 from vit_jax.evaluation.labels import METRICS
 from vit_jax.models import lora
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
+from vit_jax.runtime.files import warn
 from vit_jax.training import optim, step
 from vit_jax.training.flops import Flops, training_flops
 from vit_jax.training.loss import find_class_weights
@@ -71,6 +73,7 @@ class Setup:
     fingerprint: dict  # of the data, the initial weights and the teacher
     on_features: bool  # whether the head is trained on cached features instead of images
     multi_step: bool  # whether one call of the training step takes several steps
+    notes: tuple[str, ...]  # on the initial weights and the teacher
 
     @property
     def metric(self) -> str:
@@ -165,7 +168,9 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
         fingerprint["weights"] = weights.identity
     if teacher:
         fingerprint["teacher"] = teacher.identity
-    epoch = len(data.train) // train.batch_size
+    epoch, notes = len(data.train) // train.batch_size, tuple(_describe_leaks(config))
+    for note in notes:
+        warn(note)
     setup = Setup(
         config=config,
         mesh=mesh,
@@ -179,6 +184,7 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
         fingerprint=fingerprint,
         on_features=on_features,
         multi_step=_uses_multi_step(config, on_features or data.train.resident),
+        notes=notes,
     )
     return dataclasses.replace(setup, lengths=_lengths(setup))
 
@@ -210,6 +216,21 @@ def _initial_weights(config, shapes, trained, class_names):
             "record no class names: set keep_head=True to evaluate their own head"
         )
     return weights
+
+
+def _describe_leaks(config):
+    """Describe weights of runs that were trained on the same dataset with other splits."""
+    for key, path in (("init_from", config.init_from), ("train.teacher", config.train.teacher)):
+        info = pretrained.load_once(pathlib.Path(path).expanduser()).info if path else {}
+        before = info.get("data")
+        if before is None or not is_same_dataset(before, config.data):
+            continue
+        others = [other for other in SPLIT_KEYS if before[other] != config.data[other]]
+        if others:
+            yield (
+                f"{key}={path} was trained on this dataset with data.{others[0]}="
+                f"{before[others[0]]}, not {config.data[others[0]]}: it may know test images"
+            )
 
 
 def _check_head(config, trained, weights):

@@ -4,8 +4,9 @@ import pathlib
 import re
 
 from vit_jax import pretrained
-from vit_jax.config import Config, reset_other_models, resolve, with_overrides
+from vit_jax.config import SPLIT_KEYS, Config, reset_other_models, resolve, with_overrides
 from vit_jax.config.rules import validate
+from vit_jax.data.sources import is_same_dataset
 from vit_jax.runtime.errors import UserError, truncate_repr
 
 
@@ -107,7 +108,7 @@ def _read_info(key, folder):
 def _check_teacher(name, configs, names):
     """Raise UserError if a variant's teacher is neither an earlier variant nor finished weights.
 
-    An earlier variant must also see the same images.
+    An earlier variant must also see the same images, and not the student's test images.
     """
     teacher = configs[name].train.teacher
     for key in ("image_size", "channels") if teacher in configs else ():
@@ -117,6 +118,14 @@ def _check_teacher(name, configs, names):
                 f"variant {name} has data.{key}={pair[1]}, but its teacher {teacher} has "
                 f"data.{key}={pair[0]}: both need the same image size and channels"
             )
+    if teacher in configs and is_same_dataset(configs[teacher].data, configs[name].data):
+        for key in SPLIT_KEYS:
+            pair = [configs[one].data[key] for one in (teacher, name)]
+            if pair[0] != pair[1]:
+                raise UserError(
+                    f"variant {name} has data.{key}={pair[1]}, but its teacher {teacher} has "
+                    f"data.{key}={pair[0]}: it may have learned the test images"
+                )
     if teacher in names[names.index(name) :]:
         raise UserError(f"train.teacher={teacher} of variant {name} must be an earlier variant")
     if teacher and teacher not in names:
