@@ -234,6 +234,10 @@ def test_other_data_are_evaluated_on_their_own_test_images(results, tmp_path):
     assert model.evaluate(tmp_path)["count"] == 10
     shutil.rmtree(tmp_path / "train")  # published for tests only
     assert model.evaluate(tmp_path)["count"] == model.evaluate(tmp_path, "test")["count"] == 10
+    with pytest.raises(vit_jax.UserError, match="has only the split test: give split=all"):
+        model.evaluate(tmp_path, "val")
+    with pytest.raises(vit_jax.UserError, match="data.test_examples has no effect"):
+        model.evaluate(tmp_path, overrides={"data.test_examples": 5})
 
 
 @pytest.mark.parametrize(

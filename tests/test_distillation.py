@@ -180,7 +180,7 @@ def test_a_teacher_sees_the_levels_of_its_training(sweep, tmp_path, monkeypatch)
         ),
         (
             {"train.teacher": "cnn", "data.split_seed": 5},
-            "teacher cnn has data.split_seed=0: it may have learned the test images",
+            "teacher cnn has data.split_seed=0: its training images may include",
         ),
         ({"data.name": "folder"}, "lacks the classes a, b"),
     ],

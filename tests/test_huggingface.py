@@ -12,7 +12,7 @@ from tiny_images import encode, grey, png16, tiny_training
 import vit_jax
 from vit_jax.data import arrow
 from vit_jax.data.sources import open_source
-from vit_jax.data.splits import make_splits
+from vit_jax.data.splits import all_splits, make_splits, only_split
 from vit_jax.runtime.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_device", "no_figures")
@@ -230,6 +230,14 @@ def test_splits_that_are_not_used_are_a_warning(tmp_path):
     save_to_disk(tmp_path / "saved", both() | {"unsupervised": make_table()})
     (warning,) = open_source(settings(name=f"hf:{tmp_path / 'saved'}")).warnings
     assert "the images of unsupervised are not used" in warning
+
+
+def test_a_dataset_for_tests_only_is_evaluated_whole(tmp_path):
+    save_parquet(tmp_path / "data/test-00000-of-00001.parquet", both()["test"])
+    config = settings(name=f"hf:{tmp_path}")
+    source = open_source(config, min_classes=1)
+    assert only_split(source) == "test" and [len(one) for one in all_splits(source, config)] == [6]
+    assert open_source(config).split_names == []  # a training holds test images out
 
 
 def test_splits_whose_names_begin_alike_stay_apart(tmp_path):

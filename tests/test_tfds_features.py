@@ -13,7 +13,7 @@ from tiny_images import encode, grey, png16, tfds_config
 
 from vit_jax.data import decoded, load_data
 from vit_jax.data.sources import open_source
-from vit_jax.data.splits import all_splits, is_test_only, make_splits
+from vit_jax.data.splits import all_splits, make_splits, only_split
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
 from vit_jax.storage import run_folder
@@ -35,7 +35,7 @@ def test_a_dataset_for_tests_only_is_evaluated_whole(tmp_path):
     write_tfds(tmp_path, kinds, {"test": examples})
     config = tfds_config(tmp_path)
     source = open_source(config, min_classes=1)
-    assert is_test_only(source) and [len(one) for one in all_splits(source, config)] == [20]
+    assert only_split(source) == "test" and [len(one) for one in all_splits(source, config)] == [20]
     with pytest.raises(UserError, match="Unknown split 'train'"):
         make_splits(open_source(config), config)
 

@@ -4,9 +4,10 @@
     vit-jax evaluate runs/photos/base/seed_0 --split=all --out=new --config.data.dir=new_photos
 
 Writes test_report.txt, test_report.json and confusion.png, by default to RUN/evaluation/SPLIT. The
-dataset and its splits are those of the run, unless --config.data.KEY=VALUE changes them; their
-classes must be the model's; a checkpoint without class names needs --class-names. --split=all
-evaluates every image of the dataset. A dataset without a test split needs --split.
+dataset and its splits are those of the run, unless --config.data.KEY=VALUE names another dataset or
+another of its splits; the classes must be the model's; a checkpoint without class names needs
+--class-names. --split=all evaluates every image of the dataset. A dataset without a test split
+needs --split.
 """
 
 import argparse

@@ -164,7 +164,7 @@ def train(
     if isinstance(config, str | os.PathLike):
         config = load_config(config)
     elif not isinstance(config, Experiment):
-        config = Experiment(_bare_name(workdir or "experiment"), config)
+        config = Experiment(_bare_name(workdir) if workdir else "experiment", config)
     folder = _folder_of(config, workdir)
     with quiet_libraries(), StopSignal(owns_process=False) as stop:
         try:

@@ -5,7 +5,6 @@ from vit_jax.config.settings import (
     EXPLAINED_POOLS,
     MODEL_SIZES,
     PREPROCESSING,
-    SPLIT_KEYS,
     Config,
     check_key,
     current_names,

@@ -30,9 +30,6 @@ EXPLAINED_POOLS = ("cls", "mean", "cls_mean")  # whose tokens attention explains
 DIMENSIONS = ("hidden_size", "depth", "num_heads", "mlp_dim")
 # Preprocessing of evaluation images, which comes with initial weights but may differ from theirs.
 PREPROCESSING = ("data.eval_crop", "data.resize_mode", "data.interpolation")
-# Settings of `data` that decide which images are for training, validation and test.
-SPLIT_KEYS = ("train_split", "val_split", "test_split", "val_size", "test_size", "split_seed")
-SPLIT_KEYS += ("num_folds", "fold")
 
 
 def get_config() -> Config:

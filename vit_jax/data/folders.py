@@ -5,14 +5,14 @@ import functools
 import os
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from vit_jax.data import decoded
-from vit_jax.data.checks import match_names, present
+from vit_jax.data.checks import match_names
 from vit_jax.data.examples import MOST_SAMPLED, Examples, spread
 from vit_jax.data.images import (
     IMAGE_SUFFIXES,
@@ -23,9 +23,9 @@ from vit_jax.data.images import (
     read_image,
     sample_levels,
 )
+from vit_jax.data.readable import find_readable
 from vit_jax.runtime.errors import UserError, join_names, single_line, truncate_repr
 from vit_jax.runtime.files import warn
-from vit_jax.runtime.progress import Progress
 
 # The usual names of splits in lower case, those preferred first.
 SPLIT_NAMES = {
@@ -158,7 +158,7 @@ class Folder:
             if not usual or any(_has_direct_images(self._root / name) for name in others):
                 return ""
         if min_classes == 1 and len(usual) == 1:
-            return next(iter(usual.values()))  # perhaps a test split
+            return next(iter(usual.values()))  # of test or validation images
         if "train" not in usual:
             raise UserError(
                 f"{self._root} contains {', '.join(usual.values())} but no folder 'train' of "
@@ -302,48 +302,6 @@ def _sizes(files, num_threads):
     chunks = np.array_split(np.arange(len(files)), num_threads)
     with ThreadPoolExecutor(num_threads) as pool:
         return np.array([size for some in pool.map(of, chunks) for size in some], np.int64)
-
-
-def find_readable(
-    read: Callable,
-    files: Sequence,
-    labels: np.ndarray,
-    where: object,
-    config,
-    class_names: list,
-    identity: str | None,
-) -> np.ndarray:
-    """Find the indices of the images that `read` accepts, and print which others are skipped.
-
-    What was found is cached under the `identity` of the images and of their decoding.
-
-    Raises:
-      UserError: a class has no other images.
-    """
-
-    def readable(file):
-        with contextlib.suppress(UserError):
-            read(file)
-            return True
-        return False
-
-    def check():
-        chunks = [files[i : i + 16] for i in range(0, len(files), 16)]
-        progress, found = Progress("checking", 0, len(files), True, "image"), []
-        with ThreadPoolExecutor(config.num_threads) as pool, contextlib.closing(progress):
-            for some in pool.map(lambda chunk: list(map(readable, chunk)), chunks):
-                found += some
-                progress.advance(len(some))
-        return (np.array(found, bool),)
-
-    (good,) = decoded.cached(identity and decoded.identity("readable", identity), check)
-    if not good.all():
-        skipped = [str(files[i]) for i in np.flatnonzero(~good).tolist()]
-        text = f"{where}: skipped {len(skipped)} unreadable of {len(files)} files: "
-        print(single_line(text + join_names(skipped)))
-    for label in np.setdiff1d(present(labels), present(labels[good])):
-        raise UserError(f"{where}: class {class_names[label]} contains no readable image")
-    return np.flatnonzero(good)
 
 
 def _kinds():

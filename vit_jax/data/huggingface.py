@@ -10,7 +10,7 @@ import numpy as np
 
 from vit_jax.data import arrow, decoded
 from vit_jax.data.examples import MOST_SAMPLED, Examples, as_label, spread
-from vit_jax.data.folders import find_readable, hold_out_hint
+from vit_jax.data.folders import hold_out_hint
 from vit_jax.data.hub import locate
 from vit_jax.data.images import (
     decide_levels,
@@ -21,6 +21,7 @@ from vit_jax.data.images import (
 )
 from vit_jax.data.label_sets import number_sets
 from vit_jax.data.labels import choose_splits, class_of, describe_unused, find_column, sort_classes
+from vit_jax.data.readable import find_readable
 from vit_jax.runtime.errors import UserError, join_names, single_line, truncate_repr
 
 MOST_CLASSES = 10_000  # of labels without class names
@@ -37,7 +38,8 @@ class HuggingFace:
         arrow.require("pyarrow")
         self._files = locate(config)
         names = sorted(self._files)
-        self.split_names, self.train_split = choose_splits(names, config, self._where)
+        found = choose_splits(names, config, self._where, min_classes)
+        self.split_names, self.train_split = found
         if not self.split_names:
             self._files = {"": self._files[names[0]]}
         first = self._files[self.train_split][0]

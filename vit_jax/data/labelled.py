@@ -290,7 +290,8 @@ class Labelled(Folder):
             self._rows[row.split].append(row)
         names = sorted(self._rows)
         self._check_splits(names)
-        self.split_names, self.train_split = choose_splits(names, config, self._where)
+        found = choose_splits(names, config, self._where, min_classes)
+        self.split_names, self.train_split = found
         if not self.split_names:
             self._rows = {"": rows}
         train = self._rows[self.train_split]

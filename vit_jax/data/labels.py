@@ -76,8 +76,12 @@ def find_column(kind: str, names: Sequence[str], config, where: str) -> str:
     return next((normal[usual] for usual in COLUMNS[kind] if usual in normal), "")
 
 
-def choose_splits(names: Sequence[str], config, where: str) -> tuple[list[str], str]:
+def choose_splits(
+    names: Sequence[str], config, where: str, min_classes: int
+) -> tuple[list[str], str]:
     """Choose the splits and the training split; [] and "" if all examples are in one split.
+
+    For an evaluation (`min_classes` is 1), a single test or validation split keeps its name.
 
     Raises:
       UserError: none of the splits, or not the one that is set, has the training examples.
@@ -88,7 +92,8 @@ def choose_splits(names: Sequence[str], config, where: str) -> tuple[list[str], 
             raise UserError(f"data.train_split={given} is not a split of {where}: it has {listed}")
         return list(names), given
     if len(names) < 2:
-        return [], ""
+        is_named = min_classes == 1 and any(find_split(one, names) for one in ("test", "val"))
+        return (list(names), names[0]) if is_named else ([], "")
     if not (train := find_split("train", names)):
         raise UserError(
             f"{where} has the splits {listed}, none of them train: set "

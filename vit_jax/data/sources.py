@@ -1,9 +1,7 @@
 """Sources of labelled images: TFDS and Hugging Face datasets, image folders, embedded digits."""
 
 import importlib.util
-import os
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,12 +18,6 @@ from vit_jax.data.tfds import Tfds
 def dataset_name(config) -> str:
     """Name the dataset of `config.data`: its folder, or its name in TFDS or on Hugging Face."""
     return config.dir if config.name == "folder" else config.name
-
-
-def is_same_dataset(one: Mapping, other: Mapping) -> bool:
-    """Whether two `config.data` name the same dataset."""
-    places = {os.path.realpath(os.path.expanduser(data["dir"])) for data in (one, other)}
-    return one["name"] == other["name"] and len(places) == 1
 
 
 class Digits:

@@ -2,16 +2,24 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from vit_jax.config.schema import SCHEMA
-from vit_jax.data import relabel
+from vit_jax.data import prepare, relabel
 from vit_jax.data.examples import Examples
 from vit_jax.data.folders import find_split
 from vit_jax.data.sources import Source
 from vit_jax.runtime.errors import UserError
+
+# Settings of `config.data` that decide which images are for training, validation and test; and
+# those that do so with folds, which divide the training images that they leave.
+_SPLIT_KEYS = ("train_split", "val_split", "test_split", "val_size", "test_size", "split_seed")
+_SPLIT_KEYS += ("num_folds", "fold")
+_FOLD_KEYS = ("train_examples", "examples_per_class", "imbalance_ratio")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,9 +169,30 @@ def holds_out_test(source: Source, config) -> bool:
     return not _split_names(source, config)["test"] or bool(config.num_folds)
 
 
-def is_test_only(source: Source) -> bool:
-    """Whether a source that was opened for an evaluation is a single split, for tests."""
-    return [source.train_split] == source.split_names == [find_split("test", source.split_names)]
+def only_split(source: Source) -> str:
+    """Name the only split of a source that was opened for an evaluation: "test", "val" or ""."""
+    if [source.train_split] != source.split_names:
+        return ""
+    return next((one for one in ("test", "val") if find_split(one, source.split_names)), "")
+
+
+def differing_splits(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """List the settings by which two `config.data` split the same dataset differently.
+
+    [] for different datasets.
+    """
+    try:
+        folders = {
+            os.path.realpath(os.path.expanduser(data["dir"] or prepare.default_data_dir()))
+            for data in (one, other)
+        }
+    except ValueError:  # no path
+        return []
+    if one["name"] != other["name"] or len(folders) > 1:
+        return []
+    has_folds = one["num_folds"] or other["num_folds"]
+    keys = _SPLIT_KEYS + (_FOLD_KEYS if has_folds else ())
+    return [key for key in keys if one[key] != other[key]]
 
 
 def describe_sizes(source: Source, config) -> Iterator[str]:

@@ -49,7 +49,7 @@ class Tfds:
         self._image, self._label = self._find_features()
         self.split_names, self.train_split = list(self._builder.info.splits), config.train_split
         if min_classes == 1 and self.train_split == "train" and len(self.split_names) == 1:
-            (self.train_split,) = self.split_names  # perhaps a test split
+            (self.train_split,) = self.split_names  # perhaps of test or validation images
 
     def _find_features(self):
         """Get the features of images and labels; raises UserError if they are not supported."""

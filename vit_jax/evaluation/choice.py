@@ -1,15 +1,15 @@
-"""Which images an evaluation reads: of the run's dataset or another one, of a split or all."""
+"""Choice of the images of an evaluation: a split, or all, of the run's dataset or another one."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from vit_jax import config as settings
 from vit_jax import pretrained
-from vit_jax.config import SPLIT_KEYS, Config
+from vit_jax.config import Config
 from vit_jax.config.rules import validate
 from vit_jax.config.schema import SCHEMA
-from vit_jax.data.sources import dataset_name, is_same_dataset, open_source
-from vit_jax.data.splits import holds_out_test, is_test_only
+from vit_jax.data.sources import dataset_name, open_source
+from vit_jax.data.splits import differing_splits, holds_out_test, only_split
 from vit_jax.runtime.errors import UserError
 
 SPLITS = ("train", "val", "test", "all")
@@ -32,7 +32,7 @@ def choose_images(
       run: the config of the model's run, or the defaults for weights that were trained elsewhere.
       has_data: whether it names the dataset of the model.
       overrides: {"data.key": value}.
-      split: one of SPLITS; None: "test", or "all" of a dataset that is a test split only.
+      split: one of SPLITS; None: "test". The only split of another dataset is evaluated whole.
 
     Raises UserError if an override is invalid, has no effect, belongs to the model, or splits the
     images of the run differently; or without `split`, if another dataset has no test split.
@@ -45,9 +45,7 @@ def choose_images(
             raise UserError(f"{key} belongs to the model and cannot be changed")
         if not key.startswith("data.") and key not in _EFFECTIVE:
             raise UserError(f"{key} has no effect on an evaluation")
-        if split == "all" and key.removeprefix("data.") in _SUBSETS:
-            raise UserError(f"{key} has no effect on an evaluation of all images")
-    if has_data and split != "all" and is_same_dataset(run.data, config.data):
+    if has_data and split != "all":
         _check_splits(run.data, config.data)
     other_data = not {"data.name", "data.dir"}.isdisjoint(overrides)
     own = run.data.name.startswith(("folder", "hf:"))  # data.dir holds one dataset
@@ -59,24 +57,32 @@ def choose_images(
         # Training subsets, for which another dataset may be too small.
         config.data.update(train_examples=0, examples_per_class=0, imbalance_ratio=1.0)
     validate(config)
-    if other_data and split in (None, "test"):
+    if other_data and split != "all":
         source = open_source(config.data, min_classes=1)
-        if is_test_only(source):
-            return config, "all"
-        if split is None and holds_out_test(source, config.data):
+        if only := only_split(source):
+            if split not in (None, only):
+                raise UserError(
+                    f"{dataset_name(config.data)} has only the split {source.train_split}: give "
+                    "split=all"
+                )
+            split = "all"
+        elif split is None and holds_out_test(source, config.data):
             raise UserError(
                 f"{dataset_name(config.data)} has no test split: give split=all for all its "
                 "images, or split=test for one held out according to the run's settings"
             )
+    for key in _SUBSETS if split == "all" else ():
+        if f"data.{key}" in overrides:
+            raise UserError(f"data.{key} has no effect on an evaluation of all images")
     return config, split or "test"
 
 
 def _check_splits(run, data):
     """Raise UserError if images of the run would be split differently: it was trained on some."""
-    for key in SPLIT_KEYS:
-        is_named = key in ("val_split", "test_split") and data[key] != "hold_out"
-        if data[key] != run[key] and not is_named:
-            raise UserError(
-                f"data.{key}={data[key]} would split the images of the run differently, so that "
-                f"training images could be evaluated: its own is {run[key]}"
-            )
+    for key in differing_splits(run, data):
+        if key in ("val_split", "test_split") and data[key] != "hold_out":
+            continue  # another split that the dataset has itself
+        raise UserError(
+            f"data.{key}={data[key]} would split the images of the run differently, so that "
+            f"training images could be evaluated: omit it, the run has {run[key]}"
+        )

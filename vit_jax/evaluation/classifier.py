@@ -271,8 +271,10 @@ class Classifier:
         Args:
           data: a folder of class folders or the name of a dataset; None: the dataset of the run.
           split: "train", "val" or "test" as split by the run's settings; or "all" images. None is
-            "test", and an error for another dataset without a test split.
-          overrides: {"data.key": value}, further overrides of data settings.
+            "test", and an error for another dataset without a test split. Of a dataset that is a
+            test or validation split only, all images are evaluated.
+          overrides: {"data.key": value}, further overrides of data settings. Those that split the
+            images of the run differently are refused.
 
         Returns:
           The report of `evaluate.make_report`: accuracy with its interval, calibration error,

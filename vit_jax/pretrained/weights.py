@@ -10,14 +10,7 @@ import zlib
 import jax
 import numpy as np
 
-from vit_jax.config import (
-    PREPROCESSING,
-    SPLIT_KEYS,
-    current_names,
-    flatten,
-    get_config,
-    with_overrides,
-)
+from vit_jax.config import PREPROCESSING, current_names, flatten, get_config, with_overrides
 from vit_jax.config.rules import validate
 from vit_jax.config.schema import SCHEMA
 from vit_jax.models import lora
@@ -52,7 +45,7 @@ class Weights:
     "settings", those of `KEYS`, `DATA_KEYS` and `PREPROCESSING`; "num_classes"; "class_names" or
     None; "resize", a key of RULE_NAMES; "assumed", the settings that no file records; "checksum".
     Runs also have "step", "stored_size", "scaled_decoding", "level_range", "multi_label",
-    "thresholds" and "data", the settings that choose the dataset and its splits.
+    "thresholds" and "data", the settings of their dataset.
     """
 
     arrays: Arrays
@@ -174,7 +167,7 @@ def _run_info(folder):
         "level_range": config["data.level_range"],
         "multi_label": config["data.multi_label"],
         "thresholds": summary.get("thresholds"),  # of several labels per image
-        "data": {key: config[f"data.{key}"] for key in ("name", "dir", *SPLIT_KEYS)},
+        "data": {k.removeprefix("data."): config[k] for k in config if k.startswith("data.")},
         "checksum": checkpoint.recorded_checksum(folder / "checkpoints", summary["best_step"]),
     }
 

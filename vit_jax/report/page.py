@@ -154,8 +154,11 @@ def make_page(sweep: Sweep) -> str:
         for name, group in records.items()
         if group[0]
     }
-    differences, columns = _differences(configs), tables.columns(rows)
-    shared = next(iter(configs.values()), {})
+    differing, columns = _differences(configs), tables.columns(rows)
+    shared = {k: v for k, v in next(iter(configs.values()), {}).items() if k not in differing}
+    # Parts of a sweep may run on other machines; no such setting changes a result.
+    free = {k for k, one in SCHEMA.items() if one.resume == "any"} - {"data.dir"}
+    differences = {k: texts for k, texts in differing.items() if k not in free}
     report, metrics = (
         read_json(sweep.best_folder / "test_report.json"),
         read_jsonl(sweep.best_folder / "metrics.jsonl"),
@@ -187,7 +190,7 @@ def make_page(sweep: Sweep) -> str:
         explorer=(sweep.workdir / "explorer.html").exists(),
         differences=differences,
         differing_rows=list(zip(configs, *differences.values(), strict=True)),
-        settings={k: _text(v) for k, v in shared.items() if k not in {*SEEDS, *differences}},
+        settings={k: _text(v) for k, v in shared.items() if k not in SEEDS},
         command=[*map(shlex.quote, sweep.arguments)],
         environment=_environment_facts(sweep, records),
         **_figures(sweep, report),
@@ -281,13 +284,8 @@ def _curves(sweep):
 
 
 def _differences(configs):
-    """Find {key: [value of each variant]} of the settings in which variants differ.
-
-    Settings that change no result are left out: parts of a sweep may run on other machines.
-    """
-    free = {key for key, setting in SCHEMA.items() if setting.resume == "any"}
-    keys = _unique(key for settings in configs.values() for key in settings)
-    keys = [key for key in keys if key not in {*SEEDS, *free}]
+    """Find {key: [value of each variant]} of the settings in which variants differ."""
+    keys = _unique(key for settings in configs.values() for key in settings if key not in SEEDS)
     values = {key: [_text(c.get(key, "-")) for c in configs.values()] for key in keys}
     return {key: texts for key, texts in values.items() if len(set(texts)) > 1}
 

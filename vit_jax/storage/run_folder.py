@@ -242,7 +242,7 @@ def write_config(
       total_steps: length of the run.
       name: name of the variant.
       seed: seed of the run.
-      notes: descriptions of defects of the data, for the report.
+      notes: on defects of the data, the initial weights and the teacher, for the report.
 
     Raises:
       UserError: the run was started with another fingerprint, or a longer run has no further step.

@@ -114,7 +114,7 @@ def open_runs(
       folders: {seed: folder of its run, made if missing}.
       name: of the variant.
       stop: signals are deferred while the folders are open.
-      notes: descriptions of defects of the data.
+      notes: on defects of the data, the initial weights and the teacher.
 
     Raises UserError if a folder is in use, or the devices' memory does not hold several seeds.
     """

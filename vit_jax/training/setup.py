@@ -11,13 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vit_jax import models, pretrained
-from vit_jax.config import SPLIT_KEYS, Config, flatten, steps_of, total_steps
+from vit_jax.config import Config, flatten, steps_of, total_steps
 from vit_jax.config.rules import one_step_at_a_time, parse_freeze
 from vit_jax.config.schema import SCHEMA
 from vit_jax.config.setting import COUNTABLE
 from vit_jax.data import Data, relabel
 from vit_jax.data.labels import table_identity
-from vit_jax.data.sources import is_same_dataset
+from vit_jax.data.splits import differing_splits
 from vit_jax.evaluation.labels import METRICS
 from vit_jax.models import lora
 from vit_jax.runtime import sharding
@@ -223,13 +223,11 @@ def _describe_leaks(config):
     for key, path in (("init_from", config.init_from), ("train.teacher", config.train.teacher)):
         info = pretrained.load_once(pathlib.Path(path).expanduser()).info if path else {}
         before = info.get("data")
-        if before is None or not is_same_dataset(before, config.data):
-            continue
-        others = [other for other in SPLIT_KEYS if before[other] != config.data[other]]
-        if others:
+        if before and (others := differing_splits(before, config.data)):
             yield (
                 f"{key}={path} was trained on this dataset with data.{others[0]}="
-                f"{before[others[0]]}, not {config.data[others[0]]}: it may know test images"
+                f"{before[others[0]]}, not {config.data[others[0]]}: its training images may "
+                "include test or validation images"
             )
 
 

@@ -4,9 +4,9 @@ import pathlib
 import re
 
 from vit_jax import pretrained
-from vit_jax.config import SPLIT_KEYS, Config, reset_other_models, resolve, with_overrides
+from vit_jax.config import Config, reset_other_models, resolve, with_overrides
 from vit_jax.config.rules import validate
-from vit_jax.data.sources import is_same_dataset
+from vit_jax.data.splits import differing_splits
 from vit_jax.runtime.errors import UserError, truncate_repr
 
 
@@ -54,14 +54,13 @@ def make_variants(
             hint = f": train the others with --variants={','.join(others)}" if others else ""
             raise UserError(f"--config.{key} has no effect, because {what}{hint}")
         _check_teacher(name, configs, list(sweep or {"base": {}}))
-    chosen = [trained] if trained else list(configs)
-    if chosen and all(_ignored(configs[name].augment) & given for name in chosen):
-        _check_crop(configs[chosen[0]].augment, given)
+    if all(_ignored(one.augment) & given for one in configs.values()):
+        _check_crop(next(iter(configs.values())).augment, given)
     return configs
 
 
 def _ignored(augment):
-    """List the settings of the padded crop that are on, without effect with the others."""
+    """Find the settings of the padded crop that are on, without effect with the others."""
     names = ("crop_padding", "flip", "fill") if augment.kind == "none" else ("crop_padding",)
     has_effect = augment.kind != "none" and not augment.crop_min_area
     return {f"augment.{name}" for name in names if augment[name] and not has_effect}
@@ -108,7 +107,7 @@ def _read_info(key, folder):
 def _check_teacher(name, configs, names):
     """Raise UserError if a variant's teacher is neither an earlier variant nor finished weights.
 
-    An earlier variant must also see the same images, and not the student's test images.
+    An earlier variant must also see the same images, and have the same splits.
     """
     teacher = configs[name].train.teacher
     for key in ("image_size", "channels") if teacher in configs else ():
@@ -118,14 +117,14 @@ def _check_teacher(name, configs, names):
                 f"variant {name} has data.{key}={pair[1]}, but its teacher {teacher} has "
                 f"data.{key}={pair[0]}: both need the same image size and channels"
             )
-    if teacher in configs and is_same_dataset(configs[teacher].data, configs[name].data):
-        for key in SPLIT_KEYS:
-            pair = [configs[one].data[key] for one in (teacher, name)]
-            if pair[0] != pair[1]:
-                raise UserError(
-                    f"variant {name} has data.{key}={pair[1]}, but its teacher {teacher} has "
-                    f"data.{key}={pair[0]}: it may have learned the test images"
-                )
+    if teacher in configs:
+        before, now = configs[teacher].data, configs[name].data
+        for key in differing_splits(before, now):
+            raise UserError(
+                f"variant {name} has data.{key}={now[key]}, but its teacher {teacher} has "
+                f"data.{key}={before[key]}: its training images may include test or validation "
+                "images"
+            )
     if teacher in names[names.index(name) :]:
         raise UserError(f"train.teacher={teacher} of variant {name} must be an earlier variant")
     if teacher and teacher not in names:
