@@ -6,8 +6,8 @@
 Writes test_report.txt, test_report.json and confusion.png, by default to RUN/evaluation/SPLIT. The
 dataset and its splits are those of the run, unless --config.data.KEY=VALUE names another dataset or
 another of its splits; the classes must be the model's; a checkpoint without class names needs
---class-names. --split=all evaluates every image of the dataset. A dataset without a test split
-needs --split.
+--class-names. --split=all evaluates every image of the dataset. A dataset that is a test or
+validation split only is evaluated whole; any other without a test split needs --split.
 """
 
 import argparse

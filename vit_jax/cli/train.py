@@ -245,8 +245,8 @@ def _make_parser():
     parser.add_argument(
         "--sweep-learning-rate",
         action="store_true",
-        help="compare the learning rate with a third and three times of it, for every variant or "
-        "for that of --variant, in runs/<config's name>_learning_rate",
+        help="compare the learning rate with a third and three times of it, for every variant, in "
+        "runs/NAME_learning_rate, or for that of --variant, in runs/NAME_VARIANT_learning_rate",
     )
     parser.add_argument(
         "--no-reuse",

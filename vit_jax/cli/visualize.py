@@ -18,13 +18,14 @@ without a head have no gradient rollout, explanations, explanation_scores, ablat
 probes.
 
 Drawn only if named: explanations compares methods of explanation, all or --methods NAME...;
-explanation_scores scores them, on 64 images unless --count says otherwise.
+explanation_scores scores them, on 64 images or --count.
 
 With a JSON file: ablation of every head and MLP; logit_lens, the classes of every layer;
 token_norms; layer_similarity; and probes, the accuracy of every layer's features. For two runs,
 layer_similarity compares their layers.
 
-These and explanation_scores are of a random sample of --count images of --split, or of --images.
+ablation, logit_lens, token_norms, layer_similarity and explanation_scores use a random sample of
+--count images of --split, or --images; probes use --count only.
 
 --target CLASS explains why an image could be of this class, instead of the predicted one, in
 explanations and, by gradient rollout, in attention_rollout.
