@@ -11,6 +11,7 @@ import vit_jax
 from vit_jax import pretrained
 from vit_jax.config import PREPROCESSING
 from vit_jax.pretrained import architectures, files
+from vit_jax.pretrained.preprocessing import usual
 from vit_jax.runtime.errors import UserError
 
 ZOO = GOLDEN / "zoo"
@@ -60,6 +61,23 @@ def test_preprocessing_that_no_file_records_is_that_of_the_project(tmp_path, nam
     info = pretrained.convert(path, given).info
     assert preprocessing_of(info["settings"]) == ASSUMED[name]
     assert {"data.mean", "data.std", *PREPROCESSING} <= set(info["assumed"])
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "patch", "size", "expected"),
+    [
+        ("torchvision", 768, 16, 224, (0.875, "bilinear")),
+        ("torchvision", 1024, 16, 224, (0.9256, "bilinear")),  # 224 of 242
+        ("torchvision", 1280, 14, 224, (1.0, "bicubic")),  # SWAG_LINEAR
+        ("torchvision", 768, 16, 384, (1.0, "bicubic")),  # SWAG_E2E
+        ("npz", 1024, 16, 224, (0.875, "box")),
+        ("npz", 1024, 16, 384, (0.8571, "box")),  # 384 of 448
+    ],
+)
+def test_preprocessing_of_torchvision_and_big_vision(name, width, patch, size, expected):
+    settings = {"model.hidden_size": width, "model.patch_size": patch, "data.image_size": size}
+    found = usual(name, settings | {"model.pool": "mean"}, "big_vision" if name == "npz" else None)
+    assert preprocessing_of(found)[1:] == (*expected, "shorter_side")
 
 
 def test_msn_has_the_mean_of_imagenet_and_vit_that_of_google(tmp_path):

@@ -95,8 +95,10 @@ def usual(name: str, settings: dict, project: str | None = None) -> dict:
         crop = 0.9 if size < 384 and not is_clip and not project else 1.0
     elif name == "npz" and (project != "big_vision" or settings["model.pool"] == "map"):
         mode, interpolation = "squash", "bilinear"
-    # Of torchvision, whose larger ones and whose H/14 are SWAG's, or of big_vision.
-    elif size < 384 and not (name == "torchvision" and shape == (1280, 14)):
+    elif name == "npz":  # big_vision's resize_small averages areas
+        crop = crop_fraction(384, 448) if size >= 384 else crop_fraction(224, 256)
+        interpolation = "box"
+    elif size < 384 and shape != (1280, 14):  # of torchvision, whose others are SWAG's
         # ViT_L_16_Weights.IMAGENET1K_V1 resizes to 242 pixels, all others to 256.
         crop, interpolation = crop_fraction(224, 242 if shape == (1024, 16) else 256), "bilinear"
     return statistics | _settings(crop, mode, interpolation)
