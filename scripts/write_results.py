@@ -88,15 +88,20 @@ def totals(rows: list[dict]) -> dict:
 def add_variants(measured: dict, added: dict) -> dict:
     """Add the variants of a later run of an experiment; rows of the same name are replaced.
 
+    The numbers of seeds may differ: the command of the table has the larger one.
+
     Raises:
       UserError: the commands, the sizes of the splits or `train.select` differ, or the config lacks
         a variant.
     """
-    command, other = (_without_variants(one["command"]) for one in (measured, added))
-    pairs = [(command, other), *((measured[key], added[key]) for key in ("examples", "select"))]
+    command, other = (_drop_flag(one["command"], "variants") for one in (measured, added))
+    alike = [_drop_flag(one, "config.train.num_seeds") for one in (command, other)]
+    pairs = [alike, *((measured[key], added[key]) for key in ("examples", "select"))]
     for before, now in pairs:
         if before != now:
             raise UserError(f"the runs to add differ from the measured ones: {now}, not {before}")
+    seeds = [max(len(row["seeds"]) for row in one["rows"]) for one in (measured, added)]
+    command = other if seeds[1] > seeds[0] else command
     experiment = load_config(":".join(filter(None, split_config(command))))
     found = {row["variant"]: row for row in measured["rows"] + added["rows"]}
     names = list(experiment.variants or ["base"])
@@ -116,9 +121,9 @@ def add_variants(measured: dict, added: dict) -> dict:
     return measured | totals(rows) | joined | {"command": command, "rows": rows}
 
 
-def _without_variants(command):
+def _drop_flag(command, name):
     words = shlex.split(command)
-    return shlex.join(word for word in words if not word.startswith("--variants="))
+    return shlex.join(word for word in words if not word.startswith(f"--{name}="))
 
 
 def _union(text, other):

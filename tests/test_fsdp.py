@@ -14,6 +14,7 @@ from vit_jax import models
 from vit_jax.config.rules import validate
 from vit_jax.data import load_data
 from vit_jax.evaluation.evaluate import evaluate
+from vit_jax.evaluation.metrics import Sums
 from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
 from vit_jax.storage.checkpoint import Checkpoints, abstract
@@ -95,7 +96,12 @@ def test_sharded_weights_train_and_evaluate_like_replicated_ones(runs):
     for one, other in ((same.params, state.params), (same.ema, state.ema)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), one, other)
     results = [
-        evaluate(run.steps.eval_step, one.eval_variables, run.data.val.evaluate(512))
+        evaluate(
+            run.steps.eval_step,
+            one.eval_variables,
+            sharding.replicate(run.steps.setup.mesh, Sums.empty()),
+            run.data.val.evaluate(512),
+        )
         for run, one in ((replicated, state), (sharded, same))
     ]
     assert results[0].count == results[1].count == len(replicated.data.val)

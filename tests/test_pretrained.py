@@ -125,8 +125,9 @@ def test_every_naming_of_the_official_file_is_read(tmp_path, change):
     expected = convert("npz")
     expected_settings = expected.info["settings"]
     if any(key.startswith("params/") for key in np.load(path).files):
+        # As in big_vision's configs.
         cropped = {"data.eval_crop": 0.875, "data.resize_mode": "shorter_side"}
-        expected_settings = expected_settings | cropped  # as in big_vision's configs
+        expected_settings = expected_settings | cropped | {"data.interpolation": "box"}
     assert found.info["settings"] == expected_settings
     assert_same(found.arrays, expected.arrays)
 

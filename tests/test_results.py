@@ -118,6 +118,11 @@ def test_an_experiment_run_in_several_goes_becomes_one_table(tool, name):
         parts.append(whole | {"command": whole["command"] + variants, "rows": rows})
     assert tool.add_variants(*parts) == whole
     assert tool.add_variants(parts[0], parts[0])["command"] == parts[0]["command"]
+    seeds = " --config.train.num_seeds=9"
+    accuracy = {"mean": 0.5, "std": 0.0, "values": 9 * [0.5]}
+    more = [row | {"seeds": list(range(9)), "test_accuracy": accuracy} for row in parts[1]["rows"]]
+    added = parts[1] | {"command": parts[1]["command"] + seeds, "rows": more}
+    assert tool.add_variants(parts[0], added)["command"] == whole["command"] + seeds
     parts[1]["command"] += " --config.train.epochs=2"
     with pytest.raises(UserError, match="differ from the measured ones: .*train.epochs=2, not"):
         tool.add_variants(*parts)

@@ -189,7 +189,7 @@ def test_a_chosen_class_of_own_images_is_explained(tmp_path, capsys):
     own = ["--images", str(image), "--target=class 1", f"--out={tmp_path / 'o'}"]
     for arguments, message in (
         ([*base, "--target=horse"], "target='horse' is not a class"),
-        ([str(source), "kernels", *own], "no effect on kernels: draw explanations"),
+        ([str(source), "feature_maps", *own], "no effect on feature_maps: draw explanations"),
         ([str(resnet), *own], "no effect on kernels, feature_maps"),
         ([str(source), str(source), *own], "no effect on the comparison"),
     ):
