@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 from tiny_datasets import levels, settings
 from tiny_images import encode, grey, png16, tiny_training
+from tiny_labelled import contents
 
 import vit_jax
 from vit_jax.data import arrow
 from vit_jax.data.sources import open_source
-from vit_jax.data.splits import all_splits, make_splits, only_split
+from vit_jax.data.splits import all_splits, only_split
 from vit_jax.runtime.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_device", "no_figures")
@@ -66,17 +67,8 @@ def both():
     return {"train": make_table(), "test": make_table(100, 6)}
 
 
-def read(config):
-    """Map each split to {grey level: class name}."""
-    splits, found = make_splits(open_source(config), config), {}
-    for name in ("train", "val", "test"):
-        examples = getattr(splits, name).read(range(len(getattr(splits, name))))
-        found[name] = {int(i[0, 0, 0]): splits.class_names[label] for i, label in examples}
-    return found
-
-
 def assert_both(config):
-    found = read(config)
+    found = contents(config)
     assert found["train"] | found["val"] == {i: NAMES[i % 2] for i in range(20)}
     assert found["test"] == {100 + i: NAMES[i % 2] for i in range(6)}
 
@@ -102,7 +94,7 @@ def test_a_folder_of_save_to_disk_is_read(tmp_path):
     for folder in (tmp_path, tmp_path / "saved"):  # of another dataset
         with pytest.raises(UserError, match="contains no folder any"):
             open_source(settings(name="hf:any", dir=str(folder)))
-    single = read(settings(name=f"hf:{tmp_path / 'saved' / 'train'}"))
+    single = contents(settings(name=f"hf:{tmp_path / 'saved' / 'train'}"))
     assert [len(single[split]) for split in ("train", "val", "test")] == [14, 2, 4]
 
 
@@ -222,7 +214,7 @@ def test_problems_are_single_line_errors(tmp_path, problem):
     tables, message = PROBLEMS[problem]
     save_to_disk(tmp_path / "saved", tables)
     with pytest.raises(UserError, match=message) as caught:
-        read(settings(name=f"hf:{tmp_path / 'saved'}"))
+        contents(settings(name=f"hf:{tmp_path / 'saved'}"))
     assert "\n" not in str(caught.value)
 
 
@@ -255,30 +247,30 @@ def test_damaged_and_missing_files_are_errors(tmp_path):
     file = tmp_path / "saved" / "train" / "data-00001-of-00002.arrow"
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(UserError, match=r"data-00001-of-00002.arrow cannot be read \("):
-        read(config)
+        contents(config)
     file.unlink()
     with pytest.raises(UserError, match="is incomplete: it has no data-00001-of-00002.arrow"):
-        read(config)
+        contents(config)
     first = tmp_path / "shards" / "train-00000-of-00002-0a.parquet"
     save_parquet(first, make_table())
     with pytest.raises(UserError, match="shards is incomplete: it has no train-00001-of-00002"):
-        read(settings(name=f"hf:{tmp_path / 'shards'}"))
+        contents(settings(name=f"hf:{tmp_path / 'shards'}"))
     save_parquet(first.with_name("train-00001-of-00002-9f.parquet"), make_table(20))
     source = open_source(settings(name=f"hf:{tmp_path / 'shards'}"))
     assert levels(source.examples(source.train_split)) == list(range(40))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty contains no Parquet or Arrow files"):
-        read(settings(name=f"hf:{tmp_path / 'empty'}"))
+        contents(settings(name=f"hf:{tmp_path / 'empty'}"))
     with pytest.raises(UserError, match="nowhere is not a folder"):
-        read(settings(name=f"hf:{tmp_path / 'nowhere'}"))
+        contents(settings(name=f"hf:{tmp_path / 'nowhere'}"))
 
 
 def test_a_configuration_is_named(tmp_path):
     for variant, start in (("a", 0), ("b", 100)):
         save_parquet(tmp_path / "sets" / variant / "train.parquet", make_table(start))
     with pytest.raises(UserError, match=r"several configurations \(a, b\): append one .*hf:NAME:b"):
-        read(settings(name=f"hf:{tmp_path / 'sets'}"))
-    assert min(read(settings(name=f"hf:{tmp_path / 'sets'}:b"))["train"]) >= 100
+        contents(settings(name=f"hf:{tmp_path / 'sets'}"))
+    assert min(contents(settings(name=f"hf:{tmp_path / 'sets'}:b"))["train"]) >= 100
 
 
 @pytest.mark.parametrize("cache", ["hub", "datasets"])

@@ -63,7 +63,7 @@ def assert_refused(done, *messages):
         ([DIGITS, "--config.model.hidden_size=30"], "is not divisible by model.num_heads=4"),
         ([DIGITS, "--variant=patch_9"], "use one of patch_1, patch_2, patch_4"),
         ([DIGITS, "--config.data.val_size=9999"], "data.val_size=9999 asks for 9999 of 1438"),
-        ([DIGITS, "--config.train.batch_size=2000"], "is larger than the training set of 1294"),
+        ([DIGITS, "--config.train.batch_size=2000"], "is larger than the training split of 1294"),
         (
             [DIGITS, "--config.train.epochs=5"],
             "optim.warmup_epochs=5 is a warm-up of 100 steps, but the whole run has 100",

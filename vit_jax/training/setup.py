@@ -125,23 +125,13 @@ class Setup:
 def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
     """Set up a variant, with a resolved and valid config.
 
-    Raises UserError if the batch is larger than the training set or does not split over the
+    Raises UserError if the batch is larger than the training split or does not split over the
     devices, micro-batches are too small for BatchNorm, the warm-up never ends, `freeze` or the
     weights of `init_from` do not fit the model, or an acceleration that was asked for is
     impossible.
     """
     train, num_classes = config.train, len(data.class_names)
-    if train.batch_size > len(data.train):
-        raise UserError(
-            f"train.batch_size={train.batch_size} is larger than the training set of "
-            f"{len(data.train)} images: lower it"
-        )
-    micro_batches = train.accumulation_steps or 1
-    if train.batch_size // micro_batches % mesh.size:
-        raise UserError(
-            f"train.batch_size={train.batch_size} in {micro_batches} micro-batch(es) does not "
-            f"split evenly over {mesh.size} devices"
-        )
+    _check_batch(train, len(data.train), mesh)
     freeze = parse_freeze(config.freeze)
     dtype = sharding.dtype_of(train.dtype, mesh)
     model = lora.adapt(models.build(config.model, num_classes, dtype), config)
@@ -187,6 +177,21 @@ def make_setup(config: Config, data: Data, mesh: Mesh) -> Setup:
         notes=notes,
     )
     return dataclasses.replace(setup, lengths=_lengths(setup))
+
+
+def _check_batch(train, count, mesh):
+    """Raise UserError if the batch exceeds `count` images, or does not split over the devices."""
+    if train.batch_size > count:
+        raise UserError(
+            f"train.batch_size={train.batch_size} is larger than the training split of {count} "
+            "images: lower it"
+        )
+    micro_batches = train.accumulation_steps or 1
+    if train.batch_size // micro_batches % mesh.size:
+        raise UserError(
+            f"train.batch_size={train.batch_size} in {micro_batches} micro-batch(es) does not "
+            f"split evenly over {mesh.size} devices"
+        )
 
 
 def _initial_weights(config, shapes, trained, class_names):

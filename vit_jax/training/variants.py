@@ -42,7 +42,7 @@ def make_variants(
         try:
             configs[name] = _resolve(variant, given | set(overrides))
             validate(configs[name])
-            _check_crop(configs[name].augment, overrides)
+            _refuse(_without_effect(configs[name].augment), overrides)
         except UserError as error:
             own = sweep and str(error) != _fault(config, given)
             raise UserError(f"variant {name}: {error}" if own else str(error)) from None
@@ -54,29 +54,35 @@ def make_variants(
             hint = f": train the others with --variants={','.join(others)}" if others else ""
             raise UserError(f"--config.{key} has no effect, because {what}{hint}")
         _check_teacher(name, configs, list(sweep or {"base": {}}))
-    if all(_ignored(one.augment) & given for one in configs.values()):
-        _check_crop(next(iter(configs.values())).augment, given)
+    found = [_without_effect(one.augment) for one in configs.values()]
+    if all(given & one.keys() for one in found):
+        _refuse(found[0], given)
     return configs
 
 
-def _ignored(augment):
-    """Find the settings of the padded crop that are on, without effect with the others."""
-    names = ("crop_padding", "flip", "fill") if augment.kind == "none" else ("crop_padding",)
-    has_effect = augment.kind != "none" and not augment.crop_min_area
-    return {f"augment.{name}" for name in names if augment[name] and not has_effect}
-
-
-def _check_crop(augment, keys):
-    """Raise UserError if a setting of the crop among `keys` has no effect.
+def _without_effect(augment):
+    """Describe the settings of the padded crop that are on, but have no effect: {key: message}.
 
     Defaults and configs may have such values: another variant or another flag turns the crop on.
     """
-    for key in sorted(_ignored(augment) & set(keys)):
-        value = augment[key.removeprefix("augment.")]
-        what = f"augment.kind={augment.kind}"
-        if augment.kind != "none":
-            what = f"augment.crop_min_area={augment.crop_min_area}"
-        raise UserError(f"{key}={value} has no effect with {what}")
+    if augment.kind == "none":
+        names, other = ("crop_padding", "flip", "fill"), "augment.kind=none"
+    elif augment.crop_min_area:
+        names, other = ("crop_padding",), f"augment.crop_min_area={augment.crop_min_area}"
+    else:
+        return {}
+    return {
+        f"augment.{name}": f"augment.{name}={augment[name]} has no effect with {other}"
+        for name in names
+        if augment[name]
+    }
+
+
+def _refuse(found, keys):
+    """Raise UserError for the first of `found`, {key: message}, that is among the keys."""
+    for key in found:
+        if key in keys:
+            raise UserError(found[key])
 
 
 def _fault(config, given):
