@@ -103,3 +103,19 @@ def small_cifar10(server, tmp_path):
 
     path = make_cifar10(tmp_path / "cifar-10-binary.tar.gz")
     return served(server, "cifar10", {path.name: path.read_bytes()}), path.read_bytes()
+
+
+@pytest.fixture
+def compiled():
+    """Record the names of compiled functions."""
+    import jax
+
+    names = []
+
+    def note(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(kwargs["fun_name"])
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(note)

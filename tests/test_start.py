@@ -19,20 +19,6 @@ def mesh():
     return jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
 
 
-@pytest.fixture
-def compiled():
-    """Record the names of compiled functions."""
-    names = []
-
-    def note(event: str, duration_secs: float, **kwargs: str | int) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            names.append(kwargs["fun_name"])
-
-    jax.monitoring.register_event_duration_secs_listener(note)
-    yield names
-    jax.monitoring.unregister_event_duration_listener(note)
-
-
 @pytest.mark.parametrize("resident, stored", [("always", 0), ("never", 0), ("never", 12)])
 def test_the_step_is_compiled_once_for_fresh_and_resumed_runs(
     resident, stored, mesh, compiled, tmp_path, capsys
