@@ -4,7 +4,15 @@ import pytest
 from tiny_datasets import make_folder
 from tiny_labelled import EXPECTED, config_of, contents, flat, save, write
 
+from vit_jax.config.schema import SCHEMA
 from vit_jax.data.sources import open_source
+from vit_jax.data.splits import (
+    LAYOUT_KEYS,
+    READING_KEYS,
+    SPLIT_KEYS,
+    SUBSET_KEYS,
+    differing_splits,
+)
 from vit_jax.runtime.errors import UserError
 
 
@@ -34,6 +42,38 @@ def test_without_a_column_of_splits_the_folders_are_splits(tmp_path):
     sports(tmp_path)
     config = config_of(tmp_path, labels="sports.csv", split_column="none")
     assert contents(config) == contents(config_of(tmp_path))
+
+
+def test_settings_that_split_a_dataset_differently_are_found(tmp_path):
+    """Of such a dataset, an evaluation could be of training images."""
+    run = config_of(tmp_path, labels=str(sports(tmp_path)))
+    for change in (
+        {"split_column": "none"},
+        {"label_column": "class id"},
+        {"label_pattern": "(.)"},
+        {"labels": "other.csv"},
+        {"skip_corrupt": True},
+        {"test_size": 3.0},
+    ):
+        assert differing_splits(run, {**run, **change}) == list(change)
+    for change in ({"labels": "sports.csv"}, {"image_column": "x"}, {"train_examples": 8}):
+        assert differing_splits(run, {**run, **change}) == []
+    assert differing_splits(run, {**run, "fold": 1, "num_folds": 3}) == ["fold", "num_folds"]
+    folds = {**run, "num_folds": 3}
+    assert differing_splits(folds, {**folds, "train_examples": 8}) == ["train_examples"]
+    assert differing_splits(run, {**run, "dir": "elsewhere", "test_size": 3.0}) == []
+
+
+def test_every_setting_of_the_data_has_one_part_in_the_choice_of_images():
+    pixels = {"image_size", "stored_size", "resize_mode", "interpolation", "scaled_decoding"}
+    pixels |= {"eval_crop", "channels", "background", "level_range", "mean", "std"}
+    keys = [*LAYOUT_KEYS, *READING_KEYS, *SPLIT_KEYS, *SUBSET_KEYS, *pixels, "name"]
+    choosing = [
+        key.removeprefix("data.")
+        for key, setting in SCHEMA.items()
+        if key.startswith("data.") and setting.resume != "any"
+    ]
+    assert sorted(keys) == sorted(choosing)
 
 
 @pytest.mark.parametrize("form", ["absolute", "of the table", "of a link"])

@@ -15,11 +15,18 @@ from vit_jax.data.folders import find_split
 from vit_jax.data.sources import Source
 from vit_jax.runtime.errors import UserError
 
-# Settings of `config.data` that decide which images are for training, validation and test; and
-# those that do so with folds, which divide the training images that they leave.
-_SPLIT_KEYS = ("train_split", "val_split", "test_split", "val_size", "test_size", "split_seed")
-_SPLIT_KEYS += ("num_folds", "fold")
-_FOLD_KEYS = ("train_examples", "examples_per_class", "imbalance_ratio")
+# Settings of `config.data` by their part in the choice of images: where a dataset has its images,
+# labels and splits; which of its images are used, with which labels; how they are split; and which
+# subsets of the splits remain. All others concern pixels.
+LAYOUT_KEYS = ("labels", "label_pattern", "image_column", "label_column", "split_column")
+LAYOUT_KEYS += ("image_key", "label_key", "label_separator")
+READING_KEYS = ("multi_label", "skip_corrupt", "relabel")
+SPLIT_KEYS = ("train_split", "val_split", "test_split", "val_size", "test_size", "split_seed")
+SPLIT_KEYS += ("num_folds", "fold")
+SUBSET_KEYS = ("train_examples", "val_examples", "test_examples", "examples_per_class")
+SUBSET_KEYS += ("imbalance_ratio",)
+# Another image of an example, or another label after the split, leaves it in its split.
+_NEUTRAL = ("image_column", "image_key", "relabel")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,17 +189,26 @@ def differing_splits(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[s
     [] for different datasets.
     """
     try:
-        folders = {
-            os.path.realpath(os.path.expanduser(data["dir"] or prepare.default_data_dir()))
-            for data in (one, other)
-        }
+        folders, tables = ({path(data) for data in (one, other)} for path in (_folder, _table))
     except ValueError:  # no path
         return []
     if one["name"] != other["name"] or len(folders) > 1:
         return []
-    has_folds = one["num_folds"] or other["num_folds"]
-    keys = _SPLIT_KEYS + (_FOLD_KEYS if has_folds else ())
-    return [key for key in keys if one[key] != other[key]]
+    keys = {*LAYOUT_KEYS, *READING_KEYS, *SPLIT_KEYS}.difference(_NEUTRAL)
+    if one["num_folds"] or other["num_folds"]:  # they divide the training images that remain
+        keys |= set(SUBSET_KEYS) - {"val_examples", "test_examples"}
+    if len(tables) == 1:
+        keys.remove("labels")
+    return sorted(key for key in keys if one[key] != other[key])
+
+
+def _folder(data):
+    return os.path.realpath(os.path.expanduser(data["dir"] or prepare.default_data_dir()))
+
+
+def _table(data):
+    path = os.path.expanduser(data["labels"])
+    return os.path.realpath(path if os.path.isfile(path) else os.path.join(_folder(data), path))
 
 
 def describe_sizes(source: Source, config) -> Iterator[str]:

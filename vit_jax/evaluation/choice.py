@@ -8,19 +8,16 @@ from vit_jax import pretrained
 from vit_jax.config import Config
 from vit_jax.config.rules import validate
 from vit_jax.config.schema import SCHEMA
+from vit_jax.data import splits
 from vit_jax.data.sources import dataset_name, open_source
-from vit_jax.data.splits import differing_splits, holds_out_test, only_split
 from vit_jax.runtime.errors import UserError
 
 SPLITS = ("train", "val", "test", "all")
 # Settings that describe one dataset only.
-_OF_DATASET = ("labels", "label_pattern", "image_column", "label_column", "split_column")
-_OF_DATASET += ("image_key", "label_key", "num_folds", "fold", "relabel")
-_OF_DATASET += ("val_examples", "test_examples")
+_OF_DATASET = (*splits.LAYOUT_KEYS, "relabel", "num_folds", "fold", "val_examples", "test_examples")
 _EFFECTIVE = ("sharding.cpu_devices", "train.dtype", "train.eval_batch_size")  # allowed overrides
 # Settings that choose among the images of a dataset.
-_SUBSETS = ("split_seed", "val_size", "test_size", "num_folds", "fold", "examples_per_class")
-_SUBSETS += ("train_examples", "val_examples", "test_examples", "imbalance_ratio")
+_SUBSETS = ("split_seed", "val_size", "test_size", "num_folds", "fold", *splits.SUBSET_KEYS)
 
 
 def choose_images(
@@ -59,14 +56,14 @@ def choose_images(
     validate(config)
     if other_data and split != "all":
         source = open_source(config.data, min_classes=1)
-        if only := only_split(source):
+        if only := splits.only_split(source):
             if split not in (None, only):
                 raise UserError(
                     f"{dataset_name(config.data)} has only the split {source.train_split}: give "
                     "split=all"
                 )
             split = "all"
-        elif split is None and holds_out_test(source, config.data):
+        elif split is None and splits.holds_out_test(source, config.data):
             raise UserError(
                 f"{dataset_name(config.data)} has no test split: give split=all for all its "
                 "images, or split=test for one held out according to the run's settings"
@@ -79,7 +76,7 @@ def choose_images(
 
 def _check_splits(run, data):
     """Raise UserError if images of the run would be split differently: it was trained on some."""
-    for key in differing_splits(run, data):
+    for key in splits.differing_splits(run, data):
         if key in ("val_split", "test_split") and data[key] != "hold_out":
             continue  # another split that the dataset has itself
         raise UserError(

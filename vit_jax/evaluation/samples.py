@@ -9,22 +9,26 @@ import numpy as np
 from vit_jax.data import checks
 from vit_jax.data.examples import describe_label
 from vit_jax.data.sources import open_source
-from vit_jax.data.splits import make_splits, one_of_each
+from vit_jax.data.splits import (
+    LAYOUT_KEYS,
+    READING_KEYS,
+    SPLIT_KEYS,
+    SUBSET_KEYS,
+    make_splits,
+    one_of_each,
+)
 from vit_jax.runtime.errors import UserError
 
-_TEST_KEYS = ("name", "dir", "train_split", "test_split", "test_size", "test_examples")
-_TEST_KEYS += ("split_seed", "num_folds", "fold", "labels", "label_pattern", "image_column")
-_TEST_KEYS += ("label_column", "split_column", "skip_corrupt", "relabel", "multi_label")
-_TEST_KEYS += ("image_key", "label_key")
-# Further settings that choose training and validation images, and the test images of folds.
-_SPLIT_KEYS = ("val_split", "val_size", "val_examples", "train_examples", "examples_per_class")
-_SPLIT_KEYS += ("imbalance_ratio",)
+# Settings that choose only training and validation images.
+_NOT_OF_TEST = ("val_split", "val_size", "val_examples", "train_examples", "examples_per_class")
+_NOT_OF_TEST += ("imbalance_ratio",)
 
 
 def check_same_images(models: Sequence[Any], split: str = "test") -> None:
     """Raise UserError if the settings of `Classifier`s choose different images for a split."""
-    of_split = split != "test" or models[0].config.data.num_folds
-    keys = _TEST_KEYS + (_SPLIT_KEYS if of_split else ())
+    keys = ["name", "dir", *LAYOUT_KEYS, *READING_KEYS, *SPLIT_KEYS, *SUBSET_KEYS]
+    if split == "test" and not models[0].config.data.num_folds:
+        keys = [key for key in keys if key not in _NOT_OF_TEST]
     if len({json.dumps([m.class_names, *map(m.config.data.get, keys)]) for m in models}) > 1:
         raise UserError("the runs were tested on different images: give --images FILE...")
 
