@@ -20,20 +20,13 @@ from vit_jax.augment.geometry import (
 )
 from vit_jax.augment.mixing import cutout, erase, mix
 from vit_jax.augment.ops import color_jitter
+from vit_jax.augment.policies import apply_policy, make_autoaugment, make_randaugment
 from vit_jax.data.sources import open_source
 from vit_jax.runtime import sharding
 from vit_jax.training import optim, step
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(1, 256, (64, 6, 7, 3), np.uint8)
-
-
-def two_meshes():
-    auto = (jax.sharding.AxisType.Auto,)
-    one = jax.make_mesh((1,), ("data",), axis_types=auto, devices=jax.devices()[:1])
-    eight = sharding.make_mesh()
-    assert eight.size == 8
-    return one, eight
 
 
 def placements(image, result, padding, fill):
@@ -77,40 +70,54 @@ def test_without_flip_nothing_is_flipped():
         assert [flipped for *_, flipped in placements(*pair, 1, 0)] == [False]
 
 
-# (weakest, strongest) by torchvision's convention, for images 32 high and 64 wide.
+def strong(key, images, targets):
+    """What the settings of the test below mean, of images of 12 pixels."""
+    crop, _, ops, _, _, erasing, mixing = jax.random.split(key, 7)
+    images = crop_and_flip(crop, images, 2, False, 128)
+    images = apply_policy(ops, images, make_autoaugment("imagenet", 12, 12), 128)
+    images = erase(erasing, normalize(images, make_config()), 0.5)
+    return mix(mixing, images, targets, 0.4, 0.7, 0.3, 0.8)
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        {"augment__kind": "strong"},
-        {
-            "augment__kind": "randaugment",
-            "augment__crop_min_area": 0.3,
-            "augment__rotation_degrees": 20.0,
-            "augment__brightness": 0.3,
-            "augment__contrast": 0.3,
-            "augment__saturation": 0.3,
-            "augment__cutout_length": 4,
-        },
-    ],
-    ids=["strong", "all"],
-)
-def test_pixels_are_the_same_on_one_device_and_on_eight(overrides):
+def randaugment(key, images, targets):
+    """What its other settings mean."""
+    crop, turn, ops, jitter, cut, *_ = jax.random.split(key, 7)
+    images = random_resized_crop(crop, images, 12, 0.3, False)
+    images = rotate(turn, images, 20.0, 9)
+    images = apply_policy(ops, images, make_randaugment(1, 20, 12, 12), 9)
+    images = color_jitter(jitter, images, 0.3, 0.2, 0.1)
+    return cutout(cut, normalize(images, make_config()), 4), targets
+
+
+SETTINGS = {
+    strong: dict(
+        **dict(crop_padding=2, flip=False, fill=128, policy="imagenet", erasing_rate=0.5),
+        **dict(mixup_alpha=0.4, cutmix_alpha=0.7, cutmix_rate=0.3, mix_rate=0.8),
+    ),
+    randaugment: dict(
+        **dict(crop_min_area=0.3, flip=False, rotation_degrees=20.0, fill=9, num_ops=1),
+        **dict(magnitude=20, brightness=0.3, contrast=0.2, saturation=0.1, cutout_length=4),
+    ),
+}
+
+
+@pytest.mark.parametrize("expected", SETTINGS, ids=lambda function: function.__name__)
+def test_settings_decide_the_pixels_on_any_number_of_devices(expected):
+    options = {"kind": expected.__name__} | SETTINGS[expected]
+    overrides = {f"augment__{key}": value for key, value in options.items()}
     config = make_config(data__channels=3, data__image_size=12, **overrides)
     images = RNG.integers(0, 256, (32, 12, 12, 3), np.uint8)
     labels = RNG.integers(0, 10, 32).astype(np.int32)
-    results = []
-    for mesh in two_meshes():
-        split = sharding.split(mesh)
-        program = jax.jit(lambda k, x, y: augment(k, x, y, 10, config), out_shardings=split)
-        batch = sharding.shard_batch(mesh, (images, labels))
-        key = jax.device_put(jax.random.key(3), sharding.replicated(mesh))
-        pixels, targets = program(key, *batch)
-        assert pixels.shape == (32, 12, 12, 3) and targets.shape == (32, 10)
-        np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-6)
-        results.append((pixels, targets))
-    jax.tree.map(np.testing.assert_array_equal, *results)
+    mesh = sharding.make_mesh()
+    assert mesh.size == 8
+    program = jax.jit(
+        lambda k, x, y: augment(k, x, y, 10, config), out_shardings=sharding.split(mesh)
+    )
+    batch = sharding.shard_batch(mesh, (images, labels))
+    pixels, targets = program(jax.device_put(jax.random.key(3), sharding.replicated(mesh)), *batch)
+    on_one = jax.jit(expected)(jax.random.key(3), images, np.eye(10, dtype=np.float32)[labels])
+    np.testing.assert_array_equal(pixels, on_one[0])
+    np.testing.assert_array_equal(targets, on_one[1])
 
 
 def make_step(config):
