@@ -80,13 +80,49 @@ def test_clipping_bounds_the_global_norm():
     np.testing.assert_allclose([updates["a"][0], updates["b"][0]], [-0.6, -0.8], rtol=1e-5)
 
 
-def test_sgd_has_momentum():
-    optimizer = optim.make_optimizer(config(name="sgd", momentum=0.5), lambda step: 1.0)
-    grads = {"a": jnp.array([1.0])}
-    state = optimizer.init(grads)
-    _, state = optimizer.update(grads, state, grads)
-    updates, _ = optimizer.update(grads, state, grads)
-    assert float(updates["a"][0]) == pytest.approx(-1.5)
+MOMENTS = dict(b1=0.7, b2=0.8, eps=0.1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (dict(name="adam", **MOMENTS), optax.adam(0.1, **MOMENTS)),
+        (dict(name="adamw", **MOMENTS), optax.adamw(0.1, **MOMENTS, weight_decay=0)),
+        (dict(name="muon", **MOMENTS), optax.adamw(0.1, **MOMENTS, weight_decay=0)),  # of a head
+        (dict(name="lion", lion_b1=0.3, lion_b2=0.6), optax.lion(0.1, 0.3, 0.6, weight_decay=0)),
+        (dict(name="sgd", momentum=0.5), optax.sgd(0.1, 0.5)),
+        (dict(name="sgd", momentum=0.5, nesterov=True), optax.sgd(0.1, 0.5, nesterov=True)),
+    ],
+)
+def test_settings_of_optimizers(overrides, expected):
+    optimizer = optim.make_optimizer(config(weight_decay=0.0, **overrides), lambda step: 0.1)
+    params = {"head": {"kernel": jnp.array([[1.0, 2.0]])}}
+    states, updates = [optimizer.init(params), expected.init(params)], [None, None]
+    for value in (1.0, -0.2, 0.1):
+        grads = {"head": {"kernel": jnp.array([[value, 3 * value]])}}
+        for i, one in enumerate((optimizer, expected)):
+            updates[i], states[i] = one.update(grads, states[i], params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *updates)
+
+
+def test_settings_of_muon():
+    """Two steps of a kernel in a block, as in Jordan et al. 2024 and Liu et al. 2025."""
+    keys = dict(name="muon", muon_momentum=0.6, muon_rms=0.5, muon_iterations=2)
+    optimizer = optim.make_optimizer(config(weight_decay=0.0, **keys), lambda step: 0.1)
+    grads = np.random.default_rng(0).normal(size=(2, 4, 3))
+    params = {"layer1_0": {"conv1": {"kernel": jnp.zeros((1, 1, 4, 3))}}}
+    state = optimizer.init(params)
+    for grad in grads:
+        tree = {"layer1_0": {"conv1": {"kernel": jnp.asarray(grad[None, None], jnp.float32)}}}
+        updates, state = optimizer.update(tree, state, params)
+    average = 0.6 * 0.4 * grads[0] + 0.4 * grads[1]
+    x = (0.6 * average + 0.4 * grads[1]).T  # Nesterov; as many rows as columns, or fewer
+    x = x / np.linalg.norm(x)
+    for _ in range(2):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
+    expected = -0.1 * 0.5 * 2 * x.T  # sqrt(max(4, 3)) = 2
+    np.testing.assert_allclose(updates["layer1_0"]["conv1"]["kernel"][0, 0], expected, rtol=1e-4)
 
 
 def _flat(tree):
