@@ -2,15 +2,18 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_configs import make_config
 
 import vit_jax
-from vit_jax import UserError, pretrained
+from vit_jax import UserError, models, pretrained
 from vit_jax.config.loading import select_variants
+from vit_jax.training import optim, step
 from vit_jax.training.teacher import distillation_loss
 
 pytestmark = pytest.mark.usefixtures("one_device", "no_figures")
@@ -59,6 +62,22 @@ def test_the_loss_is_the_divergence_of_softened_predictions():
     expected = 16 * (p * np.log(p / q)).sum(-1)
     np.testing.assert_allclose(distillation_loss(student, teacher, 4.0), expected, rtol=1e-4)
     np.testing.assert_array_equal(distillation_loss(student, student, 4.0), 0)
+
+
+def test_weight_and_temperature_decide_the_loss_of_a_step():
+    config = make_config(augment__kind="none")
+    config.train.update(distill_weight=0.3, distill_temperature=4.0)
+    logits = RNG.normal(size=(6, 10)).astype(np.float32) * 3
+    teacher = SimpleNamespace(logits=lambda variables, images: logits)
+    model = models.build(config.model, 10)  # with a head of zeros
+    optimizer = optim.make_optimizer(config.optim, lambda count: 0.1)
+    state = step.make_init(model, optimizer, config)(jax.random.key(0), np.zeros((1, 8, 8, 1)))
+    train = step.make_train_step(model, optimizer, config, teacher=teacher)
+    batch = {"image": np.zeros((6, 8, 8, 1), np.uint8), "label": np.arange(6, dtype=np.int32)}
+    p = softmax(logits / 4)
+    expected = 0.7 * np.log(10) + 0.3 * 16 * (p * np.log(p * 10)).sum(-1).mean()
+    found = jax.jit(train)(state, jax.random.key(0), batch, {}).sums.loss.compute()
+    assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
 def test_an_earlier_variant_teaches_all_seeds(sweep):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tiny_configs import make_config
 from tiny_runs import run_configs
+from tiny_steps import make_steps
 
 from vit_jax.data import ResidentBatches, StreamingBatches, load_data
 from vit_jax.data.batches import balanced_indices
@@ -159,3 +160,16 @@ def test_class_weights_raise_the_macro_recall_of_imbalanced_classes(tmp_path):
         recalls = [json.loads(path.read_text())["macro_recall"] for path in reports]
         rows[name] = {"seeds": list(range(5)), "test_accuracy": {"values": recalls}}
     assert paired_difference(rows["weights"], rows["plain"])["low"] > 0
+
+
+@pytest.mark.parametrize("multi_step", [False, True])
+def test_the_setting_of_sampling_decides_the_batches(multi_step):
+    config = make_config(train__sampling="balanced", train__batch_size=16)
+    mesh = sharding.make_mesh()
+    data = load_data(config.data, mesh)
+    steps = make_steps(config, data, mesh, multi_step=multi_step)
+    labels = np.asarray(data.train.labels)
+    expected = balanced_indices(3, 5, *by_class(labels), 16)
+    _, batch = next(steps.batches(data.train, [3], 5, lambda step: 1))
+    found = batch["rows"][0] if multi_step else batch["label"]
+    np.testing.assert_array_equal(found, expected if multi_step else labels[expected])
