@@ -11,7 +11,9 @@ from golden_files import GIVEN, GOLDEN, HEADS, SOURCES, TIMM, assert_same, conve
 
 from vit_jax import config as settings
 from vit_jax import models, pretrained
+from vit_jax.config.schema import SCHEMA
 from vit_jax.pretrained import formats, tables
+from vit_jax.pretrained.weights import KEYS
 from vit_jax.runtime.errors import UserError
 
 
@@ -26,6 +28,15 @@ def variables_of(weights):
     variables = weights.variables
     head = {"kernel": np.zeros((48, 1), np.float32), "bias": np.zeros(1, np.float32)}
     return variables | {"params": {"head": head} | variables["params"]}
+
+
+def test_every_setting_of_a_model_belongs_to_its_weights_or_to_training():
+    """One that is in neither list would be lost, and the logits of loaded weights wrong."""
+    training = {"size", "dropout_rate", "attention_dropout_rate", "drop_path_rate"}
+    training |= {"patch_drop_rate", "init", "head_zero_init", "zero_init_residual"}
+    keys = {"name", *KEYS["vit"], *KEYS["resnet18"]}
+    known = {key.removeprefix("model.") for key in SCHEMA if key.startswith("model.")}
+    assert keys | training == known and not keys & training
 
 
 @pytest.mark.parametrize("name", SOURCES)
