@@ -21,7 +21,7 @@ from vit_jax import pretrained
 from vit_jax.cli import predict
 from vit_jax.config import get_config
 from vit_jax.data.sources import read_digits
-from vit_jax.explanation import analysis
+from vit_jax.explanation import analysis, attribution
 
 pytestmark = pytest.mark.usefixtures("one_device", "no_figures")
 
@@ -194,6 +194,11 @@ def test_features_and_attention_have_the_documented_shapes(model, results):
         assert maps[method].shape == (5, 2, 2) and (maps[method] >= 0).all()
     last = attention[:, -1].mean(1)[:, 0, 1:].reshape(5, 2, 2)
     np.testing.assert_allclose(maps["last_layer"], last, atol=1e-6)
+    fused = list(attention.swapaxes(0, 1))
+    expected = attribution.rollout(fused, "max", 0.5)[:, 0, 1:].reshape(5, 2, 2)
+    found = model.explain(DIGITS, "rollout", fusion="max", discard=0.5)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert (np.abs(model.explain(DIGITS, discard=0.5) - maps["gradient_rollout"]) > 1e-4).any()
     np.testing.assert_array_equal(vit_jax.explain(model, DIGITS), maps["gradient_rollout"])
 
 
@@ -270,6 +275,9 @@ def test_invalid_images_are_refused(model, images, words):
             lambda m, run: m.explain(DIGITS, "integrated_gradients", baseline=np.zeros(3)),
             "must be mean or black",
         ),
+        (lambda m, run: m.explain(DIGITS, "rollout", fusion="sum"), "must be mean or max or min"),
+        (lambda m, run: m.explain(DIGITS, "rollout", discard=1), "a fraction from 0 to below 1"),
+        (lambda m, run: m.explain(DIGITS, "chefer", discard=0.5), "discard is not an option"),
         (lambda m, run: m.explain(DIGITS, "rise", seed=2**70), "at least 0, below 2..32"),
         (lambda m, run: m.explain(DIGITS, target=[1, 2]), "there are 2 targets for 5 images"),
         (lambda m, run: m.explain(DIGITS, "rollout", target=1), "target has no effect with"),

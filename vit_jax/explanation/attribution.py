@@ -10,12 +10,13 @@ Arguments that the functions share:
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-_FUSIONS = {"mean": jnp.mean, "max": jnp.max, "min": jnp.min}
+FUSIONS = {"mean": jnp.mean, "max": jnp.max, "min": jnp.min}
 
 
 def rollout(
@@ -37,13 +38,8 @@ def rollout(
         each image's fused map the lowest floor(discard * k), of the k entries outside the class
         token's column, so that every row keeps the fraction that comes from no patch. Entries that
         tie at the threshold are kept.
-
-    Raises:
-      ValueError: an unknown fusion, or `discard` outside of its range.
     """
-    if fusion not in _FUSIONS:
-        raise ValueError(f"fusion is {fusion!r}, not one of {', '.join(_FUSIONS)}")
-    fused = [_FUSIONS[fusion](_positive(a), axis=1) for a in attention]
+    fused = [FUSIONS[fusion](_positive(a), axis=1) for a in attention]
     return _chained(fused, discard, has_cls)
 
 
@@ -93,8 +89,6 @@ def _supporting(attention, gradients):
 
 def _chained(fused, discard, has_cls):
     """Multiply the layers' fused maps [b, n, n], first to last."""
-    if not 0 <= discard < 1:
-        raise ValueError(f"discard is {discard}, not in [0, 1)")
     layers = []
     for one in fused:
         one = _without_lowest(one, discard, int(has_cls)) + jnp.eye(one.shape[-1])
@@ -135,20 +129,22 @@ def explanation(
     grid: tuple[int, int],
     has_cls: bool,
     registers: int = 0,
+    **options: Any,
 ) -> jax.Array:
     """Compute the relevance of each patch, [b, rows, columns].
 
     By name, it is "gradient rollout" or "Chefer", which alone depend on `gradients`; "rollout"; or
     "last layer", the mean of that layer's heads, with negative weights as 0. Of `chefer`, it is
     R - I: what a token contributes to itself through the residual connections is left out.
+    `options` are those of `gradient_rollout` and `rollout`.
     """
     if name == "Chefer":
         maps = chefer(attention, gradients)
         maps = maps - jnp.eye(maps.shape[-1])
     elif name == "gradient rollout":
-        maps = gradient_rollout(attention, gradients, has_cls=has_cls)
+        maps = gradient_rollout(attention, gradients, has_cls=has_cls, **options)
     elif name == "rollout":
-        maps = rollout(attention, has_cls=has_cls)
+        maps = rollout(attention, has_cls=has_cls, **options)
     else:
         maps = _positive(attention[-1]).mean(1)
     return patch_relevance(maps, grid, has_cls, registers)

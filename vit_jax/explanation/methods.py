@@ -1,7 +1,9 @@
 """The methods of explanation by name, for models of a config."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +65,7 @@ class Method:
     compute: Callable[..., jax.Array]
     of_class: bool = True
     of_attention: bool = False
-    options: Mapping[str, int | str] = FrozenDict()
+    options: Mapping[str, float | str] = FrozenDict()
 
     @property
     def key(self) -> str:
@@ -79,29 +81,35 @@ def baseline_of(kind: str, images: jax.Array, config: Config) -> jax.Array:
 
 
 def attention_relevance(
-    name: str, attention: Sequence[jax.Array], gradients: Sequence[jax.Array], config: Config
+    name: str,
+    attention: Sequence[jax.Array],
+    gradients: Sequence[jax.Array],
+    config: Config,
+    **options: Any,
 ) -> jax.Array:
     """Compute `attribution.explanation` for what the head of a model sees.
 
     Of a class token and the mean of patches, it is the mean of their relevances.
     """
     grid, has_cls, registers = token_layout(config)
-    found = attribution.explanation(name, attention, gradients, grid, has_cls, registers)
+    explain = functools.partial(
+        attribution.explanation, name, attention, gradients, grid, **options
+    )
+    found = explain(has_cls, registers)
     if config.model.pool == "cls_mean":  # the rows of the patches, as if there were no class token
-        other = attribution.explanation(name, attention, gradients, grid, False, registers + 1)
-        found = (found + other) / 2
+        found = (found + explain(False, registers + 1)) / 2
     return found
 
 
-def _of_attention(name, by_gradients):
-    def compute(module, config, variables, images, classes):
+def _of_attention(name, by_gradients, **options):
+    def compute(module, config, variables, images, classes, **options):
         if by_gradients:
             _, seen, found = models.attention_gradients(module, variables, images, classes)
         else:
             seen, found = module.apply(variables, images, capture=True)[1], []
-        return attention_relevance(name, seen["attention"], found, config)
+        return attention_relevance(name, seen["attention"], found, config, **options)
 
-    return Method(name, compute, of_class=by_gradients, of_attention=True)
+    return Method(name, compute, of_class=by_gradients, of_attention=True, options=options)
 
 
 def _input_x_gradient(module, config, variables, images, classes):
@@ -159,9 +167,9 @@ def probabilities_of(config: Config) -> Callable[[jax.Array], jax.Array]:
 METHODS = {
     method.key: method
     for method in (
-        _of_attention("gradient rollout", True),
+        _of_attention("gradient rollout", True, discard=0.0),
         _of_attention("Chefer", True),
-        _of_attention("rollout", False),
+        _of_attention("rollout", False, fusion="mean", discard=0.0),
         _of_attention("last layer", False),
         Method("Grad-CAM", _grad_cam),
         Method("input x gradient", _input_x_gradient),
@@ -190,13 +198,20 @@ def refusal(config: Config, key: str) -> str:
     return ""
 
 
-def check_option(name: str, value: int | str) -> None:
+_CHOICES = {"baseline": ("mean", "black"), "fusion": tuple(attribution.FUSIONS)}
+
+
+def check_option(name: str, value: float | str) -> None:
     """Check the value of an option of a method; raises UserError."""
-    if name == "baseline":
-        if not isinstance(value, str) or value not in ("mean", "black"):
-            raise UserError(f"baseline={value!r} must be mean or black")
+    if name in _CHOICES:
+        if not isinstance(value, str) or value not in _CHOICES[name]:
+            raise UserError(f"{name}={value!r} must be {' or '.join(_CHOICES[name])}")
         return
     least = int(name != "seed")
-    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not is_integer or not least <= int(value) < 2**32:
+    is_discard = name == "discard"
+    kinds = (int, np.integer, float, np.floating) if is_discard else (int, np.integer)
+    is_valid = isinstance(value, kinds) and not isinstance(value, bool)
+    if is_discard and not (is_valid and 0 <= float(value) < 1):
+        raise UserError(f"discard={value!r} must be a fraction from 0 to below 1")
+    if not is_discard and not (is_valid and least <= int(value) < 2**32):
         raise UserError(f"{name}={value!r} must be an integer of at least {least}, below 2**32")

@@ -106,7 +106,9 @@ class Model(Classifier):
             "last_layer" (the mean of the last layer's heads): attention, for no class.
           target: index or name of a class, one for all images or one for each; None: the predicted
             class of each.
-          **options: "steps" (32) and "baseline" ("mean", the image's mean colour, or "black") of
+          **options: "fusion" of the heads ("mean", "max" or "min") of rollout; "discard" (0), the
+            fraction of a layer's weights that counts as 0, of rollout and gradient_rollout; "steps"
+            (32) and "baseline" ("mean", the image's mean colour, or "black") of
             integrated_gradients; "masks" (512) and "seed" (0) of rise.
 
         Returns:
