@@ -106,23 +106,42 @@ def test_siglip_of_open_clip_is_squashed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "width", "mean", "crop"),
+    ("name", "width", "mean", "crop", "mode"),
     [
-        ("vit_large_patch14_clip_224.laion2b", 1024, HALVES, None),
-        ("vit_large_patch14_clip_336.laion2b_ft_in1k", 1024, HALVES, None),
-        ("vit_large_patch14_clip_224.datacompxl", 1024, CLIP, None),
-        ("vit_huge_patch14_clip_224.laion2b", 1280, CLIP, None),
-        ("vit_base_patch16_224.orig_in21k", 768, None, None),  # 0.5, assumed
-        ("vit_base_patch16_224.mae", 768, IMAGENET, None),
-        ("vit_huge_patch14_gap_224.in1k_ijepa", 1280, IMAGENET, None),
-        ("deit3_base_patch16_224.fb_in22k_ft_in1k", 768, IMAGENET, 1.0),
-        ("vit_base_patch14_reg1_tipsv2.webli", 768, (0.0,), 1.0),
-        ("vit_medium_patch16_reg4_gap_256.sbb_in1k", 512, None, 0.95),
+        ("vit_large_patch14_clip_224.laion2b", 1024, HALVES, None, None),
+        ("vit_large_patch14_clip_336.laion2b_ft_in1k", 1024, HALVES, None, "squash"),
+        ("vit_large_patch14_clip_336.openai", 1024, CLIP, None, None),
+        ("vit_large_patch14_clip_224.datacompxl", 1024, CLIP, None, None),
+        ("vit_large_patch14_clip_224", 1024, HALVES, None, None),  # .laion2b_ft_in12k_in1k
+        ("vit_huge_patch14_clip_378.metaclip2_worldwide", 1280, CLIP, None, "squash"),
+        ("vit_base_patch16_clip_224.openai", 768, CLIP, 0.9, None),
+        ("vit_base_patch16_clip_224.openai_ft_in12k_in1k", 768, CLIP, 0.95, None),
+        ("vit_base_patch16_clip_384.laion2b_ft_in1k", 768, CLIP, None, "squash"),
+        ("vit_base_patch32_clip_224.laion2b_ft_in1k", 768, CLIP, 0.9, None),
+        ("vit_base_patch32_clip_384.laion2b_ft_in12k_in1k", 768, CLIP, None, None),
+        ("vit_base_patch16_plus_clip_240.laion400m_e32", 896, CLIP, 1.0, None),
+        ("vit_medium_patch16_clip_224.tinyclip_yfcc15m", 512, CLIP, 0.9, None),
+        ("vit_base_patch16_siglip_512.v2_webli", 768, None, 0.9, None),
+        ("vit_so400m_patch14_siglip_gap_378.webli_ft_in1k", 1152, None, 1.0, "squash"),
+        ("vit_base_patch16_224_miil.in21k", 768, (0.0,), 0.875, None),
+        ("vit_base_patch16_224.orig_in21k", 768, None, None, None),  # 0.5, assumed
+        ("vit_base_patch16_224.mae", 768, IMAGENET, None, None),
+        ("vit_huge_patch14_gap_224.in1k_ijepa", 1280, IMAGENET, None, None),
+        ("deit3_base_patch16_224.fb_in22k_ft_in1k", 768, IMAGENET, 1.0, None),
+        ("deit_base_patch16_384.fb_in1k", 768, IMAGENET, 1.0, None),
+        ("vit_base_patch14_reg1_tipsv2.webli", 768, (0.0,), 1.0, None),
+        ("vit_medium_patch16_reg4_gap_256.sbb_in1k", 512, None, 0.95, None),
+        ("vit_medium_patch16_gap_384.sw_in12k_ft_in1k", 512, None, 0.95, "squash"),
     ],
 )
-def test_preprocessing_of_names_in_the_registry_of_timm(name, width, mean, crop):
+def test_preprocessing_of_names_in_the_registry_of_timm(name, width, mean, crop, mode):
+    """Of None, `preprocessing.usual` assumes what the registry has."""
     found = architectures.facts([name], width)
-    assert (found.get("data.mean"), found.get("data.eval_crop")) == (mean, crop)
+    keys = ("data.mean", "data.eval_crop", "data.resize_mode")
+    assert tuple(map(found.get, keys)) == (mean, crop, mode)
+    assert found["model.num_heads"] == width // (
+        72 if width == 1152 else 80 if width == 1280 else 64
+    )
 
 
 def test_assumed_settings_are_printed_once_where_a_file_is_read(tmp_path, capsys):

@@ -70,7 +70,7 @@ _SIZES = {
     "medium": {512: 8},
     "mediumd": {512: 8},
     "betwixt": {640: 10},
-    "base": {768: 12},
+    "base": {768: 12, 896: 14},  # "plus" is wider
     "so150m2": {832: 13},
     "so150m": {896: 14},
     "large": {1024: 16},
@@ -81,17 +81,41 @@ _SIZES = {
     "gigantic": {1664: 16},
 }
 # What may follow the size in a name of timm.
-_FLAGS = r"(_(distilled|patch\d+|reg\d+|siglip|clip|quickgelu|dinov2|tipsv2|gap|map|in21k|\d+))*"
-# {pattern of a name in timm: preprocessing of its weights}; the first match counts.
-_PREPROCESSING = {
+_FLAGS = (
+    r"(_(distilled|patch\d+|reg\d+|siglip|clip|quickgelu|dinov2|tipsv2|gap|map|plus|miil|in21k|"
+    r"\d+))*"
+)
+# What names in timm's registry record of the preprocessing of their weights, {pattern: value}; the
+# first match counts. All else is that of `preprocessing.usual`.
+_STATISTICS = {
     r"large_patch14_clip_\d+\.laion2b": tables.HALVES,
-    r"\.bamboo": tables.CLIP | {"data.eval_crop": 1.0},
-    r"_clip_": tables.CLIP,
-    r"^deit.*\.fb_in22k": tables.IMAGENET | {"data.eval_crop": 1.0},
+    r"_clip_|\.bamboo": tables.CLIP,
     r"^deit|_dinov2|\.(dino|mae)|ijepa": tables.IMAGENET,
-    r"_tipsv2": {"data.mean": (0.0,), "data.std": (1.0,), "data.eval_crop": 1.0},
-    r"_so150m2_": {"data.eval_crop": 1.0},
-    r"^flexivit|_medium_patch16_gap_2|_plus_2|_2\d\d\.sbb": {"data.eval_crop": 0.95},
+    r"_tipsv2": {"data.mean": (0.0,), "data.std": (1.0,)},
+    r"_miil": {"data.mean": (0.0,), "data.std": (1.0,), "data.interpolation": "bilinear"},
+}
+_CROPS = {
+    r"_miil": 0.875,
+    r"base_patch16_clip_224\.\w+_ft_in12k_in1k|base_patch\d+_clip_384\.openai_ft_in12k": 0.95,
+    r"base_patch16_clip\w*_224\.(openai|laion2b_ft_in12k)": 0.9,
+    r"base_patch32_clip\w*_224\.(openai|laion)|\.tinyclip": 0.9,
+    r"^deit.*(_384|\.fb_in22k)|\.bamboo|_tipsv2|_so150m2_|_plus_clip_": 1.0,
+    r"_siglip_gap_(448|896)|14_siglip_gap_3(78\.webli|84)|_378\.webli_ft": 1.0,
+    r"^deit|_siglip_": 0.9,
+    r"^flexivit|_(medium|betwixt)_patch16_gap_|_plus_2|_2\d\d\.sbb": 0.95,
+}
+_SQUASHED = (
+    r"1[46]_clip_3\d\d\.(\w+_ft_|metaclip2)|32_clip_384\.openai|medium_patch16_gap_384|_448\.sbb|"
+    r"_378\.webli_ft"
+)
+# The tag of the default weights of names without a tag, where it decides the preprocessing.
+_DEFAULT_TAGS = {
+    r"(xsmall|medium|betwixt)_patch\d+_clip": "tinyclip",
+    r"patch32_clip_quickgelu": "laion400m",
+    r"gigantic_patch14_clip_378": "metaclip2",
+    r"_clip_(224|336|384)": "laion2b_ft_in12k_in1k",
+    r"_reg\d_gap": "sbb",
+    r"(huge|giant)_patch\d+_gap|small_patch8": "dino",  # or I-JEPA, which has its mean
 }
 # {format: {pattern of a key: project that wrote the file, see `preprocessing.usual`}}.
 _PROJECTS = {
@@ -204,9 +228,19 @@ def _facts(name, short, heads):
     if "siglip" in short and re.search(r"giantopt|so400m_patch16|patch32|large.*512", short):
         found["model.gelu"] = "tanh"
     found |= block_settings(short)
-    found |= next((how for pattern, how in _PREPROCESSING.items() if re.search(pattern, name)), {})
+    if "." not in name:
+        name = f"{name}.{_first(_DEFAULT_TAGS, name)}"
+    found |= _first(_STATISTICS, name) or {}
+    if crop := _first(_CROPS, name):
+        found["data.eval_crop"] = crop
+    if re.search(_SQUASHED, name):
+        found["data.resize_mode"] = "squash"
     size = re.search(r"_(\d+)$", short)
     return found | {"data.image_size": int(size[1]) if size else None}
+
+
+def _first(table, name):
+    return next((value for pattern, value in table.items() if re.search(pattern, name)), None)
 
 
 def block_settings(name: str, norm_layer: str | None = None) -> dict[str, Any]:
