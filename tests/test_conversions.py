@@ -292,7 +292,7 @@ def test_runs_start_from_a_file_as_from_its_conversion(tmp_path):
 
 
 def test_a_file_that_needs_options_is_refused_as_initial_weights(tmp_path):
-    path = edited(tmp_path, "timm_deit3_small_patch16_224")
+    path = edited(tmp_path, "timm_deit3_small_patch16_224", architecture="")
     with pytest.raises(UserError, match="init_from=.* does not record its GELU: .*vit-jax convert"):
         fine_tune(tmp_path / "run", path)
 

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -117,8 +118,13 @@ def test_a_resnet18_of_timm_is_read_with_its_config(tmp_path):
     logits = models.build(config.model, 7).apply(weights.variables, golden["images"])
     np.testing.assert_allclose(logits, golden["logits"], atol=1e-5)
     content = json.loads(file.with_name("config.json").read_text())
-    with pytest.raises(UserError, match="belongs to another model"):
-        pretrained.convert(configured(file, **content | {"num_features": 64}), {})
+    for wrong, words in (
+        ({"num_features": 64}, "belongs to another model"),
+        ({"model_args": {"global_pool": "max"}}, "a ResNet18 with max pooling, which is not supp"),
+        ({"model_args": {"act_layer": "gelu"}}, "a ResNet18 with GELU, which is not supported"),
+    ):
+        with pytest.raises(UserError, match=words):
+            pretrained.convert(configured(file, **content | wrong), {})
 
 
 def test_an_exported_npz_has_the_official_names(tmp_path):
@@ -177,6 +183,88 @@ def test_positions_of_other_shapes_than_a_square(tmp_path, capsys):
     assert "1x9 patches resized to 3x3" in capsys.readouterr().out
     with pytest.raises(UserError, match="has 16 positions, which are not those of 8x8 pixels"):
         pretrained.convert(file, {"data.image_size": 8})
+
+
+def test_positions_are_resized_by_the_rule_of_the_code_of_the_weights(tmp_path):
+    zoo = GOLDEN / "zoo"
+    for name, rule in (
+        ("transformers_Dinov2WithRegistersForImageClassification", "timm"),
+        ("transformers_Siglip2VisionModel", "siglip2"),
+        ("transformers_CLIPModel", "hf"),
+        ("official_DINOv2_with_registers", "timm"),
+    ):
+        given = json.loads((zoo / name / "given.json").read_text())["options"]
+        weights = pretrained.convert(
+            zoo / name / "model.safetensors", pretrained.settings_of(given)
+        )
+        assert weights.info["resize"] == rule, name
+    path = copy(tmp_path, "timm/model.safetensors").rename(tmp_path / "dino_vits16.safetensors")
+    assert pretrained.convert(path, TIMM).info["resize"] == "hf"
+    table = np.random.default_rng(0).normal(size=(7, 7, 2)).astype(np.float32)
+    for side in (3, 10):
+        found = resize.resize_positions(table.reshape(1, 49, 2), side**2, False, "siglip2")
+        expected = jax.image.resize(table, (side, side, 2), "linear", antialias=True)
+        np.testing.assert_allclose(found.reshape(side, side, 2), expected, atol=1e-6)
+
+
+def test_positions_are_resized_to_a_given_image_size(tmp_path, capsys):
+    """As of DINOv2, whose positions are of 518 pixels, and whose images have 224."""
+    name = "zoo/transformers_Dinov2WithRegistersForImageClassification"
+    path = copy(tmp_path, f"{name}/model.safetensors", f"{name}/config.json")
+    processor = {"size": {"shortest_edge": 10}, "crop_size": 8, "image_processor_type": "Bit"}
+    path.with_name("preprocessor_config.json").write_text(json.dumps(processor))
+    whole = pretrained.convert(path, {})
+    assert whole.info["settings"]["data.image_size"] == 12
+    words = "images of 12 pixels, but its processor makes images of 8: give image_size=8"
+    assert words in capsys.readouterr().out
+    small = pretrained.convert(path, {"data.image_size": 8})
+    assert small.info["settings"]["data.image_size"] == 8
+    assert capsys.readouterr().out == "position embedding of 3x3 patches resized to 2x2\n"
+    expected = resize.resize_positions(whole.arrays[tables.POSITIONS], 5, True, "timm")
+    np.testing.assert_allclose(small.arrays[tables.POSITIONS], expected, atol=1e-6)
+    with pytest.raises(UserError, match="not those of 8x12 pixels"):
+        pretrained.convert(path, {"data.image_size": (8, 12)})
+
+
+def test_pixels_beyond_the_last_whole_patch_are_cropped(tmp_path):
+    """As of SigLIP with patches of 14 pixels and images of 384."""
+    name = "zoo/timm_vit_base_patch16_siglip_224"
+    path = copy(tmp_path, f"{name}/model.safetensors")
+    content = json.loads((GOLDEN / name / "config.json").read_text())
+    content["pretrained_cfg"] = {"input_size": [3, 14, 14], "crop_pct": 1.0}
+    content["model_args"]["img_size"] = 14
+    found = pretrained.convert(configured(path, **content), {}).info["settings"]
+    assert (found["data.image_size"], found["data.eval_crop"]) == (12, 0.8571)
+
+
+def test_the_projection_of_clip_is_no_classifier(tmp_path):
+    name = "zoo/timm_vit_base_patch16_clip_quickgelu_224"
+    path = copy(tmp_path, f"{name}/model.safetensors", f"{name}/config.json")
+    assert pretrained.convert(path, {}).info["num_classes"] == 5
+    change(path, **{"head.bias": np.zeros(5, np.float32)})
+    assert pretrained.convert(path, {}).info["num_classes"] == 0
+    named = pretrained.convert(path, {"class_names": list("abcde")})
+    assert named.info["num_classes"] == 5
+
+
+def test_earlier_forms_of_the_config_of_timm_are_read(tmp_path):
+    name = "zoo/timm_deit3_small_patch16_224"
+    path = copy(tmp_path, f"{name}/model.safetensors")
+    content = {"architecture": "deit3_small_patch16_224", "input_size": [3, 12, 12]}
+    content |= {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "crop_pct": 0.8}
+    content |= {"interpolation": "bilinear", "labels": list("abcde")}
+    given = {"model.num_heads": 2, "model.pool": "cls"}
+    weights = pretrained.convert(configured(path, **content), given)
+    found = weights.info["settings"]
+    assert weights.info["class_names"] == list("abcde")
+    assert (found["data.mean"], found["data.eval_crop"]) == ((0.1, 0.2, 0.3), 0.8)
+    assert (found["data.interpolation"], found["model.gelu"]) == ("bilinear", "erf")
+
+
+def test_a_pooler_may_be_replaced_by_class_token_and_mean(tmp_path):
+    path = copy(tmp_path, "hf_bare/model.safetensors", "hf_bare/config.json")
+    found = pretrained.convert(path, {"model.pool": "cls_mean"}).info["settings"]
+    assert (found["model.pool"], found["model.representation_size"]) == ("cls_mean", 0)
 
 
 @pytest.mark.parametrize(

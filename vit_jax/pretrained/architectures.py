@@ -224,10 +224,7 @@ def facts(names: Iterable[str], width: int) -> dict[str, Any]:
 
 def _facts(name, short, heads):
     pool = "mean" if "_gap" in short else "cls"
-    found: dict = {"model.num_heads": heads, "model.gelu": "erf", "model.pool": pool}
-    if "siglip" in short and re.search(r"giantopt|so400m_patch16|patch32|large.*512", short):
-        found["model.gelu"] = "tanh"
-    found |= block_settings(short)
+    found: dict = {"model.num_heads": heads, "model.pool": pool} | block_settings(short)
     if "." not in name:
         name = f"{name}.{_first(_DEFAULT_TAGS, name)}"
     found |= _first(_STATISTICS, name) or {}
@@ -257,6 +254,9 @@ def block_settings(name: str, norm_layer: str | None = None) -> dict[str, Any]:
         return {}
     # A norm layer given by name has timm's default epsilon.
     found: dict = {"model.norm_eps": 1e-5 if "_clip_" in name and not norm_layer else 1e-6}
+    found["model.gelu"] = "erf"
+    if "siglip" in name and re.search(r"giantopt|so400m_patch16|patch32|large.*512", name):
+        found["model.gelu"] = "tanh"
     if "quickgelu" in name:
         found["model.gelu"] = "quick"
     if re.search("giant.*(dinov2|tipsv2)", name):

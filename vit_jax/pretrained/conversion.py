@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -47,6 +48,7 @@ def convert(source: pathlib.Path, given: Mapping[str, Any]) -> Weights:
     side = {} if is_npz else files.read_side_settings(source)
     architectures.refuse_model_type(side.get("model_type"), source)
     name = formats.detect(set(arrays), is_npz, source)
+    arrays = _without_projections(name, arrays, side, given)
     project = architectures.project(name, raw, side.get("model_type"), source)
     is_big_vision = project == "big_vision"
     known = _known(name, arrays, side, given, source)
@@ -59,17 +61,19 @@ def convert(source: pathlib.Path, given: Mapping[str, Any]) -> Weights:
     architectures.ask([key for key in needed if key not in known], image_size, name, source)
     usual = _usual(name, settings, project)
     settings |= {key: known.get(key, value) for key, value in usual.items()}
+    if grid:
+        _fit_image_size(settings, known, grid)
     effective = {"class_names", *needed, *settings, *(["architecture"] * (name in _NAMED))}
     if settings.get("model.mlp") == "swiglu":  # has no GELU: the default stands for it
         settings["model.gelu"] = SCHEMA["model.gelu"].default
     if unused := sorted(given.keys() - effective):
         raise UserError(f"{unused[0]} has no effect on {source}, which is in the {name} format")
     check_settings(settings, source)
-    rule = resize.RULES.get(name, "timm")
+    rule = resize.rule_of(name, project, settings.get("model.num_registers", 0) > 0)
     if grid:
         formats.fold_positions(name, arrays, grid)
-    if grid and grid[0] != grid[1]:
-        _make_square(name, arrays, grid, settings, rule)
+        _resize_grid(name, arrays, grid, settings, rule)
+    _describe_processor(name, settings, side, source)
     info = {
         "format": name,
         "source": source.name,
@@ -157,7 +161,11 @@ _NAMED = ("timm", "resnet18")  # formats of which an architecture's name complet
 
 
 def _known(name, arrays, side, given, source):
-    """Merge settings from the name of the architecture, the JSON files and the user."""
+    """Merge settings from the name of the architecture, the JSON files and the user.
+
+    "image_sides" are the possible (height, width) of the images whose positions are stored, that
+    of the user first.
+    """
     known = side | given
     titles = (known.get("architecture"), source.stem, source.absolute().parent.name)
     titles = [title for title in titles if isinstance(title, str)]
@@ -173,12 +181,51 @@ def _known(name, arrays, side, given, source):
         if is_changed and facts.get("model.pool") == "cls":
             del facts["model.pool"]  # it is a mean or a maximum
         known = facts | known
-    if "data.image_size" in known:
-        try:
-            known["data.image_size"] = files.sides(known["data.image_size"])
-        except (TypeError, ValueError, IndexError) as error:
-            raise UserError(f"{source}: {error}") from None
+    try:
+        recorded, asked = (files.sides(one.get("data.image_size")) for one in (known | side, given))
+    except (TypeError, ValueError, IndexError) as error:
+        raise UserError(f"{source}: {error}") from None
+    # Of another side, the positions can be resized.
+    sides = [asked, *([] if asked and asked[0] != asked[1] else [recorded])]
+    if sides := [one for one in sides if one]:
+        known |= {"data.image_size": sides[0], "image_sides": sides}
     return known
+
+
+def _without_projections(name, arrays, side, given):
+    """Leave out dense layers that are no classifiers and have no effect here."""
+    prefix = ""
+    if name == "timm" and "norm_pre.weight" in arrays and "head.bias" in arrays:
+        # The projection of CLIP has no bias, which timm makes one of zeros.
+        named = side.get("class_names") or given.get("class_names")
+        prefix = "" if named or arrays["head.bias"].any() else "head."
+    elif given.get("model.pool") == "cls_mean":  # the pooler sees the class token only
+        prefix = "pooler.dense."
+    return {k: x for k, x in arrays.items() if not prefix or not k.startswith(prefix)}
+
+
+def _fit_image_size(settings, known, grid):
+    """Set the image size, in place, if it is not that of the positions in whole patches."""
+    rows, columns = known.get("data.image_size") or (0, 0)
+    size, patch = settings["data.image_size"], settings["model.patch_size"]
+    if (rows // patch, columns // patch) != grid:
+        settings["data.image_size"] = rows or size
+    elif rows == columns > size:
+        # The convolution of the other libraries ignores the last pixels. Here they are cropped, so
+        # that images are resized to the same scale.
+        resized = math.floor(rows / settings["data.eval_crop"] + 1e-9)
+        settings["data.eval_crop"] = preprocessing.crop_fraction(size, resized)
+
+
+def _describe_processor(name, settings, side, source):
+    """Print a note on DINOv2 of Hugging Face whose processor makes images of another size."""
+    size, crop = settings["data.image_size"], side.get("processor_side", 0)
+    if name == "hf_dinov2" and crop not in (0, size):
+        note = (
+            f"note: {source} has positions for images of {size} pixels, but its processor makes "
+            f"images of {crop}: give image_size={crop}, to vit-jax convert or load_model, for those"
+        )
+        print(single_line(note), flush=True)
 
 
 def _check_contradictions(settings, side, given, source):
@@ -187,8 +234,9 @@ def _check_contradictions(settings, side, given, source):
     if "num_features" in side:  # of the last stage of a ResNet
         width = side["num_features"]
         side["model.hidden_size"] = width / 8 if is_resnet and isinstance(width, int) else width
-    if is_resnet:  # all of them average
-        side = {key: value for key, value in side.items() if key != "model.pool"}
+    if is_resnet and ("model.gelu" in side or side.get("model.pool", "mean") != "mean"):
+        what = "GELU" if "model.gelu" in side else f"{side['model.pool']} pooling"
+        raise UserError(f"{source} is a ResNet18 with {what}, which is not supported")
     for key, value in side.items():
         own = settings.get(key, value)
         if (key, value) == ("model.pool", "cls") and str(own).startswith("cls"):
@@ -205,11 +253,13 @@ def _check_contradictions(settings, side, given, source):
             raise UserError(f"{source} has {key}={settings.get(key)}, not {given[key]}")
 
 
-def _make_square(name, arrays, grid, settings, rule):
+def _resize_grid(name, arrays, grid, settings, rule):
     """Resize positions of a grid [rows, columns], in place, to the square one of the settings."""
+    side = settings["data.image_size"] // settings["model.patch_size"]
+    if grid == (side, side):
+        return
     key = next(theirs for ours, theirs, _ in tables.TABLES[name] if ours == tables.POSITIONS)
     has_cls = arrays[key].shape[1] > grid[0] * grid[1]
-    side = settings["data.image_size"] // settings["model.patch_size"]
     arrays[key] = resize.resize_positions(arrays[key], side**2 + has_cls, has_cls, rule, grid)
     print(f"position embedding of {grid[0]}x{grid[1]} patches resized to {side}x{side}")
 

@@ -141,7 +141,7 @@ def read_side_settings(path: pathlib.Path) -> dict[str, Any]:
     if not pre:  # transformers 5 writes the processors of images and text to one file
         pre, pre_path = _read_json(both_path).get("image_processor") or {}, both_path
     found = _checked(_side_settings, config_path, config)
-    if config.get("pretrained_cfg"):  # of timm
+    if _pretrained_cfg(config):
         return found
     return _checked(preprocessing.read_processor, pre_path, pre, found.get("model_type")) | found
 
@@ -153,8 +153,13 @@ def _checked(read, path, *args):
         raise UserError(f"{path} is not in the format of timm or transformers: {error}") from None
 
 
+def _pretrained_cfg(config):
+    """Find timm's description of weights, which earlier versions wrote without nesting."""
+    return config.get("pretrained_cfg") or (config if "input_size" in config else {})
+
+
 def _side_settings(config, config_path):
-    cfg, args = config.get("pretrained_cfg") or {}, config.get("model_args") or {}
+    cfg, args = _pretrained_cfg(config), config.get("model_args") or {}
     for key, value in args.items():
         if value and key not in _TIMM_ARGS:
             raise UserError(
@@ -209,7 +214,7 @@ def _side_settings(config, config_path):
 
 def _class_names(cfg, config):
     """Read the class names of timm or transformers; None without."""
-    names = cfg.get("label_names") or config.get("label_names")
+    names = cfg.get("label_names") or config.get("label_names") or cfg.get("labels")
     labels = {int(number): name for number, name in (config.get("id2label") or {}).items()}
     if any(name != f"LABEL_{number}" for number, name in labels.items()):
         names = [labels[number] for number in sorted(labels)]

@@ -1,5 +1,6 @@
 """Convert arrays between our format and those of other projects, by the tables."""
 
+import itertools
 import math
 import re
 
@@ -54,7 +55,8 @@ def describe(
     Args:
       name: the format.
       arrays: the canonical arrays.
-      known: settings from elsewhere; "data.image_size" is (height, width).
+      known: settings from elsewhere; "data.image_size" is (height, width), and "image_sides" are
+        those that the positions may be of.
       source: the file, for messages.
 
     Returns:
@@ -72,7 +74,7 @@ def describe(
         raise UserError(
             f"{source} has patches of {patch}x{other_side} pixels, which are not square"
         )
-    grid, sides = None, known.get("data.image_size")
+    grid, sides = None, known.get("image_sides", [None])
     if name != "npz" and POSITIONS not in found:
         raise UserError(
             f"{source} has no position embedding, such as DINOv3 and other ViTs with rotary "
@@ -81,7 +83,7 @@ def describe(
     if POSITIONS in found:
         prefixes = (0, int("cls" in found), ("cls" in found) + found.registers)
         grid = _grid(found.get(POSITIONS, 3).shape[1], prefixes, patch, sides, source)
-    image_side = sides and sides[0]
+    image_side = sides[0] and sides[0][0]
     heads = found.get(f"{QKV}/kernel", 3).shape[1] if name == "npz" else None
     norm = re.escape(found.rows[f"{NORM_0}/scale"][0]).replace(r"\{i\}", r"\d+")
     num_classes = found.length("head/bias")
@@ -198,16 +200,19 @@ def _key(key, i, part):
 
 
 def _grid(tokens, prefixes, patch, sides, source):
-    """Compute the rows and columns of a position table; without `sides`, it must be square.
+    """Compute the rows and columns of a position table.
 
-    `prefixes` are the possible numbers of positions before those of the patches.
+    Args:
+      prefixes: the possible numbers of positions before those of the patches.
+      sides: the possible (height, width) of images; None: square.
     """
-    for patches in (max(0, tokens - prefix) for prefix in prefixes):
-        if sides is None and math.isqrt(patches) ** 2 == patches:
+    for side, prefix in itertools.product(sides, prefixes):
+        patches = max(0, tokens - prefix)
+        if side is None and math.isqrt(patches) ** 2 == patches:
             return math.isqrt(patches), math.isqrt(patches)
-        if sides is not None and (sides[0] // patch) * (sides[1] // patch) == patches:
-            return sides[0] // patch, sides[1] // patch
-    what = "a square image" if sides is None else f"{sides[0]}x{sides[1]} pixels"
+        if side is not None and (side[0] // patch) * (side[1] // patch) == patches:
+            return side[0] // patch, side[1] // patch
+    what = f"{sides[0][0]}x{sides[0][1]} pixels" if sides[0] else "a square image"
     raise UserError(
         f"{source} has {tokens} positions, which are not those of {what} in patches of "
         f"{patch}x{patch} pixels: give image_size as height and width"

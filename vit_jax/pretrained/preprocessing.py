@@ -143,6 +143,8 @@ def read_processor(pre: dict, model_type: str | None, path: pathlib.Path) -> dic
       model_type: of transformers; selects the class if the file does not name it.
       path: of the file, for messages.
 
+    Returns settings, and "processor_side", that of the images.
+
     Raises:
       UserError: it is unsupported, or lacks an entry and its class is unknown.
     """
@@ -163,7 +165,7 @@ def read_processor(pre: dict, model_type: str | None, path: pathlib.Path) -> dic
     if not fraction or math.floor(crop / fraction + 1e-9) != resized:
         fraction = crop_fraction(crop, resized)
     names = {number: name for name, number in RESAMPLE.items()}
-    found = _settings(fraction, mode, names[pre["resample"]])
+    found = _settings(fraction, mode, names[pre["resample"]]) | {"processor_side": crop}
     if not pre.get("do_normalize", True):
         return found | {"data.mean": (0.0,), "data.std": (1.0,)}
     statistics = {f"data.{key}": pre[f"image_{key}"] for key in ("mean", "std")}

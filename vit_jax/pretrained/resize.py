@@ -5,8 +5,7 @@ Every rule is linear and separable: a matrix [new, old] for each side of the gri
 
 import numpy as np
 
-# Rules for position embeddings, by format; "timm" for the others.
-RULES = {
+_RULES = {
     **{"npz": "official", "torchvision": "torchvision"},
     **dict.fromkeys(("hf", "hf_dinov2", "hf_clip"), "hf"),
 }
@@ -15,7 +14,25 @@ RULE_NAMES = {
     "timm": "bicubic with antialiasing, timm's rule",
     "hf": "bicubic without antialiasing, Hugging Face's rule",
     "torchvision": "bicubic between aligned corners, torchvision's rule",
+    "siglip2": "linear with antialiasing, the rule of SigLIP 2",
 }
+
+
+def rule_of(name: str, project: str | None, has_registers: bool) -> str:
+    """Choose the rule of RULE_NAMES for position embeddings: that of the code of the weights.
+
+    Args:
+      name: the format.
+      project: as in `preprocessing.usual`.
+      has_registers: of DINOv2, whose code antialiases the positions of models with registers only.
+    """
+    if project in ("siglip2", "siglip2_vision_model"):
+        return "siglip2"
+    if name == "hf_dinov2" and has_registers:
+        return "timm"
+    if project == "official":  # of DeiT, DINO, DINOv2 and MAE
+        return "timm" if has_registers else "hf"
+    return _RULES.get(name, "timm")
 
 
 def resize_matrix(rule: str, new: int, old: int) -> np.ndarray:
@@ -25,16 +42,17 @@ def resize_matrix(rule: str, new: int, old: int) -> np.ndarray:
     google-research/vision_transformer. "timm" is PyTorch's bicubic interpolation with
     antialias=True (a = -0.5, the kernel widened where the grid shrinks), "hf" that without
     (a = -0.75, the border repeated), "torchvision" the latter with align_corners=True, as in
-    interpolate_embeddings of torchvision.
+    interpolate_embeddings of torchvision. "siglip2" is PyTorch's bilinear interpolation with
+    antialias=True.
     """
     places = (np.arange(new) + 0.5) * old / new - 0.5
     if rule in ("official", "torchvision"):
         places = np.arange(new) * ((old - 1) / max(1, new - 1))
     if rule == "official":
         return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(old)))
-    if rule == "timm":
-        widen = max(1.0, old / new)
-        weights = _cubic((places[:, None] - np.arange(old)) / widen, -0.5)
+    if rule in ("timm", "siglip2"):
+        x = (places[:, None] - np.arange(old)) / max(1.0, old / new)
+        weights = _cubic(x, -0.5) if rule == "timm" else np.maximum(0, 1 - np.abs(x))
         return weights / weights.sum(1, keepdims=True)
     matrix, first = np.zeros((new, old)), np.floor(places).astype(int)
     for offset in range(-1, 3):
