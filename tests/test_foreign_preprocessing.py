@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import golden_files
 import pytest
 import safetensors.numpy
 from golden_files import GOLDEN
@@ -142,6 +143,20 @@ def test_preprocessing_of_names_in_the_registry_of_timm(name, width, mean, crop,
     assert found["model.num_heads"] == width // (
         72 if width == 1152 else 80 if width == 1280 else 64
     )
+
+
+def test_preprocessing_of_resnets_in_the_registry_of_timm(tmp_path):
+    path = golden_files.copy(tmp_path, "resnet18/model.safetensors")
+    for name, expected in (
+        ("resnet18-f37072fd", (224, 0.875, "bilinear")),
+        ("resnet18.a1_in1k", (224, 0.95, "bicubic")),
+        ("resnet18.a3_in1k", (160, 0.95, "bicubic")),
+        ("resnet18.gluon_in1k", (224, 0.875, "bicubic")),
+    ):
+        path = path.rename(path.with_name(f"{name}.safetensors"))
+        found = pretrained.convert(path, {}).info["settings"]
+        keys = ("data.image_size", "data.eval_crop", "data.interpolation")
+        assert tuple(map(found.get, keys)) == expected, name
 
 
 def test_assumed_settings_are_printed_once_where_a_file_is_read(tmp_path, capsys):

@@ -117,6 +117,12 @@ _DEFAULT_TAGS = {
     r"_reg\d_gap": "sbb",
     r"(huge|giant)_patch\d+_gap|small_patch8": "dino",  # or I-JEPA, which has its mean
 }
+_BICUBIC = {"data.interpolation": "bicubic"}
+_RESNETS = {
+    r"\.a[12]_in1k": _BICUBIC | {"data.eval_crop": 0.95},
+    r"\.a3_in1k": _BICUBIC | {"data.eval_crop": 0.95, "data.image_size": 160},
+    r"\.gluon_in1k": _BICUBIC,
+}
 # {format: {pattern of a key: project that wrote the file, see `preprocessing.usual`}}.
 _PROJECTS = {
     "npz": {r"^(params/|pos_embedding$)": "big_vision"},
@@ -274,8 +280,11 @@ def refuse_names(names: Iterable[str], source: pathlib.Path) -> None:
             )
 
 
-def check_resnet(names: Iterable[str], source: pathlib.Path) -> None:
-    """Raise UserError unless a name is that of a ResNet18, whose arrays resnetblur18 shares."""
+def resnet_facts(names: Iterable[str], source: pathlib.Path) -> dict[str, Any]:
+    """Derive settings from the name of a ResNet18, as `facts` of a ViT.
+
+    Raises UserError unless a name is that of a ResNet18, whose arrays resnetblur18 shares.
+    """
     names = [name for name in names if "resnet" in name]
     if not names:
         raise UserError(
@@ -284,6 +293,7 @@ def check_resnet(names: Iterable[str], source: pathlib.Path) -> None:
         )
     if not re.search(r"(^|[^a-z])resnet18([^a-z]|$)", names[0]):
         raise UserError(f"{source} is {names[0]}, which is not supported: use {SUPPORTED}")
+    return _first(_RESNETS, names[0]) or {}
 
 
 def needed(name: str, settings: dict, has_no_table: bool, is_big_vision: bool) -> list[str]:

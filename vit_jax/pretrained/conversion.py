@@ -170,7 +170,7 @@ def _known(name, arrays, side, given, source):
     titles = (known.get("architecture"), source.stem, source.absolute().parent.name)
     titles = [title for title in titles if isinstance(title, str)]
     if name == "resnet18":
-        architectures.check_resnet(titles, source)
+        known = architectures.resnet_facts(titles, source) | known
     elif name == "timm":
         architectures.refuse_names(titles, source)
         width = len(arrays["patch_embed.proj.weight"])
