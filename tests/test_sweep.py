@@ -6,13 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_configs import make_config
 from tiny_sweep import summary, write_metrics
 
-from vit_jax.evaluation.differences import add_differences, paired_difference
+from vit_jax.evaluation.differences import (
+    add_differences,
+    compare_test_images,
+    paired_difference,
+)
 from vit_jax.evaluation.evaluate import make_report
 from vit_jax.evaluation.metrics import kernel_magnitudes
 from vit_jax.report import Sweep, results_table, write_figures, write_report
-from vit_jax.report.table import legend, orders
+from vit_jax.report.table import cross_validations, legend, orders
 from vit_jax.training.sweep import make_row
 
 
@@ -86,6 +91,34 @@ def test_differences_are_paired_by_seed():
     assert one == {"mean": pytest.approx(0.05), "low": None, "high": None, "pairs": 1}
     other = paired_difference(make_row("f", {}, [summary(7, 0.85)]), best)
     assert other == {"mean": pytest.approx(0.05), "low": None, "high": None, "pairs": 0}
+
+
+def test_variants_tested_on_different_images_are_not_compared():
+    tests = {"a": (0.9, 0.8), "b": (0.5, 0.4), "c": (0.7, 0.6)}
+    rows = [make_row(k, {}, [summary(i, x) for i, x in enumerate(v)]) for k, v in tests.items()]
+    rows[0]["val_accuracy"]["mean"] = 0.95
+    seeds = {"a": 0, "b": 1, "c": 0}
+    configs = {name: make_config(data__split_seed=seed) for name, seed in seeds.items()}
+    assert compare_test_images(rows, configs) == []
+    add_differences(rows)
+    assert [row["test_images"] for row in rows] == [0, 1, 0]
+    assert ["difference" in row for row in rows] == [False, False, True]
+    assert "tested on different images are not compared" in legend(rows, [0, 1], "best")
+    assert orders(rows[:2], {"paper": ""})["this run"] == "a 85.0, b 45.0"
+    same = [make_row("a", {}, [summary(0, 0.9)])]
+    assert compare_test_images(same, configs) == [] and "test_images" not in same[0]
+
+
+def test_folds_are_a_cross_validation():
+    rows = [make_row(f"fold_{i}", {}, [summary(0, x)]) for i, x in enumerate((0.8, 0.6, 0.7))]
+    configs = {f"fold_{i}": make_config(data__num_folds=3, data__fold=i) for i in range(3)}
+    (found,) = compare_test_images(rows, configs)
+    assert found["variants"] == ["fold_0", "fold_1", "fold_2"]
+    assert found["test_accuracy"]["mean"] == pytest.approx(0.7)
+    assert found["test_accuracy"]["std"] == pytest.approx(0.1)
+    (sentence,) = cross_validations({"cross_validation": [found]})
+    assert "fold_0 to fold_2: test accuracy 70.00 ± 10.00 %, mean" in sentence
+    assert compare_test_images(rows[:2], configs) == []  # a fold is missing
 
 
 def test_a_published_order_is_compared_with_a_ladder_from_the_bottom():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -25,6 +26,9 @@ SPLIT_KEYS = ("train_split", "val_split", "test_split", "val_size", "test_size",
 SPLIT_KEYS += ("num_folds", "fold")
 SUBSET_KEYS = ("train_examples", "val_examples", "test_examples", "examples_per_class")
 SUBSET_KEYS += ("imbalance_ratio",)
+# Those that choose no test images, unless folds divide the training images.
+_NOT_OF_TEST = ("val_split", "val_size", "val_examples", "train_examples", "examples_per_class")
+_NOT_OF_TEST += ("imbalance_ratio",)
 # Another image of an example, or another label after the split, leaves it in its split.
 _NEUTRAL = ("image_column", "image_key", "relabel")
 
@@ -181,6 +185,13 @@ def only_split(source: Source) -> str:
     if [source.train_split] != source.split_names:
         return ""
     return next((one for one in ("test", "val") if find_split(one, source.split_names)), "")
+
+
+def choice_of_images(data: Mapping[str, Any], split: str = "test") -> str:
+    """Describe the settings of `config.data` that choose the images of a split, for comparison."""
+    keys = ("name", "dir", *LAYOUT_KEYS, *READING_KEYS, *SPLIT_KEYS, *SUBSET_KEYS)
+    left_out = _NOT_OF_TEST if split == "test" and not data["num_folds"] else ()
+    return json.dumps([data[key] for key in keys if key not in left_out])
 
 
 def differing_splits(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -1,11 +1,14 @@
 """Differences between variants, paired by seed."""
 
+import json
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from vit_jax.evaluation.labels import score_of
+from vit_jax.config import Config, flatten
+from vit_jax.data.splits import choice_of_images
+from vit_jax.evaluation.labels import metric_of, score_of
 
 
 def paired_difference(row: dict, other: dict) -> dict:
@@ -34,7 +37,8 @@ def add_differences(rows: list[dict], ladder: Sequence[str] = ()) -> None:
     """Add to rows of results.json their "difference" from the best by validation accuracy.
 
     Its key "from" names the best variant, whose own row gets none. In a ladder, the difference is
-    that from the rung before, and none where that is missing; "ladder" marks the rows.
+    that from the rung before, and none where that is missing; "ladder" marks the rows. Variants
+    with another "test_images" have no difference.
 
     Args:
       rows: changed in place.
@@ -42,13 +46,49 @@ def add_differences(rows: list[dict], ladder: Sequence[str] = ()) -> None:
     """
     best = max(rows, key=lambda row: score_of(row, "val")["mean"])
     found = {row["variant"]: row for row in rows}
+    choice = {name: row.get("test_images") for name, row in found.items()}
     from_best = ((name, best["variant"]) for name in found)
     for name, before in zip(ladder[1:], ladder, strict=False) if ladder else from_best:
-        if name != before and name in found and before in found:
+        both = name in found and before in found
+        if name != before and both and choice[name] == choice[before]:
             row, other = found[name], found[before]
             row["difference"] = {"from": other["variant"]} | paired_difference(row, other)
     for row in rows if ladder else ():
         row["ladder"] = True
+
+
+def compare_test_images(rows: list[dict], configs: dict[str, Config]) -> list[dict]:
+    """Note in rows of results.json which ones were tested on different images.
+
+    Args:
+      rows: changed in place: each gets a number as "test_images", equal for equal images, unless
+        all have the same.
+      configs: of all variants.
+
+    Returns:
+      Cross-validations: of each group of variants that differ in `data.fold` only, with every fold,
+      {"variants", and the key of the test score: {"mean", "std", "values"} of the folds}.
+    """
+    data = {row["variant"]: configs[row["variant"]].data for row in rows}
+    choices = {name: choice_of_images(one) for name, one in data.items()}
+    if len(distinct := list(dict.fromkeys(choices.values()))) > 1:
+        for row in rows:
+            row["test_images"] = distinct.index(choices[row["variant"]])
+    groups = {}
+    for row in rows if any(one.num_folds for one in data.values()) else ():
+        flat = {k: v for k, v in flatten(configs[row["variant"]]).items() if k != "data.fold"}
+        groups.setdefault(json.dumps(flat), []).append(row)
+    key = f"test_{metric_of(rows[0])}"
+    found = []
+    for group in groups.values():
+        first = data[group[0]["variant"]]
+        folds = {data[row["variant"]].fold for row in group}
+        if first.num_folds == len(folds) == len(group):
+            means = [row[key]["mean"] for row in group]
+            score = {"mean": float(np.mean(means)), "std": float(np.std(means, ddof=1))}
+            names = [row["variant"] for row in group]
+            found.append({"variants": names, key: score | {"values": means}})
+    return found
 
 
 def contains_zero(difference: dict) -> bool:

@@ -1,6 +1,5 @@
 """Images of a dataset that figures show: of given classes, at random, or by index."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,27 +8,14 @@ import numpy as np
 from vit_jax.data import checks
 from vit_jax.data.examples import describe_label
 from vit_jax.data.sources import open_source
-from vit_jax.data.splits import (
-    LAYOUT_KEYS,
-    READING_KEYS,
-    SPLIT_KEYS,
-    SUBSET_KEYS,
-    make_splits,
-    one_of_each,
-)
+from vit_jax.data.splits import choice_of_images, make_splits, one_of_each
 from vit_jax.runtime.errors import UserError
-
-# Settings that choose only training and validation images.
-_NOT_OF_TEST = ("val_split", "val_size", "val_examples", "train_examples", "examples_per_class")
-_NOT_OF_TEST += ("imbalance_ratio",)
 
 
 def check_same_images(models: Sequence[Any], split: str = "test") -> None:
     """Raise UserError if the settings of `Classifier`s choose different images for a split."""
-    keys = ["name", "dir", *LAYOUT_KEYS, *READING_KEYS, *SPLIT_KEYS, *SUBSET_KEYS]
-    if split == "test" and not models[0].config.data.num_folds:
-        keys = [key for key in keys if key not in _NOT_OF_TEST]
-    if len({json.dumps([m.class_names, *map(m.config.data.get, keys)]) for m in models}) > 1:
+    choices = {(*m.class_names, choice_of_images(m.config.data, split)) for m in models}
+    if len(choices) > 1:
         raise UserError("the runs were tested on different images: give --images FILE...")
 
 

@@ -44,6 +44,17 @@ def diverged(results: dict) -> str:
     return f"Not in the table, {why}: {names}." if names else ""
 
 
+def cross_validations(results: dict) -> list[str]:
+    """Describe the score over all folds of each cross-validation, as a sentence."""
+    found = []
+    for one in results.get("cross_validation", ()):
+        names, metric = one["variants"], METRICS[metric_of(one)]
+        text = f"Cross-validation, {names[0]} to {names[-1]}: test {metric} "
+        text += f"{percent(score_of(one, 'test'))} %, mean ± standard deviation over folds."
+        found.append(text)
+    return found
+
+
 def early_stops(summaries: dict[str, list[dict]]) -> list[str]:
     """Describe each run that stopped early, and why, as a sentence."""
     return [
@@ -72,6 +83,8 @@ def legend(rows: list[dict], seeds: list[int], select: str) -> str:
     )
     if any("difference" in row for row in rows):
         text += " " + _difference_legend(rows)
+    if any("test_images" in row for row in rows):
+        text += " Variants that are tested on different images are not compared."
     if any(row.get("pflop") is not None for row in rows):
         text += (
             " GFLOP/image: matrix products and convolutions of training on an image, 10⁹ "
@@ -125,8 +138,8 @@ def published_head(rows: list[dict]) -> tuple[str, str]:
 def orders(rows: list[dict], published: dict[str, str]) -> dict[str, str]:
     """Append our order, such as "a 81.0 ≈ b 80.5 > c 70.1", to the published ones, if any.
 
-    Neighbours are compared: "≈" where the interval of their difference contains 0. With one seed,
-    of which no order follows, commas separate them.
+    Neighbours are compared: "≈" where the interval of their difference contains 0. With one seed
+    or other test images, of which no order follows, commas separate them.
     """
     if not published:
         return {}
@@ -135,8 +148,9 @@ def orders(rows: list[dict], published: dict[str, str]) -> dict[str, str]:
         if before is not None:
             difference = paired_difference(row, before)
             sign = " > " if difference["mean"] < 0 else " < "  # "<" on a ladder only
-            alone = difference["low"] is None
-            text += " ≈ " if contains_zero(difference) else ", " if alone else sign
+            images = [one.get("test_images") for one in (row, before)]
+            alone = difference["low"] is None or images[0] != images[1]
+            text += ", " if alone else " ≈ " if contains_zero(difference) else sign
         text += f"{row['variant']} {100 * score_of(row, 'test')['mean']:.1f}"
         before = row
     return published | {"this run": text}

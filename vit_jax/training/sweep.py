@@ -17,7 +17,7 @@ import numpy as np
 from vit_jax.config import Config, flatten, with_overrides
 from vit_jax.config.loading import Experiment
 from vit_jax.data import load_data
-from vit_jax.evaluation.differences import add_differences
+from vit_jax.evaluation.differences import add_differences, compare_test_images
 from vit_jax.evaluation.labels import METRICS, metric_of, score_of
 from vit_jax.runtime import processes, sharding
 from vit_jax.runtime.errors import Diverged, UserError, join_names, single_line
@@ -102,8 +102,9 @@ def run_sweep(
     elif processes.is_first():
         variants = experiment.variants
         rows = [make_row(name, variants.get(name, {}), found) for name, found in summaries.items()]
+        folds = compare_test_images(rows, configs)
         add_differences(rows, experiment.ladder)
-        results = _write_results(workdir, experiment.name, rows, arguments, list(diverged))
+        results = _write_results(workdir, experiment.name, rows, arguments, list(diverged), folds)
         with stop.immediate():
             finished = {name: configs[name] for name in summaries}
             published = experiment.published
@@ -136,9 +137,11 @@ def _train_variants(runner, configs, teachers):
     return summaries, diverged
 
 
-def _write_results(workdir, experiment, rows, arguments, diverged):
+def _write_results(workdir, experiment, rows, arguments, diverged, folds):
     """Write results.json, and return its contents."""
     results = {"experiment": experiment, "rows": rows}
+    if folds:
+        results["cross_validation"] = folds
     if diverged:
         results["diverged"] = diverged
     if arguments:
