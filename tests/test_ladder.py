@@ -7,7 +7,7 @@ import vit_jax
 from vit_jax.config import flatten
 from vit_jax.config.loading import select_variants
 from vit_jax.evaluation.differences import add_differences
-from vit_jax.training.sweep import make_row
+from vit_jax.training.rows import make_row
 from vit_jax.training.variants import make_variants
 
 SHORT = {

@@ -11,7 +11,7 @@ from markupsafe import escape
 from tiny_sweep import NASTY, make_sweep, summary, write_explanation, write_sweep
 
 from vit_jax.report import Sweep, write_report
-from vit_jax.training.sweep import make_row
+from vit_jax.training.rows import make_row
 
 VOID = {"meta", "link", "img", "br", "hr"}
 

@@ -34,9 +34,9 @@ from vit_jax.storage import checkpoint, run_folder
 from vit_jax.storage.writers import read_jsonl
 from vit_jax.training import clock, optim
 from vit_jax.training.hooks import Hooks
+from vit_jax.training.rows import make_row
 from vit_jax.training.setup import make_setup, one_image
 from vit_jax.training.step import make_init, make_train_step
-from vit_jax.training.sweep import make_row
 from vit_jax.training.variants import make_variants
 
 RESNET = dict(model__name="resnet18", augment__kind="none")
@@ -90,6 +90,14 @@ def test_the_checksum_of_initial_weights_decides_not_their_path(weights, tmp_pat
     for other in (str(weights[1]), str(moved), ""):
         with pytest.raises(UserError, match=rf"present ones \({other or 'no init_from'}\)"):
             run(runs, init_from=other, train__epochs=2.0, **rates)
+
+
+def test_new_seeds_are_not_averaged_with_lengthened_ones(weights):
+    """Their learning rate decays once, that of a lengthened run twice."""
+    with pytest.raises(
+        UserError, match="seed_0 is a shorter run that is lengthened, .* seed_1 wou"
+    ):
+        run(weights[0].parents[1], train__epochs=2.0, train__num_seeds=2)
 
 
 def test_stages_of_earlier_versions_are_read(tmp_path):

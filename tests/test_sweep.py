@@ -18,7 +18,7 @@ from vit_jax.evaluation.evaluate import make_report
 from vit_jax.evaluation.metrics import kernel_magnitudes
 from vit_jax.report import Sweep, results_table, write_figures, write_report
 from vit_jax.report.table import cross_validations, legend, orders
-from vit_jax.training.sweep import make_row
+from vit_jax.training.rows import make_row
 
 
 def test_mean_and_std_over_seeds():

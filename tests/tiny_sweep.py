@@ -8,7 +8,7 @@ from PIL import Image
 from vit_jax.evaluation.differences import add_differences
 from vit_jax.evaluation.evaluate import make_report
 from vit_jax.report import Sweep, write_figures, write_report
-from vit_jax.training.sweep import make_row
+from vit_jax.training.rows import make_row
 
 NASTY = "<script>alert('&\"')</script>$\\frac{$"  # for browsers and for matplotlib
 

@@ -57,6 +57,7 @@ class ReportHooks(Hooks):
     def on_sweep_end(self, workdir, results, summaries, published, configs, arguments):
         """Write table, charts and report.html; explain the best runs; print the table."""
         from vit_jax.report import Sweep, write_report
+        from vit_jax.report.table import cross_validations
 
         print_line("writing the report")
         selects = {config.train.select for config in configs.values()}
@@ -71,7 +72,8 @@ class ReportHooks(Hooks):
         else:
             if any(drawn):
                 write_report(sweep)
-        print_line(f"\n{table}\n\nreport: {workdir / 'report.html'}")
+        lines = [table, *cross_validations(results), f"report: {workdir / 'report.html'}"]
+        print_line("\n" + "\n\n".join(lines))
 
 
 def _draw_mistakes(sweep, configs):

@@ -1,7 +1,6 @@
 """Every variant and seed of an experiment, and the table that compares them."""
 
 import contextlib
-import datetime
 import functools
 import json
 import math
@@ -12,13 +11,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 
-import numpy as np
-
 from vit_jax.config import Config, flatten, with_overrides
 from vit_jax.config.loading import Experiment
 from vit_jax.data import load_data
 from vit_jax.evaluation.differences import add_differences, compare_test_images
-from vit_jax.evaluation.labels import METRICS, metric_of, score_of
 from vit_jax.runtime import processes, sharding
 from vit_jax.runtime.errors import Diverged, UserError, join_names, single_line
 from vit_jax.runtime.files import read_json, warn, write_atomically
@@ -31,6 +27,7 @@ from vit_jax.training.features import FeatureCache
 from vit_jax.training.hooks import Hooks
 from vit_jax.training.loop import train
 from vit_jax.training.parameters import ParameterTables
+from vit_jax.training.rows import describe_run, describe_seeds, make_row
 from vit_jax.training.seeds import seed_groups
 from vit_jax.training.setup import input_identity, make_setup
 
@@ -179,18 +176,36 @@ def _check_runs(workdir, configs, teachers):
                 )
         flat = flatten(config)
         paths = {key: run_folder.input_path(flat, key) for key in run_folder.INPUTS}
+        new, longer = [], []
         for seed, folder in _folders(workdir, name, config).items():
             for key, path in paths.items():
                 known = flat[key] and path not in unfinished
                 identity = input_identity(key, path) if known else None
                 run_folder.check_input(folder, config, key, identity)
-            if run_folder.read_summary(folder, config, seed) is None and _is_finished(folder):
+            summary = run_folder.read_summary(folder, config, seed)
+            if summary is None and _is_finished(folder):
                 lengthened.add(folder)
+            if folder in lengthened or "stages" in (summary or {}):
+                longer.append(folder)
+            elif run_folder.read_config(folder) is None:
+                new.append(folder)
             if teacher is not None and teacher in lengthened and run_folder.saved_steps(folder):
                 raise UserError(
                     f"{folder} learns from variant {teacher.parent.name}, whose training would "
                     "be lengthened: choose another --workdir"
                 )
+        if new and longer:
+            _check_lengths(config, new[0], longer[0])
+
+
+def _check_lengths(config, new, longer):
+    """Raise UserError if a new run would not be like one that is lengthened: it decays twice."""
+    if config.optim.schedule not in ("constant", "reduce_on_plateau"):
+        raise UserError(
+            f"{longer} is a shorter run that is lengthened, with a second decay of its learning "
+            f"rate, but {new} would be trained at once: train all seeds at the shorter length "
+            "first, or choose another --workdir"
+        )
 
 
 def _is_finished(folder):
@@ -203,29 +218,6 @@ def _folders(workdir, name, config):
     """Map the seeds of a variant to the folders of its runs."""
     seeds = range(config.seed, config.seed + config.train.num_seeds)
     return {seed: run_folder.run_path(workdir, name, seed) for seed in seeds}
-
-
-def make_row(name: str, overrides: dict, summaries: list[dict]) -> dict:
-    """Make a variant's row of results.json from its seeds' summaries."""
-    row = {"variant": name, "overrides": overrides, "seeds": [s["seed"] for s in summaries]}
-    row |= {key: summaries[0][key] for key in ("num_params", "num_trainable_params")}
-    for key in (f"{split}_{metric_of(summaries[0])}" for split in ("train", "val", "test")):
-        values = [summary[key] for summary in summaries]
-        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        row[key] = {"mean": float(np.mean(values)), "std": std, "values": values}
-    for key in ("gflop_per_image", "pflop", "wall_seconds", "images_per_second"):
-        values = [s[key] for s in summaries if s.get(key) is not None]  # earlier versions lack some
-        row[key] = float(np.mean(values)) if values else None
-    if reused := [s["reused_from"] for s in summaries if "reused_from" in s]:
-        row["reused_from"] = reused
-    stages = [stage for summary in summaries for stage in summary.get("stages", [])]
-    if stages:  # of a run that was lengthened
-        row |= {"epochs": summaries[0]["epochs"], "stages": []}
-        for epochs in sorted({stage["epochs"] for stage in stages}):
-            same = [stage for stage in stages if stage["epochs"] == epochs]
-            if len(same) == len(summaries):  # else it was not the length of all seeds
-                row["stages"].append(make_row(name, overrides, same) | {"epochs": epochs})
-    return row
 
 
 class _Runner:
@@ -286,7 +278,7 @@ class _Runner:
                 if unfinished:
                     self._train(name, config, unfinished, summaries, start)
             if len(summaries) > 1:
-                print(f"{name}: {_describe_seeds(list(summaries.values()))}", flush=True)
+                print(f"{name}: {describe_seeds(list(summaries.values()))}", flush=True)
         return list(summaries.values())
 
     def _train(self, name, config, folders, summaries, start):
@@ -310,7 +302,7 @@ class _Runner:
             summaries |= zip(group, found, strict=True)
             start = None  # other seeds do not compile again
             for summary in found:
-                print(_describe_run(summary), flush=True)
+                print(describe_run(summary), flush=True)
             with self._stop.immediate():
                 for folder in group.values() if processes.is_first() else ():
                     self._hooks.on_run_end(folder)
@@ -368,21 +360,3 @@ class _Runner:
         self._init_from = config.init_from or self._init_from
         config = with_overrides(config, data.decided, "the data")
         return make_setup(config, data, self.mesh)
-
-
-def _describe_run(summary):
-    """Describe the result of a finished run in a line."""
-    metric = METRICS[metric_of(summary)]
-    parts = [f"{split} {metric} {score_of(summary, split):.4f}" for split in ("val", "test")]
-    parts.append(f"wall time {datetime.timedelta(seconds=round(summary['wall_seconds']))}")
-    if summary["images_per_second"] is not None:
-        parts.append(f"{summary['images_per_second']:,.0f} images/s")
-    return f"{summary['name']} seed {summary['seed']}: finished, {', '.join(parts)}"
-
-
-def _describe_seeds(summaries):
-    """Describe the accuracies of a variant's seeds in a line."""
-    row = make_row("", {}, summaries)
-    found = {f"{k} {METRICS[metric_of(row)]}": score_of(row, k) for k in ("val", "test")}
-    parts = (f"{k} {one['mean']:.4f} ± {one['std']:.4f}" for k, one in found.items())
-    return f"{len(summaries)} seeds finished, {', '.join(parts)} (mean ± std)"
