@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_configs import make_config
 from tiny_datasets import CLASSES, levels, make_folder, settings
 from tiny_images import save_image
+from tiny_runs import run_configs
 
 from vit_jax.data import load_data
+from vit_jax.data.folders import is_class_folder
 from vit_jax.data.images import IMAGE_SUFFIXES
 from vit_jax.data.sources import open_source
 from vit_jax.data.splits import make_splits
@@ -224,3 +227,17 @@ def test_an_invalid_folder_is_refused(tmp_path, make, keys, message):
     config = settings(**({"name": "folder", "dir": str(tmp_path)} | keys))
     with pytest.raises(UserError, match=message):
         make_splits(open_source(config), config)
+
+
+def test_the_runs_of_a_sweep_do_not_become_a_class(tmp_path):
+    inside, data = tmp_path / "photos" / "runs", {"name": "folder", "dir": str(tmp_path / "photos")}
+    make_folder(tmp_path / "photos")
+    config = make_config(**{f"data__{key}": value for key, value in data.items()})
+    for workdir in (inside, inside.parent):
+        with pytest.raises(UserError, match="lies among the class folders of data.dir=.*photos"):
+            run_configs({"base": config}, workdir)
+    assert not inside.exists()
+    assert not is_class_folder(tmp_path / "runs", settings(**data))
+    make_folder(tmp_path / "split", ("train", "test"))  # where only the folders of splits count
+    split = settings(**data | {"dir": str(tmp_path / "split")})
+    assert not is_class_folder(tmp_path / "split" / "runs", split)

@@ -8,6 +8,7 @@ from vit_jax.config.schema import SCHEMA
 from vit_jax.data.sources import open_source
 from vit_jax.data.splits import (
     LAYOUT_KEYS,
+    PIXEL_KEYS,
     READING_KEYS,
     SPLIT_KEYS,
     SUBSET_KEYS,
@@ -65,9 +66,7 @@ def test_settings_that_split_a_dataset_differently_are_found(tmp_path):
 
 
 def test_every_setting_of_the_data_has_one_part_in_the_choice_of_images():
-    pixels = {"image_size", "stored_size", "resize_mode", "interpolation", "scaled_decoding"}
-    pixels |= {"eval_crop", "channels", "background", "level_range", "mean", "std"}
-    keys = [*LAYOUT_KEYS, *READING_KEYS, *SPLIT_KEYS, *SUBSET_KEYS, *pixels, "name"]
+    keys = [*LAYOUT_KEYS, *READING_KEYS, *SPLIT_KEYS, *SUBSET_KEYS, *PIXEL_KEYS, "name"]
     choosing = [
         key.removeprefix("data.")
         for key, setting in SCHEMA.items()

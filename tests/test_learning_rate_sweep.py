@@ -74,6 +74,9 @@ def test_variants_and_their_teachers_are_swept(config):
     end = {"optim.end_learning_rate": 1e-5}  # which the variants do not set
     given = vit_jax.sweep_learning_rate(load_config("two.py", end), factor=10)
     make_variants(given.config, given.variants, set(given.given))
+    again = vit_jax.sweep_learning_rate(load_config("two.py", {"optim.learning_rate": 0.03}))
+    assert "deep_lr_0.09" in again.variants  # as the command suggests at the end of the range
+    make_variants(again.config, again.variants, set(again.given))
 
 
 def test_the_command_names_the_best_by_validation_accuracy(config, one_device, no_figures, capsys):

@@ -267,6 +267,9 @@ def test_predictions_of_several_labels_are_written_and_not_sorted(trained, tmp_p
     assert np.mean(right) > 0.8
     assert predict([*arguments, f"--sort-into={tmp_path / 'sorted'}"]) == 1
     assert "use --csv" in capsys.readouterr().err
+    for row in rows:  # of the labels that apply, none or several
+        names = list(filter(None, row["predicted"].split(";")))
+        assert row["probability"] == ";".join(row[name] for name in names)
     assert suspects([str(trained)]) == 1
     assert "several labels per image" in capsys.readouterr().err
 

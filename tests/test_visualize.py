@@ -8,6 +8,7 @@ from golden_files import GOLDEN
 from PIL import Image
 from tiny_weights import save_weights
 
+from vit_jax import plots
 from vit_jax.cli import visualize
 from vit_jax.explanation.figures import Viewer
 from vit_jax.explanation.model import Model
@@ -39,6 +40,30 @@ def test_contact_sheet_of_a_variant_called_original(tmp_path):
     with Image.open(path) as image:
         dark = np.asarray(image.convert("L")) < 20
     assert (np.diff((dark.mean(0) > 0.05).astype(int)) > 0).sum() >= 3  # columns
+
+
+def test_contact_sheet_shows_the_pixels_of_every_variant(tmp_path, monkeypatch):
+    config = tmp_path / "sizes.py"
+    config.write_text(
+        "from vit_jax.config.presets import digits_vit as get_config\n"
+        "def sweep():\n"
+        '    return {"small": {"augment.kind": "baseline"}, "large": {"data.image_size": 16},\n'
+        '            "still": {}, "again": {"data.split_seed": 1}}\n'
+    )
+    drawn = {}
+    monkeypatch.setattr(
+        plots, "save_contact_sheet", lambda out, names, groups: drawn.update(groups)
+    )
+    flags = [f"--config={config}", f"--out={tmp_path / 'sheet.png'}", "--draws=3", "--rows=2"]
+    assert visualize.main(["augment", *flags]) == 0
+    assert {title: images.shape[1:4] for title, images in drawn.items()} == {
+        "original": (1, 8, 8),
+        "small": (3, 8, 8),
+        "large": (3, 16, 16),
+        "still": (3, 8, 8),
+    }
+    assert (drawn["still"] == drawn["original"]).all()
+    assert (drawn["small"] != drawn["original"]).any((2, 3, 4)).mean() > 0.5
 
 
 @pytest.mark.parametrize(

@@ -45,14 +45,14 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--out={args.out}: {args.out.parent} is not a folder")
     if args.folder and (others := [key for key in overrides if not key.startswith("data.")]):
         raise UserError(f"--config.{others[0]} has no effect on the check of a folder")
-    config = _data_config(args, overrides)
+    config, size_is_given = _data_config(args, overrides)
     from vit_jax.data.doctor import diagnose
     from vit_jax.data.sources import dataset_name
     from vit_jax.report.data_page import write_data_page
 
     name = dataset_name(config)
     print(single_line(f"checking {name}"), flush=True)
-    diagnosis = diagnose(config)
+    diagnosis = diagnose(config, size_is_given)
     for finding in diagnosis.findings:
         print(single_line(f"{finding.kind}: {finding.text}"))
     mean, std = (",".join(map(str, values)) for values in (diagnosis.mean, diagnosis.std))
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _data_config(args, overrides):
-    """Make the settings `config.data` of the arguments."""
+    """Make the settings `config.data` of the arguments; return whether they give the image size."""
     from vit_jax import config as settings
     from vit_jax.config.loading import load_config
     from vit_jax.config.rules_data import validate_data
@@ -77,10 +77,11 @@ def _data_config(args, overrides):
         given = {"data.name": "folder", "data.dir": args.folder} | overrides
         config = settings.with_overrides(settings.get_config(), given, "the command line")
     check_values(config)
-    if not config.data.image_size or (args.folder and "data.image_size" not in overrides):
+    is_open = not config.data.image_size or (args.folder and "data.image_size" not in overrides)
+    if is_open:
         config.data.image_size = _usual_side(config.data)
     validate_data(config)
-    return config.data
+    return config.data, not is_open
 
 
 def _usual_side(data_config):

@@ -109,10 +109,12 @@ def _write_files(classifier, paths, failed, args):
     from vit_jax.cli.prediction_files import ClassFolders, CsvFile
     from vit_jax.runtime.progress import Progress
 
-    if args.sort_into and classifier.config.data.multi_label:
-        raise UserError(
-            "--sort-into needs a model of one class per image, this one has several: use --csv"
-        )
+    several = classifier.config.data.multi_label
+    for flag, value in (("--sort-into", args.sort_into), ("--below", args.below)):
+        if several and value is not None:
+            raise UserError(
+                f"{flag} needs a model of one class per image, this one has several: use --csv only"
+            )
     count, names, outputs = 0, classifier.class_names, []
     with contextlib.ExitStack() as stack:
         if args.sort_into:

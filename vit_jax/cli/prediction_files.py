@@ -19,7 +19,8 @@ UNSURE = "unsure"  # folder of the images below `--below`
 class CsvFile:
     """A CSV file of class probabilities, which replaces an earlier one once it is complete.
 
-    Its columns are "image", "predicted", "probability" and the classes; with a limit, "unsure" too.
+    Its columns are "image", "predicted", "probability" (of that class; of several labels, of each)
+    and the classes; with a limit, "unsure" too.
     """
 
     def __init__(
@@ -51,8 +52,9 @@ class CsvFile:
         numbers, unsure = probabilities.tolist(), []
         if self._below is not None:
             unsure = ["yes" if max(numbers) < self._below else "no"]
-        predicted = ";".join(name for name, _ in self._labels_of(probabilities))
-        self._writer.writerow([path, predicted, max(numbers), *unsure, *numbers])
+        labels = self._labels_of(probabilities)
+        predicted, own = (";".join(str(one[i]) for one in labels) for i in (0, 1))
+        self._writer.writerow([path, predicted, own, *unsure, *numbers])
 
     def finish(self) -> None:
         """Give the file its name."""

@@ -272,28 +272,36 @@ def _draw_sheet(variants, rows, draws, out):
     from vit_jax.data.bands import show
     from vit_jax.data.examples import describe_label
     from vit_jax.data.sources import open_source
-    from vit_jax.data.splits import make_splits, one_of_each
+    from vit_jax.data.splits import PIXEL_KEYS, make_splits, one_of_each
 
-    distinct = {}  # variants with the same augmentation are drawn once
-    for name, config in variants.items():
-        distinct.setdefault(config.augment.to_json(), (name, config))
     config = next(iter(variants.values()))
-    splits = make_splits(open_source(config.data), config.data)
+    distinct, first = {}, config.data
+    for name, other in variants.items():  # the same images, as this variant stores them
+        other = other.copy_and_resolve_references()
+        pixels = {key: other.data[key] for key in PIXEL_KEYS}
+        other.data = first.copy_and_resolve_references()
+        other.data.update(pixels)
+        distinct.setdefault(other.augment.to_json() + other.data.to_json(), (name, other))
+    splits = make_splits(open_source(first), first)
     labels = splits.train.labels
     classes = checks.present(labels)  # of which `rows` are chosen, evenly
     classes = classes[np.unique(np.linspace(0, len(classes) - 1, rows).round().astype(int))]
     chosen = one_of_each(labels, classes, config.seed)
     images, labels = splits.train.take(chosen).decode_all(1)
     names = [describe_label(label, splits.class_names) for label in labels]
-    size, num_classes = config.data.image_size, len(splits.class_names)
-    groups = {"original": np.asarray(center_crop(jax.numpy.asarray(images), size))[:, None]}
+    num_classes = len(splits.class_names)
+    whole = np.asarray(center_crop(jax.numpy.asarray(images), first.image_size))
+    groups = {"original": show(whole[:, None], first)}
     for name, config in distinct.values():
+        stored = images
+        if config.data != first:
+            train = make_splits(open_source(config.data), config.data).train
+            stored, _ = train.take(chosen).decode_all(1)
         augment_step = jax.jit(functools.partial(augment, num_classes=num_classes, config=config))
         keys = jax.random.split(jax.random.key(config.seed), draws)
-        drawn = np.stack([np.asarray(augment_step(key, images, labels)[0]) for key in keys], 1)
+        drawn = np.stack([np.asarray(augment_step(key, stored, labels)[0]) for key in keys], 1)
         pixels = drawn * np.array(config.data.std) + np.array(config.data.mean)
         title = name if len(distinct) > 1 else config.augment.kind
         title += " (variant)" if title in groups else ""
-        groups[title] = np.rint(255 * pixels).clip(0, 255).astype(np.uint8)
-    groups = {title: show(images, config.data) for title, images in groups.items()}
+        groups[title] = show(np.rint(255 * pixels).clip(0, 255).astype(np.uint8), config.data)
     plots.save_contact_sheet(out, names, groups)

@@ -114,11 +114,16 @@ def _with_teachers(experiment, name):
 def sweep_learning_rate(experiment: Experiment, factor: float = 3.0) -> Experiment:
     """Make three variants of each variant: its learning rate, divided and multiplied by `factor`.
 
-    A final learning rate changes with the peak. A variant that teaches another does so with each
-    learning rate. The table names the best by validation accuracy.
+    A final learning rate changes with the peak. Learning rates of the command line replace those of
+    the variants. A variant that teaches another does so with each learning rate. The table names
+    the best by validation accuracy.
     """
     keys = ("optim.learning_rate", "optim.end_learning_rate")
-    before, variants = experiment.variants or {"": {}}, {}
+    given, variants = experiment.given.intersection(keys), {}
+    before = {
+        name: {key: value for key, value in overrides.items() if key not in given}
+        for name, overrides in (experiment.variants or {"": {}}).items()
+    }
     base = settings.flatten(experiment.config)
     if not factor > 1:
         raise UserError(f"factor={factor} of the learning rates must be above 1")
@@ -138,13 +143,12 @@ def sweep_learning_rate(experiment: Experiment, factor: float = 3.0) -> Experime
             teacher = names.get(flat["train.teacher"])
             taught = {"train.teacher": teacher} if flat["train.teacher"] and teacher else {}
             variants[names[name]] = overrides | scaled | taught
-    replaced = [key for key in keys if not any(key in overrides for overrides in before.values())]
     return dataclasses.replace(
         experiment,
         name=f"{experiment.name}_learning_rate",
         variants=variants,
         published={},
-        given=experiment.given.difference(replaced),
+        given=experiment.given.difference(keys),
         ladder=(),
     )
 

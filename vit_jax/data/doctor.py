@@ -69,11 +69,11 @@ class Diagnosis:
         return any(finding.kind == MISLEADS for finding in self.findings)
 
 
-def diagnose(config) -> Diagnosis:
+def diagnose(config, size_is_given: bool = True) -> Diagnosis:
     """Read all images of the dataset of `config.data` and check them.
 
-    The splits are those of a training with this config, with what it holds out. Raises UserError
-    if the dataset has no valid layout.
+    The splits are those of a training with this config, with what it holds out. Images smaller than
+    `image_size` are noted if `size_is_given`. Raises UserError if the dataset has no valid layout.
     """
     source = open_source(config)
     splits = make_splits(source, config)
@@ -87,6 +87,7 @@ def diagnose(config) -> Diagnosis:
         *_classes(found, names),
         *(Finding(COSTS, text) for text in source.warnings),
         *_images(found, config, source.level_range),
+        *(_small(found, config) if size_is_given else ()),
     ]
     kinds = (MISLEADS, COSTS, NOTE)
     labels = {name: found.labels[found.split == name] for name in by_name}
@@ -236,7 +237,11 @@ def _images(found, config, level_range) -> Iterator[Finding]:
     if blank:
         text = f"images of a single colour, which show nothing: {len(blank):,}; remove them"
         yield Finding(COSTS, text, [[i] for i in blank])
-    small = [i for i, record in records.items() if min(record.size) < config.image_size]
+
+
+def _small(found, config) -> Iterator[Finding]:
+    records = [found.records[i] for i in found.readable]
+    small = [record for record in records if min(record.size) < config.image_size]
     if small and len(small) < len(records):
         yield Finding(
             NOTE,

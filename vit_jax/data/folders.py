@@ -44,6 +44,16 @@ def find_split(split: str, names: Iterable[str]) -> str:
     return ""
 
 
+def is_class_folder(folder: pathlib.Path, data_config) -> bool:
+    """Whether images in a folder would be those of a class of `config.data`."""
+    root = pathlib.Path(os.path.expanduser(data_config.dir))
+    if data_config.name != "folder" or data_config.labels or not root.is_dir():
+        return False
+    inside = folder.resolve()
+    is_inside = root.resolve() in (inside, *inside.parents)
+    return is_inside and not find_split("train", (path.name for path in root.iterdir()))
+
+
 def hold_out_hint(data_config, split: str, train_split: str) -> str:
     """Advise on a split of `config.data` without usable examples."""
     if split == train_split:

@@ -17,8 +17,8 @@ from vit_jax.data.sources import Source
 from vit_jax.runtime.errors import UserError
 
 # Settings of `config.data` by their part in the choice of images: where a dataset has its images,
-# labels and splits; which of its images are used, with which labels; how they are split; and which
-# subsets of the splits remain. All others concern pixels.
+# labels and splits; which of its images are used, with which labels; how they are split; which
+# subsets of the splits remain; and how images become pixels.
 LAYOUT_KEYS = ("labels", "label_pattern", "image_column", "label_column", "split_column")
 LAYOUT_KEYS += ("image_key", "label_key", "label_separator")
 READING_KEYS = ("multi_label", "skip_corrupt", "relabel")
@@ -26,6 +26,8 @@ SPLIT_KEYS = ("train_split", "val_split", "test_split", "val_size", "test_size",
 SPLIT_KEYS += ("num_folds", "fold")
 SUBSET_KEYS = ("train_examples", "val_examples", "test_examples", "examples_per_class")
 SUBSET_KEYS += ("imbalance_ratio",)
+PIXEL_KEYS = ("image_size", "stored_size", "resize_mode", "interpolation", "scaled_decoding")
+PIXEL_KEYS += ("eval_crop", "channels", "background", "level_range", "mean", "std")
 # Those that choose no test images, unless folds divide the training images.
 _NOT_OF_TEST = ("val_split", "val_size", "val_examples", "train_examples", "examples_per_class")
 _NOT_OF_TEST += ("imbalance_ratio",)

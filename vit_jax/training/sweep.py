@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from vit_jax.config import Config, flatten, with_overrides
 from vit_jax.config.loading import Experiment
 from vit_jax.data import load_data
+from vit_jax.data.folders import is_class_folder
 from vit_jax.evaluation.differences import add_differences, compare_test_images
 from vit_jax.runtime import processes, sharding
 from vit_jax.runtime.errors import Diverged, UserError, join_names, single_line
@@ -85,7 +86,7 @@ def run_sweep(
     """
     if only is not None and only not in configs:
         raise UserError(f"--variant={only} is unknown: use one of {', '.join(configs)}")
-    _check_workdir(workdir, experiment.name)
+    _check_workdir(workdir, experiment.name, configs)
     configs, teachers = locate_teachers(workdir, configs)
     chosen = {name: c for name, c in configs.items() if only in (None, name)}
     _check_runs(workdir, chosen, teachers)
@@ -147,7 +148,13 @@ def _write_results(workdir, experiment, rows, arguments, diverged, folds):
     return results
 
 
-def _check_workdir(workdir, experiment):
+def _check_workdir(workdir, experiment, configs):
+    for config in configs.values():
+        if is_class_folder(workdir, config.data):
+            raise UserError(
+                f"--workdir={workdir} lies among the class folders of data.dir={config.data.dir} "
+                "and would become one: give a --workdir outside of it"
+            )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=workdir).close()
