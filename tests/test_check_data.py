@@ -194,6 +194,24 @@ def test_clipped_levels_are_found(tmp_path):
     )
 
 
+@pytest.mark.parametrize("channels", [3, 5])
+def test_clipped_levels_of_arrays_are_found(tmp_path, channels):
+    rng = np.random.default_rng(0)
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            levels = rng.integers(0, 3000, (40, 50, channels), np.uint16)
+            np.save(tmp_path / name / f"{i}.npy", levels)
+    own = dict(image_size=32, channels=channels)
+    narrow = (0, 3000) * (channels - 1) + (0, 1500)  # of the last band
+    for level_range, clipped in (((), 0), ((0, 1500), 12), (narrow if channels > 3 else (), 0)):
+        found = [text for _, text in findings(tmp_path, level_range=level_range, **own)]
+        assert any("more than 8 bits per channel: 12, with levels from" in text for text in found)
+        outside = any("levels outside data.level_range" in text for text in found)
+        assert outside == bool(clipped or level_range == narrow)
+    assert diagnose(folder_config(tmp_path, **own)).survey.records[0].size == (50, 40)
+
+
 def test_compressed_small_images_are_found(tmp_path):
     for label, name in enumerate(("ant", "bee")):
         (tmp_path / name).mkdir()

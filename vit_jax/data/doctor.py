@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.data import checks
+from vit_jax.data.bands import uses_bands
 from vit_jax.data.duplicates import SIDE, exact_pairs, near_pairs
 from vit_jax.data.images import FULL_RANGE
 from vit_jax.data.jpeg import describe_inspected
@@ -208,14 +209,16 @@ def _images(found, config, level_range) -> Iterator[Finding]:
     deep = [i for i, record in records.items() if record.levels]
     if deep:
         lows, highs = zip(*(records[i].levels or (0, 0) for i in deep), strict=True)
-        low, high = level_range or FULL_RANGE
+        low, high = (level_range or FULL_RANGE)[:2]
+        become = "ranges of each band" if len(level_range) > 2 else f"{low:g} to {high:g}"
         yield Finding(
             NOTE,
             f"images with more than 8 bits per channel: {len(deep):,}, with levels from "
-            f"{min(lows):g} to {max(highs):g}; {low:g} to {high:g} become black to white "
-            "(data.level_range)",
+            f"{min(lows):g} to {max(highs):g}; {become} become black to white (data.level_range)",
         )
-    clipped = [i for i in deep if records[i].clipped > MOST_CLIPPED]
+    # Of bands without a given range, the decided one clips 1 % on purpose.
+    checked = deep if config.level_range or not uses_bands(config.channels) else []
+    clipped = [i for i in checked if records[i].clipped > MOST_CLIPPED]
     if clipped:
         yield Finding(
             MISLEADS,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from vit_jax.data.bands import is_array, show
+from vit_jax.data.bands import is_array, read, show
 from vit_jax.data.duplicates import SIDE
 from vit_jax.data.examples import Examples
 from vit_jax.data.images import (
@@ -123,7 +123,14 @@ def _measure(examples, index, config, options):
         encoded = examples.read_encoded([index])
         if encoded and not is_array(encoded[0], config.channels):
             return _measure_file(encoded[0], config, options)
-        return _measure_array(examples.read([index])[0][0], config)
+        record = _measure_array(examples.read([index])[0][0], config)
+        if not encoded:
+            return record
+        levels = read(encoded[0], config.channels, config.max_pixels)
+        found: dict[str, Any] = {"size": levels.shape[1::-1]}
+        if levels.dtype != np.uint8:
+            found |= _levels(levels, options["level_range"])
+        return dataclasses.replace(record, **found)
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises many types for a broken file
@@ -145,7 +152,8 @@ def _measure_file(data, config, options):
         found: dict[str, Any] = {"jpeg": inspect_jpeg(data)}
         levels = read_levels(image, config.max_pixels)
         if levels is not None:
-            found |= _levels(levels, options["level_range"])
+            colours = levels[..., :3] if levels.ndim == 3 else levels
+            found |= _levels(colours, options["level_range"])
         else:
             # Decoding at a reduced scale is several times faster for large JPEG files.
             side = max(4 * SIDE, 2 * options["size"])
@@ -162,13 +170,14 @@ def _measure_file(data, config, options):
 
 
 def _levels(levels, level_range):
-    colours = levels[..., :3] if levels.ndim == 3 else levels
-    finite = colours[np.isfinite(colours)]
-    if not finite.size:
+    """Find the smallest and largest level, and the fraction outside of the range or ranges."""
+    finite = np.isfinite(levels)
+    if not finite.any():
         return {}
-    low, high = level_range or (-np.inf, np.inf)
-    outside = float(np.mean((finite < low) | (finite > high)))
-    return {"levels": (float(finite.min()), float(finite.max())), "clipped": outside}
+    low, high = np.reshape(level_range or (-np.inf, np.inf), (-1, 2)).T
+    outside = float(np.mean(((levels < low) | (levels > high))[finite]))
+    inside = levels[finite]
+    return {"levels": (float(inside.min()), float(inside.max())), "clipped": outside}
 
 
 def _pixels(array, image, options=None):
