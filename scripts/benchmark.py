@@ -103,7 +103,7 @@ def main() -> None:
         line = {"mode": args.mode, "model": args.model}
         if args.mode in ("step", "finetune", "infer"):
             line["dtype"] = sharding.dtype_of(args.dtype).name
-        line |= {"device": sharding.describe_devices()}
+        line |= {"device": sharding.describe_devices(sharding.make_mesh())}
         with args.json.open("a") as file:
             file.write(json.dumps(line | results) + "\n")
 

@@ -134,7 +134,10 @@ def first_state(steps):
 
     state = steps.init(jax.random.key(0), one_image(steps.setup.config))
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    print(f"vit_jax: {size:,} parameters, {sharding.describe_devices()}", flush=True)
+    print(
+        f"vit_jax: {size:,} parameters, {sharding.describe_devices(sharding.make_mesh())}",
+        flush=True,
+    )
     return state
 
 

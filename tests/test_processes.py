@@ -10,8 +10,10 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import pytest
 from conftest import QUICK
 from tiny_runs import run_configs
@@ -42,6 +44,14 @@ def test_the_cpu_quota_of_a_container_is_read(tmp_path):
         assert processes.cpu_quota(str(path)) == count
     path.write_text("max 100000\n")
     assert processes.cpu_quota(str(path)) > 1000 and processes.cpu_quota("none") > 1000
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_devices_decide_which_process_is_the_first(monkeypatch, rank):
+    """On a TPU, the runtime numbers the processes, whatever JAX_PROCESS_ID says."""
+    state = types.SimpleNamespace(process_id=rank, num_processes=2)
+    monkeypatch.setattr(processes, "distributed_state", lambda: state)
+    assert jax.process_index() == 0 and processes.is_first()  # the devices are started
 
 
 def train_here(workdir):

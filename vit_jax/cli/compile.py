@@ -47,12 +47,17 @@ def main(argv: Sequence[str]) -> int:
         action="store_true",
         help="search the largest batch that fits, in at most six compilations",
     )
-    parser.add_argument("--num-classes", type=int, default=0, help="of a dataset that is not here")
+    parser.add_argument(
+        "--num-classes",
+        type=int,
+        default=0,
+        help="classes of a dataset that is not on this machine",
+    )
     parser.add_argument(
         "--num-images",
         type=int,
         default=0,
-        help="of that dataset, from which validation and test images are held out",
+        help="images of that dataset, before validation and test images are held out",
     )
     parser.add_argument(
         "--workdir",

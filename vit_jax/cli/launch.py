@@ -27,9 +27,15 @@ def main(argv: Sequence[str]) -> int:
         "--devices-per-process",
         type=int,
         default=0,
-        help="CPU devices of each process; default: its share of the cores",
+        help="CPU devices of each process; default: the cores divided by the processes",
     )
     parser.add_argument("arguments", nargs="*", help="arguments of `vit-jax train`, after --")
+    if any(
+        one.startswith("--config") for one in argv[: argv.index("--") if "--" in argv else None]
+    ):
+        raise UserError(
+            "arguments of vit-jax train follow --: vit-jax launch -n 2 -- --config=FILE"
+        )
     options = parser.parse_args(argv)
     if options.n < 1 or options.devices_per_process < 0:
         raise UserError("-n must be at least 1, and --devices-per-process at least 0")

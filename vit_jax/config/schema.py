@@ -88,7 +88,7 @@ _MODEL = dict(
         0.0, "stochastic depth of the last block, linear from 0 at the first", high=0.99
     ),
     patch_drop_rate=vit(
-        0.0, "fraction of patches dropped in training, of each image as many", high=0.99
+        0.0, "fraction of patches dropped in training, the same number in every image", high=0.99
     ),
     qkv_bias=vit(True, "bias of query, key and value; differential: of the output layer too"),
     mlp=vit(
@@ -131,7 +131,9 @@ _LOG = dict(
     tensorboard=free(True, "write TensorBoard event files"),
     wandb=free(False, "log to Weights & Biases (needs the package wandb)"),
     figures_every=free(0, "evaluations between figures of rollout and position embeddings; 0: off"),
-    explain_images=free(64, "test images for the faithfulness scores of the best ViT; 0: off"),
+    explain_images=free(
+        64, "test images for the faithfulness scores of the best ViT; 0: off, and no explorer.html"
+    ),
     kernel_magnitudes=Setting(False, "figure of kernel magnitudes before and after training"),
 )
 

@@ -38,13 +38,16 @@ DATA = dict(
         "classes are folders",
     ),
     image_column=Setting(
-        "", "column of the images in a Hugging Face dataset, or of file names; empty: found"
+        "",
+        "column of the images in a Hugging Face dataset, or of file names; empty: found by name",
     ),
     label_column=Setting(
-        "", "column of the labels in a Hugging Face dataset or in data.labels; empty: found"
+        "",
+        "column of the labels in a Hugging Face dataset or in data.labels; empty: found by name",
     ),
     split_column=Setting(
-        "", "column of the splits in data.labels; empty: found, if there is one; none: ignored"
+        "",
+        "column of the splits in data.labels; empty: found by name; none: splits are ignored",
     ),
     train_split=Setting("train", "training split: TFDS split string or name of a subfolder"),
     val_split=Setting(
@@ -185,6 +188,6 @@ AUGMENT = dict(
     cutmix_alpha=of_kind(
         "cutmix_alpha", "CutMix: area fractions from Beta(alpha, alpha)", high=1000
     ),
-    cutmix_rate=Setting(0.5, "fraction of CutMix where mixup and CutMix are both on", high=1),
+    cutmix_rate=Setting(0.5, "probability of CutMix instead of mixup where both are on", high=1),
     mix_rate=Setting(0.5, "fraction of images that mixup or CutMix changes", high=1),
 )

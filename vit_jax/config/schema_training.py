@@ -128,14 +128,15 @@ TRAIN = dict(
         resume="moved",
     ),
     distill_weight=positive(
-        0.5, "weight of the teacher's loss; that of the labels is the rest of 1", high=1
+        0.5, "weight of the teacher's loss; the loss of the labels has 1 minus this", high=1
     ),
     distill_temperature=positive(
         2.0, "temperature that softens both predictions of the teacher's loss", high=1000
     ),
     dtype=Setting(
         "auto",
-        "compute dtype; auto: bfloat16 on GPU and TPU, float32 on CPU",
+        "compute dtype; auto: bfloat16 on GPU and TPU, float32 on CPU; products of float32 have "
+        "JAX's default precision: TF32 on GPU, bfloat16 on TPU",
         ("auto", "float32", "bfloat16"),
     ),
     remat=Setting(False, "rematerialise each block in the backward pass: less memory, more time"),

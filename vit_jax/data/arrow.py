@@ -30,7 +30,7 @@ def require(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         raise UserError(
-            'data.name=hf:... needs the package pyarrow: pip install "vit_jax[hf]"'
+            "data.name=hf:... needs the package pyarrow: pip install datasets pyarrow"
         ) from None
 
 

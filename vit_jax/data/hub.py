@@ -113,7 +113,7 @@ def _download(config, repository, variant):
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError(
-            f'{problem}: install the package that downloads it (pip install "vit_jax[hf]"), or '
+            f"{problem}: install the package that downloads it (pip install datasets pyarrow), or "
             f"{local}"
         ) from None
     print(

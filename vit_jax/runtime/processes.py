@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -15,7 +16,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from vit_jax.runtime.errors import UserError, single_line
-from vit_jax.runtime.upstream import distributed_state
+from vit_jax.runtime.upstream import distributed_state, has_started
 
 LOST = (
     "another process of this run has ended or cannot be reached; run the same command in all "
@@ -47,8 +48,26 @@ def join() -> None:
             f"sharding.distributed=True, but the other processes are unknown ({error}). Set "
             "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from None
-    if not is_first():  # otherwise every process prints the same lines
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    mute_others()
+
+
+@functools.cache
+def _own_stdout():
+    return os.dup(sys.stdout.fileno())
+
+
+def mute_others() -> None:
+    """Let only the first process print; again after the start of the devices, which may change it.
+
+    Otherwise every process would print the same lines.
+    """
+    own, output = _own_stdout(), sys.stdout.fileno()
+    sys.stdout.flush()
+    if is_first():
+        os.dup2(own, output)
+    else:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), output)
 
 
 def count() -> int:
@@ -57,8 +76,13 @@ def count() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that prints and writes files."""
-    return distributed_state().process_id == 0
+    """Whether this process is the one that prints and writes files.
+
+    Its devices are those of process 0, whose arrays are broadcast and whose checkpoints count. On a
+    TPU, the runtime numbers the processes, perhaps in another order than `join`.
+    """
+    started = count() > 1 and has_started()
+    return (jax.process_index() if started else distributed_state().process_id) == 0
 
 
 def usable_cores() -> Collection[int]:
@@ -143,7 +167,8 @@ def leave(message: str) -> NoReturn:
     If all processes call this, as for a mistake in the config, only the first prints the message.
     """
     together = False
-    if is_first() or message != LOST:  # the first one runs the service without which JAX aborts
+    # The first one of `join` runs the service without which JAX aborts.
+    if distributed_state().process_id == 0 or message != LOST:
         with contextlib.suppress(Exception):  # the others are busy or dead
             distributed_state().client.wait_at_barrier("leave", 5000)
             together = True

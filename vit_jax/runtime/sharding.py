@@ -31,9 +31,9 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
 
     Args:
       distributed: connect to the other processes of this run by `processes.join`.
-      cpu_devices: CPU devices of every process; 0: the greatest common divisor of its cores and
-        its local batch, as one per core trains faster than one device with as many threads.
-        Processes on the same machine share the cores.
+      cpu_devices: CPU devices of every process; 0: JAX_NUM_CPU_DEVICES, else the greatest common
+        divisor of its cores and its local batch, as one per core trains faster than one device with
+        as many threads. Processes on the same machine share the cores.
       divides: number that the number of all CPU devices must divide (the batch size).
     """
     if distributed:
@@ -46,7 +46,8 @@ def start(distributed: bool, cpu_devices: int, divides: int) -> None:
             f"{flags} --xla_cpu_collective_call_terminate_timeout_seconds={24 * 3600}"
             f" --xla_cpu_collective_call_warn_stuck_timeout_seconds={3600}"
         )
-    if "xla_force_host_platform_device_count" not in flags:
+    is_set = "JAX_NUM_CPU_DEVICES" in os.environ and not cpu_devices
+    if "xla_force_host_platform_device_count" not in flags and not is_set:
         with contextlib.suppress(RuntimeError):  # JAX has started, as in a notebook
             jax.config.update("jax_num_cpu_devices", cpu_devices or share)
     named = jax.config.values["jax_compilation_cache_dir"] is not None
@@ -213,13 +214,13 @@ def to_host(tree):
     return jax.tree.map(fetch, tree)
 
 
-def describe_devices() -> str:
-    """Describe the devices, as "8 x NVIDIA H100" or "2 x cpu (AMD EPYC)"."""
-    kind = jax.devices()[0].device_kind
-    if jax.default_backend() == "cpu":
+def describe_devices(mesh: Mesh) -> str:
+    """Describe the devices of a mesh, as "8 x NVIDIA H100" or "2 x cpu (AMD EPYC)"."""
+    kind = mesh.devices.flat[0].device_kind
+    if on_cpu(mesh):
         names = _cpu_lines("model name") or [platform.processor() or platform.machine()]
         kind = f"cpu ({names[0]})"
-    return f"{jax.device_count()} x {kind}"
+    return f"{mesh.size} x {kind}"
 
 
 def _cpu_lines(*keys):

@@ -159,8 +159,9 @@ def _tpu_devices(name):
         raise UserError(f'--target={name} needs libtpu, but no TPU: pip install "jax[tpu]"')
     for key, value in _TPU_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    # A host has 2 x 2 chips, of which the smallest slice is a part.
-    bounds = {"chips_per_host_bounds": (1, 1, 1)} if name == SLICES[0] else {}
+    # A host has 2 x 2 chips; of the small slices, it has all (https://cloud.google.com/tpu/docs/v5e).
+    whole = {"v5e:1x1": (1, 1, 1), "v5e:2x4": (2, 4, 1)}
+    bounds = {"chips_per_host_bounds": whole[name]} if name in whole else {}
     return topologies.get_topology_desc(name, "tpu", **bounds).devices
 
 

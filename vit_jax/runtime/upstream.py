@@ -4,13 +4,18 @@ import functools
 from typing import Any
 
 # JAX has no public name for the coordination client, nor for the number of processes before the
-# devices are started. orbax imports the same module.
-from jax._src import distributed
+# devices are started, nor for whether they are. orbax imports the same modules.
+from jax._src import distributed, xla_bridge
 
 
 def distributed_state() -> Any:
     """Get JAX's `process_id`, `num_processes` and coordination `client`."""
     return distributed.global_state
+
+
+def has_started() -> bool:
+    """Whether JAX has started the devices."""
+    return xla_bridge.backends_are_initialized()
 
 
 @functools.cache

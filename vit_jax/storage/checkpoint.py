@@ -88,6 +88,8 @@ class Checkpoints:
             lightweight_initialize=True,
             preservation_policy=self._policy,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+            # A shared disk may show the latest checkpoint to some processes only.
+            single_host_load_and_broadcast=processes.count() > 1,
         )
         with self._writing():
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
@@ -165,9 +167,11 @@ class Checkpoints:
                 restored = self._restore(step, abstract_state)
                 best = self._policy.best = restored.best
                 if best and self._needs_best:
-                    if problem := first_damage(self._folder / str(best["step"])):
+                    try:
+                        _check_in_all(self._folder / str(best["step"]))
+                    except _Damaged as error:
                         upto = best["step"] - 1
-                        raise _Damaged(f"{problem}, and belongs to the best checkpoint")
+                        raise _Damaged(f"{error}, and belongs to the best checkpoint") from None
                 return restored
             except _Damaged as error:
                 found_damage = True
@@ -183,7 +187,7 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """The steps of the checkpoints, intact or not."""
-        return list(self._manager.all_steps())
+        return [int(step) for step in self._manager.all_steps()]
 
     def delete_after(self, step: int) -> None:
         """Delete the checkpoints after `step`."""
@@ -206,10 +210,6 @@ class Checkpoints:
     def _restore(self, step, abstract_state) -> Restored:
         folder = self._folder / str(step)
 
-        def check():
-            if problem := first_damage(folder):
-                raise _Damaged(problem)
-
         def read():
             state, notes = ocp.args.StandardRestore(abstract_state), ocp.args.JsonRestore()
             args = ocp.args.Composite(state=state, notes=notes)
@@ -219,7 +219,7 @@ class Checkpoints:
             lines = (folder / _LOG).read_text().splitlines(keepends=True)
             return Restored(step, restored["state"], notes, lines, best), expected
 
-        _read_in_all(folder, check)
+        _check_in_all(folder)
         restored, expected = _read_in_all(folder, read)
         # Detects silent casts by orbax, and flipped bits where SHA256SUMS is missing.
         if checksum(restored.state) != expected:
@@ -332,6 +332,16 @@ def _reading(folder):
         if isinstance(error, _Damaged) or memory.ran_out(error):
             raise
         raise _Damaged(f"{folder} is damaged ({first_line(error)})") from None
+
+
+def _check_in_all(folder):
+    """Compare the digests of a checkpoint in every process; raise `_Damaged` if one fails."""
+
+    def check():
+        if problem := first_damage(folder):
+            raise _Damaged(problem)
+
+    _read_in_all(folder, check)
 
 
 def _read_in_all(folder, read: Callable[[], Any]) -> Any:

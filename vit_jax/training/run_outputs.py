@@ -181,6 +181,6 @@ def summarize(
         "best_step": best_step,
         "wall_seconds": wall_seconds,
         "images_per_second": float(np.median(speeds)) if speeds else None,
-        "device": sharding.describe_devices(),
+        "device": sharding.describe_devices(setup.mesh),
         **({"stages": stages} if stages else {}),
     }

@@ -301,8 +301,7 @@ def _affordable_steps(train, flops):
     if steps < 1:
         least = (flops.features + step) / 1e15
         raise UserError(
-            f"train.budget_pflop={train.budget_pflop:g} does not pay for a single step, which "
-            f"needs {least:.3g}"
+            f"train.budget_pflop={train.budget_pflop:g} is less than a step, {least:.3g}: raise it"
         )
     return steps
 

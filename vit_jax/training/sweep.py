@@ -11,6 +11,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 
+import jax
+import numpy as np
+
 from vit_jax.config import Config, flatten, with_overrides
 from vit_jax.config.loading import Experiment
 from vit_jax.data import load_data
@@ -94,6 +97,7 @@ def run_sweep(
     runner = _Runner(chosen, teachers, workdir, stop, hooks, reuse, began)
     if next(iter(configs.values())).sharding.distributed:
         _ = runner.mesh  # started, to know which process is the first even if all is finished
+        _check_shared(workdir)
     summaries, diverged = _train_variants(runner, chosen, teachers)
     if processes.is_first() and only is not None:
         print(f"{only} is finished; run the command without --variant to write the report")
@@ -165,6 +169,24 @@ def _check_workdir(workdir, experiment, configs):
         raise UserError(
             f"--workdir={workdir} holds the results of {before}, which {experiment} would "
             "overwrite: choose another --workdir"
+        )
+
+
+def _check_shared(workdir):
+    """Raise UserError unless all processes see the same workdir, perhaps late on a shared disk."""
+    path, late = workdir / ".shared", time.monotonic() + 90
+    token = int(processes.from_first(np.array(time.time_ns() % 2**31)))
+    if processes.is_first():
+        write_atomically(path, json.dumps({"token": token}))
+    while (is_seen := read_json(path).get("token") == token) is False and time.monotonic() < late:
+        time.sleep(0.2)
+    is_shared = processes.all_true(is_seen)
+    if processes.is_first():
+        path.unlink()
+    if not is_shared:
+        raise UserError(
+            f"--workdir={workdir} is not a folder that all processes share: give one on a shared "
+            "disk, the same in all of them"
         )
 
 
@@ -252,8 +274,18 @@ class _Runner:
         if sharding_config.distributed:
             self._stop.share(processes.reached_stop)
         print("starting the devices", flush=True)
-        mesh = sharding.make_mesh()
-        print(f"devices: {sharding.describe_devices()}", flush=True)
+        devices = jax.devices()
+        processes.mute_others()
+        if devices[0].platform == "cpu" and not sharding_config.distributed:
+            if sharding_config.cpu_devices not in (0, len(devices)):
+                raise UserError(
+                    f"sharding.cpu_devices={sharding_config.cpu_devices}, but JAX has started with "
+                    f"{len(devices)} CPU devices: start Python again, or change XLA_FLAGS"
+                )
+            # In a notebook, JAX may have started for another batch size.
+            devices = devices[: math.gcd(len(devices), *sizes)]
+        mesh = sharding.make_mesh(devices)
+        print(f"devices: {sharding.describe_devices(mesh)}", flush=True)
         return mesh
 
     def summaries(self, name, config):
@@ -284,7 +316,7 @@ class _Runner:
                     run_folder.update_data_paths(folder, config)
                 if unfinished:
                     self._train(name, config, unfinished, summaries, start)
-            if len(summaries) > 1:
+            if len(summaries) > 1 and processes.is_first():  # others may see the summaries late
                 print(f"{name}: {describe_seeds(list(summaries.values()))}", flush=True)
         return list(summaries.values())
 
