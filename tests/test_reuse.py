@@ -54,6 +54,13 @@ def read(folder, name="summary.json"):
     return json.loads((folder / name).read_text())
 
 
+def test_a_run_of_other_code_is_not_reused(finished, capsys, monkeypatch):
+    """The user has changed an augmentation, and trains again to see the effect."""
+    monkeypatch.setattr(run_folder, "code_checksum", lambda: 1)
+    assert sweep(finished.parent / "second").trained == 1
+    assert "has the same settings, but is of other code" in capsys.readouterr().out
+
+
 def test_an_identical_run_is_reused_once(finished, capsys):
     (finished / "base/seed_0/wandb_id").write_text("of one run")
     other = finished.parent / "second"

@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from vit_jax.runtime import files, processes
+from vit_jax.runtime.errors import UserError
 
 _WHOLE_BELOW = 4096  # elements; sharding smaller arrays gains nothing
 _CACHE_BYTES = 2 * 2**30  # of compiled programs; the least recently used go first
@@ -66,6 +67,23 @@ def compiled_folder() -> pathlib.Path | None:
     base = files.cache_folder()
     kind = zlib.crc32("".join(_cpu_lines("model name", "flags", "Features")).encode())
     return base and base / f"compiled_{platform.machine()}_{kind:08x}"
+
+
+def choose_devices(cpu_devices: int, divides: int) -> list:
+    """Choose the devices of a process that is alone; of CPUs, as many as divide `divides`.
+
+    In a notebook, JAX may have started for another batch size. Raises UserError if it has started
+    with another number than `cpu_devices`, unless that is 0.
+    """
+    devices = jax.devices()
+    if devices[0].platform != "cpu":
+        return devices
+    if cpu_devices not in (0, len(devices)):
+        raise UserError(
+            f"sharding.cpu_devices={cpu_devices}, but JAX has started with {len(devices)} CPU "
+            "devices: start Python again, or change XLA_FLAGS"
+        )
+    return devices[: math.gcd(len(devices), divides)]
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:

@@ -15,7 +15,7 @@ from vit_jax.storage import run_folder
 def find_identical(
     folder: pathlib.Path, config: Config, seed: int, fingerprint: dict
 ) -> pathlib.Path | None:
-    """Find a finished run with the same settings, data and seed next to the workdir.
+    """Find a finished run with the same settings, data, seed and code next to the workdir.
 
     Args:
       folder: the run's folder, WORKDIR/VARIANT/seed_K; runs in siblings of WORKDIR are compared.
@@ -28,8 +28,12 @@ def find_identical(
     """
     workdir = folder.parents[1]
     for other in sorted(workdir.parent.glob(f"*/*/{folder.name}")):
-        if other.parents[1] != workdir and _is_identical(other, config, seed, fingerprint):
+        if other.parents[1] == workdir or not _is_identical(other, config, seed, fingerprint):
+            continue
+        if (run_folder.read_config(other) or {}).get("code") == run_folder.code_checksum():
             return other
+        name = run_folder.run_name(folder)
+        print(f"{name}: {other} has the same settings, but is of other code", flush=True)
     return None
 
 

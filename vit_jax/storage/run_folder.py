@@ -1,12 +1,14 @@
 """Run folder: path, lock, config.json and results."""
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
 import subprocess
+import zlib
 from collections.abc import Mapping, Sequence
 
 from vit_jax.config import Config, current_names, flatten, get_config, resolve, with_overrides
@@ -290,11 +292,21 @@ def write_results(folder: pathlib.Path, report: dict, summary: dict) -> None:
 
 
 def provenance() -> dict:
-    """Collect package versions and the git commit."""
+    """Collect package versions, the git commit and the checksum of the code."""
     versions = {"python": platform.python_version()}
     for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
         versions[package] = importlib.metadata.version(package)
-    return {"versions": versions, "git_commit": _git_commit()}
+    return {"versions": versions, "git_commit": _git_commit(), "code": code_checksum()}
+
+
+@functools.cache
+def code_checksum() -> int:
+    """Compute the checksum of the sources that decide the results of a run."""
+    package, found = pathlib.Path(__file__).parents[1], 0
+    for path in sorted(package.rglob("*.py")):
+        if path.relative_to(package).parts[0] not in ("cli", "explanation", "plots", "report"):
+            found = zlib.crc32(path.read_bytes(), found)
+    return found
 
 
 def lock(folder: pathlib.Path) -> contextlib.AbstractContextManager[None]:

@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from vit_jax.config import Config, flatten, with_overrides
@@ -274,17 +273,12 @@ class _Runner:
         if sharding_config.distributed:
             self._stop.share(processes.reached_stop)
         print("starting the devices", flush=True)
-        devices = jax.devices()
-        processes.mute_others()
-        if devices[0].platform == "cpu" and not sharding_config.distributed:
-            if sharding_config.cpu_devices not in (0, len(devices)):
-                raise UserError(
-                    f"sharding.cpu_devices={sharding_config.cpu_devices}, but JAX has started with "
-                    f"{len(devices)} CPU devices: start Python again, or change XLA_FLAGS"
-                )
-            # In a notebook, JAX may have started for another batch size.
-            devices = devices[: math.gcd(len(devices), *sizes)]
-        mesh = sharding.make_mesh(devices)
+        if sharding_config.distributed:
+            mesh = sharding.make_mesh()
+            processes.mute_others()
+        else:
+            cpus = sharding_config.cpu_devices
+            mesh = sharding.make_mesh(sharding.choose_devices(cpus, math.gcd(*sizes)))
         print(f"devices: {sharding.describe_devices(mesh)}", flush=True)
         return mesh
 
