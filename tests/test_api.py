@@ -283,6 +283,12 @@ def test_invalid_images_are_refused(model, images, words):
         (lambda m, run: m.explain(DIGITS, "rollout", target=1), "target has no effect with"),
         (lambda m, run: m.evaluate(split="tset"), "use one of train, val, test, all"),
         (lambda m, run: m.evaluate("folder"), "data.name=folder needs data.dir"),
+        (lambda m, run: m.evaluate(DIGITS), "data is a ndarray: give a folder or the name"),
+        (lambda m, run: vit_jax.train(None), "None is neither an Experiment"),
+        (
+            lambda m, run: vit_jax.train(vit_jax.Experiment("x", get_config(), ["a"])),
+            "neither an Experiment, whose variants are a dict",
+        ),
         (
             lambda m, run: m.evaluate(overrides={"data.split_seed": 7}),
             "data.split_seed=7 would split the images of the run differently",

@@ -43,6 +43,7 @@ def test_three_points_around_the_learning_rate(config):
         name: (changed["optim.learning_rate"], changed["optim.end_learning_rate"])
         for name, changed in experiment.variants.items()
     }
+    assert vit_jax.sweep_learning_rate("one.py").variants == experiment.variants
     assert experiment.name == "one_learning_rate" and rates == {
         "lr_0.000333": (0.000333, 3.33e-5),
         "lr_0.001": (0.001, 0.0001),

@@ -29,6 +29,7 @@ from vit_jax.cli import command
 from vit_jax.config import Config
 from vit_jax.config.loading import (
     Experiment,
+    as_experiment,
     load_config,
     select_variants,
     sweep_learning_rate,
@@ -161,14 +162,12 @@ def train(
     from vit_jax.runtime.progress import quiet_libraries
     from vit_jax.runtime.signals import StopSignal
 
-    if isinstance(config, str | os.PathLike):
-        config = load_config(config)
-    elif not isinstance(config, Experiment):
-        config = Experiment(_bare_name(workdir) if workdir else "experiment", config)
-    folder = _folder_of(config, workdir)
+    name = _bare_name(workdir) if workdir else "experiment"
+    experiment = as_experiment(config, name)
+    folder = _folder_of(experiment, workdir)
     with quiet_libraries(), StopSignal(owns_process=False) as stop:
         try:
-            _run_experiment(config, folder, stop, reuse)
+            _run_experiment(experiment, folder, stop, reuse)
             return Results.read(folder)
         except SystemExit as stopped:
             if stopped.code != 128 + signal.SIGINT:

@@ -111,13 +111,36 @@ def _with_teachers(experiment, name):
     return found
 
 
-def sweep_learning_rate(experiment: Experiment, factor: float = 3.0) -> Experiment:
+def as_experiment(
+    config: Experiment | settings.Config | str | os.PathLike[str], name: str = "experiment"
+) -> Experiment:
+    """Load a config file, or name a config; an Experiment stays as it is.
+
+    Raises UserError for anything else, or if the file has no valid config.
+    """
+    if isinstance(config, str | os.PathLike):
+        return load_config(config)
+    if isinstance(config, ConfigDict):
+        return Experiment(name, config)
+    if not isinstance(config, Experiment) or not isinstance(config.variants, dict):
+        wrong = config.variants if isinstance(config, Experiment) else config
+        raise UserError(
+            f"{truncate_repr(wrong)} is neither an Experiment, whose variants are a dict, nor a "
+            "config, nor the path of one"
+        )
+    return config
+
+
+def sweep_learning_rate(
+    config: Experiment | settings.Config | str | os.PathLike[str], factor: float = 3.0
+) -> Experiment:
     """Make three variants of each variant: its learning rate, divided and multiplied by `factor`.
 
     A final learning rate changes with the peak. Learning rates of the command line replace those of
     the variants. A variant that teaches another does so with each learning rate. The table names
-    the best by validation accuracy.
+    the best by validation accuracy. `config` is as in `train`.
     """
+    experiment = as_experiment(config)
     keys = ("optim.learning_rate", "optim.end_learning_rate")
     given, variants = experiment.given.intersection(keys), {}
     before = {

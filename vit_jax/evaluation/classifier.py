@@ -285,6 +285,11 @@ class Classifier:
           UserError: the dataset cannot be read or has other classes, or a setting has no effect.
         """
         given = dict(overrides or {})
+        if data is not None and not isinstance(data, str | os.PathLike):
+            raise UserError(
+                f"data is a {type(data).__name__}: give a folder or the name of a dataset; arrays "
+                "can be saved as .npy files in class folders"
+            )
         if data is not None:
             text = os.fspath(data)
             if isinstance(data, os.PathLike) or os.path.isdir(os.path.expanduser(text)):
