@@ -231,7 +231,7 @@ def test_another_dataset_is_evaluated_on_all_its_images(tuned, tmp_path, capsys)
     for subfolder, split, count in (
         ("flat", ["--split=all"], 40),
         ("parts", [], 30),
-        ("parts", ["--part=all"], 60),
+        ("parts", ["--split=all"], 60),
     ):
         data = ["--config.data.name=folder", f"--config.data.dir={tmp_path / subfolder}"]
         assert evaluate.main([str(few), *data, *split, f"--out={tmp_path / 'o'}"]) == 0

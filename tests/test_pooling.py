@@ -8,8 +8,7 @@ from tiny_configs import make_config
 from vit_jax import config as settings
 from vit_jax import models
 from vit_jax.explanation import attribution
-from vit_jax.explanation.methods import attention_relevance
-from vit_jax.explanation.model import token_layout
+from vit_jax.explanation.methods import attention_relevance, token_layout
 from vit_jax.runtime.errors import UserError
 
 D = 16

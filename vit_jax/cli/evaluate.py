@@ -10,7 +10,6 @@ another of its splits; the classes must be the model's; a checkpoint without cla
 validation split only is evaluated whole; any other without a test split needs --split.
 """
 
-import argparse
 import json
 import pathlib
 from collections.abc import Sequence
@@ -29,7 +28,6 @@ def main(argv: Sequence[str]) -> None:
         "run", type=pathlib.Path, help="run folder RUN/VARIANT/seed_0, or a checkpoint"
     )
     parser.add_argument("--split", choices=SPLITS, help="split to evaluate; default: test")
-    parser.add_argument("--part", dest="split", choices=SPLITS, help=argparse.SUPPRESS)
     parser.add_argument(
         "--out", type=pathlib.Path, help="output folder; default: RUN/evaluation/SPLIT"
     )

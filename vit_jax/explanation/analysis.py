@@ -15,7 +15,8 @@ from vit_jax import models
 from vit_jax.augment import preprocess
 from vit_jax.evaluation.inputs import Images, as_list
 from vit_jax.explanation import probes
-from vit_jax.explanation.model import Model, Target, token_layout
+from vit_jax.explanation.methods import token_layout
+from vit_jax.explanation.model import Model, Target
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.progress import Progress
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from vit_jax.config import Config
 from vit_jax.data.bands import show
-from vit_jax.explanation.methods import METHODS, probabilities_of
-from vit_jax.explanation.model import Model, has_relevance, token_layout
+from vit_jax.explanation.methods import METHODS, has_relevance, probabilities_of, token_layout
+from vit_jax.explanation.model import Model
 from vit_jax.runtime.errors import UserError
 from vit_jax.runtime.progress import Progress
 

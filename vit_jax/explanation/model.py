@@ -15,9 +15,7 @@ from vit_jax import pretrained
 from vit_jax.evaluation.classifier import Classifier
 from vit_jax.evaluation.inputs import Images, Path, as_list
 from vit_jax.explanation import gradients, methods
-from vit_jax.explanation.methods import Method
-from vit_jax.explanation.methods import has_relevance as has_relevance
-from vit_jax.explanation.methods import token_layout as token_layout
+from vit_jax.explanation.methods import Method, token_layout
 from vit_jax.runtime.errors import UserError, join_names
 
 Target = int | str | Sequence[int | str] | np.ndarray

@@ -16,9 +16,9 @@ import numpy as np
 from vit_jax.plots.results import COLORS, HEAT, STYLES, hide_frame, make_figure, save
 
 
-def _panels(rows, columns, size, extra_height=0.6):
+def _panels(rows, columns, size):
     figure = matplotlib.figure.Figure(
-        figsize=(max(4.0, size * columns + 2.4), size * rows + extra_height), layout="constrained"
+        figsize=(max(4.0, size * columns + 2.4), size * rows + 0.6), layout="constrained"
     )
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:

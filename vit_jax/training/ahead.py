@@ -79,7 +79,7 @@ class Compiled:
         step = flops.step if self.steps.train_whole is None else flops.whole_step
         return step * self.steps.axis.num_seeds
 
-    def report(self, num_buffers: int = 8) -> dict:
+    def report(self) -> dict:
         """Collect the figures of the step, per device unless they say otherwise.
 
         The lower bound of a step's time is the longer of its FLOPs and its memory traffic at the
@@ -121,7 +121,7 @@ class Compiled:
             "estimated_seconds": program.estimated_cycles / chip.clock if chip.clock else None,
             "largest_buffers": [
                 {"type": str(b.array), "bytes": b.nbytes, "count": b.count, "source": b.source}
-                for b in program.largest_buffers(num_buffers)
+                for b in program.largest_buffers(8)
             ],
         }
 
