@@ -7,8 +7,7 @@ import numpy as np
 
 from vit_jax.data.bands import show
 from vit_jax.data.examples import describe_label
-from vit_jax.report.page import encode_png, make_environment
-from vit_jax.report.suspects import thumbnail
+from vit_jax.report.page import encode_png, render, thumbnail
 from vit_jax.runtime.files import write_atomically
 
 SHEET = 96  # images of the contact sheet
@@ -22,33 +21,30 @@ def write_data_page(path: pathlib.Path, name: str, diagnosis: Any) -> None:
 
     found, counts = diagnosis.survey, diagnosis.counts
     bad = [i for i, record in enumerate(found.records) if record.problem]
-    page = (
-        make_environment()
-        .get_template("data.html")
-        .render(
-            name=name,
-            diagnosis=diagnosis,
-            kinds={MISLEADS: "Misleads training", COSTS: "Costs accuracy", NOTE: "Notes"},
-            groups=[_draw_groups(finding, diagnosis) for finding in diagnosis.findings],
-            count=len(found.records),
-            totals={split: int((found.split == split).sum()) for split in counts},
-            classes=[
-                (label, *(f"{values[i]:,}" for values in counts.values()))
-                for i, label in enumerate(diagnosis.class_names)
-            ],
-            images=summarise(found)
-            | {"Compared for near duplicates": f"{diagnosis.num_compared:,} of at least 32 pixels"},
-            num_bad=len(bad),
-            bad=[(found.names[i], found.records[i].problem) for i in bad[:100]],
-            constants={
-                "data.mean": _numbers(diagnosis.mean),
-                "data.std": _numbers(diagnosis.std),
-            },
-            sheet=_contact_sheet(diagnosis),
-            most_classes=SHEET,
-        )
+    page = render(
+        "data.html",
+        name=name,
+        diagnosis=diagnosis,
+        kinds={MISLEADS: "Misleads training", COSTS: "Costs accuracy", NOTE: "Notes"},
+        groups=[_draw_groups(finding, diagnosis) for finding in diagnosis.findings],
+        count=len(found.records),
+        totals={split: int((found.split == split).sum()) for split in counts},
+        classes=[
+            (label, *(f"{values[i]:,}" for values in counts.values()))
+            for i, label in enumerate(diagnosis.class_names)
+        ],
+        images=summarise(found)
+        | {"Compared for near duplicates": f"{diagnosis.num_compared:,} of at least 32 pixels"},
+        num_bad=len(bad),
+        bad=[(found.names[i], found.records[i].problem) for i in bad[:100]],
+        constants={
+            "data.mean": _numbers(diagnosis.mean),
+            "data.std": _numbers(diagnosis.std),
+        },
+        sheet=_contact_sheet(diagnosis),
+        most_classes=SHEET,
     )
-    write_atomically(path, page.encode("ascii", "xmlcharrefreplace").decode())
+    write_atomically(path, page)
 
 
 def _numbers(values):

@@ -6,7 +6,7 @@ import html
 import pathlib
 import re
 
-from vit_jax.report.page import make_environment
+from vit_jax.report.page import make_environment, render
 from vit_jax.runtime.files import write_atomically
 
 
@@ -20,7 +20,8 @@ def write_explorer(path: pathlib.Path, title: str, contents: dict) -> None:
         "".join(environment.get_template(name).render() for name in names)
         for names in (("report.css", "explorer.css"), ("explorer.js",))
     )
-    page = environment.get_template("explorer.html").render(
+    page = render(
+        "explorer.html",
         title=title,
         contents=contents,
         style=style,
@@ -29,7 +30,7 @@ def write_explorer(path: pathlib.Path, title: str, contents: dict) -> None:
         script_hash=_hash(script),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, page.encode("ascii", "xmlcharrefreplace").decode())
+    write_atomically(path, page)
 
 
 def read_title(path: pathlib.Path) -> str:

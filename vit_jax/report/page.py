@@ -11,8 +11,11 @@ import shlex
 import struct
 import urllib.parse
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jinja2
+import numpy as np
+from PIL import Image
 
 from vit_jax import plots
 from vit_jax.config import EXPLAINED_POOLS, current_names, flatten, get_config, resolve
@@ -25,6 +28,7 @@ from vit_jax.storage.run_folder import run_path
 from vit_jax.storage.writers import read_jsonl
 
 ENOUGH_PATCHES = 16  # for a heat map to show something
+_THUMBNAIL = 128  # pixels
 SEEDS = ("seed", "train.num_seeds")  # of one run; the page names the seeds of all
 
 
@@ -144,9 +148,14 @@ def make_environment() -> jinja2.Environment:
     return environment
 
 
+def render(template: str, **context: Any) -> str:
+    """Render a page, in ASCII, so that it does not depend on the locale."""
+    page = make_environment().get_template(template).render(**context)
+    return page.encode("ascii", "xmlcharrefreplace").decode()
+
+
 def make_page(sweep: Sweep) -> str:
-    """Render report.html, in ASCII, so that it does not depend on the locale."""
-    template = make_environment().get_template("report.html")
+    """Render report.html."""
     records, rows = sweep.records(), tables.sorted_rows(sweep.results)
     defaults = flatten(resolve(get_config()))  # of settings that earlier versions lacked
     configs = {
@@ -163,7 +172,8 @@ def make_page(sweep: Sweep) -> str:
         read_json(sweep.best_folder / "test_report.json"),
         read_jsonl(sweep.best_folder / "metrics.jsonl"),
     )
-    page = template.render(
+    return render(
+        "report.html",
         tables=tables,
         run=run,
         sweep=sweep,
@@ -195,7 +205,6 @@ def make_page(sweep: Sweep) -> str:
         environment=_environment_facts(sweep, records),
         **_figures(sweep, report),
     )
-    return page.encode("ascii", "xmlcharrefreplace").decode()
 
 
 def _figures(sweep, report):
@@ -240,6 +249,15 @@ def _unique(values: Iterable) -> list:
 def _seeds(summaries):
     seeds = tables.collect(summaries, "seed")
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+
+
+def thumbnail(image: np.ndarray) -> bytes:
+    """Encode uint8 [h, w, c] as a PNG of at most `_THUMBNAIL` pixels per side."""
+    small = Image.fromarray(image[..., :3] if image.shape[-1] >= 3 else image[..., 0])
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    file = io.BytesIO()
+    small.save(file, "png")
+    return file.getvalue()
 
 
 def encode_png(png: bytes, shrink: float = 0.5) -> dict:

@@ -1,22 +1,17 @@
 """suspects.html: a gallery of the examples whose labels are most suspect."""
 
-import io
 import pathlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from vit_jax.data.bands import show
-from vit_jax.report.page import encode_png, make_environment
+from vit_jax.report.page import encode_png, render, thumbnail
 from vit_jax.runtime.errors import single_line
 from vit_jax.runtime.files import write_atomically
 
 SHOWN = 60  # examples in the gallery
 MOST_PAIRS = 20  # rows of the table
-THUMBNAIL = 128  # pixels
 
 
 def write_suspects(
@@ -34,24 +29,21 @@ def write_suspects(
     names, data = run.class_names, run.config.data
     wrong = [one for one in ranking if one.is_suspect]
     pairs = Counter((one.label, one.predicted) for one in wrong if one.label != one.predicted)
-    page = (
-        make_environment()
-        .get_template("suspects.html")
-        .render(
-            name=single_line(run.name),
-            count=len(ranking),
-            wrong=len(wrong),
-            splits=Counter(one.split for one in ranking),
-            pairs=[
-                (f"{names[label]} → {names[predicted]}", n)
-                for (label, predicted), n in pairs.most_common(MOST_PAIRS)
-            ],
-            images=[_describe(one, names, data) for one in ranking[:SHOWN]],
-            num_folds=num_folds,
-            rank_by=rank_by.replace("_", "-"),
-        )
+    page = render(
+        "suspects.html",
+        name=single_line(run.name),
+        count=len(ranking),
+        wrong=len(wrong),
+        splits=Counter(one.split for one in ranking),
+        pairs=[
+            (f"{names[label]} → {names[predicted]}", n)
+            for (label, predicted), n in pairs.most_common(MOST_PAIRS)
+        ],
+        images=[_describe(one, names, data) for one in ranking[:SHOWN]],
+        num_folds=num_folds,
+        rank_by=rank_by.replace("_", "-"),
     )
-    write_atomically(path, page.encode("ascii", "xmlcharrefreplace").decode())
+    write_atomically(path, page)
 
 
 def _describe(one, names, data):
@@ -59,12 +51,3 @@ def _describe(one, names, data):
     caption = f"{classes} ({100 * one.self_confidence:.0f} %): {one.name}"
     alt = f"{one.split} image labelled {names[one.label]}"
     return encode_png(thumbnail(show(one.source.read([one.index])[0][0], data))), alt, caption
-
-
-def thumbnail(image: np.ndarray) -> bytes:
-    """Encode uint8 [h, w, c] as a PNG of at most `THUMBNAIL` pixels per side."""
-    small = Image.fromarray(image[..., :3] if image.shape[-1] >= 3 else image[..., 0])
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    file = io.BytesIO()
-    small.save(file, "png")
-    return file.getvalue()
