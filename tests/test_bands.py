@@ -17,9 +17,9 @@ import vit_jax
 from vit_jax import pretrained
 from vit_jax.augment import augment
 from vit_jax.cli.visualize import main as visualize
-from vit_jax.data.bands import decide_ranges, read, scale_bands, shown_bands
+from vit_jax.data.bands import decide_ranges, scale_bands, shown_bands
 from vit_jax.data.doctor import diagnose
-from vit_jax.data.images import read_image
+from vit_jax.data.images import read_bands, read_image
 from vit_jax.data.sources import open_source
 from vit_jax.data.tiff import read_tiff
 from vit_jax.pretrained.resize import adapt_channels
@@ -61,7 +61,7 @@ def test_16_bit_colours_in_planes_are_those_of_interleaved_ones(options, orienta
 
 def test_four_bands_of_a_16_bit_png_keep_their_levels():
     array = scene(4, 4, 19)  # 12 bits
-    np.testing.assert_array_equal(read(png16(array), 4, MANY), array)
+    np.testing.assert_array_equal(read_bands(png16(array), 4, MANY), array)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint32, np.float32, np.float64])
@@ -87,7 +87,7 @@ def test_pillow_and_this_reader_agree(compression):
 def test_pages_are_bands(tmp_path):
     pages = [Image.fromarray(band) for band in np.moveaxis(scene(0, 5), -1, 0)]
     pages[0].save(tmp_path / "x.tif", save_all=True, append_images=pages[1:])
-    np.testing.assert_array_equal(read(tmp_path / "x.tif", 5, MANY), scene(0, 5))
+    np.testing.assert_array_equal(read_bands(tmp_path / "x.tif", 5, MANY), scene(0, 5))
 
 
 def test_arrays_have_the_channels_first_or_last(tmp_path):
@@ -95,7 +95,7 @@ def test_arrays_have_the_channels_first_or_last(tmp_path):
     np.save(tmp_path / "last.npy", array)
     np.save(tmp_path / "first.npy", np.moveaxis(array, -1, 0))
     for name in ("last", "first"):
-        np.testing.assert_array_equal(read(tmp_path / f"{name}.npy", 13, MANY), array)
+        np.testing.assert_array_equal(read_bands(tmp_path / f"{name}.npy", 13, MANY), array)
 
 
 def jpeg_tiff():

@@ -1,7 +1,5 @@
 """Images of any number of channels, such as satellite bands: TIFF files and stacks, .npy arrays."""
 
-import io
-import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,11 +7,10 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.data.resizing import Resize
-from vit_jax.data.tiff import is_tiff, read_tiff
 from vit_jax.runtime.errors import UserError
 
 PILLOW_CHANNELS = (1, 3)  # converted by Pillow; other numbers are bands
-_NPY = b"\x93NUMPY"  # the first bytes of a .npy file
+NPY = b"\x93NUMPY"  # the first bytes of a .npy file
 _PERCENTILES = (0.5, 99.5)  # of a band's levels, which become black and white
 
 
@@ -24,28 +21,7 @@ def uses_bands(channels: int, path: Any = "") -> bool:
 
 def is_array(content: bytes, channels: int) -> bool:
     """Whether the contents of a file are read as bands; see `uses_bands`."""
-    return uses_bands(channels) or content[:6] == _NPY
-
-
-def read(file: Any, channels: int, max_pixels: int) -> np.ndarray:
-    """Read a TIFF file with all its pages, a .npy file or another image: [h, w, channels].
-
-    `file` is a path, a binary file or its contents. An array has the channels last, or else first.
-    Raises UserError, or many other errors for broken files.
-    """
-    if isinstance(file, bytes):
-        content = file
-    else:
-        content = file.read() if hasattr(file, "read") else pathlib.Path(file).read_bytes()
-    if is_tiff(content):
-        return arrange(read_tiff(content, max_pixels), channels)
-    if content[:6] == _NPY:
-        return arrange(np.load(io.BytesIO(content), allow_pickle=False), channels)
-    from vit_jax.data.images import open_image, read_levels
-
-    with open_image(io.BytesIO(content), max_pixels) as image:
-        levels = read_levels(image, max_pixels)
-        return arrange(np.asarray(image) if levels is None else levels, channels)
+    return uses_bands(channels) or content[:6] == NPY
 
 
 def arrange(array: np.ndarray, channels: int) -> np.ndarray:

@@ -160,7 +160,7 @@ def read_image(
     """
     try:
         if bands.uses_bands(channels, file):
-            array = bands.read(file, channels, max_pixels)
+            array = read_bands(file, channels, max_pixels)
             return to_array(array, size, channels, **options)
         with open_image(file, max_pixels) as image:
             return to_array(image, size, channels, max_pixels=max_pixels, **options)
@@ -171,6 +171,25 @@ def read_image(
         if isinstance(error, Image.DecompressionBombError):
             hint = "; if the file is trusted, raise data.max_pixels"
         raise UserError(f"{where or file} cannot be read as an image ({error}{hint})") from None
+
+
+def read_bands(file: Any, channels: int, max_pixels: int) -> np.ndarray:
+    """Read a TIFF file with all its pages, a .npy file or another image: [h, w, channels].
+
+    `file` is a path, a binary file or its contents. An array has the channels last, or else first.
+    Raises UserError, or many other errors for broken files.
+    """
+    if isinstance(file, bytes):
+        content = file
+    else:
+        content = file.read() if hasattr(file, "read") else pathlib.Path(file).read_bytes()
+    if tiff.is_tiff(content):
+        return bands.arrange(tiff.read_tiff(content, max_pixels), channels)
+    if content[:6] == bands.NPY:
+        return bands.arrange(np.load(io.BytesIO(content), allow_pickle=False), channels)
+    with open_image(io.BytesIO(content), max_pixels) as image:
+        levels = read_levels(image, max_pixels)
+        return bands.arrange(np.asarray(image) if levels is None else levels, channels)
 
 
 def open_image(file: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -293,7 +312,7 @@ def read_levels(image: Image.Image, max_pixels: int = MAX_PIXELS) -> np.ndarray 
 def sample_levels(file: Any, config) -> np.ndarray | None:
     """Read the levels of an image of `config.data` beyond 8 bits; None for 8 bits."""
     if bands.uses_bands(config.channels, file):
-        levels = bands.read(file, config.channels, config.max_pixels)
+        levels = read_bands(file, config.channels, config.max_pixels)
         return None if levels.dtype == np.uint8 else levels
     with open_image(file, config.max_pixels) as image:
         return read_levels(image, config.max_pixels)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from vit_jax.data.bands import is_array, read, show
+from vit_jax.data.bands import is_array, show
 from vit_jax.data.duplicates import SIDE
 from vit_jax.data.examples import Examples
 from vit_jax.data.images import (
@@ -19,6 +19,7 @@ from vit_jax.data.images import (
     open_image,
     options_of,
     orient,
+    read_bands,
     read_levels,
     to_array,
     to_rgba,
@@ -126,7 +127,7 @@ def _measure(examples, index, config, options):
         record = _measure_array(examples.read([index])[0][0], config)
         if not encoded:
             return record
-        levels = read(encoded[0], config.channels, config.max_pixels)
+        levels = read_bands(encoded[0], config.channels, config.max_pixels)
         found: dict[str, Any] = {"size": levels.shape[1::-1]}
         if levels.dtype != np.uint8:
             found |= _levels(levels, options["level_range"])

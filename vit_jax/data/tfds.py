@@ -20,6 +20,7 @@ from vit_jax.data.images import (
     identity_of,
     open_image,
     options_of,
+    read_bands,
     read_levels,
     scale_levels,
     to_array,
@@ -127,7 +128,7 @@ class Tfds:
         if isinstance(value, np.ndarray):
             return bands.arrange(value, self._config.channels) if several else value
         if several:
-            return bands.read(value, self._config.channels, self._config.max_pixels)
+            return read_bands(value, self._config.channels, self._config.max_pixels)
         image = open_image(io.BytesIO(value), self._config.max_pixels)
         if self._image.np_dtype == np.float32:  # the bits of a float are those of a pixel in RGBA
             return np.ascontiguousarray(image).view(np.float32)
