@@ -212,6 +212,19 @@ def test_clipped_levels_of_arrays_are_found(tmp_path, channels):
     assert diagnose(folder_config(tmp_path, **own)).survey.records[0].size == (50, 40)
 
 
+def test_unusual_floats_are_not_called_clipped(tmp_path):
+    """Their range is decided by percentiles, which clip 1 %."""
+    rng = np.random.default_rng(0)
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            levels = rng.normal(-40, 15, (40, 40)).astype(np.float32)
+            np.save(tmp_path / name / f"{i}.npy", levels)
+    found = [text for _, text in findings(tmp_path, image_size=32, channels=1)]
+    assert any("more than 8 bits" in text for text in found)
+    assert not any("outside data.level_range" in text for text in found)
+
+
 def test_compressed_small_images_are_found(tmp_path):
     for label, name in enumerate(("ant", "bee")):
         (tmp_path / name).mkdir()

@@ -238,6 +238,9 @@ def test_the_runs_of_a_sweep_do_not_become_a_class(tmp_path):
             run_configs({"base": config}, workdir)
     assert not inside.exists()
     assert not is_class_folder(tmp_path / "runs", settings(**data))
-    make_folder(tmp_path / "split", ("train", "test"))  # where only the folders of splits count
-    split = settings(**data | {"dir": str(tmp_path / "split")})
-    assert not is_class_folder(tmp_path / "split" / "runs", split)
+    assert not is_class_folder(tmp_path / "photos" / ".runs", settings(**data))  # not read
+    make_folder(tmp_path / "split", ("Training", "Testing"))  # only the folders of splits count
+    for split in ("train", "Training"):
+        own = settings(**data | {"dir": str(tmp_path / "split"), "train_split": split})
+        assert not is_class_folder(tmp_path / "split" / "runs", own)
+        assert is_class_folder(tmp_path / "split" / "Training" / "runs", own)

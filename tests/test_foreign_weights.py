@@ -200,6 +200,8 @@ def test_positions_are_resized_by_the_rule_of_the_code_of_the_weights(tmp_path):
         assert weights.info["resize"] == rule, name
     path = copy(tmp_path, "timm/model.safetensors").rename(tmp_path / "dino_vits16.safetensors")
     assert pretrained.convert(path, TIMM).info["resize"] == "hf"
+    path = path.rename(tmp_path / "deit_tiny_patch16_224.fb_in1k.safetensors")  # of timm
+    assert pretrained.convert(path, TIMM).info["resize"] == "timm"
     table = np.random.default_rng(0).normal(size=(7, 7, 2)).astype(np.float32)
     for side in (3, 10):
         found = resize.resize_positions(table.reshape(1, 49, 2), side**2, False, "siglip2")

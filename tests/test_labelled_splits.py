@@ -1,5 +1,8 @@
 """Which split the images of a table are in: folders, columns, or neither."""
 
+import pathlib
+import shutil
+
 import pytest
 from tiny_datasets import make_folder
 from tiny_labelled import EXPECTED, config_of, contents, flat, save, write
@@ -52,12 +55,20 @@ def test_settings_that_split_a_dataset_differently_are_found(tmp_path):
         {"split_column": "none"},
         {"label_column": "class id"},
         {"label_pattern": "(.)"},
-        {"labels": "other.csv"},
         {"skip_corrupt": True},
         {"test_size": 3.0},
     ):
         assert differing_splits(run, {**run, **change}) == list(change)
-    for change in ({"labels": "sports.csv"}, {"image_column": "x"}, {"train_examples": 8}):
+    table = pathlib.Path(run["labels"])
+    moved = shutil.copy(table, tmp_path / "moved.csv")
+    other = write(tmp_path, [*table.read_text().splitlines()[:-1]], "other.csv")
+    assert differing_splits(run, {**run, "labels": str(other)}) == ["labels"]
+    for change in (
+        {"labels": "sports.csv"},
+        {"labels": str(moved)},
+        {"image_column": "x"},
+        {"train_examples": 8},
+    ):
         assert differing_splits(run, {**run, **change}) == []
     assert differing_splits(run, {**run, "fold": 1, "num_folds": 3}) == ["fold", "num_folds"]
     folds = {**run, "num_folds": 3}

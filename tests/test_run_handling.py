@@ -92,10 +92,22 @@ def test_the_checksum_of_initial_weights_decides_not_their_path(weights, tmp_pat
             run(runs, init_from=other, train__epochs=2.0, **rates)
 
 
-def test_new_seeds_are_not_averaged_with_lengthened_ones(weights):
+def test_new_seeds_are_not_averaged_with_lengthened_ones(weights, tmp_path):
     """Their learning rate decays once, that of a lengthened run twice."""
-    with pytest.raises(UserError, match="seed_0 is a shorter run .* but .*seed_1 would be"):
+    with pytest.raises(
+        UserError, match="of .*seed_0 decays twice, .* first train that seed .*--config.seed=1"
+    ):
         run(weights[0].parents[1], train__epochs=2.0, train__num_seeds=2)
+    # Killed while it was lengthened: the settings are those of the longer run.
+    folder = shutil.copytree(weights[0].parents[1], tmp_path / "runs") / "base" / "seed_0"
+    record = json.loads((folder / "config.json").read_text())
+    record["config"]["train.epochs"] = 2.0
+    record["stages"] = [json.loads((folder / "summary.json").read_text())]
+    (folder / "config.json").write_text(json.dumps(record))
+    for name in ("summary.json", "SHA256SUMS"):
+        (folder / name).unlink()
+    with pytest.raises(UserError, match="decays twice"):
+        run(folder.parents[1], train__epochs=2.0, train__num_seeds=2)
 
 
 def test_stages_of_earlier_versions_are_read(tmp_path):

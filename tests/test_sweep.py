@@ -97,28 +97,31 @@ def test_variants_tested_on_different_images_are_not_compared():
     tests = {"a": (0.9, 0.8), "b": (0.5, 0.4), "c": (0.7, 0.6)}
     rows = [make_row(k, {}, [summary(i, x) for i, x in enumerate(v)]) for k, v in tests.items()]
     rows[0]["val_accuracy"]["mean"] = 0.95
-    seeds = {"a": 0, "b": 1, "c": 0}
-    configs = {name: make_config(data__split_seed=seed) for name, seed in seeds.items()}
-    assert compare_test_images(rows, configs) == []
+    configs = {name: make_config() for name in tests}
+    assert compare_test_images(rows, configs, {"a": 5, "b": None, "c": 5}) == []
+    assert "test_images" not in rows[0]  # a run of an earlier version has no checksum
+    assert compare_test_images(rows, configs, {"a": 5, "b": 7, "c": 5}) == []
     add_differences(rows)
     assert [row["test_images"] for row in rows] == [0, 1, 0]
     assert ["difference" in row for row in rows] == [False, False, True]
     assert "tested on different images are not compared" in legend(rows, [0, 1], "best")
     assert orders(rows[:2], {"paper": ""})["this run"] == "a 85.0, b 45.0"
-    same = [make_row("a", {}, [summary(0, 0.9)])]
-    assert compare_test_images(same, configs) == [] and "test_images" not in same[0]
+    same = [make_row(name, {}, [summary(0, 0.9)]) for name in ("a", "b")]
+    compare_test_images(same, configs, {"a": 5, "b": 5})
+    assert "test_images" not in same[0]
 
 
 def test_folds_are_a_cross_validation():
     rows = [make_row(f"fold_{i}", {}, [summary(0, x)]) for i, x in enumerate((0.8, 0.6, 0.7))]
     configs = {f"fold_{i}": make_config(data__num_folds=3, data__fold=i) for i in range(3)}
-    (found,) = compare_test_images(rows, configs)
+    images = {name: i for i, name in enumerate(configs)}
+    (found,) = compare_test_images(rows, configs, images)
     assert found["variants"] == ["fold_0", "fold_1", "fold_2"]
     assert found["test_accuracy"]["mean"] == pytest.approx(0.7)
     assert found["test_accuracy"]["std"] == pytest.approx(0.1)
     (sentence,) = cross_validations({"cross_validation": [found]})
     assert "fold_0 to fold_2: test accuracy 70.00 ± 10.00 %, mean" in sentence
-    assert compare_test_images(rows[:2], configs) == []  # a fold is missing
+    assert compare_test_images(rows[:2], configs, images) == []  # a fold is missing
 
 
 def test_a_published_order_is_compared_with_a_ladder_from_the_bottom():

@@ -151,8 +151,8 @@ def train(
       config: an Experiment of `load_config`, the path of a config file, or a config made from
         `vit_jax.config.get_config()`, which trains as a single variant "base".
       workdir: folder of all outputs; None: runs/NAME.
-      reuse: reuse identical finished runs (same settings, data and seed) of the folders next to
-        `workdir` instead of training them again.
+      reuse: reuse identical finished runs (same settings, data, seed and code) of the folders next
+        to `workdir` instead of training them again.
 
     Raises:
       UserError: a setting is invalid, data or outputs cannot be read or written, or the loss of a

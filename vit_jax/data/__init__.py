@@ -138,7 +138,8 @@ def _fingerprint(class_names, by_name, labels):
     """Collect the classes, the sizes of the splits and checksums.
 
     "checksum" is that of eight examples of each split, "files" that of the labels and sizes of all
-    files, or if the examples are no files, of `labels`, those of each split if they are known.
+    files, or if the examples are no files, of `labels`, those of each split if they are known;
+    "test" that of the names of the test images.
     """
     checksum = files = 0
     sizes = {k: one.sizes for k, one in by_name.items()} if processes.is_first() else {}
@@ -154,7 +155,8 @@ def _fingerprint(class_names, by_name, labels):
             content = bytes([label % 256]) if np.ndim(label) == 0 else label.tobytes()
             checksum = zlib.crc32(image.tobytes(), zlib.crc32(content, checksum))
     sizes = {name: len(split) for name, split in by_name.items()}
-    fingerprint = {"classes": class_names, "examples": sizes, "checksum": checksum}
+    test = zlib.crc32("\0".join(by_name["test"].names).encode(errors="surrogateescape"))
+    fingerprint = {"classes": class_names, "examples": sizes, "checksum": checksum, "test": test}
     processes.wait()  # the first one has read the sizes of all files
     files = int(processes.from_first(np.uint32(files)))
     return fingerprint | ({"files": files} if files else {})

@@ -216,8 +216,9 @@ def _images(found, config, level_range) -> Iterator[Finding]:
             f"images with more than 8 bits per channel: {len(deep):,}, with levels from "
             f"{min(lows):g} to {max(highs):g}; {become} become black to white (data.level_range)",
         )
-    # Of bands without a given range, the decided one clips 1 % on purpose.
-    checked = deep if config.level_range or not uses_bands(config.channels) else []
+    # Of bands and unusual floats without a given range, the decided one clips 1 % on purpose.
+    by_percentiles = uses_bands(config.channels) or any(x % 1 for x in level_range)
+    checked = deep if config.level_range or not by_percentiles else []
     clipped = [i for i in checked if records[i].clipped > MOST_CLIPPED]
     if clipped:
         yield Finding(

@@ -46,12 +46,15 @@ def find_split(split: str, names: Iterable[str]) -> str:
 
 def is_class_folder(folder: pathlib.Path, data_config) -> bool:
     """Whether images in a folder would be those of a class of `config.data`."""
-    root = pathlib.Path(os.path.expanduser(data_config.dir))
-    if data_config.name != "folder" or data_config.labels or not root.is_dir():
-        return False
+    root = pathlib.Path(os.path.expanduser(data_config.dir)).resolve()
     inside = folder.resolve()
-    is_inside = root.resolve() in (inside, *inside.parents)
-    return is_inside and not find_split("train", (path.name for path in root.iterdir()))
+    if data_config.name != "folder" or data_config.labels or root not in (inside, *inside.parents):
+        return False
+    rest = inside.relative_to(root).parts
+    subfolders = [path.name for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+    split = data_config.train_split
+    split = find_split("train", subfolders) if split == "train" else split
+    return not any(map(is_hidden, rest)) and (not split or rest[:1] == (split,))
 
 
 def hold_out_hint(data_config, split: str, train_split: str) -> str:

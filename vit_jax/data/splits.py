@@ -1,6 +1,7 @@
 """Seeded, stratified train, validation and test splits."""
 
 import dataclasses
+import filecmp
 import itertools
 import json
 import os
@@ -199,18 +200,18 @@ def choice_of_images(data: Mapping[str, Any], split: str = "test") -> str:
 def differing_splits(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """List the settings by which two `config.data` split the same dataset differently.
 
-    [] for different datasets.
+    [] for different datasets. A table of labels that has moved counts as the same.
     """
     try:
-        folders, tables = ({path(data) for data in (one, other)} for path in (_folder, _table))
+        folders, tables = ([path(data) for data in (one, other)] for path in (_folder, _table))
     except ValueError:  # no path
         return []
-    if one["name"] != other["name"] or len(folders) > 1:
+    if one["name"] != other["name"] or len(set(folders)) > 1:
         return []
     keys = {*LAYOUT_KEYS, *READING_KEYS, *SPLIT_KEYS}.difference(_NEUTRAL)
     if one["num_folds"] or other["num_folds"]:  # they divide the training images that remain
         keys |= set(SUBSET_KEYS) - {"val_examples", "test_examples"}
-    if len(tables) == 1:
+    if _are_same(*tables):
         keys.remove("labels")
     return sorted(key for key in keys if one[key] != other[key])
 
@@ -222,6 +223,13 @@ def _folder(data):
 def _table(data):
     path = os.path.expanduser(data["labels"])
     return os.path.realpath(path if os.path.isfile(path) else os.path.join(_folder(data), path))
+
+
+def _are_same(path, other):
+    try:
+        return path == other or filecmp.cmp(path, other, shallow=False)
+    except OSError:  # one is not there any more; a run has recorded its checksum
+        return True
 
 
 def describe_sizes(source: Source, config) -> Iterator[str]:

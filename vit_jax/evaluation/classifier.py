@@ -19,6 +19,7 @@ from vit_jax.config import Config
 from vit_jax.config.schema import SCHEMA
 from vit_jax.data import StreamingBatches, load_data
 from vit_jax.data.checks import match_classes
+from vit_jax.data.labels import table_identity, table_path
 from vit_jax.data.sources import open_source
 from vit_jax.data.splits import all_splits
 from vit_jax.evaluation import inputs, samples
@@ -303,7 +304,19 @@ class Classifier:
         self.check_head()
         if not self.has_data and not any(key.startswith("data.") for key in overrides):
             raise UserError(f"{self.path} records no dataset: give data.name or data.dir")
-        return choose_images(self.config, self.has_data, overrides, split)
+        config, split = choose_images(self.config, self.has_data, overrides, split)
+        if (
+            "data.labels" in overrides
+            and config.data.dir == self.config.data.dir
+            and split != "all"
+        ):
+            found = table_identity(table_path(config.data))
+            if found != self._fingerprint.get("labels", found):
+                raise UserError(
+                    f"data.labels={config.data.labels} has other contents than the table of the "
+                    "run, so that training images could be evaluated: give split=all"
+                )
+        return config, split
 
     def report(self, config: Config, split: str) -> dict:
         """Evaluate the config and split from `evaluation_of`; return the report of `evaluate`."""

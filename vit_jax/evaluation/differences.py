@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from vit_jax.config import Config, flatten
-from vit_jax.data.splits import choice_of_images
 from vit_jax.evaluation.labels import metric_of, score_of
 
 
@@ -57,26 +56,30 @@ def add_differences(rows: list[dict], ladder: Sequence[str] = ()) -> None:
         row["ladder"] = True
 
 
-def compare_test_images(rows: list[dict], configs: dict[str, Config]) -> list[dict]:
+def compare_test_images(
+    rows: list[dict], configs: dict[str, Config], images: dict[str, int | None]
+) -> list[dict]:
     """Note in rows of results.json which ones were tested on different images.
 
     Args:
       rows: changed in place: each gets a number as "test_images", equal for equal images, unless
-        all have the same.
+        all have the same, or a variant has no checksum.
       configs: of all variants.
+      images: the checksum of the test images of each variant, or None.
 
     Returns:
       Cross-validations: of each group of variants that differ in `data.fold` only, with every fold,
       {"variants", and the key of the test score: {"mean", "std", "values"} of the folds}.
     """
     data = {row["variant"]: configs[row["variant"]].data for row in rows}
-    choices = {name: choice_of_images(one) for name, one in data.items()}
-    if len(distinct := list(dict.fromkeys(choices.values()))) > 1:
-        for row in rows:
-            row["test_images"] = distinct.index(choices[row["variant"]])
+    distinct = list(dict.fromkeys(images[name] for name in data))
+    for row in rows if len(distinct) > 1 and None not in distinct else ():
+        row["test_images"] = distinct.index(images[row["variant"]])
     groups = {}
     for row in rows if any(one.num_folds for one in data.values()) else ():
-        flat = {k: v for k, v in flatten(configs[row["variant"]]).items() if k != "data.fold"}
+        flat = flatten(configs[row["variant"]])
+        for key in ("data.fold", "train.teacher"):  # each fold may have a teacher of its own
+            del flat[key]
         groups.setdefault(json.dumps(flat), []).append(row)
     key = f"test_{metric_of(rows[0])}"
     found = []

@@ -204,7 +204,9 @@ def project(
     for pattern, found in _PROJECTS.get(name, {}).items():
         if any(re.search(pattern, key) for key in keys):
             return found
-    return "official" if name == "timm" and re.search(_OFFICIAL, source.stem) else None
+    # The names of timm have a tag.
+    is_official = name == "timm" and re.search(_OFFICIAL, source.stem) and "." not in source.stem
+    return "official" if is_official else None
 
 
 def facts(names: Iterable[str], width: int) -> dict[str, Any]:

@@ -50,6 +50,8 @@ def convert(source: pathlib.Path, given: Mapping[str, Any]) -> Weights:
     name = formats.detect(set(arrays), is_npz, source)
     arrays = _without_projections(name, arrays, side, given)
     project = architectures.project(name, raw, side.get("model_type"), source)
+    if "architecture" in side and project == "official":
+        project = None  # timm wrote the file
     is_big_vision = project == "big_vision"
     known = _known(name, arrays, side, given, source)
     if is_big_vision:  # has fixed positions if none are stored

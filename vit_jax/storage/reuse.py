@@ -30,10 +30,13 @@ def find_identical(
     for other in sorted(workdir.parent.glob(f"*/*/{folder.name}")):
         if other.parents[1] == workdir or not _is_identical(other, config, seed, fingerprint):
             continue
-        if (run_folder.read_config(other) or {}).get("code") == run_folder.code_checksum():
+        code = run_folder.code_checksum()
+        if code and (run_folder.read_config(other) or {}).get("code") == code:
             return other
         name = run_folder.run_name(folder)
-        print(f"{name}: {other} has the same settings, but is of other code", flush=True)
+        print(
+            f"{name}: {other} has the same settings, but is of other code: not reused", flush=True
+        )
     return None
 
 

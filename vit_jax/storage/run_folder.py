@@ -60,7 +60,7 @@ INPUTS = {
 }
 _DATA_PATHS = ("data.dir", "data.labels", "data.relabel")
 # Keys of a fingerprint, and of the dicts in it, that earlier versions did not record.
-ADDED_KEYS = ("files", "info")
+ADDED_KEYS = ("files", "info", "test")
 # Settings whose runs cannot be lengthened: the teacher or the end of patch dropout would change, or
 # the run stopped early.
 _FIXED_LENGTH = ("train.teacher", "train.patch_drop_percent", "train.stop_after_evaluations")
@@ -301,10 +301,11 @@ def provenance() -> dict:
 
 @functools.cache
 def code_checksum() -> int:
-    """Compute the checksum of the sources that decide the results of a run."""
+    """Compute the checksum of the sources that decide the results of a run; 0 without sources."""
     package, found = pathlib.Path(__file__).parents[1], 0
+    others = ("cli", "configs", "explanation", "plots", "report")
     for path in sorted(package.rglob("*.py")):
-        if path.relative_to(package).parts[0] not in ("cli", "explanation", "plots", "report"):
+        if path.relative_to(package).parts[0] not in others:
             found = zlib.crc32(path.read_bytes(), found)
     return found
 

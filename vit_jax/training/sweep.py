@@ -103,7 +103,7 @@ def run_sweep(
     elif processes.is_first():
         variants = experiment.variants
         rows = [make_row(name, variants.get(name, {}), found) for name, found in summaries.items()]
-        folds = compare_test_images(rows, configs)
+        folds = compare_test_images(rows, configs, _test_images(workdir, summaries))
         add_differences(rows, experiment.ladder)
         results = _write_results(workdir, experiment.name, rows, arguments, list(diverged), folds)
         with stop.immediate():
@@ -171,13 +171,22 @@ def _check_workdir(workdir, experiment, configs):
         )
 
 
+def _test_images(workdir, summaries):
+    """Read the checksum of the test images of each variant; None of earlier versions."""
+    found = {}
+    for name, (first, *_) in summaries.items():
+        record = run_folder.read_config(run_folder.run_path(workdir, name, first["seed"])) or {}
+        found[name] = record.get("data", {}).get("test")
+    return found
+
+
 def _check_shared(workdir):
     """Raise UserError unless all processes see the same workdir, perhaps late on a shared disk."""
-    path, late = workdir / ".shared", time.monotonic() + 90
     token = int(processes.from_first(np.array(time.time_ns() % 2**31)))
+    path, late = workdir / f".shared_{token}", time.monotonic() + 90
     if processes.is_first():
-        write_atomically(path, json.dumps({"token": token}))
-    while (is_seen := read_json(path).get("token") == token) is False and time.monotonic() < late:
+        path.touch()
+    while not (is_seen := path.exists()) and time.monotonic() < late:
         time.sleep(0.2)
     is_shared = processes.all_true(is_seen)
     if processes.is_first():
@@ -210,13 +219,13 @@ def _check_runs(workdir, configs, teachers):
                 known = flat[key] and path not in unfinished
                 identity = input_identity(key, path) if known else None
                 run_folder.check_input(folder, config, key, identity)
-            summary = run_folder.read_summary(folder, config, seed)
-            if summary is None and _is_finished(folder):
+            if run_folder.read_summary(folder, config, seed) is None and _is_finished(folder):
                 lengthened.add(folder)
-            if folder in lengthened or "stages" in (summary or {}):
+            record = run_folder.read_config(folder)
+            if record is None:
+                new.append(seed)
+            elif folder in lengthened or record.get("stages"):
                 longer.append(folder)
-            elif run_folder.read_config(folder) is None:
-                new.append(folder)
             if teacher is not None and teacher in lengthened and run_folder.saved_steps(folder):
                 raise UserError(
                     f"{folder} learns from variant {teacher.parent.name}, whose training would "
@@ -226,13 +235,13 @@ def _check_runs(workdir, configs, teachers):
             _check_lengths(config, new[0], longer[0])
 
 
-def _check_lengths(config, new, longer):
-    """Raise UserError if a new run would not be like one that is lengthened: it decays twice."""
+def _check_lengths(config, seed, longer):
+    """Raise UserError if a new seed would not be like one that is lengthened: it decays twice."""
     if config.optim.schedule not in ("constant", "reduce_on_plateau"):
         raise UserError(
-            f"{longer} is a shorter run that is lengthened, with a second decay of its learning "
-            f"rate, but {new} would be trained at once: train all seeds at the shorter length "
-            "first, or choose another --workdir"
+            f"the learning rate of {longer} decays twice, as that run is lengthened, but that of a "
+            f"new seed {seed} would decay once: first train that seed at the shorter length, with "
+            f"--config.seed={seed} --config.train.num_seeds=1, or choose another --workdir"
         )
 
 
