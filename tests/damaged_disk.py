@@ -69,7 +69,7 @@ class QuickSweep:
 
         self._patches = [
             mock.patch.object(sharding, "start", lambda *args: None),
-            mock.patch.object(sharding, "make_mesh", lambda: mesh),
+            mock.patch.object(sharding, "make_mesh", lambda devices=None: mesh),
             mock.patch.object(sweep, "load_data", lambda *args: self._data),
             mock.patch.object(sweep, "make_setup", lambda *args: self._setup),
             *(

@@ -30,7 +30,7 @@ from vit_jax.training.variants import make_variants
 def one_device():
     """Use one of the eight devices, which is faster here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda: MESH)
+        patch.setattr(sharding, "make_mesh", lambda devices=None: MESH)
         yield
 
 

@@ -98,7 +98,7 @@ def test_models_of_one_budget_end_within_a_step_of_it(digits):
         steps, each = setup.lengths.total, setup.flops.step
         assert 0 <= budget * 1e15 - steps * each < each
         assert setup.lengths.warmup == max(1, round(steps / 10))
-    with pytest.raises(UserError, match="budget_pflop=1e-12 does not pay for a single step"):
+    with pytest.raises(UserError, match="budget_pflop=1e-12 is less than a step"):
         small = make_config(train__epochs=0.0, train__budget_pflop=1e-12)
         make_setup(small, *digits)
     with pytest.raises(UserError, match="train.budget_pflop=2147483646.0 are .* steps, more than"):

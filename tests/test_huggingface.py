@@ -310,7 +310,7 @@ def test_a_missing_dataset_is_an_error_that_names_the_remedy(tmp_path, monkeypat
         open_source(config)
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     config.download = True
-    with pytest.raises(UserError, match=r'cifar10 is neither .*pip install "vit_jax\[hf\]"'):
+    with pytest.raises(UserError, match=r"cifar10 is neither .*pip install datasets pyarrow"):
         open_source(config)
 
 

@@ -63,7 +63,7 @@ def test_a_dataset_of_small_jpeg_files_has_a_note(tmp_path, capsys, resident):
     (note,) = data.notes
     assert "JPEG of about quality 75 with 4:2:0 chroma subsampling, which costs accuracy" in note
     assert capsys.readouterr().out.count(f"note: {note}\n") == 1
-    assert set(data.fingerprint) == {"classes", "examples", "checksum", "files"}
+    assert set(data.fingerprint) == {"classes", "examples", "checksum", "files", "test"}
 
 
 def test_lossless_and_embedded_images_have_no_note(tmp_path, capsys):

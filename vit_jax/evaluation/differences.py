@@ -78,7 +78,7 @@ def compare_test_images(
     groups = {}
     for row in rows if any(one.num_folds for one in data.values()) else ():
         flat = flatten(configs[row["variant"]])
-        for key in ("data.fold", "train.teacher"):  # each fold may have a teacher of its own
+        for key in ("data.fold", "train.teacher"):  # each fold may have another teacher
             del flat[key]
         groups.setdefault(json.dumps(flat), []).append(row)
     key = f"test_{metric_of(rows[0])}"

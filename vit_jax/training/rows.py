@@ -1,10 +1,12 @@
 """Summaries of runs: a variant's row of results.json, and their descriptions in the log."""
 
 import datetime
+import pathlib
 
 import numpy as np
 
 from vit_jax.evaluation.labels import METRICS, metric_of, score_of
+from vit_jax.storage import run_folder
 
 
 def make_row(name: str, overrides: dict, summaries: list[dict]) -> dict:
@@ -28,6 +30,15 @@ def make_row(name: str, overrides: dict, summaries: list[dict]) -> dict:
             if len(same) == len(summaries):  # else it was not the length of all seeds
                 row["stages"].append(make_row(name, overrides, same) | {"epochs": epochs})
     return row
+
+
+def test_images(workdir: pathlib.Path, summaries: dict[str, list[dict]]) -> dict[str, int | None]:
+    """Read the checksum of the test images of each variant; None of earlier versions."""
+    found = {}
+    for name, (first, *_) in summaries.items():
+        record = run_folder.read_config(run_folder.run_path(workdir, name, first["seed"])) or {}
+        found[name] = record.get("data", {}).get("test")
+    return found
 
 
 def describe_run(summary: dict) -> str:

@@ -30,7 +30,7 @@ from vit_jax.training.features import FeatureCache
 from vit_jax.training.hooks import Hooks
 from vit_jax.training.loop import train
 from vit_jax.training.parameters import ParameterTables
-from vit_jax.training.rows import describe_run, describe_seeds, make_row
+from vit_jax.training.rows import describe_run, describe_seeds, make_row, test_images
 from vit_jax.training.seeds import seed_groups
 from vit_jax.training.setup import input_identity, make_setup
 
@@ -103,7 +103,7 @@ def run_sweep(
     elif processes.is_first():
         variants = experiment.variants
         rows = [make_row(name, variants.get(name, {}), found) for name, found in summaries.items()]
-        folds = compare_test_images(rows, configs, _test_images(workdir, summaries))
+        folds = compare_test_images(rows, configs, test_images(workdir, summaries))
         add_differences(rows, experiment.ladder)
         results = _write_results(workdir, experiment.name, rows, arguments, list(diverged), folds)
         with stop.immediate():
@@ -169,15 +169,6 @@ def _check_workdir(workdir, experiment, configs):
             f"--workdir={workdir} holds the results of {before}, which {experiment} would "
             "overwrite: choose another --workdir"
         )
-
-
-def _test_images(workdir, summaries):
-    """Read the checksum of the test images of each variant; None of earlier versions."""
-    found = {}
-    for name, (first, *_) in summaries.items():
-        record = run_folder.read_config(run_folder.run_path(workdir, name, first["seed"])) or {}
-        found[name] = record.get("data", {}).get("test")
-    return found
 
 
 def _check_shared(workdir):
