@@ -15,7 +15,7 @@ def get_config(profile=""):
     config.model.update(pool="mean", pos_embed="learned_1d", init="default", dropout_rate=0.0)
     config.optim.name = "adamw"
     if profile == "cpu":
-        config.train.update(epochs=10.0, num_seeds=1)  # about an hour per run on one core
+        config.train.update(epochs=10.0, num_seeds=2)  # about an hour per run on one core
     return config
 
 
@@ -30,6 +30,6 @@ def sweep(profile=""):
         "optim.learning_rate": 0.05,
         "optim.weight_decay": 5e-4,
     }
-    if profile == "cpu":  # half the width: a quarter of the time
-        resnet18["model.hidden_size"] = 32
+    if profile == "cpu":  # half the width: a quarter of the time; one seed teaches all students
+        resnet18 |= {"model.hidden_size": 32, "train.num_seeds": 1}
     return {"resnet18": resnet18} | presets.ladder({"crop_flip": {"augment.kind": "baseline"}})
