@@ -11,6 +11,7 @@ from tiny_runs import run_configs
 from vit_jax.cli.hooks import ReportHooks
 from vit_jax.runtime.errors import UserError
 from vit_jax.storage import run_folder
+from vit_jax.storage.reuse import find_identical
 from vit_jax.training.hooks import Hooks
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -56,9 +57,14 @@ def read(folder, name="summary.json"):
 
 def test_a_run_of_other_code_is_not_reused(finished, capsys, monkeypatch):
     """The user has changed an augmentation, and trains again to see the effect."""
-    monkeypatch.setattr(run_folder, "code_checksum", lambda: 1)
-    assert sweep(finished.parent / "second").trained == 1
-    assert "has the same settings, but is of other code" in capsys.readouterr().out
+    run = finished / "base" / "seed_0"
+    record = run_folder.read_config(run)
+    folder, config = finished.parent / "second/base/seed_0", run_folder.config_of(run, record)
+    assert find_identical(folder, config, 0, record["data"]) == run
+    for checksum in (1, 0):  # 0: without sources, code cannot be compared
+        monkeypatch.setattr(run_folder, "code_checksum", lambda checksum=checksum: checksum)
+        assert find_identical(folder, config, 0, record["data"]) is None
+        assert "is of other code: not reused" in capsys.readouterr().out
 
 
 def test_an_identical_run_is_reused_once(finished, capsys):
