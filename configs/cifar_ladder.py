@@ -1,4 +1,4 @@
-"""From a plain patch-4 ViT on CIFAR-10 to a distilled one: each adds one or two parts.
+"""From a plain patch-4 ViT on CIFAR-10 to a distilled one: each variant adds one or two parts.
 
 python -m vit_jax.main --config=configs/cifar_ladder.py
 """

@@ -134,10 +134,8 @@ def first_state(steps):
 
     state = steps.init(jax.random.key(0), one_image(steps.setup.config))
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    print(
-        f"vit_jax: {size:,} parameters, {sharding.describe_devices(sharding.make_mesh())}",
-        flush=True,
-    )
+    devices = sharding.describe_devices(steps.setup.mesh)
+    print(f"vit_jax: {size:,} parameters, {devices}", flush=True)
     return state
 
 

@@ -30,9 +30,8 @@ def main(argv: Sequence[str]) -> int:
         help="CPU devices of each process; default: the cores divided by the processes",
     )
     parser.add_argument("arguments", nargs="*", help="arguments of `vit-jax train`, after --")
-    if any(
-        one.startswith("--config") for one in argv[: argv.index("--") if "--" in argv else None]
-    ):
+    own = argv[: argv.index("--")] if "--" in argv else argv
+    if any(one.startswith("--config") for one in own):
         raise UserError(
             "arguments of vit-jax train follow --: vit-jax launch -n 2 -- --config=FILE"
         )

@@ -55,7 +55,8 @@ class Results:
         "train_accuracy", "val_accuracy" and "test_accuracy" (each {"mean", "std", "values"},
         fractions; with data.multi_label, "train_map", "val_map" and "test_map" instead),
         "gflop_per_image", "pflop", "wall_seconds", "images_per_second"; rows that
-        are compared with another have "difference" ({"from", "mean", "low", "high", "pairs"}).
+        are compared with another have "difference" ({"from", "mean", "low", "high", "pairs"}), and
+        those of different test images "test_images", a number that equal images share.
     """
 
     workdir: pathlib.Path

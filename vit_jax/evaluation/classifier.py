@@ -305,11 +305,9 @@ class Classifier:
         if not self.has_data and not any(key.startswith("data.") for key in overrides):
             raise UserError(f"{self.path} records no dataset: give data.name or data.dir")
         config, split = choose_images(self.config, self.has_data, overrides, split)
-        if (
-            "data.labels" in overrides
-            and config.data.dir == self.config.data.dir
-            and split != "all"
-        ):
+        run = self.config.data
+        has_moved = config.data.dir == run.dir and config.data.labels != run.labels
+        if has_moved and split != "all":
             found = table_identity(table_path(config.data))
             if found != self._fingerprint.get("labels", found):
                 raise UserError(

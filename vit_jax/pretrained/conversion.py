@@ -41,17 +41,7 @@ def convert(source: pathlib.Path, given: Mapping[str, Any]) -> Weights:
       UserError: the file cannot be read, does not fit one known layout in every key, or does not
         record a setting that is not given.
     """
-    architectures.refuse_shard(source)
-    is_npz, raw = source.suffix == ".npz", files.read_arrays(source)
-    arrays = names.canonical(raw, is_npz)
-    architectures.refuse_unsupported(arrays, source)
-    side = {} if is_npz else files.read_side_settings(source)
-    architectures.refuse_model_type(side.get("model_type"), source)
-    name = formats.detect(set(arrays), is_npz, source)
-    arrays = _without_projections(name, arrays, side, given)
-    project = architectures.project(name, raw, side.get("model_type"), source)
-    if "architecture" in side and project == "official":
-        project = None  # timm wrote the file
+    name, project, arrays, side = _read(source, given)
     is_big_vision = project == "big_vision"
     known = _known(name, arrays, side, given, source)
     if is_big_vision:  # has fixed positions if none are stored
@@ -88,6 +78,21 @@ def convert(source: pathlib.Path, given: Mapping[str, Any]) -> Weights:
     }
     ours = formats.to_ours(name, arrays, formats.shapes(settings, num_classes), source)
     return Weights(ours, info)
+
+
+def _read(source, given):
+    """Read a weight file: its format, project, canonical arrays and the settings next to it."""
+    architectures.refuse_shard(source)
+    is_npz, raw = source.suffix == ".npz", files.read_arrays(source)
+    arrays = names.canonical(raw, is_npz)
+    architectures.refuse_unsupported(arrays, source)
+    side = {} if is_npz else files.read_side_settings(source)
+    architectures.refuse_model_type(side.get("model_type"), source)
+    name = formats.detect(set(arrays), is_npz, source)
+    project = architectures.project(name, raw, side.get("model_type"), source)
+    if "architecture" in side and project == "official":
+        project = None  # timm wrote the file
+    return name, project, _without_projections(name, arrays, side, given), side
 
 
 def read_info(source: pathlib.Path) -> dict:

@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 # JAX has no public name for the coordination client, nor for the number of processes before the
-# devices are started, nor for whether they are. orbax imports the same modules.
+# devices are started (orbax imports the same module), nor for whether they are.
 from jax._src import distributed, xla_bridge
 
 
