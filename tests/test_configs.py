@@ -164,7 +164,7 @@ def test_cpu_profiles_shrink_the_model_but_not_the_comparison(name):
     (shared,) = make_variants(base, {}, set()).values()
     shared.train.epochs = epochs
     assert shared in configs.values()
-    assert epochs == (12 if name == "cifar_patch" else 6)
+    assert epochs == {"cifar_patch": 12, "cifar_augment": 8}.get(name, 6)
 
 
 def test_an_unknown_profile_is_refused():
