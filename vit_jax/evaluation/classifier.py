@@ -306,8 +306,8 @@ class Classifier:
             raise UserError(f"{self.path} records no dataset: give data.name or data.dir")
         config, split = choose_images(self.config, self.has_data, overrides, split)
         run = self.config.data
-        has_moved = config.data.dir == run.dir and config.data.labels != run.labels
-        if has_moved and split != "all":
+        has_other_table = config.data.dir == run.dir and config.data.labels != run.labels
+        if has_other_table and split != "all":
             found = table_identity(table_path(config.data))
             if found != self._fingerprint.get("labels", found):
                 raise UserError(
