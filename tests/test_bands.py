@@ -26,6 +26,8 @@ from vit_jax.pretrained.resize import adapt_channels
 from vit_jax.report.data_page import write_data_page
 from vit_jax.runtime.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 MANY = 10**9
 BANDS = dict(data__channels=13, data__name="folder")
 

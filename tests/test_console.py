@@ -3,10 +3,13 @@
 import re
 import time
 
+import pytest
 from tiny_configs import make_config
 from tiny_runs import run_configs
 
 from vit_jax.training.parameters import summarize_parameters
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 SHORT = dict(train__batch_size=256, train__eval_batch_size=512)
 

@@ -22,7 +22,7 @@ from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
 from vit_jax.storage import run_folder
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("one_device", "no_figures")
 
 features = tfds.features
 

@@ -13,25 +13,18 @@ from tiny_configs import make_config
 from tiny_runs import MESH, SHORT, run
 
 from vit_jax import config as settings
-from vit_jax import pretrained, report
+from vit_jax import pretrained
 from vit_jax.cli import convert, evaluate, predict, visualize
 from vit_jax.data import load_data
 from vit_jax.data.sources import read_digits
 from vit_jax.evaluation.classifier import Classifier
-from vit_jax.runtime import sharding
 from vit_jax.runtime.errors import UserError
 from vit_jax.storage import checkpoint
 from vit_jax.storage.writers import read_jsonl
 from vit_jax.training.setup import make_setup
 from vit_jax.training.variants import make_variants
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_device():
-    """Use one of the eight devices, which is faster here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda devices=None: MESH)
-        yield
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def weights_of(folder):
@@ -47,7 +40,7 @@ def first(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tuned(first, tmp_path_factory):
     """The folder of a run that trained only a head on the weights of the first."""
-    return run(tmp_path_factory.mktemp("tuned"), freeze="head", init_from=str(first))
+    return run(tmp_path_factory.mktemp("tuned"), report=True, freeze="head", init_from=str(first))
 
 
 def test_a_run_starts_from_the_weights_of_another(first, tuned):
@@ -156,13 +149,12 @@ def final_state(folder):
     return pretrained.flat_weights(state["params"], state["batch_stats"])
 
 
-def test_a_lengthened_run_equals_one_of_that_length(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "write_figures", lambda folder: None)  # to save time
+def test_a_lengthened_run_equals_one_of_that_length(no_figures, tmp_path):
     constant = LONGER | dict(optim__schedule="constant")
     whole = run(tmp_path / "whole", train__epochs=10.0, **constant)
     first = run(tmp_path / "stages", train__epochs=5.0, **constant)
     earlier = json.loads((first / "summary.json").read_text())
-    folder = run(tmp_path / "stages", train__epochs=10.0, **constant)
+    folder = run(tmp_path / "stages", report=True, train__epochs=10.0, **constant)
     found = final_state(folder)
     for path, array in final_state(whole).items():
         np.testing.assert_array_equal(found[path], array, path)

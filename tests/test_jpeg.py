@@ -78,7 +78,7 @@ def test_damaged_files_are_ignored():
     assert describe_compression(files[3:]) is None and describe_compression([]) is None
 
 
-def test_the_note_is_in_the_report(tmp_path):
+def test_the_note_is_in_the_report(one_device, no_figures, tmp_path):
     """One step of training on small JPEG files, which the report describes once."""
     make_folder(tmp_path / "images", format="JPEG", quality=75)
     data = {"name": "folder", "dir": str(tmp_path / "images"), "val_size": 2, "test_size": 2}

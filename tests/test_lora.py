@@ -28,7 +28,7 @@ VIT = dict(model__depth=2, augment__kind="none", train__batch_size=16)
 LORA = dict(freeze="lora", lora_rank=4, lora_alpha=8.0)
 digits = functools.cache(lambda: load_data(make_config().data, MESH))
 
-pytestmark = pytest.mark.usefixtures("one_device", "no_figures")
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")

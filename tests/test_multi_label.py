@@ -52,7 +52,8 @@ def stored(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(stored, tmp_path_factory):
     keys = VALUES | dict(data__dir=str(stored), train__batch_size=32, train__epochs=12.0)
-    return run(tmp_path_factory.mktemp("runs"), **keys | dict(log__explain_images=4))
+    keys |= dict(log__explain_images=4)
+    return run(tmp_path_factory.mktemp("runs"), report=True, **keys)
 
 
 def random_scores(seed, ties):

@@ -14,7 +14,7 @@ from vit_jax.storage.writers import read_jsonl
 
 FREE = dict(optim__name="schedule_free_adamw", optim__schedule="constant", optim__warmup_steps=4)
 
-pytestmark = pytest.mark.usefixtures("one_device", "no_figures")
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")

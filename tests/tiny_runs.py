@@ -24,15 +24,18 @@ SHORT = dict(
 )
 
 
-def run(workdir, sweep=None, **overrides):
-    """Train in this process, as the main command would; return the first run's folder."""
+def run(workdir, sweep=None, report=False, **overrides):
+    """Train in this process; return the first run's folder.
+
+    With `report`, draw figures and write the report, as the main command does; that takes seconds.
+    """
     config, sweep = make_config(**SHORT | overrides), sweep or {}
     if overrides.get("init_from"):  # which defines what make_config sets
         for key in ("patch_size", "hidden_size", "depth", "num_heads", "mlp_dim"):
             config.model[key] = 0
         config.data.image_size = overrides.get("data__image_size", 0)
     variants = make_variants(config, sweep, set())
-    run_configs(variants, workdir, sweep=sweep, hooks=ReportHooks())
+    run_configs(variants, workdir, sweep=sweep, hooks=ReportHooks() if report else None)
     return workdir / next(iter(variants)) / "seed_0"
 
 
